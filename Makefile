@@ -1,0 +1,134 @@
+# SPDX-License-Identifier: MIT
+#
+# The developer's commands.  Everything they need beyond a C compiler, make and Python goes into $(VENV) and build/.
+#
+#   PYTHON   the Python to use, such as make test PYTHON=python3.13 VENV=.venv-3.13
+#   ARGS     further arguments for memslots perf, or for pytest in test-python and bench
+
+PYTHON ?= python3
+VENV ?= .venv
+ARGS ?=
+
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip -qq install
+ASAN_SITE := build/asan-python
+# With folders, so that a file that was removed counts as a change.
+SOURCES := CMakeLists.txt pyproject.toml README.md LICENSE $(shell find src -not -name '*.py[co]' -not -name __pycache__)
+
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+export PIP_NO_INPUT := 1
+unexport PYTHONPATH PYTHONHOME
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.NOTPARALLEL:
+.SECONDARY:
+.PHONY: help perf test test-core test-python asan asan-core asan-python tsan coverage bench lint format ci clean
+
+help: ## list the commands
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+
+# ---- what users run --------------------------------------------------------------------------------------------
+
+perf: $(VENV)/.package ## install into .venv, play real QEMU traces through the engine, show the times
+	@$(BIN)/memslots perf $(ARGS)
+
+test: test-core test-python ## everything a commit needs: the tests of the core and of the package
+
+# ---- the parts of make test ------------------------------------------------------------------------------------
+
+# Configures, builds and tests a preset of the core with the cmake and ninja of the virtual environment.
+define run-preset
+	@echo "the core, preset $(1)"
+	@PATH="$(abspath $(BIN)):$$PATH" && cmake --preset $(1) --log-level=NOTICE && \
+		cmake --build --preset $(1) -- --quiet && ctest --preset $(1)
+endef
+
+test-core: $(VENV)/.with-build ## only the tests of the C core
+	$(call run-preset,dev)
+
+test-python: $(VENV)/.package $(VENV)/.with-test ## only pytest
+	@$(BIN)/python -m pytest $(ARGS)
+
+# ---- judges ----------------------------------------------------------------------------------------------------
+
+asan: asan-core asan-python ## core and package under AddressSanitizer and UndefinedBehaviorSanitizer
+
+asan-core: $(VENV)/.with-build
+	$(call run-preset,asan)
+
+# The interpreter itself is not instrumented: the sanitizers' libraries must be there before it, and it must not
+# hide small blocks in an allocator of its own.  Leaks are judged in the core's run; an interpreter leaves many.
+asan-python: build/.asan-package $(VENV)/.with-test
+	@echo "the package, with address,undefined"
+	@LD_PRELOAD="$$($(CC) -print-file-name=libasan.so) $$($(CC) -print-file-name=libubsan.so)" \
+		ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 UBSAN_OPTIONS=print_stacktrace=1 \
+		PYTHONMALLOC=malloc PYTHONPATH=$(abspath $(ASAN_SITE)) \
+		$(BIN)/python -m pytest -m "not slow"
+
+tsan: $(VENV)/.with-build ## the core under ThreadSanitizer
+	$(call run-preset,tsan)
+
+coverage: $(VENV)/.with-build $(VENV)/.with-coverage ## lines and branches of the core that its own tests run
+	@if [ -d build/coverage ]; then find build/coverage -name '*.gcda' -delete; fi
+	$(call run-preset,coverage)
+	@$(BIN)/gcovr --root . --filter src/_core/ --exclude-branches-by-pattern '.*ms_assert\(.*' \
+		--merge-mode-functions=merge-use-line-0 --gcov-ignore-parse-errors=negative_hits.warn \
+		--json build/coverage/gcovr.json build/coverage
+	@$(BIN)/python tools/coverage.py build/coverage/gcovr.json
+
+bench: $(VENV)/.package $(VENV)/.with-test $(VENV)/.with-bench ## the benchmarks, each of which checks the answer it times
+	@$(BIN)/python -m pytest bench $(ARGS)
+
+lint: $(VENV)/.package $(VENV)/.with-lint ## style, types, who includes whom
+	@$(BIN)/ruff check --quiet .
+	@$(BIN)/ruff format --check --quiet . || { echo "ruff format: see above; make format mends it"; exit 1; }
+	@$(BIN)/mypy
+	@$(BIN)/python tools/layers.py
+
+format: $(VENV)/.with-lint ## format the Python files
+	@$(BIN)/ruff format .
+
+ci: lint asan tsan coverage ## what continuous integration runs after make test
+
+clean: ## remove the virtual environment and everything built
+	rm -rf "$(VENV)" build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find src tests tools bench -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# ---- the virtual environment -----------------------------------------------------------------------------------
+
+$(VENV)/.made:
+	@sh tools/prerequisites.sh "$(PYTHON)"
+	@echo "creating $(VENV) with $$("$(PYTHON)" --version)"
+	@"$(PYTHON)" -m venv --clear "$(VENV)"
+	@touch $@
+
+# cmake and ninja as wheels: neither has to be on the system.
+$(VENV)/.with-build: pyproject.toml tools/requirements.py $(VENV)/.made
+	@echo "installing what the build needs into $(VENV)"
+	@$(BIN)/python tools/requirements.py build >$@.txt
+	@$(PIP) -r $@.txt 'cmake>=3.25' ninja
+	@touch $@
+
+# The requirements of one extra of pyproject.toml.
+$(VENV)/.with-%: pyproject.toml tools/requirements.py $(VENV)/.made
+	@echo "installing the requirements of extra $* into $(VENV)"
+	@$(BIN)/python tools/requirements.py $* >$@.txt
+	@$(PIP) -r $@.txt
+	@touch $@
+
+# ---- the package -----------------------------------------------------------------------------------------------
+
+$(VENV)/.package: $(SOURCES) $(VENV)/.with-build $(VENV)/.with-perf
+	@echo "building memslots and installing it into $(VENV)"
+	@$(PIP) --no-build-isolation --config-settings='build-dir=$(VENV)/build/{wheel_tag}' .
+	@touch $@
+
+build/.asan-package: $(SOURCES) $(VENV)/.package
+	@echo "building memslots with address,undefined into $(ASAN_SITE)"
+	@rm -rf $(ASAN_SITE)
+	@$(PIP) --no-build-isolation --no-deps --target $(ASAN_SITE) \
+		--config-settings='build-dir=build/asan-extension/{wheel_tag}' --config-settings=install.strip=false \
+		--config-settings=cmake.build-type=Debug --config-settings=cmake.define.CMAKE_C_FLAGS_DEBUG='-O1 -g' \
+		--config-settings=cmake.define.MEMSLOTS_SANITIZE=address,undefined .
+	@touch $@

@@ -1,0 +1,142 @@
+# SPDX-License-Identifier: MIT
+"""layers.py - proves who may include whom in the C core, and that its symbols carry their prefix.
+
+A file of the core includes headers of strictly lower layers, its own header, and memslots.h, the
+public one, which includes nothing of the core.  No file of the core includes Python.h.  So two
+files of one layer never see each other: region.c, the writer, and lookup.c, the reader, share vm.h
+and what is below it.
+
+With --library every global symbol that the static library defines must begin with ms_: QEMU and
+other programs define interval_tree_insert() and its like too.
+"""
+
+import argparse
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+# From the lowest layer up; a letter orders what belongs together.
+LAYERS = {
+    "0a": ("namespace",),
+    "0b": ("compiler",),
+    "0c": ("memory", "thread"),
+    "1": ("rbtree", "id_hash", "srcu"),
+    "2": ("interval_tree", "dirty_log"),
+    "3a": ("memslot_set",),
+    "3b": ("tree_set",),
+    "4a": ("vm",),
+    "4b": ("rules",),
+    "5": ("lookup", "region", "check", "update", "build_info"),
+}
+LAYER_OF = {module: layer for layer, modules in LAYERS.items() for module in modules}
+PUBLIC = "memslots.h"
+
+INCLUDE = re.compile(r'\s*#\s*include\s*([<"])([^>"]+)[>"]')
+PREFIX = "ms_"
+INSTRUMENTATION = ("__odr_asan",)  # what a sanitizer adds to a library's own symbols
+
+
+class Wrong(NamedTuple):
+    where: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.where}: {self.reason}"
+
+
+def includes(path: Path) -> Iterator[tuple[int, str, bool]]:
+    """Line number, name, and whether it was quoted, of each #include."""
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        if match := INCLUDE.match(line):
+            yield number, match[2], match[1] == '"'
+
+
+def objection(includer: Path, name: str, quoted: bool, headers: set[str]) -> str | None:
+    """Why the file may not include the name, or None."""
+    header = Path(name).name
+    if header == "Python.h":
+        return "the core builds without Python.h"
+    if not quoted and header not in headers:
+        return None  # the compiler's and the system's
+    if includer.name == PUBLIC:
+        return f"{PUBLIC} is the wall: it includes nothing of the core, but here {header}"
+    if header == PUBLIC:
+        return None
+    module, target = includer.stem, Path(header).stem
+    if target not in LAYER_OF:
+        return f"{header} has no layer in tools/layers.py"
+    if module == target and includer.suffix == ".c":
+        return None
+    mine, its = LAYER_OF[module], LAYER_OF[target]
+    if its < mine:
+        return None
+    relation = "the same layer" if its == mine else "a higher layer"
+    return f"layer {mine} includes {header} of {relation} {its}; only lower ones are allowed"
+
+
+def check_includes(core: Path) -> tuple[list[Wrong], int, int]:
+    """What is wrong under the folder of the core; how many files and includes were looked at."""
+    files = sorted(p for p in core.rglob("*") if p.suffix in (".c", ".h"))
+    headers = {p.name for p in files if p.suffix == ".h"}
+    wrong, count = [], 0
+    for path in files:
+        if path.name != PUBLIC and path.stem not in LAYER_OF:
+            wrong.append(Wrong(f"{path}:1", f"{path.stem} has no layer in tools/layers.py"))
+            continue
+        for number, name, quoted in includes(path):
+            count += 1
+            if reason := objection(path, name, quoted, headers):
+                wrong.append(Wrong(f"{path}:{number}", reason))
+    return wrong, len(files), count
+
+
+def check_symbols(library: Path, nm: str) -> tuple[list[Wrong], int]:
+    """The global symbols of the library that lack the prefix; how many it defines."""
+    out = subprocess.run(
+        [nm, "--extern-only", "--defined-only", "--format=posix", str(library)],
+        check=True,
+        capture_output=True,
+        text=True,
+    ).stdout
+    wrong, count, member = [], 0, str(library)
+    for line in out.splitlines():
+        fields = line.split()
+        if line.endswith(":"):
+            member = line[:-1]
+        elif fields and not fields[0].startswith(INSTRUMENTATION):
+            count += 1
+            if not fields[0].startswith(PREFIX):
+                reason = f"global symbol {fields[0]} lacks {PREFIX}"
+                wrong.append(Wrong(member, f"{reason}; name it in namespace.h, or make it static"))
+    return wrong, count
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    core = Path(__file__).resolve().parent.parent / "src" / "_core"
+    parser.add_argument("--core", type=Path, default=core, help="the folder of the C core")
+    parser.add_argument("--library", type=Path, help="the static library, for its symbols")
+    parser.add_argument("--nm", default="nm", help="the nm that reads it")
+    args = parser.parse_args(argv)
+
+    wrong, files, count = check_includes(args.core)
+    if not files:
+        parser.error(f"no C file under {args.core}")
+    looked_at = f"{files} files, {count} includes"
+    if args.library:
+        unprefixed, symbols = check_symbols(args.library, args.nm)
+        wrong += unprefixed
+        looked_at += f", {symbols} symbols"
+        if not symbols:
+            wrong.append(Wrong(str(args.library), "defines no symbol at all"))
+    for w in wrong:
+        print(w)
+    print(f"layers: {looked_at}, {len(wrong)} wrong")
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
