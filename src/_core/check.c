@@ -1,0 +1,231 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * check.c - walks every invariant of a VM and names the first that does not hold.
+ *
+ * The numbers are those of the headers: R rbtree.h, T interval_tree.h, I id_hash.h, D dirty_log.h, M memslot_set.h.
+ * The order of the walk is that of trust: a tree is only followed once its links are known to be sound.
+ *
+ * Locking: slots_lock, so that the sets are at rest; readers may be about.
+ * Cost: O(n), chains of a hash that could not grow excepted.
+ */
+#include <errno.h>
+#include <inttypes.h>
+#include <stdarg.h>
+#include <stdio.h>
+
+#include "tree_set.h"
+#include "vm.h"
+
+struct walk {
+	struct ms_vm *vm;
+	struct ms_violation *violation;
+	uint32_t as_id;
+	uint64_t nr, pages; /* of all address spaces so far */
+};
+
+__attribute__((format(printf, 4, 5))) static int broken(struct walk *w, char letter, int number, const char *format, ...)
+{
+	va_list args;
+
+	snprintf(w->violation->invariant, sizeof(w->violation->invariant), "%c%d", letter, number);
+	va_start(args, format);
+	vsnprintf(w->violation->text, sizeof(w->violation->text), format, args);
+	va_end(args);
+	return -EUCLEAN;
+}
+
+static int check_dirty_log(struct walk *w, const struct memslot *slot)
+{
+	bool logs = slot->flags & MS_MEM_LOG_DIRTY_PAGES;
+
+	if (logs != !!slot->dirty || (slot->dirty && slot->dirty->npages != slot->npages))
+		return broken(w, 'M', 8, "slot %" PRIu32 " of address space %" PRIu32 ": flags and dirty log disagree",
+			      slot->id, w->as_id);
+	if (slot->dirty && dirty_log_check(slot->dirty))
+		return broken(w, 'D', 1, "slot %" PRIu32 ": bits beyond page %" PRIu64 " are set", slot->id,
+			      slot->npages);
+	if (slot->dirty && slot->dirty->refs != 1)
+		return broken(w, 'D', 2, "slot %" PRIu32 ": its dirty log has %zu owners at rest", slot->id,
+			      slot->dirty->refs);
+	return 0;
+}
+
+static bool slot_in_limits(const struct walk *w, const struct memslot *slot)
+{
+	const struct ms_config *config = &w->vm->config;
+	uint64_t end_gfn = (uint64_t)1 << (config->gpa_bits - MS_PAGE_SHIFT), size = slot->npages << MS_PAGE_SHIFT;
+
+	return slot->id < config->user_mem_slots + MS_INTERNAL_MEM_SLOTS && slot->as_id == w->as_id &&
+	       slot->npages >= 1 && slot->npages <= MS_MEM_MAX_NR_PAGES && slot->base_gfn + slot->npages <= end_gfn &&
+	       slot->hva.last - slot->hva.start == size - 1 && slot->hva.last < config->hva_end_max &&
+	       !((slot->hva.start | size) % MS_PAGE_SIZE);
+}
+
+static int check_slot(struct walk *w, const struct memslot *slot)
+{
+	if (slot->flags & MS_MEMSLOT_INVALID)
+		return broken(w, 'M', 5, "slot %" PRIu32 " of address space %" PRIu32 " is INVALID at rest", slot->id,
+			      w->as_id);
+	if (!slot_in_limits(w, slot))
+		return broken(w, 'M', 9, "slot %" PRIu32 " of address space %" PRIu32 " is beyond a limit", slot->id,
+			      w->as_id);
+	return check_dirty_log(w, slot);
+}
+
+static int check_membership(struct walk *w, const struct memslot_set *set, const struct memslot *slot)
+{
+	if (slot->sets != 3)
+		return broken(w, 'M', slot->sets & 1u << set->node_idx ? 2 : 3,
+			      "slot %" PRIu32 " of address space %" PRIu32 " is in sets %#x by its own account", slot->id,
+			      w->as_id, slot->sets);
+	if (w->vm->design->find(set, slot->id) != slot)
+		return broken(w, 'M', 3, "slot %" PRIu32 " of address space %" PRIu32 " is not found by its id", slot->id,
+			      w->as_id);
+	return 0;
+}
+
+static int check_slots(struct walk *w, const struct memslot_set *set, uint64_t *pages)
+{
+	const struct memslot_design *design = w->vm->design;
+	const struct memslot *previous = NULL, *slot = design->first_from(set, 0);
+	size_t nr = 0;
+	int r = 0;
+
+	for (; slot && !r; previous = slot, slot = design->next(set, slot)) {
+		if (previous && previous->base_gfn + previous->npages > slot->base_gfn)
+			return broken(w, 'M', 1, "slots %" PRIu32 " and %" PRIu32 " of address space %" PRIu32 " overlap",
+				      previous->id, slot->id, w->as_id);
+		r = check_membership(w, set, slot);
+		if (!r)
+			r = check_slot(w, slot);
+		*pages += slot->npages;
+		nr++;
+	}
+	if (!r && nr != set->nr)
+		return broken(w, 'M', 3, "set %" PRIu32 " of address space %" PRIu32 " has %zu slots and counts %zu",
+			      set->node_idx, w->as_id, nr, set->nr);
+	return r;
+}
+
+static bool has_slot(const struct walk *w, const struct memslot_set *set, const struct memslot *wanted)
+{
+	const struct memslot *slot = w->vm->design->first_from(set, 0);
+
+	while (slot && slot != wanted)
+		slot = w->vm->design->next(set, slot);
+	return slot;
+}
+
+/* Every slot of the hva index is one that the gfn index has; equal numbers make them the same. */
+static int check_hva_index(struct walk *w, const struct memslot_set *set)
+{
+	const struct memslot_design *design = w->vm->design;
+	const struct memslot *slot = design->hva_first(set, 0, ~(uint64_t)0);
+	size_t nr = 0;
+
+	for (; slot; slot = design->hva_next(set, slot, 0, ~(uint64_t)0), nr++)
+		if (design->find(set, slot->id) != slot)
+			break;
+	if (slot || nr != set->nr)
+		return broken(w, 'M', 3, "the hva index of set %" PRIu32 " of address space %" PRIu32 " has other slots",
+			      set->node_idx, w->as_id);
+	return 0;
+}
+
+static int check_set(struct walk *w, const struct memslot_set *set, uint64_t *pages)
+{
+	const struct memslot *hint = atomic_load_explicit(&set->last_used_slot, memory_order_relaxed);
+	char letter;
+	int number = w->vm->design->check(set, &letter), r;
+
+	if (number)
+		return broken(w, letter, number, "set %" PRIu32 " of address space %" PRIu32, set->node_idx, w->as_id);
+	r = check_slots(w, set, pages);
+	if (!r)
+		r = check_hva_index(w, set);
+	if (!r && hint && !has_slot(w, set, hint))
+		return broken(w, 'M', 6, "last_used_slot of set %" PRIu32 " of address space %" PRIu32 " is no member",
+			      set->node_idx, w->as_id);
+	return r;
+}
+
+static int check_generations(struct walk *w)
+{
+	uint64_t n = w->vm->config.address_spaces;
+	uint64_t active = atomic_load_explicit(&vm_active_set(w->vm, w->as_id)->generation, memory_order_relaxed);
+	uint64_t inactive = atomic_load_explicit(&vm_inactive_set(w->vm, w->as_id)->generation, memory_order_relaxed);
+
+	if ((active | inactive) & MS_GEN_UPDATE_IN_PROGRESS || active % n != w->as_id || inactive % n != w->as_id ||
+	    inactive > active)
+		return broken(w, 'M', 7, "address space %" PRIu32 " has generations %" PRIu64 " and %" PRIu64, w->as_id,
+			      active, inactive);
+	return 0;
+}
+
+static int check_address_space(struct walk *w)
+{
+	struct address_space *as = &w->vm->as[w->as_id];
+	uint64_t pages[2] = { 0, 0 };
+	int r = check_generations(w);
+
+	for (int idx = 0; !r && idx < 2; idx++)
+		r = check_set(w, &as->set[idx], &pages[idx]);
+	if (!r && (as->set[0].nr != as->set[1].nr || pages[0] != pages[1]))
+		return broken(w, 'M', 2, "the sets of address space %" PRIu32 " hold %zu and %zu slots", w->as_id,
+			      as->set[0].nr, as->set[1].nr);
+	w->nr += as->set[0].nr;
+	w->pages += pages[0];
+	return r;
+}
+
+static int check_totals(struct walk *w)
+{
+	if (w->nr != ms_nr_memslots(w->vm) || w->pages != ms_nr_memslot_pages(w->vm))
+		return broken(w, 'M', 4, "%" PRIu64 " slots of %" PRIu64 " pages, counted as %" PRIu64 " of %" PRIu64,
+			      w->nr, w->pages, ms_nr_memslots(w->vm), ms_nr_memslot_pages(w->vm));
+	return 0;
+}
+
+/* A hint may belong to any address space: generations differ between them. */
+static int check_hint(struct walk *w, const struct ms_vcpu *vcpu)
+{
+	for (w->as_id = 0; vcpu->last_used_slot && w->as_id < w->vm->config.address_spaces; w->as_id++) {
+		const struct memslot_set *set = vm_active_set(w->vm, w->as_id);
+
+		if (atomic_load_explicit(&set->generation, memory_order_relaxed) == vcpu->last_used_slot_gen &&
+		    !has_slot(w, set, vcpu->last_used_slot))
+			return broken(w, 'M', 10, "a vCPU's last_used_slot is no member of address space %" PRIu32,
+				      w->as_id);
+	}
+	return 0;
+}
+
+static int check_vcpus(struct walk *w)
+{
+	int r = 0;
+
+	for (struct ms_vcpu *vcpu = w->vm->vcpus; vcpu && !r; vcpu = vcpu->next)
+		if (vcpu_try_use(vcpu)) { /* one that is in use is checked another time */
+			r = check_hint(w, vcpu);
+			vcpu_put(vcpu);
+		}
+	return r;
+}
+
+int ms_check(struct ms_vm *vm, struct ms_violation *violation, struct ms_error *err)
+{
+	struct ms_violation nowhere;
+	struct walk w = { .vm = vm, .violation = violation ? violation : &nowhere };
+	int r = vm_lock(vm, err);
+
+	if (r)
+		return r;
+	for (; !r && w.as_id < vm->config.address_spaces; w.as_id++)
+		r = check_address_space(&w);
+	if (!r)
+		r = check_totals(&w);
+	if (!r)
+		r = check_vcpus(&w);
+	vm_unlock(vm);
+	return r;
+}

@@ -1,0 +1,31 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * compiler.h - what the C language leaves to its compilers.
+ *
+ * Two assert levels: ms_assert() is for what is cheap to know and is compiled in unless NDEBUG; what is expensive
+ * to know belongs in check.c, which runs when somebody asks.
+ */
+#ifndef MS_COMPILER_H
+#define MS_COMPILER_H
+
+#include <assert.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "namespace.h"
+
+#define container_of(ptr, type, member) ((type *)(void *)((char *)(ptr)-offsetof(type, member)))
+
+#define likely(x) __builtin_expect(!!(x), 1)
+#define unlikely(x) __builtin_expect(!!(x), 0)
+
+/* What one core writes and another reads is kept this far apart: one line of x86-64 and of most arm64. */
+#define CACHE_LINE 64
+#define cache_aligned _Alignas(CACHE_LINE)
+
+#define ms_assert(condition) assert(condition)
+
+#define ARRAY_SIZE(a) (sizeof(a) / sizeof((a)[0]))
+
+#endif

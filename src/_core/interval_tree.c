@@ -1,0 +1,139 @@
+/* SPDX-License-Identifier: MIT */
+#include "interval_tree.h"
+
+static struct interval_hook *hook_of(const struct rb_node *node)
+{
+	return node ? container_of(node, struct interval_hook, rb) : NULL;
+}
+
+static uint64_t subtree_last(const struct interval_tree *tree, const struct interval_hook *hook)
+{
+	uint64_t last = interval_of(tree, hook)->last;
+
+	for (int dir = 0; dir < 2; dir++) {
+		const struct interval_hook *child = hook_of(hook->rb.child[dir]);
+
+		if (child && child->subtree_last > last)
+			last = child->subtree_last;
+	}
+	return last;
+}
+
+static void update(const struct rb_root *root, struct rb_node *node)
+{
+	struct interval_hook *hook = hook_of(node);
+
+	hook->subtree_last = subtree_last(container_of(root, struct interval_tree, root), hook);
+}
+
+void interval_tree_init(struct interval_tree *tree, ptrdiff_t distance, interval_tie_fn *tie_before)
+{
+	tree->root = (struct rb_root){ .update = update };
+	tree->distance = distance;
+	tree->tie_before = tie_before;
+}
+
+static bool before(const struct interval_tree *tree, const struct interval *a, const struct interval *b)
+{
+	if (a->start != b->start)
+		return a->start < b->start;
+	return tree->tie_before && tree->tie_before(a, b);
+}
+
+void interval_tree_add(struct interval_tree *tree, struct interval_hook *hook)
+{
+	const struct interval *interval = interval_of(tree, hook);
+	struct rb_node *parent = NULL, *node = tree->root.node;
+	int dir = 0;
+
+	while (node) {
+		parent = node;
+		dir = !before(tree, interval, interval_of(tree, hook_of(node)));
+		node = node->child[dir];
+	}
+	rb_insert(&tree->root, parent, dir, &hook->rb);
+}
+
+void interval_tree_del(struct interval_tree *tree, struct interval_hook *hook)
+{
+	rb_erase(&tree->root, &hook->rb);
+}
+
+static bool may_touch(const struct interval_hook *subtree, uint64_t start)
+{
+	return subtree && subtree->subtree_last >= start;
+}
+
+/*
+ * The first hit below hook, whose subtree has an interval that does not end before start.  When such an interval
+ * lies to the left, so does the first hit or nothing does: an interval there that does not touch starts after last,
+ * and all that follow start no earlier.
+ */
+static struct interval_hook *first_below(const struct interval_tree *tree, struct interval_hook *hook, uint64_t start,
+					 uint64_t last)
+{
+	for (;;) {
+		struct interval_hook *left = hook_of(hook->rb.child[0]), *right = hook_of(hook->rb.child[1]);
+		const struct interval *interval = interval_of(tree, hook);
+
+		if (may_touch(left, start)) {
+			hook = left;
+			continue;
+		}
+		if (interval->start > last)
+			return NULL;
+		if (interval->last >= start)
+			return hook;
+		hook = right; /* T1: what ends at subtree_last >= start is there */
+	}
+}
+
+struct interval_hook *interval_tree_first(const struct interval_tree *tree, uint64_t start, uint64_t last)
+{
+	struct interval_hook *top = hook_of(tree->root.node);
+
+	return start <= last && may_touch(top, start) ? first_below(tree, top, start, last) : NULL;
+}
+
+struct interval_hook *interval_tree_next(const struct interval_tree *tree, const struct interval_hook *hook,
+					 uint64_t start, uint64_t last)
+{
+	const struct rb_node *node = &hook->rb, *child;
+
+	for (;;) {
+		struct interval_hook *right = hook_of(node->child[1]);
+
+		if (may_touch(right, start))
+			return first_below(tree, right, start, last);
+		do {
+			child = node;
+			node = rb_parent(node);
+			if (!node)
+				return NULL;
+		} while (child == node->child[1]);
+		if (interval_of(tree, hook_of(node))->start > last)
+			return NULL;
+		if (interval_of(tree, hook_of(node))->last >= start)
+			return hook_of(node);
+	}
+}
+
+static bool in_order(const struct rb_root *root, const struct rb_node *a, const struct rb_node *b)
+{
+	const struct interval_tree *tree = container_of(root, struct interval_tree, root);
+
+	return !before(tree, interval_of(tree, hook_of(b)), interval_of(tree, hook_of(a)));
+}
+
+int interval_tree_check(const struct interval_tree *tree)
+{
+	int broken = rb_check(&tree->root, in_order);
+	const struct rb_node *node;
+
+	if (broken)
+		return broken == 5 ? INTERVAL_TREE_BROKEN_T2 : broken;
+	for (node = rb_first(&tree->root); node; node = rb_next(node))
+		if (hook_of(node)->subtree_last != subtree_last(tree, hook_of(node)))
+			return INTERVAL_TREE_BROKEN_T1;
+	return 0;
+}

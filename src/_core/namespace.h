@@ -1,0 +1,64 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * namespace.h - gives internal symbols their ms_ prefix at link time.
+ *
+ * The sources use the field's short names; other programs, QEMU among them, export the very same.  tools/layers.py
+ * proves that no symbol without the prefix leaves the library.
+ */
+#ifndef MS_NAMESPACE_H
+#define MS_NAMESPACE_H
+
+#define dirty_log_check ms_dirty_log_check
+#define dirty_log_clear ms_dirty_log_clear
+#define dirty_log_create ms_dirty_log_create
+#define dirty_log_get ms_dirty_log_get
+#define dirty_log_harvest ms_dirty_log_harvest
+#define dirty_log_peek ms_dirty_log_peek
+#define dirty_log_put ms_dirty_log_put
+#define id_hash_add ms_id_hash_add
+#define id_hash_check ms_id_hash_check
+#define id_hash_del ms_id_hash_del
+#define id_hash_init ms_id_hash_init
+#define id_hash_rehash ms_id_hash_rehash
+#define id_hash_wants ms_id_hash_wants
+#define interval_tree_add ms_interval_tree_add
+#define interval_tree_check ms_interval_tree_check
+#define interval_tree_del ms_interval_tree_del
+#define interval_tree_first ms_interval_tree_first
+#define interval_tree_init ms_interval_tree_init
+#define interval_tree_next ms_interval_tree_next
+#define memory_fail ms_memory_fail
+#define memory_free ms_memory_free
+#define memory_free_lines ms_memory_free_lines
+#define memory_init ms_memory_init
+#define memory_zalloc ms_memory_zalloc
+#define memory_zalloc_lines ms_memory_zalloc_lines
+#define process_forks ms_process_forks
+#define rb_check ms_rb_check
+#define rb_edge ms_rb_edge
+#define rb_erase ms_rb_erase
+#define rb_insert ms_rb_insert
+#define rb_neighbour ms_rb_neighbour
+#define rb_replace ms_rb_replace
+#define rules_gpa_limit ms_rules_gpa_limit
+#define rules_overlap ms_rules_overlap
+#define rules_request ms_rules_request
+#define srcu_cache ms_srcu_cache
+#define srcu_deinit ms_srcu_deinit
+#define srcu_find_reader ms_srcu_find_reader
+#define srcu_init ms_srcu_init
+#define srcu_total ms_srcu_total
+#define srcu_wake_writer ms_srcu_wake_writer
+#define synchronize_srcu ms_synchronize_srcu
+#define thread_new_number ms_thread_new_number
+#define thread_self ms_thread_self
+#define thread_wait ms_thread_wait
+#define thread_wake_all ms_thread_wake_all
+#define tree_design ms_tree_design
+#define vm_flush ms_vm_flush
+#define vm_lock ms_vm_lock
+#define vm_refuse ms_vm_refuse
+#define vm_swap ms_vm_swap
+#define vm_unlock ms_vm_unlock
+
+#endif

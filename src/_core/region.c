@@ -1,0 +1,621 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * region.c - the only writer: validates, creates, deletes, moves and changes the flags of slots; dirty-log ioctls.
+ *
+ * A change goes the same way in every design, and a list of changes goes it together:
+ *
+ *   admit       validate in KVM's order, classify, allocate        (errors: nothing has happened)
+ *   invalidate  DELETE and MOVE: an INVALID copy into the inactive set, swap, flush
+ *   prepare     dirty log, gpa limit, listeners                    (errors: abort, roll back)
+ *   apply       the inactive set gets the new slots, swap
+ *   propagate   the other set follows; both are alike again
+ *   commit      totals, listeners, what nobody can see is freed
+ *
+ * Where old, inv (the INVALID copy) and new_slot are, A being active at the start:
+ *
+ *                     CREATE          DELETE            MOVE              FLAGS_ONLY
+ *   invalidate        -               A: old  B: inv    A: old  B: inv    -
+ *   apply             B: new          A: -              A: new            B: new
+ *   propagate         A: new          B: -              B: new            A: new
+ *   swaps             1               2                 2                 1
+ *
+ * Each swap moves the generation by the number of address spaces.  Roll-back allocates nothing: it swaps back and
+ * puts old where inv was, so a refused DELETE or MOVE has made two swaps.
+ *
+ * Locking: slots_lock throughout.
+ * Cost: O(log n) and one grace period a swap.
+ */
+#include <errno.h>
+#include <string.h>
+
+#include "rules.h"
+
+struct change {
+	struct ms_change told;
+	struct memslot *old, *inv, *new_slot;
+	size_t prepared; /* listeners that were told prepare */
+	bool staged;     /* new_slot is in the inactive set already */
+	bool noop;
+};
+
+struct writer {
+	struct ms_vm *vm;
+	uint32_t as_id;
+	struct change *change;
+	size_t nr;
+	struct ms_error *err;
+};
+
+/* ---- admit ---- */
+
+static int refuse(const struct writer *w, enum ms_rule rule, uint64_t limit, const struct memslot *other)
+{
+	return vm_refuse(w->err, EINVAL, rule, limit, other);
+}
+
+/* Checks 13, 14 and 14b: what an existing slot cannot change. */
+static int check_existing(const struct writer *w, const struct ms_userspace_memory_region *r, const struct memslot *old)
+{
+	if (r->flags & MS_MEM_GUEST_MEMFD)
+		return refuse(w, MS_RULE_GMEM_EXISTING, 0, old);
+	if (r->userspace_addr != old->hva.start)
+		return refuse(w, MS_RULE_HVA_CHANGE, 0, old);
+	if (r->memory_size >> MS_PAGE_SHIFT != old->npages)
+		return refuse(w, MS_RULE_SIZE_CHANGE, 0, old);
+	if ((r->flags ^ old->flags) & (MS_MEM_READONLY | MS_MEM_GUEST_MEMFD))
+		return refuse(w, MS_RULE_FLAGS_TOGGLE, 0, old);
+	return 0;
+}
+
+static void classify_existing(struct change *c, const struct ms_userspace_memory_region *r)
+{
+	const struct memslot *old = c->old;
+
+	if (r->guest_phys_addr >> MS_PAGE_SHIFT != old->base_gfn)
+		c->told.kind = MS_MOVE;
+	else if (r->flags != old->flags)
+		c->told.kind = MS_FLAGS_ONLY;
+	else
+		c->noop = true;
+}
+
+/* Checks 10 to 15 against `set`; sets what is to be done. */
+static int classify(const struct writer *w, struct change *c, const struct memslot_set *set,
+		    const struct ms_userspace_memory_region *r)
+{
+	uint64_t npages = r->memory_size >> MS_PAGE_SHIFT;
+	int refused = 0;
+
+	c->old = w->vm->design->find(set, r->slot);
+	if (!npages) {
+		c->told.kind = MS_DELETE;
+		return c->old ? 0 : refuse(w, MS_RULE_NO_SUCH_SLOT, 0, NULL);
+	}
+	c->told.kind = MS_CREATE;
+	if (c->old) {
+		refused = check_existing(w, r, c->old);
+		classify_existing(c, r);
+	} else if (ms_nr_memslot_pages(w->vm) + npages < npages) {
+		refused = refuse(w, MS_RULE_TOTAL_PAGES, 0, NULL);
+	}
+	if (!refused && (c->told.kind == MS_CREATE || c->told.kind == MS_MOVE))
+		refused = rules_overlap(w->vm, set, r->guest_phys_addr >> MS_PAGE_SHIFT, npages, r->slot, w->err);
+	return refused;
+}
+
+static void fill_slot(struct memslot *slot, const struct ms_userspace_memory_region *r)
+{
+	slot->base_gfn = r->guest_phys_addr >> MS_PAGE_SHIFT;
+	slot->npages = r->memory_size >> MS_PAGE_SHIFT;
+	slot->hva = (struct interval){ r->userspace_addr, r->userspace_addr + r->memory_size - 1 };
+	slot->id = r->slot;
+	slot->flags = r->flags;
+	slot->as_id = (uint16_t)r->as_id;
+}
+
+/* Check 17.  Binding a guest_memfd belongs here: between the slot's allocation and the first swap, undone by
+ * free_slots(). */
+static int bind_guest_memfd(const struct writer *w, const struct memslot *slot)
+{
+	return slot->flags & MS_MEM_GUEST_MEMFD ? vm_refuse(w->err, EBADF, MS_RULE_GMEM_FD, 0, NULL) : 0;
+}
+
+static void free_slot(const struct writer *w, struct memslot *slot)
+{
+	memslot_free(w->vm->design, &w->vm->memory, slot);
+}
+
+static struct memslot *alloc_slot(const struct writer *w, int *r)
+{
+	struct memslot *slot = w->vm->design->alloc_slot(&w->vm->memory);
+
+	if (!slot)
+		*r = vm_refuse(w->err, ENOMEM, MS_RULE_NO_MEMORY, 0, NULL);
+	return slot;
+}
+
+/* Checks 16 to 18: everything that the change needs, except the dirty log. */
+static int allocate(const struct writer *w, struct change *c, const struct ms_userspace_memory_region *region)
+{
+	enum ms_change_kind kind = c->told.kind;
+	int r = 0;
+
+	if (kind != MS_DELETE && (c->new_slot = alloc_slot(w, &r))) {
+		fill_slot(c->new_slot, region);
+		r = bind_guest_memfd(w, c->new_slot);
+	}
+	if (!r && (kind == MS_DELETE || kind == MS_MOVE) && (c->inv = alloc_slot(w, &r))) {
+		memslot_copy(c->inv, c->old);
+		c->inv->flags |= MS_MEMSLOT_INVALID;
+	}
+	return r;
+}
+
+static void tell_values(struct change *c)
+{
+	if (c->old)
+		c->told.old_slot = memslot_value(c->old);
+	if (c->new_slot)
+		c->told.new_slot = memslot_value(c->new_slot);
+}
+
+/* Leaves nothing behind in *c when it fails. */
+static int admit(const struct writer *w, struct change *c, const struct memslot_set *set,
+		 const struct ms_userspace_memory_region *region)
+{
+	int r = classify(w, c, set, region);
+
+	if (r || c->noop)
+		return r;
+	r = allocate(w, c, region);
+	if (r) {
+		free_slot(w, c->new_slot);
+		free_slot(w, c->inv);
+		return r;
+	}
+	tell_values(c);
+	return 0;
+}
+
+/* ---- the steps ---- */
+
+static struct memslot_set *inactive(const struct writer *w)
+{
+	return vm_inactive_set(w->vm, w->as_id);
+}
+
+static void replace(const struct writer *w, struct memslot *old, struct memslot *new_slot)
+{
+	w->vm->design->replace(inactive(w), old, new_slot);
+}
+
+/* From the swap on no reader can derive anything new from the slots that go; flush says to drop what was. */
+static void invalidate(const struct writer *w)
+{
+	bool any = false;
+
+	for (size_t i = 0; i < w->nr; i++)
+		if (w->change[i].inv) {
+			replace(w, w->change[i].old, w->change[i].inv);
+			any = true;
+		}
+	if (!any)
+		return;
+	vm_swap(w->vm, w->as_id);
+	for (size_t i = 0; i < w->nr; i++)
+		if (w->change[i].inv)
+			vm_flush(w->vm, w->change[i].inv, w->change[i].old);
+}
+
+/* A bitmap lives as long as logging stays on, also across a MOVE; switched off and on it is a fresh one. */
+static int prepare_dirty_log(const struct writer *w, struct change *c)
+{
+	struct memslot *slot = c->new_slot;
+	bool initially_set = ms_manual_dirty_log_protect(w->vm) & MS_DIRTY_LOG_INITIALLY_SET;
+
+	if (!(slot->flags & MS_MEM_LOG_DIRTY_PAGES))
+		return 0;
+	slot->dirty = c->old && c->old->dirty ? dirty_log_get(c->old->dirty)
+					      : dirty_log_create(&w->vm->memory, slot->npages, initially_set);
+	return slot->dirty ? 0 : vm_refuse(w->err, ENOMEM, MS_RULE_NO_MEMORY, 0, NULL);
+}
+
+static int prepare_listeners(const struct writer *w, struct change *c)
+{
+	for (; c->prepared < w->vm->nr_listeners; c->prepared++) {
+		const struct ms_listener *l = w->vm->listeners[c->prepared];
+		int r = l->prepare ? l->prepare(l->opaque, &c->told) : 0;
+
+		if (r)
+			return vm_refuse(w->err, r < 0 ? -r : EINVAL, MS_RULE_LISTENER, 0, NULL);
+	}
+	return 0;
+}
+
+static int prepare(const struct writer *w)
+{
+	int r = 0;
+
+	for (size_t i = 0; !r && i < w->nr; i++) {
+		struct change *c = &w->change[i];
+
+		if (c->new_slot)
+			r = prepare_dirty_log(w, c);
+		if (!r && (c->told.kind == MS_CREATE || c->told.kind == MS_MOVE))
+			r = rules_gpa_limit(w->vm, c->new_slot, w->err); /* so late in KVM: a MOVE is INVALID by now */
+		if (!r)
+			r = prepare_listeners(w, c);
+	}
+	return r;
+}
+
+/* Those who had prepared hear of it in reverse order. */
+static void abort_prepared(const struct writer *w)
+{
+	for (size_t i = w->nr; i-- > 0;)
+		while (w->change[i].prepared > 0) {
+			const struct ms_listener *l = w->vm->listeners[--w->change[i].prepared];
+
+			if (l->abort)
+				l->abort(l->opaque, &w->change[i].told);
+		}
+}
+
+static void unstage(const struct writer *w)
+{
+	for (size_t i = w->nr; i-- > 0;)
+		if (w->change[i].staged)
+			replace(w, w->change[i].new_slot, w->change[i].old);
+}
+
+/* The inactive set is the one that never saw an INVALID copy: it is published again, then the other is mended. */
+static void restore(const struct writer *w)
+{
+	bool any = false;
+
+	for (size_t i = 0; i < w->nr; i++)
+		any |= w->change[i].inv != NULL;
+	if (any)
+		vm_swap(w->vm, w->as_id);
+	for (size_t i = w->nr; any && i-- > 0;)
+		if (w->change[i].inv)
+			replace(w, w->change[i].inv, w->change[i].old);
+}
+
+static void apply(const struct writer *w)
+{
+	for (size_t i = 0; i < w->nr; i++)
+		if (!w->change[i].staged)
+			replace(w, w->change[i].old, w->change[i].new_slot);
+	vm_swap(w->vm, w->as_id);
+}
+
+static void propagate(const struct writer *w)
+{
+	struct ms_vm *vm = w->vm;
+
+	vm->design->follow(&vm->memory, &vm->as[w->as_id], inactive(w));
+	for (size_t i = 0; i < w->nr; i++) {
+		struct change *c = &w->change[i];
+
+		replace(w, c->inv ? c->inv : c->old, c->new_slot);
+	}
+}
+
+static void count_change(struct vm_counts *counts, const struct change *c)
+{
+	count_add(&counts->change[c->told.kind], 1);
+	count_add(&counts->nr_memslots, (uint64_t)!c->old - (uint64_t)!c->new_slot);
+	count_add(&counts->nr_memslot_pages, c->told.new_slot.npages - c->told.old_slot.npages);
+}
+
+static void commit(const struct writer *w, struct change *c)
+{
+	for (size_t i = 0; i < w->vm->nr_listeners; i++) {
+		const struct ms_listener *l = w->vm->listeners[i];
+
+		if (l->commit)
+			l->commit(l->opaque, &c->told);
+	}
+	free_slot(w, c->inv);
+	free_slot(w, c->old);
+}
+
+static void discard(const struct writer *w)
+{
+	for (size_t i = 0; i < w->nr; i++) {
+		free_slot(w, w->change[i].inv);
+		free_slot(w, w->change[i].new_slot);
+	}
+}
+
+/* Admitted changes, and design->begin() done.  On error everything is as it was, but for the generation. */
+static int carry_out(const struct writer *w)
+{
+	int r;
+
+	thread_self.hooks++;
+	invalidate(w);
+	r = prepare(w);
+	if (r) {
+		abort_prepared(w);
+		restore(w);
+		unstage(w);
+		discard(w);
+	} else {
+		apply(w);
+		propagate(w);
+		for (size_t i = 0; i < w->nr; i++)
+			count_change(&w->vm->counts, &w->change[i]);
+		for (size_t i = 0; i < w->nr; i++)
+			commit(w, &w->change[i]);
+	}
+	thread_self.hooks--;
+	w->vm->design->end(&w->vm->memory, &w->vm->as[w->as_id]);
+	return r;
+}
+
+static void begin(const struct writer *w, size_t more)
+{
+	struct ms_vm *vm = w->vm;
+
+	count_add(&vm->counts.hash_grows, vm->design->begin(&vm->memory, &vm->as[w->as_id], inactive(w), more));
+}
+
+/* ---- set_user_memory_region ---- */
+
+static int set_region_locked(struct writer *w, const struct ms_userspace_memory_region *region)
+{
+	struct change *c = w->change;
+	int r = admit(w, c, vm_active_set(w->vm, w->as_id), region);
+
+	if (r)
+		return r;
+	if (c->noop) {
+		count_add(&w->vm->counts.noops, 1);
+		return 0;
+	}
+	begin(w, c->told.kind == MS_CREATE);
+	return carry_out(w);
+}
+
+static int set_region(struct ms_vm *vm, const struct ms_userspace_memory_region *region, uint32_t first_id,
+		      uint32_t end_id, struct ms_error *err)
+{
+	struct change change = { 0 };
+	struct writer w = { .vm = vm, .as_id = region->as_id, .change = &change, .nr = 1, .err = err };
+	int r = vm_lock(vm, err);
+
+	if (r)
+		return r;
+	r = rules_request(vm, region, first_id, end_id, err);
+	if (!r)
+		r = set_region_locked(&w, region);
+	if (r)
+		count_add(&vm->counts.refused, 1);
+	vm_unlock(vm);
+	return r;
+}
+
+int ms_set_user_memory_region(struct ms_vm *vm, const struct ms_userspace_memory_region *region, struct ms_error *err)
+{
+	return set_region(vm, region, 0, vm->config.user_mem_slots, err);
+}
+
+int ms_set_internal_memory_region(struct ms_vm *vm, const struct ms_userspace_memory_region *region,
+				  struct ms_error *err)
+{
+	uint32_t first_id = vm->config.user_mem_slots;
+
+	if (region->flags)
+		return vm_refuse(err, EINVAL, MS_RULE_FLAGS, 0, NULL);
+	return set_region(vm, region, first_id, first_id + MS_INTERNAL_MEM_SLOTS, err);
+}
+
+/* ---- load_memslots ---- */
+
+static struct ms_userspace_memory_region region_of(const struct ms_memslot *slot, uint32_t as_id)
+{
+	return (struct ms_userspace_memory_region){
+		.slot = slot->id,
+		.as_id = as_id,
+		.flags = slot->flags,
+		.guest_memfd = -1,
+		.guest_phys_addr = slot->base_gfn << MS_PAGE_SHIFT,
+		.memory_size = slot->npages << MS_PAGE_SHIFT,
+		.userspace_addr = slot->userspace_addr,
+	};
+}
+
+/* What cannot be turned into bytes, and what would be a delete. */
+static int check_pages(const struct writer *w, const struct ms_memslot *slot)
+{
+	if (slot->base_gfn >> (64 - MS_PAGE_SHIFT))
+		return refuse(w, MS_RULE_GPA_WRAP, 0, NULL);
+	if (!slot->npages || slot->npages > MS_MEM_MAX_NR_PAGES)
+		return refuse(w, MS_RULE_NPAGES, MS_MEM_MAX_NR_PAGES, NULL);
+	return 0;
+}
+
+/* A load creates and nothing else. */
+static int check_new(const struct writer *w, const struct ms_memslot *slot)
+{
+	const struct memslot *same = w->vm->design->find(inactive(w), slot->id);
+
+	return same ? vm_refuse(w->err, EEXIST, MS_RULE_DUPLICATE_ID, 0, same) : 0;
+}
+
+/* Validates the entry against the private set, which has all before it, and adds it there. */
+static int stage(struct writer *w, const struct ms_memslot *slot)
+{
+	struct ms_userspace_memory_region region = region_of(slot, w->as_id);
+	struct change *c = &w->change[w->nr];
+	int r = check_pages(w, slot);
+
+	if (!r)
+		r = rules_request(w->vm, &region, 0, w->vm->config.user_mem_slots, w->err);
+	if (!r)
+		r = check_new(w, slot);
+	if (!r)
+		r = admit(w, c, inactive(w), &region);
+	if (r)
+		return r;
+	replace(w, NULL, c->new_slot);
+	c->staged = true;
+	w->nr++;
+	return 0;
+}
+
+static int load_locked(struct writer *w, const struct ms_memslot *slots, size_t n)
+{
+	int r = 0;
+
+	begin(w, n);
+	while (!r && w->nr < n)
+		r = stage(w, &slots[w->nr]);
+	if (!r)
+		return carry_out(w);
+	if (w->err)
+		w->err->index = (uint32_t)w->nr;
+	unstage(w);
+	discard(w);
+	w->vm->design->end(&w->vm->memory, &w->vm->as[w->as_id]);
+	return r;
+}
+
+static int load(struct writer *w, const struct ms_memslot *slots, size_t n)
+{
+	size_t size = n * sizeof(*w->change);
+	int r;
+
+	if (w->as_id >= w->vm->config.address_spaces)
+		return refuse(w, MS_RULE_AS_ID, w->vm->config.address_spaces, NULL);
+	if (!n)
+		return 0;
+	w->change = memory_zalloc(&w->vm->memory, size);
+	if (!w->change)
+		return vm_refuse(w->err, ENOMEM, MS_RULE_NO_MEMORY, 0, NULL);
+	r = load_locked(w, slots, n);
+	memory_free(&w->vm->memory, w->change, size);
+	return r;
+}
+
+int ms_load_memslots(struct ms_vm *vm, uint32_t as_id, const struct ms_memslot *slots, size_t n, struct ms_error *err)
+{
+	struct writer w = { .vm = vm, .as_id = as_id, .err = err };
+	int r = vm_lock(vm, err);
+
+	if (r)
+		return r;
+	r = load(&w, slots, n);
+	if (r)
+		count_add(&vm->counts.refused, 1);
+	vm_unlock(vm);
+	return r;
+}
+
+/* ---- dirty-log ioctls ---- */
+
+/* The slot whose log is meant, in the order of KVM_GET_DIRTY_LOG's rules. */
+static int find_logged(struct ms_vm *vm, uint32_t as_id, uint32_t id, struct memslot **slot, struct ms_error *err)
+{
+	if (as_id >= vm->config.address_spaces)
+		return vm_refuse(err, EINVAL, MS_RULE_AS_ID, vm->config.address_spaces, NULL);
+	if (id >= vm->config.user_mem_slots)
+		return vm_refuse(err, EINVAL, MS_RULE_SLOT_ID, vm->config.user_mem_slots, NULL);
+	*slot = vm->design->find(vm_active_set(vm, as_id), id);
+	if (!*slot)
+		return vm_refuse(err, ENOENT, MS_RULE_NO_SUCH_SLOT, 0, NULL);
+	if (!(*slot)->dirty)
+		return vm_refuse(err, ENOENT, MS_RULE_NO_DIRTY_LOG, 0, *slot);
+	return 0;
+}
+
+static int get_log(struct ms_vm *vm, struct dirty_log *log, uint64_t *bitmap, size_t room, size_t *nwords,
+		   struct ms_error *err)
+{
+	*nwords = log->nwords;
+	if (bitmap && room < log->nwords)
+		return vm_refuse(err, ENOBUFS, MS_RULE_BITMAP_SIZE, log->nwords, NULL);
+	if (ms_manual_dirty_log_protect(vm))
+		dirty_log_peek(log);
+	else
+		dirty_log_harvest(log);
+	if (!bitmap)
+		return vm_refuse(err, EFAULT, MS_RULE_NULL_BUFFER, 0, NULL);
+	memcpy(bitmap, log->scratch, log->nwords * sizeof(*bitmap));
+	return 0;
+}
+
+int ms_get_dirty_log(struct ms_vm *vm, uint32_t as_id, uint32_t slot, uint64_t *bitmap, size_t room, size_t *nwords,
+		     struct ms_error *err)
+{
+	struct memslot *logged;
+	int r = vm_lock(vm, err);
+
+	*nwords = 0;
+	if (r)
+		return r;
+	r = find_logged(vm, as_id, slot, &logged, err);
+	if (!r)
+		r = get_log(vm, logged->dirty, bitmap, room, nwords, err);
+	vm_unlock(vm);
+	return r;
+}
+
+static bool clear_range_ok(uint64_t npages, uint64_t first, uint32_t num)
+{
+	if (first > npages || num > npages - first)
+		return false;
+	return num == npages - first || num % 64 == 0;
+}
+
+static int clear_log(struct dirty_log *log, uint64_t first, uint32_t num, const uint64_t *bitmap, size_t nwords,
+		     struct ms_error *err)
+{
+	size_t want = dirty_log_words(num);
+
+	if (!clear_range_ok(log->npages, first, num))
+		return vm_refuse(err, EINVAL, MS_RULE_CLEAR_RANGE, log->npages, NULL);
+	if (!bitmap && want)
+		return vm_refuse(err, EFAULT, MS_RULE_NULL_BUFFER, 0, NULL);
+	if (bitmap && nwords != want)
+		return vm_refuse(err, EINVAL, MS_RULE_BITMAP_SIZE, want, NULL);
+	if (!want)
+		return 0;
+	memcpy(log->scratch, bitmap, want * sizeof(*bitmap));
+	dirty_log_clear(log, (size_t)(first / 64), want);
+	return 0;
+}
+
+int ms_clear_dirty_log(struct ms_vm *vm, uint32_t as_id, uint32_t slot, uint64_t first_page, uint32_t num_pages,
+		       const uint64_t *bitmap, size_t nwords, struct ms_error *err)
+{
+	struct memslot *logged = NULL;
+	int r = vm_lock(vm, err);
+
+	if (r)
+		return r;
+	r = find_logged(vm, as_id, slot, &logged, err);
+	if (r != -EINVAL && first_page % 64) /* before the look for the slot: EINVAL goes before ENOENT */
+		r = vm_refuse(err, EINVAL, MS_RULE_FIRST_PAGE, 64, NULL);
+	if (!r)
+		r = clear_log(logged->dirty, first_page, num_pages, bitmap, nwords, err);
+	vm_unlock(vm);
+	return r;
+}
+
+int ms_set_manual_dirty_log_protect(struct ms_vm *vm, uint64_t value, struct ms_error *err)
+{
+	int r = vm_lock(vm, err);
+
+	if (r)
+		return r;
+	if (value == 0 || value == MS_DIRTY_LOG_MANUAL_PROTECT_ENABLE ||
+	    value == (MS_DIRTY_LOG_MANUAL_PROTECT_ENABLE | MS_DIRTY_LOG_INITIALLY_SET))
+		atomic_store_explicit(&vm->manual_dirty_log_protect, value, memory_order_relaxed);
+	else
+		r = vm_refuse(err, EINVAL, MS_RULE_MANUAL_PROTECT, 0, NULL);
+	vm_unlock(vm);
+	return r;
+}

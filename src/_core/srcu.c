@@ -1,0 +1,222 @@
+/* SPDX-License-Identifier: MIT */
+#include "srcu.h"
+
+#include <pthread.h>
+#include <sched.h>
+#include <string.h>
+
+_Thread_local struct srcu_cache srcu_cache[SRCU_CACHED];
+
+/* Yields before a writer goes to sleep: most sections are shorter than falling asleep is. */
+#define YIELDS 8
+
+/* A sleep ends by itself after so long: a reader may look at `waiting` just before it is set. */
+#define NAP_US 1000
+
+static _Atomic uint64_t last_domain; /* row "thread numbers" */
+
+/* Protects the list of domains, and each domain's hand-out and take-back of records. */
+static pthread_mutex_t domains_lock = PTHREAD_MUTEX_INITIALIZER;
+static struct srcu *domains;
+
+static pthread_key_t thread_end;
+static pthread_once_t once = PTHREAD_ONCE_INIT;
+
+/* A thread that dies inside a section has seen its last slot: its count is completed (S3), the record is free. */
+static void take_back(struct srcu_reader *r)
+{
+	for (int bank = 0; bank < 2; bank++)
+		atomic_store_explicit(&r->unlock[bank], atomic_load_explicit(&r->lock[bank], memory_order_relaxed),
+				      memory_order_release); /* B */
+	r->depth = 0;
+	atomic_store_explicit(&r->owner, SRCU_FREE, memory_order_relaxed);
+}
+
+static void take_back_all(void *number)
+{
+	uint64_t owner = (uint64_t)(uintptr_t)number;
+
+	memset(srcu_cache, 0, sizeof(srcu_cache));
+	pthread_mutex_lock(&domains_lock);
+	for (struct srcu *s = domains; s; s = s->next_domain)
+		for (struct srcu_reader *r = atomic_load(&s->readers); r; r = r->next)
+			if (atomic_load_explicit(&r->owner, memory_order_relaxed) == owner)
+				take_back(r);
+	pthread_mutex_unlock(&domains_lock);
+}
+
+static void before_fork(void)
+{
+	pthread_mutex_lock(&domains_lock);
+}
+
+static void after_fork(void)
+{
+	pthread_mutex_unlock(&domains_lock);
+}
+
+static void prepare_process(void)
+{
+	pthread_key_create(&thread_end, take_back_all);
+	pthread_atfork(before_fork, after_fork, after_fork);
+}
+
+static void init_reader(struct srcu_reader *r, struct srcu *s, uint64_t owner)
+{
+	r->domain = s;
+	atomic_store_explicit(&r->owner, owner, memory_order_relaxed);
+}
+
+void srcu_init(struct srcu *s, struct memory *memory)
+{
+	pthread_once(&once, prepare_process);
+	memset(s, 0, sizeof(*s));
+	s->number = atomic_fetch_add_explicit(&last_domain, 1, memory_order_relaxed) + 1;
+	s->memory = memory;
+	init_reader(&s->shared, s, SRCU_SHARED);
+	atomic_store_explicit(&s->readers, &s->shared, memory_order_release);
+
+	pthread_mutex_lock(&domains_lock);
+	s->next_domain = domains;
+	if (domains)
+		domains->previous_domain = s;
+	domains = s;
+	pthread_mutex_unlock(&domains_lock);
+}
+
+void srcu_deinit(struct srcu *s)
+{
+	struct srcu_reader *r = atomic_load(&s->readers), *next;
+
+	pthread_mutex_lock(&domains_lock);
+	if (s->next_domain)
+		s->next_domain->previous_domain = s->previous_domain;
+	if (s->previous_domain)
+		s->previous_domain->next_domain = s->next_domain;
+	else
+		domains = s->next_domain;
+	pthread_mutex_unlock(&domains_lock);
+
+	for (; r; r = next) {
+		next = r->next;
+		if (r != &s->shared)
+			memory_free_lines(s->memory, r, sizeof(*r));
+	}
+}
+
+/* A record of this thread, or a free one; under domains_lock. */
+static struct srcu_reader *reuse_reader(struct srcu *s, uint64_t owner)
+{
+	struct srcu_reader *free_one = NULL;
+
+	for (struct srcu_reader *r = atomic_load(&s->readers); r; r = r->next) {
+		uint64_t has = atomic_load_explicit(&r->owner, memory_order_relaxed);
+
+		if (has == owner)
+			return r;
+		if (has == SRCU_FREE)
+			free_one = r;
+	}
+	if (free_one)
+		atomic_store_explicit(&free_one->owner, owner, memory_order_relaxed);
+	return free_one;
+}
+
+/* The list only grows, at its head; a writer that scans it may miss a record whose thread has counted nothing yet
+ * and that will, by A, see what the writer published. */
+static struct srcu_reader *add_reader(struct srcu *s, uint64_t owner)
+{
+	struct srcu_reader *r = memory_zalloc_lines(s->memory, sizeof(*r));
+
+	if (!r)
+		return NULL;
+	init_reader(r, s, owner);
+	r->next = atomic_load(&s->readers);
+	atomic_store_explicit(&s->readers, r, memory_order_seq_cst); /* A */
+	return r;
+}
+
+struct srcu_reader *srcu_find_reader(struct srcu *s)
+{
+	uint64_t owner = thread_number();
+	struct srcu_cache *entry = &srcu_cache[s->number % SRCU_CACHED];
+	struct srcu_reader *r;
+
+	pthread_setspecific(thread_end, (void *)(uintptr_t)owner);
+	pthread_mutex_lock(&domains_lock);
+	r = reuse_reader(s, owner);
+	if (!r)
+		r = add_reader(s, owner);
+	pthread_mutex_unlock(&domains_lock);
+	if (!r)
+		return &s->shared; /* not cached: the next section asks for memory again */
+	entry->domain = s->number;
+	entry->reader = r;
+	return r;
+}
+
+void srcu_wake_writer(struct srcu *s)
+{
+	atomic_fetch_add_explicit(&s->left, 1, memory_order_relaxed);
+	thread_wake_all(&s->left);
+}
+
+static bool reader_is_dry(struct srcu_reader *r, uint32_t bank)
+{
+	uint64_t out = atomic_load_explicit(&r->unlock[bank], memory_order_acquire); /* B, and S2: first */
+	uint64_t in = atomic_load_explicit(&r->lock[bank], memory_order_seq_cst);    /* A */
+
+	return in == out;
+}
+
+static void wait_for_reader(struct srcu *s, struct srcu_reader *r, uint32_t bank)
+{
+	for (int i = 0; i < YIELDS; i++) {
+		sched_yield();
+		if (reader_is_dry(r, bank))
+			return;
+	}
+	atomic_store_explicit(&s->waiting, 1, memory_order_seq_cst);
+	for (;;) {
+		uint32_t left = atomic_load_explicit(&s->left, memory_order_relaxed);
+
+		if (reader_is_dry(r, bank))
+			break;
+		thread_wait(&s->left, left, NAP_US);
+	}
+	atomic_store_explicit(&s->waiting, 0, memory_order_relaxed);
+}
+
+/* Each record only needs to be dry once: who enters it later sees what was published before. */
+static bool drain(struct srcu *s, uint32_t bank)
+{
+	bool waited = false;
+
+	for (struct srcu_reader *r = atomic_load_explicit(&s->readers, memory_order_seq_cst); r; r = r->next)
+		if (!reader_is_dry(r, bank)) {
+			wait_for_reader(s, r, bank);
+			waited = true;
+		}
+	return waited;
+}
+
+void synchronize_srcu(struct srcu *s)
+{
+	uint32_t bank = atomic_load_explicit(&s->bank, memory_order_relaxed);
+	bool waited = drain(s, !bank);
+
+	atomic_store_explicit(&s->bank, !bank, memory_order_seq_cst);
+	waited |= drain(s, bank);
+	atomic_fetch_add_explicit(&s->periods, 1, memory_order_relaxed);
+	if (waited)
+		atomic_fetch_add_explicit(&s->waits, 1, memory_order_relaxed);
+}
+
+uint64_t srcu_total(struct srcu *s, enum srcu_count which)
+{
+	uint64_t total = 0;
+
+	for (struct srcu_reader *r = atomic_load_explicit(&s->readers, memory_order_seq_cst); r; r = r->next)
+		total += atomic_load_explicit(&r->count[which], memory_order_relaxed);
+	return total;
+}

@@ -1,0 +1,151 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * srcu.h - readers without locks, and a writer who knows when they are gone.
+ *
+ *   reader:  r = srcu_read_lock(s);  ... look ...  srcu_read_unlock(r);
+ *   writer:  make the old thing unreachable;  synchronize_srcu(s);  free it.
+ *
+ * synchronize_srcu() returns once every section has ended that might have seen the old thing.  Sections that start
+ * later are not waited for, so a steady stream of readers cannot hold a writer up for ever.
+ *
+ * Each thread that reads has a record of its own in each domain, with two banks of counters, of which `bank` tells
+ * newcomers the one to use.  A thread that cannot get a record (no memory) shares one with its like.
+ *
+ * Invariants
+ *   S1  a section is counted out of the bank that it was counted into;
+ *   S2  a bank of a record is dry when its unlocks, read first, equal its locks, read afterwards;
+ *   S3  only its owner counts in a record, the shared one excepted; a record with a free owner is dry.
+ *
+ * Ordering (rows of docs/locking.md)
+ *   A  "count in, then load what is protected" against "publish, then read the counts": four seq_cst operations;
+ *   B  the count of an unlock (release) against its reading (acquire).
+ * One drain and one flip are not enough: a reader may have loaded `bank` before a flip and count itself in after the
+ * drain.  Hence drain the bank that nobody should use, flip, drain the other.
+ *
+ * Locking: one synchronize_srcu() at a time per domain.  Sections nest.  A section must not wait for its own domain,
+ * neither directly nor through a lock whose holder does; slots_lock is such a lock.
+ * Cost: the outermost lock is one seq_cst add, its unlock one store, both on lines of the thread's own.
+ */
+#ifndef MS_SRCU_H
+#define MS_SRCU_H
+
+#include "memory.h"
+#include "thread.h"
+
+/* What a thread's lookups found; counted where the thread writes anyway. */
+enum srcu_count { SRCU_HIT_LAST_USED, SRCU_HIT_SEARCH, SRCU_MISS, SRCU_VCPU_BYPASS, SRCU_NR_COUNTS };
+
+struct srcu_reader {
+	cache_aligned _Atomic uint64_t lock[2];
+	_Atomic uint64_t unlock[2];
+	_Atomic uint64_t count[SRCU_NR_COUNTS];
+
+	/* The owner's own. */
+	cache_aligned uint32_t depth; /* sections of this domain */
+	uint32_t bank;                /* of the outermost one */
+	uint64_t view;                /* what the outermost one saw published: lookup.c's */
+
+	struct srcu *domain;
+	_Atomic uint64_t owner;       /* a thread_number(), SRCU_FREE or SRCU_SHARED */
+	struct srcu_reader *next;     /* immutable once published */
+};
+
+#define SRCU_FREE ((uint64_t)0)
+#define SRCU_SHARED (~(uint64_t)0)
+
+struct srcu {
+	cache_aligned _Atomic uint32_t bank;
+	_Atomic uint32_t waiting; /* a writer sleeps on `left` */
+	_Atomic uint32_t left;    /* moves when a section ends while a writer sleeps */
+	uint64_t number;          /* of the domain, never used again */
+	_Atomic(struct srcu_reader *) readers;
+	struct memory *memory;
+	struct srcu *next_domain, *previous_domain; /* all domains, for threads that end; under domains_lock */
+	_Atomic uint64_t periods; /* grace periods, and those that had to wait */
+	_Atomic uint64_t waits;
+	struct srcu_reader shared;
+};
+
+void srcu_init(struct srcu *s, struct memory *memory);
+
+/* Only when no section is open and none will be. */
+void srcu_deinit(struct srcu *s);
+
+void synchronize_srcu(struct srcu *s);
+
+/* The slow half of srcu_reader(): finds or makes the calling thread's record; the shared one without memory. */
+struct srcu_reader *srcu_find_reader(struct srcu *s);
+
+/* The records that a thread used last, found by domain: four, so that a few VMs can be used in turn. */
+#define SRCU_CACHED 4
+struct srcu_cache {
+	uint64_t domain;
+	struct srcu_reader *reader;
+};
+extern _Thread_local struct srcu_cache srcu_cache[SRCU_CACHED] __attribute__((tls_model("initial-exec")));
+
+static inline struct srcu_reader *srcu_reader(struct srcu *s)
+{
+	struct srcu_cache *entry = &srcu_cache[s->number % SRCU_CACHED];
+
+	return likely(entry->domain == s->number) ? entry->reader : srcu_find_reader(s);
+}
+
+static inline bool srcu_is_shared(const struct srcu_reader *r)
+{
+	return r == &r->domain->shared;
+}
+
+static inline void srcu_count(struct srcu_reader *r, enum srcu_count which, uint64_t n)
+{
+	_Atomic uint64_t *count = &r->count[which];
+
+	if (unlikely(srcu_is_shared(r)))
+		atomic_fetch_add_explicit(count, n, memory_order_relaxed);
+	else
+		atomic_store_explicit(count, atomic_load_explicit(count, memory_order_relaxed) + n, memory_order_relaxed);
+}
+
+uint64_t srcu_total(struct srcu *s, enum srcu_count which);
+
+/* Sections of the shared record have no depth and no view: each is an outermost one, its bank is in the caller's
+ * hands. */
+struct srcu_section {
+	struct srcu_reader *reader;
+	uint32_t bank;
+	bool outermost;
+};
+
+static inline struct srcu_section srcu_read_lock(struct srcu *s)
+{
+	struct srcu_reader *r = srcu_reader(s);
+	struct srcu_section section = { .reader = r, .outermost = true };
+
+	thread_self.sections++;
+	if (likely(!srcu_is_shared(r)) && r->depth++ > 0) {
+		section.outermost = false;
+		return section;
+	}
+	section.bank = atomic_load_explicit(&s->bank, memory_order_seq_cst);
+	atomic_fetch_add_explicit(&r->lock[section.bank], 1, memory_order_seq_cst); /* A */
+	return section;
+}
+
+void srcu_wake_writer(struct srcu *s);
+
+static inline void srcu_read_unlock(struct srcu *s, struct srcu_section section)
+{
+	struct srcu_reader *r = section.reader;
+	_Atomic uint64_t *unlock = &r->unlock[section.bank];
+
+	thread_self.sections--;
+	if (unlikely(srcu_is_shared(r)))
+		atomic_fetch_add_explicit(unlock, 1, memory_order_release); /* B */
+	else if (--r->depth == 0)
+		atomic_store_explicit(unlock, atomic_load_explicit(unlock, memory_order_relaxed) + 1,
+				      memory_order_release); /* B */
+	if (unlikely(atomic_load_explicit(&s->waiting, memory_order_relaxed))) /* hint: the writer's sleep is bounded */
+		srcu_wake_writer(s);
+}
+
+#endif

@@ -1,0 +1,68 @@
+/* SPDX-License-Identifier: MIT */
+#define _GNU_SOURCE
+#include "thread.h"
+
+#include <pthread.h>
+#include <time.h>
+
+#ifdef __linux__
+#include <limits.h>
+#include <linux/futex.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
+_Thread_local struct thread thread_self;
+
+static _Atomic uint64_t last_number; /* row "thread numbers": relaxed, only uniqueness counts */
+static _Atomic uint64_t forks;       /* row "forks": written by the only thread of a new child */
+static pthread_once_t once = PTHREAD_ONCE_INIT;
+
+uint64_t thread_new_number(void)
+{
+	return atomic_fetch_add_explicit(&last_number, 1, memory_order_relaxed) + 1;
+}
+
+static void in_child(void)
+{
+	atomic_fetch_add_explicit(&forks, 1, memory_order_relaxed);
+}
+
+static void watch_forks(void)
+{
+	pthread_atfork(NULL, NULL, in_child);
+}
+
+uint64_t process_forks(void)
+{
+	pthread_once(&once, watch_forks);
+	return atomic_load_explicit(&forks, memory_order_relaxed);
+}
+
+#ifdef __linux__
+void thread_wait(_Atomic uint32_t *word, uint32_t value, unsigned us)
+{
+	struct timespec limit = { .tv_sec = us / 1000000, .tv_nsec = (long)(us % 1000000) * 1000 };
+
+	syscall(SYS_futex, word, FUTEX_WAIT_PRIVATE, value, &limit, NULL, 0);
+}
+
+void thread_wake_all(_Atomic uint32_t *word)
+{
+	syscall(SYS_futex, word, FUTEX_WAKE_PRIVATE, INT_MAX, NULL, NULL, 0);
+}
+#else
+/* Without a futex a waiter polls: right everywhere, quick nowhere. */
+void thread_wait(_Atomic uint32_t *word, uint32_t value, unsigned us)
+{
+	struct timespec nap = { .tv_nsec = (long)(us < 50 ? us : 50) * 1000 };
+
+	if (atomic_load_explicit(word, memory_order_relaxed) == value)
+		nanosleep(&nap, NULL);
+}
+
+void thread_wake_all(_Atomic uint32_t *word)
+{
+	(void)word;
+}
+#endif

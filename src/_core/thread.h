@@ -1,0 +1,44 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * thread.h - who am I, and sleeping until a word changes.
+ *
+ * `self` is what the engine must know of the calling thread without looking it up: a number that is never used
+ * again (a pthread_t is), how many read sections and hooks it is inside of.  In a forked child the numbers go on,
+ * but process_forks() differs from the one that a VM remembers.
+ *
+ * A wait is always bounded by its caller and may end early; the caller looks at its condition again.
+ */
+#ifndef MS_THREAD_H
+#define MS_THREAD_H
+
+#include <stdatomic.h>
+
+#include "compiler.h"
+
+struct thread {
+	uint64_t number;    /* from 1; 0: not yet asked */
+	uint32_t sections;  /* read sections of all VMs, nested ones counted */
+	uint32_t hooks;     /* hooks of all VMs */
+};
+
+/* initial-exec: one instruction instead of a call in a shared object; it takes 16 bytes of the space that the
+ * C library sets aside for modules loaded later. */
+extern _Thread_local struct thread thread_self __attribute__((tls_model("initial-exec")));
+
+uint64_t thread_new_number(void);
+
+static inline uint64_t thread_number(void)
+{
+	if (unlikely(!thread_self.number))
+		thread_self.number = thread_new_number();
+	return thread_self.number;
+}
+
+/* How often this process and its ancestors have forked since the library was loaded. */
+uint64_t process_forks(void);
+
+/* Sleeps while *word == value, for at most `us` microseconds. */
+void thread_wait(_Atomic uint32_t *word, uint32_t value, unsigned us);
+void thread_wake_all(_Atomic uint32_t *word);
+
+#endif

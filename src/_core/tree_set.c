@@ -1,0 +1,274 @@
+/* SPDX-License-Identifier: MIT */
+#include "tree_set.h"
+
+#define HOOK_TO_INTERVAL(idx) \
+	((ptrdiff_t)offsetof(struct tree_slot, slot.hva) - (ptrdiff_t)offsetof(struct tree_slot, hva_hook[idx]))
+#define LINK_TO_ID(idx) \
+	((ptrdiff_t)offsetof(struct tree_slot, slot.id) - (ptrdiff_t)offsetof(struct tree_slot, id_link[idx]))
+
+static const ptrdiff_t hook_to_interval[2] = { HOOK_TO_INTERVAL(0), HOOK_TO_INTERVAL(1) };
+static const ptrdiff_t link_to_id[2] = { LINK_TO_ID(0), LINK_TO_ID(1) };
+
+/* Slots that share host memory are told apart by where the guest sees them. */
+static bool lower_gfn(const struct interval *a, const struct interval *b)
+{
+	return container_of((uintptr_t)a, struct memslot, hva)->base_gfn <
+	       container_of((uintptr_t)b, struct memslot, hva)->base_gfn;
+}
+
+static void tree_init(struct memslot_set *set)
+{
+	set->gfn_tree = (struct rb_root){ 0 };
+	interval_tree_init(&set->hva_tree, hook_to_interval[set->node_idx], lower_gfn);
+	id_hash_init(&set->ids, link_to_id[set->node_idx]);
+	set->nr = 0;
+}
+
+static struct memslot *tree_alloc_slot(struct memory *memory)
+{
+	struct tree_slot *slot = memory_zalloc_lines(memory, sizeof(*slot));
+
+	return slot ? &slot->slot : NULL;
+}
+
+static void tree_free_slot(struct memory *memory, struct memslot *slot)
+{
+	memory_free_lines(memory, tree_slot_of(slot), sizeof(struct tree_slot));
+}
+
+static struct memslot *slot_or_null(const struct rb_node *node, uint32_t idx)
+{
+	return node ? slot_of_gfn_node(node, idx) : NULL;
+}
+
+static struct memslot *slot_of_hook(const struct memslot_set *set, const struct interval_hook *hook)
+{
+	const struct interval *hva = hook ? interval_of(&set->hva_tree, hook) : NULL;
+
+	return hva ? container_of((uintptr_t)hva, struct memslot, hva) : NULL;
+}
+
+static struct memslot *tree_search_call(const struct memslot_set *set, uint64_t gfn)
+{
+	return tree_search(set, gfn);
+}
+
+static struct memslot *tree_find(const struct memslot_set *set, uint32_t id)
+{
+	struct id_link *link = id_hash_find(&set->ids, id);
+
+	return link ? &container_of(link - set->node_idx, struct tree_slot, id_link[0])->slot : NULL;
+}
+
+static struct memslot *tree_next(const struct memslot_set *set, const struct memslot *slot)
+{
+	return slot_or_null(rb_next(&tree_slot_of(slot)->gfn_node[set->node_idx]), set->node_idx);
+}
+
+static struct memslot *tree_first_from(const struct memslot_set *set, uint64_t gfn)
+{
+	struct memslot *slot = tree_floor(set, gfn);
+
+	if (!slot)
+		return slot_or_null(rb_first(&set->gfn_tree), set->node_idx);
+	return memslot_contains(slot, gfn) ? slot : tree_next(set, slot);
+}
+
+static struct memslot *tree_hva_first(const struct memslot_set *set, uint64_t start, uint64_t last)
+{
+	return slot_of_hook(set, interval_tree_first(&set->hva_tree, start, last));
+}
+
+static struct memslot *tree_hva_next(const struct memslot_set *set, const struct memslot *slot, uint64_t start,
+				     uint64_t last)
+{
+	const struct interval_hook *hook = &tree_slot_of(slot)->hva_hook[set->node_idx];
+
+	return slot_of_hook(set, interval_tree_next(&set->hva_tree, hook, start, last));
+}
+
+static void gfn_insert(struct memslot_set *set, struct tree_slot *new_slot)
+{
+	struct rb_node *parent = NULL, *node = set->gfn_tree.node;
+	int dir = 0;
+
+	while (node) {
+		parent = node;
+		dir = new_slot->slot.base_gfn >= slot_of_gfn_node(node, set->node_idx)->base_gfn;
+		node = node->child[dir];
+	}
+	rb_insert(&set->gfn_tree, parent, dir, &new_slot->gfn_node[set->node_idx]);
+}
+
+/* The same base: same place in the order, and the tree keeps its shape.  O(1). */
+static void gfn_replace(struct memslot_set *set, struct tree_slot *old, struct tree_slot *new_slot)
+{
+	uint32_t idx = set->node_idx;
+
+	if (old && new_slot && old->slot.base_gfn == new_slot->slot.base_gfn) {
+		rb_replace(&set->gfn_tree, &old->gfn_node[idx], &new_slot->gfn_node[idx]);
+		return;
+	}
+	if (old)
+		rb_erase(&set->gfn_tree, &old->gfn_node[idx]);
+	if (new_slot)
+		gfn_insert(set, new_slot);
+}
+
+/*
+ * Who had old as a hint gets new_slot, or none.  One compare-exchange instead of a read, a compare and a store: it
+ * says what it does.  Atomicity is not needed: no reader reaches a private set, and late ones have left it.  A hint
+ * that is another slot stays: a failed exchange is neither retried nor looked at.
+ */
+static void carry_last_used_slot(struct memslot_set *set, struct memslot *old, struct memslot *new_slot)
+{
+	struct memslot *expected = old;
+
+	atomic_compare_exchange_strong_explicit(&set->last_used_slot, &expected, new_slot, memory_order_relaxed,
+						memory_order_relaxed);
+}
+
+static void unlink_slot(struct memslot_set *set, struct memslot *old)
+{
+	struct tree_slot *slot = tree_slot_of(old);
+
+	id_hash_del(&set->ids, &slot->id_link[set->node_idx]);
+	interval_tree_del(&set->hva_tree, &slot->hva_hook[set->node_idx]);
+	old->sets &= (uint8_t)~(1u << set->node_idx);
+	set->nr--;
+}
+
+static void link_slot(struct memslot_set *set, struct memslot *new_slot)
+{
+	struct tree_slot *slot = tree_slot_of(new_slot);
+
+	id_hash_add(&set->ids, &slot->id_link[set->node_idx]);
+	interval_tree_add(&set->hva_tree, &slot->hva_hook[set->node_idx]);
+	new_slot->sets |= (uint8_t)(1u << set->node_idx);
+	set->nr++;
+}
+
+/* kvm_replace_memslot(): NULL old adds, NULL new_slot removes. */
+static void tree_replace(struct memslot_set *set, struct memslot *old, struct memslot *new_slot)
+{
+	if (old) {
+		unlink_slot(set, old);
+		carry_last_used_slot(set, old, new_slot);
+	}
+	if (new_slot)
+		link_slot(set, new_slot);
+	gfn_replace(set, old ? tree_slot_of(old) : NULL, new_slot ? tree_slot_of(new_slot) : NULL);
+}
+
+static bool rehash(struct memory *memory, struct memslot_set *set, struct id_link **buckets, unsigned bits)
+{
+	unsigned old_bits;
+	struct id_link **old;
+
+	if (!buckets)
+		return false;
+	old = id_hash_rehash(&set->ids, buckets, bits, &old_bits);
+	memory_free(memory, old, id_hash_size(old_bits));
+	return true;
+}
+
+static struct id_link **alloc_buckets(struct memory *memory, const struct memslot_set *set, size_t more, unsigned *bits)
+{
+	*bits = id_hash_wants(&set->ids, set->nr + more);
+	return *bits > set->ids.bits ? memory_zalloc(memory, id_hash_size(*bits)) : NULL;
+}
+
+/* Everything that can fail is allocated before the first edit; what could not be had is done without.
+ * -> how many hashes grew. */
+static uint64_t tree_begin(struct memory *memory, struct address_space *as, struct memslot_set *private, size_t more)
+{
+	struct memslot_set *twin = &as->set[!private->node_idx];
+	struct id_link **buckets;
+	unsigned bits;
+
+	if (likely(id_hash_wants(&private->ids, private->nr + more) == private->ids.bits))
+		return 0;
+	buckets = alloc_buckets(memory, private, more, &bits);
+	as->spare.buckets = buckets ? alloc_buckets(memory, twin, more, &as->spare.bits) : NULL;
+	return rehash(memory, private, buckets, bits);
+}
+
+static void tree_follow(struct memory *memory, struct address_space *as, struct memslot_set *private)
+{
+	if (as->spare.buckets && as->spare.bits > private->ids.bits)
+		if (rehash(memory, private, as->spare.buckets, as->spare.bits))
+			as->spare.buckets = NULL;
+}
+
+static void tree_end(struct memory *memory, struct address_space *as)
+{
+	if (unlikely(as->spare.buckets)) {
+		memory_free(memory, as->spare.buckets, id_hash_size(as->spare.bits));
+		as->spare.buckets = NULL;
+	}
+}
+
+static void free_all(struct memory *memory, struct memslot_set *set)
+{
+	for (size_t i = 0; i < (size_t)1 << set->ids.bits; i++)
+		for (struct id_link *link = set->ids.buckets[i], *next; link; link = next) {
+			next = link->next;
+			memslot_free(&tree_design, memory,
+				     &container_of(link - set->node_idx, struct tree_slot, id_link[0])->slot);
+		}
+}
+
+static void tree_empty(struct memory *memory, struct memslot_set *set, bool free_slots)
+{
+	if (free_slots)
+		free_all(memory, set);
+	if (set->ids.buckets != set->ids.built_in)
+		memory_free(memory, set->ids.buckets, id_hash_size(set->ids.bits));
+	atomic_store_explicit(&set->last_used_slot, NULL, memory_order_relaxed);
+	tree_init(set);
+}
+
+static bool lower_base(const struct rb_root *root, const struct rb_node *a, const struct rb_node *b)
+{
+	uint32_t idx = container_of(root, struct memslot_set, gfn_tree)->node_idx;
+
+	return slot_of_gfn_node(a, idx)->base_gfn < slot_of_gfn_node(b, idx)->base_gfn;
+}
+
+/* R: the gfn tree, or R5 as M1; T: the hva tree; I: the hash. */
+static int tree_check(const struct memslot_set *set, char *letter)
+{
+	int broken = rb_check(&set->gfn_tree, lower_base);
+
+	*letter = 'R';
+	if (broken)
+		return broken;
+	broken = interval_tree_check(&set->hva_tree);
+	if (broken > 10) {
+		*letter = 'T';
+		return broken - 10;
+	}
+	if (broken)
+		return broken;
+	*letter = 'I';
+	return id_hash_check(&set->ids);
+}
+
+const struct memslot_design tree_design = {
+	.name = "tree",
+	.init = tree_init,
+	.alloc_slot = tree_alloc_slot,
+	.free_slot = tree_free_slot,
+	.search = tree_search_call,
+	.find = tree_find,
+	.first_from = tree_first_from,
+	.next = tree_next,
+	.hva_first = tree_hva_first,
+	.hva_next = tree_hva_next,
+	.begin = tree_begin,
+	.replace = tree_replace,
+	.follow = tree_follow,
+	.end = tree_end,
+	.empty = tree_empty,
+	.check = tree_check,
+};

@@ -1,0 +1,363 @@
+/* SPDX-License-Identifier: MIT */
+#include "vm.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+static const struct memslot_design *const designs[] = { &tree_design };
+
+/* One sleep on slots_lock; a missed wake-up costs no more. */
+#define LOCK_NAP_US 10000
+
+int vm_refuse(struct ms_error *err, int code, enum ms_rule rule, uint64_t limit, const struct memslot *other)
+{
+	if (err) {
+		*err = (struct ms_error){ .rule = rule, .limit = limit };
+		if (other)
+			err->other = memslot_value(other);
+	}
+	return -code;
+}
+
+/* ---- slots_lock ---- */
+
+static bool lock_try(struct slots_lock *lock)
+{
+	uint32_t free_state = 0;
+
+	return atomic_compare_exchange_strong_explicit(&lock->state, &free_state, 1, memory_order_acquire,
+						       memory_order_relaxed);
+}
+
+static void lock_wait(struct slots_lock *lock)
+{
+	while (atomic_exchange_explicit(&lock->state, 2, memory_order_acquire))
+		thread_wait(&lock->state, 2, LOCK_NAP_US);
+}
+
+static void lock_release(struct slots_lock *lock)
+{
+	if (atomic_exchange_explicit(&lock->state, 0, memory_order_release) == 2)
+		thread_wake_all(&lock->state);
+}
+
+/* Who would wait for itself is told so; who might close a ring of hooks only tries. */
+static int may_lock(struct ms_vm *vm, struct ms_error *err)
+{
+	if (unlikely(vm->forks != process_forks()))
+		return vm_refuse(err, EIO, MS_RULE_FORKED, 0, NULL);
+	if (unlikely(thread_self.sections))
+		return vm_refuse(err, EDEADLK, MS_RULE_READ_SECTION, 0, NULL);
+	if (unlikely(atomic_load_explicit(&vm->slots_lock.owner, memory_order_relaxed) == thread_number()))
+		return vm_refuse(err, EDEADLK, vm->update ? MS_RULE_UPDATE : MS_RULE_HOOK, 0, NULL);
+	return 0;
+}
+
+static int take_lock(struct ms_vm *vm, struct ms_error *err)
+{
+	int r = may_lock(vm, err);
+
+	if (r)
+		return r;
+	if (!lock_try(&vm->slots_lock)) {
+		if (thread_self.hooks)
+			return vm_refuse(err, EBUSY, MS_RULE_HOOK, 0, NULL);
+		lock_wait(&vm->slots_lock);
+	}
+	atomic_store_explicit(&vm->slots_lock.owner, thread_number(), memory_order_relaxed);
+	return 0;
+}
+
+int vm_lock(struct ms_vm *vm, struct ms_error *err)
+{
+	int r = take_lock(vm, err);
+
+	if (!r && unlikely(vm->closed)) {
+		vm_unlock(vm);
+		r = vm_refuse(err, EBADF, MS_RULE_CLOSED, 0, NULL);
+	}
+	return r;
+}
+
+void vm_unlock(struct ms_vm *vm)
+{
+	atomic_store_explicit(&vm->slots_lock.owner, 0, memory_order_relaxed);
+	lock_release(&vm->slots_lock);
+}
+
+/* ---- the swap ---- */
+
+void vm_swap(struct ms_vm *vm, uint32_t as_id)
+{
+	struct memslot_set *active = vm_active_set(vm, as_id), *next = vm_inactive_set(vm, as_id);
+	uint64_t gen = atomic_load_explicit(&active->generation, memory_order_relaxed);
+	uint64_t view = atomic_load_explicit(&vm->active, memory_order_relaxed);
+
+	atomic_store_explicit(&next->generation, gen | MS_GEN_UPDATE_IN_PROGRESS, memory_order_relaxed); /* G */
+	atomic_store_explicit(&vm->active, view ^ (uint64_t)1 << as_id, memory_order_seq_cst);           /* A */
+	synchronize_srcu(&vm->srcu);
+	atomic_store_explicit(&next->generation, gen + vm->config.address_spaces, memory_order_relaxed); /* G */
+}
+
+void vm_flush(struct ms_vm *vm, const struct memslot *active, const struct memslot *old)
+{
+	struct ms_memslot active_value = memslot_value(active), old_value = memslot_value(old);
+
+	thread_self.hooks++;
+	for (size_t i = 0; i < vm->nr_listeners; i++) {
+		const struct ms_listener *l = vm->listeners[i];
+
+		if (l->flush)
+			l->flush(l->opaque, &active_value, &old_value);
+	}
+	thread_self.hooks--;
+}
+
+/* ---- life ---- */
+
+void ms_config_init(struct ms_config *config)
+{
+	*config = (struct ms_config){
+		.address_spaces = 1,
+		.user_mem_slots = MS_USER_MEM_SLOTS_DEFAULT,
+		.gpa_bits = MS_GPA_BITS_DEFAULT,
+		.hva_end_max = MS_HVA_END_MAX_DEFAULT,
+		.backend = tree_design.name,
+	};
+}
+
+const char *ms_backend_name(size_t i)
+{
+	return i < ARRAY_SIZE(designs) ? designs[i]->name : NULL;
+}
+
+static const struct memslot_design *find_design(const char *name)
+{
+	for (size_t i = 0; i < ARRAY_SIZE(designs); i++)
+		if (!strcmp(designs[i]->name, name))
+			return designs[i];
+	return NULL;
+}
+
+static bool in_limits(const struct ms_config *config)
+{
+	return config->address_spaces >= 1 && config->address_spaces <= MS_ADDRESS_SPACES_MAX &&
+	       config->user_mem_slots >= 1 && config->user_mem_slots <= MS_USER_MEM_SLOTS_MAX &&
+	       config->gpa_bits > MS_PAGE_SHIFT && config->gpa_bits <= 64 && config->hva_end_max < MS_HVA_ERR_MIN;
+}
+
+static void init_address_space(const struct memslot_design *design, struct address_space *as, uint64_t as_id)
+{
+	for (uint32_t idx = 0; idx < 2; idx++) {
+		as->set[idx].node_idx = idx;
+		atomic_store_explicit(&as->set[idx].generation, as_id, memory_order_relaxed);
+		design->init(&as->set[idx]);
+	}
+}
+
+static int init_vm(struct ms_vm *vm, const struct ms_config *config, const struct memslot_design *design)
+{
+	memset(vm, 0, sizeof(*vm));
+	vm->design = design;
+	vm->config = *config;
+	vm->config.backend = design->name;
+	vm->forks = process_forks();
+	memory_init(&vm->memory);
+	vm->as = memory_zalloc_lines(&vm->memory, config->address_spaces * sizeof(*vm->as));
+	if (!vm->as)
+		return -ENOMEM;
+	for (uint32_t i = 0; i < config->address_spaces; i++)
+		init_address_space(design, &vm->as[i], i);
+	srcu_init(&vm->srcu, &vm->memory);
+	return 0;
+}
+
+int ms_vm_create(const struct ms_config *config, struct ms_vm **out)
+{
+	const struct memslot_design *design = find_design(config->backend);
+	struct ms_vm *vm;
+	int r;
+
+	*out = NULL;
+	if (!in_limits(config))
+		return -EINVAL;
+	if (!design)
+		return -ENOSYS;
+	vm = aligned_alloc(CACHE_LINE, sizeof(*vm));
+	if (!vm)
+		return -ENOMEM;
+	r = init_vm(vm, config, design);
+	if (r)
+		free(vm);
+	else
+		*out = vm;
+	return r;
+}
+
+/* The inactive set forgets its slots and is published; then nobody sees them any more. */
+static void empty_address_space(struct ms_vm *vm, uint32_t as_id)
+{
+	vm->design->empty(&vm->memory, vm_inactive_set(vm, as_id), false);
+	vm_swap(vm, as_id);
+	vm->design->empty(&vm->memory, vm_inactive_set(vm, as_id), true);
+}
+
+int ms_vm_close(struct ms_vm *vm, struct ms_error *err)
+{
+	int r = take_lock(vm, err);
+
+	if (r)
+		return r;
+	if (!vm->closed)
+		for (uint32_t i = 0; i < vm->config.address_spaces; i++)
+			empty_address_space(vm, i);
+	vm->closed = true;
+	atomic_store_explicit(&vm->counts.nr_memslots, 0, memory_order_relaxed);
+	atomic_store_explicit(&vm->counts.nr_memslot_pages, 0, memory_order_relaxed);
+	vm_unlock(vm);
+	return 0;
+}
+
+static void free_vcpus(struct ms_vm *vm)
+{
+	for (struct ms_vcpu *vcpu = vm->vcpus, *next; vcpu; vcpu = next) {
+		next = vcpu->next;
+		memory_free_lines(&vm->memory, vcpu, sizeof(*vcpu));
+	}
+}
+
+void ms_vm_destroy(struct ms_vm *vm)
+{
+	if (!vm)
+		return;
+	for (uint32_t i = 0; i < vm->config.address_spaces; i++) {
+		vm->design->empty(&vm->memory, &vm->as[i].set[0], false);
+		vm->design->empty(&vm->memory, &vm->as[i].set[1], true);
+	}
+	srcu_deinit(&vm->srcu);
+	free_vcpus(vm);
+	memory_free(&vm->memory, vm->listeners, vm->listeners_size);
+	memory_free_lines(&vm->memory, vm->as, vm->config.address_spaces * sizeof(*vm->as));
+	ms_assert(!atomic_load(&vm->memory.blocks));
+	free(vm);
+}
+
+const struct ms_config *ms_vm_config(const struct ms_vm *vm)
+{
+	return &vm->config;
+}
+
+uint64_t ms_nr_memslots(const struct ms_vm *vm)
+{
+	return atomic_load_explicit(&vm->counts.nr_memslots, memory_order_relaxed);
+}
+
+uint64_t ms_nr_memslot_pages(const struct ms_vm *vm)
+{
+	return atomic_load_explicit(&vm->counts.nr_memslot_pages, memory_order_relaxed);
+}
+
+uint64_t ms_manual_dirty_log_protect(const struct ms_vm *vm)
+{
+	return atomic_load_explicit(&vm->manual_dirty_log_protect, memory_order_relaxed);
+}
+
+/* ---- listeners and vCPUs ---- */
+
+static size_t find_listener(const struct ms_vm *vm, const struct ms_listener *listener)
+{
+	size_t i = 0;
+
+	while (i < vm->nr_listeners && vm->listeners[i] != listener)
+		i++;
+	return i;
+}
+
+static int append_listener(struct ms_vm *vm, const struct ms_listener *listener, struct ms_error *err)
+{
+	size_t size = vm->nr_listeners * sizeof(*vm->listeners);
+	const struct ms_listener **list = memory_zalloc(&vm->memory, size + sizeof(*list));
+
+	if (!list)
+		return vm_refuse(err, ENOMEM, MS_RULE_NO_MEMORY, 0, NULL);
+	if (size)
+		memcpy(list, vm->listeners, size);
+	memory_free(&vm->memory, vm->listeners, vm->listeners_size);
+	list[vm->nr_listeners++] = listener;
+	vm->listeners = list;
+	vm->listeners_size = size + sizeof(*list);
+	return 0;
+}
+
+int ms_add_listener(struct ms_vm *vm, const struct ms_listener *listener, struct ms_error *err)
+{
+	int r = vm_lock(vm, err);
+
+	if (r)
+		return r;
+	if (find_listener(vm, listener) < vm->nr_listeners)
+		r = vm_refuse(err, EEXIST, MS_RULE_LISTENER, 0, NULL);
+	else
+		r = append_listener(vm, listener, err);
+	vm_unlock(vm);
+	return r;
+}
+
+/* Needs no memory, so that it fails for no other reason than that the listener is not there. */
+int ms_remove_listener(struct ms_vm *vm, const struct ms_listener *listener, struct ms_error *err)
+{
+	int r = vm_lock(vm, err);
+	size_t i;
+
+	if (r)
+		return r;
+	i = find_listener(vm, listener);
+	if (i == vm->nr_listeners)
+		r = vm_refuse(err, ENOENT, MS_RULE_LISTENER, 0, NULL);
+	else
+		for (vm->nr_listeners--; i < vm->nr_listeners; i++)
+			vm->listeners[i] = vm->listeners[i + 1];
+	vm_unlock(vm);
+	return r;
+}
+
+/* One that was given back, or a new one; the list only grows. */
+static struct ms_vcpu *obtain_vcpu(struct ms_vm *vm)
+{
+	struct ms_vcpu *vcpu = vm->vcpus;
+
+	while (vcpu && !atomic_load_explicit(&vcpu->given_back, memory_order_acquire))
+		vcpu = vcpu->next;
+	if (!vcpu && (vcpu = memory_zalloc_lines(&vm->memory, sizeof(*vcpu)))) {
+		vcpu->vm = vm;
+		vcpu->next = vm->vcpus;
+		vm->vcpus = vcpu;
+	}
+	return vcpu;
+}
+
+int ms_vcpu_create(struct ms_vm *vm, struct ms_vcpu **out, struct ms_error *err)
+{
+	int r = vm_lock(vm, err);
+
+	*out = NULL;
+	if (r)
+		return r;
+	*out = obtain_vcpu(vm);
+	if (*out) {
+		(*out)->last_used_slot = NULL;
+		atomic_store_explicit(&(*out)->as_id, 0, memory_order_relaxed);
+		atomic_store_explicit(&(*out)->given_back, 0, memory_order_relaxed);
+	} else {
+		r = vm_refuse(err, ENOMEM, MS_RULE_NO_MEMORY, 0, NULL);
+	}
+	vm_unlock(vm);
+	return r;
+}
+
+void ms_vcpu_destroy(struct ms_vcpu *vcpu)
+{
+	if (vcpu)
+		atomic_store_explicit(&vcpu->given_back, 1, memory_order_release);
+}

@@ -1,0 +1,110 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * vm.h - per address space two sets and which of them is active; the lock of the writers.
+ *
+ * The writer (region.c, update.c) and the readers (lookup.c) share this file and nothing above it.
+ *
+ * Which set is active is one bit per address space in one word, so that a read section sees all address spaces of one
+ * moment.  vm_swap() is the only place that changes it.
+ *
+ * Ordering (rows "active" and "generation" of docs/locking.md)
+ *   A  a reader counts itself in, then loads `active`; the writer stores `active`, then reads the counts: seq_cst;
+ *   G  the new generation, in-flight bit included, is stored before `active`; the settled one after the grace period.
+ * Locking: slots_lock serialises everything but lookups and marks.  It nests in nothing but the slots_lock of a VM
+ * whose hook is running, and then it is only tried.  It must not be taken inside a read section: its holder waits
+ * for those.
+ */
+#ifndef MS_VM_H
+#define MS_VM_H
+
+#include "memslot_set.h"
+#include "srcu.h"
+
+/* A lock that knows its owner and that any thread may release: an update object can be collected anywhere. */
+struct slots_lock {
+	_Atomic uint32_t state; /* 0 free, 1 held, 2 held and somebody may sleep */
+	_Atomic uint64_t owner; /* thread_number(); only compared with one's own */
+};
+
+struct vm_counts { /* row "counters": relaxed, written under slots_lock */
+	_Atomic uint64_t change[MS_FLAGS_ONLY + 1];
+	_Atomic uint64_t noops, refused, hash_grows;
+	_Atomic uint64_t nr_memslots, nr_memslot_pages;
+};
+
+struct ms_vm {
+	cache_aligned _Atomic uint64_t active; /* bit as_id: node_idx of the active set */
+	const struct memslot_design *design;
+	struct address_space *as;
+	struct ms_config config;
+	uint64_t forks; /* process_forks() at creation */
+
+	struct srcu srcu;
+	struct memory memory;
+
+	cache_aligned struct slots_lock slots_lock;
+	/* All below under slots_lock. */
+	bool closed;
+	struct ms_update *update; /* the one that holds the lock, or NULL */
+	const struct ms_listener **listeners;
+	size_t nr_listeners, listeners_size; /* size in bytes, of what was allocated */
+	struct ms_vcpu *vcpus;
+	_Atomic uint64_t manual_dirty_log_protect;
+	struct vm_counts counts;
+};
+
+struct ms_vcpu {
+	struct ms_vm *vm;
+	_Atomic uint32_t busy;  /* a thread is using the hint (row "vCPU") */
+	_Atomic uint32_t as_id;
+	struct memslot *last_used_slot; /* both under `busy` */
+	uint64_t last_used_slot_gen;
+	_Atomic uint32_t given_back;    /* nobody has it: ms_vcpu_create() may hand it out again */
+	struct ms_vcpu *next;           /* all of the VM, under slots_lock */
+};
+
+static inline bool vcpu_try_use(struct ms_vcpu *vcpu)
+{
+	return !atomic_exchange_explicit(&vcpu->busy, 1, memory_order_acquire);
+}
+
+static inline void vcpu_put(struct ms_vcpu *vcpu)
+{
+	atomic_store_explicit(&vcpu->busy, 0, memory_order_release);
+}
+
+static inline struct memslot_set *vm_set_in_view(struct ms_vm *vm, uint32_t as_id, uint64_t view)
+{
+	return &vm->as[as_id].set[view >> as_id & 1];
+}
+
+static inline struct memslot_set *vm_active_set(struct ms_vm *vm, uint32_t as_id)
+{
+	return vm_set_in_view(vm, as_id, atomic_load_explicit(&vm->active, memory_order_seq_cst)); /* A */
+}
+
+/* The writer's: nobody else moves `active` meanwhile. */
+static inline struct memslot_set *vm_inactive_set(struct ms_vm *vm, uint32_t as_id)
+{
+	return vm_set_in_view(vm, as_id, ~atomic_load_explicit(&vm->active, memory_order_relaxed));
+}
+
+/* Publishes the inactive set of as_id and returns when nobody can still use the former one.  Under slots_lock. */
+void vm_swap(struct ms_vm *vm, uint32_t as_id);
+
+/* Tells the listeners that readers now see `active`, the INVALID copy of old.  Under slots_lock. */
+void vm_flush(struct ms_vm *vm, const struct memslot *active, const struct memslot *old);
+
+/* Takes slots_lock for a change, or says in *err why this thread may not have it. */
+int vm_lock(struct ms_vm *vm, struct ms_error *err);
+void vm_unlock(struct ms_vm *vm);
+
+/* Puts the rule into *err, which may be NULL, and returns -code. */
+int vm_refuse(struct ms_error *err, int code, enum ms_rule rule, uint64_t limit, const struct memslot *other);
+
+static inline void count_add(_Atomic uint64_t *count, uint64_t n)
+{
+	atomic_store_explicit(count, atomic_load_explicit(count, memory_order_relaxed) + n, memory_order_relaxed);
+}
+
+#endif
