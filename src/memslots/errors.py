@@ -1,0 +1,231 @@
+# SPDX-License-Identifier: MIT
+"""The exceptions of memslots: one class for each errno that KVM would return, each also the built-in it resembles.
+
+``MemslotsError.errno`` is the number, ``.slot`` the id that the call named, ``.other`` the :class:`MemorySlot` that
+stood in the way, ``.rule`` the name of the rule that refused (the ``MS_RULE_`` constants of memslots.h).
+"""
+
+from __future__ import annotations
+
+import errno as _errno
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+PAGE_SIZE = 4096
+
+
+class MemslotsError(OSError):
+    """Base of everything that the engine refuses."""
+
+    slot: int | None
+    other: Any
+    rule: str | None
+
+    def __init__(
+        self,
+        errno: int,
+        message: str,
+        slot: int | None = None,
+        other: Any = None,
+        rule: str | None = None,
+    ) -> None:
+        super().__init__(errno, message)
+        self.slot = slot
+        self.other = other
+        self.rule = rule
+
+
+class InvalidRegionError(MemslotsError, ValueError):
+    """EINVAL: a rule of KVM_SET_USER_MEMORY_REGION or of the dirty log refused the arguments."""
+
+
+class RegionOverlapError(MemslotsError, ValueError):
+    """EEXIST: another slot (``.other``) has these guest frames, or this id."""
+
+
+class NoSuchSlotError(MemslotsError, LookupError):
+    """ENOENT: there is no such slot, or it has no dirty log."""
+
+
+class OutOfMemoryError(MemslotsError, MemoryError):
+    """ENOMEM: an allocation failed; nothing was changed."""
+
+
+class GuestAccessError(MemslotsError, ValueError):
+    """EFAULT: the address cannot be used in this way."""
+
+
+class GfnNotMappedError(GuestAccessError, LookupError):
+    """EFAULT: the guest frame is in no slot, or in one that is being deleted or moved."""
+
+
+class ReadOnlySlotError(GuestAccessError, PermissionError):
+    """EFAULT: the guest frame is in a READONLY slot, and the address was asked for writing."""
+
+
+class ReentrantChangeError(MemslotsError, RuntimeError):
+    """EDEADLK: the change would wait for the very thread that asks (it is inside a read section, a hook or an
+    update); EBUSY: inside a hook, and the other VM is busy."""
+
+
+class ClosedError(MemslotsError, ValueError):
+    """EBADF: the VM has been closed."""
+
+
+class GuestMemfdError(MemslotsError, ValueError):
+    """EBADF: no guest_memfd stands behind the number."""
+
+
+class NotSupportedError(MemslotsError, NotImplementedError):
+    """ENOSYS, ENXIO: this backend does not offer the call."""
+
+
+class ForkedError(MemslotsError, RuntimeError):
+    """EIO: the VM belongs to the parent process; a forked child may look, not change."""
+
+
+class UpdateError(MemslotsError, RuntimeError):
+    """EINVAL: a step of ``begin_update()`` was given a slot that is not where it must be, or the update was left
+    with the two sets different and has been rolled back."""
+
+
+class InvariantError(MemslotsError, AssertionError):
+    """EUCLEAN: ``check()`` found a broken invariant, whose number is ``.invariant``."""
+
+    invariant: str = ""
+
+
+_CLASSES: dict[int, type[MemslotsError]] = {
+    _errno.EINVAL: InvalidRegionError,
+    _errno.EEXIST: RegionOverlapError,
+    _errno.ENOENT: NoSuchSlotError,
+    _errno.ENOMEM: OutOfMemoryError,
+    _errno.EFAULT: GuestAccessError,
+    _errno.EDEADLK: ReentrantChangeError,
+    _errno.EBUSY: ReentrantChangeError,
+    _errno.EBADF: ClosedError,
+    _errno.ENOSYS: NotSupportedError,
+    _errno.ENXIO: NotSupportedError,
+    _errno.EIO: ForkedError,
+    _errno.EUCLEAN: InvariantError,
+}
+
+_CLASSES_BY_RULE: dict[str, type[MemslotsError]] = {
+    "GMEM_FD": GuestMemfdError,
+    "HANDLE": UpdateError,
+    "SETS_DIFFER": UpdateError,
+}
+
+
+def from_errno(
+    errno: int,
+    message: str,
+    slot: int | None = None,
+    other: Any = None,
+    rule: str | None = None,
+) -> MemslotsError:
+    """The exception for an errno; MemslotsError itself for one that has no class of its own."""
+    cls = _CLASSES_BY_RULE.get(rule or "") or _CLASSES.get(errno, MemslotsError)
+    return cls(errno, message, slot, other, rule)
+
+
+class Request(NamedTuple):
+    """What a refused call asked for, as far as it had these."""
+
+    slot: int | None = None
+    as_id: int = 0
+    guest_phys_addr: int = 0
+    memory_size: int = 0
+    userspace_addr: int = 0
+    flags: int = 0
+    guest_memfd: int = -1
+    guest_memfd_offset: int = 0
+    first_page: int = 0
+    num_pages: int = 0
+    value: int = 0
+
+
+def _span(gpa: int, size: int) -> str:
+    return f"[{gpa:#x}, {gpa + size:#x})"
+
+
+def _other(other: Any) -> str:
+    return f"slot {other.id} {_span(other.gpa, other.size)}"
+
+
+_MESSAGES: dict[str, Callable[[Request, int, Any], str]] = {
+    "SLOT_ID": lambda q, limit, o: f"slot {q.slot} is not below {limit}, the number of slots",
+    "FLAGS": lambda q, limit, o: f"flags {q.flags:#x} of slot {q.slot} are not within {limit:#x}",
+    "SIZE_ALIGN": lambda q, limit, o: (
+        f"memory_size {q.memory_size:#x} of slot {q.slot} is no multiple of the page size {PAGE_SIZE}"
+    ),
+    "GPA_ALIGN": lambda q, limit, o: (
+        f"guest_phys_addr {q.guest_phys_addr:#x} of slot {q.slot} is no multiple of {PAGE_SIZE}"
+    ),
+    "HVA_ALIGN": lambda q, limit, o: (
+        f"userspace_addr {q.userspace_addr:#x} of slot {q.slot} is no multiple of {PAGE_SIZE}"
+    ),
+    "HVA_RANGE": lambda q, limit, o: (
+        f"host range {_span(q.userspace_addr, q.memory_size)} of slot {q.slot} ends beyond {limit:#x}"
+    ),
+    "GMEM_OFFSET": lambda q, limit, o: (
+        f"guest_memfd_offset {q.guest_memfd_offset:#x} of slot {q.slot} is no multiple of {PAGE_SIZE}, "
+        f"or wraps with memory_size {q.memory_size:#x}"
+    ),
+    "AS_ID": lambda q, limit, o: f"address space {q.as_id} is not below {limit}, the number of them",
+    "GPA_WRAP": lambda q, limit, o: (
+        f"guest range {_span(q.guest_phys_addr, q.memory_size)} of slot {q.slot} reaches 2**64"
+    ),
+    "NPAGES": lambda q, limit, o: (
+        f"slot {q.slot} would have {q.memory_size // PAGE_SIZE} pages; 1 to {limit} are possible"
+    ),
+    "NO_SUCH_SLOT": lambda q, limit, o: f"there is no slot {q.slot} in address space {q.as_id}",
+    "TOTAL_PAGES": lambda q, limit, o: f"slot {q.slot} would make the VM's pages wrap 2**64",
+    "GMEM_EXISTING": lambda q, limit, o: f"slot {q.slot} exists: GUEST_MEMFD is only for a new one",
+    "HVA_CHANGE": lambda q, limit, o: (
+        f"userspace_addr of slot {q.slot} is {o.userspace_addr:#x} and cannot become {q.userspace_addr:#x}"
+    ),
+    "SIZE_CHANGE": lambda q, limit, o: (
+        f"slot {q.slot} has {o.npages} pages and cannot be resized to {q.memory_size // PAGE_SIZE}"
+    ),
+    "FLAGS_TOGGLE": lambda q, limit, o: (
+        f"READONLY of slot {q.slot} cannot change: its flags are {int(o.flags):#x}, asked for {q.flags:#x}"
+    ),
+    "OVERLAP": lambda q, limit, o: (
+        f"slot {q.slot} {_span(q.guest_phys_addr, q.memory_size)} overlaps {_other(o)} "
+        f"in address space {q.as_id}"
+    ),
+    "GMEM_FD": lambda q, limit, o: f"no guest_memfd stands behind {q.guest_memfd} for slot {q.slot}",
+    "GPA_LIMIT": lambda q, limit, o: (
+        f"slot {q.slot} {_span(q.guest_phys_addr, q.memory_size)} ends beyond 2**{limit}, "
+        "the guest's highest address"
+    ),
+    "NO_MEMORY": lambda q, limit, o: "out of memory; nothing was changed",
+    "LISTENER": lambda q, limit, o: "the listener is there already, or is not there",
+    "NO_DIRTY_LOG": lambda q, limit, o: f"slot {q.slot} in address space {q.as_id} does not log dirty pages",
+    "FIRST_PAGE": lambda q, limit, o: f"first_page {q.first_page} is no multiple of {limit}",
+    "CLEAR_RANGE": lambda q, limit, o: (
+        f"pages [{q.first_page}, {q.first_page + q.num_pages}) of slot {q.slot}, which has {limit}: they must "
+        "lie inside, and their number be a multiple of 64 unless they end where the slot ends"
+    ),
+    "BITMAP_SIZE": lambda q, limit, o: f"the bitmap has {q.value} words, not {limit}",
+    "NULL_BUFFER": lambda q, limit, o: "no bitmap was given; harvested bits are lost",
+    "DUPLICATE_ID": lambda q, limit, o: f"slot {q.slot} is there already: {_other(o)}",
+    "MANUAL_PROTECT": lambda q, limit, o: f"manual_dirty_log_protect is 0, 1 or 3, not {q.value}",
+    "READ_SECTION": lambda q, limit, o: "this thread is inside a read section, which the change would wait for",
+    "HOOK": lambda q, limit, o: "this thread is inside a hook, and what it asks might wait for that hook",
+    "UPDATE": lambda q, limit, o: "the VM is inside begin_update(), whose steps belong to one thread",
+    "FORKED": lambda q, limit, o: "the VM belongs to the parent process: a forked child may only look",
+    "CLOSED": lambda q, limit, o: "the VM is closed",
+    "HANDLE": lambda q, limit, o: "a slot of this step is not in the set where it must be (or already is)",
+    "SETS_DIFFER": lambda q, limit, o: (
+        "the update was left with its two sets different, or with an INVALID slot; it has been rolled back"
+    ),
+    "BACKEND": lambda q, limit, o: "this backend does not offer the call",
+}
+
+
+def refused(errno: int, rule: str, limit: int, other: Any, request: Request, where: str = "") -> MemslotsError:
+    """The exception for a refused call, in words that name both parties."""
+    message = where + _MESSAGES[rule](request, limit, other)
+    return from_errno(errno, message, request.slot, other, rule)
