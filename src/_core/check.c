@@ -74,7 +74,7 @@ static int check_slot(struct walk *w, const struct memslot *slot)
 
 static int check_membership(struct walk *w, const struct memslot_set *set, const struct memslot *slot)
 {
-	if (slot->sets != 3)
+	if (w->vm->design->shares_slots && slot->sets != 3)
 		return broken(w, 'M', slot->sets & 1u << set->node_idx ? 2 : 3,
 			      "slot %" PRIu32 " of address space %" PRIu32 " is in sets %#x by its own account", slot->id,
 			      w->as_id, slot->sets);
@@ -116,17 +116,28 @@ static bool has_slot(const struct walk *w, const struct memslot_set *set, const 
 	return slot;
 }
 
+struct hva_walk {
+	const struct memslot_design *design;
+	const struct memslot_set *set;
+	size_t nr;
+	bool stranger;
+};
+
+static void visit_hva(void *context, const struct memslot *slot)
+{
+	struct hva_walk *walk = context;
+
+	walk->nr++;
+	walk->stranger |= walk->design->find(walk->set, slot->id) != slot;
+}
+
 /* Every slot of the hva index is one that the gfn index has; equal numbers make them the same. */
 static int check_hva_index(struct walk *w, const struct memslot_set *set)
 {
-	const struct memslot_design *design = w->vm->design;
-	const struct memslot *slot = design->hva_first(set, 0, ~(uint64_t)0);
-	size_t nr = 0;
+	struct hva_walk walk = { .design = w->vm->design, .set = set };
 
-	for (; slot; slot = design->hva_next(set, slot, 0, ~(uint64_t)0), nr++)
-		if (design->find(set, slot->id) != slot)
-			break;
-	if (slot || nr != set->nr)
+	walk.design->hva_range(set, 0, ~(uint64_t)0, visit_hva, &walk);
+	if (walk.stranger || walk.nr != set->nr)
 		return broken(w, 'M', 3, "the hva index of set %" PRIu32 " of address space %" PRIu32 " has other slots",
 			      set->node_idx, w->as_id);
 	return 0;
@@ -165,16 +176,20 @@ static int check_generations(struct walk *w)
 static int check_address_space(struct walk *w)
 {
 	struct address_space *as = &w->vm->as[w->as_id];
+	const struct memslot_set *active = vm_active_set(w->vm, w->as_id), *inactive = vm_inactive_set(w->vm, w->as_id);
 	uint64_t pages[2] = { 0, 0 };
 	int r = check_generations(w);
 
 	for (int idx = 0; !r && idx < 2; idx++)
 		r = check_set(w, &as->set[idx], &pages[idx]);
-	if (!r && (as->set[0].nr != as->set[1].nr || pages[0] != pages[1]))
+	if (!r && w->vm->design->shares_slots && (as->set[0].nr != as->set[1].nr || pages[0] != pages[1]))
 		return broken(w, 'M', 2, "the sets of address space %" PRIu32 " hold %zu and %zu slots", w->as_id,
 			      as->set[0].nr, as->set[1].nr);
-	w->nr += as->set[0].nr;
-	w->pages += pages[0];
+	if (!r && !w->vm->design->shares_slots && inactive->nr)
+		return broken(w, 'M', 2, "the inactive set of address space %" PRIu32 " stores %zu slots at rest", w->as_id,
+			      inactive->nr);
+	w->nr += active->nr;
+	w->pages += pages[active->node_idx];
 	return r;
 }
 

@@ -12,6 +12,7 @@
  * Locking: none; nothing here waits.
  */
 #include <errno.h>
+#include <stdlib.h>
 
 #include "tree_set.h"
 #include "vm.h"
@@ -258,16 +259,35 @@ size_t ms_memslots_in_gfn_range(struct ms_vm *vm, uint32_t as_id, uint64_t start
 	return to.nr;
 }
 
+static void visit_slot(void *to, const struct memslot *slot)
+{
+	put_slot(to, slot);
+}
+
+static int by_hva(const struct ms_memslot *a, const struct ms_memslot *b)
+{
+	if (a->userspace_addr != b->userspace_addr)
+		return a->userspace_addr < b->userspace_addr ? -1 : 1;
+	return a->base_gfn < b->base_gfn ? -1 : 1;
+}
+
+static int compare_slots(const void *a, const void *b)
+{
+	return by_hva(a, b);
+}
+
 size_t ms_memslots_in_hva_range(struct ms_vm *vm, uint32_t as_id, uint64_t start, uint64_t last, struct ms_memslot *out,
 				size_t room)
 {
 	struct look look = look_begin(vm, as_id);
 	struct slots_out to = { out, room, 0 };
-	const struct memslot *slot = look.set ? vm->design->hva_first(look.set, start, last) : NULL;
+	bool sorted = true;
 
-	for (; slot; slot = vm->design->hva_next(look.set, slot, start, last))
-		put_slot(&to, slot);
+	if (look.set && start <= last)
+		sorted = vm->design->hva_range(look.set, start, last, visit_slot, &to);
 	look_end(vm, look);
+	if (!sorted && to.nr <= room)
+		qsort(out, to.nr, sizeof(*out), compare_slots);
 	return to.nr;
 }
 
@@ -276,25 +296,46 @@ size_t ms_memslots(struct ms_vm *vm, uint32_t as_id, struct ms_memslot *out, siz
 	return ms_memslots_in_gfn_range(vm, as_id, 0, ~(uint64_t)0, out, room);
 }
 
+struct hits_out {
+	uint64_t hva;
+	struct ms_hva_hit *out;
+	size_t room, nr;
+};
+
+static void put_hit(void *context, const struct memslot *slot)
+{
+	struct hits_out *to = context;
+
+	if (to->nr < to->room)
+		to->out[to->nr] = (struct ms_hva_hit){
+			.slot = memslot_value(slot),
+			.gfn = slot->base_gfn + ((to->hva - slot->hva.start) >> MS_PAGE_SHIFT),
+		};
+	to->nr++;
+}
+
+static int compare_hits(const void *a, const void *b)
+{
+	const struct ms_hva_hit *x = a, *y = b;
+
+	return by_hva(&x->slot, &y->slot);
+}
+
 size_t ms_hva_to_gfns(struct ms_vm *vm, uint64_t hva, struct ms_hva_hit *out, size_t room)
 {
 	struct srcu_section section = srcu_read_lock(&vm->srcu);
 	uint64_t view = section_view(vm, &section);
-	size_t nr = 0;
+	struct hits_out to = { hva, out, room, 0 };
 
 	for (uint32_t as_id = 0; as_id < vm->config.address_spaces; as_id++) {
-		const struct memslot_set *set = vm_set_in_view(vm, as_id, view);
-		const struct memslot *slot = vm->design->hva_first(set, hva, hva);
+		size_t first = to.nr;
+		bool sorted = vm->design->hva_range(vm_set_in_view(vm, as_id, view), hva, hva, put_hit, &to);
 
-		for (; slot; slot = vm->design->hva_next(set, slot, hva, hva), nr++)
-			if (nr < room)
-				out[nr] = (struct ms_hva_hit){
-					.slot = memslot_value(slot),
-					.gfn = slot->base_gfn + ((hva - slot->hva.start) >> MS_PAGE_SHIFT),
-				};
+		if (!sorted && to.nr <= room)
+			qsort(out + first, to.nr - first, sizeof(*out), compare_hits);
 	}
 	srcu_read_unlock(&vm->srcu, section);
-	return nr;
+	return to.nr;
 }
 
 uint64_t ms_generation(struct ms_vm *vm, uint32_t as_id)
@@ -414,6 +455,15 @@ void ms_mark_page_dirty_many(struct ms_vm *vm, uint32_t as_id, const void *gfns,
 	look_up_many(vm, as_id, &batch, true, 0, emit_mark);
 }
 
+static uint64_t hash_grows(const struct ms_vm *vm)
+{
+	uint64_t total = 0;
+
+	for (uint32_t i = 0; i < vm->config.address_spaces; i++)
+		total += atomic_load_explicit(&vm->as[i].hash_grows, memory_order_relaxed);
+	return total;
+}
+
 void ms_get_stats(struct ms_vm *vm, struct ms_stats *out)
 {
 	struct vm_counts *c = &vm->counts;
@@ -431,7 +481,7 @@ void ms_get_stats(struct ms_vm *vm, struct ms_stats *out)
 		.refused = atomic_load_explicit(&c->refused, memory_order_relaxed),
 		.swaps = atomic_load_explicit(&vm->srcu.periods, memory_order_relaxed),
 		.grace_waits = atomic_load_explicit(&vm->srcu.waits, memory_order_relaxed),
-		.hash_grows = atomic_load_explicit(&c->hash_grows, memory_order_relaxed),
+		.hash_grows = hash_grows(vm),
 		.bytes = atomic_load_explicit(&vm->memory.bytes, memory_order_relaxed),
 		.blocks = atomic_load_explicit(&vm->memory.blocks, memory_order_relaxed),
 	};

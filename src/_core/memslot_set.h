@@ -8,7 +8,7 @@
  *
  * Invariants of a set at rest (check.c walks them)
  *   M1  slots ascend by base_gfn and do not overlap;
- *   M2  both sets of an address space hold the same slots;
+ *   M2  both sets of an address space hold the same slots, or the inactive one none, as the design stores them;
  *   M3  a slot knows the sets it is in (`sets`), and each index of a set holds exactly its `nr` slots;
  *   M4  nr_memslot_pages and nr_memslots of the VM are the sums over all slots;
  *   M5  no slot is INVALID;
@@ -75,20 +75,36 @@ struct memslot_set {
 	struct interval_tree hva_tree;
 	struct id_hash ids;
 
+	void *store; /* of the other designs */
+
 	/* Readers write it: on a line of its own, away from what they read. */
 	cache_aligned _Atomic(struct memslot *) last_used_slot;
 };
 
 struct address_space {
 	struct memslot_set set[2];
+	const struct ms_config *config;
 	struct {
 		struct id_link **buckets; /* for the set that is active when a change begins, see tree_begin() */
 		unsigned bits;
 	} spare;
+	_Atomic uint64_t hash_grows; /* row "counters" */
 };
 
+typedef void memslot_visit_fn(void *context, const struct memslot *slot);
+
+/*
+ * A design of sets: how slots are stored and found.  Two ways are known to the writer:
+ *
+ *   shares_slots      a slot is one object in both sets, which are alike at rest; replace() is given such objects, and
+ *                     the writer makes each edit in one set after the other;
+ *   no shares_slots   a set stores copies of its own; at rest only the active one stores any.  begin() makes the
+ *                     inactive one a copy, resync() makes it one again, end() takes what is left over; replace() goes
+ *                     by the ids and copies what it is given.
+ */
 struct memslot_design {
 	const char *name;
+	bool shares_slots;
 
 	void (*init)(struct memslot_set *set);
 	struct memslot *(*alloc_slot)(struct memory *memory); /* zeroed */
@@ -99,16 +115,19 @@ struct memslot_design {
 	struct memslot *(*find)(const struct memslot_set *set, uint32_t id);
 	struct memslot *(*first_from)(const struct memslot_set *set, uint64_t gfn); /* the first that ends beyond gfn */
 	struct memslot *(*next)(const struct memslot_set *set, const struct memslot *slot); /* by gfn */
-	struct memslot *(*hva_first)(const struct memslot_set *set, uint64_t start, uint64_t last);
-	struct memslot *(*hva_next)(const struct memslot_set *set, const struct memslot *slot, uint64_t start,
-				    uint64_t last);
+	/* Shows each slot that has a host byte in [start, last], start <= last, in whatever order comes cheap; says
+	 * whether that was the order of (hva.start, base_gfn). */
+	bool (*hva_range)(const struct memslot_set *set, uint64_t start, uint64_t last, memslot_visit_fn *visit,
+			  void *context);
 
-	/* The writer: begin allocates what `more` slots may want of `private`, the inactive set, and of its twin;
-	 * replace edits a private set; follow is told when the twin has become the private one; end gives back. */
-	uint64_t (*begin)(struct memory *memory, struct address_space *as, struct memslot_set *private, size_t more);
+	/* The writer.  `private` is the inactive set.  begin() allocates what `more` slots may want (-ENOMEM, or 0 and
+	 * what could not be had is done without); replace() and resync() cannot fail; follow() is told when the twin
+	 * has become the private one; resync, follow and end may be NULL. */
+	int (*begin)(struct memory *memory, struct address_space *as, struct memslot_set *private, size_t more);
 	void (*replace)(struct memslot_set *private, struct memslot *old, struct memslot *new_slot);
+	void (*resync)(struct memslot_set *private, const struct memslot_set *active);
 	void (*follow)(struct memory *memory, struct address_space *as, struct memslot_set *private);
-	void (*end)(struct memory *memory, struct address_space *as);
+	void (*end)(struct memory *memory, struct address_space *as, struct memslot_set *private);
 
 	/* Forgets every slot; frees them too where both sets are forgotten. */
 	void (*empty)(struct memory *memory, struct memslot_set *set, bool free_slots);
@@ -117,7 +136,7 @@ struct memslot_design {
 	int (*check)(const struct memslot_set *set, char *letter);
 };
 
-extern const struct memslot_design tree_design;
+extern const struct memslot_design tree_design, array_design, list_design;
 
 /* kvm_copy_memslot(): the values and the log, not the membership. */
 static inline void memslot_copy(struct memslot *to, const struct memslot *from)

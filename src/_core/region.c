@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * region.c - the only writer: validates, creates, deletes, moves and changes the flags of slots; dirty-log ioctls.
+ * region.c - the only writer: validates, creates, deletes, moves and changes the flags of slots.
  *
  * A change goes the same way in every design, and a list of changes goes it together:
  *
@@ -22,19 +22,22 @@
  * Each swap moves the generation by the number of address spaces.  Roll-back allocates nothing: it swaps back and
  * puts old where inv was, so a refused DELETE or MOVE has made two swaps.
  *
+ * That is where slots are shared by the sets.  Where each set stores copies of its own (see memslot_set.h), begin()
+ * makes the inactive set a copy of the active one, the same edits are made in it, and nothing is propagated.
+ *
  * Locking: slots_lock throughout.
  * Cost: O(log n) and one grace period a swap.
  */
 #include <errno.h>
-#include <string.h>
+#include <stdlib.h>
 
 #include "rules.h"
 
 struct change {
-	struct ms_change told;
 	struct memslot *old, *inv, *new_slot;
-	size_t prepared; /* listeners that were told prepare */
-	bool staged;     /* new_slot is in the inactive set already */
+	uint32_t prepared; /* listeners that were told prepare */
+	uint8_t kind;      /* enum ms_change_kind */
+	bool staged;       /* new_slot is in the inactive set already */
 	bool noop;
 };
 
@@ -72,9 +75,9 @@ static void classify_existing(struct change *c, const struct ms_userspace_memory
 	const struct memslot *old = c->old;
 
 	if (r->guest_phys_addr >> MS_PAGE_SHIFT != old->base_gfn)
-		c->told.kind = MS_MOVE;
+		c->kind = MS_MOVE;
 	else if (r->flags != old->flags)
-		c->told.kind = MS_FLAGS_ONLY;
+		c->kind = MS_FLAGS_ONLY;
 	else
 		c->noop = true;
 }
@@ -88,17 +91,17 @@ static int classify(const struct writer *w, struct change *c, const struct memsl
 
 	c->old = w->vm->design->find(set, r->slot);
 	if (!npages) {
-		c->told.kind = MS_DELETE;
+		c->kind = MS_DELETE;
 		return c->old ? 0 : refuse(w, MS_RULE_NO_SUCH_SLOT, 0, NULL);
 	}
-	c->told.kind = MS_CREATE;
+	c->kind = MS_CREATE;
 	if (c->old) {
 		refused = check_existing(w, r, c->old);
 		classify_existing(c, r);
 	} else if (ms_nr_memslot_pages(w->vm) + npages < npages) {
 		refused = refuse(w, MS_RULE_TOTAL_PAGES, 0, NULL);
 	}
-	if (!refused && (c->told.kind == MS_CREATE || c->told.kind == MS_MOVE))
+	if (!refused && (c->kind == MS_CREATE || c->kind == MS_MOVE))
 		refused = rules_overlap(w->vm, set, r->guest_phys_addr >> MS_PAGE_SHIFT, npages, r->slot, w->err);
 	return refused;
 }
@@ -114,7 +117,7 @@ static void fill_slot(struct memslot *slot, const struct ms_userspace_memory_reg
 }
 
 /* Check 17.  Binding a guest_memfd belongs here: between the slot's allocation and the first swap, undone by
- * free_slots(). */
+ * discard(). */
 static int bind_guest_memfd(const struct writer *w, const struct memslot *slot)
 {
 	return slot->flags & MS_MEM_GUEST_MEMFD ? vm_refuse(w->err, EBADF, MS_RULE_GMEM_FD, 0, NULL) : 0;
@@ -134,29 +137,49 @@ static struct memslot *alloc_slot(const struct writer *w, int *r)
 	return slot;
 }
 
+/* Where sets store copies of their own, the writer keeps one too: the set's goes with the set. */
+static int keep_old(const struct writer *w, struct change *c)
+{
+	const struct memslot *old = c->old;
+	int r = 0;
+
+	if (!old || w->vm->design->shares_slots)
+		return 0;
+	c->old = alloc_slot(w, &r);
+	if (c->old)
+		*c->old = *old;
+	return r;
+}
+
 /* Checks 16 to 18: everything that the change needs, except the dirty log. */
 static int allocate(const struct writer *w, struct change *c, const struct ms_userspace_memory_region *region)
 {
-	enum ms_change_kind kind = c->told.kind;
-	int r = 0;
+	int r = keep_old(w, c);
 
-	if (kind != MS_DELETE && (c->new_slot = alloc_slot(w, &r))) {
+	if (!r && c->kind != MS_DELETE && (c->new_slot = alloc_slot(w, &r))) {
 		fill_slot(c->new_slot, region);
 		r = bind_guest_memfd(w, c->new_slot);
 	}
-	if (!r && (kind == MS_DELETE || kind == MS_MOVE) && (c->inv = alloc_slot(w, &r))) {
+	if (!r && (c->kind == MS_DELETE || c->kind == MS_MOVE) && (c->inv = alloc_slot(w, &r))) {
 		memslot_copy(c->inv, c->old);
 		c->inv->flags |= MS_MEMSLOT_INVALID;
 	}
 	return r;
 }
 
-static void tell_values(struct change *c)
+/* The writer's copy goes, the slot and its log stay. */
+static void drop_copy(const struct writer *w, struct memslot *copy)
 {
-	if (c->old)
-		c->told.old_slot = memslot_value(c->old);
-	if (c->new_slot)
-		c->told.new_slot = memslot_value(c->new_slot);
+	if (copy && !w->vm->design->shares_slots)
+		w->vm->design->free_slot(&w->vm->memory, copy);
+}
+
+/* After a failure: what allocate() and prepare_dirty_log() made. */
+static void discard(const struct writer *w, struct change *c)
+{
+	free_slot(w, c->inv);
+	free_slot(w, c->new_slot);
+	drop_copy(w, c->old);
 }
 
 /* Leaves nothing behind in *c when it fails. */
@@ -168,13 +191,9 @@ static int admit(const struct writer *w, struct change *c, const struct memslot_
 	if (r || c->noop)
 		return r;
 	r = allocate(w, c, region);
-	if (r) {
-		free_slot(w, c->new_slot);
-		free_slot(w, c->inv);
-		return r;
-	}
-	tell_values(c);
-	return 0;
+	if (r)
+		discard(w, c);
+	return r;
 }
 
 /* ---- the steps ---- */
@@ -189,18 +208,32 @@ static void replace(const struct writer *w, struct memslot *old, struct memslot 
 	w->vm->design->replace(inactive(w), old, new_slot);
 }
 
-/* From the swap on no reader can derive anything new from the slots that go; flush says to drop what was. */
-static void invalidate(const struct writer *w)
+static struct ms_change told(const struct change *c)
+{
+	struct ms_change change = { .kind = c->kind };
+
+	if (c->old)
+		change.old_slot = memslot_value(c->old);
+	if (c->new_slot)
+		change.new_slot = memslot_value(c->new_slot);
+	return change;
+}
+
+static bool invalidates(const struct writer *w)
 {
 	bool any = false;
 
 	for (size_t i = 0; i < w->nr; i++)
-		if (w->change[i].inv) {
+		any |= w->change[i].inv != NULL;
+	return any;
+}
+
+/* From the swap on no reader can derive anything new from the slots that go; flush says to drop what was. */
+static void invalidate(const struct writer *w)
+{
+	for (size_t i = 0; i < w->nr; i++)
+		if (w->change[i].inv)
 			replace(w, w->change[i].old, w->change[i].inv);
-			any = true;
-		}
-	if (!any)
-		return;
 	vm_swap(w->vm, w->as_id);
 	for (size_t i = 0; i < w->nr; i++)
 		if (w->change[i].inv)
@@ -222,9 +255,11 @@ static int prepare_dirty_log(const struct writer *w, struct change *c)
 
 static int prepare_listeners(const struct writer *w, struct change *c)
 {
+	struct ms_change change = told(c);
+
 	for (; c->prepared < w->vm->nr_listeners; c->prepared++) {
 		const struct ms_listener *l = w->vm->listeners[c->prepared];
-		int r = l->prepare ? l->prepare(l->opaque, &c->told) : 0;
+		int r = l->prepare ? l->prepare(l->opaque, &change) : 0;
 
 		if (r)
 			return vm_refuse(w->err, r < 0 ? -r : EINVAL, MS_RULE_LISTENER, 0, NULL);
@@ -241,7 +276,7 @@ static int prepare(const struct writer *w)
 
 		if (c->new_slot)
 			r = prepare_dirty_log(w, c);
-		if (!r && (c->told.kind == MS_CREATE || c->told.kind == MS_MOVE))
+		if (!r && (c->kind == MS_CREATE || c->kind == MS_MOVE))
 			r = rules_gpa_limit(w->vm, c->new_slot, w->err); /* so late in KVM: a MOVE is INVALID by now */
 		if (!r)
 			r = prepare_listeners(w, c);
@@ -250,40 +285,52 @@ static int prepare(const struct writer *w)
 }
 
 /* Those who had prepared hear of it in reverse order. */
-static void abort_prepared(const struct writer *w)
+static void abort_prepared(const struct writer *w, struct change *c)
 {
-	for (size_t i = w->nr; i-- > 0;)
-		while (w->change[i].prepared > 0) {
-			const struct ms_listener *l = w->vm->listeners[--w->change[i].prepared];
+	struct ms_change change = told(c);
 
-			if (l->abort)
-				l->abort(l->opaque, &w->change[i].told);
-		}
+	while (c->prepared > 0) {
+		const struct ms_listener *l = w->vm->listeners[--c->prepared];
+
+		if (l->abort)
+			l->abort(l->opaque, &change);
+	}
 }
 
-static void unstage(const struct writer *w)
+/* The private set was edited in vain: staged slots leave it, invalidated ones return.  Sets that store copies of
+ * their own are thrown away as a whole. */
+static void mend_private(const struct writer *w)
 {
-	for (size_t i = w->nr; i-- > 0;)
-		if (w->change[i].staged)
-			replace(w, w->change[i].new_slot, w->change[i].old);
+	if (!w->vm->design->shares_slots)
+		return;
+	for (size_t i = w->nr; i-- > 0;) {
+		struct change *c = &w->change[i];
+
+		if (c->inv)
+			replace(w, c->inv, c->old);
+		else if (c->staged)
+			replace(w, c->new_slot, c->old);
+	}
 }
 
 /* The inactive set is the one that never saw an INVALID copy: it is published again, then the other is mended. */
-static void restore(const struct writer *w)
+static void roll_back(const struct writer *w, bool invalidated)
 {
-	bool any = false;
-
-	for (size_t i = 0; i < w->nr; i++)
-		any |= w->change[i].inv != NULL;
-	if (any)
+	for (size_t i = w->nr; i-- > 0;)
+		abort_prepared(w, &w->change[i]);
+	if (invalidated)
 		vm_swap(w->vm, w->as_id);
-	for (size_t i = w->nr; any && i-- > 0;)
-		if (w->change[i].inv)
-			replace(w, w->change[i].inv, w->change[i].old);
+	mend_private(w);
+	for (size_t i = 0; i < w->nr; i++)
+		discard(w, &w->change[i]);
 }
 
-static void apply(const struct writer *w)
+static void apply(const struct writer *w, bool invalidated)
 {
+	const struct memslot_design *design = w->vm->design;
+
+	if (invalidated && design->resync)
+		design->resync(inactive(w), vm_active_set(w->vm, w->as_id));
 	for (size_t i = 0; i < w->nr; i++)
 		if (!w->change[i].staged)
 			replace(w, w->change[i].old, w->change[i].new_slot);
@@ -294,56 +341,64 @@ static void propagate(const struct writer *w)
 {
 	struct ms_vm *vm = w->vm;
 
-	vm->design->follow(&vm->memory, &vm->as[w->as_id], inactive(w));
-	for (size_t i = 0; i < w->nr; i++) {
+	if (vm->design->follow)
+		vm->design->follow(&vm->memory, &vm->as[w->as_id], inactive(w));
+	for (size_t i = 0; vm->design->shares_slots && i < w->nr; i++) {
 		struct change *c = &w->change[i];
 
 		replace(w, c->inv ? c->inv : c->old, c->new_slot);
 	}
 }
 
-static void count_change(struct vm_counts *counts, const struct change *c)
+static uint64_t npages_or_0(const struct memslot *slot)
 {
-	count_add(&counts->change[c->told.kind], 1);
-	count_add(&counts->nr_memslots, (uint64_t)!c->old - (uint64_t)!c->new_slot);
-	count_add(&counts->nr_memslot_pages, c->told.new_slot.npages - c->told.old_slot.npages);
+	return slot ? slot->npages : 0;
 }
 
-static void commit(const struct writer *w, struct change *c)
+static void count_change(struct vm_counts *counts, const struct change *c)
 {
+	count_add(&counts->change[c->kind], 1);
+	count_add(&counts->nr_memslots, (uint64_t)!c->old - (uint64_t)!c->new_slot);
+	count_add(&counts->nr_memslot_pages, npages_or_0(c->new_slot) - npages_or_0(c->old));
+}
+
+static void commit_listeners(const struct writer *w, const struct change *c)
+{
+	struct ms_change change = told(c);
+
 	for (size_t i = 0; i < w->vm->nr_listeners; i++) {
 		const struct ms_listener *l = w->vm->listeners[i];
 
 		if (l->commit)
-			l->commit(l->opaque, &c->told);
+			l->commit(l->opaque, &change);
 	}
+}
+
+/* Nobody can see inv and old any more.  Where sets store copies of their own, the log of the new slot is theirs now
+ * and the writer's copy of it goes. */
+static void commit(const struct writer *w, struct change *c)
+{
+	if (w->vm->nr_listeners)
+		commit_listeners(w, c);
 	free_slot(w, c->inv);
 	free_slot(w, c->old);
+	drop_copy(w, c->new_slot);
 }
 
-static void discard(const struct writer *w)
-{
-	for (size_t i = 0; i < w->nr; i++) {
-		free_slot(w, w->change[i].inv);
-		free_slot(w, w->change[i].new_slot);
-	}
-}
-
-/* Admitted changes, and design->begin() done.  On error everything is as it was, but for the generation. */
+/* Admitted changes, and begin() done.  On error everything is as it was, but for the generation. */
 static int carry_out(const struct writer *w)
 {
+	bool invalidated = invalidates(w);
 	int r;
 
 	thread_self.hooks++;
-	invalidate(w);
+	if (invalidated)
+		invalidate(w);
 	r = prepare(w);
 	if (r) {
-		abort_prepared(w);
-		restore(w);
-		unstage(w);
-		discard(w);
+		roll_back(w, invalidated);
 	} else {
-		apply(w);
+		apply(w, invalidated);
 		propagate(w);
 		for (size_t i = 0; i < w->nr; i++)
 			count_change(&w->vm->counts, &w->change[i]);
@@ -351,15 +406,23 @@ static int carry_out(const struct writer *w)
 			commit(w, &w->change[i]);
 	}
 	thread_self.hooks--;
-	w->vm->design->end(&w->vm->memory, &w->vm->as[w->as_id]);
 	return r;
 }
 
-static void begin(const struct writer *w, size_t more)
+static int begin(const struct writer *w, size_t more)
+{
+	struct ms_vm *vm = w->vm;
+	int r = vm->design->begin(&vm->memory, &vm->as[w->as_id], inactive(w), more);
+
+	return r ? vm_refuse(w->err, -r, MS_RULE_NO_MEMORY, 0, NULL) : 0;
+}
+
+static void end(const struct writer *w)
 {
 	struct ms_vm *vm = w->vm;
 
-	count_add(&vm->counts.hash_grows, vm->design->begin(&vm->memory, &vm->as[w->as_id], inactive(w), more));
+	if (vm->design->end)
+		vm->design->end(&vm->memory, &vm->as[w->as_id], inactive(w));
 }
 
 /* ---- set_user_memory_region ---- */
@@ -375,8 +438,13 @@ static int set_region_locked(struct writer *w, const struct ms_userspace_memory_
 		count_add(&w->vm->counts.noops, 1);
 		return 0;
 	}
-	begin(w, c->told.kind == MS_CREATE);
-	return carry_out(w);
+	r = begin(w, c->kind == MS_CREATE);
+	if (r)
+		discard(w, c);
+	else
+		r = carry_out(w);
+	end(w);
+	return r;
 }
 
 static int set_region(struct ms_vm *vm, const struct ms_userspace_memory_region *region, uint32_t first_id,
@@ -445,17 +513,13 @@ static int check_new(const struct writer *w, const struct ms_memslot *slot)
 	return same ? vm_refuse(w->err, EEXIST, MS_RULE_DUPLICATE_ID, 0, same) : 0;
 }
 
-/* Validates the entry against the private set, which has all before it, and adds it there. */
+/* Validates the entry against the private set, which has all that were staged before it, and adds it there. */
 static int stage(struct writer *w, const struct ms_memslot *slot)
 {
 	struct ms_userspace_memory_region region = region_of(slot, w->as_id);
 	struct change *c = &w->change[w->nr];
-	int r = check_pages(w, slot);
+	int r = check_new(w, slot);
 
-	if (!r)
-		r = rules_request(w->vm, &region, 0, w->vm->config.user_mem_slots, w->err);
-	if (!r)
-		r = check_new(w, slot);
 	if (!r)
 		r = admit(w, c, inactive(w), &region);
 	if (r)
@@ -466,37 +530,88 @@ static int stage(struct writer *w, const struct ms_memslot *slot)
 	return 0;
 }
 
-static int load_locked(struct writer *w, const struct ms_memslot *slots, size_t n)
+static int at_entry(const struct writer *w, int r, size_t index)
+{
+	if (r && w->err)
+		w->err->index = (uint32_t)index;
+	return r;
+}
+
+static int check_entries(const struct writer *w, const struct ms_memslot *slots, size_t n)
 {
 	int r = 0;
 
-	begin(w, n);
-	while (!r && w->nr < n)
-		r = stage(w, &slots[w->nr]);
-	if (!r)
-		return carry_out(w);
-	if (w->err)
-		w->err->index = (uint32_t)w->nr;
-	unstage(w);
-	discard(w);
-	w->vm->design->end(&w->vm->memory, &w->vm->as[w->as_id]);
+	for (size_t i = 0; !r && i < n; i++) {
+		struct ms_userspace_memory_region region = region_of(&slots[i], w->as_id);
+
+		r = check_pages(w, &slots[i]);
+		if (!r)
+			r = rules_request(w->vm, &region, 0, w->vm->config.user_mem_slots, w->err);
+		at_entry(w, r, i);
+	}
+	return r;
+}
+
+struct place {
+	uint64_t base_gfn;
+	size_t index;
+};
+
+static int by_falling_gfn(const void *a, const void *b)
+{
+	const struct place *x = a, *y = b;
+
+	if (x->base_gfn != y->base_gfn)
+		return x->base_gfn < y->base_gfn ? 1 : -1;
+	return x->index < y->index ? -1 : 1;
+}
+
+/* From the highest gfn down: a sorted array takes each at its end, and neighbours are allocated side by side. */
+static int stage_all(struct writer *w, const struct ms_memslot *slots, struct place *places, size_t n)
+{
+	int r = begin(w, n);
+
+	for (size_t i = 0; i < n; i++)
+		places[i] = (struct place){ slots[i].base_gfn, i };
+	qsort(places, n, sizeof(*places), by_falling_gfn);
+	while (!r && w->nr < n) {
+		size_t index = places[w->nr].index;
+
+		r = at_entry(w, stage(w, &slots[index]), index);
+	}
+	return r;
+}
+
+static int load_locked(struct writer *w, const struct ms_memslot *slots, struct place *places, size_t n)
+{
+	int r = check_entries(w, slots, n);
+
+	if (r)
+		return r;
+	r = stage_all(w, slots, places, n);
+	if (r)
+		roll_back(w, false);
+	else
+		r = carry_out(w);
+	end(w);
 	return r;
 }
 
 static int load(struct writer *w, const struct ms_memslot *slots, size_t n)
 {
-	size_t size = n * sizeof(*w->change);
+	struct memory *memory = &w->vm->memory;
+	struct place *places;
 	int r;
 
 	if (w->as_id >= w->vm->config.address_spaces)
 		return refuse(w, MS_RULE_AS_ID, w->vm->config.address_spaces, NULL);
 	if (!n)
 		return 0;
-	w->change = memory_zalloc(&w->vm->memory, size);
-	if (!w->change)
-		return vm_refuse(w->err, ENOMEM, MS_RULE_NO_MEMORY, 0, NULL);
-	r = load_locked(w, slots, n);
-	memory_free(&w->vm->memory, w->change, size);
+	w->change = memory_zalloc(memory, n * sizeof(*w->change));
+	places = w->change ? memory_zalloc(memory, n * sizeof(*places)) : NULL;
+	r = places ? load_locked(w, slots, places, n) : vm_refuse(w->err, ENOMEM, MS_RULE_NO_MEMORY, 0, NULL);
+	memory_free(memory, places, n * sizeof(*places));
+	memory_free(memory, w->change, n * sizeof(*w->change));
 	return r;
 }
 
@@ -510,112 +625,6 @@ int ms_load_memslots(struct ms_vm *vm, uint32_t as_id, const struct ms_memslot *
 	r = load(&w, slots, n);
 	if (r)
 		count_add(&vm->counts.refused, 1);
-	vm_unlock(vm);
-	return r;
-}
-
-/* ---- dirty-log ioctls ---- */
-
-/* The slot whose log is meant, in the order of KVM_GET_DIRTY_LOG's rules. */
-static int find_logged(struct ms_vm *vm, uint32_t as_id, uint32_t id, struct memslot **slot, struct ms_error *err)
-{
-	if (as_id >= vm->config.address_spaces)
-		return vm_refuse(err, EINVAL, MS_RULE_AS_ID, vm->config.address_spaces, NULL);
-	if (id >= vm->config.user_mem_slots)
-		return vm_refuse(err, EINVAL, MS_RULE_SLOT_ID, vm->config.user_mem_slots, NULL);
-	*slot = vm->design->find(vm_active_set(vm, as_id), id);
-	if (!*slot)
-		return vm_refuse(err, ENOENT, MS_RULE_NO_SUCH_SLOT, 0, NULL);
-	if (!(*slot)->dirty)
-		return vm_refuse(err, ENOENT, MS_RULE_NO_DIRTY_LOG, 0, *slot);
-	return 0;
-}
-
-static int get_log(struct ms_vm *vm, struct dirty_log *log, uint64_t *bitmap, size_t room, size_t *nwords,
-		   struct ms_error *err)
-{
-	*nwords = log->nwords;
-	if (bitmap && room < log->nwords)
-		return vm_refuse(err, ENOBUFS, MS_RULE_BITMAP_SIZE, log->nwords, NULL);
-	if (ms_manual_dirty_log_protect(vm))
-		dirty_log_peek(log);
-	else
-		dirty_log_harvest(log);
-	if (!bitmap)
-		return vm_refuse(err, EFAULT, MS_RULE_NULL_BUFFER, 0, NULL);
-	memcpy(bitmap, log->scratch, log->nwords * sizeof(*bitmap));
-	return 0;
-}
-
-int ms_get_dirty_log(struct ms_vm *vm, uint32_t as_id, uint32_t slot, uint64_t *bitmap, size_t room, size_t *nwords,
-		     struct ms_error *err)
-{
-	struct memslot *logged;
-	int r = vm_lock(vm, err);
-
-	*nwords = 0;
-	if (r)
-		return r;
-	r = find_logged(vm, as_id, slot, &logged, err);
-	if (!r)
-		r = get_log(vm, logged->dirty, bitmap, room, nwords, err);
-	vm_unlock(vm);
-	return r;
-}
-
-static bool clear_range_ok(uint64_t npages, uint64_t first, uint32_t num)
-{
-	if (first > npages || num > npages - first)
-		return false;
-	return num == npages - first || num % 64 == 0;
-}
-
-static int clear_log(struct dirty_log *log, uint64_t first, uint32_t num, const uint64_t *bitmap, size_t nwords,
-		     struct ms_error *err)
-{
-	size_t want = dirty_log_words(num);
-
-	if (!clear_range_ok(log->npages, first, num))
-		return vm_refuse(err, EINVAL, MS_RULE_CLEAR_RANGE, log->npages, NULL);
-	if (!bitmap && want)
-		return vm_refuse(err, EFAULT, MS_RULE_NULL_BUFFER, 0, NULL);
-	if (bitmap && nwords != want)
-		return vm_refuse(err, EINVAL, MS_RULE_BITMAP_SIZE, want, NULL);
-	if (!want)
-		return 0;
-	memcpy(log->scratch, bitmap, want * sizeof(*bitmap));
-	dirty_log_clear(log, (size_t)(first / 64), want);
-	return 0;
-}
-
-int ms_clear_dirty_log(struct ms_vm *vm, uint32_t as_id, uint32_t slot, uint64_t first_page, uint32_t num_pages,
-		       const uint64_t *bitmap, size_t nwords, struct ms_error *err)
-{
-	struct memslot *logged = NULL;
-	int r = vm_lock(vm, err);
-
-	if (r)
-		return r;
-	r = find_logged(vm, as_id, slot, &logged, err);
-	if (r != -EINVAL && first_page % 64) /* before the look for the slot: EINVAL goes before ENOENT */
-		r = vm_refuse(err, EINVAL, MS_RULE_FIRST_PAGE, 64, NULL);
-	if (!r)
-		r = clear_log(logged->dirty, first_page, num_pages, bitmap, nwords, err);
-	vm_unlock(vm);
-	return r;
-}
-
-int ms_set_manual_dirty_log_protect(struct ms_vm *vm, uint64_t value, struct ms_error *err)
-{
-	int r = vm_lock(vm, err);
-
-	if (r)
-		return r;
-	if (value == 0 || value == MS_DIRTY_LOG_MANUAL_PROTECT_ENABLE ||
-	    value == (MS_DIRTY_LOG_MANUAL_PROTECT_ENABLE | MS_DIRTY_LOG_INITIALLY_SET))
-		atomic_store_explicit(&vm->manual_dirty_log_protect, value, memory_order_relaxed);
-	else
-		r = vm_refuse(err, EINVAL, MS_RULE_MANUAL_PROTECT, 0, NULL);
 	vm_unlock(vm);
 	return r;
 }

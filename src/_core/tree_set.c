@@ -43,9 +43,7 @@ static struct memslot *slot_or_null(const struct rb_node *node, uint32_t idx)
 
 static struct memslot *slot_of_hook(const struct memslot_set *set, const struct interval_hook *hook)
 {
-	const struct interval *hva = hook ? interval_of(&set->hva_tree, hook) : NULL;
-
-	return hva ? container_of((uintptr_t)hva, struct memslot, hva) : NULL;
+	return container_of(interval_of(&set->hva_tree, hook), struct memslot, hva);
 }
 
 static struct memslot *tree_search_call(const struct memslot_set *set, uint64_t gfn)
@@ -74,17 +72,14 @@ static struct memslot *tree_first_from(const struct memslot_set *set, uint64_t g
 	return memslot_contains(slot, gfn) ? slot : tree_next(set, slot);
 }
 
-static struct memslot *tree_hva_first(const struct memslot_set *set, uint64_t start, uint64_t last)
+static bool tree_hva_range(const struct memslot_set *set, uint64_t start, uint64_t last, memslot_visit_fn *visit,
+			   void *context)
 {
-	return slot_of_hook(set, interval_tree_first(&set->hva_tree, start, last));
-}
+	const struct interval_hook *hook = interval_tree_first(&set->hva_tree, start, last);
 
-static struct memslot *tree_hva_next(const struct memslot_set *set, const struct memslot *slot, uint64_t start,
-				     uint64_t last)
-{
-	const struct interval_hook *hook = &tree_slot_of(slot)->hva_hook[set->node_idx];
-
-	return slot_of_hook(set, interval_tree_next(&set->hva_tree, hook, start, last));
+	for (; hook; hook = interval_tree_next(&set->hva_tree, hook, start, last))
+		visit(context, slot_of_hook(set, hook));
+	return true;
 }
 
 static void gfn_insert(struct memslot_set *set, struct tree_slot *new_slot)
@@ -178,9 +173,8 @@ static struct id_link **alloc_buckets(struct memory *memory, const struct memslo
 	return *bits > set->ids.bits ? memory_zalloc(memory, id_hash_size(*bits)) : NULL;
 }
 
-/* Everything that can fail is allocated before the first edit; what could not be had is done without.
- * -> how many hashes grew. */
-static uint64_t tree_begin(struct memory *memory, struct address_space *as, struct memslot_set *private, size_t more)
+/* Everything that can fail is allocated before the first edit; what could not be had is done without. */
+static int tree_begin(struct memory *memory, struct address_space *as, struct memslot_set *private, size_t more)
 {
 	struct memslot_set *twin = &as->set[!private->node_idx];
 	struct id_link **buckets;
@@ -190,7 +184,9 @@ static uint64_t tree_begin(struct memory *memory, struct address_space *as, stru
 		return 0;
 	buckets = alloc_buckets(memory, private, more, &bits);
 	as->spare.buckets = buckets ? alloc_buckets(memory, twin, more, &as->spare.bits) : NULL;
-	return rehash(memory, private, buckets, bits);
+	if (rehash(memory, private, buckets, bits))
+		atomic_fetch_add_explicit(&as->hash_grows, 1, memory_order_relaxed);
+	return 0;
 }
 
 static void tree_follow(struct memory *memory, struct address_space *as, struct memslot_set *private)
@@ -200,8 +196,9 @@ static void tree_follow(struct memory *memory, struct address_space *as, struct 
 			as->spare.buckets = NULL;
 }
 
-static void tree_end(struct memory *memory, struct address_space *as)
+static void tree_end(struct memory *memory, struct address_space *as, struct memslot_set *private)
 {
+	(void)private;
 	if (unlikely(as->spare.buckets)) {
 		memory_free(memory, as->spare.buckets, id_hash_size(as->spare.bits));
 		as->spare.buckets = NULL;
@@ -256,6 +253,7 @@ static int tree_check(const struct memslot_set *set, char *letter)
 
 const struct memslot_design tree_design = {
 	.name = "tree",
+	.shares_slots = true,
 	.init = tree_init,
 	.alloc_slot = tree_alloc_slot,
 	.free_slot = tree_free_slot,
@@ -263,8 +261,7 @@ const struct memslot_design tree_design = {
 	.find = tree_find,
 	.first_from = tree_first_from,
 	.next = tree_next,
-	.hva_first = tree_hva_first,
-	.hva_next = tree_hva_next,
+	.hva_range = tree_hva_range,
 	.begin = tree_begin,
 	.replace = tree_replace,
 	.follow = tree_follow,

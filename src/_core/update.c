@@ -160,8 +160,8 @@ static void edit_inactive(struct ms_update *u, struct memslot *old, struct memsl
 	struct memslot_set *set = inactive(u);
 	struct address_space *as = &u->vm->as[u->as_id];
 
-	u->vm->design->begin(&u->vm->memory, as, set, 1);
-	u->vm->design->end(&u->vm->memory, as);
+	u->vm->design->begin(&u->vm->memory, as, set, 1); /* never fails in design "tree" */
+	u->vm->design->end(&u->vm->memory, as, set);
 	u->vm->design->replace(set, old, new_slot);
 	*edit_at(u, u->edits.nr++) = (struct edit){ old, new_slot, set->node_idx };
 }

@@ -5,7 +5,12 @@
 #include <stdlib.h>
 #include <string.h>
 
-static const struct memslot_design *const designs[] = { &tree_design };
+/* Every design of this build, by the name that users give.  A new one is a file and a line here. */
+static const struct memslot_design *const designs[] = {
+	&tree_design,
+	&array_design,
+	&list_design,
+};
 
 /* One sleep on slots_lock; a missed wake-up costs no more. */
 #define LOCK_NAP_US 10000
@@ -147,12 +152,13 @@ static bool in_limits(const struct ms_config *config)
 	       config->gpa_bits > MS_PAGE_SHIFT && config->gpa_bits <= 64 && config->hva_end_max < MS_HVA_ERR_MIN;
 }
 
-static void init_address_space(const struct memslot_design *design, struct address_space *as, uint64_t as_id)
+static void init_address_space(const struct ms_vm *vm, struct address_space *as, uint64_t as_id)
 {
+	as->config = &vm->config;
 	for (uint32_t idx = 0; idx < 2; idx++) {
 		as->set[idx].node_idx = idx;
 		atomic_store_explicit(&as->set[idx].generation, as_id, memory_order_relaxed);
-		design->init(&as->set[idx]);
+		vm->design->init(&as->set[idx]);
 	}
 }
 
@@ -168,7 +174,7 @@ static int init_vm(struct ms_vm *vm, const struct ms_config *config, const struc
 	if (!vm->as)
 		return -ENOMEM;
 	for (uint32_t i = 0; i < config->address_spaces; i++)
-		init_address_space(design, &vm->as[i], i);
+		init_address_space(vm, &vm->as[i], i);
 	srcu_init(&vm->srcu, &vm->memory);
 	return 0;
 }

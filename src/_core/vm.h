@@ -28,7 +28,7 @@ struct slots_lock {
 
 struct vm_counts { /* row "counters": relaxed, written under slots_lock */
 	_Atomic uint64_t change[MS_FLAGS_ONLY + 1];
-	_Atomic uint64_t noops, refused, hash_grows;
+	_Atomic uint64_t noops, refused;
 	_Atomic uint64_t nr_memslots, nr_memslot_pages;
 };
 

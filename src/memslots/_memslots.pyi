@@ -220,3 +220,19 @@ class Update:
     def invalidate(self, slot: SlotHandle) -> SlotHandle: ...
     def swap(self) -> None: ...
     def activate(self, old: SlotHandle | None, new: SlotHandle | None) -> None: ...
+
+REGION_DTYPE: np.dtype[Any]
+
+def time_lookups(
+    vm: VM,
+    what: Literal["gfn_to_hva", "id_to_memslot", "hva_range"],
+    numbers: _Numbers,
+    lasts: _Numbers | None = None,
+    group: SupportsIndex = 1,
+    as_id: SupportsIndex = 0,
+    vcpu: VCPU | None = None,
+) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.uint64]]: ...
+def time_changes(
+    vm: VM, regions: npt.NDArray[Any], group: SupportsIndex = 1
+) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.int32]]: ...
+def time_nothing(n: SupportsIndex = 1000) -> npt.NDArray[np.uint64]: ...

@@ -182,7 +182,7 @@ def _progress_bar(paths: Iterable[str]) -> Iterator[Callable[[int], object]]:
 
 def _announced_ops(path: str) -> int:
     try:
-        return vectors.read_header(path)["ops"]
+        return int(vectors.read_header(path)["ops"])
     except (OSError, vectors.VectorError):
         return 0  # it will be reported when its turn comes
 

@@ -236,7 +236,8 @@ void ms_gfn_to_hva_many(struct ms_vm *vm, uint32_t as_id, const struct ms_batch 
 void ms_gpa_to_hva_many(struct ms_vm *vm, uint32_t as_id, const struct ms_batch *batch, bool write);
 void ms_gfn_to_slot_id_many(struct ms_vm *vm, uint32_t as_id, const struct ms_batch *batch); /* int32_t, -1: none */
 
-/* These write up to `room` slots in ascending order and return how many there are in all. */
+/* These write up to `room` slots in ascending order and return how many there are in all; when that is more than
+ * `room`, ask again: which ones were written depends on the design. */
 size_t ms_memslots_in_gfn_range(struct ms_vm *vm, uint32_t as_id, uint64_t start, uint64_t end,
 				struct ms_memslot *out, size_t room);
 size_t ms_memslots_in_hva_range(struct ms_vm *vm, uint32_t as_id, uint64_t start, uint64_t last,
@@ -337,6 +338,25 @@ struct ms_stats {
 };
 
 void ms_get_stats(struct ms_vm *vm, struct ms_stats *out);
+
+/* ---- times from C (measure.c) ------------------------------------------------------------------------------- */
+
+/*
+ * Each makes n calls, writes the nanoseconds of each `group` of them (>= 1) to ns, ceil(n / group) numbers, and every
+ * answer to the array before it.  A group of 1 shows the tail, a large one what a call costs without the clock, whose
+ * share ms_time_nothing() tells.
+ */
+void ms_time_gfn_to_hva(struct ms_vm *vm, uint32_t as_id, const uint64_t *gfns, size_t n, size_t group, uint64_t *hvas,
+			uint64_t *ns);
+void ms_time_vcpu_gfn_to_hva(struct ms_vcpu *vcpu, const uint64_t *gfns, size_t n, size_t group, uint64_t *hvas,
+			     uint64_t *ns);
+void ms_time_id_to_memslot(struct ms_vm *vm, uint32_t as_id, const uint64_t *ids, size_t n, size_t group,
+			   uint64_t *addrs, uint64_t *ns); /* userspace_addr, or 2^64 - 1 */
+void ms_time_hva_range(struct ms_vm *vm, uint32_t as_id, const uint64_t *starts, const uint64_t *lasts, size_t n,
+		       size_t group, uint64_t *counts, uint64_t *ns); /* how many slots have a byte in each */
+void ms_time_changes(struct ms_vm *vm, const struct ms_userspace_memory_region *regions, size_t n, size_t group,
+		     int32_t *results, uint64_t *ns); /* [lock] 0 or a negative errno each */
+void ms_time_nothing(size_t n, uint64_t *ns);
 
 const char *ms_build_info(void); /* compiler, flags, sanitizers: "key=value; ..." */
 

@@ -1,0 +1,114 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * dirty_ioctl.c - KVM_GET_DIRTY_LOG, KVM_CLEAR_DIRTY_LOG and KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2, in KVM's order of rules.
+ *
+ * Locking: slots_lock, which also keeps the slot and the scratch half of its log; marks go on meanwhile.
+ */
+#include <errno.h>
+#include <string.h>
+
+#include "vm.h"
+
+/* The slot whose log is meant, in the order of KVM_GET_DIRTY_LOG's rules. */
+static int find_logged(struct ms_vm *vm, uint32_t as_id, uint32_t id, struct memslot **slot, struct ms_error *err)
+{
+	if (as_id >= vm->config.address_spaces)
+		return vm_refuse(err, EINVAL, MS_RULE_AS_ID, vm->config.address_spaces, NULL);
+	if (id >= vm->config.user_mem_slots)
+		return vm_refuse(err, EINVAL, MS_RULE_SLOT_ID, vm->config.user_mem_slots, NULL);
+	*slot = vm->design->find(vm_active_set(vm, as_id), id);
+	if (!*slot)
+		return vm_refuse(err, ENOENT, MS_RULE_NO_SUCH_SLOT, 0, NULL);
+	if (!(*slot)->dirty)
+		return vm_refuse(err, ENOENT, MS_RULE_NO_DIRTY_LOG, 0, *slot);
+	return 0;
+}
+
+static int get_log(struct ms_vm *vm, struct dirty_log *log, uint64_t *bitmap, size_t room, size_t *nwords,
+		   struct ms_error *err)
+{
+	*nwords = log->nwords;
+	if (bitmap && room < log->nwords)
+		return vm_refuse(err, ENOBUFS, MS_RULE_BITMAP_SIZE, log->nwords, NULL);
+	if (ms_manual_dirty_log_protect(vm))
+		dirty_log_peek(log);
+	else
+		dirty_log_harvest(log);
+	if (!bitmap)
+		return vm_refuse(err, EFAULT, MS_RULE_NULL_BUFFER, 0, NULL);
+	memcpy(bitmap, log->scratch, log->nwords * sizeof(*bitmap));
+	return 0;
+}
+
+int ms_get_dirty_log(struct ms_vm *vm, uint32_t as_id, uint32_t slot, uint64_t *bitmap, size_t room, size_t *nwords,
+		     struct ms_error *err)
+{
+	struct memslot *logged;
+	int r = vm_lock(vm, err);
+
+	*nwords = 0;
+	if (r)
+		return r;
+	r = find_logged(vm, as_id, slot, &logged, err);
+	if (!r)
+		r = get_log(vm, logged->dirty, bitmap, room, nwords, err);
+	vm_unlock(vm);
+	return r;
+}
+
+static bool clear_range_ok(uint64_t npages, uint64_t first, uint32_t num)
+{
+	if (first > npages || num > npages - first)
+		return false;
+	return num == npages - first || num % 64 == 0;
+}
+
+static int clear_log(struct dirty_log *log, uint64_t first, uint32_t num, const uint64_t *bitmap, size_t nwords,
+		     struct ms_error *err)
+{
+	size_t want = dirty_log_words(num);
+
+	if (!clear_range_ok(log->npages, first, num))
+		return vm_refuse(err, EINVAL, MS_RULE_CLEAR_RANGE, log->npages, NULL);
+	if (!bitmap && want)
+		return vm_refuse(err, EFAULT, MS_RULE_NULL_BUFFER, 0, NULL);
+	if (bitmap && nwords != want)
+		return vm_refuse(err, EINVAL, MS_RULE_BITMAP_SIZE, want, NULL);
+	if (!want)
+		return 0;
+	memcpy(log->scratch, bitmap, want * sizeof(*bitmap));
+	dirty_log_clear(log, (size_t)(first / 64), want);
+	return 0;
+}
+
+int ms_clear_dirty_log(struct ms_vm *vm, uint32_t as_id, uint32_t slot, uint64_t first_page, uint32_t num_pages,
+		       const uint64_t *bitmap, size_t nwords, struct ms_error *err)
+{
+	struct memslot *logged = NULL;
+	int r = vm_lock(vm, err);
+
+	if (r)
+		return r;
+	r = find_logged(vm, as_id, slot, &logged, err);
+	if (r != -EINVAL && first_page % 64) /* before the look for the slot: EINVAL goes before ENOENT */
+		r = vm_refuse(err, EINVAL, MS_RULE_FIRST_PAGE, 64, NULL);
+	if (!r)
+		r = clear_log(logged->dirty, first_page, num_pages, bitmap, nwords, err);
+	vm_unlock(vm);
+	return r;
+}
+
+int ms_set_manual_dirty_log_protect(struct ms_vm *vm, uint64_t value, struct ms_error *err)
+{
+	int r = vm_lock(vm, err);
+
+	if (r)
+		return r;
+	if (value == 0 || value == MS_DIRTY_LOG_MANUAL_PROTECT_ENABLE ||
+	    value == (MS_DIRTY_LOG_MANUAL_PROTECT_ENABLE | MS_DIRTY_LOG_INITIALLY_SET))
+		atomic_store_explicit(&vm->manual_dirty_log_protect, value, memory_order_relaxed);
+	else
+		r = vm_refuse(err, EINVAL, MS_RULE_MANUAL_PROTECT, 0, NULL);
+	vm_unlock(vm);
+	return r;
+}
