@@ -10,8 +10,8 @@
  *   D1  bits from npages on are 0;
  *   D2  refs is the number of slots that hold the log.
  *
- * Ordering (row "dirty bits"): a mark is a relaxed fetch_or, a harvest an acq_rel exchange per word; a bit is lost
- * by neither.
+ * Ordering (row "dirty bits"): a mark is a fetch_or, release, after the write that it stands for; a harvest is an
+ * exchange, acq_rel, per word: who harvests a bit sees the write, and no bit is lost.
  * Locking: marks come from read sections; everything else is under slots_lock, refs and the scratch too.
  * Cost: mark O(1); the others O(words).
  */
@@ -41,7 +41,7 @@ void dirty_log_put(struct memory *memory, struct dirty_log *log);   /* NULL is f
 static inline void dirty_log_mark(struct dirty_log *log, uint64_t page)
 {
 	/* Unconditional: a look first could see a bit whose harvest misses the write that this mark is for. */
-	atomic_fetch_or_explicit(&log->live[page / 64], (uint64_t)1 << (page % 64), memory_order_relaxed);
+	atomic_fetch_or_explicit(&log->live[page / 64], (uint64_t)1 << (page % 64), memory_order_release);
 }
 
 /* Moves the live bits to the scratch, or copies them there. */

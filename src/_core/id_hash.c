@@ -61,14 +61,17 @@ struct id_link **id_hash_rehash(struct id_hash *hash, struct id_link **buckets, 
 
 static int check_bucket(const struct id_hash *hash, size_t i, size_t *nr)
 {
-	for (const struct id_link *link = hash->buckets[i]; link; link = link->next) {
+	const struct id_link *link, *other;
+
+	for (link = hash->buckets[i]; link; link = link->next)
+		if (++*nr > hash->nr) /* ends a chain that has become a ring */
+			return 3;
+	for (link = hash->buckets[i]; link; link = link->next) {
 		if (id_hash_bucket(hash, id_of(hash, link)) != &hash->buckets[i])
 			return 1;
-		for (const struct id_link *other = link->next; other; other = other->next)
+		for (other = link->next; other; other = other->next)
 			if (id_of(hash, other) == id_of(hash, link))
 				return 2;
-		if (++*nr > hash->nr) /* also ends a chain that has become a ring */
-			return 3;
 	}
 	return 0;
 }

@@ -100,6 +100,8 @@ struct interval_hook *interval_tree_next(const struct interval_tree *tree, const
 {
 	const struct rb_node *node = &hook->rb, *child;
 
+	if (start > last)
+		return NULL;
 	for (;;) {
 		struct interval_hook *right = hook_of(node->child[1]);
 

@@ -50,18 +50,14 @@ int ms_read_lock(struct ms_vm *vm)
 		srcu_read_unlock(&vm->srcu, section);
 		return -ENOMEM;
 	}
-	if (section.outermost) {
-		section.reader->bank = section.bank;
+	if (section.outermost)
 		section.reader->view = section_view(vm, &section);
-	}
 	return 0;
 }
 
 void ms_read_unlock(struct ms_vm *vm)
 {
-	struct srcu_reader *reader = srcu_reader(&vm->srcu);
-
-	srcu_read_unlock(&vm->srcu, (struct srcu_section){ .reader = reader, .bank = reader->bank });
+	srcu_read_unlock(&vm->srcu, (struct srcu_section){ .reader = srcu_reader(&vm->srcu) });
 }
 
 /* ---- by gfn ---- */

@@ -49,6 +49,8 @@ void *memory_zalloc_lines(struct memory *m, size_t size)
 {
 	void *block;
 
+	if (size > whole_lines(size)) /* it wrapped */
+		return NULL;
 	size = whole_lines(size);
 	block = must_fail(m) ? NULL : aligned_alloc(CACHE_LINE, size);
 	if (block)

@@ -240,7 +240,7 @@ struct check {
 	int broken;
 };
 
-/* R3 bounds the depth of a sound tree of 2^64 nodes by 128: deeper means that R3 or R4 is broken. */
+/* R2 and R3 bound the depth of a tree of 2^64 nodes by 128. */
 #define DEPTH_MAX 128
 
 /* -> the black height of the subtree; the first broken invariant is in c->broken. */
@@ -251,7 +251,7 @@ static int check_subtree(struct check *c, const struct rb_node *node, const stru
 	if (!node || c->broken)
 		return 0;
 	if (rb_parent(node) != parent || depth > DEPTH_MAX) {
-		c->broken = 4;
+		c->broken = rb_parent(node) != parent ? 4 : 3;
 		return 0;
 	}
 	if (is_red(node) && is_red(parent) && parent)

@@ -12,7 +12,7 @@
  * newcomers the one to use.  A thread that cannot get a record (no memory) shares one with its like.
  *
  * Invariants
- *   S1  a section is counted out of the bank that it was counted into;
+ *   S1  a section is counted out of the bank that it was counted into, whichever of nested ones ends last;
  *   S2  a bank of a record is dry when its unlocks, read first, equal its locks, read afterwards;
  *   S3  only its owner counts in a record, the shared one excepted; a record with a free owner is dry.
  *
@@ -108,8 +108,8 @@ static inline void srcu_count(struct srcu_reader *r, enum srcu_count which, uint
 
 uint64_t srcu_total(struct srcu *s, enum srcu_count which);
 
-/* Sections of the shared record have no depth and no view: each is an outermost one, its bank is in the caller's
- * hands. */
+/* Sections of the shared record have no depth and no view: each is an outermost one, and its bank is in its caller's
+ * hands alone. */
 struct srcu_section {
 	struct srcu_reader *reader;
 	uint32_t bank;
@@ -127,23 +127,31 @@ static inline struct srcu_section srcu_read_lock(struct srcu *s)
 		return section;
 	}
 	section.bank = atomic_load_explicit(&s->bank, memory_order_seq_cst);
+	if (likely(!srcu_is_shared(r)))
+		r->bank = section.bank;
 	atomic_fetch_add_explicit(&r->lock[section.bank], 1, memory_order_seq_cst); /* A */
 	return section;
 }
 
 void srcu_wake_writer(struct srcu *s);
 
+/* Only the owner counts here, so that no read-modify-write is needed. */
+static inline void srcu_count_out(_Atomic uint64_t *unlock)
+{
+	uint64_t out = atomic_load_explicit(unlock, memory_order_relaxed);
+
+	atomic_store_explicit(unlock, out + 1, memory_order_release); /* B */
+}
+
 static inline void srcu_read_unlock(struct srcu *s, struct srcu_section section)
 {
 	struct srcu_reader *r = section.reader;
-	_Atomic uint64_t *unlock = &r->unlock[section.bank];
 
 	thread_self.sections--;
 	if (unlikely(srcu_is_shared(r)))
-		atomic_fetch_add_explicit(unlock, 1, memory_order_release); /* B */
+		atomic_fetch_add_explicit(&r->unlock[section.bank], 1, memory_order_release); /* B */
 	else if (--r->depth == 0)
-		atomic_store_explicit(unlock, atomic_load_explicit(unlock, memory_order_relaxed) + 1,
-				      memory_order_release); /* B */
+		srcu_count_out(&r->unlock[r->bank]);
 	if (unlikely(atomic_load_explicit(&s->waiting, memory_order_relaxed))) /* hint: the writer's sleep is bounded */
 		srcu_wake_writer(s);
 }

@@ -1,0 +1,314 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * test_dirty_log.c - dirty logs beside a plain array, and marks that no harvest loses.
+ */
+#include "test.h"
+
+#include <pthread.h>
+#include <sched.h>
+
+#include "dirty_log.h"
+
+#define PAGES_MAX ((1 << 20) + 1)
+
+static struct memory memory;
+static bool live[PAGES_MAX], scratch[PAGES_MAX]; /* what the log must hold */
+static uint64_t marks;
+
+static bool bit(uint64_t word, uint64_t page)
+{
+	return word >> page % 64 & 1;
+}
+
+static void check_equal(const struct dirty_log *log)
+{
+	CHECK_EQ(dirty_log_check(log), 0);
+	for (uint64_t page = 0; page < log->npages; page++) {
+		CHECK_EQ(bit(atomic_load(&log->live[page / 64]), page), live[page]);
+		CHECK_EQ(bit(log->scratch[page / 64], page), scratch[page]);
+	}
+}
+
+/* ---- beside the array ---- */
+
+static struct dirty_log *create(uint64_t npages, bool initially_set)
+{
+	struct dirty_log *log = dirty_log_create(&memory, npages, initially_set);
+
+	CHECK(log);
+	CHECK_EQ(log->npages, npages);
+	CHECK_EQ(log->nwords, (npages + 63) / 64);
+	CHECK_EQ(log->refs, 1);
+	memset(live, initially_set, sizeof(live));
+	memset(scratch, 0, sizeof(scratch));
+	check_equal(log);
+	return log;
+}
+
+static void destroy(struct dirty_log *log)
+{
+	dirty_log_put(&memory, log);
+	CHECK_EQ(atomic_load(&memory.bytes) + atomic_load(&memory.blocks), 0);
+}
+
+static void mark_some(struct dirty_log *log, struct rng *rng, uint64_t times)
+{
+	for (; times; times--) {
+		uint64_t page = rng_below(rng, 8) ? rng_below(rng, log->npages) : log->npages - 1;
+
+		dirty_log_mark(log, page);
+		live[page] = true;
+		marks++;
+	}
+}
+
+static void harvest(struct dirty_log *log)
+{
+	dirty_log_harvest(log);
+	memcpy(scratch, live, log->npages);
+	memset(live, 0, log->npages);
+}
+
+static void peek(struct dirty_log *log)
+{
+	dirty_log_peek(log);
+	memcpy(scratch, live, log->npages);
+}
+
+/* As a user clears: the scratch holds what he wants cleared, from its own beginning on. */
+static void clear(struct dirty_log *log, struct rng *rng)
+{
+	size_t first = rng_below(rng, log->nwords), nwords = rng_below(rng, log->nwords - first + 1);
+
+	for (uint64_t page = 0; page < log->npages; page++)
+		scratch[page] = rng_below(rng, 2);
+	memset(log->scratch, 0, log->nwords * sizeof(*log->scratch));
+	for (uint64_t page = 0; page < log->npages; page++)
+		log->scratch[page / 64] |= (uint64_t)scratch[page] << page % 64;
+	dirty_log_clear(log, first, nwords);
+	for (uint64_t page = 0; page < nwords * 64; page++)
+		if (first * 64 + page < log->npages && scratch[page])
+			live[first * 64 + page] = false;
+}
+
+static void one_size(uint64_t npages, bool initially_set, uint64_t rounds)
+{
+	struct dirty_log *log = create(npages, initially_set);
+	struct rng rng = rng_stream(npages);
+
+	for (; rounds; rounds--) {
+		uint64_t what = rng_below(&rng, 3);
+
+		mark_some(log, &rng, 1 + rng_below(&rng, npages < 100 ? 8 : npages / 16));
+		if (what == 0)
+			harvest(log);
+		else if (what == 1)
+			peek(log);
+		else
+			clear(log, &rng);
+		check_equal(log);
+	}
+	harvest(log);
+	harvest(log); /* of nothing: the scratch is wiped */
+	check_equal(log);
+	destroy(log);
+}
+
+static void every_size(void)
+{
+	for (uint64_t npages = 1; npages <= 200; npages++)
+		for (int set = 0; set < 2; set++)
+			one_size(npages, set, npages % 64 < 2 || npages % 64 == 63 ? test_times(2000) : 20);
+	one_size(PAGES_MAX, false, test_times(8));
+	one_size(PAGES_MAX, true, test_times(8));
+}
+
+/* Each page alone is one bit, its own. */
+static void every_page(void)
+{
+	struct dirty_log *log = create(130, false);
+
+	for (uint64_t page = 0; page < 130; page++) {
+		dirty_log_mark(log, page);
+		live[page] = true;
+		check_equal(log);
+		harvest(log);
+		check_equal(log);
+	}
+	destroy(log);
+}
+
+static void no_pages(void)
+{
+	for (int set = 0; set < 2; set++) {
+		struct dirty_log *log = dirty_log_create(&memory, 0, set);
+
+		CHECK(log);
+		dirty_log_harvest(log);
+		dirty_log_peek(log);
+		CHECK_EQ(dirty_log_check(log), 0);
+		destroy(log);
+	}
+}
+
+static void references(void)
+{
+	struct dirty_log *log = create(65, false);
+
+	CHECK_EQ(dirty_log_get(log), log);
+	CHECK_EQ(dirty_log_get(log), log);
+	CHECK_EQ(log->refs, 3);
+	dirty_log_put(&memory, log);
+	dirty_log_put(&memory, log);
+	CHECK_EQ(log->refs, 1);
+	CHECK_EQ(atomic_load(&memory.blocks), 1);
+	dirty_log_mark(log, 64);
+	destroy(log);
+	CHECK(!dirty_log_get(NULL));
+	dirty_log_put(&memory, NULL);
+}
+
+static void no_memory(void)
+{
+	memory_fail(&memory, 1, false);
+	CHECK(!dirty_log_create(&memory, 100, true));
+	CHECK_EQ(atomic_load(&memory.bytes), 0);
+	destroy(create(100, true));
+}
+
+/* ---- D1 broken on purpose ---- */
+
+static void break_d1(uint64_t npages)
+{
+	struct dirty_log *log = create(npages, true);
+
+	for (uint64_t page = npages; page % 64; page++) {
+		atomic_fetch_or(&log->live[page / 64], (uint64_t)1 << page % 64);
+		CHECK_EQ(dirty_log_check(log), 1);
+		atomic_fetch_and(&log->live[page / 64], ~((uint64_t)1 << page % 64));
+		CHECK_EQ(dirty_log_check(log), 0);
+	}
+	destroy(log);
+}
+
+/* ---- threads: every mark is harvested, and once ---- */
+
+#define MARKERS 3
+#define SHARED_PAGES 3001 /* prime to 64 and to MARKERS: every word has pages of every thread */
+
+struct marker {
+	pthread_t thread;
+	unsigned number;
+	_Atomic uint64_t marked; /* counted after the mark: no harvest from then on may miss it */
+};
+
+static struct dirty_log *shared;
+static struct marker marker[MARKERS];
+static _Atomic uint64_t harvested[SHARED_PAGES]; /* a page is marked again after its last mark was harvested */
+static uint64_t rounds;
+
+/* -> the marks made of the own pages that are due: those behind nobody's harvest, and not done. */
+static uint64_t mark_due(struct marker *m, uint64_t *done)
+{
+	uint64_t made = 0;
+
+	for (uint64_t page = m->number; page < SHARED_PAGES; page += MARKERS)
+		if (done[page] < rounds && atomic_load_explicit(&harvested[page], memory_order_acquire) == done[page]) {
+			dirty_log_mark(shared, page);
+			done[page]++;
+			made++;
+			atomic_fetch_add_explicit(&m->marked, 1, memory_order_release);
+		}
+	return made;
+}
+
+static void *mark_pages(void *argument)
+{
+	struct marker *m = argument;
+	uint64_t *done = calloc(SHARED_PAGES, sizeof(*done));
+	uint64_t left = rounds * ((SHARED_PAGES - m->number + MARKERS - 1) / MARKERS);
+
+	CHECK(done);
+	while (left) {
+		uint64_t made = mark_due(m, done);
+
+		left -= made;
+		if (!made)
+			sched_yield();
+	}
+	free(done);
+	return NULL;
+}
+
+static uint64_t all_marked(void)
+{
+	uint64_t sum = 0;
+
+	for (int i = 0; i < MARKERS; i++)
+		sum += atomic_load_explicit(&marker[i].marked, memory_order_acquire);
+	return sum;
+}
+
+/* In turn the two ways of taking bits out: all at once, or look and then clear what was seen. */
+static uint64_t take_out(uint64_t turn)
+{
+	uint64_t taken = 0;
+
+	if (turn % 2) {
+		dirty_log_harvest(shared);
+	} else {
+		dirty_log_peek(shared);
+		dirty_log_clear(shared, 0, shared->nwords);
+	}
+	for (uint64_t page = 0; page < SHARED_PAGES; page++)
+		if (bit(shared->scratch[page / 64], page)) {
+			atomic_fetch_add_explicit(&harvested[page], 1, memory_order_release);
+			taken++;
+		}
+	return taken;
+}
+
+static void conservation(void)
+{
+	uint64_t taken = 0, before, all;
+
+	rounds = test_times(1000);
+	all = rounds * SHARED_PAGES;
+	shared = create(SHARED_PAGES, false);
+	for (unsigned i = 0; i < MARKERS; i++) {
+		marker[i].number = i;
+		CHECK_EQ(pthread_create(&marker[i].thread, NULL, mark_pages, &marker[i]), 0);
+	}
+	for (uint64_t turn = 0; taken < all; turn++) {
+		before = all_marked();
+		taken += take_out(turn);
+		CHECK(taken >= before); /* none lost */
+		CHECK(taken <= all_marked() + MARKERS); /* none twice; each thread may be about to count one */
+	}
+	for (int i = 0; i < MARKERS; i++)
+		CHECK_EQ(pthread_join(marker[i].thread, NULL), 0);
+	CHECK_EQ(take_out(0) + take_out(1), 0);
+	for (uint64_t page = 0; page < SHARED_PAGES; page++)
+		CHECK_EQ(atomic_load(&harvested[page]), rounds);
+	CHECK_EQ(taken, all_marked());
+	CHECK_EQ(dirty_log_check(shared), 0);
+	marks += taken;
+	destroy(shared);
+}
+
+int main(int argc, char **argv)
+{
+	test_init(argc, argv, 180);
+	memory_init(&memory);
+	no_pages();
+	every_page();
+	every_size();
+	references();
+	no_memory();
+	break_d1(1);
+	break_d1(63);
+	break_d1(65);
+	break_d1(PAGES_MAX);
+	conservation();
+	return test_done("dirty_log", marks, "marks");
+}

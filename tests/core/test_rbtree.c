@@ -1,0 +1,579 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * test_rbtree.c - every small tree there is, and large random ones beside a sorted array.
+ *
+ * Exhaustive in two ways: every order of insertion against every order of erasure, and every tree that any mixture of
+ * insertions and erasures can reach, with every step from it.  What a step does depends on the nodes' bytes alone, so
+ * that the second way covers sequences of any length.
+ */
+#include "test.h"
+
+#include "rbtree.h"
+
+struct item {
+	uint32_t key;
+	uint32_t size;  /* of the subtree: the summary */
+	uint64_t sum;   /* of its keys */
+	struct rb_node rb;
+};
+
+static uint64_t steps;
+
+static struct item *item_of(const struct rb_node *node)
+{
+	return node ? container_of(node, struct item, rb) : NULL;
+}
+
+static bool before(const struct rb_root *root, const struct rb_node *a, const struct rb_node *b)
+{
+	(void)root;
+	return item_of(a)->key < item_of(b)->key;
+}
+
+/* ---- a summary, and whether it is updated as promised ---- */
+
+static void summarise(const struct rb_node *node, uint32_t *size, uint64_t *sum)
+{
+	*size = 1;
+	*sum = item_of(node)->key;
+	for (int dir = 0; dir < 2; dir++)
+		if (node->child[dir]) {
+			*size += item_of(node->child[dir])->size;
+			*sum += item_of(node->child[dir])->sum;
+		}
+}
+
+static void update(const struct rb_root *root, struct rb_node *node)
+{
+	(void)root;
+	summarise(node, &item_of(node)->size, &item_of(node)->sum);
+}
+
+static void check_summaries(const struct rb_node *node)
+{
+	uint32_t size;
+	uint64_t sum;
+
+	if (!node)
+		return;
+	check_summaries(node->child[0]);
+	check_summaries(node->child[1]);
+	summarise(node, &size, &sum);
+	CHECK_EQ(item_of(node)->size, size);
+	CHECK_EQ(item_of(node)->sum, sum);
+}
+
+static void check_tree(const struct rb_root *root)
+{
+	CHECK_EQ(rb_check(root, before), 0);
+	if (root->update)
+		check_summaries(root->node);
+	steps++;
+}
+
+static void insert(struct rb_root *root, struct item *item)
+{
+	struct rb_node *parent = NULL;
+	int dir = 0;
+
+	for (struct rb_node *node = root->node; node; node = node->child[dir]) {
+		parent = node;
+		dir = item_of(node)->key < item->key;
+	}
+	rb_insert(root, parent, dir, &item->rb);
+}
+
+/* ---- every order of insertion against every order of erasure ---- */
+
+#define ORDERS_MAX 7
+
+struct small {
+	struct rb_root root;
+	struct item item[ORDERS_MAX];
+};
+
+static struct small small;
+static unsigned small_nr;
+
+static void check_small(unsigned present)
+{
+	CHECK_EQ(rb_check(&small.root, before), 0);
+	CHECK_EQ(!small.root.node, !present);
+	steps++;
+}
+
+static uint64_t erase_orders(unsigned present)
+{
+	struct small saved = small;
+	uint64_t orders = 0;
+
+	if (!present)
+		return 1;
+	for (unsigned i = 0; i < small_nr; i++)
+		if (present & 1u << i) {
+			rb_erase(&small.root, &small.item[i].rb);
+			check_small(present & ~(1u << i));
+			orders += erase_orders(present & ~(1u << i));
+			small = saved;
+		}
+	return orders;
+}
+
+static uint64_t insert_orders(unsigned present)
+{
+	struct small saved = small;
+	uint64_t orders = 0;
+
+	if (present == (1u << small_nr) - 1)
+		return erase_orders(present);
+	for (unsigned i = 0; i < small_nr; i++)
+		if (!(present & 1u << i)) {
+			insert(&small.root, &small.item[i]);
+			check_small(present | 1u << i);
+			orders += insert_orders(present | 1u << i);
+			small = saved;
+		}
+	return orders;
+}
+
+static uint64_t every_order(unsigned nr)
+{
+	uint64_t orders, factorial = 1;
+
+	for (uint32_t i = 0; i < nr; i++) {
+		small.item[i].key = i;
+		factorial *= i + 1;
+	}
+	small_nr = nr;
+	orders = insert_orders(0);
+	CHECK_EQ(orders, factorial * factorial);
+	return orders;
+}
+
+/* ---- every tree that can be reached, and every step from it ---- */
+
+#define REACH_MAX 12
+
+struct state {
+	uint64_t hash;
+	unsigned present;
+	struct rb_root root;
+	struct item item[REACH_MAX];
+};
+
+static struct state *states;
+static uint32_t *state_slots; /* open addressing; 0 is free, else a state's index + 1 */
+static size_t nr_states, max_states;
+static unsigned reach_nr;
+static struct rb_root reach_root; /* the tree at work: all states have their pointers into it */
+static struct item reach_item[REACH_MAX];
+
+static uint64_t hash_bytes(const void *bytes, size_t size)
+{
+	const unsigned char *byte = bytes;
+	uint64_t hash = 0xCBF29CE484222325u; /* FNV-1a */
+
+	for (size_t i = 0; i < size; i++)
+		hash = (hash ^ byte[i]) * 0x100000001B3u;
+	return hash ^ hash >> 29;
+}
+
+static void load(const struct state *state)
+{
+	reach_root = state->root;
+	memcpy(reach_item, state->item, sizeof(reach_item));
+}
+
+/* Keeps the tree at work unless it is known.  An absent node's bytes say nothing. */
+static void keep(unsigned present)
+{
+	struct state *state = &states[nr_states];
+	size_t slot;
+
+	for (unsigned i = 0; i < reach_nr; i++)
+		if (!(present & 1u << i))
+			reach_item[i] = (struct item){ .key = i };
+	state->present = present;
+	state->root = reach_root;
+	memcpy(state->item, reach_item, sizeof(reach_item));
+	state->hash = hash_bytes(state->item, sizeof(state->item));
+	for (slot = state->hash % (2 * max_states); state_slots[slot]; slot = (slot + 1) % (2 * max_states))
+		if (states[state_slots[slot] - 1].hash == state->hash &&
+		    !memcmp(states[state_slots[slot] - 1].item, state->item, sizeof(state->item)))
+			return;
+	CHECK(nr_states + 1 < max_states);
+	state_slots[slot] = (uint32_t)++nr_states;
+}
+
+static void step(const struct state *from, unsigned i)
+{
+	load(from);
+	if (from->present & 1u << i)
+		rb_erase(&reach_root, &reach_item[i].rb);
+	else
+		insert(&reach_root, &reach_item[i]);
+	check_tree(&reach_root);
+	CHECK_EQ(reach_root.node ? item_of(reach_root.node)->size : 0, __builtin_popcount(from->present ^ 1u << i));
+	keep(from->present ^ 1u << i);
+}
+
+static void replace_each(const struct state *from)
+{
+	struct item twin;
+
+	for (unsigned i = 0; i < reach_nr; i++)
+		if (from->present & 1u << i) {
+			load(from);
+			memset(&twin, 0xA5, sizeof(twin));
+			twin.key = i;
+			rb_replace(&reach_root, &reach_item[i].rb, &twin.rb);
+			check_tree(&reach_root);
+			rb_replace(&reach_root, &twin.rb, &reach_item[i].rb);
+			check_tree(&reach_root);
+			CHECK_EQ(memcmp(reach_item, from->item, sizeof(reach_item)), 0); /* the shape stayed */
+		}
+}
+
+static void walk_each(const struct state *from)
+{
+	const struct rb_node *up, *down;
+	unsigned first, last;
+
+	load(from);
+	up = rb_first(&reach_root);
+	down = rb_last(&reach_root);
+	for (first = 0; first < reach_nr; first++)
+		if (from->present & 1u << first) {
+			CHECK_EQ(up, &reach_item[first].rb);
+			up = rb_next(up);
+		}
+	for (last = reach_nr; last-- > 0;)
+		if (from->present & 1u << last) {
+			CHECK_EQ(down, &reach_item[last].rb);
+			down = rb_prev(down);
+		}
+	CHECK(!up && !down);
+}
+
+static uint64_t every_tree(unsigned nr, size_t max)
+{
+	size_t full = 0;
+
+	reach_nr = nr;
+	max_states = max;
+	nr_states = 0;
+	states = calloc(max, sizeof(*states));
+	state_slots = calloc(2 * max, sizeof(*state_slots));
+	CHECK(states && state_slots);
+	reach_root = (struct rb_root){ .update = update };
+	keep(0);
+	for (size_t at = 0; at < nr_states; at++) {
+		for (unsigned i = 0; i < nr; i++)
+			step(&states[at], i);
+		replace_each(&states[at]);
+		walk_each(&states[at]);
+		full += states[at].present == (1u << nr) - 1;
+	}
+	printf("  %zu trees over %u keys can be reached, %zu of them with every key\n", nr_states, nr, full);
+	free(states);
+	free(state_slots);
+	return nr_states;
+}
+
+/* ---- large trees beside a sorted array ---- */
+
+#define KEYS_MAX 32768
+
+static struct item pool[2][KEYS_MAX]; /* a key's item and its twin */
+static uint8_t which[KEYS_MAX];       /* ... which of them is linked */
+static uint32_t sorted[KEYS_MAX];     /* the keys in the tree */
+static size_t nr_sorted;
+
+static size_t position(uint32_t key)
+{
+	size_t low = 0, high = nr_sorted, middle;
+
+	while (low < high) {
+		middle = (low + high) / 2;
+		if (sorted[middle] < key)
+			low = middle + 1;
+		else
+			high = middle;
+	}
+	return low;
+}
+
+static struct item *linked(uint32_t key)
+{
+	return &pool[which[key]][key];
+}
+
+static void toggle(struct rb_root *root, uint32_t key)
+{
+	size_t at = position(key);
+
+	if (at < nr_sorted && sorted[at] == key) {
+		rb_erase(root, &linked(key)->rb);
+		memmove(&sorted[at], &sorted[at + 1], (--nr_sorted - at) * sizeof(*sorted));
+	} else {
+		linked(key)->key = key;
+		insert(root, linked(key));
+		memmove(&sorted[at + 1], &sorted[at], (nr_sorted++ - at) * sizeof(*sorted));
+		sorted[at] = key;
+	}
+}
+
+static void replace(struct rb_root *root, uint32_t key)
+{
+	struct item *old = linked(key);
+
+	which[key] ^= 1;
+	linked(key)->key = key;
+	rb_replace(root, &old->rb, &linked(key)->rb);
+	memset(old, 0xA5, sizeof(*old));
+}
+
+static void check_neighbours(const struct rb_root *root, size_t at)
+{
+	struct item *item = linked(sorted[at]);
+
+	CHECK_EQ(rb_first(root), &linked(sorted[0])->rb);
+	CHECK_EQ(rb_last(root), &linked(sorted[nr_sorted - 1])->rb);
+	CHECK_EQ(rb_prev(&item->rb), at ? &linked(sorted[at - 1])->rb : NULL);
+	CHECK_EQ(rb_next(&item->rb), at + 1 < nr_sorted ? &linked(sorted[at + 1])->rb : NULL);
+}
+
+static void check_whole(const struct rb_root *root)
+{
+	struct rb_node *node = rb_first(root);
+
+	check_tree(root);
+	for (size_t i = 0; i < nr_sorted; i++, node = rb_next(node))
+		CHECK_EQ(node, &linked(sorted[i])->rb);
+	CHECK(!node);
+}
+
+/* Every path from a changed node up is right after each step; the whole tree is looked at now and then. */
+static void check_path(const struct rb_root *root, const struct rb_node *node)
+{
+	uint32_t size;
+	uint64_t sum;
+
+	for (; root->update && node; node = rb_parent(node)) {
+		summarise(node, &size, &sum);
+		CHECK_EQ(item_of(node)->size, size);
+		CHECK_EQ(item_of(node)->sum, sum);
+	}
+}
+
+static void random_step(struct rb_root *root, struct rng *rng, uint32_t keys, bool grow)
+{
+	uint32_t key = (uint32_t)rng_below(rng, keys);
+	size_t at = position(key);
+	bool is_in = at < nr_sorted && sorted[at] == key;
+
+	if (is_in && rng_below(rng, 4) == 0)
+		replace(root, key);
+	else if (is_in != grow || rng_below(rng, 4) == 0)
+		toggle(root, key);
+	if (nr_sorted) {
+		at = position(key);
+		at = at < nr_sorted ? at : nr_sorted - 1;
+		check_path(root, &linked(sorted[at])->rb);
+		check_neighbours(root, at);
+	}
+	steps++;
+}
+
+static void random_tree(uint64_t stream, uint32_t keys, rb_update_fn *fn)
+{
+	struct rb_root root = { .update = fn };
+	struct rng rng = rng_stream(stream);
+	uint64_t times = test_times(10 * (uint64_t)keys);
+	uint64_t every = times / 16 + 1;
+
+	nr_sorted = 0;
+	for (uint64_t i = 0; i < times; i++) {
+		random_step(&root, &rng, keys, i < times * 6 / 10);
+		if (keys <= 64 || i % every == 0)
+			check_whole(&root);
+	}
+	while (nr_sorted)
+		toggle(&root, sorted[rng_below(&rng, nr_sorted)]);
+	CHECK(!root.node);
+}
+
+/* Ascending, descending, and all in: the depth is bounded by 2 log2(n + 1). */
+static void check_depth(const struct rb_root *root, uint32_t keys)
+{
+	int depth, limit = 2 * (32 - __builtin_clz(keys));
+
+	for (size_t i = 0; i < nr_sorted; i++) {
+		depth = 0;
+		for (const struct rb_node *node = &linked(sorted[i])->rb; node; node = rb_parent(node))
+			depth++;
+		CHECK(depth <= limit);
+	}
+	check_whole(root);
+}
+
+static void ordered_tree(uint32_t keys, bool up)
+{
+	struct rb_root root = { .update = update };
+
+	for (uint32_t i = 0; i < keys; i++)
+		toggle(&root, up ? i : keys - 1 - i);
+	check_depth(&root, keys);
+	for (uint32_t i = 0; i < keys; i++)
+		toggle(&root, up ? i : keys - 1 - i);
+	CHECK(!root.node);
+}
+
+/* ---- each invariant broken on purpose ---- */
+
+#define PLANTED 64
+
+static struct item planted[PLANTED];
+
+static void plant_tree(struct rb_root *root, struct rng *rng)
+{
+	uint32_t order[PLANTED];
+
+	*root = (struct rb_root){ 0 };
+	for (uint32_t i = 0; i < PLANTED; i++) {
+		uint32_t j = (uint32_t)rng_below(rng, i + 1);
+
+		order[i] = order[j];
+		order[j] = i;
+		planted[i].key = 2 * i;
+	}
+	for (uint32_t i = 0; i < PLANTED; i++)
+		insert(root, &planted[order[i]]);
+	CHECK_EQ(rb_check(root, before), 0);
+}
+
+static bool is_red(const struct rb_node *node)
+{
+	return !(node->parent_color & RB_BLACK);
+}
+
+static void break_r1(struct rb_root *root)
+{
+	struct rb_node *top = root->node;
+
+	top->parent_color &= ~RB_BLACK;
+	CHECK_EQ(rb_check(root, before), 1);
+	top->parent_color = (uintptr_t)top->child[0] | RB_BLACK;
+	CHECK_EQ(rb_check(root, before), 1);
+	top->parent_color = RB_BLACK;
+}
+
+/* A black node under a red one turns red: R3 breaks with R2, and the check meets R2 first. */
+static void break_r2(struct rb_root *root, struct rb_node *node)
+{
+	if (is_red(node) || node == root->node || !is_red(rb_parent(node)))
+		return;
+	node->parent_color &= ~RB_BLACK;
+	CHECK_EQ(rb_check(root, before), 2);
+	node->parent_color |= RB_BLACK;
+}
+
+/* A red node turns black: one path is longer, nothing else. */
+static void break_r3(struct rb_root *root, struct rb_node *node)
+{
+	if (!is_red(node))
+		return;
+	node->parent_color |= RB_BLACK;
+	CHECK_EQ(rb_check(root, before), 3);
+	node->parent_color &= ~RB_BLACK;
+}
+
+static void break_r4(struct rb_root *root, struct rb_node *node)
+{
+	uintptr_t sound = node->parent_color;
+	struct rb_node *grand = rb_parent(node) ? rb_parent(rb_parent(node)) : NULL;
+
+	if (node == root->node)
+		return;
+	node->parent_color = (uintptr_t)grand | (sound & RB_BLACK);
+	CHECK_EQ(rb_check(root, before), 4);
+	node->parent_color = (uintptr_t)node | (sound & RB_BLACK);
+	CHECK_EQ(rb_check(root, before), 4);
+	node->parent_color = sound;
+}
+
+/* A subtree that hangs from itself must not keep the check busy for ever. */
+static void break_r4_ring(struct rb_root *root, struct rb_node *node)
+{
+	struct rb_node *sound = node->child[1];
+
+	if (node == root->node)
+		return;
+	node->child[1] = rb_parent(node);
+	CHECK_EQ(rb_check(root, before), 4);
+	node->child[1] = sound;
+}
+
+static void break_r5(struct rb_root *root, struct item *item)
+{
+	uint32_t sound = item->key;
+
+	if (&item->rb != rb_last(root)) {
+		item->key = sound + 2; /* equal to the next: not ascending */
+		CHECK_EQ(rb_check(root, before), 5);
+		item->key = sound + 3;
+		CHECK_EQ(rb_check(root, before), 5);
+	}
+	if (&item->rb != rb_first(root)) {
+		item->key = sound - 2;
+		CHECK_EQ(rb_check(root, before), 5);
+	}
+	item->key = sound;
+}
+
+static void planted_defects(void)
+{
+	struct rng rng = rng_stream(99);
+	struct rb_root root;
+
+	for (uint64_t round = test_times(200); round; round--) {
+		plant_tree(&root, &rng);
+		break_r1(&root);
+		for (unsigned i = 0; i < PLANTED; i++) {
+			break_r2(&root, &planted[i].rb);
+			break_r3(&root, &planted[i].rb);
+			break_r4(&root, &planted[i].rb);
+			break_r4_ring(&root, &planted[i].rb);
+			break_r5(&root, &planted[i]);
+		}
+		check_tree(&root);
+	}
+}
+
+static void empty_tree(void)
+{
+	struct rb_root root = { 0 };
+
+	CHECK_EQ(rb_check(&root, before), 0);
+	CHECK(!rb_first(&root) && !rb_last(&root));
+}
+
+int main(int argc, char **argv)
+{
+	test_init(argc, argv, 120);
+	empty_tree();
+	printf("  %" PRIu64 " orders of insertion and erasure\n", every_order(test_slow ? 6 : ORDERS_MAX));
+	if (test_slow)
+		every_tree(9, 16384);
+	else
+		every_tree(REACH_MAX, 1 << 18);
+	for (uint32_t keys = 1; keys <= KEYS_MAX; keys *= 2) {
+		random_tree(keys, keys, NULL);
+		random_tree(keys + 1, keys, update);
+	}
+	ordered_tree(KEYS_MAX, true);
+	ordered_tree(KEYS_MAX, false);
+	ordered_tree(1000, true);
+	planted_defects();
+	return test_done("rbtree", steps, "steps");
+}

@@ -1,0 +1,408 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * test_srcu_schedules.c - read sections and grace periods in every order of their steps.
+ *
+ * srcu.c is compiled into this program with each of its atomic operations, locks and sleeps turned into a place where
+ * another thread may go on.  The threads are coroutines of one real thread, and a run is decided by a list of choices,
+ * so that all lists can be tried, depth first: every schedule with at most `preemptions` switches away from a thread
+ * that could have gone on.  Bugs of this kind need two or three of them; a stress test meets such an order by luck.
+ *
+ * The steps are sequentially consistent: this proves the algorithm, not the memory orders that srcu.h gives it.
+ */
+#include "test.h"
+
+#include <pthread.h>
+#include <sched.h>
+#include <stdatomic.h>
+#include <ucontext.h>
+
+#include "memory.h"
+#include "thread.h"
+
+static void step(void);     /* another thread may go on before what follows */
+static void wait_step(void); /* ... and should: this one waits for something */
+static void mutual_lock(pthread_mutex_t *mutex);
+static void mutual_unlock(pthread_mutex_t *mutex);
+
+#undef atomic_load_explicit
+#undef atomic_store_explicit
+#undef atomic_fetch_add_explicit
+#undef thread_wait
+#undef thread_wake_all
+#ifdef __clang__
+#define atomic_load_explicit(at, order) (step(), __c11_atomic_load(at, order))
+#define atomic_store_explicit(at, value, order) (step(), __c11_atomic_store(at, value, order))
+#define atomic_fetch_add_explicit(at, n, order) (step(), __c11_atomic_fetch_add(at, n, order))
+#else
+#define atomic_load_explicit(at, order) (step(), __atomic_load_n(at, order))
+#define atomic_store_explicit(at, value, order) (step(), __atomic_store_n(at, value, order))
+#define atomic_fetch_add_explicit(at, n, order) (step(), __atomic_fetch_add(at, n, order))
+#endif
+#define sched_yield() wait_step()
+#define thread_wait(word, value, us) ((void)(value), wait_step())
+#define thread_wake_all(word) step()
+#define pthread_mutex_lock(mutex) mutual_lock(mutex)
+#define pthread_mutex_unlock(mutex) mutual_unlock(mutex)
+
+#include "srcu.c"
+
+/* ---- coroutines ---- */
+
+#define FIBERS_MAX 3
+#define STACK_SIZE 65536
+#define STEPS_MAX 5000 /* a run has some hundred; one that gets here hangs */
+
+struct fiber {
+	ucontext_t context;
+	void (*run)(void);
+	bool done;
+	bool waits; /* nobody else has made a step since it began to wait */
+	struct thread self;
+	struct srcu_cache cache[SRCU_CACHED];
+	_Alignas(64) char stack[STACK_SIZE];
+};
+
+static struct fiber fibers[FIBERS_MAX];
+static unsigned nr_fibers, running;
+static ucontext_t outside;
+static bool exploring;
+static unsigned steps, preemptions, preemptions_max;
+
+/* ---- choices ---- */
+
+struct choice {
+	uint8_t nr, taken;
+};
+
+static struct choice path[STEPS_MAX];
+static unsigned path_length, path_at;
+
+static unsigned choose(unsigned nr)
+{
+	if (nr < 2)
+		return 0;
+	if (path_at == path_length) {
+		CHECK(path_length < STEPS_MAX);
+		path[path_length++] = (struct choice){ .nr = (uint8_t)nr };
+	}
+	return path[path_at++].taken;
+}
+
+/* The next list of choices in order; false: that was the last. */
+static bool next_path(void)
+{
+	while (path_length && path[path_length - 1].taken + 1 == path[path_length - 1].nr)
+		path_length--;
+	if (!path_length)
+		return false;
+	path[path_length - 1].taken++;
+	return true;
+}
+
+/* ---- switches ---- */
+
+static void leave_identity(struct fiber *fiber)
+{
+	fiber->self = thread_self;
+	memcpy(fiber->cache, srcu_cache, sizeof(srcu_cache));
+}
+
+static void enter_identity(struct fiber *fiber)
+{
+	thread_self = fiber->self;
+	memcpy(srcu_cache, fiber->cache, sizeof(srcu_cache));
+}
+
+static void switch_to(unsigned next)
+{
+	unsigned from = running;
+
+	if (next == from)
+		return;
+	leave_identity(&fibers[from]);
+	running = next;
+	enter_identity(&fibers[next]);
+	CHECK_EQ(swapcontext(&fibers[from].context, &fibers[next].context), 0);
+}
+
+/* The others that could go on, in turn from the running one. */
+static unsigned others(unsigned *list)
+{
+	unsigned nr = 0;
+
+	for (unsigned i = 1; i < nr_fibers; i++) {
+		unsigned fiber = (running + i) % nr_fibers;
+
+		if (!fibers[fiber].done && !fibers[fiber].waits)
+			list[nr++] = fiber;
+	}
+	return nr;
+}
+
+static void count_step(void)
+{
+	CHECK(++steps < STEPS_MAX);
+}
+
+static void step(void)
+{
+	unsigned list[FIBERS_MAX], nr, taken;
+
+	if (!exploring)
+		return;
+	count_step();
+	nr = preemptions < preemptions_max ? others(list) : 0;
+	taken = choose(1 + nr);
+	if (taken) {
+		preemptions++;
+		switch_to(list[taken - 1]);
+	}
+	for (unsigned i = 0; i < nr_fibers; i++)
+		fibers[i].waits = false; /* this one goes on: what the others wait for may happen */
+}
+
+/* To go on with the next in turn costs nothing. */
+static void wait_step(void)
+{
+	unsigned list[FIBERS_MAX], nr, taken;
+
+	if (!exploring)
+		return;
+	count_step();
+	fibers[running].waits = true;
+	nr = others(list);
+	taken = choose(preemptions < preemptions_max || !nr ? nr : 1);
+	preemptions += taken > 0;
+	if (nr)
+		switch_to(list[taken]);
+	fibers[running].waits = false;
+}
+
+static bool locked;
+
+static void mutual_lock(pthread_mutex_t *mutex)
+{
+	(void)mutex;
+	step();
+	while (locked)
+		wait_step();
+	locked = true;
+}
+
+static void mutual_unlock(pthread_mutex_t *mutex)
+{
+	(void)mutex;
+	locked = false;
+}
+
+/* A thread's end: any other may be next. */
+static void end_fiber(void)
+{
+	unsigned list[FIBERS_MAX], nr;
+
+	fibers[running].done = true;
+	for (unsigned i = 0; i < nr_fibers; i++)
+		fibers[i].waits = false;
+	nr = others(list);
+	if (nr)
+		switch_to(list[choose(nr)]);
+	setcontext(&outside);
+}
+
+static void fiber_main(void)
+{
+	fibers[running].run();
+	end_fiber();
+}
+
+/* ---- what the threads do ---- */
+
+#define UPDATES_MAX 3
+
+static struct srcu domain;
+static struct memory memory;
+static struct {
+	bool dead;
+} thing[UPDATES_MAX + 1];
+static unsigned current, updates;
+
+static void look(void)
+{
+	unsigned seen;
+
+	step();
+	seen = current;
+	step();
+	CHECK(!thing[seen].dead);
+	step();
+	CHECK(!thing[seen].dead);
+}
+
+static void read_once(void)
+{
+	struct srcu_section section = srcu_read_lock(&domain);
+
+	look();
+	srcu_read_unlock(&domain, section);
+}
+
+static void read_twice(void)
+{
+	read_once();
+	read_once();
+}
+
+static void read_nested(void)
+{
+	struct srcu_section outer = srcu_read_lock(&domain);
+	unsigned seen = current;
+
+	read_once();
+	CHECK(!thing[seen].dead);
+	look();
+	srcu_read_unlock(&domain, outer);
+}
+
+/* The end of a thread that is inside; its record is free for the next. */
+static void die_inside(void)
+{
+	srcu_read_lock(&domain);
+	srcu_read_lock(&domain);
+	look();
+	take_back_all((void *)(uintptr_t)thread_self.number);
+	thread_self.sections = 0;
+}
+
+static void read_and_end(void)
+{
+	read_once();
+	take_back_all((void *)(uintptr_t)thread_self.number);
+}
+
+static void write_all(void)
+{
+	for (unsigned i = 0; i < updates; i++) {
+		step();
+		current = i + 1;
+		synchronize_srcu(&domain);
+		step();
+		thing[i].dead = true;
+	}
+}
+
+/* ---- scenarios ---- */
+
+enum records {
+	OWN,   /* the readers have their records beforehand */
+	NEW,   /* ... get them when they first read */
+	SHARED /* ... get none: no memory */
+};
+
+struct scenario {
+	const char *name;
+	enum records records;
+	unsigned preemptions;
+	unsigned updates;
+	void (*reader[FIBERS_MAX - 1])(void);
+};
+
+static const struct scenario scenarios[] = {
+	{ "one reader", OWN, 4, 2, { read_twice } },
+	{ "one reader, three changes", OWN, 3, 3, { read_twice } },
+	{ "nested sections", OWN, 4, 2, { read_nested } },
+	{ "two readers", OWN, 3, 2, { read_once, read_once } },
+	{ "two readers, again and again", OWN, 2, 2, { read_twice, read_twice } },
+	{ "a newcomer", NEW, 4, 2, { read_once } },
+	{ "two newcomers", NEW, 3, 1, { read_once, read_once } },
+	{ "one takes the other's record", NEW, 3, 1, { read_and_end, read_once } },
+	{ "a thread dies inside", NEW, 2, 2, { die_inside, read_once } },
+	{ "two in the shared record", SHARED, 3, 1, { read_once, read_once } },
+	{ "two in the shared record, again and again", SHARED, 2, 2, { read_twice, read_twice } },
+	{ "nested in the shared record", SHARED, 2, 2, { read_nested, read_once } },
+};
+
+static void prepare_fiber(unsigned i, void (*run)(void), bool newcomer)
+{
+	struct fiber *fiber = &fibers[i];
+
+	fiber->run = run;
+	fiber->done = fiber->waits = false;
+	fiber->self = (struct thread){ 0 };
+	memset(fiber->cache, 0, sizeof(fiber->cache));
+	enter_identity(fiber);
+	if (!newcomer)
+		srcu_find_reader(&domain);
+	leave_identity(fiber);
+	CHECK_EQ(getcontext(&fiber->context), 0);
+	fiber->context.uc_stack.ss_sp = fiber->stack;
+	fiber->context.uc_stack.ss_size = sizeof(fiber->stack);
+	fiber->context.uc_link = NULL;
+	makecontext(&fiber->context, fiber_main, 0);
+}
+
+static void prepare(const struct scenario *scenario)
+{
+	memory_init(&memory);
+	srcu_init(&domain, &memory);
+	memory_fail(&memory, scenario->records == SHARED, true);
+	memset(thing, 0, sizeof(thing));
+	current = steps = preemptions = path_at = 0;
+	updates = scenario->updates;
+	preemptions_max = scenario->preemptions - (test_slow && scenario->preemptions > 2);
+	prepare_fiber(0, write_all, true);
+	for (nr_fibers = 1; nr_fibers < FIBERS_MAX && scenario->reader[nr_fibers - 1]; nr_fibers++)
+		prepare_fiber(nr_fibers, scenario->reader[nr_fibers - 1], scenario->records != OWN);
+}
+
+static void run(void)
+{
+	exploring = true;
+	running = choose(nr_fibers);
+	enter_identity(&fibers[running]);
+	CHECK_EQ(swapcontext(&outside, &fibers[running].context), 0);
+	exploring = false;
+}
+
+static void finish(void)
+{
+	for (unsigned i = 0; i < nr_fibers; i++)
+		CHECK(fibers[i].done);
+	for (struct srcu_reader *r = domain.readers; r; r = r->next) {
+		CHECK_EQ(r->lock[0], r->unlock[0]);
+		CHECK_EQ(r->lock[1], r->unlock[1]);
+		CHECK_EQ(r->depth, 0);
+	}
+	CHECK_EQ(domain.periods, updates);
+	CHECK_EQ(domain.waiting, 0);
+	srcu_deinit(&domain);
+	CHECK_EQ(memory.blocks, 0);
+}
+
+static uint64_t explore(const struct scenario *scenario)
+{
+	uint64_t schedules = 0;
+
+	printf("  %s: ", scenario->name);
+	fflush(stdout);
+	path_length = 0;
+	do {
+		prepare(scenario);
+		run();
+		finish();
+		schedules++;
+	} while (next_path());
+	printf("%" PRIu64 " schedules\n", schedules);
+	return schedules;
+}
+
+int main(int argc, char **argv)
+{
+	uint64_t schedules = 0;
+
+	test_init(argc, argv, 120);
+	if (TEST_THREAD_SANITIZED)
+		puts("  none: this sanitizer does not follow coroutines");
+	for (size_t i = 0; !TEST_THREAD_SANITIZED && i < ARRAY_SIZE(scenarios); i++)
+		schedules += explore(&scenarios[i]);
+	return test_done("srcu_schedules", schedules, "schedules");
+}
