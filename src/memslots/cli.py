@@ -387,6 +387,11 @@ _COMMANDS = {
         _add_replay_arguments,
         _run_replay,
     ),
+    "map": _in_module(
+        "map",
+        "draw or print the memory map that a vector file builds",
+        "memslots map pc-migrate-boot -o map.png",
+    ),
     "info": _Command(
         "show versions, build, CPU features and whether /dev/kvm is usable",
         "memslots info --json",

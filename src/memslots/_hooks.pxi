@@ -1,0 +1,54 @@
+# SPDX-License-Identifier: MIT
+# From the core's hooks to a Python Listener, and what it raises back to the caller of the change.
+
+@cython.final
+cdef class _Hook:
+    """One listener of one VM, and the C struct that leads to it."""
+    cdef ms_listener c
+    cdef object listener
+    cdef dict raised  # the VM's: what hooks raised, by the thread that runs the change
+
+    cdef void keep(self, object error):
+        self.raised.setdefault(PyThread_get_thread_ident(), []).append(error)
+
+    cdef void keep_refusal(self, object error):
+        """First in the list: it is the reason why the change fails."""
+        self.raised.setdefault(PyThread_get_thread_ident(), []).insert(0, error)
+
+
+cdef object _change(const ms_change *change):
+    return Change(ChangeKind(<int>change.kind), _slot_or_none(&change.old_slot), _slot_or_none(&change.new_slot))
+
+
+cdef int _prepare(void *opaque, const ms_change *change) noexcept with gil:
+    cdef _Hook hook = <_Hook>opaque
+    try:
+        hook.listener.prepare(_change(change))
+        return 0
+    except BaseException as error:
+        hook.keep_refusal(error)
+        return -ECANCELED
+
+
+cdef void _abort(void *opaque, const ms_change *change) noexcept with gil:
+    cdef _Hook hook = <_Hook>opaque
+    try:
+        hook.listener.abort(_change(change))
+    except BaseException as error:
+        hook.keep(error)
+
+
+cdef void _flush(void *opaque, const ms_memslot *active, const ms_memslot *old) noexcept with gil:
+    cdef _Hook hook = <_Hook>opaque
+    try:
+        hook.listener.flush(_slot(active), _slot(old))
+    except BaseException as error:
+        hook.keep(error)
+
+
+cdef void _commit(void *opaque, const ms_change *change) noexcept with gil:
+    cdef _Hook hook = <_Hook>opaque
+    try:
+        hook.listener.commit(_change(change))
+    except BaseException as error:
+        hook.keep(error)

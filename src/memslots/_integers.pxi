@@ -1,0 +1,51 @@
+# SPDX-License-Identifier: MIT
+# Arguments that are numbers: __index__ only, in range, named when they are not.
+
+cdef extern from "Python.h":
+    # Without Cython's own look at errors, which costs a try block at every call.
+    unsigned long long _as_unsigned "PyLong_AsUnsignedLongLong"(object value) noexcept
+
+
+cdef object _index(object value, str name):
+    """An int from what has __index__; bool is refused, since True is no frame number."""
+    if isinstance(value, (bool, np.bool_)) or not hasattr(value, "__index__"):
+        raise TypeError(f"{name} must be an int, not {type(value).__name__}")
+    return operator.index(value)
+
+
+cdef uint64_t _number_slow(object value, str name, uint64_t maximum) except? 0xDEAD:
+    cdef object number = _index(value, name)
+    if not 0 <= number <= maximum:
+        raise OverflowError(f"{name} must be 0 to {maximum:#x}, not {number}")
+    return number
+
+
+cdef inline uint64_t _number(object value, str name, uint64_t maximum) except? 0xDEAD:
+    """An exact int in range, which is what nearly every caller passes, costs one conversion."""
+    cdef uint64_t number
+    if PyLong_CheckExact(value):
+        number = _as_unsigned(value)
+        if number == 0xFFFFFFFFFFFFFFFF and PyErr_Occurred() is not NULL:
+            PyErr_Clear()
+        elif number <= maximum:
+            return number
+    return _number_slow(value, name, maximum)
+
+
+cdef inline uint64_t _u64(object value, str name) except? 0xDEAD:
+    return _number(value, name, 0xFFFFFFFFFFFFFFFF)
+
+
+cdef inline uint32_t _u32(object value, str name) except? 0xDEAD:
+    return <uint32_t>_number(value, name, 0xFFFFFFFF)
+
+
+cdef int32_t _fd(object value, str name) except? -7777:
+    cdef object number = _index(value, name)
+    if not -2147483648 <= number <= 2147483647:
+        raise OverflowError(f"{name} must fit a C int, not {number}")
+    return number
+
+
+cdef object _out_of_memory():
+    return OutOfMemoryError(errno.ENOMEM, "out of memory; nothing was changed", rule="NO_MEMORY")

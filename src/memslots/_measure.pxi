@@ -1,0 +1,93 @@
+# SPDX-License-Identifier: MIT
+# Times of calls from C, for percentiles without an interpreter in between.
+
+#: One change in an array: the layout of struct ms_userspace_memory_region, for time_changes().
+REGION_DTYPE = np.dtype([
+    ("slot", "u4"), ("as_id", "u4"), ("flags", "u4"), ("guest_memfd", "i4"), ("guest_phys_addr", "u8"),
+    ("memory_size", "u8"), ("userspace_addr", "u8"), ("guest_memfd_offset", "u8"),
+])
+
+
+cdef cnp.ndarray _line(object values, str name):
+    """A contiguous uint64 array of one dimension."""
+    cdef cnp.ndarray array = np.ascontiguousarray(_numbers(values, name)).view(np.uint64)
+    if array.ndim != 1:
+        raise ValueError(f"{name} must have one dimension, not {array.ndim}")
+    return array
+
+
+cdef size_t _group(object value) except 0:
+    cdef uint64_t group = _number(value, "group", 0x7FFFFFFF)
+    if not group:
+        raise ValueError("group must be at least 1")
+    return group
+
+
+def time_lookups(VM vm not None, what, numbers, lasts=None, group=1, as_id=0, VCPU vcpu=None):
+    """Times n calls from C: (nanoseconds of each group of calls, the n answers), both uint64.
+
+    what: "gfn_to_hva" of gfns (through vcpu if given), "id_to_memslot" of ids (userspace_addr, 2**64 - 1 for none),
+    or "hva_range" of [numbers, lasts] (how many slots have a byte there).  The caller checks the answers.
+    """
+    cdef uint32_t space = _as_id(vm, as_id)
+    cdef cnp.ndarray first = _line(numbers, "numbers")
+    cdef cnp.ndarray last = first if lasts is None else _line(lasts, "lasts")
+    cdef size_t n = first.size, per = _group(group)
+    cdef cnp.ndarray answers = np.zeros(n, dtype=np.uint64)
+    cdef cnp.ndarray times = np.zeros((n + per - 1) // per, dtype=np.uint64)
+    cdef const uint64_t *a = <const uint64_t *>cnp.PyArray_DATA(first)
+    cdef const uint64_t *b = <const uint64_t *>cnp.PyArray_DATA(last)
+    cdef uint64_t *out = <uint64_t *>cnp.PyArray_DATA(answers)
+    cdef uint64_t *ns = <uint64_t *>cnp.PyArray_DATA(times)
+    if <size_t>last.size != n:
+        raise ValueError(f"lasts has {last.size} entries, numbers {n}")
+    if vcpu is not None and vcpu.vm is not vm:
+        raise ValueError("the vCPU belongs to another VM")
+    if what == "gfn_to_hva" and vcpu is not None:
+        with nogil:
+            ms_time_vcpu_gfn_to_hva(vcpu._vcpu, a, n, per, out, ns)
+    elif what == "gfn_to_hva":
+        with nogil:
+            ms_time_gfn_to_hva(vm._vm, space, a, n, per, out, ns)
+    elif what == "id_to_memslot":
+        with nogil:
+            ms_time_id_to_memslot(vm._vm, space, a, n, per, out, ns)
+    elif what == "hva_range":
+        with nogil:
+            ms_time_hva_range(vm._vm, space, a, b, n, per, out, ns)
+    else:
+        raise ValueError(f"what must be gfn_to_hva, id_to_memslot or hva_range, not {what!r}")
+    return times, answers
+
+
+def time_changes(VM vm not None, regions, group=1):
+    """Times n calls of set_user_memory_region from C: (uint64 nanoseconds of each group, int32 results: 0 or a
+    negative errno).  regions: an array of REGION_DTYPE."""
+    cdef cnp.ndarray rows
+    cdef size_t n, per = _group(group)
+    cdef cnp.ndarray results, times
+    cdef const ms_userspace_memory_region *r
+    cdef int32_t *out
+    cdef uint64_t *ns
+    _check_open(vm)
+    if not isinstance(regions, np.ndarray) or regions.dtype != REGION_DTYPE or regions.ndim != 1:
+        raise TypeError("regions must be an array of REGION_DTYPE with one dimension")
+    rows = np.ascontiguousarray(regions)
+    n = rows.size
+    results = np.zeros(n, dtype=np.int32)
+    times = np.zeros((n + per - 1) // per, dtype=np.uint64)
+    r = <const ms_userspace_memory_region *>cnp.PyArray_DATA(rows)
+    out = <int32_t *>cnp.PyArray_DATA(results)
+    ns = <uint64_t *>cnp.PyArray_DATA(times)
+    with nogil:
+        ms_time_changes(vm._vm, r, n, per, out, ns)
+    if vm._raised:
+        _report_hooks(vm)
+    return times, results
+
+
+def time_nothing(n=1000):
+    """The clock's own share of each time: n times of no call at all, uint64 nanoseconds."""
+    cdef cnp.ndarray times = np.zeros(_number(n, "n", 0x7FFFFFFF), dtype=np.uint64)
+    ms_time_nothing(times.size, <uint64_t *>cnp.PyArray_DATA(times))
+    return times

@@ -1,0 +1,104 @@
+# SPDX-License-Identifier: MIT
+# MemorySlot: a slot by value.
+
+@cython.final
+@cython.freelist(64)
+cdef class MemorySlot:
+    """A slot as it was when asked for: a value, equal to its equals, that never changes.
+
+    base_gfn and npages count pages; userspace_addr, gpa and size are bytes (struct kvm_memory_slot).
+    """
+
+    __match_args__ = ("id", "as_id", "base_gfn", "npages", "userspace_addr", "flags")
+
+    cdef ms_memslot _value
+
+    def __init__(self, id, as_id, base_gfn, npages, userspace_addr, flags=0):
+        self._value.id = _u32(id, "id")
+        self._value.as_id = _u32(as_id, "as_id")
+        self._value.base_gfn = _u64(base_gfn, "base_gfn")
+        self._value.npages = _u64(npages, "npages")
+        self._value.userspace_addr = _u64(userspace_addr, "userspace_addr")
+        self._value.flags = _u32(flags, "flags")
+
+    @property
+    def id(self):
+        """The slot's number within its address space."""
+        return self._value.id
+
+    @property
+    def as_id(self):
+        """The address space."""
+        return self._value.as_id
+
+    @property
+    def base_gfn(self):
+        """The first guest frame."""
+        return self._value.base_gfn
+
+    @property
+    def npages(self):
+        """How many pages."""
+        return self._value.npages
+
+    @property
+    def userspace_addr(self):
+        """The host address of the first page, in bytes."""
+        return self._value.userspace_addr
+
+    @property
+    def flags(self):
+        """MemFlag."""
+        return MemFlag(self._value.flags)
+
+    @property
+    def gpa(self):
+        """The guest physical address of the first page, in bytes."""
+        return self._value.base_gfn << 12
+
+    @property
+    def size(self):
+        """The size in bytes."""
+        return self._value.npages << 12
+
+    @property
+    def is_invalid(self):
+        """Whether the slot was being deleted or moved (KVM_MEMSLOT_INVALID)."""
+        return bool(self._value.flags & (1 << 16))
+
+    cdef tuple _key(self):
+        cdef ms_memslot *v = &self._value
+        return (v.id, v.as_id, v.base_gfn, v.npages, v.userspace_addr, v.flags)
+
+    def __eq__(self, other):
+        if type(other) is not MemorySlot:
+            return NotImplemented
+        return self._key() == (<MemorySlot>other)._key()
+
+    def __hash__(self):
+        return hash(self._key())
+
+    def __reduce__(self):
+        return MemorySlot, self._key()
+
+    def __repr__(self):
+        cdef ms_memslot *v = &self._value
+        return (
+            f"MemorySlot(id={v.id}, as_id={v.as_id}, base_gfn={v.base_gfn:#x}, npages={v.npages:#x}, "
+            f"userspace_addr={v.userspace_addr:#x}, flags={v.flags:#x})"
+        )
+
+
+cdef MemorySlot _slot(const ms_memslot *value):
+    cdef MemorySlot slot = MemorySlot.__new__(MemorySlot)
+    slot._value = value[0]
+    return slot
+
+
+cdef object _slot_or_none(const ms_memslot *value):
+    return _slot(value) if value.npages else None
+
+
+cdef list _slots(const ms_memslot *values, size_t n):
+    cdef size_t i
+    return [_slot(&values[i]) for i in range(n)]
