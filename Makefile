@@ -81,10 +81,12 @@ bench: $(VENV)/.package $(VENV)/.with-test $(VENV)/.with-bench ## the benchmarks
 	@$(BIN)/python -m pytest bench $(ARGS)
 
 lint: $(VENV)/.package $(VENV)/.with-lint ## style, types, who includes whom
-	@$(BIN)/ruff check --quiet .
-	@$(BIN)/ruff format --check --quiet . || { echo "ruff format: see above; make format mends it"; exit 1; }
-	@$(BIN)/mypy
-	@$(BIN)/python tools/layers.py
+	@failed=; \
+	$(BIN)/ruff check . || failed="$$failed ruff-check"; \
+	$(BIN)/ruff format --check --quiet . || failed="$$failed ruff-format (make format mends it)"; \
+	$(BIN)/mypy || failed="$$failed mypy"; \
+	$(BIN)/python tools/layers.py || failed="$$failed layers"; \
+	echo "lint:$${failed:- nothing to mend}"; [ -z "$$failed" ]
 
 format: $(VENV)/.with-lint ## format the Python files
 	@$(BIN)/ruff format .

@@ -26,10 +26,10 @@ LAYERS = {
     "1": ("rbtree", "id_hash", "srcu"),
     "2": ("interval_tree", "dirty_log"),
     "3a": ("memslot_set",),
-    "3b": ("tree_set",),
+    "3b": ("tree_set", "array_set", "list_set"),
     "4a": ("vm",),
     "4b": ("rules",),
-    "5": ("lookup", "region", "check", "update", "build_info"),
+    "5": ("lookup", "region", "update", "dirty_ioctl", "measure", "check", "build_info"),
 }
 LAYER_OF = {module: layer for layer, modules in LAYERS.items() for module in modules}
 PUBLIC = "memslots.h"

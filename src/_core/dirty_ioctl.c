@@ -43,7 +43,7 @@ static int get_log(struct ms_vm *vm, struct dirty_log *log, uint64_t *bitmap, si
 int ms_get_dirty_log(struct ms_vm *vm, uint32_t as_id, uint32_t slot, uint64_t *bitmap, size_t room, size_t *nwords,
 		     struct ms_error *err)
 {
-	struct memslot *logged;
+	struct memslot *logged = NULL;
 	int r = vm_lock(vm, err);
 
 	*nwords = 0;

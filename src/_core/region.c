@@ -274,7 +274,7 @@ static int prepare(const struct writer *w)
 	for (size_t i = 0; !r && i < w->nr; i++) {
 		struct change *c = &w->change[i];
 
-		if (c->new_slot)
+		if (c->new_slot && !c->staged)
 			r = prepare_dirty_log(w, c);
 		if (!r && (c->kind == MS_CREATE || c->kind == MS_MOVE))
 			r = rules_gpa_limit(w->vm, c->new_slot, w->err); /* so late in KVM: a MOVE is INVALID by now */
@@ -447,6 +447,17 @@ static int set_region_locked(struct writer *w, const struct ms_userspace_memory_
 	return r;
 }
 
+/* Internal ids and no flags, or a user's; the caller's id range tells which. */
+static int check_region(struct ms_vm *vm, const struct ms_userspace_memory_region *region, uint32_t first_id,
+			uint32_t end_id, struct ms_error *err)
+{
+	int r = rules_request(vm, region, first_id, end_id, err);
+
+	if (!r && first_id && region->flags)
+		r = vm_refuse(err, EINVAL, MS_RULE_FLAGS, 0, NULL);
+	return r;
+}
+
 static int set_region(struct ms_vm *vm, const struct ms_userspace_memory_region *region, uint32_t first_id,
 		      uint32_t end_id, struct ms_error *err)
 {
@@ -456,7 +467,7 @@ static int set_region(struct ms_vm *vm, const struct ms_userspace_memory_region 
 
 	if (r)
 		return r;
-	r = rules_request(vm, region, first_id, end_id, err);
+	r = check_region(vm, region, first_id, end_id, err);
 	if (!r)
 		r = set_region_locked(&w, region);
 	if (r)
@@ -475,8 +486,6 @@ int ms_set_internal_memory_region(struct ms_vm *vm, const struct ms_userspace_me
 {
 	uint32_t first_id = vm->config.user_mem_slots;
 
-	if (region->flags)
-		return vm_refuse(err, EINVAL, MS_RULE_FLAGS, 0, NULL);
 	return set_region(vm, region, first_id, first_id + MS_INTERNAL_MEM_SLOTS, err);
 }
 
@@ -513,7 +522,8 @@ static int check_new(const struct writer *w, const struct ms_memslot *slot)
 	return same ? vm_refuse(w->err, EEXIST, MS_RULE_DUPLICATE_ID, 0, same) : 0;
 }
 
-/* Validates the entry against the private set, which has all that were staged before it, and adds it there. */
+/* Validates the entry against the private set, which has all that were staged before it, and adds it there: with its
+ * dirty log, since a set that stores copies will not look at the writer's slot again. */
 static int stage(struct writer *w, const struct ms_memslot *slot)
 {
 	struct ms_userspace_memory_region region = region_of(slot, w->as_id);
@@ -524,6 +534,11 @@ static int stage(struct writer *w, const struct ms_memslot *slot)
 		r = admit(w, c, inactive(w), &region);
 	if (r)
 		return r;
+	r = prepare_dirty_log(w, c);
+	if (r) {
+		discard(w, c);
+		return r;
+	}
 	replace(w, NULL, c->new_slot);
 	c->staged = true;
 	w->nr++;

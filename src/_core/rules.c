@@ -77,5 +77,5 @@ int rules_gpa_limit(const struct ms_vm *vm, const struct memslot *slot, struct m
 
 	if (slot->base_gfn + slot->npages <= end_gfn)
 		return 0;
-	return vm_refuse(err, EINVAL, MS_RULE_GPA_LIMIT, vm->config.gpa_bits, NULL);
+	return vm_refuse(err, EINVAL, MS_RULE_GPA_LIMIT, end_gfn << MS_PAGE_SHIFT, NULL);
 }

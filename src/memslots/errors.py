@@ -197,8 +197,8 @@ _MESSAGES: dict[str, Callable[[Request, int, Any], str]] = {
     ),
     "GMEM_FD": lambda q, limit, o: f"no guest_memfd stands behind {q.guest_memfd} for slot {q.slot}",
     "GPA_LIMIT": lambda q, limit, o: (
-        f"slot {q.slot} {_span(q.guest_phys_addr, q.memory_size)} ends beyond 2**{limit}, "
-        "the guest's highest address"
+        f"slot {q.slot} {_span(q.guest_phys_addr, q.memory_size)} ends beyond {limit:#x}, "
+        "which is 2**gpa_bits"
     ),
     "NO_MEMORY": lambda q, limit, o: "out of memory; nothing was changed",
     "LISTENER": lambda q, limit, o: "the listener is there already, or is not there",
