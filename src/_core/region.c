@@ -36,6 +36,7 @@
 struct change {
 	struct memslot *old, *inv, *new_slot;
 	uint32_t prepared; /* listeners that were told prepare */
+	uint32_t entry;    /* of a load: which one, for the error */
 	uint8_t kind;      /* enum ms_change_kind */
 	bool staged;       /* new_slot is in the inactive set already */
 	bool noop;
@@ -267,6 +268,13 @@ static int prepare_listeners(const struct writer *w, struct change *c)
 	return 0;
 }
 
+static int at_entry(const struct writer *w, int r, uint32_t entry)
+{
+	if (r && w->err)
+		w->err->index = entry;
+	return r;
+}
+
 static int prepare(const struct writer *w)
 {
 	int r = 0;
@@ -280,6 +288,7 @@ static int prepare(const struct writer *w)
 			r = rules_gpa_limit(w->vm, c->new_slot, w->err); /* so late in KVM: a MOVE is INVALID by now */
 		if (!r)
 			r = prepare_listeners(w, c);
+		at_entry(w, r, c->entry);
 	}
 	return r;
 }
@@ -524,7 +533,7 @@ static int check_new(const struct writer *w, const struct ms_memslot *slot)
 
 /* Validates the entry against the private set, which has all that were staged before it, and adds it there: with its
  * dirty log, since a set that stores copies will not look at the writer's slot again. */
-static int stage(struct writer *w, const struct ms_memslot *slot)
+static int stage(struct writer *w, const struct ms_memslot *slot, uint32_t entry)
 {
 	struct ms_userspace_memory_region region = region_of(slot, w->as_id);
 	struct change *c = &w->change[w->nr];
@@ -541,15 +550,9 @@ static int stage(struct writer *w, const struct ms_memslot *slot)
 	}
 	replace(w, NULL, c->new_slot);
 	c->staged = true;
+	c->entry = entry;
 	w->nr++;
 	return 0;
-}
-
-static int at_entry(const struct writer *w, int r, size_t index)
-{
-	if (r && w->err)
-		w->err->index = (uint32_t)index;
-	return r;
 }
 
 static int check_entries(const struct writer *w, const struct ms_memslot *slots, size_t n)
@@ -562,14 +565,14 @@ static int check_entries(const struct writer *w, const struct ms_memslot *slots,
 		r = check_pages(w, &slots[i]);
 		if (!r)
 			r = rules_request(w->vm, &region, 0, w->vm->config.user_mem_slots, w->err);
-		at_entry(w, r, i);
+		at_entry(w, r, (uint32_t)i);
 	}
 	return r;
 }
 
 struct place {
 	uint64_t base_gfn;
-	size_t index;
+	uint32_t entry;
 };
 
 static int by_falling_gfn(const void *a, const void *b)
@@ -578,7 +581,7 @@ static int by_falling_gfn(const void *a, const void *b)
 
 	if (x->base_gfn != y->base_gfn)
 		return x->base_gfn < y->base_gfn ? 1 : -1;
-	return x->index < y->index ? -1 : 1;
+	return x->entry < y->entry ? -1 : 1;
 }
 
 /* From the highest gfn down: a sorted array takes each at its end, and neighbours are allocated side by side. */
@@ -587,12 +590,12 @@ static int stage_all(struct writer *w, const struct ms_memslot *slots, struct pl
 	int r = begin(w, n);
 
 	for (size_t i = 0; i < n; i++)
-		places[i] = (struct place){ slots[i].base_gfn, i };
+		places[i] = (struct place){ slots[i].base_gfn, (uint32_t)i };
 	qsort(places, n, sizeof(*places), by_falling_gfn);
 	while (!r && w->nr < n) {
-		size_t index = places[w->nr].index;
+		uint32_t entry = places[w->nr].entry;
 
-		r = at_entry(w, stage(w, &slots[index]), index);
+		r = at_entry(w, stage(w, &slots[entry], entry), entry);
 	}
 	return r;
 }
