@@ -282,7 +282,7 @@ size_t ms_memslots_in_hva_range(struct ms_vm *vm, uint32_t as_id, uint64_t start
 	if (look.set && start <= last)
 		sorted = vm->design->hva_range(look.set, start, last, visit_slot, &to);
 	look_end(vm, look);
-	if (!sorted && to.nr <= room)
+	if (!sorted && to.nr > 1 && to.nr <= room)
 		qsort(out, to.nr, sizeof(*out), compare_slots);
 	return to.nr;
 }
@@ -327,7 +327,7 @@ size_t ms_hva_to_gfns(struct ms_vm *vm, uint64_t hva, struct ms_hva_hit *out, si
 		size_t first = to.nr;
 		bool sorted = vm->design->hva_range(vm_set_in_view(vm, as_id, view), hva, hva, put_hit, &to);
 
-		if (!sorted && to.nr <= room)
+		if (!sorted && to.nr > 1 && to.nr <= room)
 			qsort(out + first, to.nr - first, sizeof(*out), compare_hits);
 	}
 	srcu_read_unlock(&vm->srcu, section);

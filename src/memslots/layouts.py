@@ -117,9 +117,14 @@ def layout(name: str, n: int, seed: int = SEED) -> Layout:
 # ---- streams of gfns ----------------------------------------------------------------------------
 
 
+def _stream_rng(seed: int) -> np.random.Generator:
+    """Other numbers than those that made the layout of this seed."""
+    return np.random.default_rng((seed, 1))
+
+
 def hot(slots: Layout, count: int, seed: int = SEED) -> Numbers:
     """64 random frames of one slot, then of the next one drawn."""
-    rng = np.random.default_rng(seed)
+    rng = _stream_rng(seed)
     chosen = slots[np.repeat(rng.integers(0, len(slots), count // HOT_RUN + 1), HOT_RUN)[:count]]
     return _frames_in(chosen, rng)
 
@@ -134,7 +139,7 @@ def sequential(slots: Layout, count: int, seed: int = SEED) -> Numbers:
     """Every mapped frame in ascending order, from a random one on, and round."""
     by_gfn = np.sort(slots, order="base_gfn")
     ends = np.cumsum(by_gfn["npages"])
-    start = int(np.random.default_rng(seed).integers(0, int(ends[-1])))
+    start = int(_stream_rng(seed).integers(0, int(ends[-1])))
     frames = (np.arange(count, dtype=np.uint64) + np.uint64(start)) % ends[-1]
     i = np.searchsorted(ends, frames, side="right")
     return np.asarray(by_gfn["base_gfn"][i] + by_gfn["npages"][i] - (ends[i] - frames))
@@ -142,7 +147,7 @@ def sequential(slots: Layout, count: int, seed: int = SEED) -> Numbers:
 
 def random(slots: Layout, count: int, seed: int = SEED) -> Numbers:
     """Independent frames, each of a random slot."""
-    rng = np.random.default_rng(seed)
+    rng = _stream_rng(seed)
     return _frames_in(slots[rng.integers(0, len(slots), count)], rng)
 
 
@@ -150,7 +155,7 @@ def misses(slots: Layout, count: int, seed: int = SEED) -> Numbers:
     """Independent frames of the whole span: as many miss as there are holes."""
     end = int((slots["base_gfn"] + slots["npages"]).max())
     first = int(slots["base_gfn"].min())
-    return np.random.default_rng(seed).integers(first, end, count, dtype=np.uint64)
+    return _stream_rng(seed).integers(first, end, count, dtype=np.uint64)
 
 
 STREAMS: dict[str, Callable[[Layout, int, int], Numbers]] = {
@@ -163,7 +168,7 @@ STREAMS: dict[str, Callable[[Layout, int, int], Numbers]] = {
 
 def ids(slots: Layout, count: int, seed: int = SEED) -> Numbers:
     """Random ids of slots that exist."""
-    return np.random.default_rng(seed).choice(slots["id"], count).astype(np.uint64)
+    return _stream_rng(seed).choice(slots["id"], count).astype(np.uint64)
 
 
 # ---- answers ------------------------------------------------------------------------------------

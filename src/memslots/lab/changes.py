@@ -1,0 +1,129 @@
+# SPDX-License-Identifier: MIT
+"""Changes of single slots among n: create, delete, move, logging on and off; on the engine and by ioctl.
+
+Each run ends with the slots that it began with, which is checked, as are every result and how many changes of each
+kind were made.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .. import layouts
+from ..constants import PAGE_SHIFT, MemFlag
+from ..layouts import Layout
+from .case import Case, Run
+from .costs import affordable
+from .sample import Sample, difference, digest, first, typical
+from .subjects import CHANGES, Changeable, Changed, alternating, regions
+
+FIELDS = ("base_gfn", "npages", "userspace_addr", "id", "flags")
+
+
+class PairCase(Case):
+    """Random slots, and for each two changes, the second of which undoes the first."""
+
+    without: ClassVar[frozenset[str]] = frozenset()
+    kinds: ClassVar[tuple[str, str]]  # of CHANGES: what the first and the second count as
+
+    @cached_property
+    def slots(self) -> Layout:
+        return layouts.uniform(self.n_slots or 1, self.seed)
+
+    @cached_property
+    def by_gfn(self) -> Layout:
+        return np.sort(self.slots, order="base_gfn")
+
+    def chosen(self, run: Run) -> Layout:
+        n = len(self.slots)
+        count = affordable("change", run.backend, n, run.effort.changes, run.effort.seconds) // 2
+        return self.slots[np.random.default_rng((self.seed, 2)).integers(0, n, max(count, 1))]
+
+    def pairs(self, chosen: Layout) -> tuple[NDArray[Any], NDArray[Any]]:
+        raise NotImplementedError
+
+    def run(self, run: Run) -> Sequence[Sample]:
+        subject: Changeable = run.subjects.get(run.backend, "uniform", lambda: self.slots)
+        rows = alternating(*self.pairs(self.chosen(run)))
+        before = subject.made()
+        ns, results = subject.changes(rows)
+        wrong = first(
+            [
+                difference(results, np.zeros(len(rows), dtype=np.int32), "results"),
+                self.miscounted(before, subject.made(), len(rows) // 2),
+                misplaced(subject, self.by_gfn),
+            ]
+        )
+        return self.samples((ns, results), wrong)
+
+    def miscounted(
+        self, before: dict[str, int] | None, after: dict[str, int] | None, pairs: int
+    ) -> str | None:
+        """Whether other changes were made than those that were asked for."""
+        if before is None or after is None:
+            return None
+        for kind in CHANGES:
+            made, asked = after[kind] - before[kind], pairs * self.kinds.count(kind)
+            if made != asked:
+                return f"{made} {kind} were made, not {asked}"
+        return None
+
+    def samples(self, changed: Changed, wrong: str | None) -> list[Sample]:
+        """One for each name: of two names each has every other change."""
+        ns, results = changed
+        step = len(self.names)
+        made = []
+        for i, name in enumerate(self.names):
+            times = ns[i::step].astype(np.float64)
+            answers = results[i::step]
+            made.append(
+                Sample(name, typical(times), times, 1, len(times), digest(answers), wrong)
+            )
+        return made
+
+
+def misplaced(subject: Changeable, expected: Layout) -> str | None:
+    """Whether the slots are not those of `expected`, by rising gfn; None where it cannot be asked."""
+    got = subject.contents()
+    if got is None:
+        return None
+    return first(difference(got[name], expected[name], f"slots' {name}") for name in FIELDS)
+
+
+class DeleteCreate(PairCase):
+    names = ("change/delete", "change/create")
+    kinds = ("deletes", "creates")
+
+    def pairs(self, chosen: Layout) -> tuple[NDArray[Any], NDArray[Any]]:
+        return regions(chosen, memory_size=0), regions(chosen)
+
+
+class Move(PairCase):
+    """To a place beyond all slots, and back."""
+
+    names = ("change/move",)
+    kinds = ("moves", "moves")
+
+    def pairs(self, chosen: Layout) -> tuple[NDArray[Any], NDArray[Any]]:
+        last = self.by_gfn[-1]
+        beyond = int(last["base_gfn"] + last["npages"]) << PAGE_SHIFT
+        return regions(chosen, guest_phys_addr=beyond), regions(chosen)
+
+
+class Flags(PairCase):
+    """Dirty logging on, and off: what a migration does to every slot."""
+
+    names = ("change/log on", "change/log off")
+    kinds = ("flag_changes", "flag_changes")
+
+    def pairs(self, chosen: Layout) -> tuple[NDArray[Any], NDArray[Any]]:
+        return regions(chosen, flags=int(MemFlag.LOG_DIRTY_PAGES)), regions(chosen)
+
+
+def all_changes(n_slots: int, seed: int) -> list[Case]:
+    return [kind(n_slots, seed) for kind in (DeleteCreate, Move, Flags)]

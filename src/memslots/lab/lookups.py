@@ -1,0 +1,192 @@
+# SPDX-License-Identifier: MIT
+"""Lookups: which address, which slot; four streams by four ways to ask.
+
+vm      C loop around the VM's own lookup, with the set's last_used_slot
+vcpu    C loop around a vCPU's lookup, with a last_used_slot of its own
+batch   one call of `gfn_to_hva_many` from Python for BATCH numbers
+python  one call of `gfn_to_hva` from Python for each number, in a loop
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
+from time import perf_counter_ns
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .. import layouts
+from ..constants import HVA_ERR_BAD
+from ..layouts import Layout, Numbers
+from .case import Case, Run
+from .costs import RUN, affordable, spread
+from .sample import Sample, Times, difference, digest, per_operation, typical
+from .subjects import Answered, Engine
+
+LEVELS = ("vm", "vcpu", "batch", "python")
+BATCH = 4096
+
+#: How the streams are named in cases, and the layout of each.
+PATTERNS = {
+    "hot": "uniform",
+    "sequential": "uniform",
+    "random": "uniform",
+    "misses": "uniform",
+    "adversarial": "adversarial",
+}
+
+Loop = Callable[[Numbers, int], Answered]
+
+
+class LookupCase(Case):
+    """What all lookups share: a layout, a stream of numbers, their answers."""
+
+    kind = "gfn"
+    layout_name = "uniform"
+
+    @cached_property
+    def slots(self) -> Layout:
+        return layouts.layout(self.layout_name, self.n_slots or 1, self.seed)
+
+    def engine(self, run: Run) -> Engine:
+        return engine_with(run, self.layout_name, self.slots)
+
+    def count(self, run: Run, wanted: int) -> int:
+        return affordable(self.kind, run.backend, len(self.slots), wanted, run.effort.seconds)
+
+
+def engine_with(run: Run, name: str, slots: Layout) -> Engine:
+    """The engine of this run that holds these slots."""
+    found = run.subjects.get(run.backend, name, lambda: slots)
+    assert isinstance(found, Engine)
+    return found
+
+
+def time_loop(loop: Loop, numbers: Numbers, latencies: int) -> tuple[float, Times, Numbers]:
+    """The typical time in groups, the times one by one, and the answers of both."""
+    ns, answers = loop(numbers, RUN)
+    alone = numbers[:latencies]
+    single_ns, more = loop(alone, 1)
+    value = typical(per_operation(ns, len(numbers), RUN))
+    return value, single_ns.astype(np.float64), np.concatenate([answers, more])
+
+
+class GfnLookup(LookupCase):
+    """gfn -> host address, by one stream and one way to ask."""
+
+    def __init__(self, pattern: str, level: str, n_slots: int, seed: int) -> None:
+        super().__init__(n_slots, seed)
+        self.names = (f"lookup/{pattern}/{level}",)
+        self.pattern, self.level = pattern, level
+        self.layout_name = PATTERNS[pattern]
+
+    def numbers(self, wanted: int) -> Numbers:
+        make = layouts.STREAMS["random" if self.pattern == "adversarial" else self.pattern]
+        return make(self.slots, wanted, self.seed)
+
+    def stream(self, run: Run) -> Numbers:
+        """As many of the same numbers as this backend has time for."""
+        wanted = run.effort.calls if self.level == "python" else run.effort.lookups
+        return self.numbers(wanted)[spread(wanted, self.count(run, wanted))]
+
+    def run(self, run: Run) -> Sequence[Sample]:
+        return [self.asked(run, self.engine(run), self.stream(run))]
+
+    def asked(self, run: Run, engine: Engine, numbers: Numbers) -> Sample:
+        if self.level == "batch":
+            return self.sample(numbers, *time_batches(engine.vm.gfn_to_hva_many, numbers))
+        if self.level == "python":
+            return self.sample(numbers, *time_calls(engine.vm.gfn_to_hva, numbers))
+        loop = engine.vcpu_gfns if self.level == "vcpu" else engine.gfns
+        latencies = min(run.effort.latencies, len(numbers))
+        value, singles, answers = time_loop(loop, numbers, latencies)
+        asked = np.concatenate([numbers, numbers[:latencies]])
+        return self.sample(asked, value, singles, answers, 1)
+
+    def sample(
+        self, asked: Numbers, value: float, singles: Times, answers: Numbers, group: int
+    ) -> Sample:
+        wrong = difference(answers, layouts.expected_hvas(self.slots, asked), "answers")
+        extra = {"pattern": self.pattern, "level": self.level, "layout": self.layout_name}
+        return Sample(
+            self.names[0], value, singles, group, len(asked), digest(answers), wrong, extra
+        )
+
+
+def time_batches(
+    many: Callable[..., NDArray[Any]], numbers: Numbers
+) -> tuple[float, Times, Numbers, int]:
+    """One call for each BATCH numbers."""
+    answers = np.zeros(len(numbers), dtype=np.uint64)
+    times = []
+    for i in range(0, len(numbers), BATCH):
+        part, out = numbers[i : i + BATCH], answers[i : i + BATCH]
+        start = perf_counter_ns()
+        many(part, out)
+        times.append((perf_counter_ns() - start) / len(part))
+    singles = np.array(times)
+    return typical(singles), singles, answers, min(BATCH, len(numbers))
+
+
+def time_calls(
+    call: Callable[[int], int], numbers: Numbers
+) -> tuple[float, Times, Numbers, int]:
+    """One call for each number; the loop around it is part of the time."""
+    given = numbers.tolist()
+    grouped, answers = [], []
+    for i in range(0, len(given), RUN):
+        part = given[i : i + RUN]
+        start = perf_counter_ns()
+        answers += _call_each(call, part)
+        grouped.append((perf_counter_ns() - start) / len(part))
+    singles = np.array(list(_time_each(call, given)), dtype=np.float64)
+    return typical(np.array(grouped)), singles, np.array(answers, dtype=np.uint64), 1
+
+
+def _call_each(call: Callable[[int], int], numbers: list[int]) -> list[int]:
+    answers = []
+    for number in numbers:
+        try:
+            answers.append(call(number))
+        except LookupError:
+            answers.append(HVA_ERR_BAD)
+    return answers
+
+
+def _time_each(call: Callable[[int], int], numbers: list[int]) -> Iterator[int]:
+    for number in numbers:
+        start = perf_counter_ns()
+        try:
+            call(number)
+        except LookupError:
+            pass
+        yield perf_counter_ns() - start
+
+
+class IdLookup(LookupCase):
+    """id -> slot, as every change does first."""
+
+    kind = "id"
+    names = ("lookup/id/vm",)
+
+    def run(self, run: Run) -> Sequence[Sample]:
+        wanted = run.effort.lookups
+        numbers = layouts.ids(self.slots, self.count(run, wanted), self.seed)
+        latencies = min(run.effort.latencies, len(numbers))
+        value, singles, answers = time_loop(self.engine(run).ids, numbers, latencies)
+        asked = np.concatenate([numbers, numbers[:latencies]])
+        wrong = difference(answers, layouts.expected_addresses(self.slots, asked), "answers")
+        extra = {"pattern": "random", "level": "vm", "layout": self.layout_name}
+        made = digest(answers)
+        return [Sample(self.names[0], value, singles, 1, len(asked), made, wrong, extra)]
+
+
+def all_lookups(n_slots: int, seed: int) -> list[Case]:
+    """Every stream by every way, and by id."""
+    cases: list[Case] = [IdLookup(n_slots, seed)]
+    for pattern in PATTERNS:
+        levels = ("vm", "batch") if pattern == "adversarial" else LEVELS
+        cases += [GfnLookup(pattern, level, n_slots, seed) for level in levels]
+    return cases

@@ -1,0 +1,152 @@
+# SPDX-License-Identifier: MIT
+"""What a user of Python would do lookups with today; same slots, same numbers, same answers."""
+
+from __future__ import annotations
+
+import importlib
+from bisect import bisect_right
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ..constants import HVA_ERR_BAD, PAGE_SHIFT
+from ..layouts import Layout, Numbers
+from .case import Run
+from .lookups import GfnLookup, time_batches, time_calls
+from .sample import Sample
+
+One = Callable[[int], int]
+Many = Callable[[Numbers, Numbers], Any]
+
+BAD = np.uint64(HVA_ERR_BAD)
+SHIFT = np.uint64(PAGE_SHIFT)
+ZERO = np.uint64(0)
+
+
+class Peer(NamedTuple):
+    level: str  # of GfnLookup
+    needs: str | None  # a module
+    make: Callable[[Layout], Any]  # of One or of Many
+
+
+def _sorted_columns(slots: Layout) -> tuple[Numbers, Numbers, Numbers]:
+    by_gfn = np.sort(slots, order="base_gfn")
+    columns = (by_gfn["base_gfn"], by_gfn["npages"], by_gfn["userspace_addr"])
+    base, npages, addr = (np.ascontiguousarray(column) for column in columns)
+    return base, npages, addr
+
+
+def numpy_searchsorted(slots: Layout) -> Many:
+    base, npages, addr = _sorted_columns(slots)
+
+    def many(gfns: Numbers, out: Numbers) -> None:
+        i = np.searchsorted(base, gfns, side="right") - 1
+        offset = gfns - base[i]  # below the first slot i is -1: the last slot, and a huge offset
+        out[:] = np.where(offset < npages[i], addr[i] + (offset << SHIFT), BAD)
+
+    return many
+
+
+def numpy_argsort(slots: Layout) -> Many:
+    """Sorting the questions first spares the cache more than it costs."""
+    search = numpy_searchsorted(slots)
+
+    def many(gfns: Numbers, out: Numbers) -> None:
+        order = np.argsort(gfns)
+        answers = np.empty_like(gfns)
+        search(gfns[order], answers)
+        out[order] = answers
+
+    return many
+
+
+def bisect_list(slots: Layout) -> One:
+    base, npages, addr = (column.tolist() for column in _sorted_columns(slots))
+
+    def one(gfn: int) -> int:
+        i = bisect_right(base, gfn) - 1
+        offset = gfn - base[i]
+        if i >= 0 and offset < npages[i]:
+            return int(addr[i] + (offset << PAGE_SHIFT))
+        return HVA_ERR_BAD
+
+    return one
+
+
+def sorted_dict(slots: Layout) -> One:
+    sorted_dict_type = importlib.import_module("sortedcontainers").SortedDict
+    rows = [column.tolist() for column in _sorted_columns(slots)]
+    by_base = sorted_dict_type({b: (b, n, a) for b, n, a in zip(*rows, strict=True)})
+    find, at = by_base.bisect_right, by_base.peekitem
+
+    def one(gfn: int) -> int:
+        i = find(gfn) - 1
+        if i < 0:
+            return HVA_ERR_BAD
+        base, npages, addr = at(i)[1]
+        return addr + (gfn - base << PAGE_SHIFT) if gfn - base < npages else HVA_ERR_BAD
+
+    return one
+
+
+def interval_tree(slots: Layout) -> One:
+    module = importlib.import_module("intervaltree")
+    rows = [column.tolist() for column in _sorted_columns(slots)]
+    tree = module.IntervalTree(
+        module.Interval(b, b + n, (b, a)) for b, n, a in zip(*rows, strict=True)
+    )
+
+    def one(gfn: int) -> int:
+        for found in tree[gfn]:
+            base, addr = found.data
+            return int(addr + (gfn - base << PAGE_SHIFT))
+        return HVA_ERR_BAD
+
+    return one
+
+
+PEERS = {
+    "numpy": Peer("batch", None, numpy_searchsorted),
+    "numpy argsort": Peer("batch", None, numpy_argsort),
+    "bisect": Peer("python", None, bisect_list),
+    "SortedDict": Peer("python", "sortedcontainers", sorted_dict),
+    "intervaltree": Peer("python", "intervaltree", interval_tree),
+}
+
+
+def available() -> tuple[list[str], list[str]]:
+    """Names of peers, and those that are not here, with the reason."""
+    names, skipped = [], []
+    for name, peer in PEERS.items():
+        try:
+            importlib.import_module(peer.needs or "numpy")
+        except ImportError:
+            skipped.append(f"peer {name}: {peer.needs} is not installed")
+        else:
+            names.append(name)
+    return names, skipped
+
+
+class PeerLookup(GfnLookup):
+    """The lookups of one level, by all peers of that level; the rows carry the case of the engine's own."""
+
+    def backends(self, available: Any) -> list[str]:
+        return [name for name in available if name in PEERS and PEERS[name].level == self.level]
+
+    def seconds(self, backend: str) -> float:
+        return (self.n_slots or 0) * 50e-6  # intervaltree's building
+
+    def setup(self, run: Run) -> None:
+        self.made = getattr(self, "made", {})
+        self.made[run.backend] = PEERS[run.backend].make(self.slots)
+
+    def run(self, run: Run) -> Sequence[Sample]:
+        wanted = run.effort.calls if self.level == "python" else run.effort.lookups
+        numbers = self.numbers(wanted)
+        time = time_batches if self.level == "batch" else time_calls
+        return [self.sample(numbers, *time(self.made[run.backend], numbers))]
+
+
+def all_peers(n_slots: int, seed: int) -> list[PeerLookup]:
+    return [PeerLookup("misses", level, n_slots, seed) for level in ("batch", "python")]

@@ -1,0 +1,100 @@
+# SPDX-License-Identifier: MIT
+"""Real QEMU traces, played from Python: every result is compared with the one that a real Linux recorded.
+
+`replay/KIND` is one kind of call in all traces, `scenario/NAME` all calls of the traces that show it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from functools import cached_property
+from pathlib import Path
+from typing import ClassVar
+
+import numpy as np
+
+from .. import player, vectors
+from .case import Case, Run
+from .sample import Sample, typical
+
+#: What a trace shows, by words of its file name, first match first.
+SCENARIOS = (
+    ("migration", ("migrate",)),
+    ("hot-plug of DIMMs", ("hotplug",)),
+    ("BAR moves", ("bars",)),
+    ("PAM and SMRAM", ("pam",)),
+    ("display refresh", ("refresh", "secondary")),
+    ("boot", ("",)),
+)
+
+KINDS = (
+    "create",
+    "delete",
+    "move",
+    "flags",
+    "no-op",
+    "refused",
+    "get_dirty",
+    "clear_dirty",
+    "mark",
+    "lookup",
+)
+
+
+def scenario(path: str) -> str:
+    """What the trace at `path` shows."""
+    stem = Path(path).name.removesuffix(".gz").removesuffix(".jsonl")
+    return next(name for name, words in SCENARIOS if any(word in stem for word in words))
+
+
+class Replay(Case):
+    names = (*(f"replay/{kind}" for kind in KINDS), *(f"scenario/{name}" for name, _ in SCENARIOS))
+    without: ClassVar[frozenset[str]] = frozenset()
+
+    def __init__(self, seed: int) -> None:
+        super().__init__(None, seed)
+
+    @cached_property
+    def files(self) -> list[vectors.VectorFile]:
+        return [vectors.read(path) for path in vectors.packaged_traces()]
+
+    def run(self, run: Run) -> Sequence[Sample]:
+        results: list[player.PlayResult] = []
+        times: dict[str, player.Timings] = {}
+        for file in self.files:
+            with closing(player.open_backend(run.backend, file.header)) as vm:
+                timings = times.setdefault(scenario(file.path), {})
+                results.append(player.play(file, vm, timings=timings))
+        return list(_samples(times, _digest(results), _wrong(results)))
+
+
+def _digest(results: list[player.PlayResult]) -> str:
+    told = [(Path(r.path).name, r.ops, [str(m) for m in r.mismatches]) for r in results]
+    return hashlib.sha256(repr(told).encode()).hexdigest()[:16]
+
+
+def _wrong(results: list[player.PlayResult]) -> str | None:
+    mismatches = [m for r in results for m in r.mismatches]
+    if not mismatches:
+        return None
+    return f"{len(mismatches)} results are not what Linux answered: {mismatches[0]}"
+
+
+def _samples(
+    times: dict[str, player.Timings], digest: str, wrong: str | None
+) -> Iterator[Sample]:
+    for kind in KINDS:
+        ns = [t for timings in times.values() for t in timings.get(kind, [])]
+        if ns:
+            singles = np.array(ns, dtype=np.float64)
+            value = typical(singles)
+            yield Sample(f"replay/{kind}", value, singles, 1, len(ns), digest, wrong)
+    for name, timings in times.items():
+        singles = np.array([t for ns in timings.values() for t in ns], dtype=np.float64)
+        if len(singles):
+            total = float(singles.sum())
+            extra = {"iteration_ns": total, "iteration_ops": len(singles)}
+            value, case = total / len(singles), f"scenario/{name}"
+            yield Sample(case, value, singles, 1, len(singles), digest, wrong, extra)

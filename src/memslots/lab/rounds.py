@@ -1,0 +1,137 @@
+# SPDX-License-Identifier: MIT
+"""Rounds in which backends take turns case by case, so that a busy moment of the machine hits them alike."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import groupby
+from typing import NamedTuple
+
+from .case import Case, Effort, Run, matches
+from .sample import Row, Sample, row
+from .subjects import Subjects
+
+Progress = Callable[[], object]
+Key = tuple[str, str, int | None]  # case, backend, n_slots
+
+
+class Cell(NamedTuple):
+    """One case on one backend."""
+
+    case: Case
+    backend: str
+    rounds: int
+
+
+class Book:
+    """What came of all rounds."""
+
+    def __init__(self) -> None:
+        self.samples: dict[Key, list[Sample]] = {}
+        self.wrong: list[Row] = []
+        self.not_run: list[Row] = []
+
+    def note(self, cell: Cell, samples: Iterable[Sample]) -> None:
+        for sample in samples:
+            key = (sample.case, cell.backend, cell.case.n_slots)
+            self.samples.setdefault(key, []).append(sample)
+            if sample.wrong:
+                self.note_wrong(sample.case, cell, sample.wrong)
+
+    def note_wrong(self, name: str, cell: Cell, what: str) -> None:
+        found = {"case": name, "backend": cell.backend, "n_slots": cell.case.n_slots, "what": what}
+        if found not in self.wrong:
+            self.wrong.append(found)
+
+    def note_not_run(self, case: Case, backend: str, reason: str) -> None:
+        for name in case.names:
+            told = {"case": name, "backend": backend, "n_slots": case.n_slots, "reason": reason}
+            self.not_run.append(told)
+
+    def rows(self, pattern: str | None = None) -> list[Row]:
+        return [
+            row(samples, backend, n_slots)
+            for (name, backend, n_slots), samples in self.samples.items()
+            if matches(name, pattern)
+        ]
+
+
+def plan(
+    cases: Iterable[Case], backends: Sequence[str], rounds: int, effort: Effort, book: Book
+) -> list[Cell]:
+    """Who runs what how often; what would take too long is noted in the book."""
+    cells = []
+    for case in cases:
+        for backend in case.backends(backends):
+            seconds = case.seconds(backend)
+            if seconds > effort.at_most:
+                book.note_not_run(case, backend, f"one run would take {duration(seconds)}")
+            else:
+                cells.append(Cell(case, backend, case.rounds(backend, rounds, effort)))
+    return cells
+
+
+def duration(seconds: float) -> str:
+    """Roughly, in words."""
+    for unit, size in (("hours", 3600), ("minutes", 60)):
+        if seconds >= 2 * size:
+            return f"about {seconds / size:.0f} {unit}"
+    return f"about {max(seconds, 1):.0f} s"
+
+
+def turns(cells: Iterable[Cell]) -> int:
+    """How often `measure` will call `progress`."""
+    return sum(cell.rounds for cell in cells)
+
+
+def measure(cells: Sequence[Cell], effort: Effort, book: Book, progress: Progress) -> None:
+    """Runs all cells; those of the same number of slots share their VMs."""
+    for _, group in groupby(cells, lambda cell: cell.case.n_slots):
+        with Subjects() as subjects, _without_gc():
+            _measure_group(list(group), subjects, effort, book, progress)
+
+
+def _measure_group(
+    cells: list[Cell], subjects: Subjects, effort: Effort, book: Book, progress: Progress
+) -> None:
+    failed: set[int] = set()
+    for i in range(max(cell.rounds for cell in cells)):
+        for cell in _in_turn(cells, i):
+            if id(cell) not in failed and not _turn(cell, i, subjects, effort, book):
+                failed.add(id(cell))
+            progress()
+
+
+def _in_turn(cells: list[Cell], i: int) -> Iterator[Cell]:
+    """The cells of round i: case by case, each time another backend first."""
+    for _, group in groupby(cells, lambda cell: id(cell.case)):
+        due = [cell for cell in group if i < cell.rounds]
+        start = i % max(len(due), 1)
+        yield from due[start:] + due[:start]
+
+
+def _turn(cell: Cell, i: int, subjects: Subjects, effort: Effort, book: Book) -> bool:
+    """One run of one cell; False where it failed, which is a wrong answer too."""
+    run = Run(cell.backend, subjects, effort)
+    try:
+        if i == 0:
+            cell.case.setup(run)
+        book.note(cell, cell.case.run(run))
+    except Exception as e:  # whatever a backend does wrong must be named, not end the others' runs
+        book.note_wrong(cell.case.names[0], cell, f"{type(e).__name__}: {e}")
+        return False
+    return True
+
+
+@contextmanager
+def _without_gc() -> Iterator[None]:
+    was_on = gc.isenabled()
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_on:
+            gc.enable()

@@ -1,0 +1,101 @@
+# SPDX-License-Identifier: MIT
+"""What one run of one case gave, and the row that all its runs become."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Times = NDArray[np.float64]  # nanoseconds of one operation each
+Row = dict[str, Any]
+
+
+@dataclass
+class Sample:
+    """One run: the time of an operation, the times that percentiles come from, and whether answers were right."""
+
+    case: str
+    value: float  # ns per operation
+    singles: Times  # ns per operation, of groups of `group` operations
+    group: int
+    ops: int  # timed in this run
+    digest: str  # of the answers
+    wrong: str | None = None
+    extra: Row = field(default_factory=dict)  # further keys of the row; not timed anew in each round
+
+
+def per_operation(ns: NDArray[Any], ops: int, group: int) -> Times:
+    """The times of groups -> times of one operation in each; the last group may be a part of one."""
+    times = np.asarray(ns, dtype=np.float64)
+    sizes = np.full(len(times), group, dtype=np.float64)
+    if ops % group:
+        sizes[-1] = ops % group
+    return np.asarray(times / sizes)
+
+
+def typical(times: Times) -> float:
+    """The median: a busy moment of the machine spoils some groups, not the result."""
+    return float(np.median(times))
+
+
+def digest(*answers: NDArray[Any]) -> str:
+    """The same for the same answers, whoever gave them."""
+    sha = hashlib.sha256()
+    for answer in answers:
+        sha.update(str(answer.dtype).encode())
+        sha.update(np.ascontiguousarray(answer).tobytes())
+    return sha.hexdigest()[:16]
+
+
+def difference(got: NDArray[Any], expected: NDArray[Any], what: str) -> str | None:
+    """None where both are alike, else in words how many are not, and the first that is not."""
+    if got.shape != expected.shape:
+        return f"{what}: {got.shape} answers, {expected.shape} expected"
+    wrong = np.flatnonzero(got != expected)
+    if not len(wrong):
+        return None
+    i = int(wrong[0])
+    return (
+        f"{len(wrong)} of {len(got)} {what} are wrong: number {i} is {_text(got[i])}, "
+        f"not {_text(expected[i])}"
+    )
+
+
+def _text(value: Any) -> str:
+    return hex(value) if isinstance(value, np.unsignedinteger) else str(value)
+
+
+def first(wrongs: Iterable[str | None]) -> str | None:
+    """The first thing that was wrong, if any was."""
+    return next((wrong for wrong in wrongs if wrong), None)
+
+
+def row(samples: Sequence[Sample], backend: str, n_slots: int | None) -> Row:
+    """All runs of one case on one backend, as `--json` prints them."""
+    values = np.array([s.value for s in samples])
+    singles = np.concatenate([s.singles for s in samples])
+    p50, p99, p999 = (float(p) for p in np.percentile(singles, [50, 99, 99.9]))
+    low, high = (float(q) for q in np.percentile(values, [25, 75]))
+    return {
+        "case": samples[0].case,
+        "backend": backend,
+        "n_slots": n_slots,
+        "unit": "ns",
+        "median": float(np.median(values)),
+        "low": low,
+        "high": high,
+        "p50": p50,
+        "p99": p99,
+        "p999": p999,
+        "group": samples[0].group,
+        "ops": sum(s.ops for s in samples),
+        "rounds": len(samples),
+        "checked": not any(s.wrong for s in samples),
+        "digest": samples[0].digest,
+        **samples[-1].extra,
+    }

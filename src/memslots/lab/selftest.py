@@ -1,0 +1,327 @@
+# SPDX-License-Identifier: MIT
+"""The cases of the kernel's memslot_perf_test, as far as an engine without a guest has them.
+
+A user-space engine keeps what the test asks of memslots: creating, moving, and page-grain lookups by gfn (a guest's
+fault) and by host address (what an MMU notifier asks when the host unmaps).  It leaves out the guest, its page
+tables and faults, madvise(), TLB flushes and the two threads that wait for each other: lookups and unmaps that run
+at the same time there come one after the other here.  Sizes, places and numbers of operations are the test's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import closing
+from functools import cached_property
+from typing import Any, ClassVar, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .. import layouts
+from ..constants import PAGE_SHIFT, PAGE_SIZE
+from ..layouts import Layout, Numbers
+from .case import Case, Effort, Run
+from .changes import misplaced
+from .costs import RUN, affordable, nominal, spread
+from .lookups import engine_with, time_loop
+from .sample import Sample, Times, difference, digest, first, per_operation, typical
+from .subjects import Engine, Kernel, alternating, regions
+
+MIB = 1 << 20 >> PAGE_SHIFT  # pages
+CHUNK = 2 * MIB
+GUEST_PAGES = 50  # which the guest of the moving tests writes
+
+
+class KernelTest(Case):
+    """Memory of a size, shared by n - 1 slots; its first page is what host and guest talk through."""
+
+    total_pages: ClassVar[int]
+
+    def __init__(self, n_slots: int, seed: int) -> None:
+        super().__init__(min(n_slots, self.total_pages + 1), seed)
+
+    @cached_property
+    def slots(self) -> Layout:
+        """By rising gfn; the first holds code."""
+        rows = layouts.selftest(self.n_slots or 2, self.seed, self.total_pages)
+        return np.sort(rows, order="base_gfn")
+
+    @property
+    def key(self) -> str:
+        return f"selftest {self.total_pages}"
+
+    def engine(self, run: Run) -> Engine:
+        return engine_with(run, self.key, self.slots)
+
+    @cached_property
+    def halves(self) -> tuple[Numbers, Numbers]:
+        """The gfns of the two halves of the test area."""
+        area = np.arange(1, self.total_pages, dtype=np.uint64) + np.uint64(layouts.TEST_GFN)
+        return area[: len(area) // 2], area[len(area) // 2 :]
+
+    def chunks(self, gfns: Numbers, npages: int) -> tuple[Numbers, Numbers]:
+        """Host ranges [start, last] of each `npages` of ascending gfns; one for each slot that a chunk meets."""
+        owner = np.searchsorted(self.slots["base_gfn"], gfns, side="right") - 1
+        chunk = (gfns - gfns[0]) // np.uint64(npages)
+        begins = np.flatnonzero(np.r_[True, (np.diff(owner) != 0) | (np.diff(chunk) != 0)])
+        sizes = np.diff(np.r_[begins, len(gfns)]).astype(np.uint64)
+        starts = layouts.expected_hvas(self.slots, gfns[begins])
+        return starts, starts + sizes * np.uint64(PAGE_SIZE) - np.uint64(1)
+
+    def of_iteration(self, value: float, operations: int) -> dict[str, Any]:
+        return {"iteration_ns": value * operations, "iteration_ops": operations}
+
+
+class Timed(NamedTuple):
+    """Lookups of one kind, spread over all that an iteration makes."""
+
+    value: float  # ns per operation
+    singles: Times
+    ops: int
+    answers: Numbers
+    wrong: str | None
+
+
+def time_ranges(case: KernelTest, run: Run, ranges: tuple[Numbers, Numbers]) -> Timed:
+    """Host ranges: which slots have a byte there."""
+    starts, lasts = ranges
+    count = affordable("hva", run.backend, len(case.slots), len(starts), run.effort.seconds)
+    chosen = spread(len(starts), count)
+    starts, lasts = starts[chosen], lasts[chosen]
+    hvas = case.engine(run).hvas
+    ns, answers = hvas(starts, lasts, RUN)
+    few = slice(0, run.effort.latencies)
+    single_ns, more = hvas(starts[few], lasts[few], 1)
+    expected = layouts.expected_counts(case.slots, starts, lasts)
+    wrong = first(
+        [difference(answers, expected, "ranges"), difference(more, expected[few], "ranges")]
+    )
+    value = typical(per_operation(ns, len(starts), RUN))
+    return Timed(value, single_ns.astype(float), len(starts) + len(more), answers, wrong)
+
+
+def time_pages(case: KernelTest, run: Run, gfns: Numbers, by_vcpu: bool) -> Timed:
+    """Pages that the guest (by_vcpu) or the host touches."""
+    count = affordable("gfn", run.backend, len(case.slots), len(gfns), run.effort.seconds)
+    gfns = gfns[spread(len(gfns), count)]
+    engine = case.engine(run)
+    latencies = min(run.effort.latencies, len(gfns))
+    loop = engine.vcpu_gfns if by_vcpu else engine.gfns
+    value, singles, answers = time_loop(loop, gfns, latencies)
+    asked = np.concatenate([gfns, gfns[:latencies]])
+    wrong = difference(answers, layouts.expected_hvas(case.slots, asked), "pages")
+    return Timed(value, singles, len(asked), answers, wrong)
+
+
+class Map(KernelTest):
+    """The guest writes one half while the host unmaps the other, slot by slot; then the halves change.
+
+    Operation: a page, with its share of the unmapping.  No more than 8,194 slots, as in the test.
+    """
+
+    names = ("map",)
+    total_pages = 32 * MIB + 1
+
+    def run(self, run: Run) -> Sequence[Sample]:
+        one, other = self.halves
+        written = [time_pages(self, run, half, True) for half in (one, other)]
+        ranges = [self.chunks(half, self.total_pages) for half in (other, one)]
+        unmapped = [time_ranges(self, run, r) for r in ranges]
+        pages, calls = len(one) + len(other), sum(len(starts) for starts, _ in ranges)
+        value = np.mean([t.value for t in written]) + (
+            np.mean([t.value for t in unmapped]) * calls / pages
+        )
+        return [self.sample(float(value), [*written, *unmapped], written, pages)]
+
+    def sample(
+        self, value: float, timed: list[Timed], latencies: list[Timed], pages: int
+    ) -> Sample:
+        return Sample(
+            self.names[0],
+            value,
+            np.concatenate([t.singles for t in latencies]),
+            1,
+            sum(t.ops for t in timed),
+            digest(*(t.answers for t in timed)),
+            first(t.wrong for t in timed),
+            self.of_iteration(value, pages),
+        )
+
+
+class Unmap(KernelTest):
+    """The host unmaps either half page by page.  Operation: a page."""
+
+    names = ("unmap",)
+    total_pages = 128 * MIB + 1
+    unit = 1  # pages
+
+    def run(self, run: Run) -> Sequence[Sample]:
+        ranges = [self.chunks(half, self.unit) for half in self.halves]
+        starts, lasts = (np.concatenate(part) for part in zip(*ranges, strict=True))
+        t = time_ranges(self, run, (starts, lasts))
+        extra = self.of_iteration(t.value, len(starts))
+        made = digest(t.answers)
+        return [Sample(self.names[0], t.value, t.singles, 1, t.ops, made, t.wrong, extra)]
+
+
+class UnmapChunked(Unmap):
+    """The same in chunks of 2 MiB.  Operation: a chunk, or the part of one that a slot has."""
+
+    names = ("unmap chunked",)
+    unit = CHUNK
+
+
+class MoveArea(KernelTest):
+    """The host moves the last slot away and back while the guest writes 50 pages near it.  Operation: a move.
+
+    Between two moves the vCPU looks up its pages, which is checked and not timed.
+    """
+
+    total_pages = 512 * MIB + 1
+    without: ClassVar[frozenset[str]] = frozenset()
+
+    def guest_pages(self) -> Numbers:
+        raise NotImplementedError
+
+    def run(self, run: Run) -> Sequence[Sample]:
+        subject = run.subjects.get(run.backend, self.key, lambda: self.slots)
+        wanted = run.effort.changes
+        count = affordable("change", run.backend, len(self.slots), wanted, run.effort.seconds) // 2
+        if isinstance(subject, Engine):
+            return [self.sample(*self.move_beside_guest(subject, count))]
+        return [self.sample(*self.move_alone(subject, count))]
+
+    def steps(self) -> tuple[NDArray[Any], NDArray[Any]]:
+        """The move away, and the one back."""
+        last = self.slots[-1:]
+        away = (layouts.TEST_GFN + 512 * MIB + 1) << PAGE_SHIFT
+        return regions(last, guest_phys_addr=away), regions(last)
+
+    def move_alone(
+        self, kernel: Kernel, pairs: int
+    ) -> tuple[NDArray[Any], NDArray[Any], str | None]:
+        away, back = self.steps()
+        ns, results = kernel.changes(alternating(np.repeat(away, pairs), np.repeat(back, pairs)))
+        return ns, results, None
+
+    def move_beside_guest(
+        self, engine: Engine, pairs: int
+    ) -> tuple[NDArray[Any], NDArray[Any], str | None]:
+        pages = self.guest_pages()
+        away_slots = self.slots.copy()
+        away_slots["base_gfn"][-1] = layouts.TEST_GFN + 512 * MIB + 1
+        expected = [layouts.expected_hvas(slots, pages) for slots in (away_slots, self.slots)]
+        states = list(zip(self.steps(), expected, strict=True))
+        done = [self.one_move(engine, *state, pages) for _ in range(pairs) for state in states]
+        ns, results, wrongs = zip(*done, strict=True)
+        wrong = first([*wrongs, misplaced(engine, self.slots)])
+        return np.concatenate(ns), np.concatenate(results), wrong
+
+    def one_move(
+        self, engine: Engine, step: NDArray[Any], expected: Numbers, pages: Numbers
+    ) -> tuple[NDArray[Any], NDArray[Any], str | None]:
+        ns, results = engine.changes(step)
+        answers = engine.vcpu_gfns(pages, len(pages))[1]
+        return ns, results, difference(answers, expected, "the guest's pages")
+
+    def sample(self, ns: NDArray[Any], results: NDArray[Any], wrong: str | None) -> Sample:
+        times = ns.astype(np.float64)
+        refused = difference(results, np.zeros(len(results), dtype=np.int32), "results")
+        return Sample(
+            self.names[0],
+            typical(times),
+            times,
+            1,
+            len(times),
+            digest(results),
+            refused or wrong,
+            self.of_iteration(typical(times), 2),
+        )
+
+
+class MoveActive(MoveArea):
+    """25 pages lie below the slot that moves, 25 in it: those are gone while it is away."""
+
+    names = ("move active area",)
+
+    def guest_pages(self) -> Numbers:
+        first_moved = int(self.slots[-1]["base_gfn"])
+        inside = min(GUEST_PAGES // 2, int(self.slots[-1]["npages"]))
+        return np.arange(first_moved - GUEST_PAGES // 2, first_moved + inside, dtype=np.uint64)
+
+
+class MoveInactive(MoveArea):
+    """All 50 pages lie below the slot that moves."""
+
+    names = ("move inactive area",)
+
+    def guest_pages(self) -> Numbers:
+        first_moved = int(self.slots[-1]["base_gfn"])
+        return np.arange(first_moved - GUEST_PAGES, first_moved, dtype=np.uint64)
+
+
+class ReadWrite(KernelTest):
+    """Host and guest write every page, then both read back what the other wrote.  Operation: a page, once."""
+
+    names = ("RW",)
+    total_pages = 512 * MIB + 1
+
+    def run(self, run: Run) -> Sequence[Sample]:
+        pages = np.concatenate(self.halves)
+        timed = [time_pages(self, run, pages, by_vcpu) for by_vcpu in (False, True)]
+        value = float(np.mean([t.value for t in timed]))
+        return [
+            Sample(
+                self.names[0],
+                value,
+                np.concatenate([t.singles for t in timed]),
+                1,
+                sum(t.ops for t in timed),
+                digest(*(t.answers for t in timed)),
+                first(t.wrong for t in timed),
+                self.of_iteration(value, 4 * len(pages)),
+            )
+        ]
+
+
+class SlotSetup(KernelTest):
+    """All slots, one by one, in a new VM.  Operation: a slot."""
+
+    names = ("slot setup",)
+    total_pages = 512 * MIB + 1
+    without: ClassVar[frozenset[str]] = frozenset()
+
+    def seconds(self, backend: str) -> float:
+        n = self.n_slots or 2
+        return nominal("setup", backend, n) * n / 1e9
+
+    def rounds(self, backend: str, wanted: int, effort: Effort) -> int:
+        """As many as fit into `at_most` together."""
+        return max(1, min(wanted, int(effort.at_most / self.seconds(backend))))
+
+    def run(self, run: Run) -> Sequence[Sample]:
+        subject = Kernel() if run.backend == "kvm" else Engine(run.backend)
+        with closing(subject):
+            ns, results = subject.changes(regions(self.slots))
+            wrong = misplaced(subject, self.slots)
+        refused = difference(results, np.zeros(len(results), dtype=np.int32), "results")
+        value = float(ns.sum()) / len(ns)
+        return [
+            Sample(
+                self.names[0],
+                value,
+                ns.astype(np.float64),
+                1,
+                len(ns),
+                digest(results),
+                refused or wrong,
+                self.of_iteration(value, len(ns)),
+            )
+        ]
+
+
+KINDS = (Map, Unmap, UnmapChunked, MoveActive, MoveInactive, ReadWrite, SlotSetup)
+
+
+def all_tests(n_slots: int, seed: int) -> list[Case]:
+    return [kind(n_slots, seed) for kind in KINDS]

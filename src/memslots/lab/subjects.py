@@ -1,0 +1,189 @@
+# SPDX-License-Identifier: MIT
+"""Who is measured: designs of the engine by name, and this machine's kernel, each with the slots of a layout."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+from collections.abc import Callable
+from contextlib import ExitStack, closing
+from time import perf_counter_ns
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .. import kvm
+from .._memslots import REGION_DTYPE, VM, time_changes, time_lookups
+from ..constants import PAGE_SHIFT, PAGE_SIZE
+from ..layouts import Layout, Numbers
+
+Answered = tuple[Numbers, Numbers]  # ns of each group, answers
+Changed = tuple[Numbers, NDArray[np.int32]]  # ns of each group, results
+
+MIN_SLOTS = 32_764  # a VM of x86-64, whose array has a table of as many ids however few there are
+
+
+def regions(slots: Layout, **fields: Any) -> NDArray[Any]:
+    """The changes that create these slots, or with other fields given, do something else to them."""
+    rows = np.zeros(len(slots), dtype=REGION_DTYPE)
+    rows["guest_memfd"] = -1
+    for name in ("as_id", "flags", "userspace_addr"):
+        rows[name] = slots[name]
+    rows["slot"] = slots["id"]
+    rows["guest_phys_addr"] = slots["base_gfn"] << np.uint64(PAGE_SHIFT)
+    rows["memory_size"] = slots["npages"] << np.uint64(PAGE_SHIFT)
+    for name, value in fields.items():
+        rows[name] = value
+    return rows
+
+
+def alternating(first: NDArray[Any], second: NDArray[Any]) -> NDArray[Any]:
+    """first[0], second[0], first[1], ..."""
+    both = np.empty(2 * len(first), dtype=first.dtype)
+    both[0::2], both[1::2] = first, second
+    return both
+
+
+class Changeable(Protocol):
+    """What takes changes: a VM of the engine or of the kernel."""
+
+    backend: str
+
+    def changes(self, rows: NDArray[Any], group: int = 1) -> Changed: ...
+    def contents(self) -> Layout | None: ...
+    def made(self) -> dict[str, int] | None: ...
+    def close(self) -> None: ...
+
+
+class Engine:
+    """A VM of one design, and the loops that time it."""
+
+    def __init__(self, backend: str, slots: Layout | None = None, room: int = 0) -> None:
+        room = max(MIN_SLOTS, room, 0 if slots is None else len(slots))
+        self.backend = backend
+        self.vm = VM(backend=backend, user_mem_slots=room)
+        self.vcpu = self.vm.create_vcpu()
+        if slots is not None:
+            self.vm.load_memslots(slots)
+
+    def gfns(self, numbers: Numbers, group: int) -> Answered:
+        return time_lookups(self.vm, "gfn_to_hva", numbers, group=group)
+
+    def vcpu_gfns(self, numbers: Numbers, group: int) -> Answered:
+        return time_lookups(self.vm, "gfn_to_hva", numbers, group=group, vcpu=self.vcpu)
+
+    def ids(self, numbers: Numbers, group: int) -> Answered:
+        return time_lookups(self.vm, "id_to_memslot", numbers, group=group)
+
+    def hvas(self, starts: Numbers, lasts: Numbers, group: int) -> Answered:
+        return time_lookups(self.vm, "hva_range", starts, lasts, group=group)
+
+    def changes(self, rows: NDArray[Any], group: int = 1) -> Changed:
+        return time_changes(self.vm, rows, group=group)
+
+    def contents(self) -> Layout:
+        """All slots by rising gfn."""
+        return self.vm.memslots_array()
+
+    def made(self) -> dict[str, int]:
+        """How many changes of each kind it has made so far."""
+        return {kind: n for kind, n in self.vm.stats().items() if kind in CHANGES}
+
+    def close(self) -> None:
+        self.vm.close()
+
+
+CHANGES = ("creates", "deletes", "moves", "flag_changes")
+
+
+class Kernel:
+    """A VM of the running kernel.  It shows neither slots nor translations: only its results can be checked."""
+
+    backend = "kvm"
+
+    def __init__(self, slots: Layout | None = None) -> None:
+        device = os.open(kvm.DEVICE, os.O_RDWR | os.O_CLOEXEC)
+        try:
+            self._fd = fcntl.ioctl(device, kvm.KVM_CREATE_VM, 0)
+        finally:
+            os.close(device)
+        if slots is not None and self.changes(regions(slots))[1].any():
+            raise OSError(errno.EIO, "the kernel refused a slot of the layout")
+
+    def changes(self, rows: NDArray[Any], group: int = 1) -> Changed:
+        calls = _packed(rows)
+        ns = np.zeros(len(calls), dtype=np.uint64)
+        results = np.zeros(len(calls), dtype=np.int32)
+        for i, call in enumerate(calls):
+            start = perf_counter_ns()
+            try:
+                fcntl.ioctl(self._fd, kvm.KVM_SET_USER_MEMORY_REGION, call)
+            except OSError as e:
+                results[i] = -(e.errno or errno.EIO)
+            ns[i] = perf_counter_ns() - start
+        return np.add.reduceat(ns, np.arange(0, len(ns), group)), results
+
+    def contents(self) -> None:
+        return None
+
+    def made(self) -> None:
+        return None
+
+    def close(self) -> None:
+        os.close(self._fd)
+
+
+#: struct kvm_userspace_memory_region, with the two halves of `slot` apart.
+_KVM_REGION = np.dtype(
+    [
+        ("slot", "<u2"),
+        ("as_id", "<u2"),
+        ("flags", "<u4"),
+        ("guest_phys_addr", "<u8"),
+        ("memory_size", "<u8"),
+        ("userspace_addr", "<u8"),
+    ]
+)
+
+
+def _packed(rows: NDArray[Any]) -> list[bytes]:
+    packed = np.zeros(len(rows), dtype=_KVM_REGION)
+    for name in _KVM_REGION.names or ():
+        packed[name] = rows[name]
+    return [row.tobytes() for row in packed]
+
+
+def refused_call_ns(calls: int = 2000) -> float:
+    """What the way into the kernel and back costs: a call that its first rule refuses, median."""
+    rows = np.zeros(calls, dtype=REGION_DTYPE)
+    rows["memory_size"] = PAGE_SIZE // 2
+    with closing(Kernel()) as kernel:
+        ns, results = kernel.changes(rows)
+    if (results != -errno.EINVAL).any():
+        raise OSError(errno.EIO, "the kernel accepted half a page")
+    return float(np.median(ns))
+
+
+class Subjects:
+    """VMs with layouts in them, made when first asked for and kept until the end of the block."""
+
+    def __init__(self) -> None:
+        self._stack = ExitStack()
+        self._made: dict[tuple[str, str], Any] = {}
+
+    def __enter__(self) -> Subjects:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._stack.close()
+        self._made.clear()
+
+    def get(self, backend: str, key: str, slots: Callable[[], Layout]) -> Any:
+        """The VM of this backend that holds the layout called `key`."""
+        if (backend, key) not in self._made:
+            subject = Kernel(slots()) if backend == "kvm" else Engine(backend, slots())
+            self._stack.callback(subject.close)
+            self._made[backend, key] = subject
+        return self._made[backend, key]
