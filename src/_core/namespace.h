@@ -59,6 +59,7 @@
 #define tree_design ms_tree_design
 #define vm_flush ms_vm_flush
 #define vm_lock ms_vm_lock
+#define vm_orphan ms_vm_orphan
 #define vm_refuse ms_vm_refuse
 #define vm_swap ms_vm_swap
 #define vm_unlock ms_vm_unlock

@@ -422,25 +422,60 @@ static void settle(struct ms_update *u)
 	}
 }
 
-int ms_update_end(struct ms_update *u, bool keep, struct ms_error *err)
+static void free_update(struct ms_update *u)
 {
 	struct ms_vm *vm = u->vm;
-	bool differ = !at_rest(u);
-	int r = 0;
 
-	if (vm->forks != process_forks())
-		return vm_refuse(err, EIO, MS_RULE_FORKED, 0, NULL);
-	if (thread_self.sections)
-		return vm_refuse(err, EDEADLK, MS_RULE_READ_SECTION, 0, NULL);
-	if (differ || !keep)
-		take_back(u);
-	if (differ && keep)
-		r = vm_refuse(err, EINVAL, MS_RULE_SETS_DIFFER, 0, NULL);
-	settle(u);
 	memory_free(&vm->memory, u->edits.items, u->edits.room * sizeof(struct edit));
 	memory_free(&vm->memory, u->touched.items, u->touched.room * sizeof(struct touched));
 	memory_free(&vm->memory, u, sizeof(*u));
 	vm->update = NULL;
+}
+
+/* Everything but the lock. */
+static bool finish(struct ms_update *u, bool keep)
+{
+	bool alike = at_rest(u);
+
+	if (!alike || !keep)
+		take_back(u);
+	settle(u);
+	free_update(u);
+	return alike;
+}
+
+/* A thread inside a read section would wait for itself, one inside a hook might pull the update from under a step. */
+static int may_end(const struct ms_update *u, struct ms_error *err)
+{
+	if (u->vm->forks != process_forks())
+		return vm_refuse(err, EIO, MS_RULE_FORKED, 0, NULL);
+	if (thread_self.sections)
+		return vm_refuse(err, EDEADLK, MS_RULE_READ_SECTION, 0, NULL);
+	return thread_self.hooks ? vm_refuse(err, EDEADLK, MS_RULE_HOOK, 0, NULL) : 0;
+}
+
+int ms_update_end(struct ms_update *u, bool keep, struct ms_error *err)
+{
+	struct ms_vm *vm = u->vm;
+	int r = may_end(u, err);
+	bool alike;
+
+	if (r)
+		return r;
+	alike = finish(u, keep);
 	vm_unlock(vm);
-	return r;
+	return alike || !keep ? 0 : vm_refuse(err, EINVAL, MS_RULE_SETS_DIFFER, 0, NULL);
+}
+
+static void finish_orphan(struct ms_vm *vm)
+{
+	finish(vm->update, false);
+}
+
+void ms_update_abandon(struct ms_update *u)
+{
+	int r = ms_update_end(u, false, NULL);
+
+	if (r && r != -EIO) /* a child has no writer that could wait for the lock */
+		vm_orphan(u->vm, finish_orphan);
 }

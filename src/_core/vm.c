@@ -35,10 +35,28 @@ static bool lock_try(struct slots_lock *lock)
 						       memory_order_relaxed);
 }
 
-static void lock_wait(struct slots_lock *lock)
+/* Whether the lock was an orphan and is this thread's now. */
+static bool adopt(struct ms_vm *vm)
 {
-	while (atomic_exchange_explicit(&lock->state, 2, memory_order_acquire))
+	vm_adopt_fn *end_update = NULL;
+
+	if (atomic_load_explicit(&vm->orphan, memory_order_relaxed))
+		end_update = atomic_exchange_explicit(&vm->orphan, NULL, memory_order_acquire);
+	if (!end_update)
+		return false;
+	end_update(vm);
+	return true;
+}
+
+static void lock_wait(struct ms_vm *vm)
+{
+	struct slots_lock *lock = &vm->slots_lock;
+
+	while (atomic_exchange_explicit(&lock->state, 2, memory_order_acquire)) {
+		if (adopt(vm))
+			return;
 		thread_wait(&lock->state, 2, LOCK_NAP_US);
+	}
 }
 
 static void lock_release(struct slots_lock *lock)
@@ -65,10 +83,10 @@ static int take_lock(struct ms_vm *vm, struct ms_error *err)
 
 	if (r)
 		return r;
-	if (!lock_try(&vm->slots_lock)) {
+	if (!lock_try(&vm->slots_lock) && !adopt(vm)) {
 		if (thread_self.hooks)
 			return vm_refuse(err, EBUSY, MS_RULE_HOOK, 0, NULL);
-		lock_wait(&vm->slots_lock);
+		lock_wait(vm);
 	}
 	atomic_store_explicit(&vm->slots_lock.owner, thread_number(), memory_order_relaxed);
 	return 0;
@@ -89,6 +107,12 @@ void vm_unlock(struct ms_vm *vm)
 {
 	atomic_store_explicit(&vm->slots_lock.owner, 0, memory_order_relaxed);
 	lock_release(&vm->slots_lock);
+}
+
+void vm_orphan(struct ms_vm *vm, vm_adopt_fn *adopt_fn)
+{
+	atomic_store_explicit(&vm->slots_lock.owner, 0, memory_order_relaxed);
+	atomic_store_explicit(&vm->orphan, adopt_fn, memory_order_release);
 }
 
 /* ---- the swap ---- */
@@ -237,6 +261,7 @@ void ms_vm_destroy(struct ms_vm *vm)
 {
 	if (!vm)
 		return;
+	adopt(vm);
 	for (uint32_t i = 0; i < vm->config.address_spaces; i++) {
 		vm->design->empty(&vm->memory, &vm->as[i].set[0], false);
 		vm->design->empty(&vm->memory, &vm->as[i].set[1], true);

@@ -20,6 +20,9 @@
 #include "memslot_set.h"
 #include "srcu.h"
 
+struct ms_vm;
+typedef void vm_adopt_fn(struct ms_vm *vm);
+
 /* A lock that knows its owner and that any thread may release: an update object can be collected anywhere. */
 struct slots_lock {
 	_Atomic uint32_t state; /* 0 free, 1 held, 2 held and somebody may sleep */
@@ -46,6 +49,7 @@ struct ms_vm {
 	/* All below under slots_lock. */
 	bool closed;
 	struct ms_update *update; /* the one that holds the lock, or NULL */
+	_Atomic(vm_adopt_fn *) orphan; /* row "orphan": how to end an update that was dropped where nobody could wait */
 	const struct ms_listener **listeners;
 	size_t nr_listeners, listeners_size; /* size in bytes, of what was allocated */
 	struct ms_vcpu *vcpus;
@@ -98,6 +102,9 @@ void vm_flush(struct ms_vm *vm, const struct memslot *active, const struct memsl
 /* Takes slots_lock for a change, or says in *err why this thread may not have it. */
 int vm_lock(struct ms_vm *vm, struct ms_error *err);
 void vm_unlock(struct ms_vm *vm);
+
+/* Leaves the lock, held, to whoever wants it next: that thread calls adopt, and then has it. */
+void vm_orphan(struct ms_vm *vm, vm_adopt_fn *adopt);
 
 /* Puts the rule into *err, which may be NULL, and returns -code. */
 int vm_refuse(struct ms_error *err, int code, enum ms_rule rule, uint64_t limit, const struct memslot *other);

@@ -47,6 +47,16 @@ cdef cnp.ndarray _result(object out, cnp.ndarray numbers, object dtype):
     return array
 
 
+def check_numbers(values, name):
+    """For Snapshot: the array of gfns as VM's calls accept it, or their exception."""
+    return _numbers(values, name)
+
+
+def check_result(out, numbers):
+    """For Snapshot: `out`, or a new array, as VM's calls accept it."""
+    return _result(out, numbers, _UINT64)
+
+
 cdef bint _in_step(cnp.ndarray a, cnp.ndarray b) noexcept:
     """Whether one stride leads through both: flat arrays, or single lines of any stride."""
     if cnp.PyArray_NDIM(a) == 1:

@@ -10,7 +10,10 @@ cdef object _index(object value, str name):
     """An int from what has __index__; bool is refused, since True is no frame number."""
     if isinstance(value, (bool, np.bool_)) or not hasattr(value, "__index__"):
         raise TypeError(f"{name} must be an int, not {type(value).__name__}")
-    return operator.index(value)
+    try:
+        return operator.index(value)
+    except TypeError as error:
+        raise TypeError(f"{name} must be an int: {error}") from error
 
 
 cdef uint64_t _number_slow(object value, str name, uint64_t maximum) except? 0xDEAD:

@@ -10,10 +10,10 @@ REGION_DTYPE = np.dtype([
 
 cdef cnp.ndarray _line(object values, str name):
     """A contiguous uint64 array of one dimension."""
-    cdef cnp.ndarray array = np.ascontiguousarray(_numbers(values, name)).view(np.uint64)
+    cdef cnp.ndarray array = _numbers(values, name)
     if array.ndim != 1:
         raise ValueError(f"{name} must have one dimension, not {array.ndim}")
-    return array
+    return np.ascontiguousarray(array).view(np.uint64)
 
 
 cdef size_t _group(object value) except 0:

@@ -96,6 +96,9 @@ _RULES = {
     MS_RULE_BACKEND: "BACKEND",
 }
 
+# Of calls that never got the VM's lock.
+_NOT_LOCKED = frozenset((MS_RULE_READ_SECTION, MS_RULE_HOOK, MS_RULE_UPDATE, MS_RULE_FORKED, MS_RULE_CLOSED))
+
 
 def build_info() -> dict:
     """What the C core was built with: compiler, whether asserts are on, sanitizer."""
@@ -135,8 +138,10 @@ cdef uint32_t _as_id(VM vm, object value) except? 0xDEAD:
 
 
 cdef object _refusal(VM vm, int r, const ms_error *err, object request, str where=""):
-    """The exception for what C refused: what prepare raised, where that is why."""
-    raised = _take_raised(vm) or []
+    """The exception for what C refused: what prepare raised, where that is why.
+
+    A call that got no lock ran no hook: what this thread's hooks raised belongs to the change that runs them."""
+    raised = [] if err.rule in _NOT_LOCKED else _take_raised(vm) or []
     if err.rule == MS_RULE_LISTENER and r == -ECANCELED and raised:
         return _with_notes(raised.pop(0), raised)
     other = _slot_or_none(&err.other)
@@ -165,8 +170,7 @@ cdef int _report_hooks(VM vm) except -1:
 
 
 cdef object _load_refusal(VM vm, int r, const ms_error *err, object rows):
-    if err.rule in (MS_RULE_NO_MEMORY, MS_RULE_LISTENER, MS_RULE_READ_SECTION, MS_RULE_HOOK, MS_RULE_UPDATE,
-                    MS_RULE_FORKED, MS_RULE_CLOSED):
+    if err.rule in (MS_RULE_NO_MEMORY, MS_RULE_LISTENER) or err.rule in _NOT_LOCKED:
         return _refusal(vm, r, err, Request())
     row = {name: int(rows[err.index][name]) for name in rows.dtype.names}
     return _refusal(vm, r, err, Request(
@@ -261,6 +265,8 @@ cdef class VM:
         cdef int r
         if not isinstance(backend, str):
             raise TypeError(f"backend must be a str, not {type(backend).__name__}")
+        if backend not in backends():
+            raise from_errno(errno.ENOSYS, f"this build has no backend {backend!r}; it has {', '.join(backends())}")
         name = backend.encode()
         ms_config_init(&config)
         config.address_spaces = _u32(address_spaces, "address_spaces")
@@ -272,17 +278,18 @@ cdef class VM:
         if r == -errno.EINVAL:
             raise InvalidRegionError(
                 errno.EINVAL,
-                f"a limit is out of range: address_spaces {address_spaces} (1 to 64), user_mem_slots "
-                f"{user_mem_slots} (1 to {2**31 - 16}), gpa_bits {gpa_bits} (13 to 64), "
-                f"hva_end_max {hva_end_max:#x} (below {HVA_ERR_MIN:#x})",
+                f"a limit is out of range: address_spaces {config.address_spaces} (1 to 64), user_mem_slots "
+                f"{config.user_mem_slots} (1 to {2**31 - 16}), gpa_bits {config.gpa_bits} (13 to 64), "
+                f"hva_end_max {config.hva_end_max:#x} (below {HVA_ERR_MIN:#x})",
             )
-        if r == -errno.ENOSYS:
-            raise from_errno(errno.ENOSYS, f"this build has no backend {backend!r}; it has {', '.join(backends())}")
         if r:
             raise _out_of_memory()
         self._address_spaces = config.address_spaces
         self._hooks = []
         self._raised = {}
+
+    def __init__(self, *args, **limits):
+        """Nothing: a VM is complete when it is new.  A subclass may take what it likes, and pass the limits on."""
 
     def __dealloc__(self):
         ms_vm_destroy(self._vm)
@@ -467,7 +474,7 @@ cdef class VM:
 
     def begin_update(self, as_id=0):
         """The dual-set steps one by one, for those who study them: a context manager, see Update."""
-        return Update(self, _as_id(self, as_id))
+        return Update(self, as_id)
 
     # -- lookups
 
@@ -687,9 +694,10 @@ cdef class VM:
         cdef int r
         _check_open(self)
         if bitmap is not None:
-            words = np.ascontiguousarray(_numbers(bitmap, "bitmap"))
+            words = _numbers(bitmap, "bitmap")
             if words.ndim != 1:
                 raise ValueError(f"bitmap must have one dimension, not {words.ndim}")
+            words = np.ascontiguousarray(words)
             data = <const uint64_t *>cnp.PyArray_DATA(words)
             n = cnp.PyArray_SIZE(words)
         with nogil:

@@ -41,14 +41,18 @@ cdef class SlotHandle:
     """A slot inside an update: one of a set, or a draft.  No MemorySlot: it is the object that the sets share."""
     cdef readonly Update update
     cdef ms_slot *_slot
+    cdef uint64_t _run
 
     def __init__(self):
         raise TypeError("handles come from an Update")
 
     cdef ms_slot *_use(self, Update update) except NULL:
+        """The slot, for a step of this thread in the run of the update that the handle comes from."""
         if self.update is not update:
             raise UpdateError(errno.EINVAL, "the slot belongs to another update", rule="HANDLE")
         update._check_running()
+        if self._run != update._run:
+            raise UpdateError(errno.EINVAL, "the slot belongs to an earlier run of the update", rule="HANDLE")
         return self._slot
 
     @property
@@ -59,17 +63,20 @@ cdef class SlotHandle:
         return _slot(&value)
 
     def __eq__(self, other):
+        cdef SlotHandle handle
         if type(other) is not SlotHandle:
             return NotImplemented
-        return self._slot == (<SlotHandle>other)._slot and self.update is (<SlotHandle>other).update
+        handle = other
+        return self._slot == handle._slot and self.update is handle.update and self._run == handle._run
 
     def __hash__(self):
-        return hash(<size_t>self._slot)
+        return hash((<size_t>self._slot, self._run))
 
     def __repr__(self):
-        if self.update._u is NULL:
-            return "<SlotHandle of an update that has ended>"
-        return f"<SlotHandle {self.memslot!r}>"
+        try:
+            return f"<SlotHandle {self.memslot!r}>"
+        except OSError:
+            return "<SlotHandle of an update that has ended or that another thread runs>"
 
 
 @cython.final
@@ -77,26 +84,32 @@ cdef class SlotHandle:
 cdef class Update:
     """The steps of a change one by one, between ``with vm.begin_update() as u:`` and its end.
 
-    The VM's lock is held meanwhile, by the thread that entered.  ``u.active`` and ``u.inactive`` are the slots of the
-    two sets, as handles; ``u.copy(old, **fields)`` makes a draft; replace, invalidate, swap and activate are KVM's.
-    Leaving with the two sets alike keeps what was done; leaving with them different, or with an INVALID slot, or by
-    an exception, rolls back, and raises UpdateError or lets the exception go on.  Tree backend only.
+    The VM's lock is held meanwhile, by the thread that entered: another one gets ReentrantChangeError.  ``u.active``
+    and ``u.inactive`` are the slots of the two sets, as handles; ``u.copy(old, **fields)`` makes a draft; replace,
+    invalidate, swap and activate are KVM's.  Leaving with the two sets alike keeps what was done; leaving with them
+    different, or with an INVALID slot, or by an exception, rolls back, and raises UpdateError or lets the exception
+    go on.  Tree backend only.
     """
     cdef readonly VM vm
     cdef readonly uint32_t as_id
     cdef ms_update *_u
+    cdef uint64_t _run         # which `with` block this is: handles of an earlier one lead nowhere
+    cdef unsigned long _owner  # the thread that entered, the only one that touches _u
 
-    def __cinit__(self, VM vm not None, uint32_t as_id):
+    def __cinit__(self, VM vm not None, as_id=0):
         self.vm = vm
-        self.as_id = as_id
+        self.as_id = _as_id(vm, as_id)
 
     def __dealloc__(self):
-        cdef ms_error err
-        if self._u is not NULL:
+        cdef ms_update *u = self._u
+        self._u = NULL
+        if u is not NULL:
             with nogil:
-                ms_update_end(self._u, False, &err)
+                ms_update_abandon(u)
 
     cdef int _check_running(self) except -1:
+        if self._owner and self._owner != PyThread_get_thread_ident():
+            raise refused(errno.EBUSY, "UPDATE", 0, None, Request(as_id=self.as_id))
         if self._u is NULL:
             raise UpdateError(errno.EINVAL, "the update is not running: use it inside its with block", rule="HANDLE")
         return 0
@@ -109,33 +122,42 @@ cdef class Update:
         return 0
 
     def __enter__(self):
+        cdef ms_update *u = NULL
         cdef ms_error err
         cdef int r
         cdef uint32_t as_id = self.as_id
         _check_open(self.vm)
-        if self._u is not NULL:
+        if self._owner == PyThread_get_thread_ident():
             raise UpdateError(errno.EINVAL, "the update is running already", rule="HANDLE")
         with nogil:
-            r = ms_update_begin(self.vm._vm, as_id, &self._u, &err)
+            r = ms_update_begin(self.vm._vm, as_id, &u, &err)
         self._raise(r, &err, Request(as_id=as_id))
+        self._u = u
+        self._run += 1
+        self._owner = PyThread_get_thread_ident()
         return self
 
     def __exit__(self, exc_type, exc, traceback):
-        cdef ms_update *u = self._u
+        cdef ms_update *u
         cdef bint keep = exc_type is None
         cdef ms_error err
         cdef int r
         self._check_running()
+        u = self._u
+        self._u = NULL  # before the GIL goes: nobody else may come by u
         with nogil:
             r = ms_update_end(u, keep, &err)
-        if r == 0 or err.rule == MS_RULE_SETS_DIFFER:
-            self._u = NULL
+        if r and err.rule != MS_RULE_SETS_DIFFER:
+            self._u = u
+        else:
+            self._owner = 0
         self._raise(r, &err, Request())
 
     cdef SlotHandle _handle(self, ms_slot *slot):
         cdef SlotHandle handle = SlotHandle.__new__(SlotHandle)
         handle.update = self
         handle._slot = slot
+        handle._run = self._run
         return handle
 
     cdef tuple _handles(self, bint active):
@@ -164,16 +186,19 @@ cdef class Update:
 
     def find(self, id, active=True):
         """The handle of the slot with this id in the active (or inactive) set, or None."""
+        cdef uint32_t number = _u32(id, "id")
+        cdef bint in_active = bool(active)
         cdef ms_slot *slot
         self._check_running()
-        slot = ms_update_find(self._u, bool(active), _u32(id, "id"))
+        slot = ms_update_find(self._u, in_active, number)
         return self._handle(slot) if slot is not NULL else None
 
     def copy(self, SlotHandle old, **fields):
         """A draft with the values of old but for the fields given: base_gfn, npages, userspace_addr, flags, and id
         where old is None (kvm_copy_memslot()).  Logging that goes on keeps its bitmap."""
-        cdef ms_memslot value
+        cdef dict numbers = _draft_fields(fields, old is None)
         cdef ms_slot *slot = NULL
+        cdef ms_memslot value
         cdef ms_slot *draft
         cdef ms_error err
         cdef int r
@@ -183,28 +208,16 @@ cdef class Update:
             slot = old._use(self)
             ms_update_value(self._u, slot, &value)
             value.flags &= 0xFFFF
-        self._take_fields(&value, fields, old is None)
+        value.id = numbers.get("id", value.id)
+        value.base_gfn = numbers.get("base_gfn", value.base_gfn)
+        value.npages = numbers.get("npages", value.npages)
+        value.userspace_addr = numbers.get("userspace_addr", value.userspace_addr)
+        value.flags = numbers.get("flags", value.flags)
         with nogil:
             r = ms_update_copy(self._u, slot, &value, &draft, &err)
         self._raise(r, &err, Request(value.id, self.as_id, value.base_gfn << 12, value.npages << 12,
                                      value.userspace_addr, value.flags))
         return self._handle(draft)
-
-    cdef int _take_fields(self, ms_memslot *value, dict fields, bint with_id) except -1:
-        for name, number in fields.items():
-            if name == "base_gfn":
-                value.base_gfn = _u64(number, name)
-            elif name == "npages":
-                value.npages = _u64(number, name)
-            elif name == "userspace_addr":
-                value.userspace_addr = _u64(number, name)
-            elif name == "flags":
-                value.flags = _u32(number, name)
-            elif name == "id" and with_id:
-                value.id = _u32(number, name)
-            else:
-                raise TypeError(f"copy() got an unexpected field {name!r}")
-        return 0
 
     cdef object _request(self, SlotHandle new):
         cdef ms_memslot value
@@ -257,3 +270,16 @@ cdef class Update:
         with nogil:
             r = ms_update_activate(self._u, old_slot, new_slot, &err)
         self._raise(r, &err, self._request(new))
+
+
+cdef dict _draft_fields(dict fields, bint with_id):
+    """Plain ints, before anything of the update is looked at: an __index__ may end it."""
+    cdef dict numbers = {}
+    for name, number in fields.items():
+        if name in ("base_gfn", "npages", "userspace_addr"):
+            numbers[name] = _u64(number, name)
+        elif name == "flags" or (name == "id" and with_id):
+            numbers[name] = _u32(number, name)
+        else:
+            raise TypeError(f"copy() got an unexpected field {name!r}")
+    return numbers

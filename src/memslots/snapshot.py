@@ -59,27 +59,29 @@ class Snapshot:
         return self.as_id == other.as_id and np.array_equal(self.array, other.array)
 
     def __hash__(self) -> int:
-        return hash((self.as_id, self.array.tobytes()))
+        columns = tuple(self.array[name].tobytes() for name in MEMSLOT_DTYPE.names or ())
+        return hash((self.as_id, columns))
 
     def __repr__(self) -> str:
         return f"<Snapshot of address space {self.as_id}: {len(self)} slots, generation {self.generation}>"
 
     def gfn_to_hva_many(
         self,
-        gfns: npt.ArrayLike,
+        gfns: npt.NDArray[np.uint64] | npt.NDArray[np.int64],
         out: npt.NDArray[np.uint64] | None = None,
         write: bool = True,
     ) -> npt.NDArray[np.uint64]:
-        """As ``VM.gfn_to_hva_many``: uint64 addresses in bytes, HVA_ERR_BAD in holes and INVALID slots,
-        HVA_ERR_RO_BAD for writes to READONLY ones.  O(log n) a gfn."""
-        wanted = np.asarray(gfns, dtype=np.uint64)
+        """As ``VM.gfn_to_hva_many``, arguments and errors too: uint64 addresses in bytes, HVA_ERR_BAD in holes and
+        INVALID slots, HVA_ERR_RO_BAD for writes to READONLY ones.  O(log n) a gfn."""
+        from ._memslots import check_numbers, check_result
+
+        wanted = check_numbers(gfns, "gfns")
+        result = check_result(out, wanted)
         hvas = np.full(wanted.shape, HVA_ERR_BAD, dtype=np.uint64)
         if len(self):
-            self._translate(wanted, hvas, write)
-        if out is None:
-            return hvas
-        out[...] = hvas
-        return out
+            self._translate(wanted.astype(np.uint64).reshape(-1), hvas.reshape(-1), write)
+        result[...] = hvas
+        return result
 
     def _translate(self, gfns: npt.NDArray[np.uint64], hvas: npt.NDArray[np.uint64], write: bool) -> None:
         base = np.ascontiguousarray(self.array["base_gfn"])

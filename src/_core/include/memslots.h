@@ -299,6 +299,10 @@ uint64_t ms_manual_dirty_log_protect(const struct ms_vm *vm);
 int ms_update_begin(struct ms_vm *vm, uint32_t as_id, struct ms_update **out, struct ms_error *err);
 int ms_update_end(struct ms_update *update, bool keep, struct ms_error *err); /* keep false: roll back, return 0 */
 
+/* Rolls back from any thread and anywhere; where that might have to wait (inside a read section or a hook), the next
+ * call that takes the VM's lock does it. */
+void ms_update_abandon(struct ms_update *update);
+
 /* A draft with the values of *slot; its id, as_id and dirty log come from `old` (NULL: a slot of its own). */
 int ms_update_copy(struct ms_update *update, struct ms_slot *old, const struct ms_memslot *slot, struct ms_slot **out,
 		   struct ms_error *err);

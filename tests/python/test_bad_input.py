@@ -1,0 +1,1089 @@
+# SPDX-License-Identifier: MIT
+"""What is refused, with which error, and that nothing changes then.
+
+Every test starts from a call that would do and spoils one thing.  `digest` is everything that can be
+seen of a VM; a refused call leaves it as it was.
+"""
+
+from __future__ import annotations
+
+import array
+import ctypes
+import errno
+import re
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from decimal import Decimal
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+import pytest
+
+import memslots
+from memslots import (
+    HVA_ERR_BAD,
+    HVA_ERR_RO_BAD,
+    MEMSLOT_DTYPE,
+    VM,
+    ClosedError,
+    GuestMemfdError,
+    InvalidRegionError,
+    MemorySlot,
+    MemslotsError,
+    NoSuchSlotError,
+    NotSupportedError,
+    RegionOverlapError,
+    Update,
+)
+
+PAGE = 4096
+LOG, READONLY, GUEST_MEMFD = 1, 2, 4
+U32, U64 = 2**32 - 1, 2**64 - 1
+HVA = 0x7F00_0000_0000
+
+
+def make_vm() -> VM:
+    """Two address spaces; slot 0 logs and has marks, slot 1 is READONLY, slot 2 is in the other space."""
+    vm = VM(address_spaces=2)
+    vm.set_user_memory_region(
+        0, guest_phys_addr=0, memory_size=200 * PAGE, userspace_addr=HVA, flags=LOG
+    )
+    vm.set_user_memory_region(
+        1, guest_phys_addr=2**20 * PAGE, memory_size=64 * PAGE, userspace_addr=HVA, flags=READONLY
+    )
+    vm.set_user_memory_region(2, guest_phys_addr=0, memory_size=PAGE, as_id=1)
+    vm.manual_dirty_log_protect = 1  # so that the digest can look at the log
+    vm.mark_page_dirty_many(np.array([0, 5, 199], np.uint64))
+    return vm
+
+
+@pytest.fixture
+def vm() -> Iterator[VM]:
+    with make_vm() as vm:
+        yield vm
+
+
+def digest(vm: VM) -> tuple[Any, ...]:
+    """Everything that can be seen of a VM without changing it."""
+    return (
+        len(vm),
+        vm.nr_memslot_pages,
+        vm.manual_dirty_log_protect,
+        [(vm.generation(n), vm.memslots(n)) for n in range(vm.address_spaces)],
+        [
+            vm.get_dirty_log(slot.id, n).tobytes()
+            for n in range(vm.address_spaces)
+            for slot in vm.memslots(n)
+            if slot.flags & LOG
+        ],
+    )
+
+
+# ---- integers -------------------------------------------------------------------------------------
+
+GFNS = np.array([0, 1, 300], np.uint64)
+WORDS = np.array([1], np.uint64)
+ROWS = np.array([(500, 1, HVA, 9, 0, 0)], MEMSLOT_DTYPE)
+
+Call = Callable[..., Any]
+
+
+def in_update(step: str) -> Call:
+    """A call of a step inside an update, which is then left."""
+
+    def call(vm: VM, **values: Any) -> Any:
+        with vm.begin_update() as update:
+            if step == "find":
+                return bool(update.find(**values))
+            update.copy(None if "id" in values else update.find(1), **values)
+
+    return call
+
+
+def of_vcpu(method: str) -> Call:
+    return lambda vm, **values: getattr(vm.create_vcpu(), method)(**values)
+
+
+def set_on_vcpu(vm: VM, as_id: Any) -> None:
+    vm.create_vcpu().as_id = as_id
+
+
+def set_protect(vm: VM, manual_dirty_log_protect: Any) -> None:
+    vm.manual_dirty_log_protect = manual_dirty_log_protect
+
+
+def of_vm(method: str, *args: Any) -> Call:
+    return lambda vm, **values: getattr(vm, method)(*args, **values)
+
+
+def make(cls: type) -> Call:
+    return lambda vm, **values: cls(**values)
+
+
+# What is called, and values that it takes.  All of them are integers.
+CALLS: dict[str, tuple[Call, dict[str, int]]] = {
+    "VM": (
+        make(VM),
+        {"address_spaces": 1, "user_mem_slots": 9, "gpa_bits": 40, "hva_end_max": 2**40},
+    ),
+    "MemorySlot": (
+        make(MemorySlot),
+        {"id": 1, "as_id": 0, "base_gfn": 2, "npages": 3, "userspace_addr": HVA, "flags": 1},
+    ),
+    "set_user_memory_region": (
+        of_vm("set_user_memory_region"),
+        {
+            "slot": 0,
+            "guest_phys_addr": 0,
+            "memory_size": 200 * PAGE,
+            "userspace_addr": HVA,
+            "flags": LOG,
+            "as_id": 0,
+            "guest_memfd": -1,
+            "guest_memfd_offset": 0,
+        },
+    ),
+    "load_memslots": (of_vm("load_memslots", ROWS), {"as_id": 0}),
+    "begin_update": (of_vm("begin_update"), {"as_id": 0}),
+    "Update.find": (in_update("find"), {"id": 1}),
+    "Update.copy": (
+        in_update("copy"),
+        {"base_gfn": 700, "npages": 64, "userspace_addr": HVA, "flags": READONLY},
+    ),
+    "Update.copy(None)": (in_update("copy"), {"id": 7, "npages": 1}),
+    "gfn_to_memslot": (of_vm("gfn_to_memslot"), {"gfn": 0, "as_id": 0}),
+    "id_to_memslot": (of_vm("id_to_memslot"), {"id": 0, "as_id": 0}),
+    "gfn_to_hva": (of_vm("gfn_to_hva"), {"gfn": 0, "as_id": 0}),
+    "gpa_to_hva": (of_vm("gpa_to_hva"), {"gpa": 0, "as_id": 0}),
+    "gfn_to_hva_prot": (of_vm("gfn_to_hva_prot"), {"gfn": 0, "as_id": 0}),
+    "is_visible_gfn": (of_vm("is_visible_gfn"), {"gfn": 0, "as_id": 0}),
+    "gfn_to_hva_many": (of_vm("gfn_to_hva_many", GFNS), {"as_id": 0}),
+    "gpa_to_hva_many": (of_vm("gpa_to_hva_many", GFNS), {"as_id": 0}),
+    "gfn_to_slot_id_many": (of_vm("gfn_to_slot_id_many", GFNS), {"as_id": 0}),
+    "memslots_in_gfn_range": (of_vm("memslots_in_gfn_range"), {"start": 0, "end": 9, "as_id": 0}),
+    "memslots_in_hva_range": (of_vm("memslots_in_hva_range"), {"start": 0, "last": 9, "as_id": 0}),
+    "memslots": (of_vm("memslots"), {"as_id": 0}),
+    "memslots_array": (of_vm("memslots_array"), {"as_id": 0}),
+    "hva_to_gfns": (of_vm("hva_to_gfns"), {"hva": HVA}),
+    "generation": (of_vm("generation"), {"as_id": 0}),
+    "snapshot": (of_vm("snapshot"), {"as_id": 0}),
+    "VCPU.as_id": (set_on_vcpu, {"as_id": 1}),
+    "VCPU.gfn_to_memslot": (of_vcpu("gfn_to_memslot"), {"gfn": 0}),
+    "VCPU.gfn_to_hva": (of_vcpu("gfn_to_hva"), {"gfn": 0}),
+    "VCPU.gpa_to_hva": (of_vcpu("gpa_to_hva"), {"gpa": 0}),
+    "mark_page_dirty": (of_vm("mark_page_dirty"), {"gfn": 5, "as_id": 0}),
+    "mark_page_dirty_many": (of_vm("mark_page_dirty_many", GFNS), {"as_id": 0}),
+    "get_dirty_log": (of_vm("get_dirty_log"), {"slot": 0, "as_id": 0}),
+    "_get_dirty_log_null": (of_vm("_get_dirty_log_null"), {"slot": 0, "as_id": 0}),
+    "clear_dirty_log": (
+        lambda vm, **values: vm.clear_dirty_log(bitmap=WORDS, **values),
+        {"slot": 0, "first_page": 0, "num_pages": 64, "as_id": 0},
+    ),
+    "manual_dirty_log_protect": (set_protect, {"manual_dirty_log_protect": 0}),
+    "Update": (lambda vm, as_id: Update(vm, as_id), {"as_id": 0}),
+}
+
+WIDE = {
+    "base_gfn",
+    "npages",
+    "userspace_addr",
+    "guest_phys_addr",
+    "memory_size",
+    "guest_memfd_offset",
+    "hva_end_max",
+    "gfn",
+    "gpa",
+    "hva",
+    "start",
+    "end",
+    "last",
+    "first_page",
+    "manual_dirty_log_protect",
+}
+
+
+def bounds(argument: str) -> tuple[int, int]:
+    """The integers that the argument can hold."""
+    if argument == "guest_memfd":
+        return -(2**31), 2**31 - 1
+    return 0, U64 if argument in WIDE else U32
+
+
+class Index:
+    """An object that is an integer, as numpy's are."""
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+    def __index__(self) -> Any:
+        return self.value
+
+
+class RaisingIndex:
+    def __index__(self) -> int:
+        raise ZeroDivisionError("from __index__")
+
+
+class OwnIndex:
+    """__index__ on the instance does not count in Python."""
+
+    def __init__(self) -> None:
+        self.__index__ = lambda: 1
+
+
+class FloatOnly:
+    def __float__(self) -> float:
+        return 1.0
+
+    def __int__(self) -> int:
+        return 1
+
+
+NO_INTEGERS: dict[str, Any] = {
+    "1.0": 1.0,
+    "4096.9": 4096.9,
+    "nan": float("nan"),
+    "inf": float("inf"),
+    "1j": 1j,
+    "True": True,
+    "False": False,
+    "np.bool_": np.bool_(True),
+    "np.float64": np.float64(1.0),
+    "np.float16": np.float16(1.0),
+    "np.datetime64": np.datetime64(1, "s"),
+    "None": None,
+    "str": "1",
+    "bytes": b"1",
+    "bytearray": bytearray(b"1"),
+    "Decimal": Decimal(1),
+    "Fraction": Fraction(1),
+    "list": [1],
+    "tuple": (1,),
+    "dict": {},
+    "set": {1},
+    "type": int,
+    "range": range(1),
+    "object": object(),
+    "__int__ and __float__": FloatOnly(),
+    "__index__ of the instance": OwnIndex(),
+    "__index__ -> float": Index(1.0),
+    "__index__ -> str": Index("1"),
+    "__index__ -> None": Index(None),
+    "an array": np.array([1, 2]),
+    "a 0-d float array": np.array(1.0),
+    "a 0-d bool array": np.array(True),
+}
+INTEGERS: dict[str, int] = {
+    "-1": -1,
+    "-2**31 - 1": -(2**31) - 1,
+    "-2**63": -(2**63),
+    "-2**64": -(2**64),
+    "2**31": 2**31,
+    "2**32": 2**32,
+    "2**63": 2**63,
+    "2**64 - 1": 2**64 - 1,
+    "2**64": 2**64,
+    "10**30": 10**30,
+}
+SPOTS = [(name, argument) for name, (_, values) in CALLS.items() for argument in values]
+
+
+def spoiled(vm: VM, name: str, argument: str, value: Any) -> Any:
+    """The call with this one argument replaced."""
+    call, values = CALLS[name]
+    return call(vm, **values | {argument: value})
+
+
+@pytest.mark.parametrize(("name", "argument"), SPOTS)
+def test_the_calls_that_are_spoiled_would_do(vm: VM, name: str, argument: str) -> None:
+    """Without this the tests below could pass because of something else; all kinds of integers do."""
+    value = CALLS[name][1][argument]
+    kinds = [int, Index, np.int64] + ([np.uint64, np.uint32] if 0 <= value < 2**32 else [])
+    for kind in kinds:
+        with make_vm() as fresh:
+            if name == "_get_dirty_log_null":
+                with pytest.raises(MemslotsError, match="no bitmap"):
+                    spoiled(fresh, name, argument, kind(value))
+            else:
+                spoiled(fresh, name, argument, kind(value))
+            fresh.check()
+
+
+def no_integer_gets_in(vm: VM, name: str, argument: str, value: Any) -> str:
+    """What is wrong with how the call takes something that is no integer; "" if nothing is."""
+    before = digest(vm)
+    try:
+        spoiled(vm, name, argument, value)
+    except TypeError as error:
+        wrong = "" if re.search(rf"\b{argument}\b", str(error)) else f"does not name it: {error}"
+    except Exception as error:
+        wrong = f"raises {error!r}"
+    else:
+        wrong = "is accepted"
+    vm.check()
+    return wrong if digest(vm) == before else f"{wrong}, and something has changed"
+
+
+@pytest.mark.parametrize(("name", "argument"), SPOTS)
+def test_what_is_no_integer(name: str, argument: str) -> None:
+    """TypeError, which names the argument, and nothing has happened."""
+    wrong = {}
+    for kind, value in NO_INTEGERS.items():
+        with make_vm() as vm:
+            wrong[kind] = no_integer_gets_in(vm, name, argument, value)
+    assert {kind: words for kind, words in wrong.items() if words} == {}
+
+
+@pytest.mark.parametrize("kind", INTEGERS)
+@pytest.mark.parametrize(("name", "argument"), SPOTS)
+def test_integers_of_every_size(name: str, argument: str, kind: str) -> None:
+    """One that does not fit is an OverflowError that names the argument; one that fits is never
+    another one: what the engine refuses of those it refuses by a rule."""
+    low, high = bounds(argument)
+    value = INTEGERS[kind]
+    with make_vm() as vm:
+        before = digest(vm)
+        if low <= value <= high:
+            try:
+                spoiled(vm, name, argument, value)
+            except MemslotsError as error:
+                moved = error.rule == "GPA_LIMIT"  # a MOVE that is refused has swapped twice
+                assert moved or digest(vm) == before
+        else:
+            for same in (value, Index(value)):
+                with pytest.raises(OverflowError, match=rf"\b{argument}\b"):
+                    spoiled(vm, name, argument, same)
+            assert digest(vm) == before
+        vm.check()
+
+
+@pytest.mark.parametrize(("name", "argument"), SPOTS)
+def test_index_that_raises(vm: VM, name: str, argument: str) -> None:
+    """What __index__ raises goes through."""
+    before = digest(vm)
+    with pytest.raises(ZeroDivisionError, match="from __index__"):
+        spoiled(vm, name, argument, RaisingIndex())
+    assert digest(vm) == before
+    vm.check()
+
+
+class Meddler:
+    """An integer that does something to the VM while it is asked for."""
+
+    def __init__(self, value: int, deed: Callable[[], Any]) -> None:
+        self.value, self.deed = value, deed
+
+    def __index__(self) -> int:
+        self.deed()
+        return self.value
+
+
+DEEDS: dict[str, Callable[[VM], Any]] = {
+    "looks": lambda vm: vm.gfn_to_memslot(0),
+    "marks": lambda vm: vm.mark_page_dirty(7),
+    "deletes": lambda vm: (
+        vm.id_to_memslot(1) and vm.set_user_memory_region(1, guest_phys_addr=0, memory_size=0)
+    ),
+    "creates": lambda vm: (
+        vm.id_to_memslot(8) or vm.set_user_memory_region(8, guest_phys_addr=2**30, memory_size=PAGE)
+    ),
+    "closes": lambda vm: vm.close(),
+}
+
+
+@pytest.mark.parametrize("deed", DEEDS)
+@pytest.mark.parametrize(("name", "argument"), SPOTS)
+def test_index_that_enters_the_vm(name: str, argument: str, deed: str) -> None:
+    """The call goes on with the VM as it is then."""
+    vm = make_vm()
+    value = CALLS[name][1][argument]
+    meddler = Meddler(value, lambda: DEEDS[deed](vm))
+    allowed = (MemslotsError,) if deed in ("closes", "deletes", "creates") else ()
+    if name == "_get_dirty_log_null":
+        allowed = (MemslotsError,)
+    with suppress(*allowed):  # EDEADLK within an update, EBADF after a close, ...
+        spoiled(vm, name, argument, meddler)
+    if not vm.closed:
+        vm.check()
+        vm.close()
+    with pytest.raises(ClosedError):
+        vm.memslots()
+
+
+def test_enough_integer_cases() -> None:
+    """The table does not get shorter by accident."""
+    assert len(NO_INTEGERS) + len(INTEGERS) >= 24
+    assert len(SPOTS) * (len(NO_INTEGERS) + len(INTEGERS)) >= 500
+
+
+@pytest.mark.parametrize("value", [2**64 - 1, Index(2**64 - 1), np.uint64(2**64 - 1)])
+def test_limits_out_of_range_are_value_errors(value: Any) -> None:
+    """Whatever kind of integer it is."""
+    with pytest.raises(InvalidRegionError, match="hva_end_max"):
+        VM(hva_end_max=value)
+
+
+@pytest.mark.parametrize("backend", [None, 1, b"tree", ["tree"], object()])
+def test_backend_that_is_no_str(backend: Any) -> None:
+    with pytest.raises(TypeError, match="backend"):
+        VM(backend=backend)
+
+
+@pytest.mark.parametrize("backend", ["", "Tree", "forest", "tree ", "tree\0", "tree\0x"])
+def test_backend_that_is_not_there(backend: str) -> None:
+    """The error says which there are; a NUL does not end the name."""
+    with pytest.raises((NotSupportedError, ValueError)):
+        VM(backend=backend)
+
+
+def test_backend_that_cannot_be_encoded() -> None:
+    with pytest.raises(NotSupportedError, match=r"no backend '\\ud800'"):
+        VM(backend="\ud800")
+
+
+@pytest.mark.parametrize(
+    ("method", "args"),
+    [
+        ("set_user_memory_region", ()),
+        ("set_user_memory_region", (0, 0, 0)),
+        ("gfn_to_hva", ()),
+        ("gfn_to_hva", (0, 0, 0)),
+        ("memslots_in_gfn_range", (0,)),
+        ("clear_dirty_log", (0, 0, 64)),
+        ("load_memslots", ()),
+        ("close", (1,)),
+        ("check", (1,)),
+    ],
+)
+def test_number_of_arguments(vm: VM, method: str, args: tuple[Any, ...]) -> None:
+    before = digest(vm)
+    with pytest.raises(TypeError):
+        getattr(vm, method)(*args)
+    assert digest(vm) == before
+
+
+def test_unknown_keywords(vm: VM) -> None:
+    with pytest.raises(TypeError):
+        vm.set_user_memory_region(0, guest_phys_addr=0, memory_size=0, size=1)
+    with pytest.raises(TypeError):
+        VM(spaces=1)
+    with vm.begin_update() as update, pytest.raises(TypeError, match="base"):
+        update.copy(update.find(0), base=1)
+    with vm.begin_update() as update, pytest.raises(TypeError, match="id"):
+        update.copy(update.find(0), id=1)
+
+
+# ---- arrays ---------------------------------------------------------------------------------------
+
+MANY = ("gfn_to_hva_many", "gpa_to_hva_many", "gfn_to_slot_id_many")
+BAD_DTYPES = [
+    *("b1", "i1", "u1", "i2", "u2", "i4", "u4", "f2", "f4", "f8", "g", "c16", ">u8", ">i8"),
+    *("O", "S8", "U2", "M8[s]", "m8[s]", "V8", [("a", "u8")]),
+]
+SENTINEL = 77
+
+
+def out_for(method: str, shape: Any) -> np.ndarray:
+    """An `out` that would do, full of something that is no answer."""
+    return np.full(shape, SENTINEL, np.int32 if method == "gfn_to_slot_id_many" else np.uint64)
+
+
+@pytest.mark.parametrize("dtype", BAD_DTYPES, ids=str)
+@pytest.mark.parametrize("method", [*MANY, "mark_page_dirty_many", "clear_dirty_log"])
+def test_dtype_of_the_numbers(vm: VM, method: str, dtype: Any) -> None:
+    """Only native uint64 and int64; refused before anything is written."""
+    before = digest(vm)
+    numbers = np.zeros(1, dtype)
+    out = out_for(method, 1)
+    args = {"clear_dirty_log": (0, 0, 64, numbers), "mark_page_dirty_many": (numbers,)}
+    with pytest.raises(TypeError, match=r"gfns|gpas|bitmap"):
+        getattr(vm, method)(*args.get(method, (numbers, out)))
+    assert (out == SENTINEL).all()
+    assert digest(vm) == before
+
+
+@pytest.mark.parametrize(
+    "numbers",
+    [
+        [1],
+        (1,),
+        1,
+        None,
+        "1",
+        b"12345678",
+        bytearray(8),
+        memoryview(b"12345678"),
+        {1: 1},
+        iter([1]),
+        array.array("B", [1]),
+        array.array("d", [1]),
+        array.array("i", [1]),
+        (ctypes.c_uint32 * 2)(1, 2),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+@pytest.mark.parametrize("method", [*MANY, "mark_page_dirty_many"])
+def test_what_is_no_array(vm: VM, method: str, numbers: Any) -> None:
+    before = digest(vm)
+    with pytest.raises(TypeError, match=r"gfns|gpas"):
+        getattr(vm, method)(numbers)
+    assert digest(vm) == before
+
+
+def misaligned(count: int, dtype: type) -> np.ndarray:
+    size = np.dtype(dtype).itemsize
+    return np.zeros(count * size + 1, np.uint8)[1:].view(dtype)
+
+
+@pytest.mark.parametrize("method", [*MANY, "mark_page_dirty_many"])
+def test_misaligned_numbers(vm: VM, method: str) -> None:
+    before = digest(vm)
+    with pytest.raises(ValueError, match="aligned"):
+        getattr(vm, method)(misaligned(3, np.uint64))
+    assert digest(vm) == before
+
+
+@pytest.mark.parametrize("shape", [(1,), (2, 3), (), (70,)])
+@pytest.mark.parametrize("value", [-1, -(2**63)])
+@pytest.mark.parametrize("method", [*MANY, "mark_page_dirty_many"])
+def test_negative_numbers(vm: VM, method: str, value: int, shape: Any) -> None:
+    """A negative int64 is no frame far up: nothing is looked up, nothing written."""
+    before = digest(vm)
+    numbers = np.zeros(shape, np.int64)
+    numbers[(-1,) * numbers.ndim] = value
+    out = out_for(method, shape)
+    args = (numbers,) if method == "mark_page_dirty_many" else (numbers, out)
+    with pytest.raises(ValueError, match="negative"):
+        getattr(vm, method)(*args)
+    assert (out == SENTINEL).all()
+    assert digest(vm) == before
+
+
+def bad_outs(method: str) -> dict[str, tuple[Any, type[Exception]]]:
+    """What cannot be written 6 answers to."""
+    good = out_for(method, 6)
+    other = np.uint32 if good.dtype == np.int32 else np.int64
+    read_only = out_for(method, 6)
+    read_only.flags.writeable = False
+    return {
+        "short": (out_for(method, 5), ValueError),
+        "long": (out_for(method, 7), ValueError),
+        "0-d": (out_for(method, ()), ValueError),
+        "empty": (out_for(method, 0), ValueError),
+        "2-d": (out_for(method, (6, 1)), ValueError),
+        "of one": (out_for(method, 1), ValueError),
+        "read-only": (read_only, ValueError),
+        "broadcast": (np.broadcast_to(out_for(method, 1), 6), ValueError),
+        "misaligned": (misaligned(6, good.dtype), ValueError),
+        "swapped": (good.astype(good.dtype.newbyteorder()), TypeError),
+        "other sign": (good.astype(other), TypeError),
+        "float": (good.astype(np.float64), TypeError),
+        "bool": (good.astype(bool), TypeError),
+        "object": (good.astype(object), TypeError),
+        "other size": (good.astype(np.int64 if good.dtype == np.int32 else np.uint32), TypeError),
+        "structured": (good.view([("a", good.dtype)]), TypeError),
+        "list": ([0] * 6, TypeError),
+        "bytearray": (bytearray(48), TypeError),
+        "array.array": (array.array("Q", [0] * 6), TypeError),
+        "memoryview": (memoryview(good), TypeError),
+        "int": (0, TypeError),
+        "str": ("out", TypeError),
+    }
+
+
+@pytest.mark.parametrize("kind", bad_outs("gfn_to_hva_many"))
+@pytest.mark.parametrize("method", MANY)
+def test_bad_out(vm: VM, method: str, kind: str) -> None:
+    """Refused before anything is written to it."""
+    out, error = bad_outs(method)[kind]
+    before = bytes(memoryview(out)) if isinstance(out, bytearray | array.array) else repr(out)
+    with pytest.raises(error, match="out"):
+        getattr(vm, method)(np.zeros(6, np.uint64), out)
+    after = bytes(memoryview(out)) if isinstance(out, bytearray | array.array) else repr(out)
+    assert after == before
+
+
+LAYOUTS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "C": lambda a: a,
+    "reversed": lambda a: a[::-1],
+    "step": lambda a: a[::3],
+    "reversed step": lambda a: a[::-2],
+    "2-d": lambda a: a.reshape(12, 10),
+    "Fortran": lambda a: np.asfortranarray(a.reshape(12, 10)),
+    "transposed": lambda a: a.reshape(12, 10).T,
+    "3-d": lambda a: a.reshape(3, 4, 10),
+    "3-d swapped": lambda a: a.reshape(3, 4, 10).swapaxes(0, 2),
+    "column": lambda a: a.reshape(12, 10)[:, 3],
+    "block": lambda a: a.reshape(12, 10)[2:7, 1:9:2],
+    "0-d": lambda a: a[4:5].reshape(()),
+    "empty": lambda a: a[:0],
+    "empty 2-d": lambda a: a[:0].reshape(0, 7),
+    "one": lambda a: a[3:4],
+    "read-only": lambda a: np.frombuffer(a.tobytes(), a.dtype),
+    "broadcast": lambda a: np.broadcast_to(a[:5], (4, 5)),
+    "int64": lambda a: a.astype(np.int64),
+    "subclass": lambda a: a.view(np.recarray).view(np.ndarray),
+    "ulonglong": lambda a: a.astype(np.ulonglong),
+}
+
+
+def expected(vm: VM, method: str, number: int) -> int:
+    """One answer of a batch, by the calls for one."""
+    gfn = number // PAGE if method == "gpa_to_hva_many" else number
+    slot = vm.gfn_to_memslot(gfn)
+    if method == "gfn_to_slot_id_many":
+        return -1 if slot is None else slot.id
+    if slot is None:
+        return HVA_ERR_BAD
+    if slot.flags & READONLY:
+        return HVA_ERR_RO_BAD
+    return vm.gpa_to_hva(number) if method == "gpa_to_hva_many" else vm.gfn_to_hva(number)
+
+
+def some_numbers(method: str) -> np.ndarray:
+    """120 gfns or gpas: in slots, in holes, at the edges."""
+    edges = [0, 1, 199, 200, 2**20 - 1, 2**20, 2**20 + 63, 2**20 + 64, 2**40, 2**50]
+    gfns = np.array([edges[i % 10] + i // 40 for i in range(120)], np.uint64)
+    return gfns * np.uint64(PAGE) + np.uint64(9) if method == "gpa_to_hva_many" else gfns
+
+
+@pytest.mark.parametrize(
+    "out_layout", [None, *[name for name in LAYOUTS if name not in ("read-only", "broadcast")]]
+)
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("method", MANY)
+def test_layouts_of_arrays(vm: VM, method: str, layout: str, out_layout: str | None) -> None:
+    """Any shape and strides of input and `out` give what the calls for one give."""
+    numbers = LAYOUTS[layout](some_numbers(method))
+    out = None
+    if out_layout is not None:
+        out = LAYOUTS[out_layout](out_for(method, 120))
+        if out.shape != numbers.shape or out.dtype.itemsize != out_for(method, 1).dtype.itemsize:
+            out = (
+                np.asfortranarray(out_for(method, numbers.shape))
+                if numbers.ndim
+                else out_for(method, ())
+            )
+        elif out.dtype.kind == "i" and method != "gfn_to_slot_id_many":
+            out = out_for(method, numbers.shape)
+    copy = numbers.copy()
+    got = getattr(vm, method)(numbers, out)
+    assert out is None or got is out
+    assert got.shape == numbers.shape
+    assert (numbers == copy).all()
+    assert [int(n) for n in got.flat] == [expected(vm, method, int(n)) for n in numbers.flat]
+
+
+@pytest.mark.parametrize("shift", [-9, -3, -1, 0, 1, 2, 70])
+@pytest.mark.parametrize("length", [10, 200])
+def test_out_that_overlaps_the_numbers(vm: VM, shift: int, length: int) -> None:
+    """Answers are as if `out` were elsewhere."""
+    memory = np.arange(400, dtype=np.uint64)
+    at = 100
+    numbers, out = memory[at : at + length], memory[at + shift : at + shift + length]
+    want = vm.gfn_to_hva_many(numbers.copy())
+    assert vm.gfn_to_hva_many(numbers, out) is out
+    assert (out == want).all()
+
+
+@pytest.mark.parametrize("view", ["reversed", "step", "transposed", "int32"])
+def test_out_that_overlaps_in_another_step(vm: VM, view: str) -> None:
+    memory = np.arange(100, dtype=np.uint64)
+    method = "gfn_to_slot_id_many" if view == "int32" else "gfn_to_hva_many"
+    numbers, out = {
+        "reversed": (memory, memory[::-1]),
+        "step": (memory[:50], memory[::2]),
+        "transposed": (memory.reshape(10, 10), memory.reshape(10, 10).T),
+        "int32": (memory[:50], memory.view(np.int32)[:50]),
+    }[view]
+    want = getattr(vm, method)(numbers.copy())
+    getattr(vm, method)(numbers, out)
+    assert (out == want).all()
+
+
+@pytest.mark.parametrize(
+    "numbers",
+    [
+        array.array("Q", [0, 5, 300]),
+        array.array("q", [0, 5, 300]),
+        memoryview(np.array([0, 5, 300], np.uint64)),
+        memoryview(array.array("Q", [0, 9, 5, 9, 300]))[::2],
+        (ctypes.c_uint64 * 3)(0, 5, 300),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_buffers_are_arrays(vm: VM, numbers: Any) -> None:
+    want = [HVA, HVA + 5 * PAGE, HVA_ERR_BAD]
+    assert vm.gfn_to_hva_many(numbers).tolist() == want
+    vm.manual_dirty_log_protect = 0
+    vm.get_dirty_log(0)
+    vm.mark_page_dirty_many(numbers)
+    assert vm.get_dirty_log(0).tolist() == [1 | 1 << 5, 0, 0, 0]
+
+
+def test_released_memoryview(vm: VM) -> None:
+    view = memoryview(array.array("Q", [1]))
+    view.release()
+    with pytest.raises((TypeError, ValueError)):
+        vm.gfn_to_hva_many(view)
+
+
+@pytest.mark.parametrize("shape", [(), (2, 1), (1, 1)])
+def test_shape_of_a_bitmap(vm: VM, shape: Any) -> None:
+    """A dirty log has one dimension."""
+    before = digest(vm)
+    with pytest.raises(ValueError, match="dimension"):
+        vm.clear_dirty_log(0, 0, 64, np.ones(shape, np.uint64))
+    assert digest(vm) == before
+
+
+@pytest.mark.parametrize("bitmap", [np.array([-1]), misaligned(1, np.uint64), [1], b"12345678", 1])
+def test_bitmaps_that_are_none(vm: VM, bitmap: Any) -> None:
+    before = digest(vm)
+    with pytest.raises((TypeError, ValueError), match="bitmap"):
+        vm.clear_dirty_log(0, 0, 64, bitmap)
+    assert digest(vm) == before
+
+
+@pytest.mark.parametrize("bitmap", [np.arange(1, 9, dtype=np.uint64)[::2], np.array([1, 0, 0, 0])])
+def test_bitmaps_that_are_one(vm: VM, bitmap: np.ndarray) -> None:
+    """Strided, or int64 without negatives."""
+    vm.clear_dirty_log(0, 0, 200, bitmap)
+    assert vm.get_dirty_log(0)[0] == 1 << 5
+
+
+# ---- load_memslots --------------------------------------------------------------------------------
+
+
+def rows(**fields: Any) -> np.ndarray:
+    """Two rows that could be loaded, with these fields replaced."""
+    good = np.zeros(2, MEMSLOT_DTYPE)
+    good["id"], good["base_gfn"], good["npages"] = [8, 9], [1000, 2000], 1
+    for name, value in fields.items():
+        good[name] = value
+    return good
+
+
+def without(name: str) -> np.ndarray:
+    return rows()[[field for field in MEMSLOT_DTYPE.names if field != name]]
+
+
+def with_format(name: str, format: str, values: Any) -> np.ndarray:
+    """One field has another type."""
+    formats = [
+        (field, format if field == name else MEMSLOT_DTYPE[field]) for field in MEMSLOT_DTYPE.names
+    ]
+    changed = rows().astype(formats)
+    changed[name] = values
+    return changed
+
+
+BAD_LOADS: dict[str, tuple[Any, type[Exception], str]] = {
+    "None": (None, TypeError, "structured"),
+    "list": ([(8, 1)], TypeError, "structured"),
+    "plain array": (np.zeros(3, np.uint64), TypeError, "structured"),
+    "0-d": (rows()[0:1].reshape(()), ValueError, "dimension"),
+    "2-d": (rows().reshape(1, 2), ValueError, "dimension"),
+    "a scalar": (rows()[0], TypeError, "structured"),
+    "no id": (without("id"), ValueError, "'id'"),
+    "no base_gfn": (without("base_gfn"), ValueError, "'base_gfn'"),
+    "no npages": (without("npages"), ValueError, "'npages'"),
+    "no userspace_addr": (without("userspace_addr"), ValueError, "'userspace_addr'"),
+    "float": (with_format("npages", "f8", 1.0), TypeError, "'npages'"),
+    "bool": (with_format("id", "b1", [0, 1]), TypeError, "'id'"),
+    "object": (with_format("base_gfn", "O", [1, 2]), TypeError, "'base_gfn'"),
+    "negative": (with_format("base_gfn", "i8", [1, -1]), OverflowError, "'base_gfn'"),
+    "negative id": (with_format("id", "i4", [-1, 1]), OverflowError, "'id'"),
+    "id of 2**32": (with_format("id", "u8", [1, 2**32]), OverflowError, "'id'"),
+    "flags of 2**32": (with_format("flags", "i8", [0, 2**32]), OverflowError, "'flags'"),
+    "other space": (rows(as_id=[0, 1]), ValueError, "entry 1 has as_id 1"),
+}
+
+
+@pytest.mark.parametrize("kind", BAD_LOADS)
+def test_load_of_what_is_no_list_of_slots(vm: VM, kind: str) -> None:
+    before = digest(vm)
+    values, error, words = BAD_LOADS[kind]
+    with pytest.raises(error, match=words):
+        vm.load_memslots(values)
+    assert digest(vm) == before
+
+
+BAD_ENTRIES: dict[str, tuple[dict[str, Any], type[Exception], str, str]] = {
+    "id": ({"id": [8, 32764]}, InvalidRegionError, "SLOT_ID", "32764"),
+    "flags": ({"flags": [0, 8]}, InvalidRegionError, "FLAGS", "0x8"),
+    "hva": ({"userspace_addr": [0, 1]}, InvalidRegionError, "HVA_ALIGN", "0x1"),
+    "hva range": (
+        {"userspace_addr": [0, 2**47]},
+        InvalidRegionError,
+        "HVA_RANGE",
+        "0x800000000000",
+    ),
+    "no pages": ({"npages": [1, 0]}, InvalidRegionError, "NPAGES", "0 pages"),
+    "many pages": ({"npages": [1, 2**31]}, InvalidRegionError, "NPAGES", "2147483648 pages"),
+    "wrap": ({"base_gfn": [1000, 2**52]}, InvalidRegionError, "GPA_WRAP", "2\\*\\*64"),
+    "gpa limit": ({"base_gfn": [1000, 2**40]}, InvalidRegionError, "GPA_LIMIT", "slot 9"),
+    "memfd": ({"flags": [0, 4]}, GuestMemfdError, "GMEM_FD", "slot 9"),
+    "overlap": ({"base_gfn": [1000, 5]}, RegionOverlapError, "OVERLAP", r"slot 9 .* slot 0 \["),
+    "overlap each other": (
+        {"base_gfn": 7000},
+        RegionOverlapError,
+        "OVERLAP",
+        r"slot [89] .* slot [89] \[",
+    ),
+    "id is there": ({"id": [8, 1]}, RegionOverlapError, "DUPLICATE_ID", "slot 1"),
+    "id twice": ({"id": 8}, RegionOverlapError, "DUPLICATE_ID", "slot 8"),
+}
+
+
+EITHER = {"overlap each other", "id twice"}  # entries that are in each other's way: either is named
+
+
+@pytest.mark.parametrize("kind", BAD_ENTRIES)
+def test_load_is_all_or_none_and_names_the_entry(vm: VM, kind: str) -> None:
+    fields, error, rule, words = BAD_ENTRIES[kind]
+    before, values = digest(vm), rows(**fields)
+    with pytest.raises(error, match=words) as caught:
+        vm.load_memslots(values)
+    assert caught.value.rule == rule
+    named = re.search(r"entry (\d+): ", str(caught.value))
+    assert named
+    assert int(named[1]) in ((0, 1) if kind in EITHER else (1,))
+    assert caught.value.slot == int(values["id"][int(named[1])])
+    assert digest(vm) == before
+    vm.check()
+
+
+# ---- a snapshot's batch takes what the VM's takes ------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "gfns", [np.array([0.9]), np.array([True]), np.array(["1"]), np.array([-1])], ids=str
+)
+def test_gfns_for_a_snapshot(vm: VM, gfns: np.ndarray) -> None:
+    """No float becomes a frame, no negative number a frame far up."""
+    with pytest.raises((TypeError, ValueError, OverflowError)):
+        vm.snapshot().gfn_to_hva_many(gfns)
+
+
+@pytest.mark.parametrize(
+    "kind", ["float", "other size", "short", "long", "2-d", "read-only", "other sign"]
+)
+def test_out_for_a_snapshot(vm: VM, kind: str) -> None:
+    """No answer is cut or spread."""
+    out, error = bad_outs("gfn_to_hva_many")[kind]
+    before = repr(out)
+    with pytest.raises(error):
+        vm.snapshot().gfn_to_hva_many(np.zeros(6, np.uint64), out=out)
+    assert repr(out) == before
+
+
+# ---- the rules of KVM_SET_USER_MEMORY_REGION ------------------------------------------------------
+
+SLOT = r"slot {slot}\b"
+# name: (values in place of those of a new slot 5, rule, errno, what the message says besides the slot)
+REGIONS: dict[str, tuple[dict[str, int], str, int, str]] = {
+    "id": ({"slot": 32764}, "SLOT_ID", errno.EINVAL, "32764"),
+    "id far up": ({"slot": U32}, "SLOT_ID", errno.EINVAL, "4294967295 is not below 32764"),
+    "flag 8": ({"flags": 8}, "FLAGS", errno.EINVAL, "0x8"),
+    "INVALID": ({"flags": 1 << 16}, "FLAGS", errno.EINVAL, "0x10000"),
+    "memfd that logs": ({"flags": GUEST_MEMFD | LOG}, "FLAGS", errno.EINVAL, "0x5 .* 0x4"),
+    "memfd READONLY": ({"flags": GUEST_MEMFD | READONLY}, "FLAGS", errno.EINVAL, "0x6"),
+    "size": ({"memory_size": PAGE + 1}, "SIZE_ALIGN", errno.EINVAL, "0x1001"),
+    "gpa": ({"guest_phys_addr": 1}, "GPA_ALIGN", errno.EINVAL, "0x1 "),
+    "hva": ({"userspace_addr": 8}, "HVA_ALIGN", errno.EINVAL, "0x8 "),
+    "hva end": (
+        {"userspace_addr": 2**47 - PAGE},
+        "HVA_RANGE",
+        errno.EINVAL,
+        "0x7ffffffff000, 0x800000000000",
+    ),
+    "hva wraps": (
+        {"userspace_addr": 2**64 - PAGE},
+        "HVA_RANGE",
+        errno.EINVAL,
+        "0xfffffffffffff000",
+    ),
+    "memfd offset": (
+        {"flags": GUEST_MEMFD, "guest_memfd_offset": 9},
+        "GMEM_OFFSET",
+        errno.EINVAL,
+        "0x9 ",
+    ),
+    "memfd wraps": (
+        {"flags": GUEST_MEMFD, "guest_memfd_offset": 2**64 - PAGE},
+        "GMEM_OFFSET",
+        errno.EINVAL,
+        "0xfffffffffffff000",
+    ),
+    "space": ({"as_id": 2}, "AS_ID", errno.EINVAL, "space 2 is not below 2"),
+    "gpa wraps": ({"guest_phys_addr": 2**64 - PAGE}, "GPA_WRAP", errno.EINVAL, r"2\*\*64"),
+    "pages": ({"memory_size": 2**31 * PAGE}, "NPAGES", errno.EINVAL, "2147483648 pages"),
+    "nothing to delete": (
+        {"memory_size": 0},
+        "NO_SUCH_SLOT",
+        errno.EINVAL,
+        "no slot 5 in address space 0",
+    ),
+    "memfd on a slot": (
+        {"slot": 0, "flags": GUEST_MEMFD},
+        "GMEM_EXISTING",
+        errno.EINVAL,
+        "GUEST_MEMFD",
+    ),
+    "other hva": ({"slot": 0, "userspace_addr": 0}, "HVA_CHANGE", errno.EINVAL, f"{HVA:#x} .* 0x0"),
+    "grown": (
+        {"slot": 0, "userspace_addr": HVA, "memory_size": 201 * PAGE},
+        "SIZE_CHANGE",
+        errno.EINVAL,
+        "200 pages .* 201",
+    ),
+    "READONLY": (
+        {"slot": 0, "userspace_addr": HVA, "memory_size": 200 * PAGE, "flags": READONLY},
+        "FLAGS_TOGGLE",
+        errno.EINVAL,
+        "0x1, asked for 0x2",
+    ),
+    "overlap": (
+        {"guest_phys_addr": 199 * PAGE, "memory_size": 2 * PAGE},
+        "OVERLAP",
+        errno.EEXIST,
+        r"slot 5 \[0xc7000, 0xc9000\) overlaps slot 0 \[0x0, 0xc8000\) in address space 0",
+    ),
+    "move on another": (
+        {
+            "slot": 1,
+            "guest_phys_addr": 0,
+            "memory_size": 64 * PAGE,
+            "userspace_addr": HVA,
+            "flags": READONLY,
+        },
+        "OVERLAP",
+        errno.EEXIST,
+        r"slot 1 \[0x0, 0x40000\) overlaps slot 0 \[0x0, 0xc8000\) in address space 0",
+    ),
+    "no memfd": ({"flags": GUEST_MEMFD, "guest_memfd": 7}, "GMEM_FD", errno.EBADF, "behind 7"),
+    "beyond the guest": (
+        {"guest_phys_addr": 2**52},
+        "GPA_LIMIT",
+        errno.EINVAL,
+        "beyond 0x10000000000000,",
+    ),
+    "over the edge": (
+        {"guest_phys_addr": 2**52 - PAGE, "memory_size": 2 * PAGE},
+        "GPA_LIMIT",
+        errno.EINVAL,
+        r"\[0xffffffffff000, 0x10000000001000\) ends beyond 0x10000000000000,",
+    ),
+}
+WITH_OTHER = {
+    "GMEM_EXISTING": 0,
+    "HVA_CHANGE": 0,
+    "SIZE_CHANGE": 0,
+    "FLAGS_TOGGLE": 0,
+    "OVERLAP": 0,
+}
+
+
+def region(**values: int) -> dict[str, int]:
+    """A new slot 5 at gfn 10,000, with these values in place."""
+    return {"slot": 5, "guest_phys_addr": 10_000 * PAGE, "memory_size": PAGE} | values
+
+
+@pytest.mark.parametrize("kind", REGIONS)
+def test_rules_of_a_region(vm: VM, kind: str) -> None:
+    """Each rule, its errno, a message with the numbers, and the other party where there is one."""
+    values, rule, number, words = REGIONS[kind]
+    before = digest(vm)
+    with pytest.raises(MemslotsError, match=words) as caught:
+        vm.set_user_memory_region(**region(**values))
+    error = caught.value
+    assert (error.errno, error.rule, error.slot) == (number, rule, region(**values)["slot"])
+    assert rule == "AS_ID" or re.search(rf"slot {error.slot}\b", str(error))
+    if rule in WITH_OTHER:
+        assert error.other == vm.id_to_memslot(WITH_OTHER[rule])
+    else:
+        assert error.other is None
+    assert digest(vm) == before
+    vm.check()
+
+
+# Where two rules are broken, KVM's order decides: each of these has what the ones after it refuse.
+ORDER = [
+    ("SLOT_ID", {"slot": 40_000}),
+    ("FLAGS", {"flags": 12}),
+    ("SIZE_ALIGN", {"memory_size": 2**43 + 1}),
+    ("GPA_ALIGN", {"guest_phys_addr": 2**64 - PAGE + 1}),
+    ("HVA_ALIGN", {"userspace_addr": 2**64 - PAGE + 1}),
+    ("HVA_RANGE", {"userspace_addr": 2**64 - PAGE}),
+    ("GMEM_OFFSET", {"flags": GUEST_MEMFD, "guest_memfd_offset": 1}),
+    ("AS_ID", {"as_id": 2}),
+    ("GPA_WRAP", {"guest_phys_addr": 2**64 - PAGE}),
+    ("NPAGES", {"memory_size": 2**43}),
+]
+
+
+@pytest.mark.parametrize("first", range(len(ORDER)))
+def test_order_of_the_rules(vm: VM, first: int) -> None:
+    """The first of KVM's rules that is broken names the error."""
+    values: dict[str, int] = {}
+    for _, bad in reversed(ORDER[first:]):
+        values |= bad
+    with pytest.raises(InvalidRegionError) as caught:
+        vm.set_user_memory_region(**region(**values))
+    assert caught.value.rule == ORDER[first][0]
+
+
+@pytest.mark.parametrize(
+    ("args", "error", "rule"),
+    [
+        ((0, 0, 64, WORDS, 2), InvalidRegionError, "AS_ID"),
+        ((32764, 0, 64, WORDS), InvalidRegionError, "SLOT_ID"),
+        ((7, 1, 64, WORDS), InvalidRegionError, "FIRST_PAGE"),
+        ((7, 0, 64, WORDS), NoSuchSlotError, "NO_SUCH_SLOT"),
+        ((1, 0, 64, WORDS), NoSuchSlotError, "NO_DIRTY_LOG"),
+        ((0, 256, 0, WORDS), InvalidRegionError, "CLEAR_RANGE"),
+        ((0, 0, 72, WORDS), InvalidRegionError, "CLEAR_RANGE"),
+        ((0, 192, 9, WORDS), InvalidRegionError, "CLEAR_RANGE"),
+        ((0, 0, 64, None), memslots.GuestAccessError, "NULL_BUFFER"),
+        ((0, 0, 64, np.zeros(2, np.uint64)), InvalidRegionError, "BITMAP_SIZE"),
+        ((0, 0, 128, WORDS), InvalidRegionError, "BITMAP_SIZE"),
+        ((0, 0, 0, WORDS), InvalidRegionError, "BITMAP_SIZE"),
+    ],
+)
+def test_rules_of_clear_dirty_log(vm: VM, args: tuple, error: type[Exception], rule: str) -> None:
+    before = digest(vm)
+    with pytest.raises(error) as caught:
+        vm.clear_dirty_log(*args)
+    assert caught.value.rule == rule
+    assert caught.value.slot == args[0]
+    assert digest(vm) == before
+
+
+@pytest.mark.parametrize(
+    ("args", "error", "rule"),
+    [
+        ((0, 2), InvalidRegionError, "AS_ID"),
+        ((32764,), InvalidRegionError, "SLOT_ID"),
+        ((7,), NoSuchSlotError, "NO_SUCH_SLOT"),
+        ((0, 1), NoSuchSlotError, "NO_SUCH_SLOT"),
+        ((1,), NoSuchSlotError, "NO_DIRTY_LOG"),
+    ],
+)
+@pytest.mark.parametrize("method", ["get_dirty_log", "_get_dirty_log_null"])
+def test_rules_of_get_dirty_log(
+    vm: VM, method: str, args: tuple, error: type[Exception], rule: str
+) -> None:
+    with pytest.raises(error) as caught:
+        getattr(vm, method)(*args)
+    assert caught.value.rule == rule
+    assert (caught.value.other is not None) == (rule == "NO_DIRTY_LOG")
+
+
+@pytest.mark.parametrize("value", [2, 4, 5, U64])
+def test_rule_of_manual_dirty_log_protect(vm: VM, value: int) -> None:
+    with pytest.raises(InvalidRegionError, match=str(value)) as caught:
+        vm.manual_dirty_log_protect = value
+    assert caught.value.rule == "MANUAL_PROTECT"
+    assert vm.manual_dirty_log_protect == 1

@@ -1,0 +1,237 @@
+# SPDX-License-Identifier: MIT
+"""README.md and docs/ keep their word: examples run, links lead somewhere, commands exist."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import memslots
+from memslots import VM, cli
+
+ROOT = Path(__file__).parents[2]
+README = ROOT / "README.md"
+PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("tests/**/*.md")])
+
+pytestmark = pytest.mark.skipif(not README.exists(), reason="there is no checkout around the tests")
+
+
+def text_of(page: Path) -> str:
+    return page.read_text(encoding="utf-8")
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    """The fenced blocks of a page in some language."""
+    return re.findall(rf"^```{language}\n(.*?)^```", text_of(page), re.DOTALL | re.MULTILINE)
+
+
+# ---- the example --------------------------------------------------------------------------------------
+
+
+def promised(line: str) -> str:
+    """What a line's comment says, up to the first semicolon."""
+    return line.partition("  # ")[2].partition(";")[0].strip()
+
+
+def run_example() -> tuple[dict[str, Any], dict[str, Any]]:
+    """Runs README's example; returns its names and, by expression, what its expressions gave.
+
+    Each line that is a call of the VM is run as `seen[line] = call`, so that values can be compared
+    with the comments behind them.
+    """
+    lines, names, seen = [], {}, {}
+    for line in blocks(README, "python")[0].splitlines():
+        code = line.partition("  # ")[0].rstrip()
+        call = re.fullmatch(r"(\s+)(vm\.(?!set_)\w+\(.*\))", code)
+        lines.append(f"{call[1]}seen[{call[2]!r}] = {call[2]}" if call else line)
+    names["seen"] = seen
+    exec("\n".join(lines), names)
+    return names, seen
+
+
+def test_example() -> None:
+    """It runs, and each of its comments is true."""
+    names, seen = run_example()
+    source = blocks(README, "python")[0]
+    comments = {
+        line.partition("  # ")[0].strip(): promised(line)
+        for line in source.splitlines()
+        if "  # " in line
+    }
+    assert seen["vm.gfn_to_hva(0x1234)"] == int(comments["vm.gfn_to_hva(0x1234)"], 16)
+    assert type(seen["vm.gfn_to_memslot(0x1234)"]) is memslots.MemorySlot
+    many = next(value for call, value in seen.items() if "_many" in call)
+    assert many.dtype == np.uint64
+    assert many.tolist() == [0x7F00_0001_0000, 0x7F00_0002_0000]
+    log = seen["vm.get_dirty_log(0)"]
+    assert len(log) == -(-0x8_0000 // 64)
+    assert (int(log[1]), int(log.sum())) == (4, 4)
+    assert names["vm"].closed
+
+
+def test_what_print_shows(capsys: pytest.CaptureFixture[str]) -> None:
+    """The comment behind print(error) is what is printed, number of the errno apart."""
+    run_example()
+    shown = capsys.readouterr().out.strip()
+    comment = re.search(r"print\(error\)\s+# (.*)", text_of(README))
+    assert comment
+    assert re.sub(r"^\[Errno \d+\] ", "", shown) == comment[1]
+
+
+def test_hole_of_the_example() -> None:
+    """ "LookupError in a hole" and "HVA_ERR_BAD in holes"."""
+    with VM() as vm:
+        with pytest.raises(LookupError):
+            vm.gfn_to_hva(0x1234)
+        assert vm.gfn_to_memslot(0x1234) is None
+        assert vm.gfn_to_hva_many(np.array([5], np.uint64))[0] == memslots.HVA_ERR_BAD
+
+
+# ---- tables ---------------------------------------------------------------------------------------------
+
+
+def table_rows(header: str) -> list[list[str]]:
+    """The rows of the table of README whose first line starts like this."""
+    lines = iter(text_of(README).splitlines())
+    for line in lines:
+        if line.startswith(header):
+            next(lines)
+            break
+    rows = []
+    for line in lines:
+        if not line.startswith("|"):
+            break
+        rows.append([cell.strip() for cell in re.split(r"(?<!\\)\|", line.strip("|"))])
+    assert rows, f"no table {header}"
+    return rows
+
+
+def test_calls_of_the_table_exist() -> None:
+    """Every call in the table of calls is one of VM or Update, with the arguments named there."""
+    names = set(dir(VM)) | set(dir(memslots.Update)) | {"add_listener", "Listener"}
+    hooks = {"prepare", "abort", "flush", "commit"}
+    found = 0
+    for _, calls in table_rows("| what | calls |"):
+        for name in re.findall(r"`(\w+)(?:\(.*?\))?`", calls):
+            found += 1
+            assert name in names | hooks, name
+    assert found >= 20
+
+
+def test_every_call_is_in_the_table() -> None:
+    """Nothing public of VM is left out, but for limits and life."""
+    told = " ".join(calls for _, calls in table_rows("| what | calls |")) + text_of(README)
+    untold = {
+        "close",
+        "closed",
+        "address_spaces",
+        "user_mem_slots",
+        "gpa_bits",
+        "hva_end_max",
+        "backend",
+    }
+    untold |= {"nr_memslot_pages", "memslots", "memslots_array", "remove_listener"}
+    for name in dir(VM):
+        if not name.startswith("_") and not name.endswith("_many") and name not in untold:
+            assert name in told, name
+
+
+def help_of(*command: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-m", "memslots", *command, "--help"],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    return done.stdout
+
+
+def test_commands_of_the_table_exist() -> None:
+    """And the options that the table names are in their --help, which has an example."""
+    listed = help_of()
+    for command, description in table_rows("| command | what it does |"):
+        name = re.match(r"`memslots (\w+)", command)
+        assert name
+        assert re.search(rf"^\s+{name[1]}\b", listed, re.MULTILINE)
+        words = help_of(name[1])
+        assert "example: memslots" in words
+        for option in re.findall(r"--[a-z-]+", command + description):
+            assert option in words
+
+
+def test_every_command_is_in_the_table() -> None:
+    told = {
+        re.match(r"`memslots (\w+)", row[0])[1] for row in table_rows("| command | what it does |")
+    }
+    assert told == set(cli._COMMANDS)
+
+
+# ---- links and makefile -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_lead_somewhere(page: Path) -> None:
+    """To a file, and to a heading of it where there is a #."""
+    for target in re.findall(r"\]\(([^)\s]+)\)", text_of(page)):
+        if re.match(r"[a-z]+:", target):
+            continue
+        path, _, anchor = target.partition("#")
+        file = page.parent / path if path else page
+        assert file.exists(), target
+        if anchor:
+            headings = re.findall(r"^#+ (.*)$", text_of(file), re.MULTILINE)
+            slugs = {
+                re.sub(r"[^\w\- ]", "", heading).strip().lower().replace(" ", "-")
+                for heading in headings
+            }
+            assert anchor in slugs, target
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_make_targets_exist(page: Path) -> None:
+    targets = set(re.findall(r"^([a-z-]+):", text_of(ROOT / "Makefile"), re.MULTILINE))
+    code = re.findall(r"`([^`\n]+)`", text_of(page)) + blocks(page, "")
+    for target in re.findall(r"\bmake ([a-z-]+)", "\n".join(code)):
+        assert target in targets, target
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_files_that_are_named_exist(page: Path) -> None:
+    """Paths in backquotes that start with a folder of the repository."""
+    for path in re.findall(r"`((?:src|docs|tests|tools|bench|\.ci)/[\w./<>*-]*)`", text_of(page)):
+        pattern = path.rstrip("/").replace("<file>", "*")
+        assert list(ROOT.glob(pattern)), path
+
+
+def test_presets_exist() -> None:
+    presets = text_of(ROOT / "CMakePresets.json")
+    for page in PAGES:
+        for preset in re.findall(r"cmake --workflow --preset (\w+)", text_of(page)):
+            assert f'"name": "{preset}"' in presets
+
+
+def test_numbers_of_the_limits() -> None:
+    """README's figures are the engine's."""
+    assert "32,764 slots" in text_of(README)
+    assert VM().user_mem_slots == 32764
+    assert VM().address_spaces == 1
+
+
+def test_python_versions_agree() -> None:
+    """README's prerequisites and the package's classifiers."""
+    first, last = re.search(r"Python 3\.(\d+) to 3\.(\d+)", text_of(README)).groups()
+    listed = re.findall(r"Python :: 3\.(\d+)\"", text_of(ROOT / "pyproject.toml"))
+    assert (listed[0], listed[-1]) == (first, last)
+    assert f'requires-python = ">=3.{first}"' in text_of(ROOT / "pyproject.toml")
+
+
+def test_version_is_in_the_changelog() -> None:
+    assert memslots.__version__ in text_of(ROOT / "CHANGELOG.md")
