@@ -177,6 +177,7 @@ cdef extern from "memslots.h" nogil:
 
     int ms_update_begin(ms_vm *vm, uint32_t as_id, ms_update **out, ms_error *err)
     int ms_update_end(ms_update *update, bint keep, ms_error *err)
+    void ms_update_abandon(ms_update *update)
     int ms_update_copy(ms_update *update, ms_slot *old, const ms_memslot *slot, ms_slot **out, ms_error *err)
     int ms_update_replace(ms_update *update, ms_slot *old, ms_slot *new_slot, ms_error *err)
     int ms_update_invalidate(ms_update *update, ms_slot *slot, ms_slot **out, ms_error *err)
