@@ -172,7 +172,9 @@ _MESSAGES: dict[str, Callable[[Request, int, Any], str]] = {
         f"guest_memfd_offset {q.guest_memfd_offset:#x} of slot {q.slot} is no multiple of {PAGE_SIZE}, "
         f"or wraps with memory_size {q.memory_size:#x}"
     ),
-    "AS_ID": lambda q, limit, o: f"address space {q.as_id} is not below {limit}, the number of them",
+    "AS_ID": lambda q, limit, o: (
+        f"address space {q.as_id} is not below {limit}, the number of them"
+    ),
     "GPA_WRAP": lambda q, limit, o: (
         f"guest range {_span(q.guest_phys_addr, q.memory_size)} of slot {q.slot} reaches 2**64"
     ),
@@ -195,14 +197,18 @@ _MESSAGES: dict[str, Callable[[Request, int, Any], str]] = {
         f"slot {q.slot} {_span(q.guest_phys_addr, q.memory_size)} overlaps {_other(o)} "
         f"in address space {q.as_id}"
     ),
-    "GMEM_FD": lambda q, limit, o: f"no guest_memfd stands behind {q.guest_memfd} for slot {q.slot}",
+    "GMEM_FD": lambda q, limit, o: (
+        f"no guest_memfd stands behind {q.guest_memfd} for slot {q.slot}"
+    ),
     "GPA_LIMIT": lambda q, limit, o: (
         f"slot {q.slot} {_span(q.guest_phys_addr, q.memory_size)} ends beyond {limit:#x}, "
         "which is 2**gpa_bits"
     ),
     "NO_MEMORY": lambda q, limit, o: "out of memory; nothing was changed",
     "LISTENER": lambda q, limit, o: "the listener is there already, or is not there",
-    "NO_DIRTY_LOG": lambda q, limit, o: f"slot {q.slot} in address space {q.as_id} does not log dirty pages",
+    "NO_DIRTY_LOG": lambda q, limit, o: (
+        f"slot {q.slot} in address space {q.as_id} does not log dirty pages"
+    ),
     "FIRST_PAGE": lambda q, limit, o: f"first_page {q.first_page} is no multiple of {limit}",
     "CLEAR_RANGE": lambda q, limit, o: (
         f"pages [{q.first_page}, {q.first_page + q.num_pages}) of slot {q.slot}, which has {limit}: they must "
@@ -212,12 +218,22 @@ _MESSAGES: dict[str, Callable[[Request, int, Any], str]] = {
     "NULL_BUFFER": lambda q, limit, o: "no bitmap was given; harvested bits are lost",
     "DUPLICATE_ID": lambda q, limit, o: f"slot {q.slot} is there already: {_other(o)}",
     "MANUAL_PROTECT": lambda q, limit, o: f"manual_dirty_log_protect is 0, 1 or 3, not {q.value}",
-    "READ_SECTION": lambda q, limit, o: "this thread is inside a read section, which the change would wait for",
-    "HOOK": lambda q, limit, o: "this thread is inside a hook, and what it asks might wait for that hook",
-    "UPDATE": lambda q, limit, o: "the VM is inside begin_update(), whose steps belong to one thread",
-    "FORKED": lambda q, limit, o: "the VM belongs to the parent process: a forked child may only look",
+    "READ_SECTION": lambda q, limit, o: (
+        "this thread is inside a read section, which the change would wait for"
+    ),
+    "HOOK": lambda q, limit, o: (
+        "this thread is inside a hook, and what it asks might wait for that hook"
+    ),
+    "UPDATE": lambda q, limit, o: (
+        "the VM is inside begin_update(), whose steps belong to one thread"
+    ),
+    "FORKED": lambda q, limit, o: (
+        "the VM belongs to the parent process: a forked child may only look"
+    ),
     "CLOSED": lambda q, limit, o: "the VM is closed",
-    "HANDLE": lambda q, limit, o: "a slot of this step is not in the set where it must be (or already is)",
+    "HANDLE": lambda q, limit, o: (
+        "a slot of this step is not in the set where it must be (or already is)"
+    ),
     "SETS_DIFFER": lambda q, limit, o: (
         "the update was left with its two sets different, or with an INVALID slot; it has been rolled back"
     ),
@@ -225,7 +241,9 @@ _MESSAGES: dict[str, Callable[[Request, int, Any], str]] = {
 }
 
 
-def refused(errno: int, rule: str, limit: int, other: Any, request: Request, where: str = "") -> MemslotsError:
+def refused(
+    errno: int, rule: str, limit: int, other: Any, request: Request, where: str = ""
+) -> MemslotsError:
     """The exception for a refused call, in words that name both parties."""
     message = where + _MESSAGES[rule](request, limit, other)
     return from_errno(errno, message, request.slot, other, rule)

@@ -83,7 +83,9 @@ class Snapshot:
         result[...] = hvas
         return result
 
-    def _translate(self, gfns: npt.NDArray[np.uint64], hvas: npt.NDArray[np.uint64], write: bool) -> None:
+    def _translate(
+        self, gfns: npt.NDArray[np.uint64], hvas: npt.NDArray[np.uint64], write: bool
+    ) -> None:
         base = np.ascontiguousarray(self.array["base_gfn"])
         at = np.searchsorted(base, gfns, side="right") - 1
         slot = self.array[np.maximum(at, 0)]

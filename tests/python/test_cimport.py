@@ -10,8 +10,9 @@ import sysconfig
 from pathlib import Path
 from types import ModuleType
 
-import memslots
 import pytest
+
+import memslots
 
 pytest.importorskip("Cython", reason="Cython is not installed here")
 

@@ -1,0 +1,715 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * test_update_model.c - steps of updates in any order, against two plain lists of slots.
+ *
+ * The model knows of each slot its values, which of the two sets it is in, and which log it has; it predicts what
+ * every step answers, what both sets hold after it, what lookups see and what an update leaves behind however it
+ * ends: kept, rolled back, or abandoned where nobody could wait.  Now and then an allocation fails, which may change
+ * nothing but that one answer.
+ */
+#include "fixture.h"
+
+#include "tree_set.h"
+
+#define SPACES 2u
+#define USER_SLOTS 24u /* more than the hash of an empty set has buckets */
+#define GPA_BITS 21u
+#define END_GFN ((uint64_t)1 << (GPA_BITS - MS_PAGE_SHIFT))
+#define PAGES_MAX 100u
+#define KNOWN_MAX 96u
+#define NONE KNOWN_MAX /* no slot, no log */
+#define LOG MS_MEM_LOG_DIRTY_PAGES
+
+/* ---- the model ---- */
+
+struct log {
+	uint64_t npages, bits[2];
+};
+
+struct known {
+	struct ms_memslot value;
+	struct memslot *slot;
+	size_t log; /* an index of logs, or NONE */
+	bool in[2], was_there;
+};
+
+/* An address space between updates. */
+struct rest {
+	struct {
+		struct ms_memslot value;
+		struct log log;
+	} slot[USER_SLOTS];
+	size_t nr;
+	uint64_t generation;
+	uint32_t active;
+};
+
+static struct rest rest[SPACES];
+static struct known known[KNOWN_MAX + 1]; /* the last one is no slot */
+static struct log logs[KNOWN_MAX];
+static size_t nr_known, edits[2];
+static uint64_t empty_bytes, empty_blocks;
+
+static struct ms_vm *vm, *other_vm;
+static struct ms_vcpu *vcpu;
+static struct ms_update *update;
+static uint32_t space;
+static size_t crowd; /* about how many slots an address space has */
+static struct rng rng;
+static uint64_t answers[64], kept, taken_back, without_memory, flushes;
+
+static struct rest *here(void)
+{
+	return &rest[space];
+}
+
+static uint32_t idx_of(bool active)
+{
+	return here()->active ^ !active;
+}
+
+static struct ms_slot *handle(size_t i)
+{
+	return (struct ms_slot *)(void *)known[i].slot;
+}
+
+static size_t by_id(uint32_t idx, uint32_t id)
+{
+	for (size_t i = 0; i < nr_known; i++)
+		if (known[i].in[idx] && known[i].value.id == id)
+			return i;
+	return NONE;
+}
+
+static bool overlap(const struct ms_memslot *a, const struct ms_memslot *b)
+{
+	return a->base_gfn < b->base_gfn + b->npages && b->base_gfn < a->base_gfn + a->npages;
+}
+
+/* The lowest slot of the set that is in the way of new_slot, old excepted. */
+static size_t in_the_way(uint32_t idx, size_t old, size_t new_slot)
+{
+	size_t found = NONE;
+
+	for (size_t i = 0; i < nr_known; i++)
+		if (known[i].in[idx] && i != old && overlap(&known[i].value, &known[new_slot].value) &&
+		    (found == NONE || known[i].value.base_gfn < known[found].value.base_gfn))
+			found = i;
+	return found;
+}
+
+static size_t by_gfn(uint32_t idx, uint64_t gfn)
+{
+	for (size_t i = 0; i < nr_known; i++)
+		if (known[i].in[idx] && gfn - known[i].value.base_gfn < known[i].value.npages)
+			return i;
+	return NONE;
+}
+
+static uint64_t hva_at(size_t i, uint64_t gfn)
+{
+	const struct ms_memslot *v = &known[i].value;
+
+	if (i == NONE || v->flags & MS_MEMSLOT_INVALID)
+		return MS_HVA_ERR_BAD;
+	return v->flags & MS_MEM_READONLY ? MS_HVA_ERR_RO_BAD : v->userspace_addr + (gfn - v->base_gfn) * PAGE;
+}
+
+/* ---- what is expected of a step ---- */
+
+static int refusal(struct ms_error *want, int code, enum ms_rule rule, size_t other)
+{
+	*want = (struct ms_error){ .rule = rule };
+	if (other != NONE)
+		want->other = known[other].value;
+	return code;
+}
+
+static int want_replace(struct ms_error *want, uint32_t idx, size_t old, size_t new_slot)
+{
+	size_t same, blocker;
+
+	if ((old == NONE && new_slot == NONE) || (old != NONE && !known[old].in[idx]) ||
+	    (new_slot != NONE && known[new_slot].in[idx]))
+		return refusal(want, -EINVAL, MS_RULE_HANDLE, old != NONE ? old : new_slot);
+	if (new_slot == NONE)
+		return refusal(want, 0, MS_RULE_NONE, NONE);
+	same = by_id(idx, known[new_slot].value.id);
+	if (same != NONE && same != old)
+		return refusal(want, -EEXIST, MS_RULE_DUPLICATE_ID, same);
+	blocker = in_the_way(idx, old, new_slot);
+	return blocker == NONE ? refusal(want, 0, MS_RULE_NONE, NONE) :
+				 refusal(want, -EEXIST, MS_RULE_OVERLAP, blocker);
+}
+
+static void apply_edit(uint32_t idx, size_t old, size_t new_slot)
+{
+	if (old != NONE)
+		known[old].in[idx] = false;
+	if (new_slot != NONE)
+		known[new_slot].in[idx] = true;
+	edits[idx]++;
+}
+
+static void apply_swap(void)
+{
+	here()->active ^= 1;
+	here()->generation += SPACES;
+}
+
+static uint64_t armed; /* which allocation of the step fails, 0: none */
+
+static void arm(void)
+{
+	armed = rng_below(&rng, 24) ? 0 : 1 + rng_below(&rng, 4);
+	memory_fail(&vm->memory, armed, rng_below(&rng, 2));
+}
+
+/* Whether the step lacked memory; else it has answered what was wanted. */
+static bool lacked_memory(int r, const struct ms_error *err, int want, const struct ms_error *rule)
+{
+	bool failed = armed && atomic_load(&vm->memory.asked) >= armed;
+
+	memory_fail(&vm->memory, 0, false);
+	if (failed && r == -ENOMEM) {
+		CHECK(rule->rule == MS_RULE_NONE || rule->rule == MS_RULE_GPA_LIMIT);
+		CHECK_EQ(err->rule, MS_RULE_NO_MEMORY);
+		without_memory++;
+		return true;
+	}
+	CHECK_EQ(r, want);
+	CHECK(r < 0 || !r);
+	if (r) {
+		CHECK_EQ(err->rule, rule->rule);
+		CHECK_EQ(err->limit, rule->limit);
+		CHECK(same_slot(&err->other, &rule->other));
+	}
+	answers[r ? rule->rule : MS_RULE_NONE]++;
+	return false;
+}
+
+/* ---- both sets, and what readers see ---- */
+
+static size_t sorted(uint32_t idx, size_t *list)
+{
+	size_t nr = 0;
+
+	for (size_t i = 0; i < nr_known; i++)
+		if (known[i].in[idx]) {
+			size_t at = nr++;
+
+			for (; at > 0 && known[list[at - 1]].value.base_gfn > known[i].value.base_gfn; at--)
+				list[at] = list[at - 1];
+			list[at] = i;
+		}
+	return nr;
+}
+
+static void check_set(bool active)
+{
+	struct ms_slot *found[USER_SLOTS];
+	size_t list[KNOWN_MAX], nr = sorted(idx_of(active), list);
+	uint32_t id = (uint32_t)rng_below(&rng, USER_SLOTS);
+	struct ms_memslot value;
+
+	CHECK_EQ(ms_update_slots(update, active, found, USER_SLOTS), nr);
+	for (size_t i = 0; i < nr; i++) {
+		CHECK_EQ(found[i], handle(list[i]));
+		CHECK_EQ(ms_update_value(update, found[i], &value), 0);
+		CHECK(same_slot(&value, &known[list[i]].value));
+	}
+	CHECK_EQ(ms_update_find(update, active, id), handle(by_id(idx_of(active), id)));
+}
+
+static void check_membership(void)
+{
+	for (size_t i = 0; i < nr_known; i++)
+		CHECK_EQ(known[i].slot->sets & 3, known[i].in[0] | known[i].in[1] << 1);
+}
+
+static void check_gfn(uint64_t gfn)
+{
+	size_t i = by_gfn(here()->active, gfn);
+	struct ms_memslot slot;
+
+	CHECK_EQ(ms_gfn_to_hva(vm, space, gfn), hva_at(i, gfn));
+	CHECK_EQ(ms_vcpu_gfn_to_hva(vcpu, gfn), hva_at(i, gfn));
+	CHECK_EQ(ms_gfn_to_memslot(vm, space, gfn, &slot), i == NONE ? -ENOENT : 0);
+	CHECK(i == NONE || same_slot(&slot, &known[i].value));
+	CHECK_EQ(vm->design->search(vm_active_set(vm, space), gfn), known[i].slot);
+}
+
+static void check_id(uint32_t id)
+{
+	size_t i = by_id(here()->active, id);
+	struct ms_memslot slot;
+
+	CHECK_EQ(ms_id_to_memslot(vm, space, id, &slot), i == NONE ? -ENOENT : 0);
+	CHECK(i == NONE || same_slot(&slot, &known[i].value));
+}
+
+static void check_step(void)
+{
+	check_set(true);
+	check_set(false);
+	check_membership();
+	check_gfn(rng_below(&rng, END_GFN));
+	check_id((uint32_t)rng_below(&rng, USER_SLOTS));
+	CHECK_EQ(ms_generation(vm, space), here()->generation);
+	CHECK_EQ(active_idx(vm, space), here()->active);
+}
+
+/* ---- the steps ---- */
+
+static void replace(size_t old, size_t new_slot)
+{
+	uint32_t idx = idx_of(false);
+	struct ms_error want, err;
+	int code = want_replace(&want, idx, old, new_slot), r;
+
+	arm();
+	r = ms_update_replace(update, handle(old), handle(new_slot), &err);
+	if (!lacked_memory(r, &err, code, &want) && !r)
+		apply_edit(idx, old, new_slot);
+}
+
+static void activate(size_t old, size_t new_slot)
+{
+	uint32_t idx = idx_of(true);
+	struct ms_error want, err;
+	int code = want_replace(&want, idx, old, new_slot), r;
+
+	arm();
+	r = ms_update_activate(update, handle(old), handle(new_slot), &err);
+	if (lacked_memory(r, &err, code, &want) || r)
+		return;
+	apply_swap();
+	apply_edit(idx, old, new_slot);
+}
+
+static void swap(void)
+{
+	arm();
+	CHECK_EQ(ms_update_swap(update, NULL), 0);
+	memory_fail(&vm->memory, 0, false);
+	apply_swap();
+}
+
+static size_t remember(struct ms_slot *slot, const struct ms_memslot *value, size_t log)
+{
+	known[nr_known] = (struct known){ *value, (struct memslot *)(void *)slot, log, { false, false }, false };
+	return nr_known++;
+}
+
+static struct ms_memslot flushed_active, flushed_old;
+
+static void invalidate(size_t i)
+{
+	bool in_both = known[i].in[0] && known[i].in[1];
+	struct ms_memslot value = known[i].value;
+	uint32_t idx = idx_of(false);
+	struct ms_slot *inv = NULL;
+	struct ms_error want, err;
+	int code = refusal(&want, in_both ? 0 : -EINVAL, in_both ? MS_RULE_NONE : MS_RULE_HANDLE, i), r;
+	uint64_t before = flushes;
+
+	arm();
+	r = ms_update_invalidate(update, handle(i), &inv, &err);
+	CHECK_EQ(flushes - before, !r);
+	if (lacked_memory(r, &err, code, &want) || r) {
+		CHECK(!inv);
+		return;
+	}
+	value.flags |= MS_MEMSLOT_INVALID;
+	CHECK(same_slot(&flushed_active, &value) && same_slot(&flushed_old, &known[i].value));
+	apply_edit(idx, i, remember(inv, &value, known[i].log));
+	apply_swap();
+}
+
+/* Readers see the INVALID copy by now. */
+static void on_flush(void *opaque, const struct ms_memslot *active, const struct ms_memslot *old)
+{
+	struct ms_memslot slot;
+
+	(void)opaque;
+	CHECK_EQ(ms_gfn_to_memslot(vm, space, old->base_gfn + old->npages - 1, &slot), 0);
+	CHECK(same_slot(&slot, active));
+	flushed_active = *active;
+	flushed_old = *old;
+	flushes++;
+}
+
+static const struct ms_listener listener = { .flush = on_flush };
+
+static size_t add_log(const struct ms_memslot *value, size_t old)
+{
+	struct log log = { .npages = value->npages };
+
+	if (!(value->flags & LOG))
+		return NONE;
+	if (old != NONE && known[old].log != NONE && known[old].value.npages == value->npages)
+		return known[old].log;
+	for (uint64_t page = 0; ms_manual_dirty_log_protect(vm) & MS_DIRTY_LOG_INITIALLY_SET && page < log.npages; page++)
+		log.bits[page / 64] |= (uint64_t)1 << page % 64;
+	logs[nr_known] = log; /* a log is made by at most one slot */
+	return nr_known;
+}
+
+static struct ms_memslot random_value(size_t old)
+{
+	struct ms_memslot value = {
+		.base_gfn = rng_below(&rng, END_GFN),
+		.npages = 1 + rng_below(&rng, rng_below(&rng, 2 + crowd) ? 8 : PAGES_MAX),
+		.userspace_addr = HVA_BASE + rng_below(&rng, 64) * PAGE,
+		.id = (uint32_t)rng_below(&rng, USER_SLOTS),
+		.as_id = 77, /* nobody looks at it */
+		.flags = (uint32_t)rng_below(&rng, 4),
+	};
+
+	if (old != NONE && rng_below(&rng, 2))
+		value.npages = known[old].value.npages;
+	if (old != NONE && rng_below(&rng, 4) == 0)
+		value.base_gfn = known[old].value.base_gfn;
+	return value;
+}
+
+static size_t copy(size_t old)
+{
+	struct ms_memslot value = random_value(old);
+	bool beyond = value.base_gfn + value.npages > END_GFN;
+	struct ms_slot *draft = NULL;
+	struct ms_error want, err;
+	int code = refusal(&want, beyond ? -EINVAL : 0, beyond ? MS_RULE_GPA_LIMIT : MS_RULE_NONE, NONE), r;
+
+	want.limit = beyond ? END_GFN * PAGE : 0;
+	arm();
+	r = ms_update_copy(update, handle(old), &value, &draft, &err);
+	if (lacked_memory(r, &err, code, &want) || r) {
+		CHECK(!draft);
+		return NONE;
+	}
+	value.as_id = space;
+	if (old != NONE)
+		value.id = known[old].value.id;
+	CHECK_EQ(((struct memslot *)(void *)draft)->dirty != NULL, value.flags & LOG);
+	return remember(draft, &value, add_log(&value, old));
+}
+
+static void mark(void)
+{
+	uint64_t gfn = rng_below(&rng, END_GFN);
+	size_t i = by_gfn(here()->active, gfn);
+
+	ms_mark_page_dirty(vm, space, gfn);
+	if (i != NONE && known[i].log != NONE) {
+		uint64_t page = gfn - known[i].value.base_gfn;
+
+		logs[known[i].log].bits[page / 64] |= (uint64_t)1 << page % 64;
+	}
+}
+
+/* ---- any step, mostly one that can work ---- */
+
+static size_t any(void)
+{
+	return rng_below(&rng, 8) && nr_known ? rng_below(&rng, nr_known) : NONE;
+}
+
+static size_t any_in(uint32_t idx, bool in)
+{
+	size_t i = any();
+
+	for (int tries = 0; tries < 5 && i != NONE && known[i].in[idx] != in; tries++)
+		i = any();
+	return i;
+}
+
+static size_t candidate(uint32_t idx, size_t old)
+{
+	size_t i = any_in(idx, false);
+
+	for (int tries = 0; tries < 5 && old != NONE && i != NONE && known[i].value.id != known[old].value.id; tries++)
+		i = any_in(idx, false);
+	return i;
+}
+
+static void any_step(void)
+{
+	uint64_t which = rng_below(&rng, 20);
+	uint32_t idx = idx_of(which >= 11); /* the set that the step would edit */
+	size_t old = any_in(idx, true), draft;
+
+	if (nr_known == KNOWN_MAX && which >= 13)
+		which -= 13;
+	if (which < 8)
+		replace(old, candidate(idx, old));
+	else if (which < 10)
+		mark();
+	else if (which < 11)
+		swap();
+	else if (which < 13)
+		activate(old, candidate(idx, old));
+	else if (which < 15)
+		invalidate(any_in(idx_of(false), true));
+	else if (which < 17)
+		copy(any());
+	else if ((draft = copy(NONE)) != NONE)
+		replace(NONE, draft);
+}
+
+static void fill(void)
+{
+	for (size_t i = here()->nr; i < crowd; i++) {
+		size_t draft = copy(NONE);
+
+		if (draft != NONE)
+			replace(NONE, draft);
+	}
+}
+
+/* Makes both sets alike, as the active one is but for what is INVALID.  Not while memory fails. */
+static void make_alike(void)
+{
+	for (size_t i = 0; i < nr_known; i++)
+		while (known[i].in[idx_of(false)] &&
+		       (!known[i].in[idx_of(true)] || known[i].value.flags & MS_MEMSLOT_INVALID))
+			replace(i, NONE);
+	for (size_t i = 0; i < nr_known; i++)
+		while (known[i].in[idx_of(true)] && !known[i].in[idx_of(false)] &&
+		       !(known[i].value.flags & MS_MEMSLOT_INVALID))
+			replace(NONE, i);
+	swap();
+	for (size_t i = 0; i < nr_known; i++)
+		while (known[i].in[idx_of(false)] && !known[i].in[idx_of(true)])
+			replace(i, NONE);
+}
+
+/* ---- between updates ---- */
+
+static void check_dirty(const struct memslot *slot, const struct log *log)
+{
+	CHECK_EQ(slot->dirty != NULL, slot->flags & LOG);
+	for (size_t word = 0; slot->dirty && word < slot->dirty->nwords; word++)
+		CHECK_EQ(atomic_load(&slot->dirty->live[word]), log->bits[word]);
+}
+
+static uint64_t log_bytes(uint64_t npages)
+{
+	return sizeof(struct dirty_log) + 2 * ((npages + 63) / 64) * sizeof(uint64_t);
+}
+
+static void check_space(uint32_t as_id, struct ms_stats *want)
+{
+	const struct rest *r = &rest[as_id];
+	struct ms_memslot slots[USER_SLOTS];
+
+	CHECK_EQ(ms_memslots(vm, as_id, slots, USER_SLOTS), r->nr);
+	CHECK_EQ(ms_generation(vm, as_id), r->generation);
+	CHECK_EQ(active_idx(vm, as_id), r->active);
+	for (size_t i = 0; i < r->nr; i++) {
+		const struct ms_memslot *value = &r->slot[i].value;
+
+		CHECK(same_slot(&slots[i], value));
+		check_dirty(vm->design->find(vm_active_set(vm, as_id), value->id), &r->slot[i].log);
+		want->blocks += 1 + !!(value->flags & LOG);
+		want->bytes += sizeof(struct tree_slot) + (value->flags & LOG ? log_bytes(value->npages) : 0);
+	}
+	for (int idx = 0; idx < 2; idx++) {
+		const struct id_hash *ids = &vm->as[as_id].set[idx].ids;
+
+		want->blocks += ids->buckets != ids->built_in;
+		want->bytes += ids->buckets != ids->built_in ? id_hash_size(ids->bits) : 0;
+	}
+}
+
+static void check_rest(void)
+{
+	struct ms_stats want = { .blocks = empty_blocks, .bytes = empty_bytes }, stats;
+	uint64_t pages = 0;
+
+	check_sound(vm); /* takes the lock, and so ends what was abandoned */
+	for (uint32_t as_id = 0; as_id < SPACES; as_id++) {
+		check_space(as_id, &want);
+		for (size_t i = 0; i < rest[as_id].nr; i++)
+			pages += rest[as_id].slot[i].value.npages;
+	}
+	stats = stats_of(vm);
+	CHECK_EQ(stats.blocks, want.blocks);
+	CHECK_EQ(stats.bytes, want.bytes);
+	CHECK_EQ(ms_nr_memslots(vm), rest[0].nr + rest[1].nr);
+	CHECK_EQ(ms_nr_memslot_pages(vm), pages);
+	CHECK_EQ(stats.creates + stats.deletes + stats.moves + stats.flag_changes + stats.refused, 0);
+}
+
+/* ---- begin and end ---- */
+
+static void begin(void)
+{
+	struct rest *r = &rest[space = (uint32_t)rng_below(&rng, SPACES)];
+	struct ms_slot *found[USER_SLOTS];
+
+	CHECK_EQ(ms_vcpu_set_as_id(vcpu, space), 0);
+	CHECK_EQ(ms_update_begin(vm, space, &update, NULL), 0);
+	CHECK_EQ(ms_update_slots(update, true, found, USER_SLOTS), r->nr);
+	edits[0] = edits[1] = nr_known = 0;
+	for (size_t i = 0; i < r->nr; i++) {
+		size_t n = remember(found[i], &r->slot[i].value, r->slot[i].value.flags & LOG ? i : NONE);
+
+		logs[n] = r->slot[i].log;
+		known[n].was_there = known[n].in[0] = known[n].in[1] = true;
+	}
+	check_step();
+}
+
+static bool alike(void)
+{
+	for (size_t i = 0; i < nr_known; i++)
+		if (known[i].in[0] != known[i].in[1] ||
+		    (known[i].in[0] && known[i].value.flags & MS_MEMSLOT_INVALID))
+			return false;
+	return true;
+}
+
+/* What remains: the slots of both sets, or those of the beginning, with the bits that their logs have by now. */
+static void settle(bool keep)
+{
+	struct rest *r = here();
+	size_t list[KNOWN_MAX], nr;
+
+	for (size_t i = 0; i < nr_known && !keep; i++)
+		known[i].in[0] = known[i].was_there;
+	if (!keep && edits[r->active])
+		apply_swap();
+	nr = sorted(0, list);
+	for (r->nr = 0; r->nr < nr; r->nr++) {
+		const struct known *k = &known[list[r->nr]];
+
+		r->slot[r->nr].value = k->value;
+		r->slot[r->nr].log = k->log == NONE ? (struct log){ 0 } : logs[k->log];
+	}
+}
+
+/* Inside a section nothing happens yet; inside a hook neither. */
+static void abandon_in_section(struct ms_vm *of)
+{
+	CHECK_EQ(ms_read_lock(of), 0);
+	ms_update_abandon(update);
+	check_gfn(rng_below(&rng, END_GFN));
+	ms_read_unlock(of);
+}
+
+static int abandon_in_prepare(void *opaque, const struct ms_change *change)
+{
+	(void)opaque;
+	(void)change;
+	ms_update_abandon(update);
+	check_gfn(rng_below(&rng, END_GFN));
+	return -EPERM;
+}
+
+static void abandon_in_hook(void)
+{
+	static const struct ms_listener abandons = { .prepare = abandon_in_prepare };
+
+	CHECK_EQ(ms_add_listener(other_vm, &abandons, NULL), 0);
+	CHECK_EQ(set(other_vm, 0, 1, 1, 1, 0), -EPERM);
+	CHECK_EQ(ms_remove_listener(other_vm, &abandons, NULL), 0);
+}
+
+static void end(void)
+{
+	bool same = alike(), keep = rng_below(&rng, 2);
+	uint64_t way = keep ? 0 : rng_below(&rng, 6);
+	struct ms_error err = { .rule = MS_RULE_NONE };
+	int r = 0;
+
+	memory_fail(&vm->memory, 1, true); /* an end needs none */
+	if (way < 2)
+		r = ms_update_end(update, keep, &err);
+	else if (way < 3)
+		ms_update_abandon(update);
+	else if (way < 5)
+		abandon_in_section(way == 3 ? vm : other_vm);
+	else
+		abandon_in_hook();
+	CHECK_EQ(r, keep && !same ? -EINVAL : 0);
+	CHECK_EQ(err.rule, r ? MS_RULE_SETS_DIFFER : MS_RULE_NONE);
+	settle(keep && same);
+	kept += keep && same && edits[0];
+	taken_back += !(keep && same) && edits[0] + edits[1];
+	check_rest();
+	memory_fail(&vm->memory, 0, false);
+}
+
+static uint64_t one_update(void)
+{
+	uint64_t nr = 1 + rng_below(&rng, rng_below(&rng, 50) ? 60 : 1000);
+
+	begin();
+	fill();
+	for (uint64_t i = 0; i < nr; i++) {
+		any_step();
+		check_step();
+	}
+	if (rng_below(&rng, 2)) {
+		make_alike();
+		check_step();
+		CHECK(alike());
+	}
+	end();
+	return nr;
+}
+
+static void make_vm(void)
+{
+	struct ms_config config = default_config(SPACES);
+	struct ms_stats stats;
+
+	config.user_mem_slots = USER_SLOTS;
+	config.gpa_bits = GPA_BITS;
+	vm = vm_with(&config);
+	other_vm = new_vm(1);
+	for (uint32_t as_id = 0; as_id < SPACES; as_id++)
+		rest[as_id] = (struct rest){ .generation = as_id };
+	CHECK_EQ(ms_vcpu_create(vm, &vcpu, NULL), 0);
+	CHECK_EQ(ms_add_listener(vm, &listener, NULL), 0);
+	CHECK_EQ(ms_gfn_to_hva(vm, 0, 0), MS_HVA_ERR_BAD); /* this thread's record */
+	stats = stats_of(vm);
+	empty_bytes = stats.bytes;
+	empty_blocks = stats.blocks;
+}
+
+/* Every so often from the start: a new VM. */
+static uint64_t one_vm(uint64_t number)
+{
+	uint64_t steps = 0;
+
+	rng = rng_stream(number);
+	make_vm();
+	crowd = rng_below(&rng, USER_SLOTS);
+	while (steps < 5000) {
+		uint64_t protect = rng_below(&rng, 3);
+
+		CHECK_EQ(ms_set_manual_dirty_log_protect(vm, protect == 2 ? 3 : protect, NULL), 0);
+		steps += one_update();
+	}
+	ms_vcpu_destroy(vcpu);
+	end_vm(vm);
+	end_vm(other_vm);
+	return steps;
+}
+
+int main(int argc, char **argv)
+{
+	uint64_t steps = 0;
+
+	test_init(argc, argv, 60);
+	for (uint64_t i = 0; i < test_times(100); i++)
+		steps += one_vm(i);
+	printf("update: %" PRIu64 " kept, %" PRIu64 " taken back, %" PRIu64 " steps without memory\n", kept, taken_back,
+	       without_memory);
+	CHECK(kept && taken_back && without_memory && flushes);
+	CHECK(answers[MS_RULE_NONE] && answers[MS_RULE_HANDLE] && answers[MS_RULE_DUPLICATE_ID] &&
+	      answers[MS_RULE_OVERLAP] && answers[MS_RULE_GPA_LIMIT]);
+	return test_done("update model", steps, "steps");
+}
