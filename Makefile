@@ -3,11 +3,14 @@
 # The developer's commands.  Everything they need beyond a C compiler, make and Python goes into $(VENV) and build/.
 #
 #   PYTHON   the Python to use, such as make test PYTHON=python3.13 VENV=.venv-3.13
-#   ARGS     further arguments for memslots perf, or for pytest in test-python and bench
+#   ARGS     further arguments for memslots perf, or for pytest in test-python, bench and bench-compare
+#   A, B     what bench-compare compares: commits, or . for the files as they are
 
 PYTHON ?= python3
 VENV ?= .venv
 ARGS ?=
+A ?= HEAD
+B ?= .
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip -qq install
@@ -23,15 +26,15 @@ unexport PYTHONPATH PYTHONHOME
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
 .SECONDARY:
-.PHONY: help perf test test-core test-python asan asan-core asan-python tsan coverage bench lint format ci clean
+.PHONY: help perf test test-core test-python asan asan-core asan-python tsan coverage bench bench-compare lint format ci clean
 
 help: ## list the commands
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 # ---- what users run --------------------------------------------------------------------------------------------
 
-perf: $(VENV)/.package ## install into .venv, play real QEMU traces through the engine, show the times
-	@$(BIN)/memslots perf $(ARGS)
+perf: $(VENV)/.package $(VENV)/.with-plot ## install into .venv, measure the engine on all designs and the kernel: a table, perf.png
+	@$(BIN)/memslots perf --picture perf.png $(ARGS)
 
 test: test-core test-python ## everything a commit needs: the tests of the core and of the package
 
@@ -79,6 +82,9 @@ coverage: $(VENV)/.with-build $(VENV)/.with-coverage ## lines and branches of th
 
 bench: $(VENV)/.package $(VENV)/.with-test $(VENV)/.with-bench ## the benchmarks, each of which checks the answer it times
 	@$(BIN)/python -m pytest bench $(ARGS)
+
+bench-compare: $(VENV)/.with-build $(VENV)/.with-test $(VENV)/.with-bench ## is B faster than A?  Two commits in turns; A=HEAD B=. (the files)
+	@$(BIN)/python tools/bench_compare.py $(A) $(B) $(ARGS)
 
 lint: $(VENV)/.package $(VENV)/.with-lint ## style, types, who includes whom
 	@failed=; \

@@ -379,7 +379,12 @@ _COMMANDS = {
     "perf": _in_module(
         "perf",
         "measure lookups and changes against the array and the kernel",
-        "memslots perf --json",
+        "memslots perf --quick --only unmap -o perf.json --picture perf.png",
+    ),
+    "scale": _in_module(
+        "scale",
+        "measure cost against the number of slots, 8 to 1,000,000",
+        "memslots scale --max-slots 32764 --only change --picture scale.png",
     ),
     "replay": _Command(
         "run vector files and compare every result",

@@ -100,6 +100,11 @@ def _rows(bases: Numbers, npages: Numbers, rng: np.random.Generator) -> Layout:
     return rows
 
 
+def sorted_by(slots: Layout, name: str) -> Layout:
+    """The rows in ascending order of one field."""
+    return slots[np.argsort(slots[name], kind="stable")]
+
+
 LAYOUTS: dict[str, Callable[[int, int], Layout]] = {
     "uniform": uniform,
     "selftest": selftest,
@@ -137,7 +142,7 @@ def _frames_in(chosen: Layout, rng: np.random.Generator) -> Numbers:
 
 def sequential(slots: Layout, count: int, seed: int = SEED) -> Numbers:
     """Every mapped frame in ascending order, from a random one on, and round."""
-    by_gfn = np.sort(slots, order="base_gfn")
+    by_gfn = sorted_by(slots, "base_gfn")
     ends = np.cumsum(by_gfn["npages"])
     start = int(_stream_rng(seed).integers(0, int(ends[-1])))
     frames = (np.arange(count, dtype=np.uint64) + np.uint64(start)) % ends[-1]
@@ -176,7 +181,7 @@ def ids(slots: Layout, count: int, seed: int = SEED) -> Numbers:
 
 def expected_hvas(slots: Layout, gfns: Numbers) -> Numbers:
     """What gfn_to_hva_many() must answer."""
-    by_gfn = np.sort(slots, order="base_gfn")
+    by_gfn = sorted_by(slots, "base_gfn")
     i = np.searchsorted(by_gfn["base_gfn"], gfns, side="right") - 1
     row = by_gfn[np.maximum(i, 0)]
     offset = gfns - row["base_gfn"]
@@ -187,7 +192,7 @@ def expected_hvas(slots: Layout, gfns: Numbers) -> Numbers:
 
 def expected_addresses(slots: Layout, numbers: Numbers) -> Numbers:
     """What time_lookups() must answer for ids: userspace_addr, NO_ADDRESS where there is no such slot."""
-    by_id = np.sort(slots, order="id")
+    by_id = sorted_by(slots, "id")
     i = np.minimum(np.searchsorted(by_id["id"], numbers), len(by_id) - 1)
     known = by_id["id"][i] == numbers
     return np.where(known, by_id["userspace_addr"][i], np.uint64(NO_ADDRESS))

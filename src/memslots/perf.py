@@ -1,299 +1,162 @@
 # SPDX-License-Identifier: MIT
-"""`memslots perf`: plays real QEMU traces through the engine and shows what each kind of operation costs.
+"""`memslots perf`: what lookups and changes cost on the trees, on the array they replaced, and in the real kernel.
 
-Every result is compared with the one that a real Linux recorded while it is timed; a mismatch makes the command
-fail.  Where /dev/kvm opens, this machine's kernel plays the same changes.  Backends take turns, trace by trace and
-round by round, so that a busy moment of the machine hits them alike; medians are shown.
+Every answer is compared with one that was computed otherwise, or that a real Linux recorded, while it is timed; a
+wrong one makes the command fail.  Backends take turns, case by case and round by round, so that a busy moment of the
+machine hits them alike; medians of rounds are shown.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import platform
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
 from pathlib import Path
-from time import perf_counter, perf_counter_ns
-from typing import Any
+from time import perf_counter
+from typing import NamedTuple
 
-import numpy as np
-from tabulate import tabulate
-from tqdm import tqdm
-
-from . import __version__, kvm, player, vectors
-from ._memslots import backends
-
-#: What a trace shows, by words of its file name, first match first.
-SCENARIOS = (
-    ("migration", ("migrate",)),
-    ("hot-plug of DIMMs", ("hotplug",)),
-    ("BAR moves", ("bars",)),
-    ("PAM and SMRAM", ("pam",)),
-    ("display refresh", ("refresh", "secondary")),
-    ("boot", ("",)),
+from . import __version__
+from .lab import deliver, peers, published, show_perf
+from .lab.case import Case, Effort
+from .lab.changes import all_changes
+from .lab.crossover import Crossover
+from .lab.lookups import all_lookups
+from .lab.machine import (
+    available_backends,
+    clock_ns,
+    machine,
+    on_one_cpu,
+    progress_bar,
+    python_call_ns,
 )
+from .lab.replays import Replay
+from .lab.rounds import Book, Cell, measure, plan, turns
+from .lab.sample import Row
+from .lab.selftest import all_tests
+from .lab.subjects import refused_call_ns
+from .layouts import SEED
 
-KINDS = (
-    "create",
-    "delete",
-    "move",
-    "flags",
-    "no-op",
-    "refused",
-    "get_dirty",
-    "clear_dirty",
-    "mark",
-    "lookup",
-)
+MIN_SLOTS = 2  # memslot_perf_test has a slot of code and one of data
+MAX_SLOTS = 32_764  # of a kernel
 
-ROUNDS = 25
-QUICK_ROUNDS = 5
 
-#: Kernel changes wait for a grace period, which costs several times more away from the CPU that runs its work.
-KVM_CPU = 0
+class Mode(NamedTuple):
+    name: str
+    slots: tuple[int, ...]
+    rounds: int
+    effort: Effort
 
-Times = dict[str, list[int]]
+
+FULL_SLOTS = (2, 8, 64, 509, 4096, 32_764)
+
+QUICK = Mode("quick", (8, 509, 32_764), 3, Effort(0.01, 1.0, 4.0, 16_384, 128, 1024))
+MIDDLE = Mode("middle", (8, 509, 32_764), 5, Effort(0.02, 1.0, 6.0, 16_384, 256, 2048))
+FULL = Mode("full", FULL_SLOTS, 21, Effort(0.2, 10.0, 60.0, 65_536, 1024, 8192))
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Fills the parser of `memslots perf`."""
-    parser.add_argument("--rounds", type=_positive, default=ROUNDS, help=f"repetitions ({ROUNDS})")
-    parser.add_argument("--quick", action="store_true", help=f"{QUICK_ROUNDS} rounds")
+    size = parser.add_mutually_exclusive_group()
+    size.add_argument("--quick", action="store_true", help="a rough answer, in less than a minute")
+    size.add_argument("--full", action="store_true", help="more sizes, rounds and operations")
+    parser.add_argument("--slots", type=slot_numbers, metavar="N,...", help="numbers of slots")
+    parser.add_argument("--rounds", type=deliver.positive, help="turns of each backend")
+    parser.add_argument("--seed", type=int, default=SEED, help=f"of slots and streams ({SEED})")
+    parser.add_argument("--only", metavar="PATTERN", help="cases whose name has this in it")
     parser.add_argument("--no-kvm", action="store_true", help="leave this machine's kernel out")
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    deliver.add_arguments(parser)
 
 
-def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{number} is not positive")
-    return number
+def slot_numbers(text: str) -> tuple[int, ...]:
+    numbers = tuple(sorted({int(part.replace("_", "")) for part in text.split(",")}))
+    if not MIN_SLOTS <= numbers[0] <= numbers[-1] <= MAX_SLOTS:
+        raise argparse.ArgumentTypeError(f"numbers of slots are {MIN_SLOTS} to {MAX_SLOTS}")
+    return numbers
 
 
 def run(args: argparse.Namespace) -> int:
-    """Measures, prints; 0, or 1 when a result was not the recorded one."""
-    rounds = QUICK_ROUNDS if args.quick else args.rounds
-    names, skipped = _backends(not args.no_kvm)
-    start = perf_counter()
-    with _on_one_cpu("kvm" in names):
-        measured = _Measured(names)
-        measured.play_all(rounds)
-        floor = _floor()
-    report = _report(measured, rounds, floor, skipped, perf_counter() - start)
-    print(json.dumps(report, indent=1)) if args.json else _print(report)
-    return 1 if report["mismatches"] else 0
+    """Measures, prints; 0, or 1 when an answer was wrong, 2 when there is nothing to measure."""
+    mode = QUICK if args.quick else FULL if args.full else MIDDLE
+    mode = mode._replace(slots=args.slots or mode.slots, rounds=args.rounds or mode.rounds)
+    names, skipped = available_backends(not args.no_kvm)
+    with on_one_cpu("kvm" in names):
+        lab = _Lab(mode, names, args.seed, args.only)
+        if not lab.cells:
+            print(f"memslots: no case has {args.only!r} in its name", file=sys.stderr)
+            return 2
+        lab.measure()
+        report = lab.report(skipped, refused_call_ns() if "kvm" in names else None)
+    deliver.deliver(report, args, show_perf.text, _draws(args.picture))
+    return deliver.exit_code(report)
 
 
-def _backends(with_kvm: bool) -> tuple[list[str], list[str]]:
-    """Who plays, and who does not and why."""
-    names = list(backends())
-    reason = kvm.available() if with_kvm else "--no-kvm"
-    if reason is None:
-        return [*names, "kvm"], []
-    return names, [f"the real kernel: {reason}"]
+def _draws(path: Path | None) -> list[deliver.Draw]:
+    """The costs, and beside them the latencies."""
+    if path is None:
+        return []
+    latencies = path.with_stem(f"{path.stem}-latency")
+    return [("perf_picture", path), ("latency_picture", latencies)]
 
 
-@contextmanager
-def _on_one_cpu(wanted: bool) -> Iterator[None]:
-    if not wanted or not hasattr(os, "sched_setaffinity"):
-        yield
-        return
-    before = os.sched_getaffinity(0)
-    try:
-        if KVM_CPU in before:
-            os.sched_setaffinity(0, {KVM_CPU})
-        yield
-    finally:
-        os.sched_setaffinity(0, before)
+class _Lab:
+    """All cases of one command, and what came of them."""
+
+    def __init__(self, mode: Mode, backends: list[str], seed: int, pattern: str | None) -> None:
+        self.mode, self.seed, self.pattern = mode, seed, pattern
+        self.book = Book()
+        self.peers, self.no_peers = peers.available()
+        self.cells = self._plan(backends)
+        self.crossover = Crossover(seed, mode.rounds, pattern)
+        self.seconds = 0.0
+
+    def _plan(self, backends: list[str]) -> list[Cell]:
+        mode = self.mode
+        cells = plan(self._cases(), backends, mode.rounds, mode.effort, self.book)
+        compared = [c for n in mode.slots for c in peers.all_peers(n, self.seed)]
+        wanted = [c for c in compared if c.is_wanted(self.pattern)]
+        cells += plan(wanted, self.peers, mode.rounds, mode.effort, self.book)
+        return sorted(cells, key=lambda cell: cell.case.n_slots or 0)
+
+    def _cases(self) -> list[Case]:
+        cases: list[Case] = [Replay(self.seed)]
+        for n in self.mode.slots:
+            cases += all_tests(n, self.seed)
+            cases += all_changes(n, self.seed)
+            cases += all_lookups(n, self.seed)
+        return [case for case in _once(cases) if case.is_wanted(self.pattern)]
+
+    def measure(self) -> None:
+        start = perf_counter()
+        with progress_bar(turns(self.cells) + self.crossover.turns) as progress:
+            measure(self.cells, self.mode.effort, self.book, progress)
+            self.crossover.measure(progress)
+        self.seconds = perf_counter() - start
+
+    def report(self, skipped: list[str], kvm_refused_ns: float | None) -> Row:
+        results = self.book.rows(self.pattern)
+        return {
+            "memslots": __version__,
+            "command": "perf",
+            "mode": self.mode.name,
+            "machine": machine(),
+            "seed": self.seed,
+            "slots": list(self.mode.slots),
+            "rounds": self.mode.rounds,
+            "seconds": round(self.seconds, 2),
+            "clock_ns": clock_ns(),
+            "floor_ns": python_call_ns(),
+            "kvm_refused_ns": kvm_refused_ns,
+            "results": results,
+            "crossover": self.crossover.rows(results),
+            "published": published.rows(),
+            "not_run": self.book.not_run,
+            "skipped": skipped + self.no_peers,
+            "wrong": self.book.wrong + self.crossover.wrong,
+        }
 
 
-# ---- measuring ----------------------------------------------------------------------------------
-
-
-class _Measured:
-    """The times of all rounds, by backend, scenario and kind."""
-
-    def __init__(self, names: list[str]) -> None:
-        self.times: dict[str, dict[str, Times]] = {name: {} for name in names}
-        self.results: dict[str, list[player.PlayResult]] = {name: [] for name in names}
-        self.files = [vectors.read(path) for path in vectors.packaged_traces()]
-
-    def play_all(self, rounds: int) -> None:
-        terminal = sys.stderr.isatty()
-        with tqdm(total=rounds, unit="round", delay=1, disable=not terminal, leave=False) as bar:
-            for _ in range(rounds):
-                for file in self.files:
-                    for name in self.times:
-                        self._play(name, file)
-                bar.update()
-
-    def _play(self, name: str, file: vectors.VectorFile) -> None:
-        times = self.times[name].setdefault(scenario(file.path), {})
-        with closing(player.open_backend(name, file.header)) as vm:
-            self.results[name].append(player.play(file, vm, timings=times))
-
-    def all_times(self, name: str, kind: str) -> list[int]:
-        return [ns for times in self.times[name].values() for ns in times.get(kind, [])]
-
-
-def scenario(path: str) -> str:
-    """What the trace at `path` shows."""
-    stem = Path(path).name.removesuffix(".gz").removesuffix(".jsonl")
-    return next(name for name, words in SCENARIOS if any(word in stem for word in words))
-
-
-def _floor() -> float:
-    """What the clock and an empty method call cost, in ns: part of every time below."""
-    call: Callable[[], object] = object().__hash__
-    ns = []
-    for _ in range(2000):
-        start = perf_counter_ns()
-        call()
-        ns.append(perf_counter_ns() - start)
-    return float(np.median(ns))
-
-
-# ---- reporting ----------------------------------------------------------------------------------
-
-
-def _report(
-    measured: _Measured, rounds: int, floor: float, skipped: list[str], seconds: float
-) -> dict[str, Any]:
-    results = [r for results in measured.results.values() for r in results]
-    return {
-        "memslots": __version__,
-        "machine": machine(),
-        "seed": None,  # nothing here is random
-        "rounds": rounds,
-        "seconds": round(seconds, 2),
-        "floor_ns": floor,
-        "files": len(measured.files),
-        "played": sum(r.ops for r in results),
-        "not_compared": sum(r.not_compared for r in results),
-        "mismatches": [str(m) for r in results for m in r.mismatches],
-        "skipped": skipped,
-        "results": list(_by_kind(measured)) + list(_by_scenario(measured, rounds)),
-    }
-
-
-def machine() -> dict[str, Any]:
-    """What the figures were measured on."""
-    from .cli import machine_info
-
-    return {"platform": platform.platform(), "python": platform.python_version(), **machine_info()}
-
-
-def _by_kind(measured: _Measured) -> Iterator[dict[str, Any]]:
-    for kind in KINDS:
-        for name in measured.times:
-            if ns := measured.all_times(name, kind):
-                yield _row(f"replay/{kind}", name, ns, _clean(measured, name))
-
-
-def _row(case: str, backend: str, ns: list[int], checked: bool) -> dict[str, Any]:
-    p50, p99, p999 = (float(p) for p in np.percentile(ns, [50, 99, 99.9]))
-    return {
-        "case": case,
-        "backend": backend,
-        "n_slots": None,  # as many as the trace has at that moment
-        "unit": "ns",
-        "median": p50,
-        "p50": p50,
-        "p99": p99,
-        "p999": p999,
-        "ops": len(ns),
-        "checked": checked,
-    }
-
-
-def _clean(measured: _Measured, name: str) -> bool:
-    return not any(result.mismatches for result in measured.results[name])
-
-
-def _by_scenario(measured: _Measured, rounds: int) -> Iterator[dict[str, Any]]:
-    """All operations of a scenario, mean per operation: what a whole boot or migration asks of the engine."""
-    for name, _ in SCENARIOS:
-        for backend, scenarios in measured.times.items():
-            ns = [t for times in scenarios.get(name, {}).values() for t in times]
-            if ns:
-                row = _row(f"scenario/{name}", backend, ns, _clean(measured, backend))
-                yield row | {"total_per_round": sum(ns) / rounds}
-
-
-def _print(report: dict[str, Any]) -> None:
-    _print_checked(report)
-    print(_kinds_table(report))
-    print()
-    print(_scenarios_table(report))
-    for reason in report["skipped"]:
-        print(f"skipped: {reason}")
-    print(
-        f"Times are of calls from Python; an empty one measures {report['floor_ns']:.0f} ns."
-        " Medians; p99 in brackets."
-    )
-
-
-def _print_checked(report: dict[str, Any]) -> None:
-    for mismatch in report["mismatches"][:20]:
-        print(mismatch)
-    print(
-        f"{report['files']} real QEMU traces, {report['rounds']} rounds, "
-        f"{report['played']:,} operations played in {report['seconds']} s: "
-        f"{len(report['mismatches'])} results differ from what Linux answered.\n"
-    )
-
-
-def _rows_of(report: dict[str, Any], prefix: str) -> dict[str, dict[str, dict[str, Any]]]:
-    """case -> backend -> row."""
-    found: dict[str, dict[str, dict[str, Any]]] = {}
-    for row in report["results"]:
-        if row["case"].startswith(prefix):
-            found.setdefault(row["case"].removeprefix(prefix), {})[row["backend"]] = row
-    return found
-
-
-def _kinds_table(report: dict[str, Any]) -> str:
-    rows = _rows_of(report, "replay/")
-    names = list(dict.fromkeys(name for by_backend in rows.values() for name in by_backend))
-    table = [
-        [kind, max(r["ops"] for r in by_backend.values()) // report["rounds"]]
-        + [_cell(by_backend.get(name)) for name in names]
-        for kind, by_backend in rows.items()
-    ]
-    return tabulate(
-        table, ["operation", "a round", *names], colalign=("left", *["right"] * (len(names) + 1))
-    )
-
-
-def _cell(row: dict[str, Any] | None) -> str:
-    return f"{_time(row['median'])} ({_time(row['p99'])})" if row else "-"
-
-
-def _time(ns: float) -> str:
-    for unit, size in (("ns", 1), ("us", 1e3), ("ms", 1e6)):
-        if ns < 1000 * size:
-            break
-    digits = 0 if unit == "ns" else 1
-    return f"{ns / size:.{digits}f} {unit}"
-
-
-def _scenarios_table(report: dict[str, Any]) -> str:
-    rows = _rows_of(report, "scenario/")
-    names = list(dict.fromkeys(name for by_backend in rows.values() for name in by_backend))
-    table = [
-        [name, max(r["ops"] for r in by_backend.values()) // report["rounds"]]
-        + [_total(by_backend.get(backend)) for backend in names]
-        for name, by_backend in rows.items()
-    ]
-    return tabulate(
-        table,
-        ["whole traces", "operations", *names],
-        colalign=("left", *["right"] * (len(names) + 1)),
-    )
-
-
-def _total(row: dict[str, Any] | None) -> str:
-    return _time(row["total_per_round"]) if row else "-"
+def _once(cases: list[Case]) -> list[Case]:
+    """Two numbers of slots may be more than a case has room for, and so become the same one."""
+    kept: dict[tuple[tuple[str, ...], int | None], Case] = {}
+    for case in cases:
+        kept.setdefault((case.names, case.n_slots), case)
+    return list(kept.values())

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""One thing to measure at one number of slots."""
+"""One thing to measure at one number of slots, and how much work to do for it."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from typing import ClassVar, NamedTuple
 
 from .costs import nominal
 from .sample import Sample
-from .subjects import Subjects
+from .subjects import ROOM, Subjects
 
 
 class Effort(NamedTuple):
     """How much work a command may do."""
 
     seconds: float  # a round of one case on one backend
+    filling: float  # seconds, beyond which a VM is not filled
     at_most: float  # seconds, beyond which one run of a case is not begun
-    lookups: int  # C-level and batch
-    calls: int  # from Python
+    lookups: int
     changes: int
     latencies: int  # operations timed one by one in a round
 
@@ -46,16 +46,19 @@ class Case(ABC):
     def run(self, run: Run) -> Sequence[Sample]:
         """Measures once; the samples say whether the answers were right."""
 
-    def setup(self, run: Run) -> None:
+    def setup(self, run: Run) -> None:  # noqa: B027 - most cases need none
         """What is not timed and done once for each backend."""
 
     def backends(self, available: Iterable[str]) -> list[str]:
         return [name for name in available if name not in self.without]
 
-    def seconds(self, backend: str) -> float:
-        """Roughly, of the smallest run that makes sense, setup included."""
+    def refusal(self, backend: str, effort: Effort) -> str | None:
+        """Why this backend would take too long here, or None."""
         n = self.n_slots or 0
-        return nominal("load", backend, n) * n / 1e9
+        if backend == "kvm" and n > ROOM:
+            return f"it has room for {ROOM:,}"
+        seconds = nominal("load", backend, n) * n / 1e9
+        return f"filling a VM takes {duration(seconds)}" if seconds > effort.filling else None
 
     def rounds(self, backend: str, wanted: int, effort: Effort) -> int:
         """How often to run: fewer times where one takes long."""
@@ -63,6 +66,14 @@ class Case(ABC):
 
     def is_wanted(self, pattern: str | None) -> bool:
         return any(matches(name, pattern) for name in self.names)
+
+
+def duration(seconds: float) -> str:
+    """Roughly, in words."""
+    for unit, size in (("hours", 3600), ("minutes", 60)):
+        if seconds >= 2 * size:
+            return f"about {seconds / size:.0f} {unit}"
+    return f"about {max(seconds, 1):.0f} s"
 
 
 def matches(name: str, pattern: str | None) -> bool:

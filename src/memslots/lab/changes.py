@@ -37,7 +37,7 @@ class PairCase(Case):
 
     @cached_property
     def by_gfn(self) -> Layout:
-        return np.sort(self.slots, order="base_gfn")
+        return layouts.sorted_by(self.slots, "base_gfn")
 
     def chosen(self, run: Run) -> Layout:
         n = len(self.slots)
@@ -81,9 +81,7 @@ class PairCase(Case):
         for i, name in enumerate(self.names):
             times = ns[i::step].astype(np.float64)
             answers = results[i::step]
-            made.append(
-                Sample(name, typical(times), times, 1, len(times), digest(answers), wrong)
-            )
+            made.append(Sample(name, typical(times), times, 1, len(times), digest(answers), wrong))
         return made
 
 

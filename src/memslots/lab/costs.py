@@ -17,6 +17,10 @@ RUN = 64  # operations that stay neighbours when some of a stream are chosen
 FEWEST = 16
 
 
+CACHED = 65_536  # slots; walks and copies of more leave the caches of most machines
+UNCACHED = 8  # times as slow, then
+
+
 class Cost(NamedTuple):
     """Nanoseconds of one operation: some anyway, some for each slot there is."""
 
@@ -24,7 +28,8 @@ class Cost(NamedTuple):
     per_slot: float = 0.0
 
     def at(self, n_slots: int) -> float:
-        return self.fixed + self.per_slot * n_slots
+        slower = UNCACHED if n_slots > CACHED else 1
+        return self.fixed + self.per_slot * n_slots * slower
 
 
 COSTS: dict[str, dict[str, Cost]] = {
@@ -40,11 +45,11 @@ COSTS: dict[str, dict[str, Cost]] = {
     # Of one slot of n that are made one by one, or by load_memslots().
     "setup": {
         "tree": Cost(1500),
-        "array": Cost(1000, 2),
-        "list": Cost(1000, 5.5),
+        "array": Cost(1000, 1.8),
+        "list": Cost(1000, 7.5),
         "kvm": Cost(20_000, 0.6),
     },
-    "load": {"tree": Cost(2000), "array": Cost(500), "list": Cost(500, 1.8), "kvm": Cost(40_000)},
+    "load": {"tree": Cost(4000), "array": Cost(500), "list": Cost(500, 1.8), "kvm": Cost(20_000)},
 }
 UNKNOWN = "list"  # a design that has no line here may be as slow as this one
 

@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..constants import HVA_ERR_BAD, PAGE_SHIFT
-from ..layouts import Layout, Numbers
-from .case import Run
+from ..layouts import Layout, Numbers, sorted_by
+from .case import Effort, Run
 from .lookups import GfnLookup, time_batches, time_calls
 from .sample import Sample
 
@@ -31,7 +31,7 @@ class Peer(NamedTuple):
 
 
 def _sorted_columns(slots: Layout) -> tuple[Numbers, Numbers, Numbers]:
-    by_gfn = np.sort(slots, order="base_gfn")
+    by_gfn = sorted_by(slots, "base_gfn")
     columns = (by_gfn["base_gfn"], by_gfn["npages"], by_gfn["userspace_addr"])
     base, npages, addr = (np.ascontiguousarray(column) for column in columns)
     return base, npages, addr
@@ -134,18 +134,19 @@ class PeerLookup(GfnLookup):
     def backends(self, available: Any) -> list[str]:
         return [name for name in available if name in PEERS and PEERS[name].level == self.level]
 
-    def seconds(self, backend: str) -> float:
-        return (self.n_slots or 0) * 50e-6  # intervaltree's building
+    def refusal(self, backend: str, effort: Effort) -> str | None:
+        return None
 
     def setup(self, run: Run) -> None:
         self.made = getattr(self, "made", {})
         self.made[run.backend] = PEERS[run.backend].make(self.slots)
 
     def run(self, run: Run) -> Sequence[Sample]:
-        wanted = run.effort.calls if self.level == "python" else run.effort.lookups
-        numbers = self.numbers(wanted)
-        time = time_batches if self.level == "batch" else time_calls
-        return [self.sample(numbers, *time(self.made[run.backend], numbers))]
+        peer, wanted = self.made[run.backend], run.effort.lookups
+        numbers, expected = self.stream(wanted, wanted)
+        if self.level == "batch":
+            return [self.sample(expected, *time_batches(peer, numbers))]
+        return [self.sample(expected, *time_calls(peer, numbers, run.effort.latencies))]
 
 
 def all_peers(n_slots: int, seed: int) -> list[PeerLookup]:

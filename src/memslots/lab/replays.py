@@ -82,9 +82,7 @@ def _wrong(results: list[player.PlayResult]) -> str | None:
     return f"{len(mismatches)} results are not what Linux answered: {mismatches[0]}"
 
 
-def _samples(
-    times: dict[str, player.Timings], digest: str, wrong: str | None
-) -> Iterator[Sample]:
+def _samples(times: dict[str, player.Timings], digest: str, wrong: str | None) -> Iterator[Sample]:
     for kind in KINDS:
         ns = [t for timings in times.values() for t in timings.get(kind, [])]
         if ns:
@@ -95,6 +93,6 @@ def _samples(
         singles = np.array([t for ns in timings.values() for t in ns], dtype=np.float64)
         if len(singles):
             total = float(singles.sum())
-            extra = {"iteration_ns": total, "iteration_ops": len(singles)}
-            value, case = total / len(singles), f"scenario/{name}"
-            yield Sample(case, value, singles, 1, len(singles), digest, wrong, extra)
+            n = len(singles)
+            value, case = total / n, f"scenario/{name}"
+            yield Sample(case, value, singles, 1, n, digest, wrong, iteration_ops=n)

@@ -7,11 +7,12 @@ import gc
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import groupby
+from random import Random
 from typing import NamedTuple
 
 from .case import Case, Effort, Run, matches
 from .sample import Row, Sample, row
-from .subjects import Subjects
+from .subjects import ROOM, Subjects
 
 Progress = Callable[[], object]
 Key = tuple[str, str, int | None]  # case, backend, n_slots
@@ -32,6 +33,11 @@ class Book:
         self.samples: dict[Key, list[Sample]] = {}
         self.wrong: list[Row] = []
         self.not_run: list[Row] = []
+
+    def expect(self, cell: Cell) -> None:
+        """Rows come in the order in which their cells were planned."""
+        for name in cell.case.names:
+            self.samples.setdefault((name, cell.backend, cell.case.n_slots), [])
 
     def note(self, cell: Cell, samples: Iterable[Sample]) -> None:
         for sample in samples:
@@ -54,7 +60,7 @@ class Book:
         return [
             row(samples, backend, n_slots)
             for (name, backend, n_slots), samples in self.samples.items()
-            if matches(name, pattern)
+            if samples and matches(name, pattern)
         ]
 
 
@@ -65,20 +71,12 @@ def plan(
     cells = []
     for case in cases:
         for backend in case.backends(backends):
-            seconds = case.seconds(backend)
-            if seconds > effort.at_most:
-                book.note_not_run(case, backend, f"one run would take {duration(seconds)}")
+            if reason := case.refusal(backend, effort):
+                book.note_not_run(case, backend, reason)
             else:
                 cells.append(Cell(case, backend, case.rounds(backend, rounds, effort)))
+                book.expect(cells[-1])
     return cells
-
-
-def duration(seconds: float) -> str:
-    """Roughly, in words."""
-    for unit, size in (("hours", 3600), ("minutes", 60)):
-        if seconds >= 2 * size:
-            return f"about {seconds / size:.0f} {unit}"
-    return f"about {max(seconds, 1):.0f} s"
 
 
 def turns(cells: Iterable[Cell]) -> int:
@@ -86,10 +84,12 @@ def turns(cells: Iterable[Cell]) -> int:
     return sum(cell.rounds for cell in cells)
 
 
-def measure(cells: Sequence[Cell], effort: Effort, book: Book, progress: Progress) -> None:
-    """Runs all cells; those of the same number of slots share their VMs."""
+def measure(
+    cells: Sequence[Cell], effort: Effort, book: Book, progress: Progress, room: int = ROOM
+) -> None:
+    """Runs all cells; those of the same number of slots share their VMs, which have `room` ids."""
     for _, group in groupby(cells, lambda cell: cell.case.n_slots):
-        with Subjects() as subjects, _without_gc():
+        with Subjects(room) as subjects, _without_gc():
             _measure_group(list(group), subjects, effort, book, progress)
 
 
@@ -105,11 +105,15 @@ def _measure_group(
 
 
 def _in_turn(cells: list[Cell], i: int) -> Iterator[Cell]:
-    """The cells of round i: case by case, each time another backend first."""
-    for _, group in groupby(cells, lambda cell: id(cell.case)):
+    """The cells of round i: case by case, backends in another order each time.
+
+    A shuffled order, since in one that only rotates each would always follow the same other and bear what that one
+    leaves behind: cold caches, or the kernel's deferred work.
+    """
+    for number, (_, group) in enumerate(groupby(cells, lambda cell: id(cell.case))):
         due = [cell for cell in group if i < cell.rounds]
-        start = i % max(len(due), 1)
-        yield from due[start:] + due[:start]
+        Random(f"{i} {number}").shuffle(due)
+        yield from due
 
 
 def _turn(cell: Cell, i: int, subjects: Subjects, effort: Effort, book: Book) -> bool:

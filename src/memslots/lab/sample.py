@@ -26,7 +26,8 @@ class Sample:
     ops: int  # timed in this run
     digest: str  # of the answers
     wrong: str | None = None
-    extra: Row = field(default_factory=dict)  # further keys of the row; not timed anew in each round
+    extra: Row = field(default_factory=dict)  # further keys of the row, alike in each round
+    iteration_ops: int | None = None  # operations of one iteration of the case
 
 
 def per_operation(ns: NDArray[Any], ops: int, group: int) -> Times:
@@ -97,5 +98,12 @@ def row(samples: Sequence[Sample], backend: str, n_slots: int | None) -> Row:
         "rounds": len(samples),
         "checked": not any(s.wrong for s in samples),
         "digest": samples[0].digest,
-        **samples[-1].extra,
+        **samples[0].extra,
+        **_iteration(samples[0], float(np.median(values))),
     }
+
+
+def _iteration(sample: Sample, median: float) -> Row:
+    """What all operations of an iteration take, where the case has such."""
+    n = sample.iteration_ops
+    return {} if n is None else {"iteration_ns": median * n, "iteration_ops": n}

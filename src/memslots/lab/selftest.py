@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from .. import layouts
 from ..constants import PAGE_SHIFT, PAGE_SIZE
 from ..layouts import Layout, Numbers
-from .case import Case, Effort, Run
+from .case import Case, Effort, Run, duration
 from .changes import misplaced
 from .costs import RUN, affordable, nominal, spread
 from .lookups import engine_with, time_loop
@@ -44,7 +44,7 @@ class KernelTest(Case):
     def slots(self) -> Layout:
         """By rising gfn; the first holds code."""
         rows = layouts.selftest(self.n_slots or 2, self.seed, self.total_pages)
-        return np.sort(rows, order="base_gfn")
+        return layouts.sorted_by(rows, "base_gfn")
 
     @property
     def key(self) -> str:
@@ -68,9 +68,6 @@ class KernelTest(Case):
         starts = layouts.expected_hvas(self.slots, gfns[begins])
         return starts, starts + sizes * np.uint64(PAGE_SIZE) - np.uint64(1)
 
-    def of_iteration(self, value: float, operations: int) -> dict[str, Any]:
-        return {"iteration_ns": value * operations, "iteration_ops": operations}
-
 
 class Timed(NamedTuple):
     """Lookups of one kind, spread over all that an iteration makes."""
@@ -89,6 +86,7 @@ def time_ranges(case: KernelTest, run: Run, ranges: tuple[Numbers, Numbers]) -> 
     chosen = spread(len(starts), count)
     starts, lasts = starts[chosen], lasts[chosen]
     hvas = case.engine(run).hvas
+    hvas(starts, lasts, RUN)  # fills the caches: the turn before was another backend's
     ns, answers = hvas(starts, lasts, RUN)
     few = slice(0, run.effort.latencies)
     single_ns, more = hvas(starts[few], lasts[few], 1)
@@ -144,7 +142,7 @@ class Map(KernelTest):
             sum(t.ops for t in timed),
             digest(*(t.answers for t in timed)),
             first(t.wrong for t in timed),
-            self.of_iteration(value, pages),
+            iteration_ops=pages,
         )
 
 
@@ -159,9 +157,8 @@ class Unmap(KernelTest):
         ranges = [self.chunks(half, self.unit) for half in self.halves]
         starts, lasts = (np.concatenate(part) for part in zip(*ranges, strict=True))
         t = time_ranges(self, run, (starts, lasts))
-        extra = self.of_iteration(t.value, len(starts))
-        made = digest(t.answers)
-        return [Sample(self.names[0], t.value, t.singles, 1, t.ops, made, t.wrong, extra)]
+        name, made, n = self.names[0], digest(t.answers), len(starts)
+        return [Sample(name, t.value, t.singles, 1, t.ops, made, t.wrong, iteration_ops=n)]
 
 
 class UnmapChunked(Unmap):
@@ -235,7 +232,7 @@ class MoveArea(KernelTest):
             len(times),
             digest(results),
             refused or wrong,
-            self.of_iteration(typical(times), 2),
+            iteration_ops=2,
         )
 
 
@@ -279,7 +276,7 @@ class ReadWrite(KernelTest):
                 sum(t.ops for t in timed),
                 digest(*(t.answers for t in timed)),
                 first(t.wrong for t in timed),
-                self.of_iteration(value, 4 * len(pages)),
+                iteration_ops=4 * len(pages),
             )
         ]
 
@@ -295,13 +292,16 @@ class SlotSetup(KernelTest):
         n = self.n_slots or 2
         return nominal("setup", backend, n) * n / 1e9
 
+    def refusal(self, backend: str, effort: Effort) -> str | None:
+        seconds = self.seconds(backend)
+        return f"one run takes {duration(seconds)}" if seconds > effort.at_most else None
+
     def rounds(self, backend: str, wanted: int, effort: Effort) -> int:
         """As many as fit into `at_most` together."""
         return max(1, min(wanted, int(effort.at_most / self.seconds(backend))))
 
     def run(self, run: Run) -> Sequence[Sample]:
-        subject = Kernel() if run.backend == "kvm" else Engine(run.backend)
-        with closing(subject):
+        with closing(run.subjects.new(run.backend, len(self.slots))) as subject:
             ns, results = subject.changes(regions(self.slots))
             wrong = misplaced(subject, self.slots)
         refused = difference(results, np.zeros(len(results), dtype=np.int32), "results")
@@ -315,7 +315,7 @@ class SlotSetup(KernelTest):
                 len(ns),
                 digest(results),
                 refused or wrong,
-                self.of_iteration(value, len(ns)),
+                iteration_ops=len(ns),
             )
         ]
 

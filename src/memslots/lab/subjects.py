@@ -22,7 +22,9 @@ from ..layouts import Layout, Numbers
 Answered = tuple[Numbers, Numbers]  # ns of each group, answers
 Changed = tuple[Numbers, NDArray[np.int32]]  # ns of each group, results
 
-MIN_SLOTS = 32_764  # a VM of x86-64, whose array has a table of as many ids however few there are
+ROOM = (
+    32_764  # ids of a VM on x86-64; the array has a table of as many, however few slots there are
+)
 
 
 def regions(slots: Layout, **fields: Any) -> NDArray[Any]:
@@ -60,10 +62,10 @@ class Changeable(Protocol):
 class Engine:
     """A VM of one design, and the loops that time it."""
 
-    def __init__(self, backend: str, slots: Layout | None = None, room: int = 0) -> None:
-        room = max(MIN_SLOTS, room, 0 if slots is None else len(slots))
+    def __init__(self, backend: str, slots: Layout | None = None, room: int = ROOM) -> None:
+        needed = 0 if slots is None else int(slots["id"].max()) + 1
         self.backend = backend
-        self.vm = VM(backend=backend, user_mem_slots=room)
+        self.vm = VM(backend=backend, user_mem_slots=max(room, needed))
         self.vcpu = self.vm.create_vcpu()
         if slots is not None:
             self.vm.load_memslots(slots)
@@ -167,9 +169,13 @@ def refused_call_ns(calls: int = 2000) -> float:
 
 
 class Subjects:
-    """VMs with layouts in them, made when first asked for and kept until the end of the block."""
+    """VMs with layouts in them, made when first asked for and kept until the end of the block.
 
-    def __init__(self) -> None:
+    `room`: how many ids a VM of the engine has, if not more are needed.
+    """
+
+    def __init__(self, room: int = ROOM) -> None:
+        self.room = room
         self._stack = ExitStack()
         self._made: dict[tuple[str, str], Any] = {}
 
@@ -180,10 +186,20 @@ class Subjects:
         self._stack.close()
         self._made.clear()
 
+    def new(self, backend: str, slots_to_come: int) -> Any:
+        """An empty VM with room for them, which the caller closes."""
+        if backend == "kvm":
+            return Kernel()
+        return Engine(backend, room=max(self.room, slots_to_come))
+
     def get(self, backend: str, key: str, slots: Callable[[], Layout]) -> Any:
         """The VM of this backend that holds the layout called `key`."""
         if (backend, key) not in self._made:
-            subject = Kernel(slots()) if backend == "kvm" else Engine(backend, slots())
-            self._stack.callback(subject.close)
-            self._made[backend, key] = subject
+            made = Kernel(slots()) if backend == "kvm" else Engine(backend, slots(), self.room)
+            self.keep(backend, key, made)
         return self._made[backend, key]
+
+    def keep(self, backend: str, key: str, subject: Any) -> None:
+        """From now on this is the one that `get` gives; closed at the end."""
+        self._stack.callback(subject.close)
+        self._made.setdefault((backend, key), subject)

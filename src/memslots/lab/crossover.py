@@ -1,0 +1,104 @@
+# SPDX-License-Identifier: MIT
+"""Up to how many slots the array of before Linux 5.17 is the better design, operation by operation.
+
+The array copies a table of all ids with each change, however few slots there are: of 32,764 ids in a VM of Linux
+5.12 to 5.16, of 509 before.  Small numbers of slots are measured in VMs of both kinds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+from . import duel, fit
+from .case import Case, Effort, matches
+from .changes import all_changes
+from .lookups import GfnLookup, IdLookup
+from .rounds import Book, Cell, measure, plan, turns
+from .sample import Row
+from .selftest import MoveInactive, SlotSetup, Unmap
+from .subjects import ROOM
+
+OLD_ROOM = 509
+SMALL = (2, 4, 8, 16, 32, 64, 128, 256)
+SIZES = {OLD_ROOM: (*SMALL, 509), ROOM: (*SMALL, 512, 1024, 4096)}
+BACKENDS = (duel.BASE, duel.RIVAL)
+
+#: In every mode: numbers are small here, and so is the work.
+EFFORT = Effort(0.005, 1.0, 1.0, 4096, 64, 256)
+
+
+class Crossover:
+    """The tree and the array at small numbers of slots, in VMs with room for few and for many ids."""
+
+    def __init__(self, seed: int, rounds: int, pattern: str | None) -> None:
+        self.pattern = pattern
+        self.books = {room: Book() for room in SIZES}
+        self._cells = {room: self._plan(room, seed, rounds) for room in SIZES}
+        self.turns = sum(turns(cells) for cells in self._cells.values())
+
+    def _plan(self, room: int, seed: int, rounds: int) -> list[Cell]:
+        cases = [case for n in SIZES[room] for case in _cases(n, seed)]
+        wanted = [case for case in cases if case.is_wanted(self.pattern)]
+        return plan(wanted, BACKENDS, rounds, EFFORT, self.books[room])
+
+    def measure(self, progress: Callable[[], object]) -> None:
+        for room, cells in self._cells.items():
+            measure(cells, EFFORT, self.books[room], progress, room)
+
+    @property
+    def wrong(self) -> list[Row]:
+        return [wrong for book in self.books.values() for wrong in book.wrong]
+
+    def rows(self, main: list[Row]) -> list[Row]:
+        """For each case and room who is faster where; `main` adds larger numbers of slots."""
+        of_main = duels(main)
+        return [
+            _row(case, room, by_size | _larger(of_main.get(case, {}), max(by_size), room))
+            for room, book in self.books.items()
+            for case, by_size in duels(book.rows()).items()
+            if matches(case, self.pattern)
+        ]
+
+
+def _cases(n: int, seed: int) -> list[Case]:
+    return [
+        Unmap(n, seed),
+        MoveInactive(n, seed),
+        SlotSetup(n, seed),
+        *all_changes(n, seed),
+        IdLookup(n, seed),
+        GfnLookup("hot", "vm", n, seed),
+        GfnLookup("misses", "vm", n, seed),
+    ]
+
+
+def duels(rows: Iterable[Row]) -> dict[str, dict[int, dict[str, Row]]]:
+    """case -> number of slots -> backend -> row, where there are both."""
+    found: dict[str, dict[int, dict[str, Row]]] = {}
+    for row in rows:
+        if row["backend"] in BACKENDS and row["n_slots"]:
+            by_size = found.setdefault(row["case"], {})
+            by_size.setdefault(row["n_slots"], {})[row["backend"]] = row
+    return {
+        case: {n: both for n, both in sorted(by_size.items()) if duel.has_both(both)}
+        for case, by_size in found.items()
+    }
+
+
+def _larger(
+    of_main: dict[int, dict[str, Row]], smallest: int, room: int
+) -> dict[int, dict[str, Row]]:
+    return {n: both for n, both in of_main.items() if n > smallest and room == ROOM}
+
+
+def _row(case: str, room: int, by_size: dict[int, dict[str, Row]]) -> Row:
+    factors = {n: duel.factor(both) for n, both in by_size.items()}
+    winners = {n: duel.winner(both) for n, both in by_size.items()}
+    return {
+        "case": case,
+        "user_mem_slots": room,
+        "tree_from": fit.crossover(factors),
+        "array_wins_at": [n for n, winner in winners.items() if winner == duel.RIVAL],
+        "tree_wins_at": [n for n, winner in winners.items() if winner == duel.BASE],
+        "factors": {str(n): round(factor, 3) for n, factor in factors.items()},
+    }

@@ -1,0 +1,73 @@
+# SPDX-License-Identifier: MIT
+"""Where a report goes: text or JSON on stdout, a file, a picture."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from .sample import Row
+
+Draw = tuple[str, Path]  # a function of memslots.plot, and where to
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="print one JSON object, nothing else")
+    parser.add_argument(
+        "-o", "--output", type=to_be_written, metavar="FILE", help="write it to a file too"
+    )
+    parser.add_argument(
+        "--picture", type=to_be_written, metavar="FILE", help="draw it: .png or .svg"
+    )
+
+
+def to_be_written(text: str) -> Path:
+    """Better refused now than after a minute of measuring."""
+    path = Path(text)
+    if not path.parent.is_dir():
+        raise argparse.ArgumentTypeError(f"there is no folder {path.parent}")
+    return path
+
+
+def positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{number} is not positive")
+    return number
+
+
+def deliver(
+    report: Row, args: argparse.Namespace, text: Callable[[Row], str], draws: list[Draw]
+) -> None:
+    """Prints and writes; what cannot be written or drawn raises OSError or is said on stderr."""
+    print(json.dumps(report, indent=1) if args.json else text(report))
+    if args.output:
+        args.output.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    for name, path in draws:
+        _draw(name, report, path)
+
+
+def _draw(name: str, report: Row, path: Path) -> None:
+    """Says on stderr what came of it, so that stdout stays what was asked for."""
+    try:
+        from .. import plot
+    except ImportError as e:
+        _say(f"no picture: {e}; pip install 'memslots[plot]'")
+        return
+    getattr(plot, name)(report, path)
+    _say(f"picture: {path}")
+
+
+def _say(message: str) -> None:
+    print(f"memslots: {message}", file=sys.stderr)
+
+
+def exit_code(report: Row) -> int:
+    """1 where an answer was wrong; each is named."""
+    for wrong in report["wrong"]:
+        slots = f" at {wrong['n_slots']:,} slots" if wrong["n_slots"] else ""
+        _say(f"WRONG: {wrong['case']}, {wrong['backend']}{slots}: {wrong['what']}")
+    return 1 if report["wrong"] else 0

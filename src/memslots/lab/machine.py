@@ -1,0 +1,80 @@
+# SPDX-License-Identifier: MIT
+"""What figures were measured on, and where on it."""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from time import perf_counter_ns
+from typing import Any
+
+import numpy as np
+
+from .. import kvm
+from .._memslots import backends, time_nothing
+
+#: Kernel changes wait for a grace period, which costs several times more away from the CPU that runs its work.
+KVM_CPU = 0
+
+
+def machine() -> dict[str, Any]:
+    """Versions, build and CPU."""
+    from ..cli import machine_info
+
+    return {"platform": platform.platform(), "python": platform.python_version(), **machine_info()}
+
+
+def available_backends(with_kvm: bool) -> tuple[list[str], list[str]]:
+    """The designs of the engine and the kernel; who is skipped, and why."""
+    names = list(backends())
+    reason = kvm.available() if with_kvm else "--no-kvm"
+    if reason is None:
+        return [*names, "kvm"], []
+    return names, [f"the real kernel: {reason}"]
+
+
+@contextmanager
+def on_one_cpu(wanted: bool) -> Iterator[None]:
+    """Stays on KVM_CPU, if that may be."""
+    if not wanted or not hasattr(os, "sched_setaffinity"):
+        yield
+        return
+    before = os.sched_getaffinity(0)
+    try:
+        if KVM_CPU in before:
+            os.sched_setaffinity(0, {KVM_CPU})
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
+
+
+def clock_ns() -> float:
+    """The clock's share of each time that was taken alone, in C."""
+    return float(np.median(time_nothing(10_000)))
+
+
+def python_call_ns() -> float:
+    """What the clock and an empty method call measure from Python."""
+    call: Callable[[], object] = object().__hash__
+    ns = []
+    for _ in range(2000):
+        start = perf_counter_ns()
+        call()
+        ns.append(perf_counter_ns() - start)
+    return float(np.median(ns))
+
+
+@contextmanager
+def progress_bar(total: int) -> Iterator[Callable[[], object]]:
+    """A bar on a terminal, once a second has passed; nothing where tqdm is not installed."""
+    try:
+        from tqdm import tqdm
+    except ImportError:
+        yield lambda: None
+        return
+    hidden = not sys.stderr.isatty()
+    with tqdm(total=total, unit="turn", delay=1, disable=hidden, leave=False) as bar:
+        yield bar.update

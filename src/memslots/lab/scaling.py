@@ -1,0 +1,112 @@
+# SPDX-License-Identifier: MIT
+"""What is measured against the number of slots, on the uniform layout, in VMs with no more ids than slots."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import closing
+from time import perf_counter_ns
+from typing import ClassVar
+
+import numpy as np
+
+from .. import layouts
+from ..constants import PAGE_SIZE
+from ..layouts import Numbers
+from .case import Case, Effort, Run, duration
+from .changes import all_changes, misplaced
+from .costs import nominal
+from .lookups import GfnLookup, IdLookup, LookupCase, time_loop
+from .sample import Sample, difference, digest
+from .subjects import Answered, Engine, regions
+
+
+class HvaLookup(LookupCase):
+    """Random pages by host address, as an MMU notifier asks: which slots have a byte there.  Always one has."""
+
+    kind = "hva"
+    names = ("lookup/hva/vm",)
+
+    def run(self, run: Run) -> Sequence[Sample]:
+        wanted = run.effort.lookups
+        gfns = layouts.random(self.slots, self.count(run, wanted), self.seed)
+        starts = layouts.expected_hvas(self.slots, gfns)
+        hvas = self.engine(run).hvas
+
+        def loop(pages: Numbers, group: int) -> Answered:
+            return hvas(pages, pages + np.uint64(PAGE_SIZE - 1), group)
+
+        value, singles, answers = time_loop(loop, starts, run.effort.latencies)
+        wrong = difference(answers, np.ones(len(answers), dtype=np.uint64), "ranges")
+        made = digest(answers)
+        return [Sample(self.names[0], value, singles, 1, len(answers), made, wrong)]
+
+
+class Fill(LookupCase):
+    """New VMs with all slots.  Operation: a slot."""
+
+    cost: ClassVar[str]
+
+    def seconds(self, backend: str) -> float:
+        n = self.n_slots or 1
+        return nominal(self.cost, backend, n) * n / 1e9
+
+    def refusal(self, backend: str, effort: Effort) -> str | None:
+        too_many = super().refusal(backend, effort) if backend == "kvm" else None
+        seconds = self.seconds(backend)
+        too_slow = f"one run takes {duration(seconds)}" if seconds > effort.at_most else None
+        return too_many or too_slow
+
+    def rounds(self, backend: str, wanted: int, effort: Effort) -> int:
+        return max(1, min(wanted, int(effort.at_most / 2 / self.seconds(backend))))
+
+    def sample(self, ns: int, wrong: str | None, made: str) -> Sample:
+        n = len(self.slots)
+        singles = np.array([ns / n])
+        return Sample(self.names[0], ns / n, singles, n, n, made, wrong, iteration_ops=n)
+
+
+class LoadSlots(Fill):
+    """By load_memslots(), in one change.  The first VM is kept for the other cases."""
+
+    names = ("setup/load",)
+    cost = "load"
+
+    def run(self, run: Run) -> Sequence[Sample]:
+        engine = Engine(run.backend, room=len(self.slots))
+        start = perf_counter_ns()
+        engine.vm.load_memslots(self.slots)
+        ns = perf_counter_ns() - start
+        run.subjects.keep(run.backend, self.layout_name, engine)
+        contents = engine.contents()
+        wrong = misplaced(engine, layouts.sorted_by(self.slots, "base_gfn"))
+        return [self.sample(ns, wrong, digest(contents))]
+
+
+class SetupSlots(Fill):
+    """One by one, as a VMM does and as memslot_perf_test does."""
+
+    names = ("setup/one by one",)
+    cost = "setup"
+    without: ClassVar[frozenset[str]] = frozenset()
+
+    def run(self, run: Run) -> Sequence[Sample]:
+        rows = regions(self.slots)
+        with closing(run.subjects.new(run.backend, len(rows))) as subject:
+            ns, results = subject.changes(rows, len(rows))
+            wrong = misplaced(subject, layouts.sorted_by(self.slots, "base_gfn"))
+        refused = difference(results, np.zeros(len(results), dtype=np.int32), "results")
+        return [self.sample(int(ns.sum()), refused or wrong, digest(results))]
+
+
+def all_cases(n_slots: int, seed: int) -> list[Case]:
+    """In the order of the tables; the first fills what the others use."""
+    return [
+        LoadSlots(n_slots, seed),
+        SetupSlots(n_slots, seed),
+        GfnLookup("random", "vm", n_slots, seed),
+        GfnLookup("hot", "vm", n_slots, seed),
+        IdLookup(n_slots, seed),
+        HvaLookup(n_slots, seed),
+        *all_changes(n_slots, seed),
+    ]

@@ -1,0 +1,108 @@
+# SPDX-License-Identifier: MIT
+"""Figures as text."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from textwrap import fill
+
+from . import duel
+from .sample import Row
+
+WIDTH = 118
+UNITS = (("ns", 1.0), ("us", 1e3), ("ms", 1e6), ("s", 1e9))
+
+#: The designs and the kernel in the order of their columns; whatever else there is follows.
+FIRST = ("tree", "array", "list")
+LAST = ("kvm",)
+
+
+def time(ns: float) -> str:
+    """Three digits and a unit."""
+    for unit, size in UNITS:
+        if ns < 1000 * size:
+            break
+    value = ns / size
+    digits = 0 if value >= 100 else 1 if value >= 10 else 2
+    return f"{value:.{digits}f} {unit}"
+
+
+def spread(row: Row) -> str:
+    """Half the distance of the quartiles of the rounds, in percent of the median."""
+    return f"±{50 * (row['high'] - row['low']) / max(row['median'], 1e-9):.0f}%"
+
+
+def cell(row: Row | None) -> str:
+    if row is None:
+        return "-"
+    mark = "" if row["checked"] else " WRONG"
+    return f"{time(row['median'])} {spread(row):>4}{mark}"
+
+
+def factor(value: float) -> str:
+    return f"{value:.{0 if value >= 100 else 1 if value >= 10 else 2}f}"
+
+
+def verdict(by_backend: dict[str, Row]) -> str:
+    """array / tree, and who wins."""
+    if not duel.has_both(by_backend):
+        return ""
+    who = {"tree": "tree ", "array": "ARRAY", "even": "even "}[duel.winner(by_backend)]
+    return f"{factor(duel.factor(by_backend))} {who}"
+
+
+def by_case(rows: Iterable[Row]) -> dict[str, dict[str, Row]]:
+    """case -> backend -> row."""
+    found: dict[str, dict[str, Row]] = {}
+    for row in rows:
+        found.setdefault(row["case"], {})[row["backend"]] = row
+    return found
+
+
+def paragraphs(lines: Iterable[str]) -> str:
+    """Each line wrapped, so that it can be read on a terminal."""
+    return "\n".join(fill(line, WIDTH, subsequent_indent="  ") for line in lines)
+
+
+def not_run(told: Iterable[Row]) -> Iterator[str]:
+    """One line for each backend and reason."""
+    found: dict[tuple[str, str], list[Row]] = {}
+    for row in told:
+        found.setdefault((row["backend"], row["reason"]), []).append(row)
+    for (backend, reason), rows in found.items():
+        sizes = dict.fromkeys(f"{row['n_slots']:,}" for row in rows)
+        cases = list(dict.fromkeys(row["case"] for row in rows))
+        what = cases[0] if len(cases) == 1 else f"{len(cases)} cases"
+        yield f"not run: {what}, {backend}, {' and '.join(sizes)} slots: {reason}"
+
+
+def by_case_and_size(rows: Iterable[Row]) -> dict[tuple[str, int], dict[str, Row]]:
+    """(case, number of slots) -> backend -> row."""
+    found: dict[tuple[str, int], dict[str, Row]] = {}
+    for row in rows:
+        found.setdefault((row["case"], row["n_slots"]), {})[row["backend"]] = row
+    return found
+
+
+def columns(rows: Iterable[Row]) -> list[str]:
+    """The backends of these rows, in their order."""
+    names = list(dict.fromkeys(row["backend"] for row in rows))
+    others = [name for name in names if name not in (*FIRST, *LAST)]
+    return [n for n in (*FIRST, *others, *LAST) if n in names]
+
+
+def table(body: Sequence[Sequence[str]], headers: Sequence[str]) -> str:
+    """The first column to the left, the others to the right; a row of one cell is a heading."""
+    rows = [list(headers), *map(list, body)]
+    full = [row for row in rows if len(row) == len(headers)]
+    widths = [max(map(len, column)) for column in zip(*full, strict=True)]
+    lines = [_aligned(row, widths) for row in rows]
+    rule = "  ".join("-" * width for width in widths)
+    return "\n".join([lines[0], rule, *lines[1:]])
+
+
+def _aligned(row: Sequence[str], widths: Sequence[int]) -> str:
+    first, *others = row
+    cells = [first.ljust(widths[0])]
+    cells += [cell.rjust(width) for cell, width in zip(others, widths[1:], strict=False)]
+    return "  ".join(cells).rstrip()

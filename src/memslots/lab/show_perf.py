@@ -1,0 +1,254 @@
+# SPDX-License-Identifier: MIT
+"""What `memslots perf` prints."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+from . import duel, published, show
+from .peers import PEERS
+from .sample import Row
+
+GROUPS = (
+    ("as the kernel's memslot_perf_test", ("map", "unmap", "move a", "move i", "RW", "slot s")),
+    ("changes", ("change/",)),
+    ("lookups", ("lookup/",)),
+)
+
+#: What latencies are shown of; all are in the JSON.
+LATENCIES = (
+    "unmap",
+    "slot setup",
+    "change/create",
+    "change/delete",
+    "change/move",
+    "change/log on",
+    "lookup/hot/vm",
+    "lookup/misses/vm",
+    "lookup/misses/python",
+)
+
+PEER_TABLES = (
+    ("lookup/misses/batch", "many at once, from Python: ns each"),
+    ("lookup/misses/python", "one by one, from Python: ns each"),
+)
+
+#: What the design's authors published, and what this engine must show too.
+HEADLINES = ("unmap", "unmap chunked", "move active area", "move inactive area", "slot setup")
+
+
+def text(report: Row) -> str:
+    parts = [
+        *_size_tables(report),
+        *_crossovers(report),
+        _latencies(report),
+        *_peers(report),
+        _traces(report, "replay/", "one operation of the QEMU traces"),
+        _traces(report, "scenario/", "whole QEMU traces, by what they show"),
+        show.paragraphs(_closing(report)),
+    ]
+    return "\n\n".join(part for part in parts if part)
+
+
+def _of_size(report: Row, n: int) -> list[Row]:
+    """The rows of n slots; those of a case that has no room for so many stand with them."""
+    capped = published.MAP_SLOTS if n > published.MAP_SLOTS else n
+    return [
+        row
+        for row in report["results"]
+        if row["backend"] not in PEERS
+        and (row["n_slots"] == n or (row["case"] == "map" and row["n_slots"] == capped))
+    ]
+
+
+# ---- cost by number of slots --------------------------------------------------------------------
+
+
+def _size_tables(report: Row) -> Iterator[str]:
+    for n in report["slots"]:
+        rows = _of_size(report, n)
+        if rows:
+            yield _size_table(n, rows)
+
+
+def _size_table(n: int, rows: list[Row]) -> str:
+    names = show.columns(rows)
+    cases = show.by_case(rows)
+    body: list[list[str]] = []
+    for title, prefixes in GROUPS:
+        of_group = {case: r for case, r in cases.items() if case.startswith(prefixes)}
+        if of_group:
+            body.append([title])
+            body += [_line(case, r, names, n) for case, r in of_group.items()]
+    headers = [f"{n:,} slots", *names, "array / tree"]
+    return show.table(body, headers)
+
+
+def _line(case: str, by_backend: dict[str, Row], names: list[str], n: int) -> list[str]:
+    own = next(iter(by_backend.values()))["n_slots"]
+    label = f"  {case}" + (f" ({own:,} slots)" if own != n else "")
+    return [label, *(show.cell(by_backend.get(name)) for name in names), show.verdict(by_backend)]
+
+
+# ---- where designs cross ------------------------------------------------------------------------
+
+
+def _crossovers(report: Row) -> Iterator[str]:
+    """array / tree by number of slots, for VMs with few and with many ids."""
+    for room in dict.fromkeys(row["user_mem_slots"] for row in report["crossover"]):
+        rows = [row for row in report["crossover"] if row["user_mem_slots"] == room]
+        sizes = sorted({int(n) for row in rows for n in row["factors"]})
+        body = [[row["case"], *(_factor_cell(row, n) for n in sizes)] for row in rows]
+        title = f"array / tree, VM of {room:,} ids; * array wins"
+        yield show.table(body, [title, *(f"{n:,}" for n in sizes)])
+
+
+def _factor_cell(row: Row, n: int) -> str:
+    if (value := row["factors"].get(str(n))) is None:
+        return "-"
+    return ("*" if n in row["array_wins_at"] else "") + show.factor(value)
+
+
+# ---- latencies ----------------------------------------------------------------------------------
+
+
+def _latencies(report: Row) -> str:
+    if not report["slots"]:
+        return ""
+    n = max(report["slots"])
+    rows = [row for row in _of_size(report, n) if row["case"] in LATENCIES]
+    cases, names = show.by_case(rows), show.columns(rows)
+    body = [
+        [case, *(_percentiles(cases[case].get(name)) for name in names)]
+        for case in LATENCIES
+        if case in cases
+    ]
+    headers = [f"p50 / p99 / p99.9 at {n:,} slots", *names]
+    return show.table(body, headers) if body else ""
+
+
+def _percentiles(row: Row | None) -> str:
+    return " / ".join(show.time(row[p]) for p in ("p50", "p99", "p999")) if row else "-"
+
+
+# ---- peers --------------------------------------------------------------------------------------
+
+
+def _peers(report: Row) -> Iterator[str]:
+    for case, title in PEER_TABLES:
+        rows = [r for r in report["results"] if r["case"] == case]
+        names = show.columns(rows)
+        if any(name in PEERS for name in names):
+            yield _peer_table(rows, names, title)
+
+
+def _peer_table(rows: list[Row], names: list[str], title: str) -> str:
+    sizes = list(dict.fromkeys(row["n_slots"] for row in rows))
+    found = {(row["n_slots"], row["backend"]): row for row in rows}
+    body = [[f"{n:,} slots", *(show.cell(found.get((n, name))) for name in names)] for n in sizes]
+    return show.table(body, [title, *names])
+
+
+# ---- traces -------------------------------------------------------------------------------------
+
+
+def _traces(report: Row, prefix: str, title: str) -> str:
+    rows = [r for r in report["results"] if r["case"].startswith(prefix)]
+    names = show.columns(rows)
+    body = [
+        [case.removeprefix(prefix), _most_ops(by_backend.values())]
+        + [_trace_cell(by_backend.get(name)) for name in names]
+        + [show.verdict(by_backend)]
+        for case, by_backend in show.by_case(rows).items()
+    ]
+    return show.table(body, [title, "operations", *names, "array / tree"]) if body else ""
+
+
+def _most_ops(rows: Iterable[Row]) -> str:
+    return f"{max(row['ops'] // row['rounds'] for row in rows):,}"
+
+
+def _trace_cell(row: Row | None) -> str:
+    """Whole traces by what they take in all."""
+    if row and "iteration_ns" in row:
+        mark = "" if row["checked"] else " WRONG"
+        return f"{show.time(row['iteration_ns'])} {show.spread(row):>4}{mark}"
+    return show.cell(row)
+
+
+# ---- what follows -------------------------------------------------------------------------------
+
+
+def _closing(report: Row) -> Iterator[str]:
+    yield from _headlines(report)
+    yield from _array_wins(report)
+    yield _overheads(report)
+    for reason in report["skipped"]:
+        yield f"skipped: {reason}"
+    yield from show.not_run(report["not_run"])
+    if report["not_run"]:
+        yield "--full has more patience."
+    yield _checked(report)
+
+
+def _headlines(report: Row) -> Iterator[str]:
+    for n in report["slots"]:
+        cases = show.by_case(_of_size(report, n))
+        told = [_headline(case, cases[case], n) for case in HEADLINES if case in cases]
+        if n >= 1000 and any(told):
+            yield f"array / tree at {n:,} slots: " + ", ".join(filter(None, told))
+
+
+def _headline(case: str, by_backend: dict[str, Row], n: int) -> str:
+    if not duel.has_both(by_backend):
+        return ""
+    known = published.TABLE.get((case, n))
+    return f"{case} {show.factor(duel.factor(by_backend))}x" + (
+        f" (published {known.factor:.0f}x)" if known else ""
+    )
+
+
+def _array_wins(report: Row) -> Iterator[str]:
+    """In one line for each kind of VM where the old design is the better one."""
+    rooms = dict.fromkeys(row["user_mem_slots"] for row in report["crossover"])
+    for room in rooms:
+        rows = [row for row in report["crossover"] if row["user_mem_slots"] == room]
+        told = [f"{row['case']} at {_ranges(row)}" for row in rows if row["array_wins_at"]]
+        others = "tree faster or even wherever else it was measured"
+        wins = ", ".join(told) if told else "nowhere"
+        yield f"The array is the faster design (VM of {room:,} ids): {wins}; {others}."
+
+
+def _ranges(row: Row) -> str:
+    """The sizes at which the array wins, neighbours joined: "2 to 16, 32,764 slots"."""
+    sizes = [int(n) for n in row["factors"]]
+    runs: list[list[int]] = []
+    for n in row["array_wins_at"]:
+        if runs and sizes.index(n) == sizes.index(runs[-1][-1]) + 1:
+            runs[-1].append(n)
+        else:
+            runs.append([n])
+    told = [f"{run[0]:,} to {run[-1]:,}" if len(run) > 1 else f"{run[0]:,}" for run in runs]
+    return " and ".join(told) + " slots"
+
+
+def _overheads(report: Row) -> str:
+    known = (
+        f"medians of {report['rounds']} rounds, ± half the distance of their quartiles; the clock takes "
+        f"{report['clock_ns']:.0f} ns of each percentile, an empty call from Python {report['floor_ns']:.0f} ns"
+    )
+    if report["kvm_refused_ns"] is not None:
+        known += (
+            f", a system call that KVM refuses {report['kvm_refused_ns']:.0f} ns of each of kvm's"
+        )
+    return f"Times are per operation, {known}."
+
+
+def _checked(report: Row) -> str:
+    rows = report["results"]
+    ops = sum(row["ops"] for row in rows)
+    wrong = len(report["wrong"])
+    return (
+        f"{ops:,} operations timed in {len(rows)} cells, {report['seconds']:.0f} s, seed {report['seed']}: "
+        f"{wrong} cells with wrong answers."
+    )

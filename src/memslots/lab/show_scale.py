@@ -1,0 +1,85 @@
+# SPDX-License-Identifier: MIT
+"""What `memslots scale` prints."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from . import duel, published, show
+from .sample import Row
+
+
+def text(report: Row) -> str:
+    parts = [_costs(report), _published(report), show.paragraphs(_closing(report))]
+    return "\n\n".join(part for part in parts if part)
+
+
+def _costs(report: Row) -> str:
+    """One line an operation and backend, one column a number of slots."""
+    sizes = report["slots"]
+    rows = {(r["case"], r["backend"], r["n_slots"]): r for r in report["results"]}
+    not_run = {(r["case"], r["backend"], r["n_slots"]) for r in report["not_run"]}
+    body: list[list[str]] = []
+    for case in dict.fromkeys(row["case"] for row in report["results"]):
+        body.append([case])
+        of_case = [row for row in report["results"] if row["case"] == case]
+        for name in show.columns(of_case):
+            keys = [(case, name, n) for n in sizes]
+            cells = [_cell(rows.get(key), key in not_run) for key in keys]
+            body.append([f"  {name}", *cells, _exponent(report, case, name)])
+    return show.table(body, ["slots", *(f"{n:,}" for n in sizes), "~ n^x"]) if body else ""
+
+
+def _cell(row: Row | None, not_run: bool) -> str:
+    if row is None:
+        return "not run" if not_run else "-"
+    return show.time(row["median"]) + ("" if row["checked"] else " WRONG")
+
+
+def _exponent(report: Row, case: str, backend: str) -> str:
+    for fit in report["fits"]:
+        if (fit["case"], fit["backend"]) == (case, backend):
+            return f"{fit['exponent']:.2f}"
+    return ""
+
+
+# ---- beside the published table -----------------------------------------------------------------
+
+
+def _published(report: Row) -> str:
+    """array / tree of memslot_perf_test's cases: here, and in the table of the patch series."""
+    cases = show.by_case_and_size(report["selftest"])
+    sizes = sorted({n for _, n in published.TABLE if n != published.MAP_SLOTS})
+    body = [[f"{n:,}", *(_both(cases, case, n) for case in published.CASES)] for n in sizes]
+    title = "slots: array / tree (published)"
+    return show.table(body, [title, *published.CASES]) if report["selftest"] else ""
+
+
+def _both(cases: dict[tuple[str, int], dict[str, Row]], case: str, n: int) -> str:
+    key = published.key(case, n)
+    by_backend = cases.get(key, {})
+    if not duel.has_both(by_backend):
+        return "-"
+    return f"{show.factor(duel.factor(by_backend))} ({show.factor(published.TABLE[key].factor)})"
+
+
+# ---- what follows -------------------------------------------------------------------------------
+
+
+def _closing(report: Row) -> Iterator[str]:
+    yield (
+        f"Times are per operation (setup: per slot), medians of up to {report['rounds']} rounds; n^x is fitted to "
+        "the upper half of the sizes that were run.  VMs have no more ids than slots, so that the array's table of "
+        "ids, which each change copies, is as short as can be; those of `memslots perf` have 32,764, as in Linux."
+    )
+    if report["selftest"]:
+        yield f"Published: {published.SOURCE}; map at 32,764 is of {published.MAP_SLOTS:,} slots."
+    yield from show.not_run(report["not_run"])
+    for reason in report["skipped"]:
+        yield f"skipped: {reason}"
+    rows = report["results"] + report["selftest"]
+    ops = sum(row["ops"] for row in rows)
+    yield (
+        f"{ops:,} operations timed in {len(rows)} cells, {report['seconds']:.0f} s, seed {report['seed']}: "
+        f"{len(report['wrong'])} cells with wrong answers."
+    )

@@ -1,0 +1,143 @@
+# SPDX-License-Identifier: MIT
+"""`memslots scale`: what each operation costs with 8 to 1,000,000 slots, on each design, and how that grows.
+
+Beside it stand the factors that the authors of the trees published, and the same cases here.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterator
+from time import perf_counter
+from typing import NamedTuple
+
+from . import __version__
+from .lab import deliver, fit, published, show_scale
+from .lab.case import Case, Effort
+from .lab.machine import available_backends, clock_ns, machine, on_one_cpu, progress_bar
+from .lab.rounds import Book, Cell, measure, plan, turns
+from .lab.sample import Row
+from .lab.scaling import all_cases
+from .lab.selftest import all_tests
+from .layouts import SEED
+
+SIZES = (8, 32, 128, 509, 2048, 8192, 32_764, 262_144, 1_000_000)
+QUICK_MAX = 32_764
+
+
+class Mode(NamedTuple):
+    name: str
+    max_slots: int
+    rounds: int
+    effort: Effort
+
+
+QUICK = Mode("quick", QUICK_MAX, 3, Effort(0.01, 1.0, 3.0, 16_384, 128, 256))
+MIDDLE = Mode("middle", SIZES[-1], 5, Effort(0.05, 6.0, 6.0, 65_536, 256, 1024))
+FULL = Mode("full", SIZES[-1], 15, Effort(0.5, 60.0, 300.0, 262_144, 1024, 8192))
+
+#: The cases of the kernel's own test, which have a published table.
+PUBLISHED_BACKENDS = ("tree", "array")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Fills the parser of `memslots scale`."""
+    size = parser.add_mutually_exclusive_group()
+    size.add_argument("--quick", action="store_true", help=f"up to {QUICK_MAX:,} slots, few rounds")
+    size.add_argument("--full", action="store_true", help="more rounds, and what takes minutes")
+    parser.add_argument("--max-slots", type=deliver.positive, metavar="N", help="the largest size")
+    parser.add_argument("--rounds", type=deliver.positive, help="turns of each backend")
+    parser.add_argument("--seed", type=int, default=SEED, help=f"of slots and streams ({SEED})")
+    parser.add_argument("--only", metavar="PATTERN", help="cases whose name has this in it")
+    parser.add_argument("--no-kvm", action="store_true", help="leave this machine's kernel out")
+    deliver.add_arguments(parser)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Measures, prints; 0, or 1 when an answer was wrong, 2 when there is nothing to measure."""
+    mode = QUICK if args.quick else FULL if args.full else MIDDLE
+    mode = mode._replace(
+        max_slots=args.max_slots or mode.max_slots, rounds=args.rounds or mode.rounds
+    )
+    names, skipped = available_backends(not args.no_kvm)
+    scaling = _Scaling(mode, names, args.seed, args.only)
+    if not scaling.cells and not scaling.test_cells:
+        print(f"memslots: nothing to measure for {args.only!r}", file=sys.stderr)
+        return 2
+    with on_one_cpu("kvm" in names):
+        scaling.measure()
+    report = scaling.report(skipped)
+    draws = [("scale_picture", args.picture)] if args.picture else []
+    deliver.deliver(report, args, show_scale.text, draws)
+    return deliver.exit_code(report)
+
+
+def sizes_up_to(max_slots: int) -> tuple[int, ...]:
+    """SIZES, and max_slots itself where it is none of them."""
+    return tuple(sorted({*(n for n in SIZES if n <= max_slots), max_slots}))
+
+
+class _Scaling:
+    """All cells of one command, and what came of them."""
+
+    def __init__(self, mode: Mode, backends: list[str], seed: int, pattern: str | None) -> None:
+        self.mode, self.seed, self.pattern = mode, seed, pattern
+        self.sizes = sizes_up_to(mode.max_slots)
+        self.book, self.test_book = Book(), Book()
+        cases = self._wanted(case for n in self.sizes for case in all_cases(n, seed))
+        tests = self._wanted(self._tests())
+        self.cells = self._plan(cases, backends, self.book)
+        self.test_cells = self._plan(tests, list(PUBLISHED_BACKENDS), self.test_book)
+        self.seconds = 0.0
+
+    def _tests(self) -> Iterator[Case]:
+        sizes = sorted({n for case, n in published.TABLE if case != "map"})
+        for n in sizes:
+            if n <= self.mode.max_slots:
+                yield from (c for c in all_tests(n, self.seed) if c.names[0] in published.CASES)
+
+    def _wanted(self, cases: Iterator[Case]) -> list[Case]:
+        return [case for case in cases if case.is_wanted(self.pattern)]
+
+    def _plan(self, cases: list[Case], backends: list[str], book: Book) -> list[Cell]:
+        return plan(cases, backends, self.mode.rounds, self.mode.effort, book)
+
+    def measure(self) -> None:
+        start = perf_counter()
+        with progress_bar(turns(self.cells) + turns(self.test_cells)) as progress:
+            measure(self.cells, self.mode.effort, self.book, progress, room=1)
+            measure(self.test_cells, self.mode.effort, self.test_book, progress)
+        self.seconds = perf_counter() - start
+
+    def report(self, skipped: list[str]) -> Row:
+        results = self.book.rows(self.pattern)
+        return {
+            "memslots": __version__,
+            "command": "scale",
+            "mode": self.mode.name,
+            "machine": machine(),
+            "seed": self.seed,
+            "slots": list(self.sizes),
+            "rounds": self.mode.rounds,
+            "seconds": round(self.seconds, 2),
+            "clock_ns": clock_ns(),
+            "results": results,
+            "fits": list(fits(results)),
+            "selftest": self.test_book.rows(self.pattern),
+            "published": published.rows(),
+            "not_run": self.book.not_run + self.test_book.not_run,
+            "skipped": skipped,
+            "wrong": self.book.wrong + self.test_book.wrong,
+        }
+
+
+def fits(results: list[Row]) -> Iterator[Row]:
+    """For each case and backend how its cost grows."""
+    series: dict[tuple[str, str], dict[int, float]] = {}
+    for row in results:
+        series.setdefault((row["case"], row["backend"]), {})[row["n_slots"]] = row["median"]
+    for (case, backend), costs in series.items():
+        x = fit.exponent(list(costs), list(costs.values()))
+        if x is not None:
+            yield {"case": case, "backend": backend, "exponent": round(x, 3), "sizes": len(costs)}

@@ -1,0 +1,484 @@
+# SPDX-License-Identifier: MIT
+"""`memslots perf`: its report keeps to docs/perf-json.md, seeds decide it, and a wrong answer makes it fail."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import memslots
+from memslots import cli, kvm, layouts, perf
+from memslots.lab import costs, crossover, fit, peers, published, sample, show, subjects
+from memslots.lab.case import Effort
+from memslots.lab.rounds import Book, measure, plan
+
+DOCS = Path(__file__).parents[2] / "docs" / "perf-json.md"
+
+NUMBER = (int, float)
+TOP: dict[str, Any] = {
+    "memslots": str,
+    "command": str,
+    "mode": str,
+    "machine": dict,
+    "seed": int,
+    "slots": list,
+    "rounds": int,
+    "seconds": NUMBER,
+    "clock_ns": NUMBER,
+    "floor_ns": NUMBER,
+    "kvm_refused_ns": (*NUMBER, type(None)),
+    "results": list,
+    "crossover": list,
+    "published": list,
+    "not_run": list,
+    "skipped": list,
+    "wrong": list,
+}
+ROW: dict[str, Any] = {
+    "case": str,
+    "backend": str,
+    "n_slots": (int, type(None)),
+    "unit": str,
+    "median": NUMBER,
+    "low": NUMBER,
+    "high": NUMBER,
+    "p50": NUMBER,
+    "p99": NUMBER,
+    "p999": NUMBER,
+    "group": int,
+    "ops": int,
+    "rounds": int,
+    "checked": bool,
+    "digest": str,
+}
+MORE = {"pattern": str, "level": str, "layout": str, "iteration_ns": NUMBER, "iteration_ops": int}
+CROSSOVER = {
+    "case": str,
+    "user_mem_slots": int,
+    "tree_from": (*NUMBER, type(None)),
+    "array_wins_at": list,
+    "tree_wins_at": list,
+    "factors": dict,
+}
+PUBLISHED = {"case": str, "n_slots": int, "before_s": NUMBER, "after_s": NUMBER, "factor": NUMBER}
+NOT_RUN = {"case": str, "backend": str, "n_slots": int, "reason": str}
+WRONG = {"case": str, "backend": str, "n_slots": (int, type(None)), "what": str}
+
+
+def assert_keys(found: dict[str, Any], wanted: dict[str, Any], more: dict[str, Any]) -> None:
+    """Every wanted key, none that is not known, each of its type."""
+    assert wanted.keys() <= found.keys() <= wanted.keys() | more.keys()
+    for key, value in found.items():
+        assert isinstance(value, (wanted | more)[key]), key
+
+
+def assert_row(row: dict[str, Any]) -> None:
+    assert_keys(row, ROW, MORE)
+    assert row["unit"] == "ns"
+    assert row["ops"] >= row["rounds"] >= 1
+    assert 0 <= row["low"] <= row["median"] <= row["high"]
+    assert 0 <= row["p50"] <= row["p99"] <= row["p999"]
+
+
+@pytest.fixture
+def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same command, on less."""
+    effort = Effort(0.001, 1.0, 1.0, 256, 16, 64)
+    monkeypatch.setattr(perf, "QUICK", perf.Mode("quick", (8, 40), 1, effort))
+    monkeypatch.setattr(crossover, "SIZES", {509: (2, 8), 32_764: (2, 8)})
+    monkeypatch.setattr(crossover, "EFFORT", effort)
+
+
+def run(capsys: pytest.CaptureFixture[str], *more: str) -> tuple[int, dict[str, Any], str]:
+    """Exit code, report, and what stderr said; stdout is one JSON object and nothing else."""
+    code = cli.main(["perf", "--quick", "--json", "--no-kvm", *more])
+    out, err = capsys.readouterr()
+    return code, json.loads(out), err
+
+
+def wrong_cases(report: dict[str, Any]) -> set[tuple[str, str]]:
+    return {(wrong["case"], wrong["backend"]) for wrong in report["wrong"]}
+
+
+# ---- the report ---------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("tiny")
+def test_the_report_keeps_to_its_schema(capsys: pytest.CaptureFixture[str]) -> None:
+    code, report, err = run(capsys)
+    assert (code, err) == (0, "")
+    assert_keys(report, TOP, {})
+    for row in report["results"]:
+        assert_row(row)
+        assert row["checked"]
+    for rows, schema in (("crossover", CROSSOVER), ("published", PUBLISHED), ("not_run", NOT_RUN)):
+        for row in report[rows]:
+            assert_keys(row, schema, {})
+    assert report["wrong"] == []
+    assert report["command"] == "perf"
+    assert report["seed"] == layouts.SEED
+    assert report["slots"] == [8, 40]
+
+
+@pytest.mark.usefixtures("tiny")
+def test_all_cases_are_there(capsys: pytest.CaptureFixture[str]) -> None:
+    rows = run(capsys)[1]["results"]
+    cells = {(row["case"], row["backend"], row["n_slots"]) for row in rows}
+    for backend in memslots.backends():
+        for n in (8, 40):
+            tests = ("map", "unmap", "unmap chunked", "move active area", "move inactive area")
+            for case in (*tests, "RW", "slot setup", "change/create", "change/log off"):
+                assert (case, backend, n) in cells
+            for pattern in ("hot", "sequential", "random", "misses"):
+                for level in ("vm", "vcpu", "batch", "python"):
+                    assert (f"lookup/{pattern}/{level}", backend, n) in cells
+        assert ("scenario/migration", backend, None) in cells
+        assert ("replay/create", backend, None) in cells
+    assert ("lookup/misses/batch", "numpy argsort", 40) in cells
+    assert ("lookup/misses/python", "bisect", 40) in cells
+
+
+@pytest.mark.usefixtures("tiny")
+def test_the_schema_documents_every_key() -> None:
+    text = DOCS.read_text(encoding="utf-8")
+    for schema in (TOP, ROW, MORE, CROSSOVER, PUBLISHED, NOT_RUN, WRONG):
+        for key in schema:
+            assert f"`{key}`" in text
+
+
+@pytest.mark.usefixtures("tiny")
+def test_the_seed_decides_questions_and_answers(capsys: pytest.CaptureFixture[str]) -> None:
+    def told(seed: str) -> dict[tuple[Any, ...], tuple[str, int]]:
+        report = run(capsys, "--only", "lookup/", "--seed", seed)[1]
+        return {
+            (r["case"], r["backend"], r["n_slots"]): (r["digest"], r["ops"])
+            for r in report["results"]
+        }
+
+    one, same, other = told("1"), told("1"), told("2")
+    assert one == same
+    assert one.keys() == other.keys()
+    assert all(one[key] != other[key] for key in one)
+
+
+@pytest.mark.usefixtures("tiny")
+def test_backends_that_did_the_same_answer_the_same(capsys: pytest.CaptureFixture[str]) -> None:
+    digests: dict[tuple[str, int | None, int], set[str]] = {}
+    backends: dict[tuple[str, int | None, int], int] = {}
+    for row in run(capsys)[1]["results"]:
+        key = (row["case"], row["n_slots"], row["ops"])
+        digests.setdefault(key, set()).add(row["digest"])
+        backends[key] = backends.get(key, 0) + 1
+    assert all(len(found) == 1 for found in digests.values())
+    assert max(backends.values()) >= len(memslots.backends())
+
+
+@pytest.mark.usefixtures("tiny")
+def test_only_and_slots_and_rounds(capsys: pytest.CaptureFixture[str]) -> None:
+    report = run(capsys, "--only", "unmap", "--slots", "16,9", "--rounds", "2")[1]
+    assert {row["case"] for row in report["results"]} == {"unmap", "unmap chunked"}
+    assert {row["n_slots"] for row in report["results"]} == {9, 16}
+    assert {row["rounds"] for row in report["results"]} == {2}
+    assert {row["case"] for row in report["crossover"]} == {"unmap"}
+
+
+@pytest.mark.usefixtures("tiny")
+def test_the_table_and_the_files(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    file = tmp_path / "report.json"
+    assert cli.main(["perf", "--quick", "--no-kvm", "-o", str(file)]) == 0
+    out = capsys.readouterr().out
+    for words in ("40 slots", "array / tree", "move active area", "p99.9", "bisect", "migration"):
+        assert words in out
+    assert "the real kernel: --no-kvm" in out
+    assert "0 cells with wrong answers" in out
+    assert_keys(json.loads(file.read_text()), TOP, {})
+
+
+@pytest.mark.usefixtures("tiny")
+def test_a_picture_is_drawn_or_its_absence_explained(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setitem(sys.modules, "memslots.plot", None)
+    picture = tmp_path / "perf.png"
+    code, report, err = run(capsys, "--only", "unmap", "--picture", str(picture))
+    assert (code, report["wrong"]) == (0, [])
+    assert "no picture" in err
+    assert "memslots[plot]" in err
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["--only", "no such case"], ["--slots", "1"], ["--slots", "32765"], ["--rounds", "0"],
+     ["--quick", "--full"], ["-o", "no such folder/perf.json"]],
+)  # fmt: skip
+def test_usage_errors(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["perf", *arguments]) == 2
+    assert capsys.readouterr().out == ""
+
+
+# ---- who is skipped -----------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("tiny")
+def test_who_is_skipped_is_named(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in ("sortedcontainers", "intervaltree"):
+        monkeypatch.setitem(sys.modules, module, None)
+    report = run(capsys, "--only", "lookup/misses/python")[1]
+    assert report["skipped"] == [
+        "the real kernel: --no-kvm",
+        "peer SortedDict: sortedcontainers is not installed",
+        "peer intervaltree: intervaltree is not installed",
+    ]
+    assert {r["backend"] for r in report["results"]} == {*memslots.backends(), "bisect"}
+
+
+@pytest.mark.usefixtures("tiny")
+@pytest.mark.skipif(kvm.available() is not None, reason="needs /dev/kvm")
+def test_the_kernel_takes_part(capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["perf", "--quick", "--json", "--only", "[mc]*move", "--slots", "8"]
+    code = cli.main(arguments)
+    report = json.loads(capsys.readouterr().out)
+    assert code == 0
+    assert report["kvm_refused_ns"] > 0
+    of_kernel = {row["case"] for row in report["results"] if row["backend"] == "kvm"}
+    assert "change/move" in of_kernel
+
+
+@pytest.mark.parametrize("name", list(peers.PEERS))
+def test_peers_agree_with_the_engine(name: str) -> None:
+    peer = peers.PEERS[name]
+    if peer.needs:
+        pytest.importorskip(peer.needs)
+    slots = layouts.uniform(50)
+    slots["base_gfn"] += np.uint64(10)  # so that there are gfns below the first slot
+    gfns = np.concatenate([np.arange(12, dtype=np.uint64), layouts.misses(slots, 500)])
+    expected = layouts.expected_hvas(slots, gfns)
+    ask = peer.make(slots)
+    if peer.level == "batch":
+        out = np.zeros_like(gfns)
+        ask(gfns, out)
+        assert (out == expected).all()
+    else:
+        assert [ask(int(gfn)) for gfn in gfns] == expected.tolist()
+
+
+# ---- wrong answers ------------------------------------------------------------------------------
+
+
+class OffByOnePage(memslots.VM):
+    """Right about every call but one."""
+
+    def gfn_to_hva_many(self, *args: Any, **kwargs: Any) -> Any:
+        answers = super().gfn_to_hva_many(*args, **kwargs)
+        answers += np.uint64(4096)
+        return answers
+
+
+class OffByOneInOne(memslots.VM):
+    def gfn_to_hva(self, gfn: Any, as_id: Any = 0) -> int:
+        return super().gfn_to_hva(gfn, as_id) + (4096 if gfn % 7 == 3 else 0)
+
+
+class Raises(memslots.VM):
+    def gfn_to_hva_many(self, *args: Any, **kwargs: Any) -> Any:
+        raise RuntimeError("no answer at all")
+
+
+@pytest.mark.usefixtures("tiny")
+@pytest.mark.parametrize(
+    ("kind", "case", "what"),
+    [
+        (OffByOnePage, "lookup/random/batch", "answers are wrong"),
+        (OffByOneInOne, "lookup/sequential/python", "answers are wrong"),
+        (Raises, "lookup/random/batch", "no answer at all"),
+    ],
+)
+def test_a_wrong_vm_fails(
+    kind: type[memslots.VM],
+    case: str,
+    what: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(subjects, "VM", kind)
+    code, report, err = run(capsys, "--only", case)
+    assert code == 1
+    assert wrong_cases(report) == {(case, backend) for backend in memslots.backends()}
+    assert case in err
+    assert what in err
+    assert not any(row["checked"] for row in report["results"] if row["backend"] == "tree")
+
+
+@pytest.mark.usefixtures("tiny")
+def test_a_wrong_vm_does_not_end_the_other_cases(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(subjects, "VM", OffByOnePage)
+    code, report, _ = run(capsys, "--only", "lookup/random")
+    assert code == 1
+    checked = {row["case"]: row["checked"] for row in report["results"]}
+    assert checked == {
+        "lookup/random/vm": True,
+        "lookup/random/vcpu": True,
+        "lookup/random/batch": False,
+        "lookup/random/python": True,
+    }
+
+
+@pytest.mark.usefixtures("tiny")
+@pytest.mark.parametrize("what", ["hva_range", "id_to_memslot", "gfn_to_hva"])
+def test_wrong_answers_from_c_fail(
+    what: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def time_lookups(vm: Any, asked: str, *args: Any, **kwargs: Any) -> Any:
+        ns, answers = right(vm, asked, *args, **kwargs)
+        if asked == what and vm.backend == "array":
+            answers[-1] += np.uint64(1)
+        return ns, answers
+
+    right = subjects.time_lookups
+    monkeypatch.setattr(subjects, "time_lookups", time_lookups)
+    code, report, err = run(capsys)
+    assert code == 1
+    found = {case for case, _ in wrong_cases(report)}
+    assert {backend for _, backend in wrong_cases(report)} == {"array"}
+    wanted = {
+        "hva_range": {"map", "unmap", "unmap chunked"},
+        "id_to_memslot": {"lookup/id/vm"},
+        "gfn_to_hva": {"map", "RW", "move active area", "lookup/hot/vcpu", "lookup/misses/vm"},
+    }[what]
+    assert wanted <= found
+    assert all(case in err for case in wanted)
+
+
+@pytest.mark.usefixtures("tiny")
+def test_a_change_that_was_not_made_fails(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def time_changes(vm: Any, rows: Any, group: int = 1) -> Any:
+        """Forgets the last one."""
+        ns, results = right(vm, rows[:-1], group=group)
+        return np.append(ns, 1), np.append(results, np.int32(0))
+
+    right = subjects.time_changes
+    monkeypatch.setattr(subjects, "time_changes", time_changes)
+    code, report, _ = run(capsys, "--only", "change/")
+    assert code == 1
+    assert ("change/create", "tree") in wrong_cases(report)
+    assert ("change/move", "array") in wrong_cases(report)
+    assert any("were made, not" in wrong["what"] for wrong in report["wrong"])
+
+
+@pytest.mark.usefixtures("tiny")
+def test_a_trace_with_another_result_fails(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Forgets(memslots.VM):
+        def get_dirty_log(self, slot: Any, as_id: Any = 0) -> Any:
+            raise LookupError("which slot?")
+
+    monkeypatch.setattr(memslots, "VM", Forgets)
+    code, report, err = run(capsys, "--only", "replay/create")
+    assert code == 1
+    assert ("replay/create", "tree") in wrong_cases(report)
+    assert "not what Linux answered" in err
+
+
+def test_the_text_marks_what_was_wrong() -> None:
+    times = np.array([1.0])
+    right = sample.Sample("unmap", 1.0, times, 1, 1, "0")
+    wrong = sample.Sample("unmap", 9.0, times, 1, 1, "0", wrong="off by one")
+    assert "WRONG" not in show.cell(sample.row([right], "tree", 8))
+    assert "WRONG" in show.cell(sample.row([right, wrong], "tree", 8))
+
+
+# ---- parts --------------------------------------------------------------------------------------
+
+
+def test_who_is_faster_is_plain() -> None:
+    def verdict(tree: float, array: float, spread: float = 0.0) -> str:
+        medians = {"tree": tree, "array": array}
+        return show.verdict(
+            {
+                name: {"median": m, "low": m * (1 - spread), "high": m * (1 + spread)}
+                for name, m in medians.items()
+            }
+        )
+
+    assert verdict(1, 100).endswith("tree ")
+    assert "even" in verdict(1, 1.05)
+    assert "ARRAY" in verdict(1, 0.5)
+    assert "even" in verdict(1, 0.7, spread=0.3)  # nobody can tell
+    assert "even" in verdict(1, 1.5, spread=0.3)
+    assert show.verdict({"tree": {"median": 1}}) == ""
+
+
+@pytest.mark.parametrize(
+    ("ns", "text"),
+    [(0.5, "0.50 ns"), (12.34, "12.3 ns"), (999, "999 ns"), (1500, "1.50 us"), (2e6, "2.00 ms"),
+     (3.21e9, "3.21 s")],
+)  # fmt: skip
+def test_times_as_text(ns: float, text: str) -> None:
+    assert show.time(ns) == text
+
+
+def test_a_slow_design_gets_some_of_the_same_operations() -> None:
+    assert costs.affordable("gfn", "list", 32_764, 10_000, 0.01) < 1000
+    assert costs.affordable("gfn", "tree", 32_764, 10_000, 0.01) == 10_000
+    assert costs.nominal("hva", "a design of tomorrow", 100) == costs.nominal("hva", "list", 100)
+    chosen = costs.spread(10_000, 640)
+    assert len(set(chosen.tolist())) == 640
+    assert (chosen[0], chosen[-1]) == (0, 9_999)
+    assert (np.diff(chosen.reshape(10, 64)) == 1).all()
+    assert costs.spread(100, 640).tolist() == list(range(100))
+    assert len(costs.spread(1000, 100)) == 100
+
+
+def test_what_takes_too_long_is_not_run() -> None:
+    effort, book = Effort(0.001, 1.0, 1.0, 64, 4, 4), Book()
+    cells = plan(perf.all_tests(32_764, 1), ["tree", "list"], 1, effort, book)
+    assert {cell.backend for cell in cells if cell.case.names == ("slot setup",)} == {"tree"}
+    told = {(row["case"], row["backend"]) for row in book.not_run}
+    assert ("slot setup", "list") in told
+    assert all("takes about" in row["reason"] for row in book.not_run)
+
+
+def test_backends_take_turns() -> None:
+    order: list[str] = []
+
+    class Case(perf.Replay):
+        names = ("turns",)
+
+        def run(self, run: Any) -> list[sample.Sample]:
+            order.append(run.backend)
+            return []
+
+    effort = perf.QUICK.effort
+    cells = plan([Case(1)], ["a", "b", "c"], 20, effort, book := Book())
+    measure(cells, effort, book, lambda: None)
+    rounds = ["".join(order[i : i + 3]) for i in range(0, 60, 3)]
+    assert {"".join(sorted(turns)) for turns in rounds} == {"abc"}
+    assert {turns[0] for turns in rounds} == {turns[-1] for turns in rounds} == set("abc")
+    assert len(set(rounds)) > 3
+    assert book.rows() == []
+
+
+def test_crossover_of_factors() -> None:
+    assert fit.crossover({2: 0.5, 8: 2.0}) == pytest.approx(4)
+    assert fit.crossover({2: 2.0, 8: 3.0}) == 0
+    assert fit.crossover({2: 2.0, 8: 0.5}) is None
+    assert fit.crossover({2: 0.5, 4: 2.0, 8: 0.5, 32: 2.0}) == pytest.approx(16)
+
+
+def test_the_published_table() -> None:
+    table = published.TABLE
+    assert table["unmap", 32_764].factor == pytest.approx(110.5, abs=0.1)
+    assert table["move active area", 32_764].factor == pytest.approx(18.1, abs=0.1)
+    assert table["slot setup", 32_764].factor == pytest.approx(27.3, abs=0.1)
+    assert ("map", 8194) in table
+    assert len(table) == 36

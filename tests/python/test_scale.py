@@ -1,0 +1,131 @@
+# SPDX-License-Identifier: MIT
+"""`memslots scale`: its report keeps to docs/perf-json.md, exponents are fitted, wrong answers make it fail."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from test_perf import NOT_RUN, NUMBER, PUBLISHED, TOP, assert_keys, assert_row
+
+import memslots
+from memslots import cli, scale
+from memslots.lab import fit, subjects
+from memslots.lab.case import Effort
+
+SCALE = {k: v for k, v in TOP.items() if k not in ("crossover", "floor_ns", "kvm_refused_ns")}
+SCALE |= {"fits": list, "selftest": list}
+FIT = {"case": str, "backend": str, "exponent": NUMBER, "sizes": int}
+
+
+@pytest.fixture(autouse=True)
+def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
+    effort = Effort(0.001, 1.0, 1.0, 256, 16, 64)
+    monkeypatch.setattr(scale, "QUICK", scale.Mode("quick", 130, 1, effort))
+
+
+def run(capsys: pytest.CaptureFixture[str], *more: str) -> tuple[int, dict[str, Any], str]:
+    code = cli.main(["scale", "--quick", "--json", "--no-kvm", *more])
+    out, err = capsys.readouterr()
+    return code, json.loads(out), err
+
+
+def test_the_report_keeps_to_its_schema(capsys: pytest.CaptureFixture[str]) -> None:
+    code, report, err = run(capsys)
+    assert (code, err) == (0, "")
+    assert_keys(report, SCALE, {})
+    assert report["command"] == "scale"
+    assert report["slots"] == [8, 32, 128, 130]
+    for row in report["results"] + report["selftest"]:
+        assert_row(row)
+        assert row["checked"]
+    for rows, schema in (("fits", FIT), ("published", PUBLISHED), ("not_run", NOT_RUN)):
+        for row in report[rows]:
+            assert_keys(row, schema, {})
+    assert {row["n_slots"] for row in report["selftest"]} == {10, 30, 50, 100}
+
+
+def test_every_operation_is_there(capsys: pytest.CaptureFixture[str]) -> None:
+    rows = run(capsys)[1]["results"]
+    cells = {(row["case"], row["backend"], row["n_slots"]) for row in rows}
+    lookups = ("lookup/random/vm", "lookup/hot/vm", "lookup/id/vm", "lookup/hva/vm")
+    changes = ("change/create", "change/delete", "change/move", "change/log on", "change/log off")
+    for case in ("setup/load", "setup/one by one", *lookups, *changes):
+        for backend in memslots.backends():
+            assert {(case, backend, n) for n in (8, 32, 128, 130)} <= cells
+
+
+def test_runs_are_reproducible(capsys: pytest.CaptureFixture[str]) -> None:
+    def told(seed: str) -> list[tuple[Any, ...]]:
+        rows = run(capsys, "--seed", seed, "--only", "lookup")[1]["results"]
+        return [(r["case"], r["backend"], r["n_slots"], r["digest"], r["ops"]) for r in rows]
+
+    assert told("3") == told("3")
+    assert told("3") != told("4")
+
+
+def test_the_documents_name_every_key() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "perf-json.md").read_text(encoding="utf-8")
+    for key in (*SCALE, *FIT):
+        assert f"`{key}`" in text
+
+
+def test_the_table(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["scale", "--quick", "--no-kvm", "--max-slots", "40"]) == 0
+    out = capsys.readouterr().out
+    for words in (
+        "~ n^x",
+        "setup/load",
+        "change/move",
+        "(published)",
+        "0 cells with wrong answers",
+    ):
+        assert words in out
+
+
+def test_a_wrong_answer_fails(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Forgets(memslots.VM):
+        def load_memslots(self, array: Any, as_id: Any = 0) -> None:
+            super().load_memslots(array[1:], as_id)
+
+    monkeypatch.setattr(subjects, "VM", Forgets)
+    code, report, err = run(capsys, "--only", "setup/load", "--max-slots", "8")
+    assert code == 1
+    assert {w["case"] for w in report["wrong"]} == {"setup/load"}
+    assert "setup/load, tree at 8 slots" in err
+    assert not any(row["checked"] for row in report["results"])
+
+
+def test_what_would_take_hours_is_not_run(capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--only", "setup/one by one", "--max-slots", "8"]
+    mode = scale.Mode("quick", 1_000_000, 1, Effort(0.001, 1.0, 1.0, 64, 4, 4))
+    scaling = scale._Scaling(mode, ["array", "list", "kvm"], 1, "setup/one by one")
+    reasons = {(r["backend"], r["n_slots"]): r["reason"] for r in scaling.book.not_run}
+    assert "hours" in reasons["array", 1_000_000]
+    assert "hours" in reasons["list", 1_000_000]
+    assert reasons["kvm", 1_000_000] == "it has room for 32,764"
+    assert run(capsys, *arguments)[0] == 0
+
+
+def test_nothing_to_measure_is_a_usage_error(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["scale", "--only", "no such case"]) == 2
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize("x", [0.0, 0.5, 1.0, 2.0])
+def test_the_exponent_is_found(x: float) -> None:
+    sizes = [8, 64, 512, 4096, 32768, 262144]
+    noise = np.random.default_rng(1).normal(1, 0.01, len(sizes))
+    costs = [7 * n**x * e for n, e in zip(sizes, noise, strict=True)]
+    assert fit.exponent(sizes, costs) == pytest.approx(x, abs=0.02)
+
+
+def test_the_exponent_is_of_the_upper_half() -> None:
+    sizes = [2, 4, 8, 16, 1000, 2000, 4000, 8000]
+    costs = [100.0] * 4 + [float(n) for n in sizes[4:]]
+    assert fit.exponent(sizes, costs) == pytest.approx(1)
+    assert fit.exponent([8], [1.0]) is None
+    assert fit.exponent([8, 16], [1.0, 4.0]) == pytest.approx(2)
