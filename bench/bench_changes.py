@@ -1,0 +1,136 @@
+# SPDX-License-Identifier: MIT
+"""Changes of single slots among n, from Python; filling a VM.  Each leaves the slots as they were."""
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from conftest import layouts
+from pytest_benchmark.fixture import BenchmarkFixture
+
+from memslots import PAGE_SIZE, VM, MemFlag, RegionOverlapError
+
+VICTIMS = 16  # changed there and back in a round, so 32 changes
+MOST_TO_FILL_ONE_BY_ONE = 4096  # the array copies itself for each of them
+
+AssertSlots = Callable[[VM, np.ndarray], None]
+Row = tuple[int, int, int, int]  # id, gpa, bytes, userspace_addr
+
+
+@pytest.fixture
+def victims(slots: np.ndarray) -> list[Row]:
+    rng = np.random.default_rng(layouts.SEED)
+    return [row_of(slot) for slot in rng.choice(slots, VICTIMS)]
+
+
+def row_of(slot: np.void) -> Row:
+    gpa, size = int(slot["base_gfn"]) * PAGE_SIZE, int(slot["npages"]) * PAGE_SIZE
+    return int(slot["id"]), gpa, size, int(slot["userspace_addr"])
+
+
+def set_slot(vm: VM, row: Row, flags: int = 0) -> None:
+    slot, gpa, size, hva = row
+    vm.set_user_memory_region(
+        slot, guest_phys_addr=gpa, memory_size=size, userspace_addr=hva, flags=flags
+    )
+
+
+@pytest.mark.benchmark(group="delete and create")
+def test_delete_and_create(
+    benchmark: BenchmarkFixture,
+    vm: VM,
+    slots: np.ndarray,
+    victims: list[Row],
+    assert_slots: AssertSlots,
+) -> None:
+    def replug() -> int:
+        for row in victims:
+            vm.set_user_memory_region(row[0], guest_phys_addr=0, memory_size=0)
+            set_slot(vm, row)
+        return len(vm)
+
+    assert benchmark(replug) == len(slots)
+    assert_slots(vm, slots)
+
+
+@pytest.mark.benchmark(group="move away and back")
+def test_move(
+    benchmark: BenchmarkFixture,
+    vm: VM,
+    slots: np.ndarray,
+    victims: list[Row],
+    assert_slots: AssertSlots,
+) -> None:
+    beyond = int((slots["base_gfn"] + slots["npages"]).max()) * PAGE_SIZE
+
+    def move() -> None:
+        for slot, gpa, size, hva in victims:
+            set_slot(vm, (slot, beyond, size, hva))
+            set_slot(vm, (slot, gpa, size, hva))
+
+    benchmark(move)
+    assert_slots(vm, slots)
+
+
+@pytest.mark.benchmark(group="dirty logging on and off")
+def test_log_on_and_off(
+    benchmark: BenchmarkFixture,
+    vm: VM,
+    slots: np.ndarray,
+    victims: list[Row],
+    assert_slots: AssertSlots,
+) -> None:
+    def toggle() -> None:
+        for row in victims:
+            set_slot(vm, row, MemFlag.LOG_DIRTY_PAGES)
+            set_slot(vm, row)
+
+    benchmark(toggle)
+    assert_slots(vm, slots)
+
+
+@pytest.mark.benchmark(group="a create that is refused")
+def test_refused(
+    benchmark: BenchmarkFixture, vm: VM, slots: np.ndarray, victims: list[Row]
+) -> None:
+    """The range is taken: an error that names the other slot.  The id is free."""
+
+    def try_all() -> list[int]:
+        others = []
+        for _, gpa, _, hva in victims:
+            try:
+                set_slot(vm, (len(slots), gpa, PAGE_SIZE, hva))
+            except RegionOverlapError as e:
+                others.append(e.other.id)
+        return others
+
+    assert benchmark(try_all) == [row[0] for row in victims]
+
+
+@pytest.mark.benchmark(group="load_memslots into a new VM")
+def test_load(
+    benchmark: BenchmarkFixture, backend: str, slots: np.ndarray, assert_slots: AssertSlots
+) -> None:
+    def load() -> VM:
+        vm = VM(backend=backend)
+        vm.load_memslots(slots)
+        return vm
+
+    assert_slots(benchmark(load), slots)
+
+
+@pytest.mark.benchmark(group="create one by one in a new VM")
+def test_fill(
+    benchmark: BenchmarkFixture, backend: str, slots: np.ndarray, assert_slots: AssertSlots
+) -> None:
+    if len(slots) > MOST_TO_FILL_ONE_BY_ONE and backend != "tree":
+        pytest.skip("takes seconds a round: see memslots scale")
+    rows = [row_of(slot) for slot in slots]
+
+    def fill() -> VM:
+        vm = VM(backend=backend)
+        for row in rows:
+            set_slot(vm, row)
+        return vm
+
+    assert_slots(benchmark(fill), slots)

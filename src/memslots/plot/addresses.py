@@ -1,0 +1,122 @@
+# SPDX-License-Identifier: MIT
+"""What both pictures of a memory map share: a scale for guest addresses, boxes in the colours of their kinds."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from matplotlib.collections import PolyCollection
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+
+from .. import map as memory_map
+from .style import GREEN, LIGHT, ORANGE, PURPLE, SKY
+
+KIND_COLORS = dict(zip(memory_map.KINDS, (SKY, ORANGE, GREEN, PURPLE), strict=True))
+KIND_HATCHES = dict(zip(memory_map.KINDS, ("", "..", "//", "xx"), strict=True))
+KIND_NOTES = dict(zip(memory_map.KINDS, ("", "logged", "ROM", "ROM, logged"), strict=True))
+
+DOUBLING = 0.15  # a slot of one page has height 1, each doubling adds this
+HOLE_SHARE, HOLES_SHARE = 0.045, 0.4  # of the height of all slots: for one hole, for all at most
+
+MAP_HEIGHT = 4.6  # inches
+FINE_EDGES = 400  # rectangles; beyond it edges would hide the colours
+MIN_TICK_GAP = 0.035  # of the axis, so that labels do not touch
+LABELLED_ROWS = 160  # with more, a picture of the whole instead of a list
+
+
+class Scale:
+    """Guest addresses -> heights: what slots ever held takes room by its order of magnitude, holes hardly any."""
+
+    def __init__(self, lives: list[memory_map.Life]) -> None:
+        edges = sorted({edge for life in lives for edge in (life.gpa, life.end_gpa)})
+        self.edges = edges
+        self.holes = _uncovered(edges, lives)
+        heights = self._heights(np.diff(np.array(edges, dtype=object)).astype(float))
+        self._at = dict(zip(edges, np.concatenate([[0], np.cumsum(heights)]), strict=True))
+        self.top = float(self._at[edges[-1]])
+
+    def _heights(self, sizes: Any) -> Any:
+        """Of the stretches between neighbouring edges."""
+        heights = 1 + DOUBLING * np.log2(np.maximum(sizes / 4096, 1))
+        heights[self.holes] = 0
+        share = min(HOLE_SHARE, HOLES_SHARE / max(len(self.holes), 1))
+        heights[self.holes] = share * heights.sum()
+        self.tick_gap = MIN_TICK_GAP * float(heights.sum())
+        return heights
+
+    def __call__(self, gpa: int) -> float:
+        return float(self._at[gpa])
+
+    def ticks(self) -> list[int]:
+        """Edges to label: those beside the tallest first, as many as fit."""
+        chosen: list[int] = []
+        heights = [self(edge) for edge in self.edges]
+        room = np.diff([heights[0], *heights, heights[-1]])
+        for i in np.argsort(-np.maximum(room[:-1], room[1:]), kind="stable"):
+            if all(abs(heights[i] - self(other)) >= self.tick_gap for other in chosen):
+                chosen.append(self.edges[i])
+        return chosen
+
+
+def _uncovered(edges: list[int], lives: list[memory_map.Life]) -> list[int]:
+    """Which stretches between two neighbouring edges no slot ever had."""
+    place = {edge: i for i, edge in enumerate(edges)}
+    steps = np.zeros(len(edges), dtype=int)
+    for life in lives:
+        steps[place[life.gpa]] += 1
+        steps[place[life.end_gpa]] -= 1
+    return [int(i) for i in np.flatnonzero(np.cumsum(steps)[:-1] == 0)]
+
+
+class Rows(Scale):
+    """Here a slot needs a line of text, a larger one a little more; a hole needs a line too."""
+
+    def _heights(self, sizes: Any) -> Any:
+        heights = 1.2 + 0.05 * np.log2(np.maximum(sizes / 4096, 1))
+        heights[self.holes] = 1
+        self.labelled = len(sizes) <= LABELLED_ROWS
+        self.tick_gap = 0.95 if self.labelled else MIN_TICK_GAP * float(heights.sum())
+        return heights
+
+
+Box = tuple[float, float, float, float]  # left, bottom, right, top
+
+
+def draw_boxes(ax: Any, lives: list[memory_map.Life], boxes: list[Box], edge: float) -> None:
+    """One collection a kind: there may be 32,764 lives and more."""
+    for kind in memory_map.KINDS:
+        of_kind = [box for life, box in zip(lives, boxes, strict=True) if life.kind == kind]
+        look = {"facecolor": KIND_COLORS[kind], "hatch": KIND_HATCHES[kind]}
+        _add_boxes(ax, of_kind, edgecolor="white", linewidth=edge, zorder=1, **look)
+
+
+def _add_boxes(ax: Any, boxes: list[Box], **look: Any) -> None:
+    corners = [[(x, y), (right, y), (right, top), (x, top)] for x, y, right, top in boxes]
+    ax.add_collection(PolyCollection(corners, **look))
+
+
+def draw_holes(ax: Any, scale: Scale, right: float) -> list[tuple[int, int]]:
+    """Grey bands: there the axis is cut.  Gives the ranges."""
+    holes = [(scale.edges[i], scale.edges[i + 1]) for i in scale.holes]
+    boxes = [(0.0, scale(low), right, scale(high)) for low, high in holes]
+    _add_boxes(ax, boxes, facecolor=LIGHT, alpha=0.6, linewidth=0, zorder=0)
+    return holes
+
+
+def address_axis(ax: Any, scale: Scale) -> None:
+    ticks = sorted(scale.ticks())
+    ax.set_yticks([scale(gpa) for gpa in ticks], [f"{gpa:#x}" for gpa in ticks])
+    ax.tick_params(axis="y", labelsize=8)
+    ax.set_ylim(0, scale.top)
+
+
+def kind_legend(figure: Figure, lives: list[memory_map.Life]) -> None:
+    """Below the axes, where it hides nothing."""
+    used = [kind for kind in memory_map.KINDS if any(life.kind == kind for life in lives)]
+    patches = [
+        Patch(facecolor=KIND_COLORS[kind], hatch=KIND_HATCHES[kind], edgecolor="white", label=kind)
+        for kind in used
+    ]
+    figure.legend(handles=patches, loc="outside lower center", ncols=len(used), fontsize=9)

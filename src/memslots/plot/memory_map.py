@@ -1,0 +1,190 @@
+# SPDX-License-Identifier: MIT
+"""The slots of a vector file: over all its operations, or as they are after some of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from textwrap import shorten
+from typing import Any
+
+import numpy as np
+from matplotlib.ticker import NullLocator
+
+from .. import map as memory_map
+from ..vectors import VectorFile
+from .addresses import (
+    FINE_EDGES,
+    KIND_NOTES,
+    MAP_HEIGHT,
+    Box,
+    Rows,
+    Scale,
+    address_axis,
+    draw_boxes,
+    draw_holes,
+    kind_legend,
+)
+from .rows import TIMES
+from .style import BLACK, BLUE, GREEN, GREY, PURPLE, VERMILLION, picture
+
+EVENT_COLORS = {
+    "create": BLUE,
+    "delete": VERMILLION,
+    "move": GREEN,
+    "flags": PURPLE,
+    "dirty log": BLACK,
+}
+DIRTY_LOG_OPS = ("get_dirty", "clear_dirty")
+
+EVENTS_HEIGHT = 1.3  # inches
+ROW_HEIGHT = 0.17  # inches: a line of text
+MIN_PAUSE = 0.04  # of the whole time: what counts as a pause in the changes
+
+
+def memory_map_picture(file: VectorFile, path: str | Path, at: int | None = None) -> None:
+    """The slots of a vector file: over all its operations, or as they are after `at` of them."""
+    lives = memory_map.lives(file)
+    shown = lives if at is None else memory_map.slots_at(lives, at)
+    if not shown:
+        raise ValueError(f"{file.path}: no slots to draw")
+    if at is None:
+        _draw_map_over_time(file, lives, path)
+    else:
+        _draw_map_at(file, shown, at, path)
+
+
+def _draw_map_over_time(file: VectorFile, lives: list[memory_map.Life], path: str | Path) -> None:
+    spaces = sorted({life.as_id for life in lives})
+    events = _events(file, lives)
+    most = memory_map.most_slots(lives)
+    total = sum(len(numbers) for kind, numbers in events.items() if kind != "dirty log")
+    title = f"{memory_map.name_of(file)}: {total} changes, never more than {most} slots"
+    height = MAP_HEIGHT * len(spaces) + EVENTS_HEIGHT
+    with picture(path, height, title) as figure:
+        ratios = [MAP_HEIGHT] * len(spaces) + [EVENTS_HEIGHT]
+        axes = figure.subplots(len(ratios), sharex=True, height_ratios=ratios, squeeze=False)[:, 0]
+        for ax, space in zip(axes, spaces, strict=False):
+            _draw_space(ax, [life for life in lives if life.as_id == space], len(file.ops))
+            ax.set_ylabel("guest physical address" + (f", space {space}" if space else ""))
+        _draw_clock(axes[0], file)
+        about = shorten(str(file.header.get("about", "")), 110)
+        axes[0].set_title(about, loc="left", fontsize=9, color=GREY)
+        _draw_events(axes[-1], events)
+        kind_legend(figure, lives)
+
+
+def _draw_space(ax: Any, lives: list[memory_map.Life], ops: int) -> None:
+    scale = Scale(lives)
+    boxes: list[Box] = [(n.begin, scale(n.gpa), n.end, scale(n.end_gpa)) for n in lives]
+    draw_boxes(ax, lives, boxes, 0.6 if len(lives) <= FINE_EDGES else 0)
+    for low, high in draw_holes(ax, scale, ops + 1):
+        if scale(high) - scale(low) >= scale.tick_gap:
+            text = f"{memory_map.size_text(high - low)} that no slot ever has"
+            middle = (scale(low) + scale(high)) / 2
+            ax.text(ops / 2, middle, text, ha="center", va="center", fontsize=7.5, color=GREY)
+    _label_lives(ax, lives, scale, ops)
+    ax.set_xlim(0, ops + 1)
+    address_axis(ax, scale)
+
+
+def _label_lives(ax: Any, lives: list[memory_map.Life], scale: Scale, ops: int) -> None:
+    """What there is room for says its size; each range once, where it lasts longest."""
+    longest: dict[tuple[int, int, str], memory_map.Life] = {}
+    for life in sorted(lives, key=lambda life: life.begin - life.end, reverse=True):
+        longest[life.gpa, life.size, life.kind] = life
+    for life in longest.values():
+        text = " ".join(filter(None, [memory_map.size_text(life.size), KIND_NOTES[life.kind]]))
+        low, high = scale(life.gpa), scale(life.end_gpa)
+        if life.end - life.begin < 0.011 * len(text) * ops or high - low < 0.03 * scale.top:
+            continue
+        middle = ((life.begin + life.end) / 2, (low + high) / 2)
+        box = {"facecolor": "white", "alpha": 0.7, "linewidth": 0, "pad": 0.8}
+        ax.text(*middle, text, ha="center", va="center", fontsize=7.5, bbox=box, zorder=4)
+
+
+def _events(file: VectorFile, lives: list[memory_map.Life]) -> dict[str, list[int]]:
+    """Operation numbers by what they do.  An operation is about one slot: it begins a life, ends one, or both."""
+    begun = {life.begin: life.gpa for life in lives}
+    ended = {life.end: life.gpa for life in lives if life.end <= len(file.ops)}
+    both = begun.keys() & ended.keys()
+    return {
+        "create": sorted(begun.keys() - both),
+        "delete": sorted(ended.keys() - both),
+        "move": sorted(n for n in both if begun[n] != ended[n]),
+        "flags": sorted(n for n in both if begun[n] == ended[n]),
+        "dirty log": [n for n, op in enumerate(file.ops, 1) if op.kind in DIRTY_LOG_OPS],
+    }
+
+
+def _draw_events(ax: Any, events: dict[str, list[int]]) -> None:
+    """One row a kind, one stroke an operation."""
+    rows = [(kind, numbers) for kind, numbers in events.items() if numbers]
+    for y, (kind, numbers) in enumerate(reversed(rows)):
+        width = 1.2 if len(numbers) <= FINE_EDGES else 0.2
+        ax.vlines(numbers, y - 0.36, y + 0.36, color=EVENT_COLORS[kind], linewidth=width)
+    ax.set_yticks(
+        range(len(rows)), [f"{len(numbers)} {TIMES} {kind}" for kind, numbers in reversed(rows)]
+    )
+    ax.tick_params(axis="y", length=0, labelsize=9)
+    ax.set_ylim(-0.6, len(rows) - 0.4)
+    ax.spines["left"].set_visible(False)
+    ax.set_xlabel("operations so far")
+
+
+def _draw_clock(ax: Any, file: VectorFile) -> None:
+    """Where nothing happened for long, a line through the map, and the time at which it went on."""
+    times = np.array([op.fields.get("t_us", -1) for op in file.ops], dtype=float) / 1e6
+    if times.min(initial=0) < 0 or len(times) < 2:
+        return
+    gaps = np.diff(times, prepend=0)
+    marks: list[int] = []
+    for i in np.argsort(-gaps):
+        apart = all(abs(i - other) > 0.07 * len(times) for other in marks)
+        if gaps[i] >= MIN_PAUSE * times[-1] and apart:
+            marks.append(int(i))
+    top = ax.secondary_xaxis("top")
+    top.set_xticks([m + 1 for m in marks], [f"{times[m]:.1f} s" for m in marks])
+    top.tick_params(labelsize=8, length=3)
+    top.set_xlabel("time since QEMU started, where it had paused", fontsize=8)
+    for m in marks:
+        ax.axvline(m + 1, color=BLACK, linewidth=0.7, linestyle=(0, (4, 3)))
+
+
+# ---- at one moment ------------------------------------------------------------------------------
+
+
+def _draw_map_at(file: VectorFile, slots: list[memory_map.Life], at: int, path: str | Path) -> None:
+    """One column a space, each slot with its numbers beside it."""
+    spaces = sorted({life.as_id for life in slots})
+    title = (
+        f"{memory_map.name_of(file)} after {at} of {len(file.ops)} operations: {len(slots)} slots"
+    )
+    scales = [Rows([s for s in slots if s.as_id == space]) for space in spaces]
+    height = max(ROW_HEIGHT * scale.top if scale.labelled else MAP_HEIGHT for scale in scales)
+    with picture(path, 1.2 + height, title) as figure:
+        axes = figure.subplots(1, len(spaces), squeeze=False)[0]
+        for ax, space, scale in zip(axes, spaces, scales, strict=True):
+            _draw_column(ax, [life for life in slots if life.as_id == space], scale)
+            ax.set_ylabel("guest physical address" + (f", space {space}" if space else ""))
+        kind_legend(figure, slots)
+
+
+def _draw_column(ax: Any, slots: list[memory_map.Life], scale: Rows) -> None:
+    boxes = [(0.0, scale(n.gpa), 1.0, scale(n.end_gpa)) for n in slots]
+    draw_boxes(ax, slots, boxes, 0.8 if scale.labelled else 0)
+    for life in slots:
+        text = f"slot {life.id}: {memory_map.size_text(life.size)}, {life.kind}, at {life.hva}"
+        _label_row(ax, scale, life.gpa, life.end_gpa, text, BLACK)
+    right = 4 if scale.labelled else 1
+    for low, high in draw_holes(ax, scale, right):
+        _label_row(ax, scale, low, high, f"hole of {memory_map.size_text(high - low)}", GREY)
+    ax.set_xlim(0, right)
+    ax.xaxis.set_major_locator(NullLocator())
+    ax.spines["bottom"].set_visible(False)
+    address_axis(ax, scale)
+
+
+def _label_row(ax: Any, scale: Rows, low: int, high: int, text: str, color: str) -> None:
+    if scale.labelled:
+        middle = (scale(low) + scale(high)) / 2
+        ax.text(1.05, middle, text, va="center", fontsize=8, color=color)

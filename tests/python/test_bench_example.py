@@ -1,0 +1,35 @@
+# SPDX-License-Identifier: MIT
+"""bench/: the example of a user's own benchmark runs on its own, and the suite can be collected and run."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("pytest_benchmark", reason="no pytest-benchmark: make bench installs it")
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def pytest_in(folder: Path, *args: str) -> str:
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *args]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_a_users_own_benchmark_takes_ten_lines(tmp_path: Path) -> None:
+    source = ROOT / "bench" / "example_user.py"
+    code = [line for line in source.read_text().splitlines() if line and line[0] not in '#"']
+    assert len(code) <= 10
+    shutil.copy(source, tmp_path)
+    assert "1 passed" in pytest_in(tmp_path, "example_user.py", "--benchmark-disable")
+
+
+@pytest.mark.slow
+def test_the_suite_runs_each_benchmark_once() -> None:
+    told = pytest_in(ROOT, "bench", "--benchmark-disable", "-k", "8-slots or replay or dirty_log")
+    assert " passed" in told
+    assert " failed" not in told

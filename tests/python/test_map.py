@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: MIT
+"""memslots map: the lives of slots follow from the file as the engine follows from playing it; text, JSON, errors."""
+
+import json
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from memslots import cli, player, vectors
+from memslots import map as memory_map
+
+MIB = 1 << 20
+
+
+def set_op(slot: int, gpa: int, size: int, flags: int = 0, **more: Any) -> dict[str, Any]:
+    numbers = {"slot": slot, "flags": flags, "gpa": hex(gpa), "size": hex(size)}
+    return {"op": "set", **numbers, "hva": f"arena+{slot * MIB:#x}", "ret": 0, **more}
+
+
+#: A boot in seven operations: create, create, refused, log on, no change, move, delete.
+OPS = [
+    set_op(0, 0, MIB),
+    set_op(1, 4 * MIB, MIB, flags=2),
+    set_op(2, 0, MIB, ret="EEXIST"),
+    set_op(0, 0, MIB, flags=1),
+    set_op(0, 0, MIB, flags=1),
+    set_op(1, 8 * MIB, MIB, flags=2),
+    set_op(0, 0, 0),
+]
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> str:
+    path = tmp_path / "small.jsonl"
+    vectors.write(path, {"scope": "memslots", "name": "small"}, OPS)
+    return str(path)
+
+
+def test_a_life_ends_with_the_change_of_its_slot(path: str) -> None:
+    lives = memory_map.lives(vectors.read(path))
+    told = [(life.id, life.gpa, life.kind, life.begin, life.end) for life in lives]
+    assert told == [
+        (0, 0, "RAM", 1, 4),
+        (1, 4 * MIB, "READONLY", 2, 6),
+        (0, 0, "RAM, logged", 4, 7),
+        (1, 8 * MIB, "READONLY", 6, 8),
+    ]
+    assert memory_map.most_slots(lives) == 2
+
+
+@pytest.mark.parametrize("name", ["pc-migrate-boot", "pc-dimm-migrate", "q35-dimm-hotplug-63"])
+def test_the_map_is_what_the_engine_holds(name: str) -> None:
+    file = vectors.read(memory_map.find(name))
+    lives = memory_map.lives(file)
+    for n in (len(file.ops) // 2, len(file.ops)):
+        part = file._replace(ops=file.ops[:n])
+        with closing(player.open_backend("tree", file.header)) as vm:
+            player.play(part, vm)
+            held = [(s.id, s.gpa, s.size, int(s.flags)) for s in vm.memslots()]
+        shown = memory_map.slots_at(lives, n)
+        assert [(s.id, s.gpa, s.size, s.flags) for s in shown] == held
+
+
+def test_text_shows_slots_and_holes(path: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["map", path, "--at", "4"]) == 0
+    head, *rows = capsys.readouterr().out.splitlines()
+    assert head == "small after 4 of 7 operations: 2 slots, 2 MiB"
+    assert [" ".join(row.split()) for row in rows] == [
+        "0x000000..0x100000 1 MiB slot 0 RAM, logged at arena+0x0",
+        "3 MiB hole",
+        "0x400000..0x500000 1 MiB slot 1 READONLY at arena+0x100000",
+    ]
+
+
+def test_json_and_a_packaged_name(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["map", "pc-migrate-boot", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert (told["name"], told["ops"], told["at"]) == ("pc-migrate-boot", 64, 64)
+    assert (told["changes"], told["most_slots"], len(told["slots"])) == (41, 9, 9)
+    assert told["slots"][0]["gpa"] == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (["missing"], "missing: no file, and none of the packaged"),
+        (["pc-migrate-boot", "--at", "65"], "--at 65: the file has 64 operations"),
+        (["pc-migrate-boot", "--at", "-1"], "--at -1"),
+        ([__file__], "not JSON"),
+    ],
+)
+def test_what_cannot_be_done_is_said(
+    arguments: list[str], reason: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["map", *arguments]) == 2
+    assert reason in capsys.readouterr().err
