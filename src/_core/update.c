@@ -37,6 +37,8 @@ struct list {
 struct ms_update {
 	struct ms_vm *vm;
 	uint32_t as_id;
+	bool flushing;  /* the owner's step is inside a flush hook */
+	bool abandoned; /* ... which has given the update up */
 	struct list edits, touched;
 };
 
@@ -211,6 +213,20 @@ static struct memslot *alloc_draft(struct ms_update *u, struct ms_error *err)
 	return NULL;
 }
 
+static void finish_orphan(struct ms_vm *vm);
+
+/* A hook that gives the update up gets its wish once the step is over; then no handle is left. */
+static struct ms_slot *flush(struct ms_update *u, struct memslot *inv, const struct memslot *slot)
+{
+	u->flushing = true;
+	vm_flush(u->vm, inv, slot);
+	u->flushing = false;
+	if (!u->abandoned)
+		return handle_of(inv);
+	vm_orphan(u->vm, finish_orphan);
+	return NULL;
+}
+
 int ms_update_invalidate(struct ms_update *u, struct ms_slot *handle, struct ms_slot **out, struct ms_error *err)
 {
 	struct memslot *slot = slot_of(handle), *inv;
@@ -229,8 +245,7 @@ int ms_update_invalidate(struct ms_update *u, struct ms_slot *handle, struct ms_
 		return no_memory(err); /* the draft stays one, and goes at the end */
 	edit_inactive(u, slot, inv);
 	vm_swap(u->vm, u->as_id);
-	vm_flush(u->vm, inv, slot);
-	*out = handle_of(inv);
+	*out = flush(u, inv, slot);
 	return 0;
 }
 
@@ -348,6 +363,10 @@ int ms_update_begin(struct ms_vm *vm, uint32_t as_id, struct ms_update **out, st
 	r = vm_lock(vm, err);
 	if (r)
 		return r;
+	if (thread_self.hooks) { /* of another VM: no step could be made in there, and the end could not come */
+		vm_unlock(vm);
+		return vm_refuse(err, EBUSY, MS_RULE_HOOK, 0, NULL);
+	}
 	u = memory_zalloc(&vm->memory, sizeof(*u));
 	if (!u) {
 		vm_unlock(vm);
@@ -355,7 +374,7 @@ int ms_update_begin(struct ms_vm *vm, uint32_t as_id, struct ms_update **out, st
 	}
 	u->vm = vm;
 	u->as_id = as_id;
-	vm->update = u;
+	atomic_store_explicit(&vm->update, u, memory_order_relaxed);
 	*out = u;
 	return 0;
 }
@@ -429,7 +448,7 @@ static void free_update(struct ms_update *u)
 	memory_free(&vm->memory, u->edits.items, u->edits.room * sizeof(struct edit));
 	memory_free(&vm->memory, u->touched.items, u->touched.room * sizeof(struct touched));
 	memory_free(&vm->memory, u, sizeof(*u));
-	vm->update = NULL;
+	atomic_store_explicit(&vm->update, NULL, memory_order_relaxed);
 }
 
 /* Everything but the lock. */
@@ -469,13 +488,23 @@ int ms_update_end(struct ms_update *u, bool keep, struct ms_error *err)
 
 static void finish_orphan(struct ms_vm *vm)
 {
-	finish(vm->update, false);
+	finish(atomic_load_explicit(&vm->update, memory_order_relaxed), false);
+}
+
+static bool inside_own_step(const struct ms_update *u)
+{
+	return atomic_load_explicit(&u->vm->slots_lock.owner, memory_order_relaxed) == thread_number() && u->flushing;
 }
 
 void ms_update_abandon(struct ms_update *u)
 {
-	int r = ms_update_end(u, false, NULL);
+	int r;
 
+	if (inside_own_step(u)) {
+		u->abandoned = true;
+		return;
+	}
+	r = ms_update_end(u, false, NULL);
 	if (r && r != -EIO) /* a child has no writer that could wait for the lock */
 		vm_orphan(u->vm, finish_orphan);
 }

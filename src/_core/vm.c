@@ -65,6 +65,12 @@ static void lock_release(struct slots_lock *lock)
 		thread_wake_all(&lock->state);
 }
 
+/* The update may be ended by a collector in another thread meanwhile; then it was that one that stood in the way. */
+static bool in_hook_alone(struct ms_vm *vm)
+{
+	return thread_self.hooks && !atomic_load_explicit(&vm->update, memory_order_relaxed);
+}
+
 /* Who would wait for itself is told so; who might close a ring of hooks only tries. */
 static int may_lock(struct ms_vm *vm, struct ms_error *err)
 {
@@ -73,7 +79,7 @@ static int may_lock(struct ms_vm *vm, struct ms_error *err)
 	if (unlikely(thread_self.sections))
 		return vm_refuse(err, EDEADLK, MS_RULE_READ_SECTION, 0, NULL);
 	if (unlikely(atomic_load_explicit(&vm->slots_lock.owner, memory_order_relaxed) == thread_number()))
-		return vm_refuse(err, EDEADLK, vm->update ? MS_RULE_UPDATE : MS_RULE_HOOK, 0, NULL);
+		return vm_refuse(err, EDEADLK, in_hook_alone(vm) ? MS_RULE_HOOK : MS_RULE_UPDATE, 0, NULL);
 	return 0;
 }
 
@@ -257,9 +263,15 @@ static void free_vcpus(struct ms_vm *vm)
 	}
 }
 
+/* A fork inside an update copied half a change without the thread that would end it: the copy is left alone. */
+static bool left_to_parent(const struct ms_vm *vm)
+{
+	return atomic_load_explicit(&vm->update, memory_order_relaxed) && vm->forks != process_forks();
+}
+
 void ms_vm_destroy(struct ms_vm *vm)
 {
-	if (!vm)
+	if (!vm || left_to_parent(vm))
 		return;
 	adopt(vm);
 	for (uint32_t i = 0; i < vm->config.address_spaces; i++) {

@@ -48,7 +48,7 @@ struct ms_vm {
 	cache_aligned struct slots_lock slots_lock;
 	/* All below under slots_lock. */
 	bool closed;
-	struct ms_update *update; /* the one that holds the lock, or NULL */
+	_Atomic(struct ms_update *) update; /* the one that holds the lock, or NULL; row "orphan" */
 	_Atomic(vm_adopt_fn *) orphan; /* row "orphan": how to end an update that was dropped where nobody could wait */
 	const struct ms_listener **listeners;
 	size_t nr_listeners, listeners_size; /* size in bytes, of what was allocated */

@@ -286,6 +286,13 @@ static void in_one_set(int idx)
 	mend = put_back;
 }
 
+/* ... or does not. */
+static void unknown_to_one_set(int idx)
+{
+	in_one_set(idx);
+	POKE(original->sets, 3);
+}
+
 /* The same number of slots and of pages, but not the same: another object in the place of one. */
 static void put_original_back(void)
 {
@@ -499,6 +506,7 @@ static const struct {
 	{ "D2", no_owner, ALL },
 	{ "M1", overlap, ALL },
 	{ "M2", in_one_set, TREE | LIST },
+	{ "M2", unknown_to_one_set, TREE | LIST },
 	{ "M2", other_object, TREE | LIST },
 	{ "M2", copies_at_rest, ARRAY },
 	{ "M3", not_by_its_own_account, TREE | LIST },

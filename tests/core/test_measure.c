@@ -340,6 +340,35 @@ static void test_slow_change(void)
 	}
 }
 
+/* A time that the clock's seconds change in. */
+static uint64_t spent;
+
+static int wait_for_next_second(void *opaque, const struct ms_change *change)
+{
+	static const struct timespec nap = { .tv_nsec = 1000000 };
+	uint64_t start = now();
+
+	(void)opaque;
+	(void)change;
+	while (now() / 1000000000u == start / 1000000000u)
+		CHECK_EQ(nanosleep(&nap, NULL), 0);
+	spent = now() - start;
+	return 0;
+}
+
+static void test_seconds(void)
+{
+	static const struct ms_listener waits = { .prepare = wait_for_next_second };
+	struct ms_vm *of = new_vm(1);
+	uint64_t start = now();
+
+	CHECK_EQ(ms_add_listener(of, &waits, NULL), 0);
+	changes[0] = region(0, 1, 1, 1, 0);
+	ms_time_changes(of, changes, 1, 1, results, ns);
+	CHECK(ns[0] >= spent && ns[0] <= now() - start);
+	end_vm(of);
+}
+
 /* ---- what the build says of itself ---- */
 
 static void test_build_info(void)
@@ -375,6 +404,7 @@ int main(int argc, char **argv)
 	}
 	design_name = "tree";
 	test_slow_change();
+	test_seconds();
 	test_build_info();
 	return test_done("measure", calls, "timed calls");
 }

@@ -118,6 +118,14 @@ static void failures(void)
 	CHECK(succeeds(1));
 }
 
+/* Sizes that would wrap in whole lines. */
+static void too_large(void)
+{
+	CHECK(!memory_zalloc_lines(&memory, SIZE_MAX));
+	CHECK(!memory_zalloc_lines(&memory, SIZE_MAX - CACHE_LINE + 2));
+	CHECK_EQ(bytes_now() + blocks_now(), 0);
+}
+
 #define THREADS 4
 #define THREAD_TIMES test_times(1500000) /* long enough for the threads to meet */
 
@@ -157,6 +165,7 @@ int main(int argc, char **argv)
 	every_size();
 	counters();
 	failures();
+	too_large();
 	threads();
 	return test_done("memory", blocks, "blocks");
 }

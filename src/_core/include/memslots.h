@@ -291,7 +291,8 @@ uint64_t ms_manual_dirty_log_protect(const struct ms_vm *vm);
 /* ---- the dual-set steps one by one (update.c) --------------------------------------------------------------- */
 
 /*
- * For the study of the two sets.  From begin to end the caller holds slots_lock.  Handles are slots of either set
+ * [lock] For the study of the two sets.  From begin to end the caller holds slots_lock; a begin inside a hook of
+ * another VM is -EBUSY.  Handles are slots of either set
  * or drafts; each step checks that they are where they must be (-EINVAL, MS_RULE_HANDLE).  Design "tree" only
  * (-ENOSYS).  end: 0 when both sets hold the same slots, none INVALID; else both are brought back to what they were
  * at begin, by another swap where one was made, and the answer is -EINVAL with MS_RULE_SETS_DIFFER.
@@ -299,7 +300,7 @@ uint64_t ms_manual_dirty_log_protect(const struct ms_vm *vm);
 int ms_update_begin(struct ms_vm *vm, uint32_t as_id, struct ms_update **out, struct ms_error *err);
 int ms_update_end(struct ms_update *update, bool keep, struct ms_error *err); /* keep false: roll back, return 0 */
 
-/* Rolls back from any thread and anywhere; where that might have to wait (inside a read section or a hook), the next
+/* Rolls back from any thread and anywhere, but not beside a step of another one; where that might have to wait (inside a read section or a hook), the next
  * call that takes the VM's lock does it. */
 void ms_update_abandon(struct ms_update *update);
 
@@ -315,7 +316,7 @@ int ms_update_activate(struct ms_update *update, struct ms_slot *old, struct ms_
 size_t ms_update_slots(struct ms_update *update, bool active, struct ms_slot **out, size_t room);
 struct ms_slot *ms_update_find(struct ms_update *update, bool active, uint32_t id); /* or NULL */
 
-/* -EINVAL when the handle is not one of this update. */
+/* -EINVAL for NULL. */
 int ms_update_value(struct ms_update *update, const struct ms_slot *slot, struct ms_memslot *out);
 
 /* ---- judges (check.c) --------------------------------------------------------------------------------------- */
