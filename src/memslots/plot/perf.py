@@ -37,7 +37,8 @@ LEFT_OUT = ("lookup/*/vcpu", "lookup/*/batch", "lookup/*/python", "replay/*")
 
 def perf_picture(report: Row, path: str | Path) -> None:
     """A row a case, a column a number of slots: what the others cost as multiples of what the tree costs."""
-    rows = [row for row in measured(report) if not any(fnmatch(row["case"], p) for p in LEFT_OUT)]
+    rows = measured(report)
+    rows = [row for row in rows if not any(fnmatch(row["case"], p) for p in LEFT_OUT)] or rows
     sizes = {n: found for n, cases in by_size(rows).items() if (found := _compared(cases))}
     replays = sizes.pop(None, {})
     columns = _columns(sizes)

@@ -74,7 +74,7 @@ def picture(path: str | Path, height: float, title: str) -> Iterator[Figure]:
     """A figure that is written when the block ends."""
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(WIDTH, height), layout="constrained")
-        lines = [fill(line, TITLE_LENGTH) for line in title.splitlines()]
+        lines = [line if "$" in line else fill(line, TITLE_LENGTH) for line in title.splitlines()]
         figure.suptitle("\n".join(lines), x=0.01, ha="left")
         yield figure
         stamp = {"Date": None} if str(path).endswith(".svg") else None
