@@ -50,7 +50,7 @@ endef
 test-core: $(VENV)/.with-build ## only the tests of the C core
 	$(call run-preset,dev)
 
-test-python: $(VENV)/.package $(VENV)/.with-test ## only pytest
+test-python: $(VENV)/.package $(VENV)/.with-test $(VENV)/.with-bench $(VENV)/.with-plot ## only pytest
 	@$(BIN)/python -m pytest $(ARGS)
 
 # ---- judges ----------------------------------------------------------------------------------------------------

@@ -285,7 +285,7 @@ static int array_check(const struct memslot_set *set, char *letter)
 	return s && count_ids(s) != s->used ? 2 : 0;
 }
 
-const struct memslot_design array_design = {
+const struct memslot_design DESIGN_OF(array) = {
 	.name = "array",
 	.init = array_init,
 	.alloc_slot = array_alloc_slot,

@@ -146,7 +146,7 @@ static void list_empty(struct memory *memory, struct memslot_set *set, bool free
 {
 	for (struct list_slot *l = first_of(set), *next; free_slots && l; l = next) {
 		next = l->next[set->node_idx];
-		memslot_free(&list_design, memory, &l->slot);
+		memslot_free(&DESIGN_OF(list), memory, &l->slot);
 	}
 	atomic_store_explicit(&set->last_used_slot, NULL, memory_order_relaxed);
 	list_init(set);
@@ -164,7 +164,7 @@ static int list_check(const struct memslot_set *set, char *letter)
 	return nr > set->nr ? 1 : 0;
 }
 
-const struct memslot_design list_design = {
+const struct memslot_design DESIGN_OF(list) = {
 	.name = "list",
 	.shares_slots = true,
 	.init = list_init,

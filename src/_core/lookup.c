@@ -65,7 +65,7 @@ void ms_read_unlock(struct ms_vm *vm)
 /* The tree is the design of nearly every VM: its search is inline, the others cost a call. */
 static inline struct memslot *search(const struct ms_vm *vm, const struct memslot_set *set, uint64_t gfn)
 {
-	return likely(vm->design == &tree_design) ? tree_search(set, gfn) : vm->design->search(set, gfn);
+	return likely(vm->design == &DESIGN_OF(tree)) ? tree_search(set, gfn) : vm->design->search(set, gfn);
 }
 
 static inline struct memslot *find_hinted(const struct ms_vm *vm, struct memslot_set *set, uint64_t gfn,

@@ -136,7 +136,12 @@ struct memslot_design {
 	int (*check)(const struct memslot_set *set, char *letter);
 };
 
-extern const struct memslot_design tree_design, array_design, list_design;
+/* The definition of a design in its own file, under a name that the linker may see. */
+#define DESIGN_OF(name) ms_##name##_design
+
+#define DESIGN(name) extern const struct memslot_design DESIGN_OF(name);
+#include "designs.h"
+#undef DESIGN
 
 /* kvm_copy_memslot(): the values and the log, not the membership. */
 static inline void memslot_copy(struct memslot *to, const struct memslot *from)

@@ -8,7 +8,6 @@
 #ifndef MS_NAMESPACE_H
 #define MS_NAMESPACE_H
 
-#define array_design ms_array_design
 #define dirty_log_check ms_dirty_log_check
 #define dirty_log_clear ms_dirty_log_clear
 #define dirty_log_create ms_dirty_log_create
@@ -28,7 +27,6 @@
 #define interval_tree_first ms_interval_tree_first
 #define interval_tree_init ms_interval_tree_init
 #define interval_tree_next ms_interval_tree_next
-#define list_design ms_list_design
 #define memory_fail ms_memory_fail
 #define memory_free ms_memory_free
 #define memory_free_lines ms_memory_free_lines
@@ -56,7 +54,6 @@
 #define thread_self ms_thread_self
 #define thread_wait ms_thread_wait
 #define thread_wake_all ms_thread_wake_all
-#define tree_design ms_tree_design
 #define vm_flush ms_vm_flush
 #define vm_lock ms_vm_lock
 #define vm_orphan ms_vm_orphan

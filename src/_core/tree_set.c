@@ -210,7 +210,7 @@ static void free_all(struct memory *memory, struct memslot_set *set)
 	for (size_t i = 0; i < (size_t)1 << set->ids.bits; i++)
 		for (struct id_link *link = set->ids.buckets[i], *next; link; link = next) {
 			next = link->next;
-			memslot_free(&tree_design, memory,
+			memslot_free(&DESIGN_OF(tree), memory,
 				     &container_of(link - set->node_idx, struct tree_slot, id_link[0])->slot);
 		}
 }
@@ -251,7 +251,7 @@ static int tree_check(const struct memslot_set *set, char *letter)
 	return id_hash_check(&set->ids);
 }
 
-const struct memslot_design tree_design = {
+const struct memslot_design DESIGN_OF(tree) = {
 	.name = "tree",
 	.shares_slots = true,
 	.init = tree_init,

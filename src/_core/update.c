@@ -358,7 +358,7 @@ int ms_update_begin(struct ms_vm *vm, uint32_t as_id, struct ms_update **out, st
 	*out = NULL;
 	if (as_id >= vm->config.address_spaces)
 		return vm_refuse(err, EINVAL, MS_RULE_AS_ID, vm->config.address_spaces, NULL);
-	if (vm->design != &tree_design)
+	if (vm->design != &DESIGN_OF(tree))
 		return vm_refuse(err, ENOSYS, MS_RULE_BACKEND, 0, NULL);
 	r = vm_lock(vm, err);
 	if (r)

@@ -5,11 +5,10 @@
 #include <stdlib.h>
 #include <string.h>
 
-/* Every design of this build, by the name that users give.  A new one is a file and a line here. */
 static const struct memslot_design *const designs[] = {
-	&tree_design,
-	&array_design,
-	&list_design,
+#define DESIGN(name) &DESIGN_OF(name),
+#include "designs.h"
+#undef DESIGN
 };
 
 /* One sleep on slots_lock; a missed wake-up costs no more. */
@@ -158,7 +157,7 @@ void ms_config_init(struct ms_config *config)
 		.user_mem_slots = MS_USER_MEM_SLOTS_DEFAULT,
 		.gpa_bits = MS_GPA_BITS_DEFAULT,
 		.hva_end_max = MS_HVA_END_MAX_DEFAULT,
-		.backend = tree_design.name,
+		.backend = designs[0]->name,
 	};
 }
 

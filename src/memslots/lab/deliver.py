@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import sys
 from collections.abc import Callable
@@ -53,11 +54,14 @@ def deliver(
 def _draw(name: str, report: Row, path: Path) -> None:
     """Says on stderr what came of it, so that stdout stays what was asked for."""
     try:
-        from .. import plot
+        plot = importlib.import_module("memslots.plot")
+        getattr(plot, name)(report, path)
     except ImportError as e:
         _say(f"no picture: {e}; pip install 'memslots[plot]'")
         return
-    getattr(plot, name)(report, path)
+    except ValueError as e:  # a few cases alone have not always what a picture shows
+        _say(f"no picture: {path}: {e}")
+        return
     _say(f"picture: {path}")
 
 

@@ -105,7 +105,7 @@ def _draw_columns(
     _make_room(axes[0])
     axes[0].set_yticks(range(len(names)), _labels(columns, names), fontsize=8.5)
     axes[0].set_ylim(len(names) - 0.4, -0.6)
-    axes[len(axes) // 2].set_xlabel(
+    part.supxlabel(
         f"multiple of the {BASE}'s cost; that cost in blue, the array's multiple in orange",
         fontsize=9,
     )
