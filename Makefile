@@ -26,7 +26,7 @@ unexport PYTHONPATH PYTHONHOME
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
 .SECONDARY:
-.PHONY: help perf test test-core test-python asan asan-core asan-python tsan coverage bench bench-compare lint format ci clean
+.PHONY: help perf test test-core test-python asan asan-core asan-python tsan coverage bench bench-goals bench-compare lint format ci clean
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -82,6 +82,9 @@ coverage: $(VENV)/.with-build $(VENV)/.with-coverage ## lines and branches of th
 
 bench: $(VENV)/.package $(VENV)/.with-test $(VENV)/.with-bench ## the benchmarks, each of which checks the answer it times
 	@$(BIN)/python -m pytest bench $(ARGS)
+
+bench-goals: $(VENV)/.package ## the goals of docs/benchmarks.md, each beside its yardstick in one run
+	@$(BIN)/python bench/goals.py
 
 bench-compare: $(VENV)/.with-build $(VENV)/.with-test $(VENV)/.with-bench ## is B faster than A?  Two commits in turns; A=HEAD B=. (the files)
 	@$(BIN)/python tools/bench_compare.py $(A) $(B) $(ARGS)
