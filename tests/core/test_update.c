@@ -1485,6 +1485,29 @@ static void destroy_in_child(bool orphan)
 	done();
 }
 
+static void begin_in_commit(void *other, const struct ms_change *change)
+{
+	struct ms_update *theirs;
+	struct ms_error err;
+
+	(void)change;
+	CHECK_EQ(ms_update_begin(other, 0, &theirs, &err), -EBUSY); /* no step could be made in here */
+	CHECK_EQ(err.rule, MS_RULE_HOOK);
+	CHECK(!theirs);
+}
+
+static void test_begin_in_hook_of_another(void)
+{
+	struct ms_vm *one = new_vm(1), *other = new_vm(1);
+	struct ms_listener l = { .opaque = other, .commit = begin_in_commit };
+
+	CHECK_EQ(ms_add_listener(one, &l, NULL), 0);
+	CHECK_EQ(set(one, 0, 1, 1, 1, 0), 0);
+	CHECK_EQ(set(other, 0, 1, 1, 1, 0), 0); /* it was not left locked */
+	end_vm(one);
+	end_vm(other);
+}
+
 int main(int argc, char **argv)
 {
 	test_init(argc, argv, 60);
@@ -1502,6 +1525,7 @@ int main(int argc, char **argv)
 	test_other_hook();
 	test_waiting();
 	test_end_elsewhere();
+	test_begin_in_hook_of_another();
 	test_orphans();
 	test_orphan_in_hook();
 	test_orphan_in_own_hook();
