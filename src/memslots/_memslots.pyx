@@ -31,7 +31,7 @@ cdef extern from "<errno.h>" nogil:
         ENOBUFS
         EUCLEAN
 
-from .constants import HVA_ERR_MIN, HVA_ERR_RO_BAD, MEMSLOT_DTYPE, MemFlag
+from .constants import HVA_ERR_MIN, MEMSLOT_DTYPE, MemFlag
 from .errors import (
     ClosedError,
     GfnNotMappedError,
