@@ -3,7 +3,8 @@
 # The developer's commands.  Everything they need beyond a C compiler, make and Python goes into $(VENV) and build/.
 #
 #   PYTHON   the Python to use, such as make test PYTHON=python3.13 VENV=.venv-3.13
-#   ARGS     further arguments for memslots perf, or for pytest in test-python, bench and bench-compare
+#   ARGS     further arguments for memslots perf, or for pytest in test-python, bench and bench-compare,
+#            or for tools/mutants.py
 #   A, B     what bench-compare compares: commits, or . for the files as they are
 
 PYTHON ?= python3
@@ -26,7 +27,7 @@ unexport PYTHONPATH PYTHONHOME
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
 .SECONDARY:
-.PHONY: help perf test test-core test-python asan asan-core asan-python tsan coverage bench bench-goals bench-compare lint format ci clean
+.PHONY: help perf test test-core test-python asan asan-core asan-python tsan coverage mutants bench bench-goals bench-compare lint format ci clean
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -79,6 +80,9 @@ coverage: $(VENV)/.with-build $(VENV)/.with-coverage ## lines and branches of th
 		--merge-mode-functions=merge-use-line-0 --gcov-ignore-parse-errors=negative_hits.warn \
 		--json build/coverage/gcovr.json build/coverage
 	@$(BIN)/python tools/coverage.py build/coverage/gcovr.json
+
+mutants: $(VENV)/.package $(VENV)/.with-test ## plant bugs, one at a time, and see each caught; ARGS=--quick takes a minute, --list names them
+	@$(BIN)/python tools/mutants.py $(ARGS)
 
 bench: $(VENV)/.package $(VENV)/.with-test $(VENV)/.with-bench ## the benchmarks, each of which checks the answer it times
 	@$(BIN)/python -m pytest bench $(ARGS)
