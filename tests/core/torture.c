@@ -1,0 +1,2 @@
+#include "points.h"
+int main(void){return 0;}
