@@ -43,6 +43,12 @@ static void look_up_slot(struct actor *me)
 	me->r = ms_gfn_to_memslot(vm, 0, GFN, &me->slot[0]);
 }
 
+static void look_up_slot_twice(struct actor *me)
+{
+	look_up_slot(me);
+	look_up_slot(me);
+}
+
 static void look_up_by_vcpu(struct actor *me)
 {
 	me->hva = ms_vcpu_gfn_to_hva(vcpu, GFN);
@@ -332,10 +338,11 @@ static void vcpu_before(const struct change *change)
 static void newcomer_inside(void)
 {
 	begin("H25: newcomers are not waited for");
+	act_until(&second, look_up_slot_twice, POINT_READER_LEFT); /* its record comes after the reader's in a drain */
 	act_until(&reader, look_up_slot, POINT_READER_VIEW_LOADED);
 	act(&writer, change_flags, NO_STOP);
 	check_waits(&writer, vm);
-	act_until(&second, look_up_slot, POINT_READER_VIEW_LOADED);
+	go_until(&second, POINT_READER_VIEW_LOADED);
 	finish(&reader);
 	await_end(&writer);
 	finish(&second);
@@ -349,13 +356,13 @@ static void leaves_after_flip(void)
 {
 	begin("H5: out of the bank that it came into");
 	act_until(&reader, look_up, POINT_READER_VIEW_LOADED);
-	act(&writer, create, POINT_WRITER_FLIPPED);
-	await_stop(&writer);
-	finish(&reader);
+	act_until(&writer, create, POINT_WRITER_FLIPPED);
+	go_until(&reader, POINT_READER_LEFT); /* not to its end: that would mend its counts */
 	finish(&writer);
 	for (struct srcu_reader *r = atomic_load(&vm->srcu.readers); r; r = r->next)
 		for (int bank = 0; bank < 2; bank++)
 			CHECK_EQ(atomic_load(&r->lock[bank]), atomic_load(&r->unlock[bank]));
+	finish(&reader);
 	end();
 }
 
