@@ -641,6 +641,38 @@ static void try_section(struct call *c)
 	self->sections++;
 }
 
+/* A thread that lives for a few calls, in its maker's name, who waits for it; half of them end inside a section. */
+static void *live_shortly(void *maker)
+{
+	struct inside outside = { 0 };
+	struct call *call = calloc(1, sizeof(*call));
+
+	self = maker;
+	CHECK(call);
+	for (int i = 0; i < 8; i++)
+		try_one(call, &outside);
+	if (rng_below(&self->rng, 2))
+		CHECK_EQ(ms_read_lock(vm) | ms_read_lock(vm), 0);
+	free(call);
+	return NULL;
+}
+
+static void make_a_thread(void)
+{
+	pthread_t thread;
+
+	doing("a thread of its own");
+	CHECK_EQ(pthread_create(&thread, NULL, live_shortly, self), 0);
+	CHECK_EQ(pthread_join(thread, NULL), 0);
+}
+
+static void take_another_vcpu(void)
+{
+	doing("another vCPU");
+	ms_vcpu_destroy(self->vcpu);
+	CHECK_EQ(ms_vcpu_create(vm, &self->vcpu, NULL), 0);
+}
+
 static void read_on(void)
 {
 	static const struct inside outside;
@@ -648,7 +680,13 @@ static void read_on(void)
 
 	CHECK(call);
 	while (!atomic_load_explicit(&stop, memory_order_relaxed)) {
-		if (rng_below(&self->rng, 8))
+		uint64_t how = rng_below(&self->rng, 8192);
+
+		if (how == 0)
+			make_a_thread();
+		else if (how == 1)
+			take_another_vcpu();
+		else if (how % 8)
 			try_one(call, &outside);
 		else
 			try_section(call);
