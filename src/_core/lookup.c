@@ -34,12 +34,15 @@ static inline struct look look_begin(struct ms_vm *vm, uint32_t as_id)
 
 	if (likely(as_id < vm->config.address_spaces))
 		look.set = vm_set_in_view(vm, as_id, section_view(vm, &look.section));
+	point(READER_VIEW_LOADED);
 	return look;
 }
 
 static inline void look_end(struct ms_vm *vm, struct look look)
 {
+	point(READER_LEAVES);
 	srcu_read_unlock(&vm->srcu, look.section);
+	point(READER_LEFT);
 }
 
 int ms_read_lock(struct ms_vm *vm)
@@ -78,6 +81,7 @@ static inline struct memslot *find_hinted(const struct ms_vm *vm, struct memslot
 		return slot;
 	slot = search(vm, set, gfn);
 	*found = slot ? SRCU_HIT_SEARCH : SRCU_MISS;
+	point(READER_SLOT_FOUND);
 	if (slot)
 		atomic_store_explicit(&set->last_used_slot, slot, memory_order_relaxed);
 	return slot;
@@ -237,6 +241,7 @@ struct slots_out {
 
 static void put_slot(struct slots_out *to, const struct memslot *slot)
 {
+	point(READER_WALKS);
 	if (to->nr < to->room)
 		to->out[to->nr] = memslot_value(slot);
 	to->nr++;
@@ -352,12 +357,14 @@ static struct memslot *find_with_hint(struct ms_vcpu *vcpu, const struct look *l
 	uint64_t gen = atomic_load_explicit(&look->set->generation, memory_order_relaxed); /* G */
 	struct memslot *slot;
 
+	point(VCPU_GENERATION_LOADED);
 	if (gen != vcpu->last_used_slot_gen) {
 		vcpu->last_used_slot = NULL;
 		vcpu->last_used_slot_gen = gen;
 	}
 	*found = SRCU_HIT_LAST_USED;
 	slot = vcpu->last_used_slot;
+	point(VCPU_HINT_LOADED);
 	if (slot && memslot_contains(slot, gfn))
 		return slot;
 	slot = search(vcpu->vm, look->set, gfn);
@@ -423,6 +430,7 @@ uint32_t ms_vcpu_as_id(const struct ms_vcpu *vcpu)
 
 static inline void mark(const struct memslot *slot, uint64_t gfn)
 {
+	point(READER_MARKS);
 	if (slot && slot->dirty)
 		dirty_log_mark(slot->dirty, gfn - slot->base_gfn);
 }
@@ -477,6 +485,7 @@ void ms_get_stats(struct ms_vm *vm, struct ms_stats *out)
 		.refused = atomic_load_explicit(&c->refused, memory_order_relaxed),
 		.swaps = atomic_load_explicit(&vm->srcu.periods, memory_order_relaxed),
 		.grace_waits = atomic_load_explicit(&vm->srcu.waits, memory_order_relaxed),
+		.stalls = atomic_load_explicit(&vm->srcu.stalls, memory_order_relaxed),
 		.hash_grows = hash_grows(vm),
 		.bytes = atomic_load_explicit(&vm->memory.bytes, memory_order_relaxed),
 		.blocks = atomic_load_explicit(&vm->memory.blocks, memory_order_relaxed),
