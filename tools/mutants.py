@@ -11,7 +11,7 @@ node id of a pytest; `scale=` and `seed=` behind it are what test.h reads.
 Bugs are put into copies of the sources under build/mutants/, never into the tree, and only what they touch is compiled
 again.  First the copies as they are must pass every test that is named: else a failure would prove nothing.  Then each
 mutant is built and its tests run until one fails.  What catches it is a check of the test, an assertion of the engine,
-a sanitizer, a crash, or the watchdog, which ends what takes ten times as long as without the bug.  A mutant that does
+a sanitizer, a crash, or the watchdog, which ends what takes five times as long as without the bug.  A mutant that does
 not compile, or whose text is not there any more, is not caught.
 
 The last line is `mutants: N planted, N caught`; the exit status is 0 when both numbers are the same.
@@ -44,7 +44,7 @@ BAD_INPUT = "input"  # the table "Bad input and lifetimes in Python", whose rows
 SANITIZERS = {"plain": "", "asan": "address,undefined", "tsan": "thread"}
 PYTHON = "python"  # the build of the extension
 SCALE = 0.1  # of the random parts of the tests: what finds a bug at all finds it soon
-LIMIT_S = 10  # for a test that takes no time; ten times its time is added
+LIMIT_S = 10  # for a test that takes no time; five times its time is added
 LIMIT_MAX_S = 120  # for a test of the copy without a bug
 
 
@@ -450,7 +450,7 @@ class Run:
                         f"{test} fails without any bug: {outcome.how}\n{outcome.output[-2000:]}"
                     )
                     return
-                self.limits[test] = LIMIT_S + 10 * outcome.seconds
+                self.limits[test] = LIMIT_S + 5 * outcome.seconds
 
         self.in_parallel(work, prove_group)
 
