@@ -112,6 +112,8 @@ struct memslot_design {
 
 	/* Lookups, by readers in a section or by the writer. */
 	struct memslot *(*search)(const struct memslot_set *set, uint64_t gfn); /* the one that contains gfn */
+	/* The same for n of them, as few as tree_set.h's TREE_LANES; NULL where it would be no faster. */
+	void (*search_many)(const struct memslot_set *set, const uint64_t *gfns, struct memslot **slots, size_t n);
 	struct memslot *(*find)(const struct memslot_set *set, uint32_t id);
 	struct memslot *(*first_from)(const struct memslot_set *set, uint64_t gfn); /* the first that ends beyond gfn */
 	struct memslot *(*next)(const struct memslot_set *set, const struct memslot *slot); /* by gfn */

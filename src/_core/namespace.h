@@ -54,6 +54,7 @@
 #define thread_self ms_thread_self
 #define thread_wait ms_thread_wait
 #define thread_wake_all ms_thread_wake_all
+#define tree_search_many ms_tree_search_many
 #define vm_flush ms_vm_flush
 #define vm_lock ms_vm_lock
 #define vm_orphan ms_vm_orphan
