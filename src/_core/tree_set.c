@@ -326,6 +326,7 @@ static int tree_check(const struct memslot_set *set, char *letter)
 const struct memslot_design DESIGN_OF(tree) = {
 	.name = "tree",
 	.shares_slots = true,
+	.indexed = true,
 	.init = tree_init,
 	.alloc_slot = tree_alloc_slot,
 	.free_slot = tree_free_slot,

@@ -18,6 +18,7 @@
 #include <string.h>
 
 #include "rules.h"
+#include "vm_index.h"
 
 struct edit {
 	struct memslot *old, *new_slot;
@@ -164,7 +165,7 @@ static void edit_inactive(struct ms_update *u, struct memslot *old, struct memsl
 
 	u->vm->design->begin(&u->vm->memory, as, set, 1); /* never fails in design "tree" */
 	u->vm->design->end(&u->vm->memory, as, set);
-	u->vm->design->replace(set, old, new_slot);
+	vm_replace(u->vm, set, old, new_slot);
 	*edit_at(u, u->edits.nr++) = (struct edit){ old, new_slot, set->node_idx };
 }
 
@@ -374,6 +375,7 @@ int ms_update_begin(struct ms_vm *vm, uint32_t as_id, struct ms_update **out, st
 	}
 	u->vm = vm;
 	u->as_id = as_id;
+	vm_index_share(vm, as_id);
 	atomic_store_explicit(&vm->update, u, memory_order_relaxed);
 	*out = u;
 	return 0;
@@ -400,7 +402,7 @@ static void take_back_inactive(struct ms_update *u)
 		struct edit *edit = edit_at(u, i);
 
 		if (edit->node_idx == set->node_idx)
-			u->vm->design->replace(set, edit->new_slot, edit->old);
+			vm_replace(u->vm, set, edit->new_slot, edit->old);
 	}
 }
 

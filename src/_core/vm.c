@@ -230,12 +230,18 @@ int ms_vm_create(const struct ms_config *config, struct ms_vm **out)
 	return r;
 }
 
+static void empty_set(struct ms_vm *vm, struct memslot_set *set, bool free_slots)
+{
+	set_index_forget(set);
+	vm->design->empty(&vm->memory, set, free_slots);
+}
+
 /* The inactive set forgets its slots and is published; then nobody sees them any more. */
 static void empty_address_space(struct ms_vm *vm, uint32_t as_id)
 {
-	vm->design->empty(&vm->memory, vm_inactive_set(vm, as_id), false);
+	empty_set(vm, vm_inactive_set(vm, as_id), false);
 	vm_swap(vm, as_id);
-	vm->design->empty(&vm->memory, vm_inactive_set(vm, as_id), true);
+	empty_set(vm, vm_inactive_set(vm, as_id), true);
 }
 
 int ms_vm_close(struct ms_vm *vm, struct ms_error *err)
@@ -274,8 +280,8 @@ void ms_vm_destroy(struct ms_vm *vm)
 		return;
 	adopt(vm);
 	for (uint32_t i = 0; i < vm->config.address_spaces; i++) {
-		vm->design->empty(&vm->memory, &vm->as[i].set[0], false);
-		vm->design->empty(&vm->memory, &vm->as[i].set[1], true);
+		empty_set(vm, &vm->as[i].set[0], false);
+		empty_set(vm, &vm->as[i].set[1], true);
 	}
 	srcu_deinit(&vm->srcu);
 	free_vcpus(vm);
@@ -288,6 +294,16 @@ void ms_vm_destroy(struct ms_vm *vm)
 const struct ms_config *ms_vm_config(const struct ms_vm *vm)
 {
 	return &vm->config;
+}
+
+void ms_set_index_policy(struct ms_vm *vm, enum ms_index_policy policy)
+{
+	atomic_store_explicit(&vm->index_policy, policy, memory_order_relaxed);
+}
+
+enum ms_index_policy ms_index_policy(const struct ms_vm *vm)
+{
+	return atomic_load_explicit(&vm->index_policy, memory_order_relaxed);
 }
 
 uint64_t ms_nr_memslots(const struct ms_vm *vm)

@@ -41,9 +41,11 @@ struct ms_vm {
 	struct address_space *as;
 	struct ms_config config;
 	uint64_t forks; /* process_forks() at creation */
+	_Atomic uint32_t index_policy; /* enum ms_index_policy; row "policy" */
 
 	struct srcu srcu;
 	struct memory memory;
+	_Atomic uint64_t index_builds, index_patches; /* row "counters" */
 
 	cache_aligned struct slots_lock slots_lock;
 	/* All below under slots_lock. */
@@ -61,11 +63,17 @@ struct ms_vcpu {
 	struct ms_vm *vm;
 	_Atomic uint32_t busy;  /* a thread is using the hint (row "vCPU") */
 	_Atomic uint32_t as_id;
-	struct memslot *last_used_slot; /* both under `busy` */
+	struct memslot *last_used_slot; /* these three under `busy` */
 	uint64_t last_used_slot_gen;
+	const void *last_record;        /* of an index, only compared */
 	_Atomic uint32_t given_back;    /* nobody has it: ms_vcpu_create() may hand it out again */
 	struct ms_vcpu *next;           /* all of the VM, under slots_lock */
 };
+
+/* The policies that have this bit use no index, and make none. */
+#define VM_INDEX_NEVER MS_INDEX_OFF
+_Static_assert((MS_INDEX_OFF & MS_INDEX_WALK) == VM_INDEX_NEVER && !((MS_INDEX_AUTO | MS_INDEX_EAGER) & VM_INDEX_NEVER),
+	       "one bit tells");
 
 static inline bool vcpu_try_use(struct ms_vcpu *vcpu)
 {

@@ -343,7 +343,7 @@ static void test_without_any(void)
 static void *read_without_memory(void *arg)
 {
 	uint64_t gfn = 3, hva;
-	struct ms_batch batch = { &gfn, 8, &hva, 8, 1 };
+	struct ms_batch batch = { &gfn, 8, &hva, 8, 1, NULL, NULL };
 	struct ms_memslot slot;
 
 	(void)arg;
