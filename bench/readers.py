@@ -136,7 +136,8 @@ class Plan:
 
     @property
     def victim(self) -> np.void:
-        return self.on.slots[len(self.on.slots) // 2]
+        row: np.void = self.on.slots[len(self.on.slots) // 2]
+        return row
 
     def vm(self, kind: Kind) -> VM:
         vm = self.on.vm(kind.policy)
@@ -150,7 +151,7 @@ def measure_throughput(plan: Plan, report: Report) -> None:
     fitting = [n for n in plan.threads if n < cpus] or [1]
     for kind in kinds():
         for n in fitting:
-            reached = {name: [] for name in (NO_WRITER, IDLE, BUSY)}
+            reached: dict[str, list[float]] = {name: [] for name in (NO_WRITER, IDLE, BUSY)}
             for _ in range(plan.rounds):
                 for name, rates in reached.items():
                     rates.append(one_rate(plan, report, kind, n, name))
@@ -165,7 +166,7 @@ def measure_throughput(plan: Plan, report: Report) -> None:
 def one_rate(plan: Plan, report: Report, kind: Kind, n: int, situation: str) -> float:
     vm = plan.vm(kind)
     readers = [kind.make(plan.on, vm, plan.victim) for _ in range(n)]
-    writers = {
+    writers: Sequence[Background] = {
         NO_WRITER: [],
         IDLE: [Writer(vm, plan.victim, PAUSE)],
         BUSY: [Writer(vm, plan.victim)],

@@ -104,11 +104,9 @@ def beside_changes(book: Book, effort: Effort, n: int, size: int) -> None:
     for name, run in runs.items():
         right = layouts.expected_hvas(on.slots, run.gfns)
         book.check((run.out == right).all(), f"{name}, batches of {size} at {n} slots")
-    at = f"{size:,} gfns, {slots_of(n)}"
-    what = "walk / batch after a change"
-    book.ratio(
-        "P3", f"{what}, batch alone", at, runs[WALK].alone, runs[AUTO].alone, bound=BESIDE_CHANGES
-    )
+    what, at = f"walk / a batch of {size:,} after a change", slots_of(n)
+    alone = {policy: run.alone for policy, run in runs.items()}
+    book.ratio("P3", f"{what}, batch alone", at, alone[WALK], alone[AUTO], bound=BESIDE_CHANGES)
     book.ratio("P3", f"{what}, with its change", at, whole[WALK], whole[AUTO], bound=BESIDE_CHANGES)
 
 

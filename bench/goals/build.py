@@ -16,6 +16,10 @@ CORE = ROOT / "src" / "_core"
 HERE = ROOT / "bench" / "core"
 
 
+#: For a run that only asks whether everything runs: compiled in a moment.
+QUICK = ("-O0",)
+
+
 def compile_c(target: Path, sources: list[Path], *flags: str) -> Path:
     """As the package is built: -O3, assertions off."""
     compiler = shlex.split(sysconfig.get_config_var("CC") or "cc")
@@ -40,14 +44,14 @@ def with_core(target: Path, source: str, *flags: str) -> Path:
     return compile_c(target, sources, "-std=gnu11", *includes, *flags)
 
 
-def cython_module(folder: Path, name: str, source: str) -> Any:
+def cython_module(folder: Path, name: str, source: str, *flags: str) -> Any:
     """The module that this Cython source makes."""
     pyx = folder / f"{name}.pyx"
     pyx.write_text(source, encoding="utf-8")
     subprocess.run([sys.executable, "-m", "cython", "-3", str(pyx)], check=True)
     module = folder / f"{name}{sysconfig.get_config_var('EXT_SUFFIX')}"
     include = f"-I{sysconfig.get_path('include')}"
-    compile_c(module, [pyx.with_suffix(".c")], "-shared", "-fPIC", include)
+    compile_c(module, [pyx.with_suffix(".c")], "-shared", "-fPIC", include, *flags)
     spec = importlib.util.spec_from_file_location(name, module)
     assert spec is not None
     assert spec.loader is not None

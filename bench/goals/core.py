@@ -17,7 +17,7 @@ from memslots.lab.machine import on_one_cpu
 from memslots.lab.subjects import Kernel, alternating, regions
 
 from .book import Book
-from .build import with_core
+from .build import QUICK, with_core
 from .timing import turns
 from .work import Effort, slots_of, stage
 
@@ -33,7 +33,7 @@ By = dict[int, dict[str, list[float]]]
 
 
 def core(book: Book, effort: Effort, folder: Path) -> None:
-    program = with_core(folder / "goals", "goals.c")
+    program = with_core(folder / "goals", "goals.c", *(QUICK if effort.quick else ()))
     sizes = [n for n in SIZES if n in effort.sizes]
     rounds = effort.rounds if effort.quick else 3 * effort.rounds
     command = [str(program), str(rounds), *map(str, sizes)]
@@ -68,19 +68,15 @@ def edits(book: Book, by: By) -> None:
         book.ratio(
             "P6", what, slots_of(n), times["changes"], times["bare_edits"], "<=", BARE.get(n)
         )
-    if FEW in by and MANY in by:
-        at = f"{MANY:,} / {FEW} slots"
-        few, many = by[FEW], by[MANY]
-        book.ratio(
-            "P6",
-            "delete + create, many / few slots",
-            at,
-            many["changes"],
-            few["changes"],
-            "<=",
-            GROWTH,
-        )
-        book.ratio("P7", "a lookup by id, many / few slots", at, many["ids"], few["ids"], "<=", IDS)
+    many = max(by)
+    few = FEW if many > FEW else min(by)
+    growth, ids = (GROWTH, IDS) if many == MANY else (None, None)
+    at = f"{many:,} / {few} slots"
+    a, b = by[many], by[few]
+    book.ratio(
+        "P6", "delete + create, many / few slots", at, a["changes"], b["changes"], "<=", growth
+    )
+    book.ratio("P7", "a lookup by id, many / few slots", at, a["ids"], b["ids"], "<=", ids)
 
 
 # ---- against others, from Python ----------------------------------------------------------------
@@ -96,7 +92,7 @@ def against_array(book: Book, effort: Effort) -> None:
     fields = [as_fields(slot) for slot in victims]
     for backend, vm in vms.items():
         vm.load_memslots(slots)
-        calls[backend] = lambda vm=vm: [replug(vm, *f) for f in fields]
+        calls[backend] = lambda vm=vm: replug_all(vm, fields)
     times = turns(calls, effort.rounds)
     right = layouts.sorted_by(slots, "base_gfn")
     for backend, vm in vms.items():
@@ -117,9 +113,10 @@ def as_fields(slot: np.void) -> tuple[int, dict[str, int]]:
     }
 
 
-def replug(vm: VM, slot: int, fields: dict[str, int]) -> None:
-    vm.set_user_memory_region(slot, guest_phys_addr=0, memory_size=0)
-    vm.set_user_memory_region(slot, **fields)
+def replug_all(vm: VM, slots: list[tuple[int, dict[str, int]]]) -> None:
+    for slot, fields in slots:
+        vm.set_user_memory_region(slot, guest_phys_addr=0, memory_size=0)
+        vm.set_user_memory_region(slot, **fields)
 
 
 def against_kernel(book: Book, effort: Effort) -> None:

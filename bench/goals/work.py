@@ -46,7 +46,7 @@ def has_switch() -> bool:
 def with_policy(vm: VM, policy: str) -> VM:
     """Where the build has no policies every call is the plain walk."""
     if has_switch():
-        vm.index_policy = policy
+        setattr(vm, "index_policy", policy)  # noqa: B010 - the types of a build without it
     return vm
 
 
