@@ -84,7 +84,9 @@ def run_forced(level: str, effort: Effort) -> dict[str, Any]:
         ]
         command += ["--rounds", str(min(LEVELS_ROUNDS, effort.rounds)), "--sizes", *sizes]
         command += ["--quick"] if effort.quick else []
-        env = {**os.environ, "MEMSLOTS_SIMD": level, "PYTHONPATH": str(Path(__file__).parents[1])}
+        paths = [str(Path(__file__).resolve().parents[1]), os.environ.get("PYTHONPATH", "")]
+        path = os.pathsep.join(filter(None, paths))
+        env = {**os.environ, "MEMSLOTS_SIMD": level, "PYTHONPATH": path}
         subprocess.run(command, env=env, check=False, stdout=subprocess.DEVNULL)
         report: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
         return report

@@ -24,9 +24,9 @@ MOST = 32_764  # the bounds against numpy's best and against a copy end here
 BESIDE_CHANGES = 0.9
 
 BATCHES = (100, 1000, 10_000)
-ROUND_QUERIES = (
-    20_000  # with a change before each batch: so many a round, so that a round takes milliseconds
-)
+LARGE_ROUNDS = 3  # beyond MOST the plain walk takes a second or more
+#: With a change before each batch: so many questions a round, so that a round takes milliseconds.
+ROUND_QUERIES = 20_000
 
 
 def steady(book: Book, effort: Effort) -> None:
@@ -61,7 +61,8 @@ def measure(book: Book, at: str, on: Stage, effort: Effort) -> dict[str, list[fl
         calls[name]()
     for out in outs.values():
         out[:] = 0
-    times = turns(calls, effort.rounds)
+    large = len(on.slots) > MOST
+    times = turns(calls, min(effort.rounds, LARGE_ROUNDS) if large else effort.rounds)
     for name, out in outs.items():
         right = on.gfns if name == "copyto" else on.expected
         book.check((out == right).all(), f"{name} at {at}")

@@ -37,6 +37,11 @@ class Figure:
         return HOLDS if held else MISSES
 
     @property
+    def sure(self) -> bool:
+        """The bound does not lie between the quartiles: another run would say the same."""
+        return self.bound is None or not self.low < self.bound < self.high
+
+    @property
     def text(self) -> str:
         return f"{number(self.value)}{'' if self.unit == 'x' else ' ' + self.unit}"
 
@@ -52,7 +57,7 @@ class Figure:
     def as_dict(self) -> dict[str, Any]:
         names = ("goal", "what", "at", "value", "low", "high", "relation", "bound", "unit")
         told = {name: getattr(self, name) for name in names}
-        return {**told, "verdict": self.verdict, "medians": self.medians}
+        return {**told, "verdict": self.verdict, "sure": self.sure, "medians": self.medians}
 
 
 def number(value: float) -> str:
@@ -128,7 +133,9 @@ class Book:
         for goal, what, figures in self.grouped():
             yield f"{goal:<4} {what}"
             for f in figures:
-                yield f"       {f.at:<34} {f.text:>12} {f.spread:<6} {f.wanted:>9}  {f.verdict}"
+                sure = "" if f.sure else ", not sure"
+                figure = f"{f.text:>12} {f.spread:<6} {f.wanted:>9}"
+                yield f"       {f.at:<34} {figure}  {f.verdict}{sure}"
         yield from (f"{s['goal']:<4} {s['what']}: skipped, {s['reason']}" for s in self.skipped)
         yield from (f"note: {note}" for note in self.notes)
         yield from (f"WRONG: {what}" for what in self.wrong)
@@ -158,4 +165,4 @@ def cell(f: Figure) -> str:
     wanted = f" ({f.wanted})" if f.wanted else ""
     value = f"**{f.text}**" if f.verdict == MISSES else f.text
     spread = f" {f.spread}" if f.spread else ""
-    return f"{f.at}: {value}{spread}{wanted}"
+    return f"{f.at}: {value}{spread}{wanted}{'' if f.sure else ' ?'}"

@@ -18,7 +18,7 @@ def memory(book: Book, effort: Effort) -> None:
         )
         if has_switch():
             on.vm(AUTO).gfn_to_hva_many(on.gfns)
-            more = on.vm(AUTO).stats()["bytes"] / n - bare
+            more = max(0.0, on.vm(AUTO).stats()["bytes"] / n - bare)
             book.value("P8", "what the index adds", slots_of(n), more, "bytes", "<=", INDEX)
     if not has_switch():
         book.skip("P8", "what the index adds", "this build has no index")

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from memslots import HVA_ERR_MIN, layouts
+from memslots import HVA_ERR_MIN, VM, layouts
 from memslots.layouts import Numbers
 
 from .book import Book
@@ -17,18 +17,20 @@ from .build import QUICK, cython_module
 from .timing import quartiles, ratios, turns
 from .work import AUTO, Effort, slots_of, stage
 
-#: As Cython makes methods by default, and as it makes them with the directive that memslots is compiled with.  They take
-#: ints as small as gfns and return ints as large as host addresses: an int of another size costs something else.
+#: As Cython makes methods by default, and as it makes them with the directive that memslots is compiled with.  They
+#: take ints as small as gfns and return ints as large as host addresses: another size has another cost.
 FLOOR = """
 cimport cython
 
+cdef unsigned long long HOST_BASE = 1 << 44  # a literal as large would be a Python int
+
 cdef class Floor:
     def method(self, unsigned long long number):
-        return number + 0x1000_0000_0000
+        return number + HOST_BASE
 
     @cython.binding(False)
     def unbound(self, unsigned long long number):
-        return number + 0x1000_0000_0000
+        return number + HOST_BASE
 """
 HOT_SIZES, RANDOM_SIZES = (64, 4096), (8, 64, 509, 4096)
 HOT, RANDOM = 1.4, 1.8
@@ -82,31 +84,57 @@ def loop(call: One, numbers: list[int]) -> None:
         call(number)
 
 
+class Small:
+    """The same questions as batches of one size, and as lists of ints."""
+
+    def __init__(self, vm: VM, gfns: Numbers, size: int) -> None:
+        count = len(gfns) // size
+        self.vm, self.pieces = vm, np.split(gfns[: count * size], count)
+        self.ints = [piece.tolist() for piece in self.pieces]
+        self.outs = [np.empty_like(piece) for piece in self.pieces]
+
+    def loop(self) -> list[list[int]]:
+        call = self.vm.gfn_to_hva
+        return [[call(gfn) for gfn in some] for some in self.ints]
+
+    def batch(self) -> list[Numbers]:
+        return list(map(self.vm.gfn_to_hva_many, self.pieces))
+
+    def into(self) -> list[Numbers]:
+        return list(map(self.vm.gfn_to_hva_many, self.pieces, self.outs))
+
+
 def small_batches(book: Book, effort: Effort) -> None:
     """From how many elements on a batch beats a loop over the same numbers as ints."""
     on = stage(SMALL_SLOTS, effort)
-    vm = on.vm(AUTO)
     hits = on.gfns[on.expected < HVA_ERR_MIN][:SMALL_QUERIES]
     right = layouts.expected_hvas(on.slots, hits)
-    faster = {}
+    slower = 0
     for size in SMALL:
-        pieces = np.split(hits[: len(hits) // size * size], len(hits) // size)
-        ints = [piece.tolist() for piece in pieces]
-        calls = {
-            "loop": lambda ints=ints: [[vm.gfn_to_hva(gfn) for gfn in some] for some in ints],
-            "batch": lambda pieces=pieces: list(map(vm.gfn_to_hva_many, pieces)),
-        }
-        answers = np.concatenate([vm.gfn_to_hva_many(piece) for piece in pieces])
-        book.check((answers == right[: len(answers)]).all(), f"batches of {size}")
-        times = turns(calls, 2 * effort.rounds)
-        at = f"{size} elements" if size > 1 else "1 element"
-        what = f"a loop of lookups / a batch of as many, {slots_of(SMALL_SLOTS)}"
-        book.ratio("P4", what, at, times["loop"], times["batch"])
-        faster[size] = quartiles(ratios(times["loop"], times["batch"]))[1] > 1
-    slower = [size for size in SMALL if not faster[size]]
-    first = next((size for size in SMALL if size > max(slower, default=0)), None)
+        small = Small(on.vm(AUTO), hits, size)
+        for name, answers in (
+            ("batch", small.batch()),
+            ("out=", small.into()),
+            ("loop", small.loop()),
+        ):
+            flat = np.concatenate(answers)
+            book.check((flat == right[: len(flat)]).all(), f"{name}, {size} elements")
+        times = turns(
+            {"loop": small.loop, "batch": small.batch, "into": small.into}, 2 * effort.rounds
+        )
+        report_small(book, size, times)
+        if quartiles(ratios(times["loop"], times["batch"]))[1] <= 1:
+            slower = size
+    first = next((size for size in SMALL if size > slower), None)
     book.note(
         f"a batch is faster than a loop of lookups from {first} elements on"
         if first
-        else f"a loop of lookups is faster than a batch of {SMALL[-1]} elements"
+        else f"a loop of lookups is faster than a batch of {slower} elements"
     )
+
+
+def report_small(book: Book, size: int, times: dict[str, list[float]]) -> None:
+    at = f"{size} elements" if size > 1 else "1 element"
+    what = f"a loop of lookups / a batch of as many, {slots_of(SMALL_SLOTS)}"
+    book.ratio("P4", what, at, times["loop"], times["batch"])
+    book.ratio("P4", f"{what}, with out=", at, times["loop"], times["into"])

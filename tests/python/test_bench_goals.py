@@ -61,7 +61,7 @@ def report_of(path: Path, *command: str) -> dict[str, Any]:
 # ---- they run -------------------------------------------------------------------------------------
 
 FIGURE_KEYS = {
-    "goal", "what", "at", "value", "low", "high", "relation", "bound", "unit", "verdict", "medians",
+    "goal", "what", "at", "value", "low", "high", "relation", "bound", "unit", "verdict", "sure", "medians",
 }  # fmt: skip
 
 
@@ -72,7 +72,7 @@ def test_every_goal_is_measured(tmp_path: Path) -> None:
     assert {figure["goal"] for figure in report["figures"]} == {f"P{i}" for i in range(1, 11)}
     for figure in report["figures"]:
         assert set(figure) == FIGURE_KEYS
-        assert 0 < figure["low"] <= figure["value"] <= figure["high"] < math.inf
+        assert 0 <= figure["low"] <= figure["value"] <= figure["high"] < math.inf
         assert figure["relation"] in (">=", "<=")
         assert (figure["bound"] is None) == (figure["verdict"] == "shown")
     assert {"holds", "misses"} >= {f["verdict"] for f in report["figures"] if f["bound"]}
