@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from goals.beside import (
@@ -45,43 +45,67 @@ SECTION_GFNS = 100
 
 
 @dataclass(frozen=True)
-class Kind:
-    """A way to read, and the path that it takes."""
+class Plan:
+    on: Stage
+    threads: tuple[int, ...]
+    rounds: int
+    seconds: float
+    batch: int
 
+    @property
+    def victim(self) -> np.void:
+        """The slot that comes and goes."""
+        row: np.void = self.on.slots[len(self.on.slots) // 2]
+        return row
+
+    def vm(self, policy: str) -> VM:
+        vm = self.on.vm(policy)
+        vm.gfn_to_hva_many(self.on.gfns)  # the index, where the policy has one
+        return vm
+
+
+# ---- ways to read ---------------------------------------------------------------------------------
+
+
+def one_by_one(plan: Plan, vm: VM) -> Reader:
+    return Scalar(vm, plan.on.slots, plan.on.gfns[:SCALAR], plan.victim)
+
+
+def in_batches(plan: Plan, vm: VM) -> Reader:
+    return Batches(vm, plan.on.slots, plan.on.gfns[: plan.batch], plan.victim)
+
+
+def by_vcpu(plan: Plan, vm: VM) -> Reader:
+    gfns = layouts.hot(plan.on.slots, min(SCALAR, len(plan.on.gfns)))
+    return Scalar(vm, plan.on.slots, gfns, plan.victim, vcpu=True)
+
+
+def in_sections(plan: Plan, vm: VM) -> Reader:
+    return Sections(vm, plan.on.slots, plan.on.gfns[:SECTION_GFNS], plan.victim)
+
+
+class Kind(NamedTuple):
     name: str
-    policy: str
-    make: Callable[[Stage, VM, np.void], Reader]
-
-    def __str__(self) -> str:
-        return self.name
+    policy: str  # which path it takes
+    make: Callable[[Plan, VM], Reader]
 
 
 def kinds() -> list[Kind]:
     """Where the build has no index there is one path."""
     paths = [(WALK, "tree"), (AUTO, "index")] if has_switch() else [(WALK, "tree")]
-    found = []
-    for policy, path in paths:
-        found += [
-            Kind(
-                f"lookups, {path}",
-                policy,
-                lambda on, vm, v: Scalar(vm, on.slots, on.gfns[:SCALAR], v),
-            ),
-            Kind(
-                f"batches, {path}",
-                policy,
-                lambda on, vm, v: Batches(vm, on.slots, on.gfns[:BATCH], v),
-            ),
-        ]
-    return [*found, Kind("vCPU lookups, hot", AUTO, by_vcpu)]
+    makes = {"lookups": one_by_one, "batches": in_batches}
+    return [
+        *(
+            Kind(f"{name}, {path}", policy, make)
+            for policy, path in paths
+            for name, make in makes.items()
+        ),
+        VCPU,
+    ]
 
 
-def by_vcpu(on: Stage, vm: VM, victim: np.void) -> Reader:
-    return Scalar(vm, on.slots, layouts.hot(on.slots, min(SCALAR, len(on.gfns))), victim, vcpu=True)
-
-
-def in_sections(on: Stage, vm: VM, victim: np.void) -> Reader:
-    return Sections(vm, on.slots, on.gfns[:SECTION_GFNS], victim)
+VCPU = Kind("vCPU lookups, hot", AUTO, by_vcpu)
+SECTIONS = Kind("read sections of 1 ms", WALK, in_sections)
 
 
 # ---- what is measured -----------------------------------------------------------------------------
@@ -127,24 +151,6 @@ class Report:
                 self.wrong.append(f"{what}: {thread.refused} changes refused")
 
 
-@dataclass(frozen=True)
-class Plan:
-    on: Stage
-    threads: tuple[int, ...]
-    rounds: int
-    seconds: float
-
-    @property
-    def victim(self) -> np.void:
-        row: np.void = self.on.slots[len(self.on.slots) // 2]
-        return row
-
-    def vm(self, kind: Kind) -> VM:
-        vm = self.on.vm(kind.policy)
-        vm.gfn_to_hva_many(self.on.gfns)  # the index, where the policy has one
-        return vm
-
-
 def measure_throughput(plan: Plan, report: Report) -> None:
     """For as many readers as have a processor each beside the writer's; one in any case."""
     cpus = len(os.sched_getaffinity(0))
@@ -159,45 +165,44 @@ def measure_throughput(plan: Plan, report: Report) -> None:
             for name, rates in reached.items():
                 low, middle, high = quartiles(rates)
                 report.throughput.append(
-                    Throughput(str(kind), n, name, middle, low, high, middle / base)
+                    Throughput(kind.name, n, name, middle, low, high, middle / base)
                 )
 
 
 def one_rate(plan: Plan, report: Report, kind: Kind, n: int, situation: str) -> float:
-    vm = plan.vm(kind)
-    readers = [kind.make(plan.on, vm, plan.victim) for _ in range(n)]
+    vm = plan.vm(kind.policy)
+    readers = [kind.make(plan, vm) for _ in range(n)]
     writers: Sequence[Background] = {
         NO_WRITER: [],
         IDLE: [Writer(vm, plan.victim, PAUSE)],
         BUSY: [Writer(vm, plan.victim)],
     }[situation]
     run_for(plan.seconds, [*writers, *readers])
-    report.check([*readers, *writers], f"{n} readers, {kind}, {situation}")
+    report.check([*readers, *writers], f"{n} readers, {kind.name}, {situation}")
     return sum(reader.per_second for reader in readers)
 
 
 def measure_latency(plan: Plan, report: Report) -> None:
-    sections = Kind("read sections of 1 ms", WALK, in_sections)
-    beside = [kind for kind in kinds() if not kind.name.startswith("vCPU")]
+    beside = [kind for kind in kinds() if kind is not VCPU]
     report.latency.append(one_latency(plan, report, beside[0], 0))
-    for kind in [*beside, sections]:
+    for kind in [*beside, SECTIONS]:
         for n in plan.threads:
             report.latency.append(one_latency(plan, report, kind, n))
 
 
 def one_latency(plan: Plan, report: Report, kind: Kind, n: int) -> Latency:
     """All changes of all rounds: a maximum is one of them."""
-    vm = plan.vm(kind)
+    vm = plan.vm(kind.policy)
     times = []
     for _ in range(plan.rounds):
-        readers = [kind.make(plan.on, vm, plan.victim) for _ in range(n)]
+        readers = [kind.make(plan, vm) for _ in range(n)]
         writer = Writer(vm, plan.victim)
         run_for(plan.seconds, [*readers, writer])
-        report.check([*readers, writer], f"a writer beside {n} readers, {kind}")
+        report.check([*readers, writer], f"a writer beside {n} readers, {kind.name}")
         times.append(writer.latencies)
     ns = np.concatenate(times)
     p50, p99, most = (float(us) for us in np.percentile(ns, [50, 99, 100]) / 1000)
-    return Latency(str(kind) if n else "nobody", n, len(ns), p50, p99, most)
+    return Latency(kind.name if n else "nobody", n, len(ns), p50, p99, most)
 
 
 # ---- what is shown --------------------------------------------------------------------------------
@@ -244,6 +249,7 @@ def as_json(plan: Plan, report: Report, seconds: float) -> dict[str, Any]:
         "index_policy": has_switch(),
         "slots": len(plan.on.slots),
         "threads": plan.threads,
+        "batch": plan.batch,
         "rounds": plan.rounds,
         "seconds": round(seconds, 1),
         **asdict(report),
@@ -259,6 +265,7 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
         "--threads", nargs="+", type=int, default=THREADS, metavar="N", help="numbers of readers"
     )
     parser.add_argument("--slots", type=int, default=SLOTS, metavar="N")
+    parser.add_argument("--batch", type=int, default=BATCH, metavar="N", help="gfns in one batch")
     parser.add_argument("--rounds", type=int, default=5, metavar="N")
     parser.add_argument(
         "--seconds", type=float, default=0.3, metavar="S", help="of a round of one figure"
@@ -275,9 +282,13 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
 
 def plan_of(args: argparse.Namespace) -> Plan:
     if args.quick:
-        return Plan(stage(64, Effort(queries=20_000)), (1, 2), 1, 0.02)
+        return Plan(stage(64, Effort(queries=20_000)), (1, 2), 1, 0.02, BATCH)
     return Plan(
-        stage(args.slots, Effort(queries=100_000)), tuple(args.threads), args.rounds, args.seconds
+        stage(args.slots, Effort(queries=100_000)),
+        tuple(args.threads),
+        args.rounds,
+        args.seconds,
+        args.batch,
     )
 
 

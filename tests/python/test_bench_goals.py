@@ -174,7 +174,7 @@ def test_an_exception_in_a_thread_is_raised(bench: Any) -> None:
     beside = bench("goals.beside")
 
     class Fails(beside.Background):  # type: ignore[misc]
-        def step(self) -> None:
+        def step(self, counting: bool) -> None:
             raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
