@@ -5,11 +5,14 @@
 #   PYTHON   the Python to use, such as make test PYTHON=python3.13 VENV=.venv-3.13
 #   ARGS     further arguments for memslots perf, for pytest in test-python, bench and bench-compare, or for bench-goals,
 #            bench-readers and callgrind
+#   T, SEED  seconds and seed of torture
 #   A, B     what bench-compare compares: commits, or . for the files as they are
 
 PYTHON ?= python3
 VENV ?= .venv
 ARGS ?=
+T ?= 60
+SEED ?= 20211206
 A ?= HEAD
 B ?= .
 
@@ -28,7 +31,8 @@ unexport PYTHONPATH PYTHONHOME
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
 .SECONDARY:
-.PHONY: help perf test test-core test-python asan asan-core asan-python tsan coverage bench bench-goals bench-readers bench-compare callgrind lint format ci clean
+.PHONY: help perf test test-core test-python asan asan-core asan-python tsan torture torture-short coverage bench \
+	bench-goals bench-readers bench-compare callgrind lint format ci clean
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -74,6 +78,12 @@ asan-python: build/.asan-package $(VENV)/.with-test
 tsan: $(VENV)/.with-build ## the core under ThreadSanitizer
 	$(call run-preset,tsan)
 
+torture: $(VENV)/.with-build ## readers beside a writer that never stops, every answer judged: T seconds over all builds
+	@PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python tools/torture.py --seconds $(T) --seed $(SEED) $(ARGS)
+
+torture-short: $(VENV)/.with-build
+	@PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python tools/torture.py --seconds 25
+
 coverage: $(VENV)/.with-build $(VENV)/.with-coverage ## lines and branches of the core that its own tests run
 	@if [ -d build/coverage ]; then find build/coverage -name '*.gcda' -delete; fi
 	$(call run-preset,coverage)
@@ -108,7 +118,7 @@ lint: $(VENV)/.package $(VENV)/.with-lint ## style, types, who includes whom
 format: $(VENV)/.with-lint ## format the Python files
 	@$(BIN)/ruff format .
 
-ci: lint asan tsan coverage ## what continuous integration runs after make test
+ci: lint asan tsan coverage torture-short ## what continuous integration runs after make test
 
 clean: ## remove the virtual environment and everything built
 	rm -rf "$(VENV)" build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -22,7 +22,7 @@ from typing import NamedTuple
 LAYERS = {
     "0a": ("namespace",),
     "0b": ("compiler",),
-    "0c": ("memory", "thread"),
+    "0c": ("memory", "points", "thread"),
     "1": ("rbtree", "id_hash", "srcu"),
     "2": ("interval_tree", "dirty_log", "flat_index"),
     "2b": ("designs", "flat_patch", "flat_kernel"),

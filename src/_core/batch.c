@@ -108,6 +108,7 @@ static int run_by_index(const struct job *job, const struct flat_index *index)
 	struct srcu_section section;
 	int r = 0;
 
+	point(READER_INDEX_HELD);
 	for (size_t done = 0; !r && done < n; done += MS_BATCH_POLL) {
 		if (done)
 			r = poll(job);
@@ -130,6 +131,7 @@ static void emit(const struct job *job, size_t i, const struct memslot *slot, ui
 		*(int32_t *)result_at(job->batch, i) =
 			slot && !(slot->flags & MS_MEMSLOT_INVALID) ? (int32_t)slot->id : -1;
 	} else if (job->kind == MARK) {
+		point(READER_MARKS);
 		if (slot && slot->dirty)
 			dirty_log_mark(slot->dirty, gfn - slot->base_gfn);
 	} else {
@@ -156,6 +158,7 @@ static void flush_pending(const struct job *job, struct memslot_set *set, struct
 		last = slots[i] ? slots[i] : last;
 		emit(job, p->at[i], slots[i], p->value[i]);
 	}
+	point(READER_SLOT_FOUND);
 	if (last)
 		atomic_store_explicit(&set->last_used_slot, last, memory_order_relaxed);
 	p->nr = 0;
@@ -266,6 +269,7 @@ static int run_short(const struct job *job)
 	struct flat_index *held;
 
 	if (index && may_index(job->vm)) {
+		point(READER_INDEX_FOUND);
 		answer_by_index(job, index, 0, job->batch->n);
 		srcu_count(look.section.reader, SRCU_INDEXED, job->batch->n);
 	} else if (!vm_index_pays(job->vm, look.set, job->batch->n)) {

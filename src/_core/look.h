@@ -29,12 +29,15 @@ static inline struct look look_begin(struct ms_vm *vm, uint32_t as_id)
 
 	if (likely(as_id < vm->config.address_spaces))
 		look.set = vm_set_in_view(vm, as_id, section_view(vm, &look.section));
+	point(READER_VIEW_LOADED);
 	return look;
 }
 
 static inline void look_end(struct ms_vm *vm, struct look look)
 {
+	point(READER_LEAVES);
 	srcu_read_unlock(&vm->srcu, look.section);
+	point(READER_LEFT);
 }
 
 /*

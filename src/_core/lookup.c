@@ -54,6 +54,7 @@ static inline uint64_t hva_by_index(const struct ms_vm *vm, struct memslot_set *
 {
 	const struct flat_record *record = flat_find(index, gfn);
 
+	point(READER_INDEX_FOUND);
 	if (record && unlikely(record == *last_record))
 		search_and_hint(vm, set, gfn);
 	*last_record = record;
@@ -156,6 +157,7 @@ struct slots_out {
 
 static void put_slot(struct slots_out *to, const struct memslot *slot)
 {
+	point(READER_WALKS);
 	if (to->nr < to->room)
 		to->out[to->nr] = memslot_value(slot);
 	to->nr++;
@@ -271,11 +273,13 @@ static struct memslot *vcpu_hint(struct ms_vcpu *vcpu, const struct memslot_set 
 	uint64_t gen = atomic_load_explicit(&set->generation, memory_order_relaxed); /* G */
 	struct memslot *slot;
 
+	point(VCPU_GENERATION_LOADED);
 	if (gen != vcpu->last_used_slot_gen) {
 		vcpu->last_used_slot = NULL;
 		vcpu->last_used_slot_gen = gen;
 	}
 	slot = vcpu->last_used_slot;
+	point(VCPU_HINT_LOADED);
 	return slot && memslot_contains(slot, gfn) ? slot : NULL;
 }
 
@@ -389,6 +393,7 @@ uint32_t ms_vcpu_as_id(const struct ms_vcpu *vcpu)
 
 static inline void mark(const struct memslot *slot, uint64_t gfn)
 {
+	point(READER_MARKS);
 	if (slot && slot->dirty)
 		dirty_log_mark(slot->dirty, gfn - slot->base_gfn);
 }
@@ -428,6 +433,7 @@ void ms_get_stats(struct ms_vm *vm, struct ms_stats *out)
 		.refused = atomic_load_explicit(&c->refused, memory_order_relaxed),
 		.swaps = atomic_load_explicit(&vm->srcu.periods, memory_order_relaxed),
 		.grace_waits = atomic_load_explicit(&vm->srcu.waits, memory_order_relaxed),
+		.stalls = atomic_load_explicit(&vm->srcu.stalls, memory_order_relaxed),
 		.hash_grows = hash_grows(vm),
 		.index_builds = atomic_load_explicit(&vm->index_builds, memory_order_relaxed),
 		.index_patches = atomic_load_explicit(&vm->index_patches, memory_order_relaxed),

@@ -50,6 +50,8 @@
 #define patch_next ms_patch_next
 #define patch_remove ms_patch_remove
 #define patch_start ms_patch_start
+#define point_reached ms_point_reached
+#define point_set_hook ms_point_set_hook
 #define process_forks ms_process_forks
 #define rb_check ms_rb_check
 #define rb_edge ms_rb_edge
@@ -68,7 +70,9 @@
 #define srcu_total ms_srcu_total
 #define srcu_wake_writer ms_srcu_wake_writer
 #define synchronize_srcu ms_synchronize_srcu
+#define thread_clock_ns ms_thread_clock_ns
 #define thread_new_number ms_thread_new_number
+#define thread_os_id ms_thread_os_id
 #define thread_self ms_thread_self
 #define thread_wait ms_thread_wait
 #define thread_wake_all ms_thread_wake_all

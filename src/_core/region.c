@@ -237,6 +237,7 @@ static void invalidate(const struct writer *w)
 		if (w->change[i].inv)
 			replace(w, w->change[i].old, w->change[i].inv);
 	vm_swap(w->vm, w->as_id);
+	point(WRITER_INVALIDATED);
 	for (size_t i = 0; i < w->nr; i++)
 		if (w->change[i].inv)
 			vm_flush(w->vm, w->change[i].inv, w->change[i].old);
@@ -390,6 +391,7 @@ static void commit(const struct writer *w, struct change *c)
 {
 	if (w->vm->nr_listeners)
 		commit_listeners(w, c);
+	point(WRITER_FREES);
 	free_slot(w, c->inv);
 	free_slot(w, c->old);
 	drop_copy(w, c->new_slot);
@@ -409,7 +411,9 @@ static int carry_out(const struct writer *w)
 		roll_back(w, invalidated);
 	} else {
 		apply(w, invalidated);
+		point(WRITER_APPLIED);
 		propagate(w);
+		point(WRITER_PROPAGATED);
 		for (size_t i = 0; i < w->nr; i++)
 			count_change(&w->vm->counts, &w->change[i]);
 		for (size_t i = 0; i < w->nr; i++)

@@ -32,6 +32,7 @@ static inline struct memslot *search_and_hint(const struct ms_vm *vm, struct mem
 {
 	struct memslot *slot = search(vm, set, gfn);
 
+	point(READER_SLOT_FOUND);
 	if (slot)
 		atomic_store_explicit(&set->last_used_slot, slot, memory_order_relaxed);
 	return slot;

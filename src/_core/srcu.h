@@ -22,6 +22,10 @@
  * One drain and one flip are not enough: a reader may have loaded `bank` before a flip and count itself in after the
  * drain.  Hence drain the bank that nobody should use, flip, drain the other.
  *
+ * A reader that stays is reported by the writer, by the name that its record keeps, after `stall.after_ns` and again
+ * whenever the wait has doubled.  What is reported is how long the writer has waited, which the section is at least
+ * old: no reader looks at a clock.
+ *
  * Locking: one synchronize_srcu() at a time per domain.  Sections nest.  A section must not wait for its own domain,
  * neither directly nor through a lock whose holder does; slots_lock is such a lock.
  * Cost: the outermost lock is one seq_cst add, its unlock one store, both on lines of the thread's own.
@@ -30,6 +34,7 @@
 #define MS_SRCU_H
 
 #include "memory.h"
+#include "points.h"
 #include "thread.h"
 
 /* What a thread's lookups found; counted where the thread writes anyway. */
@@ -55,11 +60,21 @@ struct srcu_reader {
 
 	struct srcu *domain;
 	_Atomic uint64_t owner;       /* a thread_number(), SRCU_FREE or SRCU_SHARED */
+	_Atomic uint32_t os_id;       /* the owner's thread_os_id(); 0 in the shared record */
 	struct srcu_reader *next;     /* immutable once published */
 };
 
 #define SRCU_FREE ((uint64_t)0)
 #define SRCU_SHARED (~(uint64_t)0)
+
+/* Told by a writer that waits: for whom (0: unknown), how long by now, and how often it has said so in this wait. */
+typedef void srcu_stall_fn(void *opaque, uint32_t os_id, uint64_t waited_ns, uint32_t report);
+
+struct srcu_stall {
+	uint64_t after_ns; /* 0: never */
+	srcu_stall_fn *report;
+	void *opaque;
+};
 
 struct srcu {
 	cache_aligned _Atomic uint32_t bank;
@@ -71,6 +86,8 @@ struct srcu {
 	struct srcu *next_domain, *previous_domain; /* all domains, for threads that end; under domains_lock */
 	_Atomic uint64_t periods; /* grace periods, and those that had to wait */
 	_Atomic uint64_t waits;
+	_Atomic uint64_t stalls;  /* ... and the readers that were waited for beyond stall.after_ns */
+	struct srcu_stall stall;  /* the writer's: who sets it holds what serialises synchronize_srcu() */
 	struct srcu_reader shared;
 };
 
@@ -135,6 +152,7 @@ static inline struct srcu_section srcu_read_lock(struct srcu *s)
 		return section;
 	}
 	section.bank = atomic_load_explicit(&s->bank, memory_order_seq_cst);
+	point(READER_BANK_LOADED);
 	if (likely(!srcu_is_shared(r)))
 		r->bank = section.bank;
 	atomic_fetch_add_explicit(&r->lock[section.bank], 1, memory_order_seq_cst); /* A */

@@ -2,6 +2,8 @@
 #include "vm.h"
 
 #include <errno.h>
+#include <inttypes.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -129,8 +131,11 @@ void vm_swap(struct ms_vm *vm, uint32_t as_id)
 	uint64_t view = atomic_load_explicit(&vm->active, memory_order_relaxed);
 
 	atomic_store_explicit(&next->generation, gen | MS_GEN_UPDATE_IN_PROGRESS, memory_order_relaxed); /* G */
+	point(WRITER_PUBLISHES);
 	atomic_store_explicit(&vm->active, view ^ (uint64_t)1 << as_id, memory_order_seq_cst);           /* A */
+	point(WRITER_PUBLISHED);
 	synchronize_srcu(&vm->srcu);
+	point(WRITER_GRACE_OVER);
 	atomic_store_explicit(&next->generation, gen + vm->config.address_spaces, memory_order_relaxed); /* G */
 }
 
@@ -146,6 +151,51 @@ void vm_flush(struct ms_vm *vm, const struct memslot *active, const struct memsl
 			l->flush(l->opaque, &active_value, &old_value);
 	}
 	thread_self.hooks--;
+}
+
+/* ---- readers that stay ---- */
+
+static void print_stall(const struct ms_stall *stall)
+{
+	uint64_t ms = stall->waited_ns / 1000000;
+	char who[32] = "a thread that is not known";
+
+	if (stall->thread_id)
+		snprintf(who, sizeof(who), "thread %" PRIu32, stall->thread_id);
+	fprintf(stderr, "memslots: a change has waited for %" PRIu64 ".%03" PRIu64 " s for the read section of %s\n", ms / 1000,
+		ms % 1000, who);
+}
+
+/* As inside a hook: a change from here would wait for the one that is waiting. */
+static void stalled(void *opaque, uint32_t os_id, uint64_t waited_ns, uint32_t report)
+{
+	const struct ms_vm *vm = opaque;
+	struct ms_stall stall = { .thread_id = os_id, .report = report, .waited_ns = waited_ns };
+
+	thread_self.hooks++;
+	if (vm->report_stall)
+		vm->report_stall(vm->stall_opaque, &stall);
+	else
+		print_stall(&stall);
+	thread_self.hooks--;
+}
+
+static void set_stall(struct ms_vm *vm, uint32_t after_ms)
+{
+	vm->srcu.stall = (struct srcu_stall){ (uint64_t)after_ms * 1000000, stalled, vm };
+}
+
+int ms_set_stall_report(struct ms_vm *vm, uint32_t after_ms, ms_stall_fn *report, void *opaque, struct ms_error *err)
+{
+	int r = vm_lock(vm, err);
+
+	if (r)
+		return r;
+	set_stall(vm, after_ms);
+	vm->report_stall = report;
+	vm->stall_opaque = opaque;
+	vm_unlock(vm);
+	return 0;
 }
 
 /* ---- life ---- */
@@ -205,6 +255,7 @@ static int init_vm(struct ms_vm *vm, const struct ms_config *config, const struc
 	for (uint32_t i = 0; i < config->address_spaces; i++)
 		init_address_space(vm, &vm->as[i], i);
 	srcu_init(&vm->srcu, &vm->memory);
+	set_stall(vm, MS_STALL_AFTER_MS_DEFAULT);
 	return 0;
 }
 

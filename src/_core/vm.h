@@ -56,6 +56,8 @@ struct ms_vm {
 	size_t nr_listeners, listeners_size; /* size in bytes, of what was allocated */
 	struct ms_vcpu *vcpus;
 	_Atomic uint64_t manual_dirty_log_protect;
+	ms_stall_fn *report_stall; /* NULL: a line to stderr */
+	void *stall_opaque;
 	struct vm_counts counts;
 };
 

@@ -148,6 +148,7 @@ static void publish(struct ms_vm *vm, uint32_t as_id, struct state state, struct
 	struct flat_index *none = NULL;
 
 	if (same_state(vm, state, state_of(look.set))) {
+		point(READER_INDEX_OFFERED);
 		flat_get(index);
 		if (!atomic_compare_exchange_strong_explicit(&look.set->index, &none, index, memory_order_release,
 							     memory_order_relaxed))

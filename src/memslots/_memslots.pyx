@@ -10,6 +10,7 @@ would wait for ever.  One lookup keeps it, since it cannot wait and costs less t
 import errno
 import operator
 import threading
+import warnings
 
 import numpy as np
 
@@ -44,6 +45,7 @@ from .errors import (
     Request,
     UpdateError,
     from_errno,
+    reader_stall,
     refused,
 )
 from .listener import Change, ChangeKind
@@ -181,11 +183,12 @@ cdef object _with_notes(object error, list raised):
 
 
 cdef int _report_hooks(VM vm) except -1:
-    """After a change that was made: what flush and commit raised."""
+    """After a call that did what it was asked: what flush and commit raised, and warnings that are errors."""
     raised = _take_raised(vm)
     if raised:
         error = raised.pop(0)
-        error.add_note("raised by a hook; the change itself is complete")
+        source = "as a warning" if isinstance(error, Warning) else "by a hook"
+        error.add_note(f"raised {source}; the change itself is complete")
         raise _with_notes(error, raised)
     return 0
 
@@ -318,6 +321,8 @@ cdef class VM:
         self._address_spaces = config.address_spaces
         self._hooks = []
         self._raised = {}
+        self._stall_warning_ms = MS_STALL_AFTER_MS_DEFAULT
+        ms_set_stall_report(self._vm, self._stall_warning_ms, _stalled, <void *>self._raised, NULL)
 
     def __init__(self, *args, **limits):
         """Nothing: a VM is complete when it is new.  A subclass may take what it likes, and pass the limits on."""
@@ -371,6 +376,8 @@ cdef class VM:
         if r:
             raise _refusal(self, r, &err, Request())
         self._closed = True
+        if self._raised:
+            _report_hooks(self)
 
     @property
     def closed(self):
@@ -766,6 +773,32 @@ cdef class VM:
         if r:
             raise _refusal(self, r, &err, Request(value=bits))
 
+    # -- readers that stay
+
+    @property
+    def stall_warning_ms(self):
+        """A change that has waited so long (milliseconds) for one read section warns of it; 0: never.
+
+        The warning is a ReaderStallWarning that names the reader's thread.  It comes again when the wait has
+        doubled, and so on; the change goes on waiting.  Where warnings are errors it is raised when the change is
+        complete.  Setting it waits as a change does, and raises what a change raises.
+        """
+        return self._stall_warning_ms
+
+    @stall_warning_ms.setter
+    def stall_warning_ms(self, value):
+        cdef uint32_t ms = _u32(value, "stall_warning_ms")
+        cdef ms_error err
+        cdef int r
+        _check_open(self)
+        with nogil:
+            r = ms_set_stall_report(self._vm, ms, _stalled, <void *>self._raised, &err)
+        if r:
+            raise _refusal(self, r, &err, Request())
+        self._stall_warning_ms = ms
+        if self._raised:
+            _report_hooks(self)
+
     # -- judges
 
     def check(self):
@@ -783,10 +816,12 @@ cdef class VM:
             raise error
         if r:
             raise _refusal(self, r, &err, Request())
+        if self._raised:
+            _report_hooks(self)
 
     def stats(self):
-        """Counters since the VM was made, as a dict: lookups by kind of hit, changes by kind, swaps and those that
-        waited for a reader, memory held.  Always on: a lookup counts where its thread writes anyway."""
+        """Counters since the VM was made, as a dict: lookups by kind of hit, changes by kind, swaps, those that
+        waited for a reader, readers that were warned of, memory held.  Always on: a lookup counts where its thread writes anyway."""
         cdef ms_stats stats
         _check_open(self)
         ms_get_stats(self._vm, &stats)

@@ -89,6 +89,15 @@ cdef extern from "memslots.h" nogil:
     int ms_vm_create(const ms_config *config, ms_vm **out)
     int ms_vm_close(ms_vm *vm, ms_error *err)
     void ms_vm_destroy(ms_vm *vm)
+
+    struct ms_stall:
+        uint32_t thread_id
+        uint32_t report
+        uint64_t waited_ns
+    ctypedef void ms_stall_fn(void *opaque, const ms_stall *stall) noexcept
+    uint32_t MS_STALL_AFTER_MS_DEFAULT
+    int ms_set_stall_report(ms_vm *vm, uint32_t after_ms, ms_stall_fn *report, void *opaque, ms_error *err)
+
     const ms_config *ms_vm_config(const ms_vm *vm)
     const char *ms_backend_name(size_t i)
 
@@ -220,6 +229,7 @@ cdef extern from "memslots.h" nogil:
         uint64_t refused
         uint64_t swaps
         uint64_t grace_waits
+        uint64_t stalls
         uint64_t hash_grows
         uint64_t index_builds
         uint64_t index_patches

@@ -145,6 +145,24 @@ int ms_vm_close(struct ms_vm *vm, struct ms_error *err);
 /* Frees the VM.  No other call may be under way; vCPUs must be gone. */
 void ms_vm_destroy(struct ms_vm *vm);
 
+/* A change that waits for a read section longer than expected says so, again and again, and goes on waiting. */
+struct ms_stall {
+	uint32_t thread_id; /* of the reader, as gettid() gives it; 0: unknown, it had no memory for a record */
+	uint32_t report;    /* 1, 2, 3 ... in this wait; each comes when the wait has about doubled */
+	uint64_t waited_ns; /* by now; the section is at least as old */
+};
+
+/*
+ * Called by the thread that waits, under slots_lock, in any call marked [lock].  It may look up, in sections that it
+ * closes again; it must not wait for the reader; a change of the same VM from it is -EDEADLK, and what a hook of a
+ * change may not do, it may not either.
+ */
+typedef void ms_stall_fn(void *opaque, const struct ms_stall *stall);
+
+/* [lock] Reports from after_ms on, 0: never; a new VM has MS_STALL_AFTER_MS_DEFAULT.  NULL writes a line to stderr. */
+#define MS_STALL_AFTER_MS_DEFAULT 1000u
+int ms_set_stall_report(struct ms_vm *vm, uint32_t after_ms, ms_stall_fn *report, void *opaque, struct ms_error *err);
+
 const struct ms_config *ms_vm_config(const struct ms_vm *vm);
 const char *ms_backend_name(size_t i); /* the i-th design of this build, NULL beyond the last */
 
@@ -368,6 +386,7 @@ struct ms_stats {
 	uint64_t creates, deletes, moves, flag_changes, noops, refused;
 	uint64_t swaps;          /* grace periods asked for */
 	uint64_t grace_waits;    /* ... that had to wait for a reader */
+	uint64_t stalls;         /* readers that were waited for long enough to be reported */
 	uint64_t hash_grows;
 	uint64_t index_builds;   /* indexes made by walking the set */
 	uint64_t index_patches;  /* ... by changing an older one */
