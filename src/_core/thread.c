@@ -2,6 +2,7 @@
 #define _GNU_SOURCE
 #include "thread.h"
 
+#include <errno.h>
 #include <pthread.h>
 #include <time.h>
 
@@ -40,11 +41,11 @@ uint64_t process_forks(void)
 }
 
 #ifdef __linux__
-void thread_wait(_Atomic uint32_t *word, uint32_t value, unsigned us)
+bool thread_wait(_Atomic uint32_t *word, uint32_t value, unsigned us)
 {
 	struct timespec limit = { .tv_sec = us / 1000000, .tv_nsec = (long)(us % 1000000) * 1000 };
 
-	syscall(SYS_futex, word, FUTEX_WAIT_PRIVATE, value, &limit, NULL, 0);
+	return syscall(SYS_futex, word, FUTEX_WAIT_PRIVATE, value, &limit, NULL, 0) && errno != EAGAIN;
 }
 
 void thread_wake_all(_Atomic uint32_t *word)
@@ -53,12 +54,13 @@ void thread_wake_all(_Atomic uint32_t *word)
 }
 #else
 /* Without a futex a waiter polls: right everywhere, quick nowhere. */
-void thread_wait(_Atomic uint32_t *word, uint32_t value, unsigned us)
+bool thread_wait(_Atomic uint32_t *word, uint32_t value, unsigned us)
 {
 	struct timespec nap = { .tv_nsec = (long)(us < 50 ? us : 50) * 1000 };
 
 	if (atomic_load_explicit(word, memory_order_relaxed) == value)
 		nanosleep(&nap, NULL);
+	return atomic_load_explicit(word, memory_order_relaxed) == value;
 }
 
 void thread_wake_all(_Atomic uint32_t *word)

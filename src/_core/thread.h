@@ -37,8 +37,9 @@ static inline uint64_t thread_number(void)
 /* How often this process and its ancestors have forked since the library was loaded. */
 uint64_t process_forks(void);
 
-/* Sleeps while *word == value, for at most `us` microseconds. */
-void thread_wait(_Atomic uint32_t *word, uint32_t value, unsigned us);
+/* Sleeps while *word == value, for at most `us` microseconds -> whether it was for want of a wake-up that it ended:
+ * the time was over, or a signal came. */
+bool thread_wait(_Atomic uint32_t *word, uint32_t value, unsigned us);
 void thread_wake_all(_Atomic uint32_t *word);
 
 #endif

@@ -4,10 +4,15 @@
 cdef cnp.ndarray _as_ndarray(object values, str name):
     """An ndarray without a copy: of an ndarray itself, or of whatever offers its buffer."""
     if isinstance(values, np.ndarray):
-        return values
+        return _plain(values)
     if isinstance(values, (str, bytes, bytearray)) or not PyObject_CheckBuffer(values):
         raise TypeError(f"{name} must be an array of uint64 or int64, not {type(values).__name__}")
     return np.asarray(values)
+
+
+cdef cnp.ndarray _plain(cnp.ndarray array):
+    """The same memory without a subclass's own ideas of shape, copy or min."""
+    return array if type(array) is np.ndarray else np.asarray(array)
 
 
 cdef int _check_layout(cnp.ndarray array, str name) except -1:
@@ -36,7 +41,7 @@ cdef cnp.ndarray _result(object out, cnp.ndarray numbers, object dtype):
         return np.empty((<object>numbers).shape, dtype=dtype)
     if not isinstance(out, np.ndarray):
         raise TypeError(f"out must be an ndarray, not {type(out).__name__}")
-    array = out
+    array = _plain(out)
     if array.dtype.kind != dtype.kind or array.dtype.itemsize != dtype.itemsize:
         raise TypeError(f"out must be an array of {dtype}, not {array.dtype}")
     if (<object>array).shape != (<object>numbers).shape:

@@ -8,10 +8,11 @@ cdef class _Hook:
     cdef object listener
     cdef dict raised  # the VM's: what hooks raised, by the thread that runs the change
 
-    cdef void keep(self, object error):
+    # noexcept: where there is no memory for the note, a refusal is still a refusal.
+    cdef void keep(self, object error) noexcept:
         self.raised.setdefault(PyThread_get_thread_ident(), []).append(error)
 
-    cdef void keep_refusal(self, object error):
+    cdef void keep_refusal(self, object error) noexcept:
         """First in the list: it is the reason why the change fails."""
         self.raised.setdefault(PyThread_get_thread_ident(), []).insert(0, error)
 

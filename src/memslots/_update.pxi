@@ -33,6 +33,9 @@ cdef class ReadSection:
         if self.thread == PyThread_get_thread_ident():
             for _ in range(self.depth):
                 ms_read_unlock(self.vm._vm)
+        elif self.depth:
+            PyErr_WarnEx(ResourceWarning, b"a read section was dropped by another thread than the one that entered "
+                         b"it: changes wait until that one ends", 1)
 
 
 @cython.final
@@ -48,7 +51,7 @@ cdef class SlotHandle:
 
     cdef ms_slot *_use(self, Update update) except NULL:
         """The slot, for a step of this thread in the run of the update that the handle comes from."""
-        if self.update is not update:
+        if update is None or self.update is not update:
             raise UpdateError(errno.EINVAL, "the slot belongs to another update", rule="HANDLE")
         update._check_running()
         if self._run != update._run:
