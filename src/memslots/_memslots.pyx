@@ -193,10 +193,12 @@ cdef int _report_hooks(VM vm) except -1:
 
 cdef object _not_too_many(VM vm, object array):
     """Before a copy is made of what may be no more than a claim to be large."""
-    if isinstance(array, np.ndarray) and cnp.PyArray_SIZE(array) > _config(vm).user_mem_slots:
+    if not isinstance(array, np.ndarray):
+        return array
+    if cnp.PyArray_SIZE(array) > _config(vm).user_mem_slots:
         raise ValueError(f"load_memslots takes at most user_mem_slots = {_config(vm).user_mem_slots} entries, "
                          f"not {cnp.PyArray_SIZE(array)}")
-    return array
+    return _plain(array)
 
 
 cdef object _load_refusal(VM vm, int r, const ms_error *err, object rows):

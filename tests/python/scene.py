@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 """What the tests of hostile callers share: slots in pages, scripts in processes of their own, the methods there are.
 
-A test that may crash or hang runs as a script: a crash is then a failed test and no more, and a hang ends after a limit.
+A test that may crash or hang runs as a script: a crash is then a failed test and no more, a hang ends after a limit.
 """
 
 from __future__ import annotations
@@ -56,7 +56,9 @@ def slot(id: int, base: int, npages: int, flags: int = 0, as_id: int = 0) -> Mem
     return MemorySlot(id, as_id, base, npages, id * 2**30, flags)
 
 
-def runs(script: str, *, prints: str = "well", limit: float = 30, flags: tuple[str, ...] = ()) -> None:
+def runs(
+    script: str, *, prints: str = "well", limit: float = 30, flags: tuple[str, ...] = ()
+) -> None:
     """The script, in a process of its own, prints this and nothing else, and ends by itself within the limit."""
     command = [sys.executable, *flags, "-c", PRELUDE + textwrap.dedent(script)]
     try:
@@ -88,10 +90,3 @@ def methods(cls: type) -> Iterator[tuple[str, object]]:
     for name, value in vars(cls).items():
         if callable(value) and (not name.startswith("__") or name in ("__enter__", "__exit__")):
             yield name, value
-
-
-def settable(cls: type) -> Iterator[str]:
-    """The properties that can be set, found by trying to delete them: a read-only one says so."""
-    for name, value in vars(cls).items():
-        if inspect.isgetsetdescriptor(value) and not name.startswith("__"):
-            yield name
