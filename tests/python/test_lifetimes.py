@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import copy
-import ctypes
 import gc
 import pickle
 import sys
@@ -619,67 +618,47 @@ def test_arguments_are_released() -> None:
 # ---- nothing is left -----------------------------------------------------------------------------------------------
 
 
-MALLINFO2 = (
-    "arena",
-    "ordblks",
-    "smblks",
-    "hblks",
-    "hblkhd",
-    "usmblks",
-    "fsmblks",
-    "uordblks",
-    "fordblks",
-    "keepcost",
-)
+LIVES = """
+names = ("arena", "ordblks", "smblks", "hblks", "hblkhd", "usmblks", "fsmblks", "uordblks", "fordblks", "keepcost")
 
+class Mallinfo2(ctypes.Structure):
+    _fields_ = [(name, ctypes.c_size_t) for name in names]
 
-def heap() -> int:
-    """Bytes that the C library has handed out; 0 where it does not tell."""
-
-    class Mallinfo2(ctypes.Structure):
-        _fields_ = [(name, ctypes.c_size_t) for name in MALLINFO2]
-
-    try:
-        mallinfo2 = ctypes.CDLL(None).mallinfo2
-    except AttributeError:
+def heap():
+    info = getattr(ctypes.CDLL(None), "mallinfo2", None)
+    if info is None:
         return 0
-    mallinfo2.restype = Mallinfo2
-    info = mallinfo2()
-    return info.uordblks + info.hblkhd
+    info.restype = Mallinfo2
+    return info().uordblks + info().hblkhd
 
+ways = [lambda vm: vm.close(), lambda vm: None, lambda vm: (vm.add_listener(Listener()), vm.close()),
+        lambda vm: vm.snapshot(), lambda vm: vm.read().__enter__(), lambda vm: vm.begin_update().__enter__().swap()]
 
-def one_life(i: int, ways: list[Callable[[VM], object]]) -> None:
-    vm = VM(backend=("tree", "array", "list")[i % 3])
-    put(vm, 0, 0, 64, LOG)
-    put(vm, 1, 100, 1)
-    vm.mark_page_dirty(1)
-    vm.create_vcpu().gfn_to_hva(5)
-    put(vm, 1, 200, 1)
-    put(vm, 1, 0, 0)
-    ways[i % len(ways)](vm)
+def lives(n):
+    for i in range(n):
+        vm = VM(backend=backends()[i % len(backends())])
+        put(vm, 0, 0, 64, 1)
+        put(vm, 1, 100, 1)
+        vm.mark_page_dirty(1)
+        vm.create_vcpu().gfn_to_hva(5)
+        put(vm, 1, 200, 1)
+        put(vm, 1, 0, 0)
+        ways[i % 6 if vm.backend == "tree" else i % 5](vm)
+    gc.collect()
 
-
-WAYS: list[Callable[[VM], object]] = [
-    lambda vm: vm.close(),
-    lambda vm: None,
-    lambda vm: (vm.add_listener(Listener()), vm.close()),
-    lambda vm: vm.snapshot(),
-    lambda vm: vm.read().__enter__(),
-]
+lives(600)
+blocks, used = sys.getallocatedblocks(), heap()
+lives(20_000)
+grown = sys.getallocatedblocks() - blocks, heap() - used
+assert grown[0] < 100, grown
+assert grown[1] < 64 * 1024 or SANITIZED, grown
+print("well")
+"""
 
 
 def test_twenty_thousand_vms() -> None:
     """Made, used, closed or forgotten: neither Python's blocks nor the C library's bytes grow."""
-    for i in range(600):
-        one_life(i, WAYS)
-    gc.collect()
-    blocks, bytes_ = sys.getallocatedblocks(), heap()
-    for i in range(20_000):
-        one_life(i, WAYS)
-    gc.collect()
-    assert sys.getallocatedblocks() - blocks < 100
-    if not SANITIZED:
-        assert heap() - bytes_ < 64 * 1024
+    runs(LIVES.replace("SANITIZED", str(SANITIZED)), limit=120)
 
 
 def test_live_counter_of_a_closed_vm() -> None:
