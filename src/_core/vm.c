@@ -152,12 +152,28 @@ void vm_swap_begin(struct ms_vm *vm, uint32_t as_id)
 	atomic_store_explicit(&vm->active, view ^ (uint64_t)1 << as_id, memory_order_seq_cst);           /* A */
 }
 
+/* A hook may have left a read section of this VM open: its thread, which is this one, does not read meanwhile, and is
+ * not waited for.  Its section goes on afterwards. */
+static void synchronize(struct ms_vm *vm)
+{
+	struct srcu_reader *own = unlikely(thread_self.sections) ? srcu_reader(&vm->srcu) : NULL;
+
+	if (likely(!own) || srcu_is_shared(own) || !own->depth) {
+		synchronize_srcu(&vm->srcu);
+		return;
+	}
+	srcu_count_out(&own->unlock[own->bank]);
+	synchronize_srcu(&vm->srcu);
+	own->bank = atomic_load_explicit(&vm->srcu.bank, memory_order_seq_cst);
+	atomic_fetch_add_explicit(&own->lock[own->bank], 1, memory_order_seq_cst); /* A */
+}
+
 void vm_swap_end(struct ms_vm *vm, uint32_t as_id)
 {
 	struct memslot_set *active = vm_active_set(vm, as_id);
 	uint64_t gen = atomic_load_explicit(&active->generation, memory_order_relaxed) & ~MS_GEN_UPDATE_IN_PROGRESS;
 
-	synchronize_srcu(&vm->srcu);
+	synchronize(vm);
 	atomic_store_explicit(&active->generation, gen + vm->config.address_spaces, memory_order_relaxed); /* G */
 }
 

@@ -7,14 +7,14 @@ cdef dict _interrupts = {}
 
 cdef int _poll() noexcept with gil:
     """The core's ms_set_poll(): a waiter asks every ten milliseconds, and when a signal came."""
+    cdef int away = 1
     try:
-        if _is_finalizing():
-            return 1  # the lock's owner may be a thread that never runs again
-        PyErr_CheckSignals()
-        return 0
-    except BaseException as error:
+        if not _is_finalizing():  # else the lock's owner may be a thread that never runs again
+            PyErr_CheckSignals()
+            away = 0
+    except BaseException as error:  # no return in here: see _prepare()
         _interrupts[PyThread_get_thread_ident()] = error
-        return 1
+    return away
 
 
 cdef object _interrupt():

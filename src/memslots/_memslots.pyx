@@ -164,8 +164,8 @@ cdef object _refusal(VM vm, int r, const ms_error *err, object request, str wher
     if err.rule == MS_RULE_INTERRUPTED:
         return _interrupt()
     raised = [] if err.rule in _NOT_LOCKED else _take_raised(vm) or []
-    if err.rule == MS_RULE_LISTENER and r == -ECANCELED and raised:
-        return _with_notes(raised.pop(0), raised)
+    if err.rule == MS_RULE_LISTENER and r == -ECANCELED:
+        return _with_notes(raised.pop(0), raised) if raised else _out_of_memory()
     other = _slot_or_none(&err.other)
     return _with_notes(refused(-r, _RULES[err.rule], err.limit, other, request, where), raised)
 
@@ -177,7 +177,11 @@ cdef list _take_raised(VM vm):
 cdef object _with_notes(object error, list raised):
     """The exception of a change, told what else its hooks raised."""
     for other in raised:
-        error.add_note(f"a hook of the same change raised {other!r}")
+        try:
+            words = repr(other)
+        except Exception:
+            words = f"a {type(other).__name__} that cannot be printed"
+        error.add_note(f"a hook of the same change raised {words}")
     return error
 
 

@@ -67,7 +67,10 @@ def runs(
         )
     except subprocess.TimeoutExpired as hung:
         raise AssertionError(f"hangs: {hung.stdout!r} {hung.stderr!r}") from None
-    assert (done.stdout.strip(), done.stderr[-3000:], done.returncode) == (prints, "", 0)
+    outcome = (done.stdout.strip(), done.stderr, done.returncode)
+    assert outcome == (prints, "", 0), (
+        f"exit {done.returncode}\n{done.stdout}\n{done.stderr[-3000:]}"
+    )
 
 
 def parameters() -> Iterator[tuple[str, str]]:

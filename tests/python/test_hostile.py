@@ -36,11 +36,13 @@ from memslots import (
     SlotHandle,
     Update,
     UpdateError,
+    build_info,
 )
 from memslots._memslots import REGION_DTYPE, time_changes, time_lookups
 
 __all__ = ["vm"]  # the fixture
 
+SANITIZED = build_info()["sanitizer"] != "none"
 MANY = ("gfn_to_hva_many", "gpa_to_hva_many", "gfn_to_slot_id_many")
 
 
@@ -556,3 +558,53 @@ def test_no_memory_for_a_result(vm: VM) -> None:
             call()
     assert digest(vm) == before
     put(vm, 9, 10**6, 1)
+
+
+# ---- no memory for Python -------------------------------------------------------------------------------------------
+
+NO_MEMORY = """
+import _testcapi
+class Ear(Listener):
+    def prepare(self, change): 0 if change.new is None or change.new.id != 66 else 1 / 0
+vm = VM()
+put(vm, 0, 0, 64, 1)
+vm.add_listener(Ear())
+gfns = np.arange(100, dtype=np.uint64)
+def failing(n):
+    id = 1 + n
+    def changed(): return vm.id_to_memslot(id) is not None
+    outcomes = []
+    for call in (lambda: put(vm, id, 1000 + 10 * id, 1), lambda: put(vm, 66, 900, 1), lambda: put(vm, 0, 64, 64, 1),
+                 lambda: put(vm, 0, 0, 64, 1), lambda: vm.memslots(), lambda: vm.gfn_to_hva_many(gfns),
+                 lambda: vm.get_dirty_log(0), lambda: vm.snapshot(), lambda: vm.hva_to_gfns(0),
+                 lambda: vm.read().__enter__(), lambda: vm.create_vcpu().gfn_to_memslot(0),
+                 lambda: vm.begin_update().__enter__().find(0),
+                 lambda: put(vm, 5000, 0, 1)):
+        failed = None
+        _testcapi.set_nomemory(n, n + 1)
+        try:
+            call()
+        except BaseException as error:
+            failed = error
+        finally:
+            _testcapi.remove_mem_hooks()
+        outcomes.append(type(failed).__name__)
+        assert vm.id_to_memslot(66) is None and vm.id_to_memslot(5000) is None, (n, outcomes)
+        failed = None
+        vm.check()
+    return outcomes.count("MemoryError")
+sys.unraisablehook = lambda u: None
+found = [failing(n) for n in range(60)]
+assert sum(found) > 100, found
+print("well")
+"""
+
+
+@pytest.mark.skipif(
+    SANITIZED, reason="a sanitizer's own allocator stands in the way of the failing one"
+)
+def test_no_memory_for_python() -> None:
+    """The n-th allocation of Python's own fails, for every n, in every kind of call: a MemoryError or none; what a
+    hook refuses stays refused though there is no memory to say why."""
+    pytest.importorskip("_testcapi", reason="this Python has no _testcapi to fail allocations with")
+    runs(NO_MEMORY, limit=60)
