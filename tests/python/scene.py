@@ -56,11 +56,9 @@ def slot(id: int, base: int, npages: int, flags: int = 0, as_id: int = 0) -> Mem
     return MemorySlot(id, as_id, base, npages, id * 2**30, flags)
 
 
-def runs(
-    script: str, *, prints: str = "well", limit: float = 30, flags: tuple[str, ...] = ()
-) -> None:
+def runs(script: str, *, prints: str = "well", limit: float = 30, imports: bool = True) -> None:
     """The script, in a process of its own, prints this and nothing else, and ends by itself within the limit."""
-    command = [sys.executable, *flags, "-c", PRELUDE + textwrap.dedent(script)]
+    command = [sys.executable, "-c", PRELUDE * imports + textwrap.dedent(script)]
     try:
         done = subprocess.run(
             command, capture_output=True, text=True, timeout=limit, check=False, errors="replace"
