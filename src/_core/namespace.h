@@ -88,6 +88,8 @@
 #define vm_refuse ms_vm_refuse
 #define vm_replace ms_vm_replace
 #define vm_swap ms_vm_swap
+#define vm_swap_begin ms_vm_swap_begin
+#define vm_swap_end ms_vm_swap_end
 #define vm_unlock ms_vm_unlock
 
 #endif

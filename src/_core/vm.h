@@ -5,7 +5,7 @@
  * The writer (region.c, update.c) and the readers (lookup.c) share this file and nothing above it.
  *
  * Which set is active is one bit per address space in one word, so that a read section sees all address spaces of one
- * moment.  vm_swap() is the only place that changes it.
+ * moment.  vm_swap_begin() is the only place that changes it.
  *
  * Ordering (rows "active" and "generation" of docs/locking.md)
  *   A  a reader counts itself in, then loads `active`; the writer stores `active`, then reads the counts: seq_cst;
@@ -105,6 +105,10 @@ static inline struct memslot_set *vm_inactive_set(struct ms_vm *vm, uint32_t as_
 
 /* Publishes the inactive set of as_id and returns when nobody can still use the former one.  Under slots_lock. */
 void vm_swap(struct ms_vm *vm, uint32_t as_id);
+
+/* Its halves, for a thread that may not wait: it publishes, and whoever has the lock next does the rest. */
+void vm_swap_begin(struct ms_vm *vm, uint32_t as_id);
+void vm_swap_end(struct ms_vm *vm, uint32_t as_id);
 
 /* Tells the listeners that readers now see `active`, the INVALID copy of old.  Under slots_lock. */
 void vm_flush(struct ms_vm *vm, const struct memslot *active, const struct memslot *old);

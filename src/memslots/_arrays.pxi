@@ -4,10 +4,15 @@
 cdef cnp.ndarray _as_ndarray(object values, str name):
     """An ndarray without a copy: of an ndarray itself, or of whatever offers its buffer."""
     if isinstance(values, np.ndarray):
-        return values
+        return _plain(values)
     if isinstance(values, (str, bytes, bytearray)) or not PyObject_CheckBuffer(values):
         raise TypeError(f"{name} must be an array of uint64 or int64, not {type(values).__name__}")
     return np.asarray(values)
+
+
+cdef cnp.ndarray _plain(cnp.ndarray array):
+    """The same memory without a subclass's own ideas of shape, copy or min."""
+    return array if type(array) is np.ndarray else np.asarray(array)
 
 
 cdef int _check_layout(cnp.ndarray array, str name) except -1:
@@ -34,7 +39,7 @@ cdef bint _has_negative(cnp.ndarray array) except -1:
 
 cdef cnp.ndarray _numbers(object values, str name):
     """gfns or gpas: uint64, or int64 that are not negative."""
-    cdef cnp.ndarray array = values if cnp.PyArray_Check(values) else _as_ndarray(values, name)
+    cdef cnp.ndarray array = values if type(values) is np.ndarray else _as_ndarray(values, name)
     cdef bint is_signed = cnp.PyArray_ISSIGNED(array)
     if not (is_signed or cnp.PyArray_ISUNSIGNED(array)) or cnp.PyArray_ITEMSIZE(array) != 8:
         raise TypeError(f"{name} must be an array of uint64 or int64, not {array.dtype}")
@@ -51,7 +56,7 @@ cdef cnp.ndarray _result(object out, cnp.ndarray numbers, int type_num):
         return cnp.PyArray_EMPTY(cnp.PyArray_NDIM(numbers), cnp.PyArray_DIMS(numbers), type_num, 0)
     if not cnp.PyArray_Check(out):
         raise TypeError(f"out must be an ndarray, not {type(out).__name__}")
-    array = out
+    array = _plain(out)
     if not cnp.PyArray_EquivTypenums(cnp.PyArray_TYPE(array), type_num):
         raise TypeError(f"out must be an array of {'int32' if type_num == cnp.NPY_INT32 else 'uint64'}, not {array.dtype}")
     if not cnp.PyArray_SAMESHAPE(array, numbers):

@@ -70,6 +70,7 @@ cdef extern from "memslots.h" nogil:
         MS_RULE_HANDLE
         MS_RULE_SETS_DIFFER
         MS_RULE_BACKEND
+        MS_RULE_INTERRUPTED
         MS_RULE_NR
 
     struct ms_error:
@@ -88,6 +89,8 @@ cdef extern from "memslots.h" nogil:
     void ms_config_init(ms_config *config)
     int ms_vm_create(const ms_config *config, ms_vm **out)
     int ms_vm_close(ms_vm *vm, ms_error *err)
+    ctypedef int ms_poll_fn() noexcept
+    void ms_set_poll(ms_poll_fn *poll)
     void ms_vm_destroy(ms_vm *vm)
 
     struct ms_stall:

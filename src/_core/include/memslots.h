@@ -112,6 +112,7 @@ enum ms_rule {
 	MS_RULE_HANDLE,         /* a handle that is not in the set that the step edits, or is no draft */
 	MS_RULE_SETS_DIFFER,    /* ms_update_end() found the sets different and rolled back */
 	MS_RULE_BACKEND,        /* the design does not offer this */
+	MS_RULE_INTERRUPTED,    /* EINTR: ms_set_poll()'s function ended the wait for slots_lock */
 	MS_RULE_NR
 };
 
@@ -141,6 +142,13 @@ int ms_vm_create(const struct ms_config *config, struct ms_vm **out);
 /* [lock] Deletes every slot without hooks, after the readers that may see one have left.  Later lookups find
  * holes, later changes get -EBADF.  Idempotent. */
 int ms_vm_close(struct ms_vm *vm, struct ms_error *err);
+
+/* Asked by every thread that waits for a slots_lock, between naps of ten milliseconds and when a signal came; not
+ * zero ends the wait: the call returns -EINTR and has changed nothing.  A change that has the lock is not asked: it
+ * ends.  The function may make any call but holds nothing that the lock's owner may need.  One for the process, set
+ * before others wait; NULL: nobody is asked. */
+typedef int ms_poll_fn(void);
+void ms_set_poll(ms_poll_fn *poll);
 
 /* Frees the VM.  No other call may be under way; vCPUs must be gone. */
 void ms_vm_destroy(struct ms_vm *vm);
@@ -348,8 +356,9 @@ uint64_t ms_manual_dirty_log_protect(const struct ms_vm *vm);
 int ms_update_begin(struct ms_vm *vm, uint32_t as_id, struct ms_update **out, struct ms_error *err);
 int ms_update_end(struct ms_update *update, bool keep, struct ms_error *err); /* keep false: roll back, return 0 */
 
-/* Rolls back from any thread and anywhere, but not beside a step of another one; where that might have to wait (inside a read section or a hook), the next
- * call that takes the VM's lock does it. */
+/* Rolls back from any thread and anywhere, but not beside a step of another one, and without waiting: readers see at
+ * once what they saw at begin (inside a read section or a hook: later), and what has to wait for them, the next call
+ * that takes the VM's lock does. */
 void ms_update_abandon(struct ms_update *update);
 
 /* A draft with the values of *slot; its id, as_id and dirty log come from `old` (NULL: a slot of its own). */
