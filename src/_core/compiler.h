@@ -26,6 +26,18 @@
 
 #define ms_assert(condition) assert(condition)
 
+/* A sanitizer sees the loads of C, not those of assembly. */
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+#define MS_SANITIZED 1
+#elif defined(__has_feature)
+#if __has_feature(address_sanitizer) || __has_feature(thread_sanitizer) || __has_feature(memory_sanitizer)
+#define MS_SANITIZED 1
+#endif
+#endif
+#ifndef MS_SANITIZED
+#define MS_SANITIZED 0
+#endif
+
 #define ARRAY_SIZE(a) (sizeof(a) / sizeof((a)[0]))
 
 #endif

@@ -15,6 +15,17 @@
 #define dirty_log_harvest ms_dirty_log_harvest
 #define dirty_log_peek ms_dirty_log_peek
 #define dirty_log_put ms_dirty_log_put
+#define flat_avx2 ms_flat_avx2
+#define flat_avx512 ms_flat_avx512
+#define flat_check ms_flat_check
+#define flat_create ms_flat_create
+#define flat_far ms_flat_far
+#define flat_find_segment ms_flat_find_segment
+#define flat_hvas ms_flat_hvas
+#define flat_ids ms_flat_ids
+#define flat_next ms_flat_next
+#define flat_portable ms_flat_portable
+#define flat_put ms_flat_put
 #define id_hash_add ms_id_hash_add
 #define id_hash_check ms_id_hash_check
 #define id_hash_del ms_id_hash_del
@@ -33,6 +44,12 @@
 #define memory_init ms_memory_init
 #define memory_zalloc ms_memory_zalloc
 #define memory_zalloc_lines ms_memory_zalloc_lines
+#define patch_add ms_patch_add
+#define patch_begin ms_patch_begin
+#define patch_copy ms_patch_copy
+#define patch_next ms_patch_next
+#define patch_remove ms_patch_remove
+#define patch_start ms_patch_start
 #define point_reached ms_point_reached
 #define point_set_hook ms_point_set_hook
 #define process_forks ms_process_forks
@@ -45,6 +62,7 @@
 #define rules_gpa_limit ms_rules_gpa_limit
 #define rules_overlap ms_rules_overlap
 #define rules_request ms_rules_request
+#define set_index_is_true ms_set_index_is_true
 #define srcu_cache ms_srcu_cache
 #define srcu_deinit ms_srcu_deinit
 #define srcu_find_reader ms_srcu_find_reader
@@ -58,11 +76,20 @@
 #define thread_self ms_thread_self
 #define thread_wait ms_thread_wait
 #define thread_wake_all ms_thread_wake_all
+#define tree_search_many ms_tree_search_many
 #define vm_flush ms_vm_flush
+#define vm_index_get ms_vm_index_get
+#define vm_index_make ms_vm_index_make
+#define vm_index_pays ms_vm_index_pays
+#define vm_index_share ms_vm_index_share
+#define vm_index_tell ms_vm_index_tell
 #define vm_lock ms_vm_lock
 #define vm_orphan ms_vm_orphan
 #define vm_refuse ms_vm_refuse
+#define vm_replace ms_vm_replace
 #define vm_swap ms_vm_swap
+#define vm_swap_begin ms_vm_swap_begin
+#define vm_swap_end ms_vm_swap_end
 #define vm_unlock ms_vm_unlock
 
 #endif

@@ -32,6 +32,7 @@
 #include <stdlib.h>
 
 #include "rules.h"
+#include "vm_index.h"
 
 struct change {
 	struct memslot *old, *inv, *new_slot;
@@ -206,7 +207,7 @@ static struct memslot_set *inactive(const struct writer *w)
 
 static void replace(const struct writer *w, struct memslot *old, struct memslot *new_slot)
 {
-	w->vm->design->replace(inactive(w), old, new_slot);
+	vm_replace(w->vm, inactive(w), old, new_slot);
 }
 
 static struct ms_change told(const struct change *c)
@@ -427,6 +428,7 @@ static int begin(const struct writer *w, size_t more)
 	struct ms_vm *vm = w->vm;
 	int r = vm->design->begin(&vm->memory, &vm->as[w->as_id], inactive(w), more);
 
+	vm_index_share(vm, w->as_id);
 	return r ? vm_refuse(w->err, -r, MS_RULE_NO_MEMORY, 0, NULL) : 0;
 }
 

@@ -8,7 +8,9 @@
 _Thread_local struct srcu_cache srcu_cache[SRCU_CACHED];
 
 /* Yields before a writer goes to sleep: most sections are shorter than falling asleep is. */
+#ifndef YIELDS /* a test has its own */
 #define YIELDS 8
+#endif
 
 /* A sleep ends by itself after so long: a reader may look at `waiting` just before it is set. */
 #define NAP_US 1000
@@ -55,10 +57,20 @@ static void after_fork(void)
 	pthread_mutex_unlock(&domains_lock);
 }
 
+/* Only the thread that forked is in the child: a change that it is in the middle of must not wait for the others. */
+static void in_child(void)
+{
+	for (struct srcu *s = domains; s; s = s->next_domain)
+		for (struct srcu_reader *r = atomic_load(&s->readers); r; r = r->next)
+			if (r != &s->shared && atomic_load_explicit(&r->owner, memory_order_relaxed) != thread_number())
+				take_back(r);
+	pthread_mutex_unlock(&domains_lock);
+}
+
 static void prepare_process(void)
 {
 	pthread_key_create(&thread_end, take_back_all);
-	pthread_atfork(before_fork, after_fork, after_fork);
+	pthread_atfork(before_fork, after_fork, in_child);
 }
 
 /* The name goes with the record; a writer reads it after a count of the new owner, which orders it. */

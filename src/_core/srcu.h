@@ -38,7 +38,14 @@
 #include "thread.h"
 
 /* What a thread's lookups found; counted where the thread writes anyway. */
-enum srcu_count { SRCU_HIT_LAST_USED, SRCU_HIT_SEARCH, SRCU_MISS, SRCU_VCPU_BYPASS, SRCU_NR_COUNTS };
+enum srcu_count {
+	SRCU_HIT_LAST_USED,
+	SRCU_HIT_SEARCH,
+	SRCU_INDEXED,
+	SRCU_MISS,
+	SRCU_VCPU_BYPASS,
+	SRCU_NR_COUNTS
+};
 
 struct srcu_reader {
 	cache_aligned _Atomic uint64_t lock[2];
@@ -48,7 +55,8 @@ struct srcu_reader {
 	/* The owner's own. */
 	cache_aligned uint32_t depth; /* sections of this domain */
 	uint32_t bank;                /* of the outermost one */
-	uint64_t view;                /* what the outermost one saw published: lookup.c's */
+	uint64_t view;                /* what the outermost one saw published: look.h's */
+	const void *last_record;      /* of an index, where the last lookup ended: lookup.c's, only compared */
 
 	struct srcu *domain;
 	_Atomic uint64_t owner;       /* a thread_number(), SRCU_FREE or SRCU_SHARED */

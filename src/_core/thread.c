@@ -2,6 +2,7 @@
 #define _GNU_SOURCE
 #include "thread.h"
 
+#include <errno.h>
 #include <pthread.h>
 #include <time.h>
 
@@ -53,11 +54,11 @@ uint32_t thread_os_id(void)
 	return (uint32_t)syscall(SYS_gettid);
 }
 
-void thread_wait(_Atomic uint32_t *word, uint32_t value, unsigned us)
+bool thread_wait(_Atomic uint32_t *word, uint32_t value, unsigned us)
 {
 	struct timespec limit = { .tv_sec = us / 1000000, .tv_nsec = (long)(us % 1000000) * 1000 };
 
-	syscall(SYS_futex, word, FUTEX_WAIT_PRIVATE, value, &limit, NULL, 0);
+	return syscall(SYS_futex, word, FUTEX_WAIT_PRIVATE, value, &limit, NULL, 0) && errno != EAGAIN;
 }
 
 void thread_wake_all(_Atomic uint32_t *word)
@@ -71,12 +72,13 @@ uint32_t thread_os_id(void)
 }
 
 /* Without a futex a waiter polls: right everywhere, quick nowhere. */
-void thread_wait(_Atomic uint32_t *word, uint32_t value, unsigned us)
+bool thread_wait(_Atomic uint32_t *word, uint32_t value, unsigned us)
 {
 	struct timespec nap = { .tv_nsec = (long)(us < 50 ? us : 50) * 1000 };
 
 	if (atomic_load_explicit(word, memory_order_relaxed) == value)
 		nanosleep(&nap, NULL);
+	return atomic_load_explicit(word, memory_order_relaxed) == value;
 }
 
 void thread_wake_all(_Atomic uint32_t *word)

@@ -43,8 +43,9 @@ uint32_t thread_os_id(void);
 /* Nanoseconds of a clock that only runs forwards. */
 uint64_t thread_clock_ns(void);
 
-/* Sleeps while *word == value, for at most `us` microseconds. */
-void thread_wait(_Atomic uint32_t *word, uint32_t value, unsigned us);
+/* Sleeps while *word == value, for at most `us` microseconds -> whether it was for want of a wake-up that it ended:
+ * the time was over, or a signal came. */
+bool thread_wait(_Atomic uint32_t *word, uint32_t value, unsigned us);
 void thread_wake_all(_Atomic uint32_t *word);
 
 #endif

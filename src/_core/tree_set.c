@@ -51,6 +51,78 @@ static struct memslot *tree_search_call(const struct memslot_set *set, uint64_t 
 	return tree_search(set, gfn);
 }
 
+/* ---- many searches at once ---- */
+
+/* From so many slots on a tree no longer fits the first cache, and waiting for one node costs more than the lanes do. */
+#define LANES_PAY 256
+
+/* Where a lane waits for the others: no gfn is in it, and it leads nowhere.  A gfn that is >= its base is in no slot. */
+static const struct tree_slot lane_end = { .slot.base_gfn = UINT64_MAX };
+
+struct lanes {
+	const struct rb_node *node[TREE_LANES], *floor[TREE_LANES];
+};
+
+/* next, or end where there is none: a compiler would branch, and guess wrong about when a lane ends. */
+static inline const struct rb_node *next_or(const struct rb_node *next, const struct rb_node *end)
+{
+#if TREE_BY_HAND
+	__asm__("testq %[next], %[next]\n\tcmoveq %[end], %[next]" : [next] "+r"(next) : [end] "r"(end) : "cc");
+	return next;
+#else
+	return next ? next : end;
+#endif
+}
+
+/* Each lane one level down; whether one has not ended.  The node of a lane is one line, which it will look at when
+ * the others have moved. */
+static inline bool lanes_step(struct lanes *lanes, uint32_t idx, const uint64_t *gfns, size_t n)
+{
+	const struct rb_node *end = &lane_end.gfn_node[idx];
+	uintptr_t going = 0;
+
+	for (size_t i = 0; i < n; i++) {
+		const struct rb_node *next = tree_step(lanes->node[i], idx, gfns[i], &lanes->floor[i]);
+
+		going |= (uintptr_t)next;
+		next = next_or(next, end);
+		__builtin_prefetch(slot_of_gfn_node(next, idx));
+		lanes->node[i] = next;
+	}
+	return going;
+}
+
+/* Inlined with each idx. */
+static inline void search_lanes(const struct memslot_set *set, uint32_t idx, const uint64_t *gfns,
+				struct memslot **slots, size_t n)
+{
+	struct lanes lanes;
+
+	for (size_t i = 0; i < n; i++) {
+		lanes.node[i] = set->gfn_tree.node;
+		lanes.floor[i] = &lane_end.gfn_node[idx];
+	}
+	while (lanes_step(&lanes, idx, gfns, n))
+		;
+	for (size_t i = 0; i < n; i++) {
+		struct memslot *slot = slot_of_gfn_node(lanes.floor[i], idx);
+
+		slots[i] = memslot_contains(slot, gfns[i]) ? slot : NULL;
+	}
+}
+
+void tree_search_many(const struct memslot_set *set, const uint64_t *gfns, struct memslot **slots, size_t n)
+{
+	ms_assert(n <= TREE_LANES);
+	if (set->nr < LANES_PAY)
+		for (size_t i = 0; i < n; i++)
+			slots[i] = tree_search(set, gfns[i]);
+	else if (set->node_idx)
+		search_lanes(set, 1, gfns, slots, n);
+	else
+		search_lanes(set, 0, gfns, slots, n);
+}
+
 static struct memslot *tree_find(const struct memslot_set *set, uint32_t id)
 {
 	struct id_link *link = id_hash_find(&set->ids, id);
@@ -254,10 +326,12 @@ static int tree_check(const struct memslot_set *set, char *letter)
 const struct memslot_design DESIGN_OF(tree) = {
 	.name = "tree",
 	.shares_slots = true,
+	.indexed = true,
 	.init = tree_init,
 	.alloc_slot = tree_alloc_slot,
 	.free_slot = tree_free_slot,
 	.search = tree_search_call,
+	.search_many = tree_search_many,
 	.find = tree_find,
 	.first_from = tree_first_from,
 	.next = tree_next,

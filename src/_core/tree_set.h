@@ -34,21 +34,50 @@ static inline struct memslot *slot_of_gfn_node(const struct rb_node *node, uint3
 	return &container_of((uintptr_t)(node - idx), struct tree_slot, gfn_node[0])->slot;
 }
 
-/* The slot with the largest base_gfn <= gfn, or NULL.  Without a branch that depends on the keys: a random lookup
- * would mispredict half of them. */
+/* Conditional moves in assembly. */
+#if defined(__x86_64__) && defined(__LP64__) && defined(__GNUC__) && !MS_SANITIZED
+#define TREE_BY_HAND 1
+#else
+#define TREE_BY_HAND 0
+#endif
+
+/*
+ * One level down: the child of node on gfn's side; *floor becomes node where its base_gfn <= gfn.  Without a branch that
+ * depends on the keys: a random lookup would mispredict half of them.  Compilers make branches of every way to write
+ * that in C, or a chain that waits for the comparison before it loads the child; hence two conditional moves.
+ */
+static inline const struct rb_node *tree_step(const struct rb_node *node, uint32_t idx, uint64_t gfn,
+					      const struct rb_node **floor)
+{
+	const struct memslot *slot = slot_of_gfn_node(node, idx);
+
+#if TREE_BY_HAND
+	const struct rb_node *next = node->child[0];
+
+	__asm__("cmpq %[base], %[gfn]\n\t"
+		"cmovae %[node], %[floor]\n\t"
+		"cmovae %[right], %[next]"
+		: [floor] "+r"(*floor), [next] "+&r"(next)
+		: [gfn] "r"(gfn), [base] "m"(slot->base_gfn), [node] "r"(node), [right] "m"(node->child[1])
+		: "cc");
+	return next;
+#else
+	bool right = gfn >= slot->base_gfn;
+
+	*floor = right ? node : *floor;
+	return node->child[right];
+#endif
+}
+
+/* The slot with the largest base_gfn <= gfn, or NULL. */
 static inline struct memslot *tree_floor(const struct memslot_set *set, uint64_t gfn)
 {
-	const struct rb_node *node = set->gfn_tree.node;
-	struct memslot *floor = NULL;
+	const struct rb_node *node = set->gfn_tree.node, *floor = NULL;
+	uint32_t idx = set->node_idx;
 
-	while (node) {
-		struct memslot *slot = slot_of_gfn_node(node, set->node_idx);
-		bool right = gfn >= slot->base_gfn;
-
-		floor = right ? slot : floor;
-		node = node->child[right];
-	}
-	return floor;
+	while (node)
+		node = tree_step(node, idx, gfn, &floor);
+	return floor ? slot_of_gfn_node(floor, idx) : NULL;
 }
 
 static inline struct memslot *tree_search(const struct memslot_set *set, uint64_t gfn)
@@ -57,5 +86,12 @@ static inline struct memslot *tree_search(const struct memslot_set *set, uint64_
 
 	return slot && memslot_contains(slot, gfn) ? slot : NULL;
 }
+
+/* How many searches tree_search_many() makes at once. */
+#define TREE_LANES 32
+
+/* slots[i] becomes the slot that contains gfns[i], or NULL; n <= TREE_LANES.  The searches descend side by side, so that
+ * they wait for memory together. */
+void tree_search_many(const struct memslot_set *set, const uint64_t *gfns, struct memslot **slots, size_t n);
 
 #endif

@@ -18,6 +18,7 @@
 #include <string.h>
 
 #include "rules.h"
+#include "vm_index.h"
 
 struct edit {
 	struct memslot *old, *new_slot;
@@ -39,6 +40,7 @@ struct ms_update {
 	uint32_t as_id;
 	bool in_step;   /* the owner's step is inside a flush hook, or waits for readers and may be reporting one */
 	bool abandoned; /* ... which has given the update up */
+	bool returning; /* abandoned: the set of the beginning is published, the grace period is still to come */
 	struct list edits, touched;
 };
 
@@ -164,7 +166,7 @@ static void edit_inactive(struct ms_update *u, struct memslot *old, struct memsl
 
 	u->vm->design->begin(&u->vm->memory, as, set, 1); /* never fails in design "tree" */
 	u->vm->design->end(&u->vm->memory, as, set);
-	u->vm->design->replace(set, old, new_slot);
+	vm_replace(u->vm, set, old, new_slot);
 	*edit_at(u, u->edits.nr++) = (struct edit){ old, new_slot, set->node_idx };
 }
 
@@ -385,6 +387,7 @@ int ms_update_begin(struct ms_vm *vm, uint32_t as_id, struct ms_update **out, st
 	}
 	u->vm = vm;
 	u->as_id = as_id;
+	vm_index_share(vm, as_id);
 	atomic_store_explicit(&vm->update, u, memory_order_relaxed);
 	*out = u;
 	return 0;
@@ -411,7 +414,7 @@ static void take_back_inactive(struct ms_update *u)
 		struct edit *edit = edit_at(u, i);
 
 		if (edit->node_idx == set->node_idx)
-			u->vm->design->replace(set, edit->new_slot, edit->old);
+			vm_replace(u->vm, set, edit->new_slot, edit->old);
 	}
 }
 
@@ -498,9 +501,19 @@ int ms_update_end(struct ms_update *u, bool keep, struct ms_error *err)
 	return alike || !keep ? 0 : vm_refuse(err, EINVAL, MS_RULE_SETS_DIFFER, 0, NULL);
 }
 
+/* What ms_update_abandon() left to whoever wants the lock next. */
 static void finish_orphan(struct ms_vm *vm)
 {
-	finish(atomic_load_explicit(&vm->update, memory_order_relaxed), false);
+	struct ms_update *u = atomic_load_explicit(&vm->update, memory_order_relaxed);
+
+	if (!u->returning) {
+		finish(u, false);
+		return;
+	}
+	vm_swap_end(vm, u->as_id);
+	take_back_inactive(u);
+	settle(u);
+	free_update(u);
 }
 
 static bool inside_own_step(const struct ms_update *u)
@@ -508,15 +521,33 @@ static bool inside_own_step(const struct ms_update *u)
 	return atomic_load_explicit(&u->vm->slots_lock.owner, memory_order_relaxed) == thread_number() && u->in_step;
 }
 
+/* All that needs no waiting: readers see the set of the beginning again. */
+static void go_back(struct ms_update *u)
+{
+	take_back_inactive(u);
+	vm_swap_begin(u->vm, u->as_id);
+	u->returning = true;
+}
+
+/* A collector calls this, anywhere: it waits for nobody (a reader might wait for what the collector's thread holds). */
 void ms_update_abandon(struct ms_update *u)
 {
+	struct ms_vm *vm = u->vm;
 	int r;
 
 	if (inside_own_step(u)) {
 		u->abandoned = true;
 		return;
 	}
-	r = ms_update_end(u, false, NULL);
-	if (r && r != -EIO) /* a child has no writer that could wait for the lock */
-		vm_orphan(u->vm, finish_orphan);
+	r = may_end(u, NULL);
+	if (r == -EIO) /* a child has no writer that could wait for the lock */
+		return;
+	if (!r && !edited(u, vm_active_set(vm, u->as_id))) {
+		finish(u, false);
+		vm_unlock(vm);
+		return;
+	}
+	if (!r)
+		go_back(u);
+	vm_orphan(vm, finish_orphan);
 }

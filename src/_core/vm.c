@@ -13,8 +13,10 @@ static const struct memslot_design *const designs[] = {
 #undef DESIGN
 };
 
-/* One sleep on slots_lock; a missed wake-up costs no more. */
+/* One sleep on slots_lock; a missed wake-up costs no more, and so late is a waiter that is called away. */
 #define LOCK_NAP_US 10000
+
+static _Atomic(ms_poll_fn *) poll_fn; /* row "poll" */
 
 int vm_refuse(struct ms_error *err, int code, enum ms_rule rule, uint64_t limit, const struct memslot *other)
 {
@@ -49,15 +51,30 @@ static bool adopt(struct ms_vm *vm)
 	return true;
 }
 
-static void lock_wait(struct ms_vm *vm)
+void ms_set_poll(ms_poll_fn *poll)
+{
+	atomic_store_explicit(&poll_fn, poll, memory_order_relaxed);
+}
+
+static bool called_away(void)
+{
+	ms_poll_fn *poll = atomic_load_explicit(&poll_fn, memory_order_relaxed);
+
+	return poll && poll();
+}
+
+/* Giving up leaves state at 2: whoever releases the lock wakes nobody, at the worst. */
+static int lock_wait(struct ms_vm *vm, struct ms_error *err)
 {
 	struct slots_lock *lock = &vm->slots_lock;
 
 	while (atomic_exchange_explicit(&lock->state, 2, memory_order_acquire)) {
 		if (adopt(vm))
-			return;
-		thread_wait(&lock->state, 2, LOCK_NAP_US);
+			return 0;
+		if (thread_wait(&lock->state, 2, LOCK_NAP_US) && called_away())
+			return vm_refuse(err, EINTR, MS_RULE_INTERRUPTED, 0, NULL);
 	}
+	return 0;
 }
 
 static void lock_release(struct slots_lock *lock)
@@ -93,7 +110,9 @@ static int take_lock(struct ms_vm *vm, struct ms_error *err)
 	if (!lock_try(&vm->slots_lock) && !adopt(vm)) {
 		if (thread_self.hooks)
 			return vm_refuse(err, EBUSY, MS_RULE_HOOK, 0, NULL);
-		lock_wait(vm);
+		r = lock_wait(vm, err);
+		if (r)
+			return r;
 	}
 	atomic_store_explicit(&vm->slots_lock.owner, thread_number(), memory_order_relaxed);
 	return 0;
@@ -120,11 +139,12 @@ void vm_orphan(struct ms_vm *vm, vm_adopt_fn *adopt_fn)
 {
 	atomic_store_explicit(&vm->slots_lock.owner, 0, memory_order_relaxed);
 	atomic_store_explicit(&vm->orphan, adopt_fn, memory_order_release);
+	thread_wake_all(&vm->slots_lock.state);
 }
 
 /* ---- the swap ---- */
 
-void vm_swap(struct ms_vm *vm, uint32_t as_id)
+void vm_swap_begin(struct ms_vm *vm, uint32_t as_id)
 {
 	struct memslot_set *active = vm_active_set(vm, as_id), *next = vm_inactive_set(vm, as_id);
 	uint64_t gen = atomic_load_explicit(&active->generation, memory_order_relaxed);
@@ -134,9 +154,38 @@ void vm_swap(struct ms_vm *vm, uint32_t as_id)
 	point(WRITER_PUBLISHES);
 	atomic_store_explicit(&vm->active, view ^ (uint64_t)1 << as_id, memory_order_seq_cst);           /* A */
 	point(WRITER_PUBLISHED);
+}
+
+/* A hook may have left a read section of this VM open: its thread, which is this one, does not read meanwhile, and is
+ * not waited for.  Its section goes on afterwards. */
+static void synchronize(struct ms_vm *vm)
+{
+	struct srcu_reader *own = unlikely(thread_self.sections) ? srcu_reader(&vm->srcu) : NULL;
+
+	if (likely(!own) || srcu_is_shared(own) || !own->depth) {
+		synchronize_srcu(&vm->srcu);
+		return;
+	}
+	srcu_count_out(&own->unlock[own->bank]);
 	synchronize_srcu(&vm->srcu);
+	own->bank = atomic_load_explicit(&vm->srcu.bank, memory_order_seq_cst);
+	atomic_fetch_add_explicit(&own->lock[own->bank], 1, memory_order_seq_cst); /* A */
+}
+
+void vm_swap_end(struct ms_vm *vm, uint32_t as_id)
+{
+	struct memslot_set *active = vm_active_set(vm, as_id);
+	uint64_t gen = atomic_load_explicit(&active->generation, memory_order_relaxed) & ~MS_GEN_UPDATE_IN_PROGRESS;
+
+	synchronize(vm);
 	point(WRITER_GRACE_OVER);
-	atomic_store_explicit(&next->generation, gen + vm->config.address_spaces, memory_order_relaxed); /* G */
+	atomic_store_explicit(&active->generation, gen + vm->config.address_spaces, memory_order_relaxed); /* G */
+}
+
+void vm_swap(struct ms_vm *vm, uint32_t as_id)
+{
+	vm_swap_begin(vm, as_id);
+	vm_swap_end(vm, as_id);
 }
 
 void vm_flush(struct ms_vm *vm, const struct memslot *active, const struct memslot *old)
@@ -281,12 +330,18 @@ int ms_vm_create(const struct ms_config *config, struct ms_vm **out)
 	return r;
 }
 
+static void empty_set(struct ms_vm *vm, struct memslot_set *set, bool free_slots)
+{
+	set_index_forget(set);
+	vm->design->empty(&vm->memory, set, free_slots);
+}
+
 /* The inactive set forgets its slots and is published; then nobody sees them any more. */
 static void empty_address_space(struct ms_vm *vm, uint32_t as_id)
 {
-	vm->design->empty(&vm->memory, vm_inactive_set(vm, as_id), false);
+	empty_set(vm, vm_inactive_set(vm, as_id), false);
 	vm_swap(vm, as_id);
-	vm->design->empty(&vm->memory, vm_inactive_set(vm, as_id), true);
+	empty_set(vm, vm_inactive_set(vm, as_id), true);
 }
 
 int ms_vm_close(struct ms_vm *vm, struct ms_error *err)
@@ -325,8 +380,8 @@ void ms_vm_destroy(struct ms_vm *vm)
 		return;
 	adopt(vm);
 	for (uint32_t i = 0; i < vm->config.address_spaces; i++) {
-		vm->design->empty(&vm->memory, &vm->as[i].set[0], false);
-		vm->design->empty(&vm->memory, &vm->as[i].set[1], true);
+		empty_set(vm, &vm->as[i].set[0], false);
+		empty_set(vm, &vm->as[i].set[1], true);
 	}
 	srcu_deinit(&vm->srcu);
 	free_vcpus(vm);
@@ -339,6 +394,16 @@ void ms_vm_destroy(struct ms_vm *vm)
 const struct ms_config *ms_vm_config(const struct ms_vm *vm)
 {
 	return &vm->config;
+}
+
+void ms_set_index_policy(struct ms_vm *vm, enum ms_index_policy policy)
+{
+	atomic_store_explicit(&vm->index_policy, policy, memory_order_relaxed);
+}
+
+enum ms_index_policy ms_index_policy(const struct ms_vm *vm)
+{
+	return atomic_load_explicit(&vm->index_policy, memory_order_relaxed);
 }
 
 uint64_t ms_nr_memslots(const struct ms_vm *vm)

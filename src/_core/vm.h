@@ -5,7 +5,7 @@
  * The writer (region.c, update.c) and the readers (lookup.c) share this file and nothing above it.
  *
  * Which set is active is one bit per address space in one word, so that a read section sees all address spaces of one
- * moment.  vm_swap() is the only place that changes it.
+ * moment.  vm_swap_begin() is the only place that changes it.
  *
  * Ordering (rows "active" and "generation" of docs/locking.md)
  *   A  a reader counts itself in, then loads `active`; the writer stores `active`, then reads the counts: seq_cst;
@@ -41,9 +41,11 @@ struct ms_vm {
 	struct address_space *as;
 	struct ms_config config;
 	uint64_t forks; /* process_forks() at creation */
+	_Atomic uint32_t index_policy; /* enum ms_index_policy; row "policy" */
 
 	struct srcu srcu;
 	struct memory memory;
+	_Atomic uint64_t index_builds, index_patches; /* row "counters" */
 
 	cache_aligned struct slots_lock slots_lock;
 	/* All below under slots_lock. */
@@ -63,11 +65,17 @@ struct ms_vcpu {
 	struct ms_vm *vm;
 	_Atomic uint32_t busy;  /* a thread is using the hint (row "vCPU") */
 	_Atomic uint32_t as_id;
-	struct memslot *last_used_slot; /* both under `busy` */
+	struct memslot *last_used_slot; /* these three under `busy` */
 	uint64_t last_used_slot_gen;
+	const void *last_record;        /* of an index, only compared */
 	_Atomic uint32_t given_back;    /* nobody has it: ms_vcpu_create() may hand it out again */
 	struct ms_vcpu *next;           /* all of the VM, under slots_lock */
 };
+
+/* The policies that have this bit use no index, and make none. */
+#define VM_INDEX_NEVER MS_INDEX_OFF
+_Static_assert((MS_INDEX_OFF & MS_INDEX_WALK) == VM_INDEX_NEVER && !((MS_INDEX_AUTO | MS_INDEX_EAGER) & VM_INDEX_NEVER),
+	       "one bit tells");
 
 static inline bool vcpu_try_use(struct ms_vcpu *vcpu)
 {
@@ -97,6 +105,10 @@ static inline struct memslot_set *vm_inactive_set(struct ms_vm *vm, uint32_t as_
 
 /* Publishes the inactive set of as_id and returns when nobody can still use the former one.  Under slots_lock. */
 void vm_swap(struct ms_vm *vm, uint32_t as_id);
+
+/* Its halves, for a thread that may not wait: it publishes, and whoever has the lock next does the rest. */
+void vm_swap_begin(struct ms_vm *vm, uint32_t as_id);
+void vm_swap_end(struct ms_vm *vm, uint32_t as_id);
 
 /* Tells the listeners that readers now see `active`, the INVALID copy of old.  Under slots_lock. */
 void vm_flush(struct ms_vm *vm, const struct memslot *active, const struct memslot *old);

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os as _os
 
+from . import _interpreter as _interpreter  # first: it refuses before the extension is loaded
 from ._memslots import (
     VCPU,
     VM,

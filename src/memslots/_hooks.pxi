@@ -9,12 +9,19 @@ cdef class _Hook:
     cdef object listener
     cdef dict raised  # the VM's: what hooks raised, by the thread that runs the change
 
-    cdef void keep(self, object error):
-        self.raised.setdefault(PyThread_get_thread_ident(), []).append(error)
+    # Where there is no memory to keep it, a refusal is still one: see _refusal().
+    cdef void keep(self, object error) noexcept:
+        try:
+            self.raised.setdefault(PyThread_get_thread_ident(), []).append(error)
+        except MemoryError:
+            pass
 
-    cdef void keep_refusal(self, object error):
+    cdef void keep_refusal(self, object error) noexcept:
         """First in the list: it is the reason why the change fails."""
-        self.raised.setdefault(PyThread_get_thread_ident(), []).insert(0, error)
+        try:
+            self.raised.setdefault(PyThread_get_thread_ident(), []).insert(0, error)
+        except MemoryError:
+            pass
 
 
 cdef object _change(const ms_change *change):
@@ -23,12 +30,13 @@ cdef object _change(const ms_change *change):
 
 cdef int _prepare(void *opaque, const ms_change *change) noexcept with gil:
     cdef _Hook hook = <_Hook>opaque
+    cdef int r = -ECANCELED
     try:
         hook.listener.prepare(_change(change))
-        return 0
-    except BaseException as error:
+        r = 0
+    except BaseException as error:  # no return in here: Cython's crashes where there was no memory for a traceback
         hook.keep_refusal(error)
-        return -ECANCELED
+    return r
 
 
 cdef void _abort(void *opaque, const ms_change *change) noexcept with gil:

@@ -72,7 +72,7 @@ def time_changes(VM vm not None, regions, group=1):
     _check_open(vm)
     if not isinstance(regions, np.ndarray) or regions.dtype != REGION_DTYPE or regions.ndim != 1:
         raise TypeError("regions must be an array of REGION_DTYPE with one dimension")
-    rows = np.ascontiguousarray(regions)
+    rows = np.array(regions, subok=False)  # a copy: what is validated must not change afterwards
     n = rows.size
     results = np.zeros(n, dtype=np.int32)
     times = np.zeros((n + per - 1) // per, dtype=np.uint64)
@@ -81,6 +81,8 @@ def time_changes(VM vm not None, regions, group=1):
     ns = <uint64_t *>cnp.PyArray_DATA(times)
     with nogil:
         ms_time_changes(vm._vm, r, n, per, out, ns)
+    if _interrupts and PyThread_get_thread_ident() in _interrupts:
+        raise _interrupt()
     if vm._raised:
         _report_hooks(vm)
     return times, results
@@ -89,5 +91,8 @@ def time_changes(VM vm not None, regions, group=1):
 def time_nothing(n=1000):
     """The clock's own share of each time: n times of no call at all, uint64 nanoseconds."""
     cdef cnp.ndarray times = np.zeros(_number(n, "n", 0x7FFFFFFF), dtype=np.uint64)
-    ms_time_nothing(times.size, <uint64_t *>cnp.PyArray_DATA(times))
+    cdef size_t size = cnp.PyArray_SIZE(times)
+    cdef uint64_t *ns = <uint64_t *>cnp.PyArray_DATA(times)
+    with nogil:
+        ms_time_nothing(size, ns)
     return times

@@ -12,14 +12,18 @@ cdef class MemorySlot:
     __match_args__ = ("id", "as_id", "base_gfn", "npages", "userspace_addr", "flags")
 
     cdef ms_memslot _value
+    cdef bint _made
 
     def __init__(self, id, as_id, base_gfn, npages, userspace_addr, flags=0):
+        if self._made:
+            raise TypeError("a MemorySlot never changes: make another one")
         self._value.id = _u32(id, "id")
         self._value.as_id = _u32(as_id, "as_id")
         self._value.base_gfn = _u64(base_gfn, "base_gfn")
         self._value.npages = _u64(npages, "npages")
         self._value.userspace_addr = _u64(userspace_addr, "userspace_addr")
         self._value.flags = _u32(flags, "flags")
+        self._made = True
 
     @property
     def id(self):
@@ -92,6 +96,7 @@ cdef class MemorySlot:
 cdef MemorySlot _slot(const ms_memslot *value):
     cdef MemorySlot slot = MemorySlot.__new__(MemorySlot)
     slot._value = value[0]
+    slot._made = True
     return slot
 
 

@@ -7,8 +7,19 @@ Whatever takes slots_lock or may wait runs without the GIL: a hook needs the GIL
 would wait for ever.  One lookup keeps it, since it cannot wait and costs less than giving it away.
 """
 
+cdef extern from *:
+    """
+    #if PY_VERSION_HEX >= 0x030D0000
+    #define memslots_is_finalizing Py_IsFinalizing
+    #else
+    #define memslots_is_finalizing _Py_IsFinalizing
+    #endif
+    """
+    bint _is_finalizing "memslots_is_finalizing"()
+
 import errno
 import operator
+import threading
 import warnings
 
 import numpy as np
@@ -16,12 +27,13 @@ import numpy as np
 cimport cython
 cimport numpy as cnp
 from cpython.buffer cimport PyObject_CheckBuffer
-from cpython.exc cimport PyErr_Clear, PyErr_Occurred
+from cpython.exc cimport PyErr_CheckSignals, PyErr_Clear, PyErr_Occurred, PyErr_WarnEx
 from cpython.long cimport PyLong_CheckExact
 from cpython.pythread cimport PyThread_get_thread_ident
-from libc.stdint cimport int32_t, uint32_t, uint64_t
+from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memset
+from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 
 from .libmemslots cimport *
 
@@ -96,15 +108,36 @@ _RULES = {
     MS_RULE_HANDLE: "HANDLE",
     MS_RULE_SETS_DIFFER: "SETS_DIFFER",
     MS_RULE_BACKEND: "BACKEND",
+    MS_RULE_INTERRUPTED: "INTERRUPTED",
 }
 
+_POLICIES = ("auto", "off", "eager", "walk")  # in the order of enum ms_index_policy
+
 # Of calls that never got the VM's lock.
-_NOT_LOCKED = frozenset((MS_RULE_READ_SECTION, MS_RULE_HOOK, MS_RULE_UPDATE, MS_RULE_FORKED, MS_RULE_CLOSED))
+_NOT_LOCKED = frozenset((MS_RULE_READ_SECTION, MS_RULE_HOOK, MS_RULE_UPDATE, MS_RULE_FORKED, MS_RULE_CLOSED,
+                         MS_RULE_INTERRUPTED))
 
 
 def build_info() -> dict:
-    """What the C core was built with: compiler, whether asserts are on, sanitizer."""
-    return dict(item.split("=", 1) for item in ms_build_info().decode().split("; "))
+    """What the C core was built with (compiler, whether asserts are on, sanitizer), and what batches use on this CPU
+    (simd; the environment variable MEMSLOTS_SIMD may name another level of ``simd_levels()``)."""
+    info = dict(item.split("=", 1) for item in ms_build_info().decode().split("; "))
+    return info | {"simd": ms_simd().decode()}
+
+
+def simd_levels() -> tuple:
+    """What batches can use on this CPU, "portable" first.  All give the same answers."""
+    cdef list names = []
+    while ms_simd_name(len(names)) is not NULL:
+        names.append(ms_simd_name(len(names)).decode())
+    return tuple(names)
+
+
+def set_simd(name):
+    """Makes batches of this process use another one of ``simd_levels()``, for tests and measurements."""
+    if name not in simd_levels():
+        raise from_errno(errno.ENOSYS, f"this CPU has no level {name!r}; it has {', '.join(simd_levels())}")
+    ms_set_simd(name.encode())
 
 
 def backends() -> tuple:
@@ -118,9 +151,17 @@ include "_integers.pxi"
 include "_memory_slot.pxi"
 include "_hooks.pxi"
 include "_arrays.pxi"
+include "_interrupts.pxi"
 
 
 # ---- what the calls of VM share ------------------------------------------------------------------------------------
+
+cdef const ms_config *_config(VM vm) except NULL:
+    """The limits; a subclass's __del__ may come by a VM that was refused while it was made."""
+    if vm._vm is NULL:
+        _check_open(vm)
+    return ms_vm_config(vm._vm)
+
 
 cdef int _check_open(VM vm) except -1:
     if vm._closed:
@@ -143,9 +184,11 @@ cdef object _refusal(VM vm, int r, const ms_error *err, object request, str wher
     """The exception for what C refused: what prepare raised, where that is why.
 
     A call that got no lock ran no hook: what this thread's hooks raised belongs to the change that runs them."""
+    if err.rule == MS_RULE_INTERRUPTED:
+        return _interrupt()
     raised = [] if err.rule in _NOT_LOCKED else _take_raised(vm) or []
-    if err.rule == MS_RULE_LISTENER and r == -ECANCELED and raised:
-        return _with_notes(raised.pop(0), raised)
+    if err.rule == MS_RULE_LISTENER and r == -ECANCELED:
+        return _with_notes(raised.pop(0), raised) if raised else _out_of_memory()
     other = _slot_or_none(&err.other)
     return _with_notes(refused(-r, _RULES[err.rule], err.limit, other, request, where), raised)
 
@@ -157,7 +200,11 @@ cdef list _take_raised(VM vm):
 cdef object _with_notes(object error, list raised):
     """The exception of a change, told what else its hooks raised."""
     for other in raised:
-        error.add_note(f"a hook of the same change raised {other!r}")
+        try:
+            words = repr(other)
+        except Exception:
+            words = f"a {type(other).__name__} that cannot be printed"
+        error.add_note(f"a hook of the same change raised {words}")
     return error
 
 
@@ -170,6 +217,16 @@ cdef int _report_hooks(VM vm) except -1:
         error.add_note(f"raised {source}; the change itself is complete")
         raise _with_notes(error, raised)
     return 0
+
+
+cdef object _not_too_many(VM vm, object array):
+    """Before a copy is made of what may be no more than a claim to be large."""
+    if not isinstance(array, np.ndarray):
+        return array
+    if cnp.PyArray_SIZE(array) > _config(vm).user_mem_slots:
+        raise ValueError(f"load_memslots takes at most user_mem_slots = {_config(vm).user_mem_slots} entries, "
+                         f"not {cnp.PyArray_SIZE(array)}")
+    return _plain(array)
 
 
 cdef object _load_refusal(VM vm, int r, const ms_error *err, object rows):
@@ -189,36 +246,46 @@ cdef object _no_hva(VM vm, uint64_t hva, object what, uint64_t number, object as
                              "one that is being deleted or moved")
 
 
-cdef object _many(VM vm, _Many what, object numbers, str name, object out, object dtype, object as_id, bint write):
-    cdef uint32_t space = _as_id(vm, as_id)
+cdef object _many(VM vm, _Many what, object numbers, str name, object out, int type_num, object as_id, bint write):
+    cdef uint32_t space = 0
     cdef cnp.ndarray array = _numbers(numbers, name)
-    cdef cnp.ndarray result = _result(out, array, dtype)
+    cdef cnp.ndarray result = _result(out, array, type_num)
     cdef cnp.ndarray target = result
+    if vm._closed or as_id is not 0:
+        space = _as_id(vm, as_id)
     if not _in_step(array, result):
         array = np.ascontiguousarray(array)
-        target = np.empty((<object>array).shape, dtype=dtype)
-    elif _clash(array, result):
+        target = cnp.PyArray_EMPTY(cnp.PyArray_NDIM(array), cnp.PyArray_DIMS(array), type_num, 0)
+    elif out is not None and _clash(array, result):
         array = array.copy()
     _look_up(vm, what, array, target, space, write)
     if target is not result:
         result[...] = target
-    return result
+    return result if out is None else out
 
 
 cdef int _look_up(VM vm, _Many what, cnp.ndarray numbers, cnp.ndarray result, uint32_t as_id,
                   bint write) except -1:
+    """result: None for marks."""
     cdef ms_batch batch
+    cdef _Patience patience
+    cdef int r
     batch.in_ = cnp.PyArray_DATA(numbers)
     batch.in_stride = _stride(numbers)
-    batch.out = cnp.PyArray_DATA(result)
-    batch.out_stride = _stride(result)
+    batch.out = NULL if result is None else cnp.PyArray_DATA(result)
+    batch.out_stride = 0 if result is None else _stride(result)
     batch.n = cnp.PyArray_SIZE(numbers)
+    batch.poll = NULL
     if batch.n <= SMALL_BATCH:
         _run_batch(vm._vm, what, as_id, &batch, write)
-    else:
-        with nogil:
-            _run_batch(vm._vm, what, as_id, &batch, write)
-    return 0
+        return 0
+    if batch.n > MS_BATCH_PIECE and PyThread_get_thread_ident() == threading.main_thread().ident:
+        patience.asked = _milliseconds()
+        batch.poll = _ask_for_signals
+        batch.opaque = &patience
+    with nogil:
+        r = _run_batch(vm._vm, what, as_id, &batch, write)
+    return _raise_pending() if r else 0
 
 
 cdef size_t _fill(VM vm, int what, uint64_t start, uint64_t end, uint32_t as_id, ms_memslot *out,
@@ -266,6 +333,7 @@ cdef class VM:
                   backend="tree"):
         cdef ms_config config
         cdef int r
+        self._closed = True  # until it is made: an __index__ or a subclass's __del__ may look
         if not isinstance(backend, str):
             raise TypeError(f"backend must be a str, not {type(backend).__name__}")
         if backend not in backends():
@@ -292,6 +360,7 @@ cdef class VM:
         self._raised = {}
         self._stall_warning_ms = MS_STALL_AFTER_MS_DEFAULT
         ms_set_stall_report(self._vm, self._stall_warning_ms, _stalled, <void *>self._raised, NULL)
+        self._closed = False
 
     def __init__(self, *args, **limits):
         """Nothing: a VM is complete when it is new.  A subclass may take what it likes, and pass the limits on."""
@@ -311,7 +380,7 @@ cdef class VM:
 
     def __len__(self):
         """How many slots there are, in all address spaces."""
-        return ms_nr_memslots(self._vm)
+        return 0 if self._closed else ms_nr_memslots(self._vm)
 
     def __bool__(self):
         return True
@@ -334,11 +403,15 @@ cdef class VM:
         """Deletes every slot, without hooks, once no reader can see one.  Idempotent.
 
         Calls of other threads that are under way answer as if the slots were there or as if they were not.
+        While the interpreter ends it only marks the VM closed: who would have to be waited for may be gone.
         Raises ReentrantChangeError inside a read section, a hook or an update of this thread, ForkedError in a child.
         """
         cdef ms_error err
         cdef int r
         if self._closed:
+            return
+        if _is_finalizing():
+            self._closed = True  # a reader may be a thread that never runs again; the process takes the memory
             return
         with nogil:
             r = ms_vm_close(self._vm, &err)
@@ -361,27 +434,48 @@ cdef class VM:
     @property
     def user_mem_slots(self):
         """Ids are below this (KVM_CAP_NR_MEMSLOTS)."""
-        return ms_vm_config(self._vm).user_mem_slots
+        return _config(self).user_mem_slots
 
     @property
     def gpa_bits(self):
         """A slot ends at or below 2**gpa_bits bytes."""
-        return ms_vm_config(self._vm).gpa_bits
+        return _config(self).gpa_bits
 
     @property
     def hva_end_max(self):
         """A slot's host range ends at or below this (bytes)."""
-        return ms_vm_config(self._vm).hva_end_max
+        return _config(self).hva_end_max
 
     @property
     def backend(self):
         """The design of the sets."""
-        return ms_vm_config(self._vm).backend.decode()
+        return _config(self).backend.decode()
+
+    @property
+    def index_policy(self):
+        """When lookups may use an index, a copy of a set in flat arrays, in place of the tree (backend "tree" only).
+
+        "auto": when the lookups since the last change pay for making it; "eager": a batch makes one at once; "off":
+        never, batches walk the tree with many lookups side by side; "walk": never, one lookup after the other, as a
+        yardstick.  Answers are the same.  Lookups make an index, changes never do; it takes up to 32 bytes a slot,
+        more where slots are terabytes apart.  May be set at any time; ValueError for another word.
+        """
+        _config(self)
+        return _POLICIES[get_index_policy(self._vm)]
+
+    @index_policy.setter
+    def index_policy(self, value):
+        if not isinstance(value, str):
+            raise TypeError(f"index_policy must be a str, not {type(value).__name__}")
+        if value not in _POLICIES:
+            raise ValueError(f"index_policy must be one of {', '.join(_POLICIES)}, not {value!r}")
+        _config(self)
+        ms_set_index_policy(self._vm, _POLICIES.index(value))
 
     @property
     def nr_memslot_pages(self):
         """The pages of all slots in all address spaces."""
-        return ms_nr_memslot_pages(self._vm)
+        return 0 if self._closed else ms_nr_memslot_pages(self._vm)
 
     # -- changes
 
@@ -393,6 +487,9 @@ cdef class VM:
         InvalidRegionError (EINVAL), RegionOverlapError (EEXIST; ``.other`` is the slot in the way), GuestMemfdError
         (EBADF), OutOfMemoryError (ENOMEM), or what a listener's prepare raised.  Then slots, bitmaps and totals are
         as before; a refused delete or move has moved the generation.  O(log n), and one or two grace periods.
+
+        Ctrl-C, as whatever else a signal handler raises, ends the wait for another change, and nothing has happened.
+        A change that has begun is completed, though it has to wait for a reader; the exception comes after it.
         """
         cdef ms_userspace_memory_region region
         cdef ms_error err
@@ -423,7 +520,7 @@ cdef class VM:
         set_user_memory_region, RegionOverlapError also for an id that exists.  O((m + n) log (m + n)).
         """
         cdef uint32_t space = _as_id(self, as_id)
-        cdef cnp.ndarray rows = _rows_to_load(array, space)
+        cdef cnp.ndarray rows = _rows_to_load(_not_too_many(self, array), space)
         cdef const ms_memslot *slots = <const ms_memslot *>cnp.PyArray_DATA(rows)
         cdef size_t n = rows.size
         cdef ms_error err
@@ -541,23 +638,25 @@ cdef class VM:
         cdef uint32_t space = _as_id(self, as_id)
         return bool(ms_is_visible_gfn(self._vm, space, _u64(gfn, "gfn")))
 
-    def gfn_to_hva_many(self, gfns, out=None, as_id=0, write=True):
+    def gfn_to_hva_many(self, gfns, out=None, as_id=0, bint write=True):
         """Host addresses (uint64, bytes) of guest frames: an array of the same shape.
 
         gfns: uint64, or int64 without negatives, any shape and strides, the machine's byte order, aligned; an
         ndarray or anything with a buffer.  out: a writable uint64 array of that shape.  HVA_ERR_BAD stands in holes
         and INVALID slots, HVA_ERR_RO_BAD in READONLY slots when write is true; test with ``>= HVA_ERR_MIN``.
-        All answers come from one set.  TypeError and ValueError before anything is written.
+        All answers come from one published state, and no change waits for a long call (``index_policy`` says how).
+        TypeError and ValueError before anything is written; Ctrl-C ends a long call of the main thread within some
+        ten milliseconds, and what was answered until then stands in out.
         """
-        return _many(self, GFN_TO_HVA, gfns, "gfns", out, _UINT64, as_id, bool(write))
+        return _many(self, GFN_TO_HVA, gfns, "gfns", out, cnp.NPY_UINT64, as_id, write)
 
-    def gpa_to_hva_many(self, gpas, out=None, as_id=0, write=True):
+    def gpa_to_hva_many(self, gpas, out=None, as_id=0, bint write=True):
         """As gfn_to_hva_many, from guest physical addresses in bytes."""
-        return _many(self, GPA_TO_HVA, gpas, "gpas", out, _UINT64, as_id, bool(write))
+        return _many(self, GPA_TO_HVA, gpas, "gpas", out, cnp.NPY_UINT64, as_id, write)
 
     def gfn_to_slot_id_many(self, gfns, out=None, as_id=0):
         """The ids (int32) of the slots of guest frames, -1 in holes and INVALID slots; arrays as gfn_to_hva_many."""
-        return _many(self, GFN_TO_ID, gfns, "gfns", out, _INT32, as_id, False)
+        return _many(self, GFN_TO_ID, gfns, "gfns", out, cnp.NPY_INT32, as_id, False)
 
     def memslots_in_gfn_range(self, start, end, as_id=0):
         """The slots that have a frame in [start, end), by ascending gfn; none when start >= end."""
@@ -621,8 +720,9 @@ cdef class VM:
 
     def snapshot(self, as_id=0):
         """An immutable, picklable copy of the slots of an address space."""
+        cdef uint32_t space = _as_id(self, as_id)
         with ReadSection(self):
-            return Snapshot(self.memslots_array(as_id), operator.index(as_id), self.generation(as_id))
+            return Snapshot(self.memslots_array(space), space, self.generation(space))
 
     def create_vcpu(self):
         """A VCPU, which has a last_used_slot of its own."""
@@ -636,19 +736,12 @@ cdef class VM:
         ms_mark_page_dirty(self._vm, space, _u64(gfn, "gfn"))
 
     def mark_page_dirty_many(self, gfns, as_id=0):
-        """mark_page_dirty for an array of gfns, as gfn_to_hva_many takes them."""
+        """mark_page_dirty for an array of gfns, as gfn_to_hva_many takes them; each finds the slots of its moment."""
         cdef uint32_t space = _as_id(self, as_id)
         cdef cnp.ndarray array = _numbers(gfns, "gfns")
-        cdef const void *data
-        cdef ptrdiff_t stride
-        cdef size_t n
         if not _in_step(array, array):
             array = np.ascontiguousarray(array)
-        data = cnp.PyArray_DATA(array)
-        stride = _stride(array)
-        n = cnp.PyArray_SIZE(array)
-        with nogil:
-            ms_mark_page_dirty_many(self._vm, space, data, stride, n)
+        _look_up(self, MARK, array, None, space, True)
 
     def get_dirty_log(self, slot, as_id=0):
         """KVM_GET_DIRTY_LOG: ceil(npages / 64) uint64 words, bit i of word j is page 64 j + i; an array of your own.
@@ -715,7 +808,7 @@ cdef class VM:
     @property
     def manual_dirty_log_protect(self):
         """KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2: 0; 1, get_dirty_log does not clear; 3, new logs start all set too."""
-        return ms_manual_dirty_log_protect(self._vm)
+        return ms_manual_dirty_log_protect(self._vm) if self._vm is not NULL else 0
 
     @manual_dirty_log_protect.setter
     def manual_dirty_log_protect(self, value):

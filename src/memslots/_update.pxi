@@ -33,6 +33,9 @@ cdef class ReadSection:
         if self.thread == PyThread_get_thread_ident():
             for _ in range(self.depth):
                 ms_read_unlock(self.vm._vm)
+        elif self.depth:
+            PyErr_WarnEx(ResourceWarning, b"a read section was dropped by another thread than the one that entered "
+                         b"it: changes wait until that one ends", 1)
 
 
 @cython.final
@@ -48,7 +51,7 @@ cdef class SlotHandle:
 
     cdef ms_slot *_use(self, Update update) except NULL:
         """The slot, for a step of this thread in the run of the update that the handle comes from."""
-        if self.update is not update:
+        if update is None or self.update is not update:
             raise UpdateError(errno.EINVAL, "the slot belongs to another update", rule="HANDLE")
         update._check_running()
         if self._run != update._run:
@@ -114,9 +117,8 @@ cdef class Update:
             raise UpdateError(errno.EINVAL, "the update is not running: use it inside its with block", rule="HANDLE")
         return 0
 
-    cdef int _raise(self, int r, const ms_error *err, object request) except -1:
-        if r:
-            raise _refusal(self.vm, r, err, request)
+    cdef int _report(self) except -1:
+        """After a step that was made: nothing may fail any more but for what hooks raised."""
         if self.vm._raised:
             _report_hooks(self.vm)
         return 0
@@ -131,7 +133,8 @@ cdef class Update:
             raise UpdateError(errno.EINVAL, "the update is running already", rule="HANDLE")
         with nogil:
             r = ms_update_begin(self.vm._vm, as_id, &u, &err)
-        self._raise(r, &err, Request(as_id=as_id))
+        if r:
+            raise _refusal(self.vm, r, &err, Request(as_id=as_id))
         self._u = u
         self._run += 1
         self._owner = PyThread_get_thread_ident()
@@ -151,7 +154,9 @@ cdef class Update:
             self._u = u
         else:
             self._owner = 0
-        self._raise(r, &err, Request())
+        if r:
+            raise _refusal(self.vm, r, &err, Request())
+        self._report()
 
     cdef SlotHandle _handle(self, ms_slot *slot):
         cdef SlotHandle handle = SlotHandle.__new__(SlotHandle)
@@ -215,8 +220,9 @@ cdef class Update:
         value.flags = numbers.get("flags", value.flags)
         with nogil:
             r = ms_update_copy(self._u, slot, &value, &draft, &err)
-        self._raise(r, &err, Request(value.id, self.as_id, value.base_gfn << 12, value.npages << 12,
-                                     value.userspace_addr, value.flags))
+        if r:
+            raise _refusal(self.vm, r, &err, Request(value.id, self.as_id, value.base_gfn << 12, value.npages << 12,
+                                                     value.userspace_addr, value.flags))
         return self._handle(draft)
 
     cdef object _request(self, SlotHandle new):
@@ -237,7 +243,9 @@ cdef class Update:
         self._check_running()
         with nogil:
             r = ms_update_replace(self._u, old_slot, new_slot, &err)
-        self._raise(r, &err, self._request(new))
+        if r:
+            raise _refusal(self.vm, r, &err, self._request(new))
+        self._report()
 
     def invalidate(self, SlotHandle slot not None):
         """Replaces slot by an INVALID copy in the inactive set, swaps, runs flush; returns the copy, which is active
@@ -248,7 +256,9 @@ cdef class Update:
         cdef int r
         with nogil:
             r = ms_update_invalidate(self._u, old_slot, &inv, &err)
-        self._raise(r, &err, Request())
+        if r:
+            raise _refusal(self.vm, r, &err, Request())
+        self._report()
         return self._handle(inv)
 
     def swap(self):
@@ -258,7 +268,9 @@ cdef class Update:
         self._check_running()
         with nogil:
             r = ms_update_swap(self._u, &err)
-        self._raise(r, &err, Request())
+        if r:
+            raise _refusal(self.vm, r, &err, Request())
+        self._report()
 
     def activate(self, SlotHandle old, SlotHandle new):
         """swap(), then replace(old, new) in the set that has become inactive (kvm_activate_memslot())."""
@@ -269,7 +281,9 @@ cdef class Update:
         self._check_running()
         with nogil:
             r = ms_update_activate(self._u, old_slot, new_slot, &err)
-        self._raise(r, &err, self._request(new))
+        if r:
+            raise _refusal(self.vm, r, &err, self._request(new))
+        self._report()
 
 
 cdef dict _draft_fields(dict fields, bint with_id):

@@ -260,6 +260,7 @@ _MESSAGES: dict[str, Callable[[Request, int, Any], str]] = {
         "the update was left with its two sets different, or with an INVALID slot; it has been rolled back"
     ),
     "BACKEND": lambda q, limit, o: "this backend does not offer the call",
+    "INTERRUPTED": lambda q, limit, o: "the wait for the VM's lock was ended; nothing was changed",
 }
 
 

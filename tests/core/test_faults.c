@@ -5,6 +5,10 @@
  * A change that lacks memory says so and has changed nothing: not a slot, not a bit, not a block.  Buckets of the id
  * hash are the exception that they are meant to be: they are an offer, whose failure nobody hears of, and what a
  * refused change has added of them may stay.
+ *
+ * The linker leads every call of memory.h's allocators through here (--wrap), so that each place in the sources that
+ * allocates is known by its address, counted, and named in the end.  Roll-back and ends allocate nothing: they run
+ * while no allocation would succeed, and none is asked for.
  */
 #include "fixture.h"
 
@@ -12,13 +16,65 @@
 
 #define LOG MS_MEM_LOG_DIRTY_PAGES
 #define SPACES 2u
-#define TARGET 1000u /* the slot that is changed; the others are 0 .. n - 1 */
+#define TARGET 20000u /* the slot that is changed; the others are 0 .. n - 1 */
+#define TARGET_GFN 0x200000u
+#define FIRST_NEW 21000u
 #define LOADED 100u
-#define USER_SLOTS 2200u
+#define USER_SLOTS 22000u
 
 static struct ms_vm *vm;
 static uint64_t injections, unheard;
 static uint32_t loaded = LOADED;
+
+/* ---- who asks ---- */
+
+struct site {
+	uintptr_t at; /* where the call returns to */
+	uint64_t asked, once, onward;
+};
+
+static struct site sites[64];
+static size_t nr_sites;
+static uint64_t fail_call; /* the so many-th call fails, whichever memory it is of; 0: none */
+
+static struct site *site_at(uintptr_t at)
+{
+	size_t i = 0;
+
+	while (i < nr_sites && sites[i].at != at)
+		i++;
+	CHECK(i < ARRAY_SIZE(sites));
+	if (i == nr_sites)
+		sites[nr_sites++].at = at;
+	return &sites[i];
+}
+
+static void *noted(const struct memory *m, void *block, void *caller)
+{
+	struct site *site = site_at((uintptr_t)caller);
+
+	site->asked++;
+	site->once += !block && !m->fail_onward;
+	site->onward += !block && m->fail_onward;
+	return block;
+}
+
+static bool fails_here(void)
+{
+	return fail_call && --fail_call == 0;
+}
+
+#define WRAPPED(name)                                                                                                  \
+	extern void *__real_ms_##name(struct memory *m, size_t size) __attribute__((weak));                            \
+	void *__wrap_ms_##name(struct memory *m, size_t size);                                                         \
+	void *__wrap_ms_##name(struct memory *m, size_t size)                                                          \
+	{                                                                                                              \
+		return noted(m, fails_here() ? NULL : __real_ms_##name(m, size), __builtin_return_address(0));         \
+	}
+
+WRAPPED(memory_zalloc)
+WRAPPED(memory_zalloc_lines)
+WRAPPED(memory_pool_alloc)
 
 /* ---- the changes ---- */
 
@@ -28,6 +84,7 @@ struct fault_case {
 	uint32_t flags;   /* of the target before */
 	int (*change)(struct ms_error *err);
 	bool log_comes_late; /* its allocation fails after the first of two swaps */
+	bool of_tree;        /* no other design offers it; its swaps may be any number */
 };
 
 static int set_target(uint64_t gfn, uint64_t npages, uint32_t flags, struct ms_error *err)
@@ -39,44 +96,44 @@ static int set_target(uint64_t gfn, uint64_t npages, uint32_t flags, struct ms_e
 
 static int create(struct ms_error *err)
 {
-	return set_target(0x100000, 70, 0, err);
+	return set_target(TARGET_GFN, 70, 0, err);
 }
 
 static int create_with_log(struct ms_error *err)
 {
-	return set_target(0x100000, 70, LOG, err);
+	return set_target(TARGET_GFN, 70, LOG, err);
 }
 
 static int create_internal(struct ms_error *err)
 {
-	region_t r = region(1, USER_SLOTS, 0x100000, 70, 0);
+	region_t r = region(1, USER_SLOTS, TARGET_GFN, 70, 0);
 
 	return ms_set_internal_memory_region(vm, &r, err);
 }
 
 static int delete(struct ms_error *err)
 {
-	return set_target(0x100000, 0, 0, err);
+	return set_target(TARGET_GFN, 0, 0, err);
 }
 
 static int move(struct ms_error *err)
 {
-	return set_target(0x100020, 70, 0, err);
+	return set_target(TARGET_GFN + 0x20, 70, 0, err);
 }
 
 static int move_with_log(struct ms_error *err)
 {
-	return set_target(0x100020, 70, LOG, err);
+	return set_target(TARGET_GFN + 0x20, 70, LOG, err);
 }
 
 static int flags_on(struct ms_error *err)
 {
-	return set_target(0x100000, 70, LOG, err);
+	return set_target(TARGET_GFN, 70, LOG, err);
 }
 
 static int flags_off(struct ms_error *err)
 {
-	return set_target(0x100000, 70, 0, err);
+	return set_target(TARGET_GFN, 70, 0, err);
 }
 
 static int load(struct ms_error *err)
@@ -84,7 +141,7 @@ static int load(struct ms_error *err)
 	struct ms_memslot list[LOADED];
 
 	for (uint32_t i = 0; i < loaded; i++)
-		list[i] = (struct ms_memslot){ 0x200000 + 100 * i, 70, HVA_BASE + i * PAGE, 2000 + i, 0,
+		list[i] = (struct ms_memslot){ 0x300000 + 100 * i, 70, HVA_BASE + i * PAGE, FIRST_NEW + i, 0,
 					       i % 3 ? 0 : LOG, 0 };
 	return ms_load_memslots(vm, 1, list, loaded, err);
 }
@@ -103,20 +160,105 @@ static int create_vcpu(struct ms_error *err)
 	return ms_vcpu_create(vm, &vcpu, err);
 }
 
+/* A MOVE and ten CREATEs, step by step: more edits and drafts than the first lists have room for. */
+#define DRAFTS 10u
+
+static struct ms_update *update;
+static struct ms_slot *draft[DRAFTS], *old_slot, *moved, *inv;
+
+static int copy_draft(uint32_t i, struct ms_error *err)
+{
+	struct ms_memslot value = { .base_gfn = 0x300000 + 100 * i, .npages = 70, .userspace_addr = HVA_BASE,
+				    .id = FIRST_NEW + i, .as_id = 1, .flags = i % 2 ? LOG : 0 };
+
+	return ms_update_copy(update, NULL, &value, &draft[i], err);
+}
+
+static int copy_target(struct ms_error *err)
+{
+	struct ms_memslot value;
+
+	CHECK_EQ(ms_update_value(update, old_slot, &value), 0);
+	value.base_gfn += 0x20;
+	return ms_update_copy(update, old_slot, &value, &moved, err);
+}
+
+static int step(uint32_t i, struct ms_error *err)
+{
+	if (i < 2 * DRAFTS)
+		return i % 2 ? ms_update_replace(update, NULL, draft[i / 2], err) : copy_draft(i / 2, err);
+	i -= 2 * DRAFTS;
+	if (i == 0)
+		return ms_update_invalidate(update, old_slot, &inv, err);
+	if (i == 1)
+		return copy_target(err);
+	if (i == 2)
+		return ms_update_replace(update, old_slot, moved, err);
+	if (i < 3 + DRAFTS)
+		return ms_update_replace(update, NULL, draft[i - 3], err);
+	return ms_update_activate(update, inv, moved, err);
+}
+
+#define STEPS (2 * DRAFTS + 3 + DRAFTS + 1)
+
+/* A step that lacks memory has not been made; the end, which takes back what was, asks for none. */
+static int update_in_steps(struct ms_error *err)
+{
+	int r = ms_update_begin(vm, 1, &update, err);
+	uint64_t asked;
+
+	if (r)
+		return r;
+	old_slot = ms_update_find(update, true, TARGET);
+	for (uint32_t i = 0; !r && i < STEPS; i++) {
+		struct picture before = picture_of(vm), after;
+
+		r = step(i, err);
+		after = picture_of(vm);
+		CHECK(!r || same_picture(&before, &after));
+	}
+	asked = atomic_load(&vm->memory.asked);
+	CHECK_EQ(ms_update_end(update, !r, NULL), 0);
+	CHECK_EQ(atomic_load(&vm->memory.asked), asked);
+	return r;
+}
+
 static const struct fault_case cases[] = {
-	{ "create", false, 0, create, false },
-	{ "create with log", false, 0, create_with_log, false },
-	{ "create internal", false, 0, create_internal, false },
-	{ "delete", true, LOG, delete, false },
-	{ "move", true, LOG, move, false },
-	{ "move, log goes on", true, LOG, move_with_log, false },
-	{ "move, log on", true, 0, move_with_log, true },
-	{ "log on", true, 0, flags_on, false },
-	{ "log off", true, LOG, flags_off, false },
-	{ "load", false, 0, load, false },
-	{ "add listener", false, 0, add_listener, false },
-	{ "vcpu", false, 0, create_vcpu, false },
+	{ "create", false, 0, create, false, false },
+	{ "create with log", false, 0, create_with_log, false, false },
+	{ "create internal", false, 0, create_internal, false, false },
+	{ "delete", true, LOG, delete, false, false },
+	{ "move", true, LOG, move, false, false },
+	{ "move, log goes on", true, LOG, move_with_log, false, false },
+	{ "move, log on", true, 0, move_with_log, true, false },
+	{ "log on", true, 0, flags_on, false, false },
+	{ "log off", true, LOG, flags_off, false, false },
+	{ "load", false, 0, load, false, false },
+	{ "add listener", false, 0, add_listener, false, false },
+	{ "vcpu", false, 0, create_vcpu, false, false },
+	{ "update", true, LOG, update_in_steps, false, true },
 };
+
+static bool offered(const struct fault_case *c)
+{
+	return !c->of_tree || design_is("tree");
+}
+
+/* Slots 0 .. n - 1, in one go where they are many. */
+static void fill(uint32_t n)
+{
+	struct ms_memslot *list = calloc(n + 1, sizeof(*list));
+
+	CHECK(list);
+	for (uint32_t id = 0; id < n; id++)
+		list[id] = (struct ms_memslot){ id * 80, 70, hva_for(1, id), id, 0, id % 5 ? 0 : LOG, 0 };
+	if (n > 100)
+		CHECK_EQ(ms_load_memslots(vm, 1, list, n, NULL), 0);
+	else
+		for (uint32_t id = 0; id < n; id++)
+			CHECK_EQ(set(vm, 1, id, id * 80, 70, list[id].flags), 0);
+	free(list);
+}
 
 static void make_vm(const struct fault_case *c, uint32_t n)
 {
@@ -124,14 +266,13 @@ static void make_vm(const struct fault_case *c, uint32_t n)
 
 	config.user_mem_slots = USER_SLOTS;
 	vm = vm_with(&config);
-	for (uint32_t id = 0; id < n; id++)
-		CHECK_EQ(set(vm, 1, id, id * 80, 70, id % 5 ? 0 : LOG), 0);
-	CHECK_EQ(set(vm, 0, 1, 0x100000, 70, LOG), 0);
+	fill(n);
+	CHECK_EQ(set(vm, 0, 1, TARGET_GFN, 70, LOG), 0);
 	if (c->with_target)
-		CHECK_EQ(set_target(0x100000, 70, c->flags, NULL), 0);
+		CHECK_EQ(set_target(TARGET_GFN, 70, c->flags, NULL), 0);
 	for (uint64_t i = 0; i < 10; i++) {
 		ms_mark_page_dirty(vm, 1, i * 33);
-		ms_mark_page_dirty(vm, 1, 0x100000 + i * 7);
+		ms_mark_page_dirty(vm, 1, TARGET_GFN + i * 7);
 	}
 	CHECK_EQ(ms_add_listener(vm, &first_listener, NULL), 0);
 }
@@ -182,7 +323,7 @@ static struct before look_around(void)
 }
 
 /* Spec 3.8: a MOVE that lacks memory for its bitmap has swapped twice, everything else not at all. */
-static void check_unchanged(const struct before *b, bool swapped)
+static void check_unchanged(const struct before *b, bool swapped, bool any_swaps)
 {
 	struct before now = look_around();
 
@@ -190,6 +331,8 @@ static void check_unchanged(const struct before *b, bool swapped)
 	CHECK_EQ(now.held.bytes, b->held.bytes);
 	CHECK_EQ(now.held.blocks, b->held.blocks);
 	CHECK_EQ(now.gen[0], b->gen[0]);
+	if (any_swaps)
+		return;
 	CHECK_EQ(now.gen[1], b->gen[1] + (swapped ? 2 * SPACES : 0));
 	CHECK_EQ(now.picture.generations == b->picture.generations, !swapped);
 }
@@ -208,7 +351,7 @@ static bool inject(const struct fault_case *c, uint64_t nth, bool onward, int *r
 	if (*r) {
 		CHECK_EQ(*r, -ENOMEM);
 		CHECK_EQ(err.rule, MS_RULE_NO_MEMORY);
-		check_unchanged(&b, c->log_comes_late && nth == allocation(MS_MOVE, FOR_LOG));
+		check_unchanged(&b, c->log_comes_late && nth == allocation(MS_MOVE, FOR_LOG), c->of_tree);
 	}
 	if (nth < 6 || nth % 16 == 0 || !*r) /* the many of a load are much alike */
 		check_sound(vm);
@@ -259,10 +402,12 @@ static void fail_in_a_row(const struct fault_case *c, uint32_t n, bool onward)
 
 static void test_changes(void)
 {
-	static const uint32_t counts[] = { 0, 1, 5, 16, 17, 31, 32, 33, 100 };
+	static const uint32_t counts[] = { 0, 1, 8, 16, 17, 31, 32, 33, 100 };
 	uint64_t before;
 
 	for (size_t i = 0; i < ARRAY_SIZE(cases); i++) {
+		if (!offered(&cases[i]))
+			continue;
 		before = injections;
 		for (size_t j = 0; j < ARRAY_SIZE(counts); j++)
 			for (int onward = 0; onward < 2; onward++) {
@@ -273,14 +418,149 @@ static void test_changes(void)
 	}
 }
 
+static void fail_all_in_a_row(uint32_t n)
+{
+	for (size_t i = 0; i < ARRAY_SIZE(cases); i++)
+		for (int onward = 0; onward < 2 && offered(&cases[i]); onward++)
+			fail_in_a_row(&cases[i], n, onward);
+}
+
 static void test_many_counts(void)
 {
 	uint64_t n = test_times(design_is("tree") ? 420 : 40);
 
 	for (uint32_t count = 0; count < n; count++)
-		for (size_t i = 0; i < ARRAY_SIZE(cases); i++)
-			for (int onward = 0; onward < 2; onward++)
-				fail_in_a_row(&cases[i], count, onward);
+		fail_all_in_a_row(count);
+}
+
+/* Thousands of slots, and each side of where the hash grows; the list, which walks, has fewer. */
+static void test_large(void)
+{
+	static const uint32_t counts[] = { 1000, 512, 513, 1024, 1025, 4096, 4097, 8192, 8193, 10000 };
+	size_t n = test_slow ? 2 : design_is("list") ? 3 : ARRAY_SIZE(counts);
+	uint32_t were = loaded;
+
+	loaded = 10; /* the many of a load are much alike */
+	for (size_t i = 0; i < n; i++)
+		fail_all_in_a_row(counts[i]);
+	loaded = were;
+}
+
+/* ---- roll-back needs no memory ---- */
+
+#define EARS 3u
+
+static uint64_t refusals;
+static uint32_t prepares, aborts, refuse_at; /* which prepare of the change refuses, and how many there were */
+
+static int starve(void *opaque, const struct ms_change *change)
+{
+	(void)opaque;
+	(void)change;
+	if (prepares++ < refuse_at)
+		return 0;
+	memory_fail(&vm->memory, 1, true);
+	return -EPERM;
+}
+
+static void count_abort(void *opaque, const struct ms_change *change)
+{
+	(void)opaque;
+	(void)change;
+	aborts++;
+}
+
+/* -> whether the change had so many prepares.  From the refusal on there is no memory, and none is asked for. */
+static bool refuse_one(const struct fault_case *c, uint32_t at)
+{
+	struct before b = look_around();
+	struct ms_error err = { 0 };
+	int r;
+
+	prepares = aborts = 0;
+	refuse_at = at;
+	r = c->change(&err);
+	if (!r)
+		return false;
+	CHECK_EQ(r, -EPERM);
+	CHECK_EQ(err.rule, MS_RULE_LISTENER);
+	CHECK_EQ(atomic_load(&vm->memory.asked), 0);
+	memory_fail(&vm->memory, 0, false);
+	CHECK_EQ(prepares, at + 1);
+	CHECK_EQ(aborts, at);
+	check_unchanged(&b, false, true);
+	refusals++;
+	return true;
+}
+
+static bool is_heard(const struct fault_case *c)
+{
+	return c->change != add_listener && c->change != create_vcpu && !c->of_tree;
+}
+
+/* Each of three listeners, and each slot of a load, refuses in turn; then nobody does. */
+static void refuse_each(const struct fault_case *c, uint32_t n)
+{
+	static const struct ms_listener ears[EARS] = { { .prepare = starve, .abort = count_abort },
+						       { .prepare = starve, .abort = count_abort },
+						       { .prepare = starve, .abort = count_abort } };
+	uint64_t before = refusals;
+	uint32_t at = 0;
+
+	make_vm(c, n);
+	for (uint32_t i = 0; i < EARS; i++)
+		CHECK_EQ(ms_add_listener(vm, &ears[i], NULL), 0);
+	while (refuse_one(c, at))
+		at++;
+	CHECK_EQ(refusals - before, c->change == load ? (uint64_t)EARS * loaded : EARS);
+	check_sound(vm);
+	end_vm(vm);
+}
+
+static void test_refusals(void)
+{
+	static const uint32_t counts[] = { 0, 1, 8, 100, 1000, 10000 };
+	size_t n = test_slow ? 4 : design_is("list") ? 5 : ARRAY_SIZE(counts);
+
+	for (size_t i = 0; i < ARRAY_SIZE(cases); i++)
+		for (size_t j = 0; j < n && is_heard(&cases[i]); j++)
+			refuse_each(&cases[i], counts[j]);
+}
+
+/* The end of an update takes back any prefix of its steps without memory, and so does a collector's. */
+static void take_back_prefix(uint32_t n, uint32_t steps, bool abandon)
+{
+	static const struct fault_case *const c = &cases[ARRAY_SIZE(cases) - 1];
+	struct before b;
+
+	CHECK(c->of_tree);
+	make_vm(c, n);
+	b = look_around();
+	CHECK_EQ(ms_update_begin(vm, 1, &update, NULL), 0);
+	old_slot = ms_update_find(update, true, TARGET);
+	for (uint32_t i = 0; i < steps; i++)
+		CHECK_EQ(step(i, NULL), 0);
+	memory_fail(&vm->memory, 1, true);
+	if (abandon)
+		ms_update_abandon(update);
+	else
+		CHECK_EQ(ms_update_end(update, false, NULL), 0);
+	check_sound(vm); /* takes the lock, and so ends what was abandoned */
+	CHECK_EQ(atomic_load(&vm->memory.asked), 0);
+	memory_fail(&vm->memory, 0, false);
+	check_unchanged(&b, false, true);
+	refusals++;
+	end_vm(vm);
+}
+
+static void test_taking_back(void)
+{
+	static const uint32_t counts[] = { 0, 8, 100, 1000 };
+
+	for (size_t i = 0; i < ARRAY_SIZE(counts) && design_is("tree"); i++)
+		for (uint32_t steps = 0; steps <= STEPS; steps++)
+			for (int abandon = 0; abandon < 2; abandon++)
+				take_back_prefix(counts[i], steps, abandon);
 }
 
 /* The hash that could not grow still finds everything, and grows the next time. */
@@ -322,8 +602,8 @@ static void test_without_any(void)
 	ms_gfn_to_hva(vm, 1, 0);
 	ms_vcpu_destroy(vcpu);
 	memory_fail(&vm->memory, 1, true);
-	CHECK_EQ(set_target(0x100000, 70, LOG, NULL), 0); /* nothing to do */
-	CHECK_EQ(set_target(0x100000, 71, LOG, NULL), -EINVAL);
+	CHECK_EQ(set_target(TARGET_GFN, 70, LOG, NULL), 0); /* nothing to do */
+	CHECK_EQ(set_target(TARGET_GFN, 71, LOG, NULL), -EINVAL);
 	CHECK_EQ(ms_get_dirty_log(vm, 1, TARGET, words, 2, &nwords, NULL), 0);
 	CHECK_EQ(ms_clear_dirty_log(vm, 1, TARGET, 0, 64, words, 1, NULL), 0);
 	CHECK_EQ(ms_set_manual_dirty_log_protect(vm, 3, NULL), 0);
@@ -343,7 +623,7 @@ static void test_without_any(void)
 static void *read_without_memory(void *arg)
 {
 	uint64_t gfn = 3, hva;
-	struct ms_batch batch = { &gfn, 8, &hva, 8, 1 };
+	struct ms_batch batch = { &gfn, 8, &hva, 8, 1, NULL, NULL };
 	struct ms_memslot slot;
 
 	(void)arg;
@@ -363,6 +643,104 @@ static void *read_without_memory(void *arg)
 	return NULL;
 }
 
+/* ---- the first time that a thread looks ---- */
+
+struct look {
+	const char *name;
+	void (*look)(void);
+};
+
+static void look_hva(void)
+{
+	CHECK_EQ(ms_gfn_to_hva(vm, 1, 3), hva_for(1, 0) + 3 * PAGE);
+}
+
+static void look_slot(void)
+{
+	struct ms_memslot slot;
+
+	CHECK_EQ(ms_gfn_to_memslot(vm, 1, 3, &slot), 0);
+	CHECK_EQ(ms_id_to_memslot(vm, 1, 4, &slot), 0);
+	CHECK_EQ(slot.base_gfn, 320);
+}
+
+static void look_ranges(void)
+{
+	struct ms_memslot slots[8];
+	struct ms_hva_hit hits[8];
+
+	CHECK_EQ(ms_memslots(vm, 1, slots, 8), 5);
+	CHECK_EQ(ms_memslots_in_gfn_range(vm, 1, 0, 81, slots, 8), 2);
+	CHECK_EQ(ms_memslots_in_hva_range(vm, 1, hva_for(1, 0), hva_for(1, 0), slots, 8), 1);
+	CHECK_EQ(ms_hva_to_gfns(vm, hva_for(1, 1), hits, 8), 1);
+}
+
+static void look_many(void)
+{
+	uint64_t gfns[3] = { 3, 400, 79 }, hvas[3];
+	struct ms_batch batch = { gfns, 8, hvas, 8, 3, NULL, NULL };
+
+	ms_gfn_to_hva_many(vm, 1, &batch, true);
+	CHECK_EQ(hvas[0], hva_for(1, 0) + 3 * PAGE);
+	CHECK_EQ(hvas[2], MS_HVA_ERR_BAD);
+}
+
+static void look_and_mark(void)
+{
+	uint64_t words[2];
+	size_t nwords;
+
+	ms_mark_page_dirty(vm, 1, 69);
+	CHECK_EQ(ms_get_dirty_log(vm, 1, 0, words, 2, &nwords, NULL), 0);
+	CHECK_EQ(words[1] >> 5 & 1, 1);
+}
+
+static void look_by_vcpu(void)
+{
+	CHECK_EQ(ms_vcpu_set_as_id(vcpu, 1), 0);
+	CHECK_EQ(ms_vcpu_gfn_to_hva(vcpu, 3), hva_for(1, 0) + 3 * PAGE);
+}
+
+static void look_in_section(void)
+{
+	CHECK_EQ(ms_read_lock(vm), -ENOMEM);
+	CHECK_EQ(ms_remove_listener(vm, &first_listener, NULL), 0); /* none has been left open */
+	CHECK_EQ(ms_add_listener(vm, &first_listener, NULL), vm->memory.fail_onward ? -ENOMEM : 0);
+}
+
+/* A section that a thread would hold is refused, a lookup never is. */
+static const struct look looks[] = {
+	{ "hva", look_hva },   { "slot", look_slot },    { "ranges", look_ranges },      { "many", look_many },
+	{ "mark", look_and_mark }, { "vcpu", look_by_vcpu }, { "section", look_in_section },
+};
+
+static void *look_first(void *look)
+{
+	((const struct look *)look)->look();
+	return NULL;
+}
+
+static void test_first_looks(void)
+{
+	for (size_t i = 0; i < 2 * ARRAY_SIZE(looks); i++) {
+		const struct look *look = &looks[i / 2];
+		pthread_t thread;
+
+		make_vm(&cases[0], 5);
+		CHECK_EQ(ms_vcpu_create(vm, &vcpu, NULL), 0);
+		memory_fail(&vm->memory, 1, i % 2);
+		CHECK_EQ(pthread_create(&thread, NULL, look_first, (void *)(uintptr_t)look), 0);
+		CHECK_EQ(pthread_join(thread, NULL), 0);
+		CHECK(atomic_load(&vm->memory.asked) >= 1);
+		memory_fail(&vm->memory, 0, false);
+		injections++;
+		check_sound(vm);
+		ms_vcpu_destroy(vcpu);
+		vcpu = NULL;
+		end_vm(vm);
+	}
+}
+
 static void test_reader(void)
 {
 	struct ms_stats was;
@@ -379,6 +757,17 @@ static void test_reader(void)
 }
 
 /* ---- a VM ---- */
+
+/* What it allocates from its own memory, before anybody could arm that. */
+static void test_vm_of_nothing(void)
+{
+	struct ms_config config = default_config(SPACES);
+
+	fail_call = 1;
+	CHECK_EQ(ms_vm_create(&config, &vm), -ENOMEM);
+	CHECK(!vm && !fail_call);
+	injections++;
+}
 
 /* Its own memory does not count yet when it is made, so the C library's is made to fail; sanitizers have another. */
 #if defined(__GLIBC__) && !TEST_SANITIZED
@@ -449,12 +838,101 @@ static void test_vm(void)
 #else
 static void test_vm(void)
 {
+	puts("faults: the C library's own allocator is not made to fail in this build");
 }
 #endif
 
+/* ---- where ---- */
+
+extern char __executable_start;
+
+/* Each place that allocated: how often it was asked, and how often it was refused.  In the files of the sources, and of
+ * the places that these have, none is missing. */
+#define PLACES 64
+
+static char places[PLACES][128];
+static size_t nr_places;
+
+static bool name_sites(void)
+{
+	char command[4096];
+	int used = snprintf(command, sizeof(command), "addr2line -fs -e /proc/%d/exe", (int)getpid());
+	char function[48], at[24];
+	FILE *names;
+
+	for (size_t i = 0; i < nr_sites; i++)
+		used += snprintf(command + used, sizeof(command) - (size_t)used, " 0x%zx",
+				 (size_t)(sites[i].at - 1 - (uintptr_t)&__executable_start));
+	names = popen(command, "r");
+	while (names && nr_places < nr_sites && fscanf(names, "%40s %20s%*[^\n]", function, at) == 2)
+		snprintf(places[nr_places++], sizeof(places[0]), "%s, %s", function, at);
+	return names && !pclose(names) && nr_places == nr_sites && !strchr(places[0], '?');
+}
+
+static bool named_before(size_t i)
+{
+	for (size_t j = 0; j < i; j++)
+		if (!strcmp(places[i], places[j]))
+			return true;
+	return false;
+}
+
+static struct site at_place(size_t i)
+{
+	struct site sum = { 0 };
+
+	for (size_t j = i; j < nr_sites; j++)
+		if (!strcmp(places[i], places[j])) {
+			sum.asked += sites[j].asked;
+			sum.once += sites[j].once;
+			sum.onward += sites[j].onward;
+		}
+	return sum;
+}
+
+/* The calls of the allocators in the sources, memory.c itself excepted. */
+static uint64_t count_in_sources(void)
+{
+	uint64_t n = 0;
+	char line[64];
+	FILE *found = popen("cat $(ls " MEMSLOTS_CORE "/*.[ch] | grep -v '/memory\\.') | "
+			    "grep -c 'memory_zalloc(\\|memory_zalloc_lines(\\|memory_pool_alloc('", "r");
+
+	if (found && fgets(line, sizeof(line), found))
+		n = strtoull(line, NULL, 10);
+	if (found)
+		pclose(found);
+	return n;
+}
+
+static void print_sites(void)
+{
+	bool named = name_sites();
+	uint64_t distinct = 0;
+
+	printf("%-40s %12s %12s %12s\n", "place", "asked", "failed once", "from it on");
+	for (size_t i = 0; i < nr_sites; i++) {
+		struct site site = named ? at_place(i) : sites[i];
+
+		if (!named)
+			snprintf(places[i], sizeof(places[i]), "+0x%zx",
+				 (size_t)(sites[i].at - (uintptr_t)&__executable_start));
+		else if (named_before(i))
+			continue;
+		distinct++;
+		printf("%-40s %12" PRIu64 " %12" PRIu64 " %12" PRIu64 "\n", places[i], site.asked, site.once,
+		       site.onward);
+		CHECK(site.once + site.onward > 0);
+	}
+	if (named)
+		CHECK_EQ(distinct, count_in_sources());
+	else
+		puts("no addr2line, or no debug information: NOT compared with the sources");
+}
+
 int main(int argc, char **argv)
 {
-	test_init(argc, argv, 120);
+	test_init(argc, argv, 240);
 	if (test_slow)
 		loaded = LOADED / TEST_SLOWDOWN;
 	test_vm();
@@ -462,9 +940,16 @@ int main(int argc, char **argv)
 	for (size_t i = 0; (design_name = ms_backend_name(i)); i++) {
 		test_changes();
 		test_many_counts();
+		test_large();
+		test_refusals();
+		test_taking_back();
 		test_without_any();
 		test_reader();
+		test_first_looks();
+		test_vm_of_nothing();
 	}
+	print_sites();
+	printf("faults: %" PRIu64 " refusals and takings back without any memory, none asked for\n", refusals);
 	printf("faults: %" PRIu64 " of them nobody needed to hear of\n", unheard);
 	return test_done("faults", injections, "failed allocations");
 }

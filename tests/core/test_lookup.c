@@ -350,7 +350,8 @@ static void ask_batch(struct ms_vm *vm, uint32_t as_id, struct record *r, ptrdif
 		      unsigned shift)
 {
 	ptrdiff_t stride = step * (ptrdiff_t)sizeof(*r);
-	struct ms_batch batch = { &r->in, stride, &r->hva, stride, n }, ids = { &r->in, stride, &r->id, stride, n };
+	struct ms_batch batch = { .in = &r->in, .in_stride = stride, .out = &r->hva, .out_stride = stride, .n = n };
+	struct ms_batch ids = { .in = &r->in, .in_stride = stride, .out = &r->id, .out_stride = stride, .n = n };
 
 	if (shift)
 		ms_gpa_to_hva_many(vm, as_id, &batch, write);
@@ -391,8 +392,8 @@ static void test_batches(struct ms_vm *vm)
 static void test_odd_batches(struct ms_vm *vm)
 {
 	uint64_t in = 0x12, out[5], alone = 99;
-	struct ms_batch same_input = { &in, 0, out, 8, 5 }, reversed = { &in, 0, &out[4], -8, 3 };
-	struct ms_batch empty = { NULL, 8, NULL, 8, 0 }, same_output = { &in, 0, &alone, 0, 7 };
+	struct ms_batch same_input = { &in, 0, out, 8, 5, NULL, NULL }, reversed = { &in, 0, &out[4], -8, 3, NULL, NULL };
+	struct ms_batch empty = { NULL, 8, NULL, 8, 0, NULL, NULL }, same_output = { &in, 0, &alone, 0, 7, NULL, NULL };
 
 	ms_gfn_to_hva_many(vm, 0, &same_input, true);
 	for (int i = 0; i < 5; i++)
@@ -414,7 +415,7 @@ static void test_odd_batches(struct ms_vm *vm)
 static void test_batch_in_place(struct ms_vm *vm)
 {
 	uint64_t data[64];
-	struct ms_batch batch = { data, 8, data, 8, 64 };
+	struct ms_batch batch = { data, 8, data, 8, 64, NULL, NULL };
 
 	for (uint64_t i = 0; i < 64; i++)
 		data[i] = i;
@@ -433,6 +434,13 @@ static void take_log(struct ms_vm *vm, uint32_t id, uint64_t *words, size_t n)
 	SAME(nwords, n);
 }
 
+static void mark_many(struct ms_vm *vm, uint32_t as_id, const uint64_t *pages, ptrdiff_t stride, size_t n)
+{
+	struct ms_batch batch = { .in = pages, .in_stride = stride, .n = n };
+
+	CHECK_EQ(ms_mark_page_dirty_many(vm, as_id, &batch), 0);
+}
+
 static void test_marks(struct ms_vm *vm)
 {
 	uint64_t words[4], marked[] = { 0x100, 0, 0x13f, 0, 0x140, 0, 0x1c7, 0, 0x1c8, 0, 0x31, 0 };
@@ -444,9 +452,9 @@ static void test_marks(struct ms_vm *vm)
 	ms_mark_page_dirty(vm, 9, 0x12);
 	ms_mark_page_dirty(vm, 1, 0x12);
 	ms_mark_page_dirty(vm, 0, ~(uint64_t)0);
-	ms_mark_page_dirty_many(vm, 0, marked, 16, ARRAY_SIZE(marked) / 2);
-	ms_mark_page_dirty_many(vm, 9, marked, 16, ARRAY_SIZE(marked) / 2);
-	ms_mark_page_dirty_many(vm, 0, NULL, 8, 0);
+	mark_many(vm, 0, marked, 16, ARRAY_SIZE(marked) / 2);
+	mark_many(vm, 9, marked, 16, ARRAY_SIZE(marked) / 2);
+	mark_many(vm, 0, NULL, 8, 0);
 	take_log(vm, 3, words, 1);
 	SAME(words[0], 1u << 15 | 1u);
 	take_log(vm, 1, words, 1); /* READONLY is ignored */
@@ -456,7 +464,7 @@ static void test_marks(struct ms_vm *vm)
 	SAME(words[1], 1);
 	SAME(words[2], 0);
 	SAME(words[3], 1u << 7);
-	ms_mark_page_dirty_many(vm, 0, &marked[6], -16, 4); /* backwards */
+	mark_many(vm, 0, &marked[6], -16, 4); /* backwards */
 	take_log(vm, 0, words, 4);
 	SAME(words[0], (uint64_t)1 << 63 | 1);
 	SAME(words[1], 1);
@@ -825,7 +833,7 @@ static void check_old_state(struct ms_vm *vm, struct ms_vcpu *vcpu, uint64_t gen
 	struct ms_memslot slot[4];
 	struct ms_hva_hit hit[4];
 	uint64_t in[2] = { 0x100, 0x500 }, out[2];
-	struct ms_batch batch = { in, 8, out, 8, 2 };
+	struct ms_batch batch = { in, 8, out, 8, 2, NULL, NULL };
 
 	SAME(ms_gfn_to_hva(vm, 0, 0x100), hva_for(0, 1));
 	SAME(ms_gfn_to_hva(vm, 0, 0x500), MS_HVA_ERR_BAD);
@@ -893,7 +901,7 @@ static void *to_and_fro(void *arg)
 static void check_one_place(struct ms_vm *vm)
 {
 	uint64_t in[2] = { 0x100, 0x110 }, out[2], valid;
-	struct ms_batch batch = { in, 8, out, 8, 2 };
+	struct ms_batch batch = { in, 8, out, 8, 2, NULL, NULL };
 	struct ms_memslot slot[3];
 
 	ms_gfn_to_hva_many(vm, 0, &batch, true);

@@ -298,7 +298,7 @@ static void do_mark(void)
 		}
 	}
 	if (below(2))
-		ms_mark_page_dirty_many(vm, as_id, gfns, sizeof(gfns[0]), ARRAY_SIZE(gfns));
+		ms_mark_page_dirty_many(vm, as_id, &(struct ms_batch){ .in = gfns, .in_stride = 8, .n = ARRAY_SIZE(gfns) });
 	else
 		for (size_t i = 0; i < ARRAY_SIZE(gfns); i++)
 			ms_mark_page_dirty(vm, as_id, gfns[i]);

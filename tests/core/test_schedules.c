@@ -157,7 +157,7 @@ static void end(void)
 static void check_at(uint32_t as_id, uint64_t gfn, uint32_t id)
 {
 	uint64_t hva = id ? hva_in(as_id, id) : MS_HVA_ERR_BAD, answer = 0;
-	struct ms_batch batch = { &gfn, 8, &answer, 8, 1 };
+	struct ms_batch batch = { &gfn, 8, &answer, 8, 1, NULL, NULL };
 	int32_t found = 0;
 	struct ms_memslot slot;
 
@@ -517,7 +517,7 @@ static uint64_t batch_out[BATCH];
 
 static void look_up_batch(struct actor *me)
 {
-	struct ms_batch batch = { batch_in, 8, batch_out, 8, BATCH };
+	struct ms_batch batch = { batch_in, 8, batch_out, 8, BATCH, NULL, NULL };
 
 	(void)me;
 	ms_gfn_to_hva_many(vm, 0, &batch, true);

@@ -151,6 +151,7 @@ static struct ms_vm *vm;
 static struct ms_vcpu *common_vcpu;
 static const char *backend;
 static _Atomic uint32_t stop, said;
+enum { STOP_WRITING = 1, STOP_READING };
 static uint32_t pause_every;
 
 static void doing(const char *what)
@@ -472,7 +473,7 @@ static void fill_batch(struct call *c)
 
 static void try_batch(struct call *c, const struct inside *in)
 {
-	struct ms_batch batch = { c->in, 8, c->out, 8, BATCH };
+	struct ms_batch batch = { c->in, 8, c->out, 8, BATCH, NULL, NULL };
 
 	begin_call(c, in, "ms_gfn_to_hva_many");
 	fill_batch(c);
@@ -483,7 +484,7 @@ static void try_batch(struct call *c, const struct inside *in)
 
 static void try_gpa_batch(struct call *c, const struct inside *in)
 {
-	struct ms_batch batch = { c->out, 8, c->out, 8, BATCH };
+	struct ms_batch batch = { c->out, 8, c->out, 8, BATCH, NULL, NULL };
 
 	begin_call(c, in, "ms_gpa_to_hva_many");
 	fill_batch(c);
@@ -495,7 +496,7 @@ static void try_gpa_batch(struct call *c, const struct inside *in)
 
 static void try_id_batch(struct call *c, const struct inside *in)
 {
-	struct ms_batch batch = { c->in, 8, c->ids, 4, BATCH };
+	struct ms_batch batch = { c->in, 8, c->ids, 4, BATCH, NULL, NULL };
 
 	begin_call(c, in, "ms_gfn_to_slot_id_many");
 	fill_batch(c);
@@ -574,7 +575,7 @@ static void try_mark(struct call *c, const struct inside *in)
 	begin_call(c, in, "ms_mark_page_dirty");
 	fill_batch(c);
 	ms_mark_page_dirty(vm, c->as_id, c->in[1]);
-	ms_mark_page_dirty_many(vm, c->as_id, c->in, 8, 8);
+	ms_mark_page_dirty_many(vm, c->as_id, &(struct ms_batch){ .in = c->in, .in_stride = 8, .n = 8 });
 }
 
 static uint64_t state_of(uint64_t generation)
@@ -668,9 +669,13 @@ static void make_a_thread(void)
 
 static void take_another_vcpu(void)
 {
+	struct ms_vcpu *another;
+
 	doing("another vCPU");
+	if (ms_vcpu_create(vm, &another, NULL)) /* the VM has been closed */
+		return;
 	ms_vcpu_destroy(self->vcpu);
-	CHECK_EQ(ms_vcpu_create(vm, &self->vcpu, NULL), 0);
+	self->vcpu = another;
 }
 
 static void read_on(void)
@@ -679,7 +684,7 @@ static void read_on(void)
 	struct call *call = calloc(1, sizeof(*call));
 
 	CHECK(call);
-	while (!atomic_load_explicit(&stop, memory_order_relaxed)) {
+	while (atomic_load_explicit(&stop, memory_order_relaxed) < STOP_READING) {
 		uint64_t how = rng_below(&self->rng, 8192);
 
 		if (how == 0)
@@ -858,17 +863,24 @@ static void do_steps(uint32_t as_id, uint32_t id, bool keep)
 	self->changes++;
 }
 
+static void check_sound(void)
+{
+	struct ms_violation violation = { .text = "" };
+
+	if (!ms_check(vm, &violation, NULL))
+		return;
+	fprintf(stderr, "torture: %s: %s\n", violation.invariant, violation.text);
+	self->wrong++;
+}
+
 /* What makes no state: a request that is refused by the rules, one that changes nothing, a look at all invariants. */
 static void do_nothing(uint32_t as_id, uint32_t id)
 {
 	struct ms_userspace_memory_region region = region_for(as_id, id, now_word[as_id][id]);
-	struct ms_violation violation = { .text = "" };
 
 	doing("a change that makes no state");
-	if (rng_below(&self->rng, 64) == 0 && ms_check(vm, &violation, NULL)) {
-		fprintf(stderr, "torture: %s: %s\n", violation.invariant, violation.text);
-		self->wrong++;
-	}
+	if (rng_below(&self->rng, 64) == 0)
+		check_sound();
 	CHECK_EQ(ms_set_user_memory_region(vm, &region, NULL), 0);
 	region.guest_phys_addr++;
 	CHECK_EQ(ms_set_user_memory_region(vm, &region, NULL), -EINVAL);
@@ -900,10 +912,28 @@ static void change_one(void)
 		do_nothing(as_id, id);
 }
 
+/* Beside the readers, who find holes from then on: one state more in each address space. */
+static void do_close(void)
+{
+	doing("the close");
+	for (uint32_t as_id = 0; as_id < SPACES; as_id++) {
+		uint64_t state = atomic_load_explicit(&noted[as_id], memory_order_relaxed) + 1;
+
+		for (uint32_t id = 0; id < IDS; id++)
+			note_word(as_id, id, state, 0);
+		atomic_store_explicit(&noted[as_id], state, memory_order_release);
+	}
+	CHECK_EQ(ms_vm_close(vm, NULL), 0);
+	for (uint32_t as_id = 0; as_id < SPACES; as_id++)
+		atomic_fetch_add_explicit(&over[as_id], 1, memory_order_release);
+}
+
 static void write_on(void)
 {
 	while (!atomic_load_explicit(&stop, memory_order_relaxed))
 		change_one();
+	check_sound();
+	do_close();
 }
 
 /* ---- the watchdog ---- */
@@ -1032,22 +1062,29 @@ static void add_up(const struct worker *w)
 		total.age[i] += w->age[i];
 }
 
-static struct ms_stats stats_before_close;
 static uint64_t waits, stalls;
 
 static void end_vm(void)
 {
-	struct ms_violation violation = { .text = "" };
+	struct ms_stats stats;
 
-	if (ms_check(vm, &violation, NULL)) {
-		fprintf(stderr, "torture: %s: %s\n", violation.invariant, violation.text);
-		total.wrong++;
-	}
-	ms_get_stats(vm, &stats_before_close);
-	waits += stats_before_close.grace_waits;
-	stalls += stats_before_close.stalls;
-	CHECK_EQ(ms_vm_close(vm, NULL), 0);
+	ms_get_stats(vm, &stats);
+	waits += stats.grace_waits;
+	stalls += stats.stalls;
 	ms_vm_destroy(vm);
+}
+
+static void ends_late(int signal_number)
+{
+	(void)signal_number;
+	say_who_is_where();
+}
+
+static void join(struct worker *w)
+{
+	CHECK_EQ(pthread_join(w->thread, NULL), 0);
+	ms_vcpu_destroy(w->vcpu);
+	add_up(w);
 }
 
 static void play_round(uint64_t number, double seconds)
@@ -1057,12 +1094,14 @@ static void play_round(uint64_t number, double seconds)
 	for (unsigned i = 0; i <= nr_readers; i++)
 		start(i, number * (1 + READERS_MAX) + i);
 	watch(seconds);
-	atomic_store(&stop, 1);
-	for (unsigned i = 0; i <= nr_readers; i++) {
-		CHECK_EQ(pthread_join(workers[i].thread, NULL), 0);
-		ms_vcpu_destroy(workers[i].vcpu);
-		add_up(&workers[i]);
-	}
+	alarm(STUCK_SECONDS);
+	atomic_store(&stop, STOP_WRITING);
+	join(&workers[0]);
+	nanosleep(&(struct timespec){ .tv_nsec = 2000000 }, NULL); /* readers of a closed VM */
+	atomic_store(&stop, STOP_READING);
+	for (unsigned i = 1; i <= nr_readers; i++)
+		join(&workers[i]);
+	alarm(0);
 	ms_vcpu_destroy(common_vcpu);
 	end_vm();
 }
@@ -1160,6 +1199,7 @@ int main(int argc, char **argv)
 {
 	test_init(1, argv, 0); /* it has a watchdog of its own */
 	read_options(argc, argv);
+	signal(SIGALRM, ends_late);
 	point_set_hook(at_point);
 	play();
 	if (options.record)

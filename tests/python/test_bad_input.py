@@ -36,6 +36,7 @@ from memslots import (
     RegionOverlapError,
     Update,
 )
+from memslots._memslots import REGION_DTYPE, time_changes, time_lookups, time_nothing
 
 PAGE = 4096
 LOG, READONLY, GUEST_MEMFD = 1, 2, 4
@@ -182,6 +183,15 @@ CALLS: dict[str, tuple[Call, dict[str, int]]] = {
     ),
     "manual_dirty_log_protect": (set_protect, {"manual_dirty_log_protect": 0}),
     "Update": (lambda vm, as_id: Update(vm, as_id), {"as_id": 0}),
+    "time_lookups": (
+        lambda vm, **values: time_lookups(vm, "gfn_to_hva", GFNS, **values),
+        {"group": 1, "as_id": 0},
+    ),
+    "time_changes": (
+        lambda vm, **values: time_changes(vm, np.zeros(0, REGION_DTYPE), **values),
+        {"group": 1},
+    ),
+    "time_nothing": (lambda vm, **values: time_nothing(**values), {"n": 2}),
 }
 
 WIDE = {
@@ -207,6 +217,8 @@ def bounds(argument: str) -> tuple[int, int]:
     """The integers that the argument can hold."""
     if argument == "guest_memfd":
         return -(2**31), 2**31 - 1
+    if argument in ("group", "n"):
+        return 0, 2**31 - 1
     return 0, U64 if argument in WIDE else U32
 
 

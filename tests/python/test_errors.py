@@ -111,6 +111,7 @@ WORDS = {
     "HANDLE": ["set"],
     "SETS_DIFFER": ["rolled back"],
     "BACKEND": ["backend"],
+    "INTERRUPTED": ["wait", "nothing was changed"],
 }
 
 

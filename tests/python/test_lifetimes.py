@@ -1,0 +1,681 @@
+# SPDX-License-Identifier: MIT
+"""What lives how long: closed VMs, collected cycles, views that outlive, and that nothing is left in the end."""
+
+from __future__ import annotations
+
+import copy
+import gc
+import pickle
+import sys
+import threading
+import time
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from typing import Any
+
+import numpy as np
+import pytest
+from scene import PAGE, methods, put, runs, slot
+
+from memslots import (
+    HVA_ERR_BAD,
+    MEMSLOT_DTYPE,
+    VCPU,
+    VM,
+    Change,
+    ClosedError,
+    Listener,
+    MemFlag,
+    MemslotsError,
+    ReadSection,
+    SlotHandle,
+    Update,
+    build_info,
+)
+from memslots._memslots import REGION_DTYPE, time_changes, time_lookups
+
+LOG = MemFlag.LOG_DIRTY_PAGES
+SANITIZED = build_info()["sanitizer"] != "none"
+
+
+# ---- after close --------------------------------------------------------------------------------------------------
+
+
+class Parts:
+    """A VM, what belongs to it, and arguments that every call would take while it is open."""
+
+    def __init__(self) -> None:
+        self.vm = VM(address_spaces=2)
+        put(self.vm, 0, 0, 64, LOG)
+        self.vcpu, self.section, self.update = (
+            self.vm.create_vcpu(),
+            self.vm.read(),
+            self.vm.begin_update(),
+        )
+        with self.update:
+            self.handle = self.update.find(0)
+
+    def of(self, cls: type) -> Any:
+        return {
+            VM: self.vm,
+            VCPU: self.vcpu,
+            ReadSection: self.section,
+            Update: self.update,
+            SlotHandle: self.handle,
+        }[cls]
+
+
+GFNS = np.zeros(1, np.uint64)
+# By class and name; a method that is not here takes no argument.
+ARGUMENTS: dict[str, Callable[[Parts], tuple[tuple[Any, ...], dict[str, Any]]]] = {
+    "VM.set_user_memory_region": lambda p: ((0,), {"guest_phys_addr": 0, "memory_size": 0}),
+    "VM.load_memslots": lambda p: ((np.zeros(0, MEMSLOT_DTYPE),), {}),
+    "VM.add_listener": lambda p: ((Listener(),), {}),
+    "VM.remove_listener": lambda p: ((Listener(),), {}),
+    "VM.gfn_to_memslot": lambda p: ((0,), {}),
+    "VM.id_to_memslot": lambda p: ((0,), {}),
+    "VM.gfn_to_hva": lambda p: ((0,), {}),
+    "VM.gpa_to_hva": lambda p: ((0,), {}),
+    "VM.gfn_to_hva_prot": lambda p: ((0,), {}),
+    "VM.is_visible_gfn": lambda p: ((0,), {}),
+    "VM.gfn_to_hva_many": lambda p: ((GFNS,), {}),
+    "VM.gpa_to_hva_many": lambda p: ((GFNS,), {}),
+    "VM.gfn_to_slot_id_many": lambda p: ((GFNS,), {}),
+    "VM.memslots_in_gfn_range": lambda p: ((0, 1), {}),
+    "VM.memslots_in_hva_range": lambda p: ((0, 1), {}),
+    "VM.hva_to_gfns": lambda p: ((0,), {}),
+    "VM.mark_page_dirty": lambda p: ((0,), {}),
+    "VM.mark_page_dirty_many": lambda p: ((GFNS,), {}),
+    "VM.get_dirty_log": lambda p: ((0,), {}),
+    "VM._get_dirty_log_null": lambda p: ((0,), {}),
+    "VM.clear_dirty_log": lambda p: ((0, 0, 64, GFNS), {}),
+    "VCPU.gfn_to_memslot": lambda p: ((0,), {}),
+    "VCPU.gfn_to_hva": lambda p: ((0,), {}),
+    "VCPU.gpa_to_hva": lambda p: ((0,), {}),
+    "ReadSection.__exit__": lambda p: ((None, None, None), {}),
+    "Update.__exit__": lambda p: ((None, None, None), {}),
+    "Update.find": lambda p: ((0,), {}),
+    "Update.copy": lambda p: ((p.handle,), {}),
+    "Update.replace": lambda p: ((p.handle, None), {}),
+    "Update.invalidate": lambda p: ((p.handle,), {}),
+    "Update.activate": lambda p: ((p.handle, None), {}),
+    "VM.__exit__": lambda p: ((None, None, None), {}),
+}
+CLASSES = (VM, VCPU, ReadSection, Update, SlotHandle)
+METHODS = [(cls, name) for cls in CLASSES for name, _ in methods(cls)]
+# What has a right to go on: close is idempotent, and so is the end of `with vm`.
+STILL = {"VM.close", "VM.__exit__"}
+# Objects that were not running when the VM was closed say that instead.
+NOT_RUNNING = {
+    "ReadSection.__exit__": RuntimeError,
+    **{
+        f"Update.{name}": MemslotsError
+        for name in ("__exit__", "find", "copy", "replace", "invalidate", "swap")
+    },
+    "Update.activate": MemslotsError,
+}
+
+
+def call(parts: Parts, cls: type, name: str) -> Any:
+    args, kwargs = ARGUMENTS.get(f"{cls.__name__}.{name}", lambda p: ((), {}))(parts)
+    return getattr(parts.of(cls), name)(*args, **kwargs)
+
+
+@pytest.mark.parametrize(("cls", "name"), METHODS)
+def test_every_method_of_what_is_closed(cls: type, name: str) -> None:
+    """The methods are found, not listed: a new one must have arguments here, and be refused."""
+    parts, full = Parts(), f"{cls.__name__}.{name}"
+    parts.vm.close()
+    for _ in range(2):
+        if full in STILL:
+            call(parts, cls, name)
+            continue
+        with pytest.raises(NOT_RUNNING.get(full, ClosedError)):
+            call(parts, cls, name)
+    assert len(parts.vm) == 0
+
+
+def test_every_method_would_do_while_it_is_open() -> None:
+    """Or the test above would prove nothing: no TypeError, and the VM is sound."""
+    refused: dict[str, type[Exception]] = {}
+    for cls, name in METHODS:
+        parts = Parts()
+        full = f"{cls.__name__}.{name}"
+        try:
+            call(parts, cls, name)
+        except (MemslotsError, RuntimeError) as error:
+            refused[full] = type(error)
+        if name == "__enter__" and cls is not VM:
+            parts.of(cls).__exit__(None, None, None)
+        if not parts.vm.closed:
+            parts.vm.check()
+    assert ClosedError not in refused.values()
+    assert set(refused) == {*NOT_RUNNING, "VM.remove_listener", "VM._get_dirty_log_null"}
+
+
+@pytest.mark.parametrize("cls", CLASSES)
+def test_every_property_of_what_is_closed(cls: type) -> None:
+    """A value, or an error of this package; set, an error."""
+    parts = Parts()
+    parts.vm.close()
+    thing = parts.of(cls)
+    for name, value in vars(cls).items():
+        if name.startswith("_") or callable(value):
+            continue
+        try:
+            now = getattr(thing, name)
+        except MemslotsError:
+            now = 0
+        with pytest.raises((AttributeError, MemslotsError)):
+            setattr(thing, name, now)
+    repr(thing)
+
+
+def test_timing_of_what_is_closed() -> None:
+    parts = Parts()
+    parts.vm.close()
+    for bad in (
+        lambda: time_lookups(parts.vm, "gfn_to_hva", GFNS),
+        lambda: time_lookups(parts.vm, "gfn_to_hva", GFNS, vcpu=parts.vcpu),
+        lambda: time_changes(parts.vm, np.zeros(1, REGION_DTYPE)),
+        lambda: VCPU(parts.vm),
+        lambda: Update(parts.vm),
+    ):
+        with pytest.raises(ClosedError):
+            bad()
+
+
+@pytest.mark.parametrize("duplicate", [copy.copy, copy.deepcopy, pickle.dumps])
+def test_no_part_is_copied(duplicate: Callable[[Any], Any]) -> None:
+    """TypeError, from every class that stands for something of the engine."""
+    parts = Parts()
+    for cls in CLASSES:
+        with pytest.raises(TypeError):
+            duplicate(parts.of(cls))
+    parts.vm.check()
+
+
+# ---- close where somebody is ---------------------------------------------------------------------------------------
+
+
+def closing(where: Callable[[VM], Iterator[None]]) -> None:
+    vm = VM()
+    put(vm, 0, 0, 1)
+    for _ in where(vm):
+        with pytest.raises(MemslotsError):
+            vm.close()
+        assert not vm.closed
+        assert vm.gfn_to_hva(0) == 0
+    vm.close()
+    vm.close()
+    assert vm.closed
+
+
+def test_close_inside_a_section_or_an_update() -> None:
+    def in_section(vm: VM) -> Iterator[None]:
+        with VM() as other, vm.read(), other.read():
+            yield
+
+    def in_update(vm: VM) -> Iterator[None]:
+        with vm.begin_update():
+            yield
+
+    def in_other_section(vm: VM) -> Iterator[None]:
+        with VM() as other, other.read():
+            yield
+
+    for where in (in_section, in_update, in_other_section):
+        closing(where)
+
+
+@pytest.mark.parametrize("_", range(5))
+def test_close_waits_for_every_reader(_: int) -> None:
+    """Batches, ranges and sections of other threads end first; what they return is from before or after."""
+    vm, entered = VM(), threading.Barrier(4)
+    answers: list[set[bool]] = []
+    put(vm, 0, 0, 5000)
+
+    def batch() -> None:
+        hvas = vm.gfn_to_hva_many(np.arange(5000, dtype=np.uint64))
+        answers.append(set((hvas == HVA_ERR_BAD).tolist()))
+
+    def section() -> None:
+        with vm.read():
+            time.sleep(0.02)
+            answers.append({vm.gfn_to_memslot(0) is None})
+
+    def ranges() -> None:
+        answers.append({len(vm.memslots()) == 0})
+
+    def run(work: Callable[[], None]) -> None:
+        entered.wait()
+        with suppress(ClosedError):
+            work()
+
+    threads = [threading.Thread(target=run, args=(work,)) for work in (batch, section, ranges)]
+    for thread in threads:
+        thread.start()
+    entered.wait()
+    vm.close()
+    for thread in threads:
+        thread.join()
+    assert all(len(answer) == 1 for answer in answers)
+
+
+CLOSES_ITSELF = """
+class Owner:
+    def __init__(self, **closing):
+        self.vm = VM()
+        put(self.vm, 0, 0, 5)
+        self.closing = closing
+    def __del__(self):
+        if "thread" in self.closing:
+            thread = threading.Thread(target=self.vm.close)
+            thread.start()
+            thread.join()
+        self.vm.close()
+        closed.append(self.vm.closed)
+
+class Late(VM):
+    def __del__(self):
+        self.close()
+        self.close()
+        closed.append(self.closed)
+
+class Phoenix(VM):
+    def __del__(self):
+        self.close()
+        risen.append(self)
+
+closed, risen = [], []
+Owner()
+Owner(thread=1)
+Late()
+owner = Owner(); owner.self = owner; del owner
+late = Late(); late.self = late; late.add_listener(type("L", (Listener,), {"vm": late})()); del late
+gc.collect()
+assert closed == [True] * 5, closed
+Phoenix(); gc.collect()
+phoenix, = risen
+refused(ClosedError, phoenix.memslots)
+assert len(phoenix) == 0 and phoenix.gpa_bits == 52
+risen.clear(); del phoenix; gc.collect()
+with VM() as other, other.read():
+    late = Late()
+    try:
+        del late     # close() would wait for this very thread: refused, ignored, freed all the same
+    except BaseException:
+        pass
+print("well")
+"""
+
+
+def test_close_from_del() -> None:
+    """By the collector, from a thread of its own, from a VM's own __del__, and by one that comes back."""
+    script = CLOSES_ITSELF + "\nsys.unraisablehook = sys.unraisablehook"
+    runs("sys.unraisablehook = lambda u: closed.append(type(u.exc_value))\n" + script)
+
+
+# ---- collection ------------------------------------------------------------------------------------------------------
+
+
+class Knot(Listener):
+    """Every kind of object of a VM, in cycles with it."""
+
+    def __init__(self, vm: VM) -> None:
+        self.vm, self.vcpu, self.section, self.update = (
+            vm,
+            vm.create_vcpu(),
+            vm.read(),
+            vm.begin_update(),
+        )
+        self.me = self
+
+    def prepare(self, change: Change) -> None:
+        self.last = change
+
+
+def knot(**limits: Any) -> weakref.ref[VM]:
+    vm = VM(**limits)
+    vm.add_listener(Knot(vm))
+    put(vm, 0, 0, 1, LOG)
+    return weakref.ref(vm)
+
+
+def test_ten_thousand_cycles() -> None:
+    """VM, listener, vCPU, section, update in a ring: all released, from whichever thread collects."""
+    before = gc.get_count()
+    for round in range(10):
+        references = [knot() for _ in range(1000)]
+        collector = threading.Thread(target=gc.collect)
+        if round % 2:
+            collector.start()
+            collector.join()
+        else:
+            gc.collect()
+        assert not any(reference() for reference in references)
+    assert before
+
+
+@pytest.fixture
+def often() -> Iterator[None]:
+    """Threads take turns, and the collector runs, as often as Python lets them."""
+    switch, threshold = sys.getswitchinterval(), gc.get_threshold()
+    sys.setswitchinterval(1e-5)
+    gc.set_threshold(50, 2, 2)
+    gc.collect()
+    gc.freeze()  # a collection looks at what the test makes, not at all of pytest
+    yield
+    gc.unfreeze()
+    sys.setswitchinterval(switch)
+    gc.set_threshold(*threshold)
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.usefixtures("often")
+def test_collection_beside_readers_and_a_writer() -> None:
+    """Each thread makes rings, so each collects, inside sections, in hooks and between changes: nobody waits for
+    anybody who waits for him, and every ring goes."""
+    vm, stop, wrong = VM(), threading.Event(), []
+    rings: list[weakref.ref[VM]] = []
+
+    class Rings(Listener):
+        def prepare(self, change: Change) -> None:
+            rings.append(knot())
+            gc.collect(0)
+
+    def work(turn: Callable[[], object]) -> Callable[[], None]:
+        def run() -> None:
+            try:
+                while not stop.is_set():
+                    turn()
+            except BaseException as error:
+                wrong.append(error)
+
+        return run
+
+    def reads() -> None:
+        with vm.read():
+            rings.append(knot_before())
+            assert vm.gfn_to_hva(0) == 0
+            gc.collect(1)
+
+    def drops_updates() -> None:
+        other = VM()
+        put(other, 0, 0, 1)
+        update = other.begin_update().__enter__()
+        update.invalidate(update.find(0))
+        ring: list[Any] = [update]
+        ring.append(ring)
+
+    ready: list[weakref.ref[VM]] = []
+
+    def knot_before() -> weakref.ref[VM]:
+        """Rings are tied outside of sections; here one is let go."""
+        return ready.pop() if ready else weakref.ref(vm)
+
+    put(vm, 0, 0, 1)
+    vm.add_listener(Rings())
+    turns = [reads, reads, drops_updates, lambda: ready.append(knot()), lambda: gc.collect()]
+    threads = [threading.Thread(target=work(turn), daemon=True) for turn in turns]
+    for thread in threads:
+        thread.start()
+    for change in range(300):
+        put(vm, 1, 10 + change % 2, 1)
+    stop.set()
+    for thread in threads:
+        thread.join(30)
+    assert not any(thread.is_alive() for thread in threads)
+    assert wrong == []
+    ready.clear()
+    gc.collect()
+    assert not any(ring() for ring in rings if ring() is not vm)
+    vm.check()
+
+
+HELD_UP = """
+def hold_up(collect):
+    vm = VM()
+    put(vm, 0, 0, 1)
+    inside, leave = threading.Event(), threading.Event()
+    lock = threading.Lock()
+
+    def read():
+        with vm.read():
+            inside.set()
+            with lock:     # what the thread that drops holds
+                vm.gfn_to_memslot(0)
+
+    def drop():
+        update = vm.begin_update().__enter__()
+        {steps}
+        thread.start()
+        inside.wait()
+        if collect:
+            ring = [update]
+            ring.append(ring)
+            del ring
+        update = None      # a deallocation that waited for the reader would wait for ever
+        gc.collect()
+        assert vm.gfn_to_hva(0) == 0 and vm.gfn_to_memslot(9) is None
+
+    thread = threading.Thread(target=read)
+    with lock:
+        drop()
+    thread.join()
+    assert [(slot.base_gfn, slot.is_invalid) for slot in vm.memslots()] == [(0, False)] and len(vm) == 1
+    vm.check()
+    put(vm, 1, 5, 1)
+
+hold_up(False)
+hold_up(True)
+print("well")
+"""
+STEPS = {
+    "nothing": "pass",
+    "draft": "update.copy(None, id=5, npages=1)",
+    "edited": "update.replace(update.find(0), None)",
+    "swapped": "update.swap()",
+    "invalid": "update.invalidate(update.find(0))",
+    "deleted": "inv = update.invalidate(update.find(0)); update.activate(inv, None); del inv",
+    "moved": "old = update.find(0); new = update.copy(old, base_gfn=9); inv = update.invalidate(old); "
+    "update.replace(old, new); update.swap(); del old, new, inv",
+}
+
+
+@pytest.mark.parametrize("steps", STEPS)
+def test_deallocation_waits_for_nobody(steps: str) -> None:
+    """An update that is dropped, or collected, beside a reader who needs the dropper: readers see the beginning at
+    once, the rest is done by whoever changes next."""
+    runs(HELD_UP.format(steps=STEPS[steps]), limit=15)
+
+
+def test_section_dropped_by_another_thread() -> None:
+    """It cannot be ended from there: a ResourceWarning says so, and it ends with its thread."""
+    runs(
+        """
+        warned = []
+        warnings.showwarning = lambda message, category, *rest: warned.append((category, str(message)))
+        warnings.simplefilter("always")
+        vm, dropped, inside = VM(), threading.Event(), threading.Event()
+        sections = [vm.read()]
+        def enter():
+            sections[0].__enter__()
+            inside.set()
+            dropped.wait()
+        thread = threading.Thread(target=enter)
+        thread.start()
+        inside.wait()
+        sections.clear()
+        assert [category for category, _ in warned] == [ResourceWarning] and "another thread" in warned[0][1], warned
+        dropped.set()
+        thread.join()
+        put(vm, 0, 0, 1)
+        print("well")
+        """
+    )
+
+
+# ---- what outlives ---------------------------------------------------------------------------------------------
+
+
+def everything(vm: VM) -> list[Any]:
+    """All that a VM returns by value."""
+    vcpu, gfns = vm.create_vcpu(), np.arange(70, dtype=np.uint64)
+    with vm.read(), vm.read():
+        inside = [vm.memslots(), vm.gfn_to_memslot(0)]
+    return [
+        *inside,
+        vm.id_to_memslot(0),
+        vcpu.gfn_to_memslot(0),
+        vm.memslots_in_gfn_range(0, 9),
+        vm.memslots_in_hva_range(0, 2**63),
+        vm.hva_to_gfns(0),
+        vm.memslots_array(),
+        vm.snapshot(),
+        vm.get_dirty_log(0),
+        vm.gfn_to_hva_many(gfns),
+        vm.gfn_to_slot_id_many(gfns),
+        vm.stats(),
+        vm.generation(),
+    ]
+
+
+@pytest.mark.parametrize("how", ["slot deleted", "closed", "collected"])
+def test_what_is_returned_outlives(how: str) -> None:
+    """Every returned object is a value: the same after its slot, its VM, or both are gone."""
+    vm = VM()
+    put(vm, 0, 0, 64, LOG)
+    vm.mark_page_dirty(3)
+    kept = everything(vm)
+    before = [repr(value) for value in kept]
+    reference = weakref.ref(vm)
+    if how == "slot deleted":
+        put(vm, 0, 0, 0)
+        put(vm, 0, 7, 9)
+    elif how == "closed":
+        vm.close()
+    else:
+        del vm
+        gc.collect()
+        assert reference() is None
+    assert [repr(value) for value in kept] == before
+    for value in kept:
+        if isinstance(value, np.ndarray):
+            assert value.base is None or isinstance(value.base, np.ndarray)
+            value.view(np.uint8)[...] = 0xFF  # one's own memory
+    if how != "collected":
+        reference = None
+    assert kept[0][0] == slot(0, 0, 64, LOG)
+
+
+def test_arguments_are_released() -> None:
+    """No call keeps an array, a listener that was removed, or an exception."""
+
+    class Own(np.ndarray):
+        """With a weak reference."""
+
+    vm, references = VM(), []
+    put(vm, 0, 0, 64, LOG)
+
+    def own(values: Any, dtype: Any = np.uint64) -> Any:
+        array = np.array(values, dtype).view(Own)
+        references.append(weakref.ref(array))
+        return array
+
+    vm.gfn_to_hva_many(own([1, 2]), own([0, 0]))
+    vm.gfn_to_slot_id_many(own(range(100)), own(range(100), np.int32))
+    vm.mark_page_dirty_many(own([1]))
+    vm.clear_dirty_log(0, 0, 64, own([1]))
+    rows = np.zeros(1, MEMSLOT_DTYPE)
+    rows["id"], rows["base_gfn"], rows["npages"] = 5, 500, 1
+    vm.load_memslots(own(rows, MEMSLOT_DTYPE))
+    for bad in (
+        lambda: vm.gfn_to_hva_many(own([1, 2]), own([0])),
+        lambda: vm.load_memslots(own(rows, MEMSLOT_DTYPE)),
+    ):
+        with pytest.raises((ValueError, MemslotsError)):
+            bad()
+
+    class Refuses(Listener):
+        def prepare(self, change: Change) -> None:
+            raise self.error
+
+    listener = Refuses()
+    listener.error = ZeroDivisionError(own([1]))
+    references += [weakref.ref(listener)]
+    vm.add_listener(listener)
+    with pytest.raises(ZeroDivisionError):
+        put(vm, 9, 900, 1)
+    vm.remove_listener(listener)
+    del listener, bad
+    gc.collect()
+    assert [reference() for reference in references] == [None] * len(references)
+    vm.check()
+
+
+# ---- nothing is left -----------------------------------------------------------------------------------------------
+
+
+LIVES = """
+names = ("arena", "ordblks", "smblks", "hblks", "hblkhd", "usmblks", "fsmblks", "uordblks", "fordblks", "keepcost")
+
+class Mallinfo2(ctypes.Structure):
+    _fields_ = [(name, ctypes.c_size_t) for name in names]
+
+def heap():
+    info = getattr(ctypes.CDLL(None), "mallinfo2", None)
+    if info is None:
+        return 0
+    info.restype = Mallinfo2
+    return info().uordblks + info().hblkhd
+
+ways = [lambda vm: vm.close(), lambda vm: None, lambda vm: (vm.add_listener(Listener()), vm.close()),
+        lambda vm: vm.snapshot(), lambda vm: vm.read().__enter__(), lambda vm: vm.begin_update().__enter__().swap()]
+
+def lives(n):
+    for i in range(n):
+        vm = VM(backend=backends()[i % len(backends())])
+        put(vm, 0, 0, 64, 1)
+        put(vm, 1, 100, 1)
+        vm.mark_page_dirty(1)
+        vm.create_vcpu().gfn_to_hva(5)
+        put(vm, 1, 200, 1)
+        put(vm, 1, 0, 0)
+        ways[i % 6 if vm.backend == "tree" else i % 5](vm)
+    gc.collect()
+
+lives(600)
+blocks, used = sys.getallocatedblocks(), heap()
+lives(20_000)
+grown = sys.getallocatedblocks() - blocks, heap() - used
+assert grown[0] < 100, grown
+assert grown[1] < 64 * 1024 or SANITIZED, grown
+print("well")
+"""
+
+
+def test_twenty_thousand_vms() -> None:
+    """Made, used, closed or forgotten: neither Python's blocks nor the C library's bytes grow."""
+    runs(LIVES.replace("SANITIZED", str(SANITIZED)), limit=120)
+
+
+def test_live_counter_of_a_closed_vm() -> None:
+    """What stays until the object goes: the sets, and a record for each thread that looked."""
+    vm = VM()
+    empty = vm.stats()["blocks"]
+    for i in range(300):
+        put(vm, i, i * 10, 5, LOG if i % 2 else 0)
+    assert vm.stats()["blocks"] >= empty + 450
+    for i in range(300):
+        put(vm, i, 0, 0)
+    hashes = 2  # the grown buckets of the two sets
+    assert vm.stats()["blocks"] <= empty + hashes
+
+
+def test_pages_are_counted_in_bytes() -> None:
+    """PAGE is what this file and the package mean by it."""
+    with VM() as vm:
+        put(vm, 0, 1, 1)
+        assert vm.gpa_to_hva(PAGE + 5) == 5
