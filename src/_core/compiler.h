@@ -26,15 +26,20 @@
 
 #define ms_assert(condition) assert(condition)
 
-/* A sanitizer sees the loads of C, not those of assembly. */
-#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
-#define MS_SANITIZED 1
-#elif defined(__has_feature)
-#if __has_feature(address_sanitizer) || __has_feature(thread_sanitizer) || __has_feature(memory_sanitizer)
-#define MS_SANITIZED 1
+/* A sanitizer sees the loads of C, not those of assembly, and blocks of the C library, not those of a pool. */
+#ifdef __has_feature
+#define MS_HAS_FEATURE(feature) __has_feature(feature)
+#else
+#define MS_HAS_FEATURE(feature) 0
 #endif
+#if defined(__SANITIZE_ADDRESS__) || MS_HAS_FEATURE(address_sanitizer)
+#define MS_ADDRESS_SANITIZED 1
+#else
+#define MS_ADDRESS_SANITIZED 0
 #endif
-#ifndef MS_SANITIZED
+#if MS_ADDRESS_SANITIZED || defined(__SANITIZE_THREAD__) || MS_HAS_FEATURE(thread_sanitizer)
+#define MS_SANITIZED 1
+#else
 #define MS_SANITIZED 0
 #endif
 

@@ -479,6 +479,6 @@ void ms_get_stats(struct ms_vm *vm, struct ms_stats *out)
 		.grace_waits = atomic_load_explicit(&vm->srcu.waits, memory_order_relaxed),
 		.hash_grows = hash_grows(vm),
 		.bytes = atomic_load_explicit(&vm->memory.bytes, memory_order_relaxed),
-		.blocks = atomic_load_explicit(&vm->memory.blocks, memory_order_relaxed),
+		.blocks = memory_blocks(&vm->memory),
 	};
 }

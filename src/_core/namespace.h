@@ -31,6 +31,8 @@
 #define memory_free ms_memory_free
 #define memory_free_lines ms_memory_free_lines
 #define memory_init ms_memory_init
+#define memory_pool_alloc ms_memory_pool_alloc
+#define memory_pool_free ms_memory_pool_free
 #define memory_zalloc ms_memory_zalloc
 #define memory_zalloc_lines ms_memory_zalloc_lines
 #define process_forks ms_process_forks

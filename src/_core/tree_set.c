@@ -26,14 +26,17 @@ static void tree_init(struct memslot_set *set)
 
 static struct memslot *tree_alloc_slot(struct memory *memory)
 {
-	struct tree_slot *slot = memory_zalloc_lines(memory, sizeof(*slot));
+	struct tree_slot *slot = memory_pool_alloc(memory, sizeof(*slot));
 
-	return slot ? &slot->slot : NULL;
+	if (!slot)
+		return NULL;
+	slot->slot = (struct memslot){ 0 }; /* nodes and links are written when they are linked */
+	return &slot->slot;
 }
 
 static void tree_free_slot(struct memory *memory, struct memslot *slot)
 {
-	memory_free_lines(memory, tree_slot_of(slot), sizeof(struct tree_slot));
+	memory_pool_free(memory, tree_slot_of(slot), sizeof(struct tree_slot));
 }
 
 static struct memslot *slot_or_null(const struct rb_node *node, uint32_t idx)
@@ -252,6 +255,8 @@ static int tree_begin(struct memory *memory, struct address_space *as, struct me
 	struct id_link **buckets;
 	unsigned bits;
 
+	if (more > 1)
+		memory_pool_reserve(memory, more);
 	if (likely(id_hash_wants(&private->ids, private->nr + more) == private->ids.bits))
 		return 0;
 	buckets = alloc_buckets(memory, private, more, &bits);
@@ -271,6 +276,7 @@ static void tree_follow(struct memory *memory, struct address_space *as, struct 
 static void tree_end(struct memory *memory, struct address_space *as, struct memslot_set *private)
 {
 	(void)private;
+	memory_pool_reserve(memory, 0);
 	if (unlikely(as->spare.buckets)) {
 		memory_free(memory, as->spare.buckets, id_hash_size(as->spare.bits));
 		as->spare.buckets = NULL;

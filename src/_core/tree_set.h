@@ -18,11 +18,13 @@ struct tree_slot {
 	struct memslot slot;
 	struct id_link id_link[2];
 	struct interval_hook hva_hook[2];
+	void *word; /* the pool's, see memory.h */
 };
 
 _Static_assert(offsetof(struct tree_slot, slot.npages) + sizeof(uint64_t) == CACHE_LINE,
 	       "what a search by gfn reads of a slot is one cache line");
 _Static_assert(sizeof(struct tree_slot) == 3 * CACHE_LINE, "a slot is three cache lines");
+_Static_assert(offsetof(struct tree_slot, word) + MEMORY_POOL_WORD == sizeof(struct tree_slot), "memory.h");
 
 static inline struct tree_slot *tree_slot_of(const struct memslot *slot)
 {

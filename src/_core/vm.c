@@ -281,7 +281,7 @@ void ms_vm_destroy(struct ms_vm *vm)
 	free_vcpus(vm);
 	memory_free(&vm->memory, vm->listeners, vm->listeners_size);
 	memory_free_lines(&vm->memory, vm->as, vm->config.address_spaces * sizeof(*vm->as));
-	ms_assert(!atomic_load(&vm->memory.blocks));
+	ms_assert(!memory_blocks(&vm->memory) && !vm->memory.pool.room);
 	free(vm);
 }
 

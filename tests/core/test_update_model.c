@@ -533,7 +533,7 @@ static void check_rest(void)
 		for (size_t i = 0; i < rest[as_id].nr; i++)
 			pages += rest[as_id].slot[i].value.npages;
 	}
-	stats = stats_of(vm);
+	stats = held_by(vm);
 	CHECK_EQ(stats.blocks, want.blocks);
 	CHECK_EQ(stats.bytes, want.bytes);
 	CHECK_EQ(ms_nr_memslots(vm), rest[0].nr + rest[1].nr);
