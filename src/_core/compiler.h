@@ -20,6 +20,13 @@
 #define likely(x) __builtin_expect(!!(x), 1)
 #define unlikely(x) __builtin_expect(!!(x), 0)
 
+/* A compiler that cannot know what is in it makes no branches of it. */
+#if defined(__GNUC__)
+#define opaque(integer) __asm__("" : "+r"(integer))
+#else
+#define opaque(integer) ((void)(integer))
+#endif
+
 /* What one core writes and another reads is kept this far apart: one line of x86-64 and of most arm64. */
 #define CACHE_LINE 64
 #define cache_aligned _Alignas(CACHE_LINE)

@@ -165,24 +165,9 @@ static void gfn_insert(struct memslot_set *set, struct tree_slot *new_slot)
 	while (node) {
 		parent = node;
 		dir = new_slot->slot.base_gfn >= slot_of_gfn_node(node, set->node_idx)->base_gfn;
-		node = node->child[dir];
+		node = rb_child(node, dir);
 	}
 	rb_insert(&set->gfn_tree, parent, dir, &new_slot->gfn_node[set->node_idx]);
-}
-
-/* The same base: same place in the order, and the tree keeps its shape.  O(1). */
-static void gfn_replace(struct memslot_set *set, struct tree_slot *old, struct tree_slot *new_slot)
-{
-	uint32_t idx = set->node_idx;
-
-	if (old && new_slot && old->slot.base_gfn == new_slot->slot.base_gfn) {
-		rb_replace(&set->gfn_tree, &old->gfn_node[idx], &new_slot->gfn_node[idx]);
-		return;
-	}
-	if (old)
-		rb_erase(&set->gfn_tree, &old->gfn_node[idx]);
-	if (new_slot)
-		gfn_insert(set, new_slot);
 }
 
 /*
@@ -194,18 +179,33 @@ static void carry_last_used_slot(struct memslot_set *set, struct memslot *old, s
 {
 	struct memslot *expected = old;
 
+	if (atomic_load_explicit(&set->last_used_slot, memory_order_relaxed) != old)
+		return;
 	atomic_compare_exchange_strong_explicit(&set->last_used_slot, &expected, new_slot, memory_order_relaxed,
 						memory_order_relaxed);
+}
+
+static void left(struct memslot_set *set, struct memslot *old)
+{
+	old->sets &= (uint8_t)~(1u << set->node_idx);
+	set->nr--;
+}
+
+static void joined(struct memslot_set *set, struct memslot *new_slot)
+{
+	new_slot->sets |= (uint8_t)(1u << set->node_idx);
+	set->nr++;
 }
 
 static void unlink_slot(struct memslot_set *set, struct memslot *old)
 {
 	struct tree_slot *slot = tree_slot_of(old);
+	uint32_t idx = set->node_idx;
 
-	id_hash_del(&set->ids, &slot->id_link[set->node_idx]);
-	interval_tree_del(&set->hva_tree, &slot->hva_hook[set->node_idx]);
-	old->sets &= (uint8_t)~(1u << set->node_idx);
-	set->nr--;
+	id_hash_del(&set->ids, &slot->id_link[idx]);
+	interval_tree_del(&set->hva_tree, &slot->hva_hook[idx]);
+	rb_erase(&set->gfn_tree, &slot->gfn_node[idx]);
+	left(set, old);
 }
 
 static void link_slot(struct memslot_set *set, struct memslot *new_slot)
@@ -214,20 +214,42 @@ static void link_slot(struct memslot_set *set, struct memslot *new_slot)
 
 	id_hash_add(&set->ids, &slot->id_link[set->node_idx]);
 	interval_tree_add(&set->hva_tree, &slot->hva_hook[set->node_idx]);
-	new_slot->sets |= (uint8_t)(1u << set->node_idx);
-	set->nr++;
+	gfn_insert(set, slot);
+	joined(set, new_slot);
+}
+
+/* Whether each index of a set has the same place for both. */
+static bool same_places(const struct memslot *a, const struct memslot *b)
+{
+	return a->base_gfn == b->base_gfn && a->hva.start == b->hva.start && a->id == b->id;
+}
+
+/* The trees keep their shape.  O(1). */
+static void relink_slot(struct memslot_set *set, struct memslot *old, struct memslot *new_slot)
+{
+	struct tree_slot *from = tree_slot_of(old), *to = tree_slot_of(new_slot);
+	uint32_t idx = set->node_idx;
+
+	id_hash_replace(&set->ids, &from->id_link[idx], &to->id_link[idx]);
+	interval_tree_replace(&set->hva_tree, &from->hva_hook[idx], &to->hva_hook[idx]);
+	rb_replace(&set->gfn_tree, &from->gfn_node[idx], &to->gfn_node[idx]);
+	left(set, old);
+	joined(set, new_slot);
 }
 
 /* kvm_replace_memslot(): NULL old adds, NULL new_slot removes. */
 static void tree_replace(struct memslot_set *set, struct memslot *old, struct memslot *new_slot)
 {
-	if (old) {
-		unlink_slot(set, old);
+	if (old)
 		carry_last_used_slot(set, old, new_slot);
+	if (old && new_slot && same_places(old, new_slot)) {
+		relink_slot(set, old, new_slot);
+		return;
 	}
+	if (old)
+		unlink_slot(set, old);
 	if (new_slot)
 		link_slot(set, new_slot);
-	gfn_replace(set, old ? tree_slot_of(old) : NULL, new_slot ? tree_slot_of(new_slot) : NULL);
 }
 
 static bool rehash(struct memory *memory, struct memslot_set *set, struct id_link **buckets, unsigned bits)

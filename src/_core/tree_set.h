@@ -64,10 +64,11 @@ static inline const struct rb_node *tree_step(const struct rb_node *node, uint32
 		: "cc");
 	return next;
 #else
-	bool right = gfn >= slot->base_gfn;
+	uintptr_t keep = (uintptr_t)(gfn >= slot->base_gfn) - 1;
 
-	*floor = right ? node : *floor;
-	return node->child[right];
+	opaque(keep);
+	*floor = (const struct rb_node *)(((uintptr_t)*floor & keep) | ((uintptr_t)node & ~keep));
+	return node->child[keep + 1];
 #endif
 }
 

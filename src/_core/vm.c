@@ -136,8 +136,12 @@ void vm_swap(struct ms_vm *vm, uint32_t as_id)
 
 void vm_flush(struct ms_vm *vm, const struct memslot *active, const struct memslot *old)
 {
-	struct ms_memslot active_value = memslot_value(active), old_value = memslot_value(old);
+	struct ms_memslot active_value, old_value;
 
+	if (likely(!vm->nr_listeners))
+		return;
+	active_value = memslot_value(active);
+	old_value = memslot_value(old);
 	thread_self.hooks++;
 	for (size_t i = 0; i < vm->nr_listeners; i++) {
 		const struct ms_listener *l = vm->listeners[i];
