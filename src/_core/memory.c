@@ -176,12 +176,18 @@ static void drop_chunk(struct memory *m, struct memory_chunk *chunk, size_t size
 	free(chunk);
 }
 
+static size_t clamp(uint64_t n, size_t least, size_t most)
+{
+	return n < least ? least : n > most ? most : n;
+}
+
+/* A small pool grows by a quarter to a half, so that chunks' heads do not weigh; from 64 blocks on no more than a
+ * sixteenth is spare. */
 static size_t next_room(const struct memory_pool *pool)
 {
-	uint64_t room = pool->room / 16;
-
-	return room < MEMORY_POOL_CHUNK_MIN ? MEMORY_POOL_CHUNK_MIN
-	       : room > MEMORY_POOL_CHUNK_MAX ? MEMORY_POOL_CHUNK_MAX : room;
+	if (pool->room < 64)
+		return pool->room < 16 ? MEMORY_POOL_CHUNK_MIN : pool->room < 32 ? 8 : 16;
+	return clamp(pool->room / 16, MEMORY_POOL_CHUNK_MIN, MEMORY_POOL_CHUNK_MAX);
 }
 
 static void *take_block(struct memory_chunk *chunk, size_t size)

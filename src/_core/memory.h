@@ -65,7 +65,7 @@ void memory_free_lines(struct memory *m, void *block, size_t size);
 /* The last word of a pool's block belongs to the pool. */
 #define MEMORY_POOL_WORD sizeof(void *)
 
-/* Blocks of a small pool's chunk; a large pool's has a sixteenth of the pool. */
+/* Blocks of a chunk. */
 #define MEMORY_POOL_CHUNK_MIN 4
 #define MEMORY_POOL_CHUNK_MAX 256
 

@@ -56,15 +56,21 @@ struct srcu_reader {
 struct srcu {
 	cache_aligned _Atomic uint32_t bank;
 	_Atomic uint32_t waiting; /* a writer sleeps on `left` */
-	_Atomic uint32_t left;    /* moves when a section ends while a writer sleeps */
 	uint64_t number;          /* of the domain, never used again */
 	_Atomic(struct srcu_reader *) readers;
-	struct memory *memory;
+
+	/* What readers do not look at, and a writer moves. */
+	cache_aligned struct memory *memory;
+	_Atomic uint32_t left;    /* moves when a section ends while a writer sleeps */
 	struct srcu *next_domain, *previous_domain; /* all domains, for threads that end; under domains_lock */
 	_Atomic uint64_t periods; /* grace periods, and those that had to wait */
 	_Atomic uint64_t waits;
 	struct srcu_reader shared;
 };
+
+_Static_assert(offsetof(struct srcu, readers) < CACHE_LINE && offsetof(struct srcu, memory) == CACHE_LINE,
+	       "what a section looks at is one line, what only writers move is on another");
+_Static_assert(offsetof(struct srcu_reader, depth) == CACHE_LINE, "what a writer reads of a reader is one line");
 
 void srcu_init(struct srcu *s, struct memory *memory);
 
