@@ -6,7 +6,7 @@
  * inactive set under the eyes of the readers of the active one.  A search by gfn touches one cache line a level: the
  * gfn nodes of both sets, base_gfn and npages fill exactly one.
  *
- * Cost: replace O(log n), O(1) in the gfn tree when the base stays; search O(log n); find O(1); 192 bytes a slot.
+ * Cost: replace O(log n), O(1) where gfn, host address and id stay; search O(log n); find O(1); 192 bytes a slot.
  */
 #ifndef MS_TREE_SET_H
 #define MS_TREE_SET_H

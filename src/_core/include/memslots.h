@@ -339,7 +339,7 @@ struct ms_stats {
 	uint64_t grace_waits;    /* ... that had to wait for a reader */
 	uint64_t hash_grows;
 	uint64_t bytes;          /* memory held now, without struct ms_vm itself */
-	uint64_t blocks;         /* allocations held now */
+	uint64_t blocks;         /* allocations held now, a slot for one; bytes are also those to spare for more */
 };
 
 void ms_get_stats(struct ms_vm *vm, struct ms_stats *out);
