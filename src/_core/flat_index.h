@@ -103,10 +103,6 @@ void flat_put(struct flat_index *f); /* NULL is fine */
 /* The number of the first of F1, F2 that does not hold, 0 when both do. */
 int flat_check(const struct flat_index *f);
 
-/* Hides a value from the optimizer, which would make a branch of what was written without one: on independent
- * random lookups half of those mispredict. */
-#define opaque(value) __asm__("" : "+r"(value))
-
 const struct flat_segment *flat_find_segment(const struct flat_index *f, uint64_t gfn);
 
 static inline const struct flat_segment *flat_segment_of(const struct flat_index *f, uint64_t gfn)

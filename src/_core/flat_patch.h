@@ -6,9 +6,9 @@
  * to nothing.  So the writer notes what it does to a set, up to a number of changes beyond which a walk is as good.
  *
  * Invariants
- *   P1  the slots of base, without those that are gone and with those that were added, are the set's that are not
+ *   X1  the slots of base, without those that are gone and with those that were added, are the set's that are not
  *       INVALID;
- *   P2  no two changes are about one base_gfn, but for a slot of base that is gone and another one in its place.
+ *   X2  no two changes are about one base_gfn, but for a slot of base that is gone and another one in its place.
  *
  * Locking: the writer's; readers of the set that it belongs to may read it, since a set that has readers is not edited.
  * Cost: noting O(PATCH_MAX); walking O(n).

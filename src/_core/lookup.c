@@ -438,6 +438,6 @@ void ms_get_stats(struct ms_vm *vm, struct ms_stats *out)
 		.index_builds = atomic_load_explicit(&vm->index_builds, memory_order_relaxed),
 		.index_patches = atomic_load_explicit(&vm->index_patches, memory_order_relaxed),
 		.bytes = atomic_load_explicit(&vm->memory.bytes, memory_order_relaxed),
-		.blocks = atomic_load_explicit(&vm->memory.blocks, memory_order_relaxed),
+		.blocks = memory_blocks(&vm->memory),
 	};
 }

@@ -31,6 +31,7 @@
 #define id_hash_del ms_id_hash_del
 #define id_hash_init ms_id_hash_init
 #define id_hash_rehash ms_id_hash_rehash
+#define id_hash_replace ms_id_hash_replace
 #define id_hash_wants ms_id_hash_wants
 #define interval_tree_add ms_interval_tree_add
 #define interval_tree_check ms_interval_tree_check
@@ -38,10 +39,13 @@
 #define interval_tree_first ms_interval_tree_first
 #define interval_tree_init ms_interval_tree_init
 #define interval_tree_next ms_interval_tree_next
+#define interval_tree_replace ms_interval_tree_replace
 #define memory_fail ms_memory_fail
 #define memory_free ms_memory_free
 #define memory_free_lines ms_memory_free_lines
 #define memory_init ms_memory_init
+#define memory_pool_alloc ms_memory_pool_alloc
+#define memory_pool_free ms_memory_pool_free
 #define memory_zalloc ms_memory_zalloc
 #define memory_zalloc_lines ms_memory_zalloc_lines
 #define patch_add ms_patch_add

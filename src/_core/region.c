@@ -258,8 +258,11 @@ static int prepare_dirty_log(const struct writer *w, struct change *c)
 
 static int prepare_listeners(const struct writer *w, struct change *c)
 {
-	struct ms_change change = told(c);
+	struct ms_change change;
 
+	if (likely(!w->vm->nr_listeners))
+		return 0;
+	change = told(c);
 	for (; c->prepared < w->vm->nr_listeners; c->prepared++) {
 		const struct ms_listener *l = w->vm->listeners[c->prepared];
 		int r = l->prepare ? l->prepare(l->opaque, &change) : 0;

@@ -48,20 +48,20 @@ enum srcu_count {
 };
 
 struct srcu_reader {
+	/* What a writer reads. */
 	cache_aligned _Atomic uint64_t lock[2];
 	_Atomic uint64_t unlock[2];
-	_Atomic uint64_t count[SRCU_NR_COUNTS];
+	struct srcu_reader *next;     /* immutable once published */
+	struct srcu *domain;
+	_Atomic uint64_t owner;       /* a thread_number(), SRCU_FREE or SRCU_SHARED */
+	_Atomic uint32_t os_id;       /* the owner's thread_os_id(); 0 in the shared record */
 
 	/* The owner's own. */
 	cache_aligned uint32_t depth; /* sections of this domain */
 	uint32_t bank;                /* of the outermost one */
 	uint64_t view;                /* what the outermost one saw published: look.h's */
 	const void *last_record;      /* of an index, where the last lookup ended: lookup.c's, only compared */
-
-	struct srcu *domain;
-	_Atomic uint64_t owner;       /* a thread_number(), SRCU_FREE or SRCU_SHARED */
-	_Atomic uint32_t os_id;       /* the owner's thread_os_id(); 0 in the shared record */
-	struct srcu_reader *next;     /* immutable once published */
+	_Atomic uint64_t count[SRCU_NR_COUNTS];
 };
 
 #define SRCU_FREE ((uint64_t)0)
@@ -79,10 +79,12 @@ struct srcu_stall {
 struct srcu {
 	cache_aligned _Atomic uint32_t bank;
 	_Atomic uint32_t waiting; /* a writer sleeps on `left` */
-	_Atomic uint32_t left;    /* moves when a section ends while a writer sleeps */
 	uint64_t number;          /* of the domain, never used again */
 	_Atomic(struct srcu_reader *) readers;
-	struct memory *memory;
+
+	/* What readers do not look at, and a writer moves. */
+	cache_aligned struct memory *memory;
+	_Atomic uint32_t left;    /* moves when a section ends while a writer sleeps */
 	struct srcu *next_domain, *previous_domain; /* all domains, for threads that end; under domains_lock */
 	_Atomic uint64_t periods; /* grace periods, and those that had to wait */
 	_Atomic uint64_t waits;
@@ -90,6 +92,10 @@ struct srcu {
 	struct srcu_stall stall;  /* the writer's: who sets it holds what serialises synchronize_srcu() */
 	struct srcu_reader shared;
 };
+
+_Static_assert(offsetof(struct srcu, readers) < CACHE_LINE && offsetof(struct srcu, memory) == CACHE_LINE,
+	       "what a section looks at is one line, what only writers move is on another");
+_Static_assert(offsetof(struct srcu_reader, depth) == CACHE_LINE, "what a writer reads of a reader is one line");
 
 void srcu_init(struct srcu *s, struct memory *memory);
 

@@ -6,7 +6,7 @@
  * inactive set under the eyes of the readers of the active one.  A search by gfn touches one cache line a level: the
  * gfn nodes of both sets, base_gfn and npages fill exactly one.
  *
- * Cost: replace O(log n), O(1) in the gfn tree when the base stays; search O(log n); find O(1); 192 bytes a slot.
+ * Cost: replace O(log n), O(1) where gfn, host address and id stay; search O(log n); find O(1); 192 bytes a slot.
  */
 #ifndef MS_TREE_SET_H
 #define MS_TREE_SET_H
@@ -18,11 +18,13 @@ struct tree_slot {
 	struct memslot slot;
 	struct id_link id_link[2];
 	struct interval_hook hva_hook[2];
+	void *word; /* the pool's, see memory.h */
 };
 
 _Static_assert(offsetof(struct tree_slot, slot.npages) + sizeof(uint64_t) == CACHE_LINE,
 	       "what a search by gfn reads of a slot is one cache line");
 _Static_assert(sizeof(struct tree_slot) == 3 * CACHE_LINE, "a slot is three cache lines");
+_Static_assert(offsetof(struct tree_slot, word) + MEMORY_POOL_WORD == sizeof(struct tree_slot), "memory.h");
 
 static inline struct tree_slot *tree_slot_of(const struct memslot *slot)
 {
@@ -62,10 +64,11 @@ static inline const struct rb_node *tree_step(const struct rb_node *node, uint32
 		: "cc");
 	return next;
 #else
-	bool right = gfn >= slot->base_gfn;
+	uintptr_t keep = (uintptr_t)(gfn >= slot->base_gfn) - 1;
 
-	*floor = right ? node : *floor;
-	return node->child[right];
+	opaque(keep);
+	*floor = (const struct rb_node *)(((uintptr_t)*floor & keep) | ((uintptr_t)node & ~keep));
+	return node->child[keep + 1];
 #endif
 }
 

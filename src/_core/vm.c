@@ -190,8 +190,12 @@ void vm_swap(struct ms_vm *vm, uint32_t as_id)
 
 void vm_flush(struct ms_vm *vm, const struct memslot *active, const struct memslot *old)
 {
-	struct ms_memslot active_value = memslot_value(active), old_value = memslot_value(old);
+	struct ms_memslot active_value, old_value;
 
+	if (likely(!vm->nr_listeners))
+		return;
+	active_value = memslot_value(active);
+	old_value = memslot_value(old);
 	thread_self.hooks++;
 	for (size_t i = 0; i < vm->nr_listeners; i++) {
 		const struct ms_listener *l = vm->listeners[i];
@@ -387,7 +391,7 @@ void ms_vm_destroy(struct ms_vm *vm)
 	free_vcpus(vm);
 	memory_free(&vm->memory, vm->listeners, vm->listeners_size);
 	memory_free_lines(&vm->memory, vm->as, vm->config.address_spaces * sizeof(*vm->as));
-	ms_assert(!atomic_load(&vm->memory.blocks));
+	ms_assert(!memory_blocks(&vm->memory) && !vm->memory.pool.room);
 	free(vm);
 }
 

@@ -61,6 +61,11 @@ struct ms_vm {
 	struct vm_counts counts;
 };
 
+_Static_assert(offsetof(struct ms_vm, config.user_mem_slots) < CACHE_LINE && offsetof(struct ms_vm, srcu) % CACHE_LINE == 0,
+	       "a lookup reads two lines of its VM: this one and the domain's");
+_Static_assert(offsetof(struct ms_vm, memory) / CACHE_LINE > offsetof(struct ms_vm, srcu.shared) / CACHE_LINE + 1,
+	       "what allocations count is on no line of a reader's");
+
 struct ms_vcpu {
 	struct ms_vm *vm;
 	_Atomic uint32_t busy;  /* a thread is using the hint (row "vCPU") */

@@ -52,7 +52,7 @@ void vm_index_share(struct ms_vm *vm, uint32_t as_id)
 	}
 }
 
-/* What it leaves is P1 of what was there. */
+/* What it leaves is X1 of what was there. */
 static void take_off_index(struct memslot_set *set)
 {
 	struct flat_index *index = atomic_load_explicit(&set->index, memory_order_relaxed);

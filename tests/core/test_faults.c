@@ -293,7 +293,7 @@ static void less_buckets(struct held *h, const struct id_hash *hash)
 
 static struct held held(void)
 {
-	struct ms_stats stats = stats_of(vm);
+	struct ms_stats stats = held_by(vm);
 	struct held h = { stats.bytes, stats.blocks };
 
 	for (uint32_t as_id = 0; as_id < SPACES; as_id++) {

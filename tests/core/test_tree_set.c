@@ -91,7 +91,7 @@ static void check_search(struct rng *rng, uint32_t n)
 			check_lanes(rng, &sets[k], n, lanes);
 	DESIGN_OF(tree).empty(&memory, &sets[0], false);
 	DESIGN_OF(tree).empty(&memory, &sets[1], true);
-	CHECK_EQ(atomic_load(&memory.blocks), 0);
+	CHECK_EQ(memory_blocks(&memory), 0);
 }
 
 int main(int argc, char **argv)

@@ -400,7 +400,7 @@ struct ms_stats {
 	uint64_t index_builds;   /* indexes made by walking the set */
 	uint64_t index_patches;  /* ... by changing an older one */
 	uint64_t bytes;          /* memory held now, without struct ms_vm itself */
-	uint64_t blocks;         /* allocations held now */
+	uint64_t blocks;         /* allocations held now, a slot for one; bytes are also those to spare for more */
 };
 
 void ms_get_stats(struct ms_vm *vm, struct ms_stats *out);
