@@ -400,6 +400,7 @@ class Run:
         self.mutants, self.every = mutants, every
         self.copies = [Copy(i) for i in range(jobs)]
         self.limits: dict[Test, float] = {}
+        self.useless: dict[Test, str] = {}  # what fails without a bug
         self.verdicts: list[Verdict] = []
         self.failures: list[str] = []
         self.lock = threading.Lock()
@@ -446,11 +447,10 @@ class Run:
             for test in group:
                 outcome = copy.run(test, LIMIT_MAX_S)
                 if outcome.failed:
-                    self.failures.append(
-                        f"{test} fails without any bug: {outcome.how}\n{outcome.output[-2000:]}"
-                    )
-                    return
-                self.limits[test] = LIMIT_S + 5 * outcome.seconds
+                    self.useless[test] = f"{outcome.how}\n{outcome.output[-1000:]}"
+                    self.say(f"{test} fails without any bug, and proves nothing: {self.useless[test]}")
+                else:
+                    self.limits[test] = LIMIT_S + 5 * outcome.seconds
 
         self.in_parallel(work, prove_group)
 
@@ -459,7 +459,11 @@ class Run:
         caught = []
         trouble = ""
         copy.plant(mutant.edits)
+        if all(test in self.useless for test in mutant.tests):
+            trouble = "its tests fail without it"
         for test in mutant.tests:
+            if test in self.useless:
+                continue
             try:
                 outcome = copy.run(test, self.limits[test])
             except Broken as error:
@@ -579,7 +583,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"not caught: {', '.join(missed)}")
     print(f"{time.monotonic() - start:.0f} s")
     print(f"mutants: {len(chosen)} planted, {caught} caught")
-    return 0 if caught == len(chosen) and not run.failures else 1
+    return 0 if caught == len(chosen) and not run.failures and not run.useless else 1
 
 
 if __name__ == "__main__":
