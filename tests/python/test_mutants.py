@@ -1,0 +1,300 @@
+# SPDX-License-Identifier: MIT
+"""tests/mutants fits the sources of today, and tools/mutants.py tells what is caught from what is not."""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+TOOL = ROOT / "tools" / "mutants.py"
+
+pytestmark = pytest.mark.skipif(not TOOL.exists(), reason="there is no checkout around the tests")
+
+
+@cache
+def tool() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("mutants", TOOL)
+    assert spec
+    assert spec.loader
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["mutants"] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+@cache
+def catalogue() -> Any:
+    return tool().read_catalogue()
+
+
+# ---- the list ----------------------------------------------------------------------------------------
+
+
+def test_every_text_occurs_once() -> None:
+    """A change of the sources that moves a mutant's place mends the mutant too."""
+    stale = {m.name: tool().stale(m) for m in (*catalogue().mutants, *catalogue().left)}
+    assert not {name: why for name, why in stale.items() if why}
+
+
+def test_every_hazard_has_a_mutant_or_an_excuse() -> None:
+    assert tool().uncovered(catalogue()) == []
+    assert len(catalogue().mutants) >= 45
+    for hazard, reason in catalogue().excused.items():
+        assert hazard in tool().HAZARDS
+        assert len(reason) > 20
+
+
+def test_texts_are_sentences() -> None:
+    for m in (*catalogue().mutants, *catalogue().left):
+        first = m.wrong.split()[0]
+        assert first[0].isupper() or "_" in first or first.endswith("()")
+        assert m.wrong.endswith(".")
+        assert m.name == m.name.lower().replace(" ", "-")
+
+
+@cache
+def functions_of(path: Path) -> set[str]:
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    return {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
+
+
+def test_every_test_is_there() -> None:
+    for m in catalogue().mutants:
+        for test in m.tests:
+            if test.build == tool().PYTHON:
+                file, _, name = test.name.partition("::")
+                assert name.partition("[")[0] in functions_of(ROOT / file), f"{m.name}: {test.name}"
+            else:
+                assert (ROOT / f"tests/core/{test.name}.c").exists(), f"{m.name}: {test.name}"
+
+
+def test_the_quick_ones_stand_for_all() -> None:
+    """Of every list of the core and of the binding; few enough for a minute."""
+    quick = [m for m in catalogue().mutants if m.quick]
+    assert 12 <= len(quick) <= 30
+    assert any(t.build == tool().PYTHON for m in quick for t in m.tests)
+    assert sum(t.build == tool().PYTHON for m in quick for t in m.tests) <= 3
+
+
+# ---- reading it ---------------------------------------------------------------------------------------
+
+ENTRY = {
+    "name": "a",
+    "hazard": "H1",
+    "wrong": "It is\nwrong.",
+    "file": "x.c",
+    "old": "one\n",
+    "new": "two\n",
+    "caught_by": ["test_a", "asan:test_b scale=2 seed=7", "tests/python/test_c.py::test_d[e]"],
+}
+
+
+def test_an_entry() -> None:
+    m = tool().parse_mutant(ENTRY)
+    assert m.wrong == "It is wrong."
+    assert m.edits == (tool().Edit("x.c", "one", "two"),)
+    assert [t.build for t in m.tests] == ["plain", "asan", "python"]
+    assert m.tests[0].scale == tool().SCALE
+    assert m.tests[1][1:] == ("test_b", 2.0, "7")
+    assert m.tests[2].name == "tests/python/test_c.py::test_d[e]"
+    assert [str(t) for t in m.tests] == ["test_a", "asan:test_b", "test_c.py::test_d[e]"]
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        ({"hazard": "H33"}, "no such hazard: H33"),
+        ({"hazard": []}, "none is named"),
+        ({"caught_by": []}, "must name the tests"),
+        ({"caught_by": ["test_a times=3"]}, "only scale= and seed="),
+        ({"also": [{"file": "x.c", "old": "three"}]}, "has no 'new'"),
+    ],
+)
+def test_bad_entries(change: dict[str, Any], why: str) -> None:
+    with pytest.raises(tool().ListError, match=why):
+        tool().parse_mutant({**ENTRY, **change})
+
+
+def test_bad_lists(tmp_path: Path) -> None:
+    two = (
+        '[[mutant]]\nname="a"\nhazard="H1"\nwrong="W."\nfile="x"\nold="o"\nnew="n"\ncaught_by=["t"]\n'
+        * 2
+    )
+    (tmp_path / "a.toml").write_text(two)
+    with pytest.raises(tool().ListError, match="two mutants have the name a"):
+        tool().read_catalogue(tmp_path)
+    (tmp_path / "a.toml").write_text("[[mutants]]\n")
+    with pytest.raises(tool().ListError, match="what is mutants"):
+        tool().read_catalogue(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [("one two", ""), ("nil", "occurs 0 times"), ("one one", "occurs 2 times"), (None, "no file")],
+)
+def test_stale(tmp_path: Path, text: str | None, why: str) -> None:
+    if text is not None:
+        (tmp_path / "x.c").write_text(text)
+    said = tool().stale(tool().parse_mutant(ENTRY), tmp_path)
+    assert why in said
+    assert bool(said) == bool(why)
+
+
+def test_nothing_changed_is_stale(tmp_path: Path) -> None:
+    (tmp_path / "x.c").write_text("one")
+    assert "the same" in tool().stale(tool().parse_mutant({**ENTRY, "new": "one"}), tmp_path)
+
+
+def test_selection() -> None:
+    mutants = [
+        tool().parse_mutant({**ENTRY, "name": name, "hazard": hazard, "quick": quick})
+        for name, hazard, quick in (
+            ("fork", "H1", True),
+            ("forks", "H11", False),
+            ("hint", "H2", True),
+        )
+    ]
+
+    def names(pattern: str = "", quick: bool = False, shard: tuple[int, int] = (1, 1)) -> list[str]:
+        return [m.name for m in tool().select(mutants, pattern, quick, shard)]
+
+    assert names() == ["fork", "forks", "hint"]
+    assert names("fork") == ["fork", "forks"]
+    assert names("H1") == ["fork"]
+    assert names("fork?") == ["forks"]
+    assert names("asan:") == names()
+    assert names(quick=True) == ["fork", "hint"]
+    assert names(shard=(1, 2)) + names(shard=(2, 2)) == ["fork", "hint", "forks"]
+    assert names("nothing") == []
+
+
+# ---- judging ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("status", "output", "how"),
+    [
+        (
+            1,
+            "/a/test_x.c:12: a is not b: 1 is not 2\n  seed 1",
+            "check: test_x.c:12: a is not b: 1 is not 2",
+        ),
+        (1, "M6: hint (design tree)\n/a/fixture.h:9: r is not 0", "check: M6: hint (design tree)"),
+        (
+            1,
+            "==1==ERROR: AddressSanitizer: heap-use-after-free on",
+            "sanitizer: AddressSanitizer heap-use-after-free",
+        ),
+        (
+            1,
+            "x.c:3:4: runtime error: shift exponent 64",
+            "sanitizer: runtime error shift exponent 64",
+        ),
+        (
+            66,
+            "WARNING: ThreadSanitizer: data race (pid=1)",
+            "sanitizer: ThreadSanitizer data race (pid",
+        ),
+        (-6, "t: vm.c:5: f: Assertion `a == b' failed.", "assertion: vm.c: a == b"),
+        (-11, "", "crash: SIGSEGV"),
+        (None, "", "watchdog"),
+        (2, "the watchdog ended a test that hangs", "watchdog"),
+        (1, "FAILED tests/python/test_x.py::test_y[z] - assert 1", "check: test_y[z]: assert 1"),
+        (7, "", "check: exit 7"),
+    ],
+)
+def test_how_it_was_caught(status: int | None, output: str, how: str) -> None:
+    outcome = tool().Outcome(status, output, 0.0)
+    assert outcome.failed
+    assert outcome.how == how
+    assert not tool().Outcome(0, output, 0.0).failed
+
+
+class FakeCopy:
+    """Builds nothing: a test fails when the text that is planted has its name."""
+
+    planted = ""
+
+    def plant(self, edits: Any) -> None:
+        self.planted = "".join(e.new for e in edits)
+
+    def run(self, test: Any, limit: float) -> Any:
+        if "syntax" in self.planted:
+            raise tool().BuildError("x.c:1: error: expected")
+        return tool().Outcome(int(test.name in self.planted), "", 0.1)
+
+
+def verdict(new: str, useless: tuple[str, ...] = (), every: bool = False) -> Any:
+    mutant = tool().parse_mutant({**ENTRY, "new": new, "caught_by": ["test_a", "test_b"]})
+    run = tool().Run([mutant], 0, every)
+    run.copies = [FakeCopy()]
+    run.prove()
+    assert set(run.limits) == set(mutant.tests)
+    run.useless = {t: "" for t in mutant.tests if t.name in useless}
+    run.try_all()
+    return run.verdicts[0]
+
+
+def test_verdicts() -> None:
+    caught = verdict("breaks test_a and test_b")
+    assert [t.name for t, _ in caught.caught] == ["test_a"]
+    assert [t.name for t, _ in verdict("breaks test_a and test_b", every=True).caught] == [
+        "test_a",
+        "test_b",
+    ]
+    assert [t.name for t, _ in verdict("breaks test_b").caught] == ["test_b"]
+    assert "SURVIVED" in verdict("breaks nothing").line()
+    assert "does not compile" in verdict("syntax").line()
+    assert not verdict("syntax").caught
+    assert not verdict("breaks test_a", useless=("test_a",)).caught
+    assert "fail without it" in verdict("breaks test_a", useless=("test_a", "test_b")).line()
+
+
+def test_a_test_that_fails_without_a_bug_is_no_judge() -> None:
+    mutant = tool().parse_mutant(ENTRY)
+    run = tool().Run([mutant], 0, False)
+    run.copies = [FakeCopy()]
+    run.copies[0].planted = "test_b"
+    run.prove()
+    assert [t.name for t in run.useless] == ["test_b"]
+    assert len(run.limits) == 2
+
+
+def test_table() -> None:
+    mutant = tool().parse_mutant({**ENTRY, "hazard": ["H2", "H1"]})
+    by = [(mutant.tests[1], "sanitizer: AddressSanitizer x")]
+    text = tool().markdown([tool().Verdict(mutant, by, "", 1.0)], catalogue())
+    rows = [line for line in text.splitlines() if "| a |" in line]
+    assert rows == [f"| {h} | a | It is wrong. | asan:test_b (sanitizer) |" for h in ("H1", "H2")]
+    assert all(f"| {hazard} | " in text for hazard in catalogue().excused)
+
+
+# ---- the program --------------------------------------------------------------------------------------
+
+
+def run(*args: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, str(TOOL), *args], capture_output=True, text=True, check=False
+    )
+
+
+def test_list() -> None:
+    done = run("--list")
+    assert done.returncode == 0
+    assert done.stdout.splitlines()[-1].startswith(f"{len(catalogue().mutants)} mutants, ")
+    assert all(m.name in done.stdout for m in catalogue().mutants)
+
+
+def test_no_mutant_fits() -> None:
+    done = run("-k", "there is none of this name")
+    assert done.returncode == 1
+    assert "no mutant fits" in done.stderr
