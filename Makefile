@@ -4,7 +4,7 @@
 #
 #   PYTHON   the Python to use, such as make test PYTHON=python3.13 VENV=.venv-3.13
 #   ARGS     further arguments for memslots perf, for pytest in test-python, bench and bench-compare, or for bench-goals,
-#            bench-readers and callgrind
+#            bench-readers, callgrind and mutants
 #   T, SEED  seconds and seed of torture
 #   A, B     what bench-compare compares: commits, or . for the files as they are
 
@@ -31,7 +31,7 @@ unexport PYTHONPATH PYTHONHOME
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
 .SECONDARY:
-.PHONY: help perf test test-core test-python asan asan-core asan-python tsan torture torture-short leaks coverage bench \
+.PHONY: help perf test test-core test-python asan asan-core asan-python tsan torture torture-short leaks mutants coverage bench \
 	bench-goals bench-readers bench-compare callgrind lint format ci clean
 
 help: ## list the commands
@@ -104,6 +104,9 @@ coverage: $(VENV)/.with-build $(VENV)/.with-coverage ## lines and branches of th
 		--merge-mode-functions=merge-use-line-0 --gcov-ignore-parse-errors=negative_hits.warn \
 		--json build/coverage/gcovr.json build/coverage
 	@$(BIN)/python tools/coverage.py build/coverage/gcovr.json
+
+mutants: $(VENV)/.package $(VENV)/.with-test ## plant bugs, one at a time, and see each caught; ARGS=--quick takes a minute, --list names them
+	@$(BIN)/python tools/mutants.py $(ARGS)
 
 bench: $(VENV)/.package $(VENV)/.with-test $(VENV)/.with-bench ## the benchmarks, each of which checks the answer it times
 	@$(BIN)/python -m pytest bench $(ARGS)
