@@ -358,7 +358,7 @@ SANITIZER = re.compile(r"ERROR: (AddressSanitizer|LeakSanitizer): ([\w-]+)|WARNI
 CHECK = re.compile(r"^(?:.*/)?(\w+\.c:\d+): (.+)$", re.MULTILINE)
 INVARIANT = re.compile(r"^([A-Z]\d+): (.*)$", re.MULTILINE)  # of fixture.h's check_sound()
 ASSERTION = re.compile(r"(\w+\.[ch]):\d+: \w+: Assertion [`'](.+)' failed")
-PYTEST = re.compile(r"^(?:FAILED|ERROR) \S*?(\w+\.py(?:::\S+)?)(?: - (.*))?$", re.MULTILINE)
+PYTEST = re.compile(r"^(?:FAILED|ERROR) \S*?(\w+\.py(?:::.+?)?)(?: - (.*))?$", re.MULTILINE)
 OWN_WATCHDOG = re.compile(
     r"watchdog ended a test|Timeout \(\d+:\d+:\d+\)!|Failed: Timeout|\+{5} Timeout \+{5}"
 )
@@ -392,7 +392,8 @@ class Outcome(NamedTuple):
             )
         if self.status < 0:
             return f"crash: {signal.Signals(-self.status).name}"
-        return f"check: exit {self.status}"
+        said = [line.strip() for line in self.output.splitlines() if line.strip()]
+        return f"check: exit {self.status}{': ' if said else ''}{said[-1] if said else ''}"
 
 
 class Verdict(NamedTuple):

@@ -728,6 +728,63 @@ static void fork_beside(const struct change *change)
 	end();
 }
 
+/* ---- indexes ---- */
+
+static void begin_eager(const char *name)
+{
+	begin(name);
+	ms_set_index_policy(vm, MS_INDEX_EAGER);
+}
+
+/* H15: an index that was made of a state that is over is the maker's alone: nobody else gets it. */
+static void index_comes_late(void)
+{
+	begin_eager("H15: an index of a state that is over");
+	act_until(&reader, look_up_batch, POINT_READER_LEFT); /* of the section that says that an index pays, */
+	go_until(&reader, POINT_READER_LEFT);                 /* of the one that plans it, */
+	go_until(&reader, POINT_READER_LEFT);                 /* and of the one that reads the slots */
+	CHECK_EQ(set(vm, 0, ID, NEW_GFN, NPAGES, LOG), 0);
+	finish(&reader);
+	check_batch(hva_in(0, ID), MS_HVA_ERR_BAD);
+	look_up_batch(NULL);
+	check_batch(MS_HVA_ERR_BAD, hva_in(0, ID));
+	check_sound(vm);
+	end();
+}
+
+/* H15: one that is offered inside a section is of the set that the section sees, and the writer waits. */
+static void index_offered_beside_writer(void)
+{
+	begin_eager("H15: an index that is offered while its set goes");
+	act_until(&reader, look_up_batch, POINT_READER_INDEX_OFFERED);
+	act(&writer, move, NO_STOP);
+	check_waits(&writer, vm);
+	finish(&reader);
+	await_end(&writer);
+	check_batch(hva_in(0, ID), MS_HVA_ERR_BAD);
+	look_up_batch(NULL);
+	check_batch(MS_HVA_ERR_BAD, hva_in(0, ID));
+	check_sound(vm);
+	end();
+}
+
+/* H26, H30: who holds an index holds up no writer, and keeps it while the set that it came from drops it. */
+static void index_held_beside_writer(void)
+{
+	begin_eager("H26 H30: an index that is held while its set goes");
+	act_until(&reader, look_up_batch, POINT_READER_INDEX_HELD);
+	for (int i = 0; i < 3; i++) {
+		CHECK_EQ(set(vm, 0, ID, i % 2 ? OLD_GFN : NEW_GFN, NPAGES, LOG), 0);
+		look_up_batch(NULL); /* an index of its own for each */
+		check_batch(i % 2 ? hva_in(0, ID) : MS_HVA_ERR_BAD, i % 2 ? MS_HVA_ERR_BAD : hva_in(0, ID));
+	}
+	memset(batch_out, 0, sizeof(batch_out));
+	finish(&reader);
+	check_batch(hva_in(0, ID), MS_HVA_ERR_BAD);
+	check_sound(vm);
+	end();
+}
+
 /* ---- all of them ---- */
 
 static uint64_t scripts;
@@ -776,6 +833,12 @@ static void once(void)
 	mark_across_harvest();
 	first_lookup_beside_waiting_writer();
 	scripts += 10;
+	if (!design_is("tree"))
+		return;
+	index_comes_late();
+	index_offered_beside_writer();
+	index_held_beside_writer();
+	scripts += 3;
 }
 
 int main(int argc, char **argv)
