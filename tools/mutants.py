@@ -355,12 +355,12 @@ class Copy:
 
 SANITIZER = re.compile(r"ERROR: (AddressSanitizer|LeakSanitizer): ([\w-]+)|WARNING: (ThreadSanitizer): ([\w ()-]+)|"
                        r"(runtime error): (.+)")  # fmt: skip
-CHECK = re.compile(r"^(?:.*/)?(\w+\.c:\d+): (.+)$", re.MULTILINE)
+CHECK = re.compile(r"^(?:.*/)?(\w+\.[ch]:\d+): (.+)$", re.MULTILINE)
 INVARIANT = re.compile(r"^([A-Z]\d+): (.*)$", re.MULTILINE)  # of fixture.h's check_sound()
 ASSERTION = re.compile(r"(\w+\.[ch]):\d+: \w+: Assertion [`'](.+)' failed")
 PYTEST = re.compile(r"^(?:FAILED|ERROR) \S*?(\w+\.py(?:::.+?)?)(?: - (.*))?$", re.MULTILINE)
 OWN_WATCHDOG = re.compile(
-    r"watchdog ended a test|Timeout \(\d+:\d+:\d+\)!|Failed: Timeout|\+{5} Timeout \+{5}"
+    r"watchdog ended (?:a test|the script)|Timeout \(\d+:\d+:\d+\)!|Failed: Timeout|\+{5} Timeout \+{5}"
 )
 
 
