@@ -522,10 +522,10 @@ static void test_check_knows(void)
 	check_sound(vm);
 	CHECK_EQ(set(vm, 0, 3, 0, 0, 0), 0);
 	set_ = vm_active_set(vm, 0);
-	CHECK(set_->patch.base && set_->patch.nr_gone == 1);
-	set_->patch.gone[0] += 10;
+	CHECK(set_->patch && set_->patch->nr_gone == 1);
+	set_->patch->gone[0] += 10;
 	check_m11();
-	set_->patch.gone[0] -= 10;
+	set_->patch->gone[0] -= 10;
 	check_sound(vm);
 	end_vm(vm);
 }
