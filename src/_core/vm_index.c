@@ -13,11 +13,10 @@
 /* An index costs two allocations whatever its size; so many lookups pay for them. */
 #define FIXED_COST 64
 
-/* By measurement (docs/benchmarks.md): a walked slot costs as much as an index saves in so many lookups, ... */
+/* By measurement (docs/benchmarks.md, "When an index pays"): what a slot costs that is walked, or copied, in lookups
+ * that an index makes cheaper. */
 #define LOOKUPS_A_WALKED 3
-
-/* ... and so many slots can be copied for what it saves in one. */
-#define PATCHED_A_LOOKUP 4
+#define LOOKUPS_A_COPIED 1
 
 static struct flat_entry entry_of(const struct memslot *slot)
 {
@@ -228,7 +227,7 @@ static enum way way_that_pays(const struct ms_vm *vm, const struct memslot_set *
 {
 	bool any = atomic_load_explicit(&vm->index_policy, memory_order_relaxed) == MS_INDEX_EAGER;
 
-	if (set->patch && (any || lookups >= FIXED_COST + set->nr / PATCHED_A_LOOKUP))
+	if (set->patch && (any || lookups >= FIXED_COST + (uint64_t)set->nr * LOOKUPS_A_COPIED))
 		return PATCH;
 	return any || lookups >= FIXED_COST + (uint64_t)set->nr * LOOKUPS_A_WALKED ? WALK : NO_WAY;
 }
