@@ -3,18 +3,23 @@
 # The developer's commands.  Everything they need beyond a C compiler, make and Python goes into $(VENV) and build/.
 #
 #   PYTHON   the Python to use, such as make test PYTHON=python3.13 VENV=.venv-3.13
-#   ARGS     further arguments for memslots perf, or for pytest in test-python, bench and bench-compare
+#   ARGS     further arguments for memslots perf, for pytest in test-python, bench and bench-compare, or for bench-goals,
+#            bench-readers, callgrind and mutants
+#   T, SEED  seconds and seed of torture
 #   A, B     what bench-compare compares: commits, or . for the files as they are
 
 PYTHON ?= python3
 VENV ?= .venv
 ARGS ?=
+T ?= 60
+SEED ?= 20211206
 A ?= HEAD
 B ?= .
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip -qq install
 ASAN_SITE := build/asan-python
+CALLGRIND_SITE := build/callgrind-python
 # With folders, so that a file that was removed counts as a change.
 SOURCES := CMakeLists.txt pyproject.toml README.md LICENSE $(shell find src -not -name '*.py[co]' -not -name __pycache__)
 
@@ -26,7 +31,8 @@ unexport PYTHONPATH PYTHONHOME
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
 .SECONDARY:
-.PHONY: help perf test test-core test-python asan asan-core asan-python tsan leaks coverage bench bench-goals bench-compare lint format ci clean
+.PHONY: help perf test test-core test-python asan asan-core asan-python tsan torture torture-short leaks mutants coverage bench \
+	bench-goals bench-readers bench-compare callgrind lint format ci clean
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -72,6 +78,12 @@ asan-python: build/.asan-package $(VENV)/.with-test
 tsan: $(VENV)/.with-build ## the core under ThreadSanitizer
 	$(call run-preset,tsan)
 
+torture: $(VENV)/.with-build ## readers beside a writer that never stops, every answer judged: T seconds over all builds
+	@PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python tools/torture.py --seconds $(T) --seed $(SEED) $(ARGS)
+
+torture-short: $(VENV)/.with-build
+	@PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python tools/torture.py --seconds 25
+
 # Whatever memory a test still holds, or reads before it was written, fails it.  The synonym leads the allocator that
 # test_faults puts in the C library's place to valgrind's.
 LEAKS := test_faults test_update test_hooks test_dirty_log test_lookup
@@ -93,11 +105,20 @@ coverage: $(VENV)/.with-build $(VENV)/.with-coverage ## lines and branches of th
 		--json build/coverage/gcovr.json build/coverage
 	@$(BIN)/python tools/coverage.py build/coverage/gcovr.json
 
+mutants: $(VENV)/.package $(VENV)/.with-test ## plant bugs, one at a time, and see each caught; ARGS=--quick takes a minute, --list names them
+	@$(BIN)/python tools/mutants.py $(ARGS)
+
 bench: $(VENV)/.package $(VENV)/.with-test $(VENV)/.with-bench ## the benchmarks, each of which checks the answer it times
 	@$(BIN)/python -m pytest bench $(ARGS)
 
 bench-goals: $(VENV)/.package ## the goals of docs/benchmarks.md, each beside its yardstick in one run
-	@$(BIN)/python bench/goals.py
+	@PYTHONPATH=bench $(BIN)/python -m goals $(ARGS)
+
+bench-readers: $(VENV)/.package ## readers beside a writer that never stops, the writer's times beside 1 to 8 readers
+	@$(BIN)/python bench/readers.py $(ARGS)
+
+callgrind: build/.callgrind-package ## instructions of a scalar lookup, and where they go
+	@$(BIN)/python bench/callgrind.py --site $(CALLGRIND_SITE) $(ARGS)
 
 bench-compare: $(VENV)/.with-build $(VENV)/.with-test $(VENV)/.with-bench ## is B faster than A?  Two commits in turns; A=HEAD B=. (the files)
 	@$(BIN)/python tools/bench_compare.py $(A) $(B) $(ARGS)
@@ -113,7 +134,7 @@ lint: $(VENV)/.package $(VENV)/.with-lint ## style, types, who includes whom
 format: $(VENV)/.with-lint ## format the Python files
 	@$(BIN)/ruff format .
 
-ci: lint asan tsan coverage ## what continuous integration runs after make test
+ci: lint asan tsan coverage torture-short ## what continuous integration runs after make test
 
 clean: ## remove the virtual environment and everything built
 	rm -rf "$(VENV)" build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
@@ -155,4 +176,13 @@ build/.asan-package: $(SOURCES) $(VENV)/.package
 		--config-settings='build-dir=build/asan-extension/{wheel_tag}' --config-settings=install.strip=false \
 		--config-settings=cmake.build-type=Debug --config-settings=cmake.define.CMAKE_C_FLAGS_DEBUG='-O1 -g' \
 		--config-settings=cmake.define.MEMSLOTS_SANITIZE=address,undefined .
+	@touch $@
+
+# As it is released, but with the names of its functions.
+build/.callgrind-package: $(SOURCES) $(VENV)/.package
+	@echo "building memslots with symbols into $(CALLGRIND_SITE)"
+	@rm -rf $(CALLGRIND_SITE)
+	@$(PIP) --no-build-isolation --no-deps --target $(CALLGRIND_SITE) \
+		--config-settings='build-dir=build/callgrind-extension/{wheel_tag}' --config-settings=install.strip=false \
+		--config-settings=cmake.define.CMAKE_C_FLAGS_RELEASE='-O3 -DNDEBUG -g' .
 	@touch $@

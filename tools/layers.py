@@ -22,14 +22,17 @@ from typing import NamedTuple
 LAYERS = {
     "0a": ("namespace",),
     "0b": ("compiler",),
-    "0c": ("memory", "thread"),
+    "0c": ("memory", "points", "thread"),
     "1": ("rbtree", "id_hash", "srcu"),
-    "2": ("interval_tree", "dirty_log"),
-    "2b": ("designs",),
+    "2": ("interval_tree", "dirty_log", "flat_index"),
+    "2b": ("designs", "flat_patch", "flat_kernel"),
+    "2c": ("flat_many", "flat_avx2", "flat_avx512"),
     "3a": ("memslot_set",),
     "4a": ("vm",),
-    "4b": ("rules",),
-    "5": ("lookup", "region", "update", "dirty_ioctl", "measure", "check", "build_info"),
+    "4b": ("rules", "look"),
+    "4c": ("vm_index",),
+    "4d": ("search",),
+    "5": ("lookup", "batch", "region", "update", "dirty_ioctl", "measure", "check", "build_info"),
 }
 LAYER_OF = {module: layer for layer, modules in LAYERS.items() for module in modules}
 DESIGNS = "3b"  # every other *_set: adding one takes no line here

@@ -2,254 +2,281 @@
 /*
  * goals.c - the yardsticks of goals P5, P6 and P7 that only C can hold, and this engine beside them in the same run.
  *
- *   P5  a random search by gfn in a plain red-black tree whose slots have KVM's layout, with KVM's two branches a node
- *   P6  the bare edits of a delete and a create: three indexes, two sets, no validation, allocation or swap
- *   P7  a lookup by id at 64 slots
+ *   P5  searches by gfn: a plain red-black tree with KVM's slot layout and branches, and the engine's tree; random and hot,
+ *       and hot behind a last_used_slot, as both use their trees.  Slots lie in memory in random order, for both.
+ *   P6  delete + create: the bare edits of three indexes in two sets, and the whole call
+ *   P7  a lookup by id
  *
- * Prints one JSON object of medians in nanoseconds, by goal, who and number of slots; bench/goals.py makes ratios of them.
+ * goals ROUNDS N...: all numbers of slots take turns in each round.  Prints one JSON object: nanoseconds a call, by number
+ * of slots and who, an array of the rounds.
  */
 #define _POSIX_C_SOURCE 199309L
-#include <stdio.h>
-#include <stdlib.h>
-#include <time.h>
+#include <string.h>
 
 #include "tree_set.h"
 
-#define ROUNDS 15
-#define QUERIES 200000
-#define EDITS 20000
-#define SLOTS_MAX 32764
+#include "common.h"
+#include "kvm_tree.h"
 
-/* As struct kvm_memory_slot has them: chains, interval nodes, gfn nodes, then the frames; 264 bytes in all. */
-struct kvm_slot {
-	void *id_node[4];
-	uint64_t hva_node[2][6];
-	struct rb_node gfn_node[2];
-	uint64_t base_gfn, npages;
-	uint64_t rest[9];
+#define QUERIES 100000
+#define EDITS 10000
+#define SLOTS_MAX 32764
+#define SIZES_MAX 8
+
+enum who { KVM_RANDOM, OUR_RANDOM, KVM_HOT, OUR_HOT, KVM_HINTED, OUR_HINTED, BARE_EDITS, CHANGES, IDS, NR_WHO };
+
+static const char *const who_name[NR_WHO] = {
+	"kvm_random", "our_random", "kvm_hot",	"our_hot", "kvm_hinted", "our_hinted", "bare_edits", "changes", "ids",
 };
 
-static struct kvm_slot *kvm_slots[SLOTS_MAX];
-static struct rb_root kvm_tree;
-static struct ms_memslot slots[SLOTS_MAX];
-static uint64_t query[QUERIES], answer[QUERIES], ns[QUERIES], sum;
-static uint64_t state;
+struct bench {
+	size_t n;
+	struct ms_memslot *slots;	/* by gfn */
+	const struct ms_memslot **by_id;
+	struct kvm_set kvm;
+	struct address_space bare;	/* two sets of the design's own, without an engine */
+	struct memory memory;
+	struct ms_vm *vm;
+	uint64_t random[QUERIES], hot[QUERIES], ids[QUERIES];
+	double *ns[NR_WHO];
+};
 
-static uint64_t random_below(uint64_t n)
+static uint64_t kvm_answer[QUERIES], our_answer[QUERIES];
+static uint64_t ignored; /* the time by another clock */
+
+/* ---- slots in both trees ---- */
+
+static void put_into_both(struct bench *b, const struct ms_memslot *s, struct kvm_slot *kvm, struct memslot *slot)
 {
-	state += 0x9E3779B97F4A7C15u;
-	return ((state ^ state >> 29) * 0xBF58476D1CE4E5B9u >> 16) % n;
+	kvm->base_gfn = slot->base_gfn = s->base_gfn;
+	kvm->npages = slot->npages = s->npages;
+	slot->hva = (struct interval){ s->userspace_addr, s->userspace_addr + (s->npages << 12) - 1 };
+	slot->id = s->id;
+	kvm_insert(&b->kvm, kvm);
+	for (int k = 0; k < 2; k++)
+		DESIGN_OF(tree).replace(&b->bare.set[k], NULL, slot);
 }
 
-static double now(void)
+static void init_bare_sets(struct bench *b)
 {
-	struct timespec t;
-
-	clock_gettime(CLOCK_MONOTONIC, &t);
-	return (double)t.tv_sec * 1e9 + (double)t.tv_nsec;
-}
-
-static int by_value(const void *a, const void *b)
-{
-	double x = *(const double *)a, y = *(const double *)b;
-
-	return (x > y) - (x < y);
-}
-
-static double median(double *values)
-{
-	qsort(values, ROUNDS, sizeof(*values), by_value);
-	return values[ROUNDS / 2];
-}
-
-static void shuffle(void **items, size_t n)
-{
-	for (size_t i = n; i > 1; i--) {
-		size_t j = random_below(i);
-		void *item = items[i - 1];
-
-		items[i - 1] = items[j];
-		items[j] = item;
+	memory_init(&b->memory);
+	for (uint32_t i = 0; i < 2; i++) {
+		b->bare.set[i].node_idx = i;
+		DESIGN_OF(tree).init(&b->bare.set[i]);
 	}
+	check(!DESIGN_OF(tree).begin(&b->memory, &b->bare, &b->bare.set[0], b->n), "room in the first set");
+	DESIGN_OF(tree).follow(&b->memory, &b->bare, &b->bare.set[1]);
+	DESIGN_OF(tree).end(&b->memory, &b->bare, &b->bare.set[1]);
 }
 
-static void kvm_insert(struct kvm_slot *slot)
+/* Allocated and inserted in random order. */
+static void fill(struct bench *b)
 {
-	struct rb_node *parent = NULL, *node = kvm_tree.node;
-	int dir = 0;
+	void **kvm = must(calloc(b->n, sizeof(*kvm))), **ours = must(calloc(b->n, sizeof(*ours)));
+	void **order = must(calloc(b->n, sizeof(*order)));
 
-	while (node) {
-		parent = node;
-		dir = slot->base_gfn >= container_of(node, struct kvm_slot, gfn_node[0])->base_gfn;
-		node = node->child[dir];
+	for (size_t i = 0; i < b->n; i++) {
+		kvm[i] = must(calloc(1, sizeof(struct kvm_slot)));
+		ours[i] = must(DESIGN_OF(tree).alloc_slot(&b->memory));
+		order[i] = &b->slots[i];
 	}
-	rb_insert(&kvm_tree, parent, dir, &slot->gfn_node[0]);
+	shuffle(kvm, b->n);
+	shuffle(ours, b->n);
+	shuffle(order, b->n);
+	for (size_t i = 0; i < b->n; i++)
+		put_into_both(b, order[i], kvm[i], ours[i]);
+	free(kvm);
+	free(ours);
+	free(order);
 }
 
-static const struct kvm_slot *kvm_search(uint64_t gfn)
+static struct bench *make_bench(size_t n, size_t rounds)
 {
-	const struct rb_node *node = kvm_tree.node;
+	struct bench *b = must(calloc(1, sizeof(*b)));
+	uint64_t end;
 
-	while (node) {
-		const struct kvm_slot *slot = container_of((uintptr_t)node, struct kvm_slot, gfn_node[0]);
-
-		if (gfn >= slot->base_gfn) {
-			if (gfn < slot->base_gfn + slot->npages)
-				return slot;
-			node = node->child[1];
-		} else {
-			node = node->child[0];
-		}
-	}
-	return NULL;
+	b->n = n;
+	b->slots = must(calloc(n, sizeof(*b->slots)));
+	b->by_id = must(calloc(n, sizeof(*b->by_id)));
+	end = make_slots(b->slots, n);
+	for (size_t i = 0; i < n; i++)
+		b->by_id[b->slots[i].id] = &b->slots[i];
+	init_bare_sets(b);
+	fill(b);
+	b->vm = make_vm(b->slots, n);
+	random_gfns(b->random, QUERIES, end);
+	hot_gfns(b->hot, QUERIES, b->slots, n);
+	random_gfns(b->ids, QUERIES, n);
+	for (int who = 0; who < NR_WHO; who++)
+		b->ns[who] = must(calloc(rounds, sizeof(double)));
+	return b;
 }
 
-/* Slots of 1 to 512 pages with holes, allocated and inserted in random order, the same for both. */
-static void fill(struct memslot_set *set, size_t n, struct memory *memory)
+/* ---- P5 ---- */
+
+#define NONE (~(uint64_t)0)
+
+static void kvm_searches(struct bench *b, const uint64_t *gfns)
 {
-	static struct memslot *ours[SLOTS_MAX];
-	uint64_t gfn = 0;
-
-	for (size_t i = 0; i < n; i++) {
-		slots[i] = (struct ms_memslot){ .base_gfn = gfn, .npages = 1 + random_below(512), .id = (uint32_t)i };
-		gfn += slots[i].npages + random_below(128);
-		kvm_slots[i] = malloc(sizeof(struct kvm_slot));
-		ours[i] = DESIGN_OF(tree).alloc_slot(memory);
-	}
-	shuffle((void **)kvm_slots, n);
-	shuffle((void **)ours, n);
-	kvm_tree.node = NULL;
-	for (size_t i = 0; i < n; i++) {
-		size_t at = (i * 7919) % n; /* prime, and no divisor of n */
-		struct memslot *slot = ours[at];
-
-		kvm_slots[at]->base_gfn = slot->base_gfn = slots[at].base_gfn;
-		kvm_slots[at]->npages = slot->npages = slots[at].npages;
-		slot->hva = (struct interval){ slots[at].base_gfn << 12, ((slots[at].base_gfn + slot->npages) << 12) - 1 };
-		slot->id = (uint32_t)at;
-		kvm_insert(kvm_slots[at]);
-		DESIGN_OF(tree).replace(&set[0], NULL, slot);
-		DESIGN_OF(tree).replace(&set[1], NULL, slot);
-	}
-	for (size_t i = 0; i < QUERIES; i++)
-		query[i] = random_below(gfn);
-}
-
-static double time_kvm_search(void)
-{
-	double start = now();
-
 	for (size_t i = 0; i < QUERIES; i++) {
-		const struct kvm_slot *slot = kvm_search(query[i]);
+		const struct kvm_slot *slot = kvm_search(&b->kvm, gfns[i]);
 
-		answer[i] = slot ? slot->base_gfn : ~(uint64_t)0;
+		kvm_answer[i] = slot ? slot->base_gfn : NONE;
 	}
-	return (now() - start) / QUERIES;
 }
 
-static double time_our_search(const struct memslot_set *set)
+static void our_searches(struct bench *b, const uint64_t *gfns)
 {
-	double start = now();
-
 	for (size_t i = 0; i < QUERIES; i++) {
-		const struct memslot *slot = tree_search(set, query[i]);
+		const struct memslot *slot = tree_search(&b->bare.set[0], gfns[i]);
 
-		if ((slot ? slot->base_gfn : ~(uint64_t)0) != answer[i])
-			abort(); /* both must find the same */
+		our_answer[i] = slot ? slot->base_gfn : NONE;
 	}
-	return (now() - start) / QUERIES;
 }
 
-static double time_bare_edits(struct memslot_set *set, size_t n)
+static void kvm_hinted(struct bench *b, const uint64_t *gfns)
 {
-	double start = now();
+	for (size_t i = 0; i < QUERIES; i++) {
+		const struct kvm_slot *slot = kvm_find_hinted(&b->kvm, gfns[i]);
+
+		kvm_answer[i] = slot ? slot->base_gfn : NONE;
+	}
+}
+
+/* As find_hinted() of lookup.c. */
+static inline const struct memslot *find_hinted(struct memslot_set *set, uint64_t gfn)
+{
+	struct memslot *slot = atomic_load_explicit(&set->last_used_slot, memory_order_relaxed);
+
+	if (slot && memslot_contains(slot, gfn))
+		return slot;
+	slot = tree_search(set, gfn);
+	if (slot)
+		atomic_store_explicit(&set->last_used_slot, slot, memory_order_relaxed);
+	return slot;
+}
+
+static void our_hinted(struct bench *b, const uint64_t *gfns)
+{
+	for (size_t i = 0; i < QUERIES; i++) {
+		const struct memslot *slot = find_hinted(&b->bare.set[0], gfns[i]);
+
+		our_answer[i] = slot ? slot->base_gfn : NONE;
+	}
+}
+
+typedef void searches_fn(struct bench *b, const uint64_t *gfns);
+
+static double time_searches(searches_fn *searches, struct bench *b, const uint64_t *gfns)
+{
+	double start = now_ns();
+
+	searches(b, gfns);
+	return (now_ns() - start) / QUERIES;
+}
+
+static void race(struct bench *b, size_t round, enum who kvm, searches_fn *theirs, searches_fn *ours,
+		 const uint64_t *gfns)
+{
+	b->ns[kvm][round] = time_searches(theirs, b, gfns);
+	b->ns[kvm + 1][round] = time_searches(ours, b, gfns);
+	check(!memcmp(kvm_answer, our_answer, sizeof(our_answer)), "both trees find the same");
+}
+
+/* ---- P6, P7 ---- */
+
+static double time_bare_edits(struct bench *b)
+{
+	double start = now_ns();
 
 	for (size_t i = 0; i < EDITS; i++) {
-		struct memslot *slot = DESIGN_OF(tree).find(&set[0], (uint32_t)(query[i] % n));
+		struct memslot *slot = DESIGN_OF(tree).find(&b->bare.set[0], (uint32_t)b->ids[i]);
 
 		for (int k = 0; k < 2; k++)
-			DESIGN_OF(tree).replace(&set[k], slot, NULL);
+			DESIGN_OF(tree).replace(&b->bare.set[k], slot, NULL);
 		for (int k = 0; k < 2; k++)
-			DESIGN_OF(tree).replace(&set[k], NULL, slot);
+			DESIGN_OF(tree).replace(&b->bare.set[k], NULL, slot);
 	}
-	return (now() - start) / EDITS;
+	return (now_ns() - start) / EDITS;
 }
 
-static double time_changes(struct ms_vm *vm, size_t n)
+static double time_changes(struct bench *b)
 {
-	double start = now();
+	uint32_t errors = 0;
+	double start = now_ns();
 
 	for (size_t i = 0; i < EDITS; i++) {
-		const struct ms_memslot *s = &slots[query[i] % n];
+		const struct ms_memslot *s = b->by_id[b->ids[i]];
 		struct ms_userspace_memory_region r = { .slot = s->id };
 
-		sum += (uint64_t)(uint32_t)ms_set_user_memory_region(vm, &r, NULL);
-		r.guest_phys_addr = r.userspace_addr = s->base_gfn << 12;
+		errors |= (uint32_t)ms_set_user_memory_region(b->vm, &r, NULL);
+		r.guest_phys_addr = s->base_gfn << 12;
+		r.userspace_addr = s->userspace_addr;
 		r.memory_size = s->npages << 12;
-		sum += (uint64_t)(uint32_t)ms_set_user_memory_region(vm, &r, NULL);
+		errors |= (uint32_t)ms_set_user_memory_region(b->vm, &r, NULL);
 	}
-	return (now() - start) / EDITS;
+	start = (now_ns() - start) / EDITS;
+	check(!errors, "every change is made");
+	return start;
 }
 
-static double time_ids(struct ms_vm *vm, size_t n)
+static double time_ids(struct bench *b)
 {
+	double start = now_ns();
+
+	ms_time_id_to_memslot(b->vm, 0, b->ids, QUERIES, QUERIES, our_answer, &ignored);
+	start = (now_ns() - start) / QUERIES;
 	for (size_t i = 0; i < QUERIES; i++)
-		query[i] %= n;
-	ms_time_id_to_memslot(vm, 0, query, QUERIES, QUERIES, answer, ns);
-	return (double)ns[0] / QUERIES;
+		check(our_answer[i] == b->by_id[b->ids[i]]->userspace_addr, "a slot by its id");
+	return start;
 }
 
-static struct ms_vm *make_vm(size_t n)
-{
-	struct ms_config config;
-	struct ms_vm *vm;
+/* ---- rounds ---- */
 
-	ms_config_init(&config);
-	for (size_t i = 0; i < n; i++)
-		slots[i].userspace_addr = slots[i].base_gfn << 12;
-	if (ms_vm_create(&config, &vm) || ms_load_memslots(vm, 0, slots, n, NULL))
-		abort();
-	return vm;
+static void run_round(struct bench *b, size_t round)
+{
+	race(b, round, KVM_RANDOM, kvm_searches, our_searches, b->random);
+	race(b, round, KVM_HOT, kvm_searches, our_searches, b->hot);
+	race(b, round, KVM_HINTED, kvm_hinted, our_hinted, b->hot);
+	b->ns[BARE_EDITS][round] = time_bare_edits(b);
+	b->ns[CHANGES][round] = time_changes(b);
+	b->ns[IDS][round] = time_ids(b);
 }
 
-static void measure(size_t n, const char *end)
+static void print_bench(const struct bench *b, size_t rounds, const char *end)
 {
-	static struct memslot_set set[2];
-	struct memory memory;
-	double kvm[ROUNDS], ours[ROUNDS], bare[ROUNDS], whole[ROUNDS], ids[ROUNDS];
-	struct ms_vm *vm;
-
-	memory_init(&memory);
-	for (uint32_t i = 0; i < 2; i++) {
-		set[i].node_idx = i;
-		DESIGN_OF(tree).init(&set[i]);
-		for (unsigned bits = ID_HASH_BITS_MIN, old; (size_t)1 << bits < n; bits++)
-			id_hash_rehash(&set[i].ids, calloc((size_t)2 << bits, sizeof(void *)), bits + 1, &old);
+	printf("\"%zu\": {", b->n);
+	for (int who = 0; who < NR_WHO; who++) {
+		printf("\"%s\": [", who_name[who]);
+		for (size_t i = 0; i < rounds; i++)
+			printf("%.3f%s", b->ns[who][i], i + 1 < rounds ? ", " : "]");
+		fputs(who + 1 < NR_WHO ? ", " : "}", stdout);
 	}
-	fill(set, n, &memory);
-	vm = make_vm(n);
-	for (int i = 0; i < ROUNDS; i++) {
-		kvm[i] = time_kvm_search();
-		ours[i] = time_our_search(&set[0]);
-		bare[i] = time_bare_edits(set, n);
-		whole[i] = time_changes(vm, n);
-	}
-	for (int i = 0; i < ROUNDS; i++)
-		ids[i] = time_ids(vm, n);
-	if (sum)
-		abort(); /* every change was made */
-	printf(" \"%zu\": {\"kvm_search\": %.2f, \"search\": %.2f, \"bare_edits\": %.2f, \"changes\": %.2f, \"id\": %.2f}%s\n", n,
-	       median(kvm), median(ours), median(bare), median(whole), median(ids), end);
+	puts(end);
 }
 
-int main(void)
+int main(int argc, char **argv)
 {
+	size_t rounds = argc > 2 ? strtoul(argv[1], NULL, 10) : 0;
+	struct bench *bench[SIZES_MAX];
+	int sizes = argc - 2;
+
+	if (!rounds || sizes > SIZES_MAX) {
+		fprintf(stderr, "goals ROUNDS N... (up to %d numbers of slots)\n", SIZES_MAX);
+		return 2;
+	}
+	for (int i = 0; i < sizes; i++) {
+		size_t n = strtoul(argv[i + 2], NULL, 10);
+
+		check(n > 0 && n <= SLOTS_MAX, "1 to 32,764 slots");
+		bench[i] = make_bench(n, rounds);
+	}
+	for (size_t round = 0; round < rounds; round++)
+		for (int i = 0; i < sizes; i++)
+			run_round(bench[i], round);
 	puts("{");
-	measure(8, ",");
-	measure(64, ",");
-	measure(509, ",");
-	measure(4096, ",");
-	measure(SLOTS_MAX, "");
+	for (int i = 0; i < sizes; i++)
+		print_bench(bench[i], rounds, i + 1 < sizes ? "," : "");
 	puts("}");
 	return 0;
 }

@@ -14,7 +14,7 @@
 #include <stdio.h>
 
 #include "tree_set.h"
-#include "vm.h"
+#include "vm_index.h"
 
 struct walk {
 	struct ms_vm *vm;
@@ -157,6 +157,9 @@ static int check_set(struct walk *w, const struct memslot_set *set, uint64_t *pa
 	if (!r && hint && !has_slot(w, set, hint))
 		return broken(w, 'M', 6, "last_used_slot of set %" PRIu32 " of address space %" PRIu32 " is no member",
 			      set->node_idx, w->as_id);
+	if (!r && !set_index_is_true(w->vm, set))
+		r = broken(w, 'M', 11, "the index of set %" PRIu32 " of address space %" PRIu32 " has other slots",
+			   set->node_idx, w->as_id);
 	return r;
 }
 

@@ -1,6 +1,8 @@
 /* SPDX-License-Identifier: MIT */
 #include "dirty_log.h"
 
+#include "points.h"
+
 static size_t log_size(size_t nwords)
 {
 	return sizeof(struct dirty_log) + 2 * nwords * sizeof(uint64_t);
@@ -52,8 +54,10 @@ void dirty_log_harvest(struct dirty_log *log)
 {
 	for (size_t i = 0; i < log->nwords; i++) {
 		log->scratch[i] = 0;
-		if (atomic_load_explicit(&log->live[i], memory_order_relaxed))
+		if (atomic_load_explicit(&log->live[i], memory_order_relaxed)) {
+			point(WRITER_HARVESTS);
 			log->scratch[i] = atomic_exchange_explicit(&log->live[i], 0, memory_order_acq_rel);
+		}
 	}
 }
 

@@ -25,14 +25,26 @@ void id_hash_add(struct id_hash *hash, struct id_link *link)
 	hash->nr++;
 }
 
-void id_hash_del(struct id_hash *hash, struct id_link *link)
+/* What leads to link. */
+static struct id_link **link_at(const struct id_hash *hash, const struct id_link *link)
 {
 	struct id_link **at = id_hash_bucket(hash, id_of(hash, link));
 
 	while (*at != link)
 		at = &(*at)->next;
-	*at = link->next;
+	return at;
+}
+
+void id_hash_del(struct id_hash *hash, struct id_link *link)
+{
+	*link_at(hash, link) = link->next;
 	hash->nr--;
+}
+
+void id_hash_replace(struct id_hash *hash, struct id_link *old, struct id_link *new_link)
+{
+	*link_at(hash, old) = new_link;
+	new_link->next = old->next;
 }
 
 unsigned id_hash_wants(const struct id_hash *hash, size_t nr)

@@ -40,6 +40,7 @@ struct id_hash {
 void id_hash_init(struct id_hash *hash, ptrdiff_t distance);
 void id_hash_add(struct id_hash *hash, struct id_link *link);
 void id_hash_del(struct id_hash *hash, struct id_link *link);
+void id_hash_replace(struct id_hash *hash, struct id_link *old, struct id_link *new_link); /* of the same id */
 
 static inline uint32_t id_of(const struct id_hash *hash, const struct id_link *link)
 {

@@ -19,11 +19,13 @@ static uint64_t subtree_last(const struct interval_tree *tree, const struct inte
 	return last;
 }
 
-static void update(const struct rb_root *root, struct rb_node *node)
+static bool update(const struct rb_root *root, struct rb_node *node)
 {
 	struct interval_hook *hook = hook_of(node);
+	uint64_t was = hook->subtree_last;
 
 	hook->subtree_last = subtree_last(container_of(root, struct interval_tree, root), hook);
+	return hook->subtree_last != was;
 }
 
 void interval_tree_init(struct interval_tree *tree, ptrdiff_t distance, interval_tie_fn *tie_before)
@@ -49,9 +51,14 @@ void interval_tree_add(struct interval_tree *tree, struct interval_hook *hook)
 	while (node) {
 		parent = node;
 		dir = !before(tree, interval, interval_of(tree, hook_of(node)));
-		node = node->child[dir];
+		node = rb_child(node, dir);
 	}
 	rb_insert(&tree->root, parent, dir, &hook->rb);
+}
+
+void interval_tree_replace(struct interval_tree *tree, struct interval_hook *old, struct interval_hook *new_hook)
+{
+	rb_replace(&tree->root, &old->rb, &new_hook->rb);
 }
 
 void interval_tree_del(struct interval_tree *tree, struct interval_hook *hook)

@@ -11,7 +11,8 @@
  *   T2  in-order, the intervals ascend by start, equal starts by tie_before.
  *
  * Locking: as rbtree.h.
- * Cost: add and del O(log n); the first hit O(log n), each further one O(log n) at worst, O(1) for dense hits.
+ * Cost: add and del O(log n), replace O(1) where `last` stays; the first hit O(log n), each further one O(log n) at
+ * worst, O(1) for dense hits.
  */
 #ifndef MS_INTERVAL_TREE_H
 #define MS_INTERVAL_TREE_H
@@ -40,6 +41,9 @@ struct interval_tree {
 void interval_tree_init(struct interval_tree *tree, ptrdiff_t distance, interval_tie_fn *tie_before);
 void interval_tree_add(struct interval_tree *tree, struct interval_hook *hook);
 void interval_tree_del(struct interval_tree *tree, struct interval_hook *hook);
+
+/* Puts new_hook where old is; both must have the same place in the order. */
+void interval_tree_replace(struct interval_tree *tree, struct interval_hook *old, struct interval_hook *new_hook);
 
 /* The first hook in order whose interval touches [start, last], and the one after `hook`; NULL when there is none.
  * An empty range (start > last) touches nothing. */

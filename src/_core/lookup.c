@@ -1,46 +1,15 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * lookup.c - the only reader: by gfn, hva, id, range; per vCPU; in batches; marks dirty pages.
+ * lookup.c - the reader: by gfn, hva, id, range; per vCPU; marks dirty pages.  batch.c is the same for many at once.
  *
- * Every call is one read section: count in, load the active word once, look in that set, count out.  Inside a section
- * that ms_read_lock() opened the word is the one that the section saw first.
- *
- * A lookup by gfn asks the set's last_used_slot, then the design.  The hint is written inside the section only: the
- * writer mends it after the grace period (rule "last_used_slot" of docs/locking.md), and a late write would name a
- * slot that is gone.
+ * Every call is one read section (look.h); how a gfn finds its slot is in search.h.
  *
  * Locking: none; nothing here waits.
  */
 #include <errno.h>
 #include <stdlib.h>
 
-#include "tree_set.h"
-#include "vm.h"
-
-struct look {
-	struct srcu_section section;
-	struct memslot_set *set; /* NULL: there is no such address space */
-};
-
-static inline uint64_t section_view(struct ms_vm *vm, const struct srcu_section *section)
-{
-	return likely(section->outermost) ? atomic_load_explicit(&vm->active, memory_order_seq_cst) /* A */
-					  : section->reader->view;
-}
-
-static inline struct look look_begin(struct ms_vm *vm, uint32_t as_id)
-{
-	struct look look = { .section = srcu_read_lock(&vm->srcu) };
-
-	if (likely(as_id < vm->config.address_spaces))
-		look.set = vm_set_in_view(vm, as_id, section_view(vm, &look.section));
-	return look;
-}
-
-static inline void look_end(struct ms_vm *vm, struct look look)
-{
-	srcu_read_unlock(&vm->srcu, look.section);
-}
+#include "search.h"
 
 int ms_read_lock(struct ms_vm *vm)
 {
@@ -62,27 +31,6 @@ void ms_read_unlock(struct ms_vm *vm)
 
 /* ---- by gfn ---- */
 
-/* The tree is the design of nearly every VM: its search is inline, the others cost a call. */
-static inline struct memslot *search(const struct ms_vm *vm, const struct memslot_set *set, uint64_t gfn)
-{
-	return likely(vm->design == &DESIGN_OF(tree)) ? tree_search(set, gfn) : vm->design->search(set, gfn);
-}
-
-static inline struct memslot *find_hinted(const struct ms_vm *vm, struct memslot_set *set, uint64_t gfn,
-					  enum srcu_count *found)
-{
-	struct memslot *slot = atomic_load_explicit(&set->last_used_slot, memory_order_relaxed);
-
-	*found = SRCU_HIT_LAST_USED;
-	if (slot && memslot_contains(slot, gfn))
-		return slot;
-	slot = search(vm, set, gfn);
-	*found = slot ? SRCU_HIT_SEARCH : SRCU_MISS;
-	if (slot)
-		atomic_store_explicit(&set->last_used_slot, slot, memory_order_relaxed);
-	return slot;
-}
-
 /* ____gfn_to_memslot(), counted. */
 static inline struct memslot *lookup(const struct ms_vm *vm, const struct look *look, uint64_t gfn)
 {
@@ -93,14 +41,69 @@ static inline struct memslot *lookup(const struct ms_vm *vm, const struct look *
 	return slot;
 }
 
-/* __gfn_to_hva_many() for one page: the rule of section "gfn to hva". */
-static inline uint64_t translate(const struct memslot *slot, uint64_t gfn, bool write)
+/* Whether this thread has walked a set for long enough to say so. */
+static inline bool tells(const struct srcu_reader *reader, enum srcu_count found)
 {
-	if (!slot || unlikely(slot->flags & MS_MEMSLOT_INVALID))
-		return MS_HVA_ERR_BAD;
-	if (write && (slot->flags & MS_MEM_READONLY))
-		return MS_HVA_ERR_RO_BAD;
-	return hva_of(slot, gfn);
+	return found == SRCU_HIT_SEARCH &&
+	       unlikely(atomic_load_explicit(&reader->count[found], memory_order_relaxed) % INDEX_TELLS == 0);
+}
+
+/* An index may answer; in a run of lookups of one slot the hint does. */
+static inline uint64_t hva_by_index(const struct ms_vm *vm, struct memslot_set *set, const struct flat_index *index,
+				    const void **last_record, uint64_t gfn, bool write)
+{
+	const struct flat_record *record = flat_find(index, gfn);
+
+	point(READER_INDEX_FOUND);
+	if (record && unlikely(record == *last_record))
+		search_and_hint(vm, set, gfn);
+	*last_record = record;
+	return translate_record(record, gfn, write);
+}
+
+static inline uint64_t hva_without_hint(const struct ms_vm *vm, const struct look *look, uint64_t gfn, bool write,
+					enum srcu_count *found)
+{
+	const struct flat_index *index = set_index(look->set);
+	const struct memslot *slot;
+
+	*found = SRCU_INDEXED;
+	if (index && likely(may_index(vm)))
+		return hva_by_index(vm, look->set, index, &look->section.reader->last_record, gfn, write);
+	slot = search_and_hint(vm, look->set, gfn);
+	*found = slot ? SRCU_HIT_SEARCH : SRCU_MISS;
+	return translate(slot, gfn, write);
+}
+
+/* The rest of a lookup whose hint did not help: the section is open, and is closed here. */
+static __attribute__((noinline)) uint64_t finish_lookup(struct ms_vm *vm, struct look look, uint32_t as_id, uint64_t gfn,
+							bool write)
+{
+	enum srcu_count found = SRCU_MISS;
+	uint64_t hva = look.set ? hva_without_hint(vm, &look, gfn, write, &found) : MS_HVA_ERR_BAD;
+	bool tell;
+
+	srcu_count(look.section.reader, found, 1);
+	tell = tells(look.section.reader, found);
+	look_end(vm, look);
+	if (unlikely(tell))
+		vm_index_tell(vm, as_id);
+	return hva;
+}
+
+/* Any lookup of an address. */
+static __attribute__((noinline)) uint64_t gfn_to_hva(struct ms_vm *vm, uint32_t as_id, uint64_t gfn, bool write)
+{
+	struct look look = look_begin(vm, as_id);
+	const struct memslot *slot = look.set ? hint_for(look.set, gfn) : NULL;
+	uint64_t hva;
+
+	if (!slot)
+		return finish_lookup(vm, look, as_id, gfn, write);
+	hva = translate(slot, gfn, write);
+	srcu_count(look.section.reader, SRCU_HIT_LAST_USED, 1);
+	look_end(vm, look);
+	return hva;
 }
 
 static int copy_out(const struct memslot *slot, struct ms_memslot *out)
@@ -129,12 +132,28 @@ int ms_id_to_memslot(struct ms_vm *vm, uint32_t as_id, uint32_t id, struct ms_me
 	return r;
 }
 
+/* The lookup that callers make a million times: a thread that has been here before, outside of its own sections, and
+ * the hint has it.  Everything else is somebody else's code, so that this is short. */
 uint64_t ms_gfn_to_hva(struct ms_vm *vm, uint32_t as_id, uint64_t gfn)
 {
-	struct look look = look_begin(vm, as_id);
-	uint64_t hva = translate(lookup(vm, &look, gfn), gfn, true);
+	struct srcu_reader *reader = srcu_cached_reader(&vm->srcu);
+	const struct memslot *slot;
+	struct memslot_set *set;
+	uint64_t hva;
 
-	look_end(vm, look);
+	if (unlikely(!reader || reader->depth || as_id >= vm->config.address_spaces))
+		return gfn_to_hva(vm, as_id, gfn, true);
+	srcu_enter(&vm->srcu, reader);
+	set = vm_active_set(vm, as_id);
+	point(READER_VIEW_LOADED);
+	slot = hint_for(set, gfn);
+	if (unlikely(!slot))
+		return finish_lookup(vm, look_of(reader, set), as_id, gfn, true);
+	hva = translate(slot, gfn, true);
+	srcu_count_own(reader, SRCU_HIT_LAST_USED, 1);
+	point(READER_LEAVES);
+	srcu_leave(&vm->srcu, reader);
+	point(READER_LEFT);
 	return hva;
 }
 
@@ -160,74 +179,6 @@ bool ms_is_visible_gfn(struct ms_vm *vm, uint32_t as_id, uint64_t gfn)
 	return visible;
 }
 
-/* ---- batches ---- */
-
-static inline uint64_t batch_in(const struct ms_batch *batch, size_t i)
-{
-	return *(const uint64_t *)(const void *)((const char *)batch->in + (ptrdiff_t)i * batch->in_stride);
-}
-
-static inline void *batch_out(const struct ms_batch *batch, size_t i)
-{
-	return (char *)batch->out + (ptrdiff_t)i * batch->out_stride;
-}
-
-typedef void emit_fn(const struct ms_batch *batch, size_t i, const struct memslot *slot, uint64_t in, bool write);
-
-/* Inlined with each emit: shift is how far an input lies from its gfn. */
-static inline void look_up_many(struct ms_vm *vm, uint32_t as_id, const struct ms_batch *batch, bool write,
-				unsigned shift, emit_fn *emit)
-{
-	struct look look = look_begin(vm, as_id);
-	uint64_t counts[SRCU_NR_COUNTS] = { 0 };
-
-	for (size_t i = 0; i < batch->n; i++) {
-		uint64_t in = batch_in(batch, i);
-		enum srcu_count found = SRCU_MISS;
-		const struct memslot *slot = look.set ? find_hinted(vm, look.set, in >> shift, &found) : NULL;
-
-		counts[found]++;
-		emit(batch, i, slot, in, write);
-	}
-	for (unsigned i = 0; i < SRCU_NR_COUNTS; i++)
-		srcu_count(look.section.reader, i, counts[i]);
-	look_end(vm, look);
-}
-
-static inline void emit_gfn(const struct ms_batch *batch, size_t i, const struct memslot *slot, uint64_t gfn, bool write)
-{
-	*(uint64_t *)batch_out(batch, i) = translate(slot, gfn, write);
-}
-
-static inline void emit_gpa(const struct ms_batch *batch, size_t i, const struct memslot *slot, uint64_t gpa, bool write)
-{
-	uint64_t hva = translate(slot, gpa >> MS_PAGE_SHIFT, write);
-
-	*(uint64_t *)batch_out(batch, i) = hva < MS_HVA_ERR_MIN ? hva + gpa % MS_PAGE_SIZE : hva;
-}
-
-static inline void emit_id(const struct ms_batch *batch, size_t i, const struct memslot *slot, uint64_t gfn, bool write)
-{
-	(void)gfn;
-	(void)write;
-	*(int32_t *)batch_out(batch, i) = slot && !(slot->flags & MS_MEMSLOT_INVALID) ? (int32_t)slot->id : -1;
-}
-
-void ms_gfn_to_hva_many(struct ms_vm *vm, uint32_t as_id, const struct ms_batch *batch, bool write)
-{
-	look_up_many(vm, as_id, batch, write, 0, emit_gfn);
-}
-
-void ms_gpa_to_hva_many(struct ms_vm *vm, uint32_t as_id, const struct ms_batch *batch, bool write)
-{
-	look_up_many(vm, as_id, batch, write, MS_PAGE_SHIFT, emit_gpa);
-}
-
-void ms_gfn_to_slot_id_many(struct ms_vm *vm, uint32_t as_id, const struct ms_batch *batch)
-{
-	look_up_many(vm, as_id, batch, false, 0, emit_id);
-}
-
 /* ---- ranges ---- */
 
 struct slots_out {
@@ -237,6 +188,7 @@ struct slots_out {
 
 static void put_slot(struct slots_out *to, const struct memslot *slot)
 {
+	point(READER_WALKS);
 	if (to->nr < to->room)
 		to->out[to->nr] = memslot_value(slot);
 	to->nr++;
@@ -347,18 +299,27 @@ uint64_t ms_generation(struct ms_vm *vm, uint32_t as_id)
 
 /* kvm_vcpu_gfn_to_memslot(): the hint is only followed when it was stored under the set's own generation, which is
  * read inside the section; the set's hint is left alone. */
-static struct memslot *find_with_hint(struct ms_vcpu *vcpu, const struct look *look, uint64_t gfn, enum srcu_count *found)
+static struct memslot *vcpu_hint(struct ms_vcpu *vcpu, const struct memslot_set *set, uint64_t gfn)
 {
-	uint64_t gen = atomic_load_explicit(&look->set->generation, memory_order_relaxed); /* G */
+	uint64_t gen = atomic_load_explicit(&set->generation, memory_order_relaxed); /* G */
 	struct memslot *slot;
 
+	point(VCPU_GENERATION_LOADED);
 	if (gen != vcpu->last_used_slot_gen) {
 		vcpu->last_used_slot = NULL;
 		vcpu->last_used_slot_gen = gen;
 	}
-	*found = SRCU_HIT_LAST_USED;
 	slot = vcpu->last_used_slot;
-	if (slot && memslot_contains(slot, gfn))
+	point(VCPU_HINT_LOADED);
+	return slot && memslot_contains(slot, gfn) ? slot : NULL;
+}
+
+static struct memslot *find_with_hint(struct ms_vcpu *vcpu, const struct look *look, uint64_t gfn, enum srcu_count *found)
+{
+	struct memslot *slot = vcpu_hint(vcpu, look->set, gfn);
+
+	*found = SRCU_HIT_LAST_USED;
+	if (slot)
 		return slot;
 	slot = search(vcpu->vm, look->set, gfn);
 	*found = slot ? SRCU_HIT_SEARCH : SRCU_MISS;
@@ -397,12 +358,52 @@ int ms_vcpu_gfn_to_memslot(struct ms_vcpu *vcpu, uint64_t gfn, struct ms_memslot
 	return r;
 }
 
+/* An index spares the search, but not the hint's own sake: a vCPU that stays in a slot has it from the second lookup on. */
+static uint64_t vcpu_hva_by_index(struct ms_vcpu *vcpu, const struct look *look, const struct flat_index *index,
+				  uint64_t gfn, enum srcu_count *found)
+{
+	const struct flat_record *record = flat_find(index, gfn);
+
+	if (record && record == vcpu->last_record)
+		return translate(find_with_hint(vcpu, look, gfn, found), gfn, true);
+	vcpu->last_record = record;
+	*found = SRCU_INDEXED;
+	return translate_record(record, gfn, true);
+}
+
+/* The vCPU is this call's alone. */
+static uint64_t vcpu_hva(struct ms_vcpu *vcpu, const struct look *look, uint64_t gfn, enum srcu_count *found)
+{
+	const struct memslot *slot = vcpu_hint(vcpu, look->set, gfn);
+	const struct flat_index *index;
+
+	*found = SRCU_HIT_LAST_USED;
+	if (slot)
+		return translate(slot, gfn, true);
+	index = set_index(look->set);
+	if (index && may_index(vcpu->vm))
+		return vcpu_hva_by_index(vcpu, look, index, gfn, found);
+	return translate(find_with_hint(vcpu, look, gfn, found), gfn, true);
+}
+
 uint64_t ms_vcpu_gfn_to_hva(struct ms_vcpu *vcpu, uint64_t gfn)
 {
 	struct look look = vcpu_look_begin(vcpu);
-	uint64_t hva = translate(vcpu_lookup(vcpu, &look, gfn), gfn, true);
+	enum srcu_count found = SRCU_VCPU_BYPASS;
+	uint64_t hva;
+	bool tell;
 
+	if (likely(vcpu_try_use(vcpu))) {
+		hva = vcpu_hva(vcpu, &look, gfn, &found);
+		vcpu_put(vcpu);
+	} else {
+		hva = translate(search(vcpu->vm, look.set, gfn), gfn, true);
+	}
+	srcu_count(look.section.reader, found, 1);
+	tell = tells(look.section.reader, found);
 	look_end(vcpu->vm, look);
+	if (unlikely(tell))
+		vm_index_tell(vcpu->vm, ms_vcpu_as_id(vcpu));
 	return hva;
 }
 
@@ -423,6 +424,7 @@ uint32_t ms_vcpu_as_id(const struct ms_vcpu *vcpu)
 
 static inline void mark(const struct memslot *slot, uint64_t gfn)
 {
+	point(READER_MARKS);
 	if (slot && slot->dirty)
 		dirty_log_mark(slot->dirty, gfn - slot->base_gfn);
 }
@@ -433,22 +435,6 @@ void ms_mark_page_dirty(struct ms_vm *vm, uint32_t as_id, uint64_t gfn)
 
 	mark(lookup(vm, &look, gfn), gfn);
 	look_end(vm, look);
-}
-
-static inline void emit_mark(const struct ms_batch *batch, size_t i, const struct memslot *slot, uint64_t gfn,
-			     bool write)
-{
-	(void)batch;
-	(void)i;
-	(void)write;
-	mark(slot, gfn);
-}
-
-void ms_mark_page_dirty_many(struct ms_vm *vm, uint32_t as_id, const void *gfns, ptrdiff_t stride, size_t n)
-{
-	struct ms_batch batch = { .in = gfns, .in_stride = stride, .n = n };
-
-	look_up_many(vm, as_id, &batch, true, 0, emit_mark);
 }
 
 static uint64_t hash_grows(const struct ms_vm *vm)
@@ -467,6 +453,7 @@ void ms_get_stats(struct ms_vm *vm, struct ms_stats *out)
 	*out = (struct ms_stats){
 		.hits_last_used = srcu_total(&vm->srcu, SRCU_HIT_LAST_USED),
 		.hits_search = srcu_total(&vm->srcu, SRCU_HIT_SEARCH),
+		.indexed = srcu_total(&vm->srcu, SRCU_INDEXED),
 		.misses = srcu_total(&vm->srcu, SRCU_MISS),
 		.vcpu_bypasses = srcu_total(&vm->srcu, SRCU_VCPU_BYPASS),
 		.creates = atomic_load_explicit(&c->change[MS_CREATE], memory_order_relaxed),
@@ -477,8 +464,11 @@ void ms_get_stats(struct ms_vm *vm, struct ms_stats *out)
 		.refused = atomic_load_explicit(&c->refused, memory_order_relaxed),
 		.swaps = atomic_load_explicit(&vm->srcu.periods, memory_order_relaxed),
 		.grace_waits = atomic_load_explicit(&vm->srcu.waits, memory_order_relaxed),
+		.stalls = atomic_load_explicit(&vm->srcu.stalls, memory_order_relaxed),
 		.hash_grows = hash_grows(vm),
+		.index_builds = atomic_load_explicit(&vm->index_builds, memory_order_relaxed),
+		.index_patches = atomic_load_explicit(&vm->index_patches, memory_order_relaxed),
 		.bytes = atomic_load_explicit(&vm->memory.bytes, memory_order_relaxed),
-		.blocks = atomic_load_explicit(&vm->memory.blocks, memory_order_relaxed),
+		.blocks = memory_blocks(&vm->memory),
 	};
 }

@@ -4,6 +4,13 @@
 #include <stdlib.h>
 #include <string.h>
 
+#if MS_ADDRESS_SANITIZED
+#include <sanitizer/asan_interface.h>
+#else
+#define ASAN_POISON_MEMORY_REGION(start, size) ((void)(start), (void)(size))
+#define ASAN_UNPOISON_MEMORY_REGION(start, size) ((void)(start), (void)(size))
+#endif
+
 void memory_init(struct memory *m)
 {
 	memset(m, 0, sizeof(*m));
@@ -18,10 +25,11 @@ void memory_fail(struct memory *m, uint64_t nth, bool onward)
 
 static bool must_fail(struct memory *m)
 {
-	uint64_t nth = atomic_fetch_add_explicit(&m->asked, 1, memory_order_relaxed) + 1;
+	uint64_t nth;
 
 	if (likely(!m->fail_from))
 		return false;
+	nth = atomic_fetch_add_explicit(&m->asked, 1, memory_order_relaxed) + 1;
 	return m->fail_onward ? nth >= m->fail_from : nth == m->fail_from;
 }
 
@@ -58,16 +66,219 @@ void *memory_zalloc_lines(struct memory *m, size_t size)
 	return count_in(m, block, size);
 }
 
+#define POISON 0xDB
+
+/* For tests: whoever still looks at what is free finds nothing that makes sense.  The empty asm keeps a compiler that
+ * knows free() from leaving out the memset. */
+static void spoil(void *block, size_t size)
+{
+	if (MEMORY_POISONS) {
+		memset(block, POISON, size);
+		__asm__ volatile("" : : "r"(block) : "memory");
+	}
+}
+
 void memory_free(struct memory *m, void *block, size_t size)
 {
 	if (!block)
 		return;
 	atomic_fetch_sub_explicit(&m->bytes, size, memory_order_relaxed);
 	atomic_fetch_sub_explicit(&m->blocks, 1, memory_order_relaxed);
+	spoil(block, size);
 	free(block);
 }
 
 void memory_free_lines(struct memory *m, void *block, size_t size)
 {
 	memory_free(m, block, whole_lines(size));
+}
+
+/* ---- the pool ---- */
+
+struct memory_chunk {
+	cache_aligned struct memory_chunk *next; /* of those in `open` */
+	struct memory_chunk *previous;
+	void *free;                              /* linked by their last words */
+	size_t fresh, used, room;                /* in blocks; room is all of them */
+};
+
+/* A used block's word is its chunk, a free one's the next free block. */
+static void **word_of(void *block, size_t size)
+{
+	return (void **)(void *)((char *)block + size - MEMORY_POOL_WORD);
+}
+
+/* What has been freed stays as it is until it is allocated again; ThreadSanitizer hears of the write. */
+static void poison_block(void *block, size_t size)
+{
+	spoil(block, size - MEMORY_POOL_WORD);
+	ASAN_POISON_MEMORY_REGION(block, size - MEMORY_POOL_WORD);
+}
+
+static void unpoison_block(void *block, size_t size)
+{
+	ASAN_UNPOISON_MEMORY_REGION(block, size - MEMORY_POOL_WORD);
+	if (MEMORY_POISONS)
+		for (size_t i = 0; i < size - MEMORY_POOL_WORD; i++)
+			if (((unsigned char *)block)[i] != POISON)
+				abort(); /* somebody wrote to a block that was free */
+}
+
+static void *block_at(struct memory_chunk *chunk, size_t size, size_t i)
+{
+	return (char *)(chunk + 1) + i * size;
+}
+
+static size_t chunk_size(size_t size, size_t room)
+{
+	return sizeof(struct memory_chunk) + room * size;
+}
+
+static void open_chunk(struct memory_pool *pool, struct memory_chunk *chunk)
+{
+	chunk->previous = NULL;
+	chunk->next = pool->open;
+	if (pool->open)
+		pool->open->previous = chunk;
+	pool->open = chunk;
+}
+
+static void close_chunk(struct memory_pool *pool, struct memory_chunk *chunk)
+{
+	if (chunk->next)
+		chunk->next->previous = chunk->previous;
+	if (chunk->previous)
+		chunk->previous->next = chunk->next;
+	else
+		pool->open = chunk->next;
+}
+
+static void count_chunk(struct memory *m, size_t size, size_t room, bool more)
+{
+	uint64_t bytes = chunk_size(size, room);
+
+	atomic_fetch_add_explicit(&m->bytes, more ? bytes : -bytes, memory_order_relaxed);
+	m->pool.bytes += more ? bytes : -bytes;
+	m->pool.room += more ? room : -room;
+}
+
+static struct memory_chunk *add_chunk(struct memory *m, size_t size, size_t room)
+{
+	struct memory_chunk *chunk = NULL;
+
+	if (room <= (SIZE_MAX - sizeof(*chunk)) / size)
+		chunk = aligned_alloc(CACHE_LINE, chunk_size(size, room));
+	if (!chunk)
+		return NULL;
+	*chunk = (struct memory_chunk){ .fresh = room, .room = room };
+	for (size_t i = 0; MEMORY_POISONS && i < room; i++)
+		poison_block(block_at(chunk, size, i), size);
+	count_chunk(m, size, room, true);
+	open_chunk(&m->pool, chunk);
+	return chunk;
+}
+
+static void drop_chunk(struct memory *m, struct memory_chunk *chunk, size_t size)
+{
+	count_chunk(m, size, chunk->room, false);
+	close_chunk(&m->pool, chunk);
+	ASAN_UNPOISON_MEMORY_REGION(chunk, chunk_size(size, chunk->room));
+	free(chunk);
+}
+
+static size_t clamp(uint64_t n, size_t least, size_t most)
+{
+	return n < least ? least : n > most ? most : n;
+}
+
+/* A small pool grows by a quarter to a half, so that chunks' heads do not weigh; from 64 blocks on no more than a
+ * sixteenth is spare. */
+static size_t next_room(const struct memory_pool *pool)
+{
+	if (pool->room < 64)
+		return pool->room < 16 ? MEMORY_POOL_CHUNK_MIN : pool->room < 32 ? 8 : 16;
+	return clamp(pool->room / 16, MEMORY_POOL_CHUNK_MIN, MEMORY_POOL_CHUNK_MAX);
+}
+
+static void *take_block(struct memory_chunk *chunk, size_t size)
+{
+	void *block = chunk->free;
+
+	if (block)
+		chunk->free = *word_of(block, size);
+	else
+		block = block_at(chunk, size, --chunk->fresh);
+	chunk->used++;
+	*word_of(block, size) = chunk;
+	return block;
+}
+
+/* Only the pool's one user writes it. */
+static void count_blocks(struct memory_pool *pool, uint64_t n)
+{
+	uint64_t blocks = atomic_load_explicit(&pool->blocks, memory_order_relaxed);
+
+	atomic_store_explicit(&pool->blocks, blocks + n, memory_order_relaxed);
+}
+
+/* Without memory for what is wanted there may be some for less. */
+static struct memory_chunk *chunk_for_next(struct memory *m, size_t size)
+{
+	struct memory_pool *pool = &m->pool;
+	size_t wanted = pool->wanted;
+
+	pool->wanted = 0;
+	if (unlikely(wanted > pool->room - atomic_load_explicit(&pool->blocks, memory_order_relaxed)))
+		add_chunk(m, size, wanted);
+	return likely(pool->open) ? pool->open : add_chunk(m, size, next_room(pool));
+}
+
+void *memory_pool_alloc(struct memory *m, size_t size)
+{
+	struct memory_pool *pool = &m->pool;
+	struct memory_chunk *chunk = must_fail(m) ? NULL : chunk_for_next(m, size);
+	void *block;
+
+	if (unlikely(!chunk))
+		return NULL;
+	block = take_block(chunk, size);
+	if (chunk->used == chunk->room)
+		close_chunk(pool, chunk);
+	if (chunk == pool->idle)
+		pool->idle = NULL;
+	count_blocks(pool, 1);
+	unpoison_block(block, size);
+	return block;
+}
+
+/* P3. */
+static void chunk_is_idle(struct memory *m, struct memory_chunk *chunk, size_t size)
+{
+	struct memory_pool *pool = &m->pool;
+
+	if (pool->idle)
+		drop_chunk(m, chunk, size);
+	else
+		pool->idle = chunk;
+	if (!atomic_load_explicit(&pool->blocks, memory_order_relaxed)) {
+		drop_chunk(m, pool->idle, size);
+		pool->idle = NULL;
+	}
+}
+
+void memory_pool_free(struct memory *m, void *block, size_t size)
+{
+	struct memory_chunk *chunk;
+
+	if (!block)
+		return;
+	chunk = *word_of(block, size);
+	if (chunk->used-- == chunk->room)
+		open_chunk(&m->pool, chunk);
+	*word_of(block, size) = chunk->free;
+	chunk->free = block;
+	poison_block(block, size);
+	count_blocks(&m->pool, -(uint64_t)1);
+	if (unlikely(!chunk->used))
+		chunk_is_idle(m, chunk, size);
 }

@@ -16,7 +16,8 @@
  *   M7  generations: settled, as_id modulo the number of address spaces, the inactive set's not the newer;
  *   M8  a slot has a dirty log if and only if LOG_DIRTY_PAGES is set, of its own npages;
  *   M9  a slot respects the limits of its VM and address space, and hva.last follows from npages;
- *   M10 a vCPU's hint of the current generation is NULL or a slot of the active set.
+ *   M10 a vCPU's hint of the current generation is NULL or a slot of the active set;
+ *   M11 the index of a set, and what the next one would be derived from, are its slots.
  *
  * Locking: a set is edited under slots_lock while no reader can reach it; a slot that readers can reach never changes
  * but for its dirty bits and for the nodes that belong to the other set.
@@ -27,6 +28,7 @@
 #define MS_MEMSLOT_SET_H
 
 #include "dirty_log.h"
+#include "flat_patch.h"
 #include "id_hash.h"
 #include "include/memslots.h"
 #include "interval_tree.h"
@@ -77,9 +79,21 @@ struct memslot_set {
 
 	void *store; /* of the other designs */
 
-	/* Readers write it: on a line of its own, away from what they read. */
+	_Atomic(struct flat_index *) index; /* one reference, or NULL: vm_index.h */
+	struct flat_patch patch;            /* the writer's: what the next index can be derived from */
+
+	/* Readers write these: on a line of their own, away from what they read. */
 	cache_aligned _Atomic(struct memslot *) last_used_slot;
+	_Atomic uint64_t walked; /* lookups without an index since the set was published; row "counters" */
 };
+
+/* The writer's, of a set without readers: no index, and nothing to derive one from. */
+static inline void set_index_forget(struct memslot_set *set)
+{
+	flat_put(atomic_load_explicit(&set->index, memory_order_relaxed));
+	atomic_store_explicit(&set->index, NULL, memory_order_relaxed);
+	patch_start(&set->patch, NULL);
+}
 
 struct address_space {
 	struct memslot_set set[2];
@@ -105,6 +119,7 @@ typedef void memslot_visit_fn(void *context, const struct memslot *slot);
 struct memslot_design {
 	const char *name;
 	bool shares_slots;
+	bool indexed; /* its sets may have an index, see vm_index.h */
 
 	void (*init)(struct memslot_set *set);
 	struct memslot *(*alloc_slot)(struct memory *memory); /* zeroed */
@@ -112,6 +127,8 @@ struct memslot_design {
 
 	/* Lookups, by readers in a section or by the writer. */
 	struct memslot *(*search)(const struct memslot_set *set, uint64_t gfn); /* the one that contains gfn */
+	/* The same for n of them, as few as tree_set.h's TREE_LANES; NULL where it would be no faster. */
+	void (*search_many)(const struct memslot_set *set, const uint64_t *gfns, struct memslot **slots, size_t n);
 	struct memslot *(*find)(const struct memslot_set *set, uint32_t id);
 	struct memslot *(*first_from)(const struct memslot_set *set, uint64_t gfn); /* the first that ends beyond gfn */
 	struct memslot *(*next)(const struct memslot_set *set, const struct memslot *slot); /* by gfn */

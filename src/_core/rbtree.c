@@ -38,11 +38,19 @@ static void update(const struct rb_root *root, struct rb_node *node)
 		root->update(root, node);
 }
 
-static void update_up(const struct rb_root *root, struct rb_node *node)
+/* From node up while a summary changes.  The summary of `moved`, a node on that way or NULL, is of the place that it
+ * came from, and says nothing about whether it is news above. */
+static void update_up(const struct rb_root *root, struct rb_node *node, const struct rb_node *moved)
 {
-	if (root->update)
-		for (; node; node = rb_parent(node))
-			root->update(root, node);
+	bool news = true;
+
+	if (!root->update)
+		return;
+	for (; node && (news || moved); node = rb_parent(node)) {
+		news = root->update(root, node) || node == moved;
+		if (node == moved)
+			moved = NULL;
+	}
 }
 
 /* Whoever pointed down to old points down to heir. */
@@ -111,7 +119,10 @@ void rb_insert(struct rb_root *root, struct rb_node *parent, int dir, struct rb_
 		parent->child[dir] = node;
 	else
 		root->node = node;
-	update_up(root, node);
+	if (root->update) {
+		root->update(root, node);
+		update_up(root, parent, NULL);
+	}
 	rebalance_red(root, node);
 }
 
@@ -154,8 +165,8 @@ static void rebalance_black(struct rb_root *root, struct rb_node *parent, int di
 	rotate(root, parent, dir);
 }
 
-/* node and the next one in order change places and colours, so that node has at most one child. */
-static void swap_with_next(struct rb_root *root, struct rb_node *node)
+/* node and the next one in order, which is returned, change places and colours, so that node has at most one child. */
+static struct rb_node *swap_with_next(struct rb_root *root, struct rb_node *node)
 {
 	struct rb_node *next = node->child[1], *next_parent, *next_right;
 	uintptr_t next_color;
@@ -179,22 +190,23 @@ static void swap_with_next(struct rb_root *root, struct rb_node *node)
 	node->parent_color = (uintptr_t)next_parent | next_color;
 	node->child[0] = NULL;
 	adopt(node, 1, next_right);
+	return next;
 }
 
 void rb_erase(struct rb_root *root, struct rb_node *node)
 {
-	struct rb_node *parent, *child;
+	struct rb_node *parent, *child, *moved = NULL;
 	int dir;
 
 	if (node->child[0] && node->child[1])
-		swap_with_next(root, node);
+		moved = swap_with_next(root, node);
 	parent = rb_parent(node);
 	child = node->child[0] ? node->child[0] : node->child[1];
 	dir = parent ? side(parent, node) : 0;
 	replace_child(root, parent, node, child);
 	if (child) /* red, and node black: R3 */
 		child->parent_color = (uintptr_t)parent | RB_BLACK;
-	update_up(root, parent);
+	update_up(root, parent, moved);
 	if (!child && is_black(node) && parent)
 		rebalance_black(root, parent, dir);
 }
@@ -207,7 +219,7 @@ void rb_replace(struct rb_root *root, struct rb_node *old, struct rb_node *new_n
 	new_node->parent_color = old->parent_color;
 	adopt(new_node, 0, old->child[0]);
 	adopt(new_node, 1, old->child[1]);
-	update_up(root, new_node);
+	update_up(root, new_node, new_node);
 }
 
 struct rb_node *rb_edge(const struct rb_root *root, int dir)

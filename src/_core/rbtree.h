@@ -4,7 +4,8 @@
  *
  * The caller walks down by its own order and hands the place to rb_insert(); the tree keeps itself balanced.  A tree
  * with an `update` function keeps a summary of each subtree in its nodes: update(root, node) computes node's summary
- * from its children's and is called for every node whose subtree changed, children first.
+ * from its children's and says whether that is news.  It is called for every node whose subtree changed, children
+ * first, and no further up than there is news.
  *
  * Both directions are one code: child[0] is left, child[1] is right, and a direction is an int.
  *
@@ -16,8 +17,8 @@
  *   R5  in-order, the nodes ascend in the caller's order.
  *
  * Locking: none.  A tree has one writer, or readers and no writer: nothing here is atomic.
- * Cost: insert and erase O(log n) with at most three rotations (plus the walk up, with an update function);
- * replace O(1), and it keeps the shape of the tree.
+ * Cost: insert and erase O(1) after the caller's walk down, but for erase's walk to the next node, with at most three
+ * rotations; with an update function the walk up while there is news.  Replace O(1), and the tree keeps its shape.
  */
 #ifndef MS_RBTREE_H
 #define MS_RBTREE_H
@@ -30,7 +31,7 @@ struct rb_node {
 };
 
 struct rb_root;
-typedef void rb_update_fn(const struct rb_root *root, struct rb_node *node);
+typedef bool rb_update_fn(const struct rb_root *root, struct rb_node *node);
 typedef bool rb_before_fn(const struct rb_root *root, const struct rb_node *a, const struct rb_node *b);
 
 struct rb_root {
@@ -44,6 +45,15 @@ struct rb_root {
 static inline struct rb_node *rb_parent(const struct rb_node *node)
 {
 	return (struct rb_node *)(node->parent_color & ~RB_BLACK);
+}
+
+/* node's child on side dir, without a branch: a random key would mispredict half of them. */
+static inline struct rb_node *rb_child(const struct rb_node *node, bool dir)
+{
+	uintptr_t side = dir;
+
+	opaque(side);
+	return node->child[side];
 }
 
 /* Hangs node below parent (NULL: the tree is empty) on side dir, where no child may be, and rebalances. */

@@ -32,6 +32,7 @@
 #include <stdlib.h>
 
 #include "rules.h"
+#include "vm_index.h"
 
 struct change {
 	struct memslot *old, *inv, *new_slot;
@@ -206,7 +207,7 @@ static struct memslot_set *inactive(const struct writer *w)
 
 static void replace(const struct writer *w, struct memslot *old, struct memslot *new_slot)
 {
-	w->vm->design->replace(inactive(w), old, new_slot);
+	vm_replace(w->vm, inactive(w), old, new_slot);
 }
 
 static struct ms_change told(const struct change *c)
@@ -236,6 +237,7 @@ static void invalidate(const struct writer *w)
 		if (w->change[i].inv)
 			replace(w, w->change[i].old, w->change[i].inv);
 	vm_swap(w->vm, w->as_id);
+	point(WRITER_INVALIDATED);
 	for (size_t i = 0; i < w->nr; i++)
 		if (w->change[i].inv)
 			vm_flush(w->vm, w->change[i].inv, w->change[i].old);
@@ -256,8 +258,11 @@ static int prepare_dirty_log(const struct writer *w, struct change *c)
 
 static int prepare_listeners(const struct writer *w, struct change *c)
 {
-	struct ms_change change = told(c);
+	struct ms_change change;
 
+	if (likely(!w->vm->nr_listeners))
+		return 0;
+	change = told(c);
 	for (; c->prepared < w->vm->nr_listeners; c->prepared++) {
 		const struct ms_listener *l = w->vm->listeners[c->prepared];
 		int r = l->prepare ? l->prepare(l->opaque, &change) : 0;
@@ -389,6 +394,7 @@ static void commit(const struct writer *w, struct change *c)
 {
 	if (w->vm->nr_listeners)
 		commit_listeners(w, c);
+	point(WRITER_FREES);
 	free_slot(w, c->inv);
 	free_slot(w, c->old);
 	drop_copy(w, c->new_slot);
@@ -408,7 +414,9 @@ static int carry_out(const struct writer *w)
 		roll_back(w, invalidated);
 	} else {
 		apply(w, invalidated);
+		point(WRITER_APPLIED);
 		propagate(w);
+		point(WRITER_PROPAGATED);
 		for (size_t i = 0; i < w->nr; i++)
 			count_change(&w->vm->counts, &w->change[i]);
 		for (size_t i = 0; i < w->nr; i++)
@@ -423,6 +431,7 @@ static int begin(const struct writer *w, size_t more)
 	struct ms_vm *vm = w->vm;
 	int r = vm->design->begin(&vm->memory, &vm->as[w->as_id], inactive(w), more);
 
+	vm_index_share(vm, w->as_id);
 	return r ? vm_refuse(w->err, -r, MS_RULE_NO_MEMORY, 0, NULL) : 0;
 }
 

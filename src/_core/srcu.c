@@ -8,7 +8,9 @@
 _Thread_local struct srcu_cache srcu_cache[SRCU_CACHED];
 
 /* Yields before a writer goes to sleep: most sections are shorter than falling asleep is. */
+#ifndef YIELDS /* a test has its own */
 #define YIELDS 8
+#endif
 
 /* A sleep ends by itself after so long: a reader may look at `waiting` just before it is set. */
 #define NAP_US 1000
@@ -71,10 +73,17 @@ static void prepare_process(void)
 	pthread_atfork(before_fork, after_fork, in_child);
 }
 
-static void init_reader(struct srcu_reader *r, struct srcu *s, uint64_t owner)
+/* The name goes with the record; a writer reads it after a count of the new owner, which orders it. */
+static void hand_out(struct srcu_reader *r, uint64_t owner, uint32_t os_id)
+{
+	atomic_store_explicit(&r->os_id, os_id, memory_order_relaxed);
+	atomic_store_explicit(&r->owner, owner, memory_order_relaxed);
+}
+
+static void init_reader(struct srcu_reader *r, struct srcu *s, uint64_t owner, uint32_t os_id)
 {
 	r->domain = s;
-	atomic_store_explicit(&r->owner, owner, memory_order_relaxed);
+	hand_out(r, owner, os_id);
 }
 
 void srcu_init(struct srcu *s, struct memory *memory)
@@ -83,7 +92,7 @@ void srcu_init(struct srcu *s, struct memory *memory)
 	memset(s, 0, sizeof(*s));
 	s->number = atomic_fetch_add_explicit(&last_domain, 1, memory_order_relaxed) + 1;
 	s->memory = memory;
-	init_reader(&s->shared, s, SRCU_SHARED);
+	init_reader(&s->shared, s, SRCU_SHARED, 0);
 	atomic_store_explicit(&s->readers, &s->shared, memory_order_release);
 
 	pthread_mutex_lock(&domains_lock);
@@ -128,7 +137,7 @@ static struct srcu_reader *reuse_reader(struct srcu *s, uint64_t owner)
 			free_one = r;
 	}
 	if (free_one)
-		atomic_store_explicit(&free_one->owner, owner, memory_order_relaxed);
+		hand_out(free_one, owner, thread_os_id());
 	return free_one;
 }
 
@@ -140,7 +149,7 @@ static struct srcu_reader *add_reader(struct srcu *s, uint64_t owner)
 
 	if (!r)
 		return NULL;
-	init_reader(r, s, owner);
+	init_reader(r, s, owner, thread_os_id());
 	r->next = atomic_load(&s->readers);
 	atomic_store_explicit(&s->readers, r, memory_order_seq_cst); /* A */
 	return r;
@@ -174,40 +183,82 @@ void srcu_wake_writer(struct srcu *s)
 static bool reader_is_dry(struct srcu_reader *r, uint32_t bank)
 {
 	uint64_t out = atomic_load_explicit(&r->unlock[bank], memory_order_acquire); /* B, and S2: first */
-	uint64_t in = atomic_load_explicit(&r->lock[bank], memory_order_seq_cst);    /* A */
 
-	return in == out;
+	point(WRITER_READS_COUNTS);
+	return atomic_load_explicit(&r->lock[bank], memory_order_seq_cst) == out;    /* A */
 }
 
-static void wait_for_reader(struct srcu *s, struct srcu_reader *r, uint32_t bank)
+/* A drain's: whoever it still waits for was inside when it began, or before. */
+struct wait {
+	uint64_t since_ns; /* 0: has waited for nobody */
+	bool waited;
+};
+
+/* One reader's. */
+struct patience {
+	uint64_t until_ns; /* of the wait, not of the clock */
+	uint32_t reports;
+};
+
+static void report_stall(struct srcu *s, const struct srcu_reader *r, uint64_t waited_ns, struct patience *patience)
 {
+	if (!patience->reports++)
+		atomic_fetch_add_explicit(&s->stalls, 1, memory_order_relaxed);
+	while (patience->until_ns <= waited_ns)
+		patience->until_ns *= 2;
+	s->stall.report(s->stall.opaque, atomic_load_explicit(&r->os_id, memory_order_relaxed), waited_ns,
+			patience->reports);
+}
+
+static void look_at_clock(struct srcu *s, const struct srcu_reader *r, struct wait *wait, struct patience *patience)
+{
+	uint64_t now = thread_clock_ns();
+
+	if (!wait->since_ns)
+		wait->since_ns = now;
+	if (now - wait->since_ns >= patience->until_ns)
+		report_stall(s, r, now - wait->since_ns, patience);
+}
+
+/* A report comes from in here: it may read in this domain, for it has left again before the next look. */
+static void sleep_for_reader(struct srcu *s, struct srcu_reader *r, uint32_t bank, struct wait *wait)
+{
+	struct patience patience = { .until_ns = s->stall.after_ns };
+
+	for (;;) {
+		uint32_t left = atomic_load_explicit(&s->left, memory_order_relaxed);
+
+		if (reader_is_dry(r, bank))
+			return;
+		if (patience.until_ns)
+			look_at_clock(s, r, wait, &patience);
+		point(WRITER_SLEEPS);
+		thread_wait(&s->left, left, NAP_US);
+	}
+}
+
+static void wait_for_reader(struct srcu *s, struct srcu_reader *r, uint32_t bank, struct wait *wait)
+{
+	wait->waited = true;
 	for (int i = 0; i < YIELDS; i++) {
 		sched_yield();
 		if (reader_is_dry(r, bank))
 			return;
 	}
 	atomic_store_explicit(&s->waiting, 1, memory_order_seq_cst);
-	for (;;) {
-		uint32_t left = atomic_load_explicit(&s->left, memory_order_relaxed);
-
-		if (reader_is_dry(r, bank))
-			break;
-		thread_wait(&s->left, left, NAP_US);
-	}
+	sleep_for_reader(s, r, bank, wait);
 	atomic_store_explicit(&s->waiting, 0, memory_order_relaxed);
 }
 
 /* Each record only needs to be dry once: who enters it later sees what was published before. */
 static bool drain(struct srcu *s, uint32_t bank)
 {
-	bool waited = false;
+	struct wait wait = { 0 };
 
 	for (struct srcu_reader *r = atomic_load_explicit(&s->readers, memory_order_seq_cst); r; r = r->next)
-		if (!reader_is_dry(r, bank)) {
-			wait_for_reader(s, r, bank);
-			waited = true;
-		}
-	return waited;
+		if (!reader_is_dry(r, bank))
+			wait_for_reader(s, r, bank, &wait);
+	return wait.waited;
 }
 
 void synchronize_srcu(struct srcu *s)
@@ -215,7 +266,9 @@ void synchronize_srcu(struct srcu *s)
 	uint32_t bank = atomic_load_explicit(&s->bank, memory_order_relaxed);
 	bool waited = drain(s, !bank);
 
+	point(WRITER_FLIPS);
 	atomic_store_explicit(&s->bank, !bank, memory_order_seq_cst);
+	point(WRITER_FLIPPED);
 	waited |= drain(s, bank);
 	atomic_fetch_add_explicit(&s->periods, 1, memory_order_relaxed);
 	if (waited)

@@ -22,6 +22,10 @@
  * One drain and one flip are not enough: a reader may have loaded `bank` before a flip and count itself in after the
  * drain.  Hence drain the bank that nobody should use, flip, drain the other.
  *
+ * A reader that stays is reported by the writer, by the name that its record keeps, after `stall.after_ns` and again
+ * whenever the wait has doubled.  What is reported is how long the writer has waited, which the section is at least
+ * old: no reader looks at a clock.
+ *
  * Locking: one synchronize_srcu() at a time per domain.  Sections nest.  A section must not wait for its own domain,
  * neither directly nor through a lock whose holder does; slots_lock is such a lock.
  * Cost: the outermost lock is one seq_cst add, its unlock one store, both on lines of the thread's own.
@@ -30,41 +34,68 @@
 #define MS_SRCU_H
 
 #include "memory.h"
+#include "points.h"
 #include "thread.h"
 
 /* What a thread's lookups found; counted where the thread writes anyway. */
-enum srcu_count { SRCU_HIT_LAST_USED, SRCU_HIT_SEARCH, SRCU_MISS, SRCU_VCPU_BYPASS, SRCU_NR_COUNTS };
+enum srcu_count {
+	SRCU_HIT_LAST_USED,
+	SRCU_HIT_SEARCH,
+	SRCU_INDEXED,
+	SRCU_MISS,
+	SRCU_VCPU_BYPASS,
+	SRCU_NR_COUNTS
+};
 
 struct srcu_reader {
+	/* What a writer reads. */
 	cache_aligned _Atomic uint64_t lock[2];
 	_Atomic uint64_t unlock[2];
-	_Atomic uint64_t count[SRCU_NR_COUNTS];
+	struct srcu_reader *next;     /* immutable once published */
+	struct srcu *domain;
+	_Atomic uint64_t owner;       /* a thread_number(), SRCU_FREE or SRCU_SHARED */
+	_Atomic uint32_t os_id;       /* the owner's thread_os_id(); 0 in the shared record */
 
 	/* The owner's own. */
 	cache_aligned uint32_t depth; /* sections of this domain */
 	uint32_t bank;                /* of the outermost one */
-	uint64_t view;                /* what the outermost one saw published: lookup.c's */
-
-	struct srcu *domain;
-	_Atomic uint64_t owner;       /* a thread_number(), SRCU_FREE or SRCU_SHARED */
-	struct srcu_reader *next;     /* immutable once published */
+	uint64_t view;                /* what the outermost one saw published: look.h's */
+	const void *last_record;      /* of an index, where the last lookup ended: lookup.c's, only compared */
+	_Atomic uint64_t count[SRCU_NR_COUNTS];
 };
 
 #define SRCU_FREE ((uint64_t)0)
 #define SRCU_SHARED (~(uint64_t)0)
 
+/* Told by a writer that waits: for whom (0: unknown), how long by now, and how often it has said so in this wait. */
+typedef void srcu_stall_fn(void *opaque, uint32_t os_id, uint64_t waited_ns, uint32_t report);
+
+struct srcu_stall {
+	uint64_t after_ns; /* 0: never */
+	srcu_stall_fn *report;
+	void *opaque;
+};
+
 struct srcu {
 	cache_aligned _Atomic uint32_t bank;
 	_Atomic uint32_t waiting; /* a writer sleeps on `left` */
-	_Atomic uint32_t left;    /* moves when a section ends while a writer sleeps */
 	uint64_t number;          /* of the domain, never used again */
 	_Atomic(struct srcu_reader *) readers;
-	struct memory *memory;
+
+	/* What readers do not look at, and a writer moves. */
+	cache_aligned struct memory *memory;
+	_Atomic uint32_t left;    /* moves when a section ends while a writer sleeps */
 	struct srcu *next_domain, *previous_domain; /* all domains, for threads that end; under domains_lock */
 	_Atomic uint64_t periods; /* grace periods, and those that had to wait */
 	_Atomic uint64_t waits;
+	_Atomic uint64_t stalls;  /* ... and the readers that were waited for beyond stall.after_ns */
+	struct srcu_stall stall;  /* the writer's: who sets it holds what serialises synchronize_srcu() */
 	struct srcu_reader shared;
 };
+
+_Static_assert(offsetof(struct srcu, readers) < CACHE_LINE && offsetof(struct srcu, memory) == CACHE_LINE,
+	       "what a section looks at is one line, what only writers move is on another");
+_Static_assert(offsetof(struct srcu_reader, depth) == CACHE_LINE, "what a writer reads of a reader is one line");
 
 void srcu_init(struct srcu *s, struct memory *memory);
 
@@ -84,11 +115,19 @@ struct srcu_cache {
 };
 extern _Thread_local struct srcu_cache srcu_cache[SRCU_CACHED] __attribute__((tls_model("initial-exec")));
 
+/* A record of the thread's own, where it was used lately, or NULL. */
+static inline struct srcu_reader *srcu_cached_reader(const struct srcu *s)
+{
+	const struct srcu_cache *entry = &srcu_cache[s->number % SRCU_CACHED];
+
+	return likely(entry->domain == s->number) ? entry->reader : NULL;
+}
+
 static inline struct srcu_reader *srcu_reader(struct srcu *s)
 {
-	struct srcu_cache *entry = &srcu_cache[s->number % SRCU_CACHED];
+	struct srcu_reader *r = srcu_cached_reader(s);
 
-	return likely(entry->domain == s->number) ? entry->reader : srcu_find_reader(s);
+	return likely(r) ? r : srcu_find_reader(s);
 }
 
 static inline bool srcu_is_shared(const struct srcu_reader *r)
@@ -96,41 +135,34 @@ static inline bool srcu_is_shared(const struct srcu_reader *r)
 	return r == &r->domain->shared;
 }
 
-static inline void srcu_count(struct srcu_reader *r, enum srcu_count which, uint64_t n)
+/* In a record of one's own, where nobody else counts. */
+static inline void srcu_count_own(struct srcu_reader *r, enum srcu_count which, uint64_t n)
 {
 	_Atomic uint64_t *count = &r->count[which];
 
+	atomic_store_explicit(count, atomic_load_explicit(count, memory_order_relaxed) + n, memory_order_relaxed);
+}
+
+static inline void srcu_count(struct srcu_reader *r, enum srcu_count which, uint64_t n)
+{
 	if (unlikely(srcu_is_shared(r)))
-		atomic_fetch_add_explicit(count, n, memory_order_relaxed);
+		atomic_fetch_add_explicit(&r->count[which], n, memory_order_relaxed);
 	else
-		atomic_store_explicit(count, atomic_load_explicit(count, memory_order_relaxed) + n, memory_order_relaxed);
+		srcu_count_own(r, which, n);
 }
 
 uint64_t srcu_total(struct srcu *s, enum srcu_count which);
 
-/* Sections of the shared record have no depth and no view: each is an outermost one, and its bank is in its caller's
- * hands alone. */
-struct srcu_section {
-	struct srcu_reader *reader;
-	uint32_t bank;
-	bool outermost;
-};
-
-static inline struct srcu_section srcu_read_lock(struct srcu *s)
+/* The outermost section of a record of one's own: what every lookup opens and closes. */
+static inline void srcu_enter(struct srcu *s, struct srcu_reader *r)
 {
-	struct srcu_reader *r = srcu_reader(s);
-	struct srcu_section section = { .reader = r, .outermost = true };
+	uint32_t bank = atomic_load_explicit(&s->bank, memory_order_seq_cst);
 
+	point(READER_BANK_LOADED);
 	thread_self.sections++;
-	if (likely(!srcu_is_shared(r)) && r->depth++ > 0) {
-		section.outermost = false;
-		return section;
-	}
-	section.bank = atomic_load_explicit(&s->bank, memory_order_seq_cst);
-	if (likely(!srcu_is_shared(r)))
-		r->bank = section.bank;
-	atomic_fetch_add_explicit(&r->lock[section.bank], 1, memory_order_seq_cst); /* A */
-	return section;
+	r->depth = 1;
+	r->bank = bank;
+	atomic_fetch_add_explicit(&r->lock[bank], 1, memory_order_seq_cst); /* A */
 }
 
 void srcu_wake_writer(struct srcu *s);
@@ -143,17 +175,64 @@ static inline void srcu_count_out(_Atomic uint64_t *unlock)
 	atomic_store_explicit(unlock, out + 1, memory_order_release); /* B */
 }
 
+static inline void srcu_look_for_writer(struct srcu *s)
+{
+	if (unlikely(atomic_load_explicit(&s->waiting, memory_order_relaxed))) /* hint: the writer's sleep is bounded */
+		srcu_wake_writer(s);
+}
+
+static inline void srcu_leave(struct srcu *s, struct srcu_reader *r)
+{
+	thread_self.sections--;
+	r->depth = 0;
+	srcu_count_out(&r->unlock[r->bank]);
+	srcu_look_for_writer(s);
+}
+
+/* Sections of the shared record have no depth and no view: each is an outermost one, and its bank is in its caller's
+ * hands alone. */
+struct srcu_section {
+	struct srcu_reader *reader;
+	uint32_t bank; /* of an outermost one */
+	bool outermost;
+};
+
+/* Any section: nested ones, and those of threads that have to share a record. */
+static inline struct srcu_section srcu_read_lock(struct srcu *s)
+{
+	struct srcu_reader *r = srcu_reader(s);
+	struct srcu_section section = { .reader = r, .outermost = true };
+
+	if (unlikely(srcu_is_shared(r))) {
+		section.bank = atomic_load_explicit(&s->bank, memory_order_seq_cst);
+		point(READER_BANK_LOADED);
+		thread_self.sections++;
+		atomic_fetch_add_explicit(&r->lock[section.bank], 1, memory_order_seq_cst); /* A */
+	} else if (r->depth) {
+		thread_self.sections++;
+		r->depth++;
+		section.outermost = false;
+	} else {
+		srcu_enter(s, r);
+		section.bank = r->bank;
+	}
+	return section;
+}
+
 static inline void srcu_read_unlock(struct srcu *s, struct srcu_section section)
 {
 	struct srcu_reader *r = section.reader;
 
-	thread_self.sections--;
-	if (unlikely(srcu_is_shared(r)))
+	if (unlikely(srcu_is_shared(r))) {
+		thread_self.sections--;
 		atomic_fetch_add_explicit(&r->unlock[section.bank], 1, memory_order_release); /* B */
-	else if (--r->depth == 0)
-		srcu_count_out(&r->unlock[r->bank]);
-	if (unlikely(atomic_load_explicit(&s->waiting, memory_order_relaxed))) /* hint: the writer's sleep is bounded */
-		srcu_wake_writer(s);
+		srcu_look_for_writer(s);
+	} else if (r->depth > 1) {
+		thread_self.sections--;
+		r->depth--;
+	} else {
+		srcu_leave(s, r);
+	}
 }
 
 #endif

@@ -40,7 +40,20 @@ uint64_t process_forks(void)
 	return atomic_load_explicit(&forks, memory_order_relaxed);
 }
 
+uint64_t thread_clock_ns(void)
+{
+	struct timespec t;
+
+	clock_gettime(CLOCK_MONOTONIC, &t);
+	return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
+}
+
 #ifdef __linux__
+uint32_t thread_os_id(void)
+{
+	return (uint32_t)syscall(SYS_gettid);
+}
+
 bool thread_wait(_Atomic uint32_t *word, uint32_t value, unsigned us)
 {
 	struct timespec limit = { .tv_sec = us / 1000000, .tv_nsec = (long)(us % 1000000) * 1000 };
@@ -53,6 +66,11 @@ void thread_wake_all(_Atomic uint32_t *word)
 	syscall(SYS_futex, word, FUTEX_WAKE_PRIVATE, INT_MAX, NULL, NULL, 0);
 }
 #else
+uint32_t thread_os_id(void)
+{
+	return 0;
+}
+
 /* Without a futex a waiter polls: right everywhere, quick nowhere. */
 bool thread_wait(_Atomic uint32_t *word, uint32_t value, unsigned us)
 {

@@ -37,6 +37,12 @@ static inline uint64_t thread_number(void)
 /* How often this process and its ancestors have forked since the library was loaded. */
 uint64_t process_forks(void);
 
+/* The calling thread as the system, a debugger and Python's native_id know it (gettid); 0 where there is none. */
+uint32_t thread_os_id(void);
+
+/* Nanoseconds of a clock that only runs forwards. */
+uint64_t thread_clock_ns(void);
+
 /* Sleeps while *word == value, for at most `us` microseconds -> whether it was for want of a wake-up that it ended:
  * the time was over, or a signal came. */
 bool thread_wait(_Atomic uint32_t *word, uint32_t value, unsigned us);

@@ -26,14 +26,17 @@ static void tree_init(struct memslot_set *set)
 
 static struct memslot *tree_alloc_slot(struct memory *memory)
 {
-	struct tree_slot *slot = memory_zalloc_lines(memory, sizeof(*slot));
+	struct tree_slot *slot = memory_pool_alloc(memory, sizeof(*slot));
 
-	return slot ? &slot->slot : NULL;
+	if (!slot)
+		return NULL;
+	slot->slot = (struct memslot){ 0 }; /* nodes and links are written when they are linked */
+	return &slot->slot;
 }
 
 static void tree_free_slot(struct memory *memory, struct memslot *slot)
 {
-	memory_free_lines(memory, tree_slot_of(slot), sizeof(struct tree_slot));
+	memory_pool_free(memory, tree_slot_of(slot), sizeof(struct tree_slot));
 }
 
 static struct memslot *slot_or_null(const struct rb_node *node, uint32_t idx)
@@ -49,6 +52,78 @@ static struct memslot *slot_of_hook(const struct memslot_set *set, const struct 
 static struct memslot *tree_search_call(const struct memslot_set *set, uint64_t gfn)
 {
 	return tree_search(set, gfn);
+}
+
+/* ---- many searches at once ---- */
+
+/* From so many slots on a tree leaves the first cache, and to wait for one node costs more than the lanes do. */
+#define LANES_PAY 256
+
+/* Where a lane waits for the others: no gfn is in it, and it leads nowhere.  A gfn as high as its base is in no slot. */
+static const struct tree_slot lane_end = { .slot.base_gfn = UINT64_MAX };
+
+struct lanes {
+	const struct rb_node *node[TREE_LANES], *floor[TREE_LANES];
+};
+
+/* next, or end where there is none: a compiler would branch, and guess wrong about when a lane ends. */
+static inline const struct rb_node *next_or(const struct rb_node *next, const struct rb_node *end)
+{
+#if TREE_BY_HAND
+	__asm__("testq %[next], %[next]\n\tcmoveq %[end], %[next]" : [next] "+r"(next) : [end] "r"(end) : "cc");
+	return next;
+#else
+	return next ? next : end;
+#endif
+}
+
+/* Each lane one level down; whether one has not ended.  The node of a lane is one line, which it will look at when
+ * the others have moved. */
+static inline bool lanes_step(struct lanes *lanes, uint32_t idx, const uint64_t *gfns, size_t n)
+{
+	const struct rb_node *end = &lane_end.gfn_node[idx];
+	uintptr_t going = 0;
+
+	for (size_t i = 0; i < n; i++) {
+		const struct rb_node *next = tree_step(lanes->node[i], idx, gfns[i], &lanes->floor[i]);
+
+		going |= (uintptr_t)next;
+		next = next_or(next, end);
+		__builtin_prefetch(slot_of_gfn_node(next, idx));
+		lanes->node[i] = next;
+	}
+	return going;
+}
+
+/* Inlined with each idx. */
+static inline void search_lanes(const struct memslot_set *set, uint32_t idx, const uint64_t *gfns,
+				struct memslot **slots, size_t n)
+{
+	struct lanes lanes;
+
+	for (size_t i = 0; i < n; i++) {
+		lanes.node[i] = set->gfn_tree.node;
+		lanes.floor[i] = &lane_end.gfn_node[idx];
+	}
+	while (lanes_step(&lanes, idx, gfns, n))
+		;
+	for (size_t i = 0; i < n; i++) {
+		struct memslot *slot = slot_of_gfn_node(lanes.floor[i], idx);
+
+		slots[i] = memslot_contains(slot, gfns[i]) ? slot : NULL;
+	}
+}
+
+void tree_search_many(const struct memslot_set *set, const uint64_t *gfns, struct memslot **slots, size_t n)
+{
+	ms_assert(n <= TREE_LANES);
+	if (set->nr < LANES_PAY)
+		for (size_t i = 0; i < n; i++)
+			slots[i] = tree_search(set, gfns[i]);
+	else if (set->node_idx)
+		search_lanes(set, 1, gfns, slots, n);
+	else
+		search_lanes(set, 0, gfns, slots, n);
 }
 
 static struct memslot *tree_find(const struct memslot_set *set, uint32_t id)
@@ -90,24 +165,9 @@ static void gfn_insert(struct memslot_set *set, struct tree_slot *new_slot)
 	while (node) {
 		parent = node;
 		dir = new_slot->slot.base_gfn >= slot_of_gfn_node(node, set->node_idx)->base_gfn;
-		node = node->child[dir];
+		node = rb_child(node, dir);
 	}
 	rb_insert(&set->gfn_tree, parent, dir, &new_slot->gfn_node[set->node_idx]);
-}
-
-/* The same base: same place in the order, and the tree keeps its shape.  O(1). */
-static void gfn_replace(struct memslot_set *set, struct tree_slot *old, struct tree_slot *new_slot)
-{
-	uint32_t idx = set->node_idx;
-
-	if (old && new_slot && old->slot.base_gfn == new_slot->slot.base_gfn) {
-		rb_replace(&set->gfn_tree, &old->gfn_node[idx], &new_slot->gfn_node[idx]);
-		return;
-	}
-	if (old)
-		rb_erase(&set->gfn_tree, &old->gfn_node[idx]);
-	if (new_slot)
-		gfn_insert(set, new_slot);
 }
 
 /*
@@ -119,18 +179,33 @@ static void carry_last_used_slot(struct memslot_set *set, struct memslot *old, s
 {
 	struct memslot *expected = old;
 
+	if (atomic_load_explicit(&set->last_used_slot, memory_order_relaxed) != old)
+		return;
 	atomic_compare_exchange_strong_explicit(&set->last_used_slot, &expected, new_slot, memory_order_relaxed,
 						memory_order_relaxed);
+}
+
+static void left(struct memslot_set *set, struct memslot *old)
+{
+	old->sets &= (uint8_t)~(1u << set->node_idx);
+	set->nr--;
+}
+
+static void joined(struct memslot_set *set, struct memslot *new_slot)
+{
+	new_slot->sets |= (uint8_t)(1u << set->node_idx);
+	set->nr++;
 }
 
 static void unlink_slot(struct memslot_set *set, struct memslot *old)
 {
 	struct tree_slot *slot = tree_slot_of(old);
+	uint32_t idx = set->node_idx;
 
-	id_hash_del(&set->ids, &slot->id_link[set->node_idx]);
-	interval_tree_del(&set->hva_tree, &slot->hva_hook[set->node_idx]);
-	old->sets &= (uint8_t)~(1u << set->node_idx);
-	set->nr--;
+	id_hash_del(&set->ids, &slot->id_link[idx]);
+	interval_tree_del(&set->hva_tree, &slot->hva_hook[idx]);
+	rb_erase(&set->gfn_tree, &slot->gfn_node[idx]);
+	left(set, old);
 }
 
 static void link_slot(struct memslot_set *set, struct memslot *new_slot)
@@ -139,20 +214,42 @@ static void link_slot(struct memslot_set *set, struct memslot *new_slot)
 
 	id_hash_add(&set->ids, &slot->id_link[set->node_idx]);
 	interval_tree_add(&set->hva_tree, &slot->hva_hook[set->node_idx]);
-	new_slot->sets |= (uint8_t)(1u << set->node_idx);
-	set->nr++;
+	gfn_insert(set, slot);
+	joined(set, new_slot);
+}
+
+/* Whether each index of a set has the same place for both. */
+static bool same_places(const struct memslot *a, const struct memslot *b)
+{
+	return a->base_gfn == b->base_gfn && a->hva.start == b->hva.start && a->id == b->id;
+}
+
+/* The trees keep their shape.  O(1). */
+static void relink_slot(struct memslot_set *set, struct memslot *old, struct memslot *new_slot)
+{
+	struct tree_slot *from = tree_slot_of(old), *to = tree_slot_of(new_slot);
+	uint32_t idx = set->node_idx;
+
+	id_hash_replace(&set->ids, &from->id_link[idx], &to->id_link[idx]);
+	interval_tree_replace(&set->hva_tree, &from->hva_hook[idx], &to->hva_hook[idx]);
+	rb_replace(&set->gfn_tree, &from->gfn_node[idx], &to->gfn_node[idx]);
+	left(set, old);
+	joined(set, new_slot);
 }
 
 /* kvm_replace_memslot(): NULL old adds, NULL new_slot removes. */
 static void tree_replace(struct memslot_set *set, struct memslot *old, struct memslot *new_slot)
 {
-	if (old) {
-		unlink_slot(set, old);
+	if (old)
 		carry_last_used_slot(set, old, new_slot);
+	if (old && new_slot && same_places(old, new_slot)) {
+		relink_slot(set, old, new_slot);
+		return;
 	}
+	if (old)
+		unlink_slot(set, old);
 	if (new_slot)
 		link_slot(set, new_slot);
-	gfn_replace(set, old ? tree_slot_of(old) : NULL, new_slot ? tree_slot_of(new_slot) : NULL);
 }
 
 static bool rehash(struct memory *memory, struct memslot_set *set, struct id_link **buckets, unsigned bits)
@@ -180,6 +277,8 @@ static int tree_begin(struct memory *memory, struct address_space *as, struct me
 	struct id_link **buckets;
 	unsigned bits;
 
+	if (more > 1)
+		memory_pool_reserve(memory, more);
 	if (likely(id_hash_wants(&private->ids, private->nr + more) == private->ids.bits))
 		return 0;
 	buckets = alloc_buckets(memory, private, more, &bits);
@@ -199,6 +298,7 @@ static void tree_follow(struct memory *memory, struct address_space *as, struct 
 static void tree_end(struct memory *memory, struct address_space *as, struct memslot_set *private)
 {
 	(void)private;
+	memory_pool_reserve(memory, 0);
 	if (unlikely(as->spare.buckets)) {
 		memory_free(memory, as->spare.buckets, id_hash_size(as->spare.bits));
 		as->spare.buckets = NULL;
@@ -254,10 +354,12 @@ static int tree_check(const struct memslot_set *set, char *letter)
 const struct memslot_design DESIGN_OF(tree) = {
 	.name = "tree",
 	.shares_slots = true,
+	.indexed = true,
 	.init = tree_init,
 	.alloc_slot = tree_alloc_slot,
 	.free_slot = tree_free_slot,
 	.search = tree_search_call,
+	.search_many = tree_search_many,
 	.find = tree_find,
 	.first_from = tree_first_from,
 	.next = tree_next,

@@ -6,7 +6,7 @@
  * inactive set under the eyes of the readers of the active one.  A search by gfn touches one cache line a level: the
  * gfn nodes of both sets, base_gfn and npages fill exactly one.
  *
- * Cost: replace O(log n), O(1) in the gfn tree when the base stays; search O(log n); find O(1); 192 bytes a slot.
+ * Cost: replace O(log n), O(1) where gfn, host address and id stay; search O(log n); find O(1); 192 bytes a slot.
  */
 #ifndef MS_TREE_SET_H
 #define MS_TREE_SET_H
@@ -18,11 +18,13 @@ struct tree_slot {
 	struct memslot slot;
 	struct id_link id_link[2];
 	struct interval_hook hva_hook[2];
+	void *word; /* the pool's, see memory.h */
 };
 
 _Static_assert(offsetof(struct tree_slot, slot.npages) + sizeof(uint64_t) == CACHE_LINE,
 	       "what a search by gfn reads of a slot is one cache line");
 _Static_assert(sizeof(struct tree_slot) == 3 * CACHE_LINE, "a slot is three cache lines");
+_Static_assert(offsetof(struct tree_slot, word) + MEMORY_POOL_WORD == sizeof(struct tree_slot), "memory.h");
 
 static inline struct tree_slot *tree_slot_of(const struct memslot *slot)
 {
@@ -34,21 +36,51 @@ static inline struct memslot *slot_of_gfn_node(const struct rb_node *node, uint3
 	return &container_of((uintptr_t)(node - idx), struct tree_slot, gfn_node[0])->slot;
 }
 
-/* The slot with the largest base_gfn <= gfn, or NULL.  Without a branch that depends on the keys: a random lookup
- * would mispredict half of them. */
+/* Conditional moves in assembly. */
+#if defined(__x86_64__) && defined(__LP64__) && defined(__GNUC__) && !MS_SANITIZED
+#define TREE_BY_HAND 1
+#else
+#define TREE_BY_HAND 0
+#endif
+
+/*
+ * One level down: the child of node on gfn's side; *floor becomes node where its base_gfn <= gfn.  Without a branch
+ * that depends on the keys: a random lookup would mispredict half of them.  Compilers make branches of what C says, or a
+ * chain that waits for the comparison before it loads the child; hence two conditional moves.
+ */
+static inline const struct rb_node *tree_step(const struct rb_node *node, uint32_t idx, uint64_t gfn,
+					      const struct rb_node **floor)
+{
+	const struct memslot *slot = slot_of_gfn_node(node, idx);
+
+#if TREE_BY_HAND
+	const struct rb_node *next = node->child[0];
+
+	__asm__("cmpq %[base], %[gfn]\n\t"
+		"cmovae %[node], %[floor]\n\t"
+		"cmovae %[right], %[next]"
+		: [floor] "+r"(*floor), [next] "+&r"(next)
+		: [gfn] "r"(gfn), [base] "m"(slot->base_gfn), [node] "r"(node), [right] "m"(node->child[1])
+		: "cc");
+	return next;
+#else
+	uintptr_t keep = (uintptr_t)(gfn >= slot->base_gfn) - 1;
+
+	opaque(keep);
+	*floor = (const struct rb_node *)(((uintptr_t)*floor & keep) | ((uintptr_t)node & ~keep));
+	return node->child[keep + 1];
+#endif
+}
+
+/* The slot with the largest base_gfn <= gfn, or NULL. */
 static inline struct memslot *tree_floor(const struct memslot_set *set, uint64_t gfn)
 {
-	const struct rb_node *node = set->gfn_tree.node;
-	struct memslot *floor = NULL;
+	const struct rb_node *node = set->gfn_tree.node, *floor = NULL;
+	uint32_t idx = set->node_idx;
 
-	while (node) {
-		struct memslot *slot = slot_of_gfn_node(node, set->node_idx);
-		bool right = gfn >= slot->base_gfn;
-
-		floor = right ? slot : floor;
-		node = node->child[right];
-	}
-	return floor;
+	while (node)
+		node = tree_step(node, idx, gfn, &floor);
+	return floor ? slot_of_gfn_node(floor, idx) : NULL;
 }
 
 static inline struct memslot *tree_search(const struct memslot_set *set, uint64_t gfn)
@@ -57,5 +89,12 @@ static inline struct memslot *tree_search(const struct memslot_set *set, uint64_
 
 	return slot && memslot_contains(slot, gfn) ? slot : NULL;
 }
+
+/* How many searches tree_search_many() makes at once. */
+#define TREE_LANES 32
+
+/* slots[i] becomes the slot that contains gfns[i], or NULL; n <= TREE_LANES.  The searches descend side by side, so
+ * that they wait for memory together. */
+void tree_search_many(const struct memslot_set *set, const uint64_t *gfns, struct memslot **slots, size_t n);
 
 #endif

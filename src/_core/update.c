@@ -18,6 +18,7 @@
 #include <string.h>
 
 #include "rules.h"
+#include "vm_index.h"
 
 struct edit {
 	struct memslot *old, *new_slot;
@@ -37,7 +38,7 @@ struct list {
 struct ms_update {
 	struct ms_vm *vm;
 	uint32_t as_id;
-	bool flushing;  /* the owner's step is inside a flush hook */
+	bool in_step;   /* the owner's step is inside a flush hook, or waits for readers and may be reporting one */
 	bool abandoned; /* ... which has given the update up */
 	bool returning; /* abandoned: the set of the beginning is published, the grace period is still to come */
 	struct list edits, touched;
@@ -165,7 +166,7 @@ static void edit_inactive(struct ms_update *u, struct memslot *old, struct memsl
 
 	u->vm->design->begin(&u->vm->memory, as, set, 1); /* never fails in design "tree" */
 	u->vm->design->end(&u->vm->memory, as, set);
-	u->vm->design->replace(set, old, new_slot);
+	vm_replace(u->vm, set, old, new_slot);
 	*edit_at(u, u->edits.nr++) = (struct edit){ old, new_slot, set->node_idx };
 }
 
@@ -181,13 +182,33 @@ int ms_update_replace(struct ms_update *u, struct ms_slot *old, struct ms_slot *
 	return 0;
 }
 
+static void finish_orphan(struct ms_vm *vm);
+
+/* Around whatever calls the user's code: who gives the update up in there gets his wish once the step is over; then
+ * no handle is left. */
+static void step_begin(struct ms_update *u)
+{
+	u->in_step = true;
+}
+
+static bool step_end(struct ms_update *u)
+{
+	u->in_step = false;
+	if (u->abandoned)
+		vm_orphan(u->vm, finish_orphan);
+	return !u->abandoned;
+}
+
 int ms_update_swap(struct ms_update *u, struct ms_error *err)
 {
 	int r = check_caller(u, err);
 
-	if (!r)
-		vm_swap(u->vm, u->as_id);
-	return r;
+	if (r)
+		return r;
+	step_begin(u);
+	vm_swap(u->vm, u->as_id);
+	step_end(u);
+	return 0;
 }
 
 int ms_update_activate(struct ms_update *u, struct ms_slot *old, struct ms_slot *new_slot, struct ms_error *err)
@@ -198,8 +219,10 @@ int ms_update_activate(struct ms_update *u, struct ms_slot *old, struct ms_slot 
 		return r;
 	if (!note_edit(u, slot_of(old), slot_of(new_slot)))
 		return no_memory(err);
+	step_begin(u);
 	vm_swap(u->vm, u->as_id);
 	edit_inactive(u, slot_of(old), slot_of(new_slot));
+	step_end(u);
 	return 0;
 }
 
@@ -214,19 +237,6 @@ static struct memslot *alloc_draft(struct ms_update *u, struct ms_error *err)
 	return NULL;
 }
 
-static void finish_orphan(struct ms_vm *vm);
-
-/* A hook that gives the update up gets its wish once the step is over; then no handle is left. */
-static struct ms_slot *flush(struct ms_update *u, struct memslot *inv, const struct memslot *slot)
-{
-	u->flushing = true;
-	vm_flush(u->vm, inv, slot);
-	u->flushing = false;
-	if (!u->abandoned)
-		return handle_of(inv);
-	vm_orphan(u->vm, finish_orphan);
-	return NULL;
-}
 
 int ms_update_invalidate(struct ms_update *u, struct ms_slot *handle, struct ms_slot **out, struct ms_error *err)
 {
@@ -245,8 +255,10 @@ int ms_update_invalidate(struct ms_update *u, struct ms_slot *handle, struct ms_
 	if (!note_edit(u, slot, inv))
 		return no_memory(err); /* the draft stays one, and goes at the end */
 	edit_inactive(u, slot, inv);
+	step_begin(u);
 	vm_swap(u->vm, u->as_id);
-	*out = flush(u, inv, slot);
+	vm_flush(u->vm, inv, slot);
+	*out = step_end(u) ? handle_of(inv) : NULL;
 	return 0;
 }
 
@@ -375,6 +387,7 @@ int ms_update_begin(struct ms_vm *vm, uint32_t as_id, struct ms_update **out, st
 	}
 	u->vm = vm;
 	u->as_id = as_id;
+	vm_index_share(vm, as_id);
 	atomic_store_explicit(&vm->update, u, memory_order_relaxed);
 	*out = u;
 	return 0;
@@ -401,7 +414,7 @@ static void take_back_inactive(struct ms_update *u)
 		struct edit *edit = edit_at(u, i);
 
 		if (edit->node_idx == set->node_idx)
-			u->vm->design->replace(set, edit->new_slot, edit->old);
+			vm_replace(u->vm, set, edit->new_slot, edit->old);
 	}
 }
 
@@ -482,6 +495,7 @@ int ms_update_end(struct ms_update *u, bool keep, struct ms_error *err)
 
 	if (r)
 		return r;
+	u->in_step = true; /* there is nothing left to give up */
 	alike = finish(u, keep);
 	vm_unlock(vm);
 	return alike || !keep ? 0 : vm_refuse(err, EINVAL, MS_RULE_SETS_DIFFER, 0, NULL);
@@ -504,7 +518,7 @@ static void finish_orphan(struct ms_vm *vm)
 
 static bool inside_own_step(const struct ms_update *u)
 {
-	return atomic_load_explicit(&u->vm->slots_lock.owner, memory_order_relaxed) == thread_number() && u->flushing;
+	return atomic_load_explicit(&u->vm->slots_lock.owner, memory_order_relaxed) == thread_number() && u->in_step;
 }
 
 /* All that needs no waiting: readers see the set of the beginning again. */

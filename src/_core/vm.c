@@ -2,6 +2,8 @@
 #include "vm.h"
 
 #include <errno.h>
+#include <inttypes.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -149,7 +151,9 @@ void vm_swap_begin(struct ms_vm *vm, uint32_t as_id)
 	uint64_t view = atomic_load_explicit(&vm->active, memory_order_relaxed);
 
 	atomic_store_explicit(&next->generation, gen | MS_GEN_UPDATE_IN_PROGRESS, memory_order_relaxed); /* G */
+	point(WRITER_PUBLISHES);
 	atomic_store_explicit(&vm->active, view ^ (uint64_t)1 << as_id, memory_order_seq_cst);           /* A */
+	point(WRITER_PUBLISHED);
 }
 
 /* A hook may have left a read section of this VM open: its thread, which is this one, does not read meanwhile, and is
@@ -174,6 +178,7 @@ void vm_swap_end(struct ms_vm *vm, uint32_t as_id)
 	uint64_t gen = atomic_load_explicit(&active->generation, memory_order_relaxed) & ~MS_GEN_UPDATE_IN_PROGRESS;
 
 	synchronize(vm);
+	point(WRITER_GRACE_OVER);
 	atomic_store_explicit(&active->generation, gen + vm->config.address_spaces, memory_order_relaxed); /* G */
 }
 
@@ -185,8 +190,12 @@ void vm_swap(struct ms_vm *vm, uint32_t as_id)
 
 void vm_flush(struct ms_vm *vm, const struct memslot *active, const struct memslot *old)
 {
-	struct ms_memslot active_value = memslot_value(active), old_value = memslot_value(old);
+	struct ms_memslot active_value, old_value;
 
+	if (likely(!vm->nr_listeners))
+		return;
+	active_value = memslot_value(active);
+	old_value = memslot_value(old);
 	thread_self.hooks++;
 	for (size_t i = 0; i < vm->nr_listeners; i++) {
 		const struct ms_listener *l = vm->listeners[i];
@@ -195,6 +204,51 @@ void vm_flush(struct ms_vm *vm, const struct memslot *active, const struct memsl
 			l->flush(l->opaque, &active_value, &old_value);
 	}
 	thread_self.hooks--;
+}
+
+/* ---- readers that stay ---- */
+
+static void print_stall(const struct ms_stall *stall)
+{
+	uint64_t ms = stall->waited_ns / 1000000;
+	char who[32] = "a thread that is not known";
+
+	if (stall->thread_id)
+		snprintf(who, sizeof(who), "thread %" PRIu32, stall->thread_id);
+	fprintf(stderr, "memslots: a change has waited for %" PRIu64 ".%03" PRIu64 " s for the read section of %s\n", ms / 1000,
+		ms % 1000, who);
+}
+
+/* As inside a hook: a change from here would wait for the one that is waiting. */
+static void stalled(void *opaque, uint32_t os_id, uint64_t waited_ns, uint32_t report)
+{
+	const struct ms_vm *vm = opaque;
+	struct ms_stall stall = { .thread_id = os_id, .report = report, .waited_ns = waited_ns };
+
+	thread_self.hooks++;
+	if (vm->report_stall)
+		vm->report_stall(vm->stall_opaque, &stall);
+	else
+		print_stall(&stall);
+	thread_self.hooks--;
+}
+
+static void set_stall(struct ms_vm *vm, uint32_t after_ms)
+{
+	vm->srcu.stall = (struct srcu_stall){ (uint64_t)after_ms * 1000000, stalled, vm };
+}
+
+int ms_set_stall_report(struct ms_vm *vm, uint32_t after_ms, ms_stall_fn *report, void *opaque, struct ms_error *err)
+{
+	int r = vm_lock(vm, err);
+
+	if (r)
+		return r;
+	set_stall(vm, after_ms);
+	vm->report_stall = report;
+	vm->stall_opaque = opaque;
+	vm_unlock(vm);
+	return 0;
 }
 
 /* ---- life ---- */
@@ -254,6 +308,7 @@ static int init_vm(struct ms_vm *vm, const struct ms_config *config, const struc
 	for (uint32_t i = 0; i < config->address_spaces; i++)
 		init_address_space(vm, &vm->as[i], i);
 	srcu_init(&vm->srcu, &vm->memory);
+	set_stall(vm, MS_STALL_AFTER_MS_DEFAULT);
 	return 0;
 }
 
@@ -279,12 +334,18 @@ int ms_vm_create(const struct ms_config *config, struct ms_vm **out)
 	return r;
 }
 
+static void empty_set(struct ms_vm *vm, struct memslot_set *set, bool free_slots)
+{
+	set_index_forget(set);
+	vm->design->empty(&vm->memory, set, free_slots);
+}
+
 /* The inactive set forgets its slots and is published; then nobody sees them any more. */
 static void empty_address_space(struct ms_vm *vm, uint32_t as_id)
 {
-	vm->design->empty(&vm->memory, vm_inactive_set(vm, as_id), false);
+	empty_set(vm, vm_inactive_set(vm, as_id), false);
 	vm_swap(vm, as_id);
-	vm->design->empty(&vm->memory, vm_inactive_set(vm, as_id), true);
+	empty_set(vm, vm_inactive_set(vm, as_id), true);
 }
 
 int ms_vm_close(struct ms_vm *vm, struct ms_error *err)
@@ -323,20 +384,30 @@ void ms_vm_destroy(struct ms_vm *vm)
 		return;
 	adopt(vm);
 	for (uint32_t i = 0; i < vm->config.address_spaces; i++) {
-		vm->design->empty(&vm->memory, &vm->as[i].set[0], false);
-		vm->design->empty(&vm->memory, &vm->as[i].set[1], true);
+		empty_set(vm, &vm->as[i].set[0], false);
+		empty_set(vm, &vm->as[i].set[1], true);
 	}
 	srcu_deinit(&vm->srcu);
 	free_vcpus(vm);
 	memory_free(&vm->memory, vm->listeners, vm->listeners_size);
 	memory_free_lines(&vm->memory, vm->as, vm->config.address_spaces * sizeof(*vm->as));
-	ms_assert(!atomic_load(&vm->memory.blocks));
+	ms_assert(!memory_blocks(&vm->memory) && !vm->memory.pool.room);
 	free(vm);
 }
 
 const struct ms_config *ms_vm_config(const struct ms_vm *vm)
 {
 	return &vm->config;
+}
+
+void ms_set_index_policy(struct ms_vm *vm, enum ms_index_policy policy)
+{
+	atomic_store_explicit(&vm->index_policy, policy, memory_order_relaxed);
+}
+
+enum ms_index_policy ms_index_policy(const struct ms_vm *vm)
+{
+	return atomic_load_explicit(&vm->index_policy, memory_order_relaxed);
 }
 
 uint64_t ms_nr_memslots(const struct ms_vm *vm)

@@ -41,9 +41,11 @@ struct ms_vm {
 	struct address_space *as;
 	struct ms_config config;
 	uint64_t forks; /* process_forks() at creation */
+	_Atomic uint32_t index_policy; /* enum ms_index_policy; row "policy" */
 
 	struct srcu srcu;
 	struct memory memory;
+	_Atomic uint64_t index_builds, index_patches; /* row "counters" */
 
 	cache_aligned struct slots_lock slots_lock;
 	/* All below under slots_lock. */
@@ -54,18 +56,32 @@ struct ms_vm {
 	size_t nr_listeners, listeners_size; /* size in bytes, of what was allocated */
 	struct ms_vcpu *vcpus;
 	_Atomic uint64_t manual_dirty_log_protect;
+	ms_stall_fn *report_stall; /* NULL: a line to stderr */
+	void *stall_opaque;
 	struct vm_counts counts;
 };
+
+_Static_assert(offsetof(struct ms_vm, config.user_mem_slots) < CACHE_LINE &&
+		       offsetof(struct ms_vm, srcu) % CACHE_LINE == 0,
+	       "a lookup reads two lines of its VM: this one and the domain's");
+_Static_assert(offsetof(struct ms_vm, memory) / CACHE_LINE > offsetof(struct ms_vm, srcu.shared) / CACHE_LINE + 1,
+	       "what allocations count is on no line of a reader's");
 
 struct ms_vcpu {
 	struct ms_vm *vm;
 	_Atomic uint32_t busy;  /* a thread is using the hint (row "vCPU") */
 	_Atomic uint32_t as_id;
-	struct memslot *last_used_slot; /* both under `busy` */
+	struct memslot *last_used_slot; /* these three under `busy` */
 	uint64_t last_used_slot_gen;
+	const void *last_record;        /* of an index, only compared */
 	_Atomic uint32_t given_back;    /* nobody has it: ms_vcpu_create() may hand it out again */
 	struct ms_vcpu *next;           /* all of the VM, under slots_lock */
 };
+
+/* The policies that have this bit use no index, and make none. */
+#define VM_INDEX_NEVER MS_INDEX_OFF
+_Static_assert((MS_INDEX_OFF & MS_INDEX_WALK) == VM_INDEX_NEVER && !((MS_INDEX_AUTO | MS_INDEX_EAGER) & VM_INDEX_NEVER),
+	       "one bit tells");
 
 static inline bool vcpu_try_use(struct ms_vcpu *vcpu)
 {

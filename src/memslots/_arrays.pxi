@@ -23,30 +23,45 @@ cdef int _check_layout(cnp.ndarray array, str name) except -1:
     return 0
 
 
+cdef bint _has_negative(cnp.ndarray array) except -1:
+    """Of int64.  Without a call to numpy where a stride leads through: small arrays cost no more than they are."""
+    cdef const char *at = <const char *>cnp.PyArray_DATA(array)
+    cdef ptrdiff_t stride
+    cdef size_t i
+    cdef int64_t signs = 0
+    if not _in_step(array, array):
+        return array.min() < 0
+    stride = _stride(array)
+    for i in range(<size_t>cnp.PyArray_SIZE(array)):
+        signs |= (<const int64_t *>(at + <ptrdiff_t>i * stride))[0]
+    return signs < 0
+
+
 cdef cnp.ndarray _numbers(object values, str name):
     """gfns or gpas: uint64, or int64 that are not negative."""
-    cdef cnp.ndarray array = _as_ndarray(values, name)
-    if array.dtype.kind not in "ui" or array.dtype.itemsize != 8:
+    cdef cnp.ndarray array = values if type(values) is np.ndarray else _as_ndarray(values, name)
+    cdef bint is_signed = cnp.PyArray_ISSIGNED(array)
+    if not (is_signed or cnp.PyArray_ISUNSIGNED(array)) or cnp.PyArray_ITEMSIZE(array) != 8:
         raise TypeError(f"{name} must be an array of uint64 or int64, not {array.dtype}")
     _check_layout(array, name)
-    if array.dtype.kind == "i" and array.size and array.min() < 0:
+    if is_signed and _has_negative(array):
         raise ValueError(f"{name} must not be negative, but has {array.min()}")
     return array
 
 
-cdef cnp.ndarray _result(object out, cnp.ndarray numbers, object dtype):
+cdef cnp.ndarray _result(object out, cnp.ndarray numbers, int type_num):
     """The array to write to: a new one, or the caller's after a look at its type, shape and flags."""
     cdef cnp.ndarray array
     if out is None:
-        return np.empty((<object>numbers).shape, dtype=dtype)
-    if not isinstance(out, np.ndarray):
+        return cnp.PyArray_EMPTY(cnp.PyArray_NDIM(numbers), cnp.PyArray_DIMS(numbers), type_num, 0)
+    if not cnp.PyArray_Check(out):
         raise TypeError(f"out must be an ndarray, not {type(out).__name__}")
     array = _plain(out)
-    if array.dtype.kind != dtype.kind or array.dtype.itemsize != dtype.itemsize:
-        raise TypeError(f"out must be an array of {dtype}, not {array.dtype}")
-    if (<object>array).shape != (<object>numbers).shape:
+    if not cnp.PyArray_EquivTypenums(cnp.PyArray_TYPE(array), type_num):
+        raise TypeError(f"out must be an array of {'int32' if type_num == cnp.NPY_INT32 else 'uint64'}, not {array.dtype}")
+    if not cnp.PyArray_SAMESHAPE(array, numbers):
         raise ValueError(f"out has shape {(<object>array).shape}, not {(<object>numbers).shape}")
-    if not array.flags.writeable:
+    if not cnp.PyArray_ISWRITEABLE(array):
         raise ValueError("out is read-only")
     _check_layout(array, "out")
     return array
@@ -59,7 +74,7 @@ def check_numbers(values, name):
 
 def check_result(out, numbers):
     """For Snapshot: `out`, or a new array, as VM's calls accept it."""
-    return _result(out, numbers, _UINT64)
+    return _result(out, numbers, cnp.NPY_UINT64)
 
 
 cdef bint _in_step(cnp.ndarray a, cnp.ndarray b) noexcept:
@@ -69,11 +84,25 @@ cdef bint _in_step(cnp.ndarray a, cnp.ndarray b) noexcept:
     return cnp.PyArray_IS_C_CONTIGUOUS(a) and cnp.PyArray_IS_C_CONTIGUOUS(b)
 
 
-cdef bint _clash(cnp.ndarray a, cnp.ndarray b) except -1:
-    """Whether writing b could spoil parts of a that are still to be read."""
-    if cnp.PyArray_DATA(a) == cnp.PyArray_DATA(b) and (<object>a).strides == (<object>b).strides:
+cdef void _bounds(cnp.ndarray array, char **low, char **high) noexcept:
+    """The bytes that a flat array or a line touches: [low, high)."""
+    cdef ptrdiff_t reach = _stride(array) * (cnp.PyArray_SIZE(array) - 1)
+    cdef char *first = <char *>cnp.PyArray_DATA(array)
+    low[0] = first if reach >= 0 else first + reach
+    high[0] = (first + reach if reach >= 0 else first) + cnp.PyArray_ITEMSIZE(array)
+
+
+cdef bint _clash(cnp.ndarray a, cnp.ndarray b) noexcept:
+    """Whether writing b, which is in step with a, could spoil parts of a that are still to be read."""
+    cdef char *low_a
+    cdef char *high_a
+    cdef char *low_b
+    cdef char *high_b
+    if not cnp.PyArray_SIZE(a) or (cnp.PyArray_DATA(a) == cnp.PyArray_DATA(b) and _stride(a) == _stride(b)):
         return False
-    return np.may_share_memory(a, b)
+    _bounds(a, &low_a, &high_a)
+    _bounds(b, &low_b, &high_b)
+    return low_a < high_b and low_b < high_a
 
 
 cdef ptrdiff_t _stride(cnp.ndarray array) noexcept:
@@ -84,19 +113,54 @@ cdef enum _Many:
     GFN_TO_HVA
     GPA_TO_HVA
     GFN_TO_ID
+    MARK
 
 
-cdef void _run_batch(ms_vm *vm, _Many what, uint32_t as_id, const ms_batch *batch, bint write) noexcept nogil:
+cdef int _run_batch(ms_vm *vm, _Many what, uint32_t as_id, const ms_batch *batch, bint write) noexcept nogil:
     if what == GFN_TO_HVA:
-        ms_gfn_to_hva_many(vm, as_id, batch, write)
-    elif what == GPA_TO_HVA:
-        ms_gpa_to_hva_many(vm, as_id, batch, write)
-    else:
-        ms_gfn_to_slot_id_many(vm, as_id, batch)
+        return ms_gfn_to_hva_many(vm, as_id, batch, write)
+    if what == GPA_TO_HVA:
+        return ms_gpa_to_hva_many(vm, as_id, batch, write)
+    if what == GFN_TO_ID:
+        return ms_gfn_to_slot_id_many(vm, as_id, batch)
+    return ms_mark_page_dirty_many(vm, as_id, batch)
 
 
-cdef object _UINT64 = np.dtype(np.uint64)
-cdef object _INT32 = np.dtype(np.int32)
+# ---- signals during a long batch -----------------------------------------------------------------------------------
+
+cdef extern from "Python.h":
+    int _check_signals "PyErr_CheckSignals"() noexcept
+
+# The GIL is asked for no more often than this, since other threads may be slow to give it.
+cdef enum: SIGNALS_MS = 8
+
+cdef struct _Patience:
+    int64_t asked
+
+
+cdef int64_t _milliseconds() noexcept nogil:
+    cdef timespec now
+    clock_gettime(CLOCK_MONOTONIC, &now)
+    return <int64_t>now.tv_sec * 1000 + now.tv_nsec // 1000000
+
+
+cdef int _ask_with_gil() noexcept with gil:
+    return _check_signals()
+
+
+cdef int _ask_for_signals(void *opaque) noexcept nogil:
+    """The poll of a batch in the main thread, where Python handles signals."""
+    cdef _Patience *patience = <_Patience *>opaque
+    cdef int64_t now = _milliseconds()
+    if now - patience.asked < SIGNALS_MS:
+        return 0
+    patience.asked = now
+    return _ask_with_gil()
+
+
+cdef int _raise_pending() except -1:
+    """To the caller, what a handler of signals raised."""
+    return -1
 
 
 cdef object _column(object rows, str name, object dtype, object default):

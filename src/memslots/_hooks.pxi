@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: MIT
-# From the core's hooks to a Python Listener, and what it raises back to the caller of the change.
+# From the core's hooks to a Python Listener, from its stall reports to warnings, and what either raises back to the
+# caller of the change.
 
 @cython.final
 cdef class _Hook:
@@ -60,3 +61,12 @@ cdef void _commit(void *opaque, const ms_change *change) noexcept with gil:
         hook.listener.commit(_change(change))
     except BaseException as error:
         hook.keep(error)
+
+
+cdef void _stalled(void *opaque, const ms_stall *stall) noexcept with gil:
+    """opaque is the VM's dict of what hooks raised."""
+    cdef dict raised = <dict>opaque
+    try:
+        warnings.warn(reader_stall(stall.thread_id, stall.waited_ns), stacklevel=1)
+    except BaseException as error:
+        raised.setdefault(PyThread_get_thread_ident(), []).append(error)

@@ -20,6 +20,8 @@ cdef extern from *:
 import errno
 import operator
 import sys
+import threading
+import warnings
 
 import numpy as np
 
@@ -29,9 +31,10 @@ from cpython.buffer cimport PyObject_CheckBuffer
 from cpython.exc cimport PyErr_CheckSignals, PyErr_Clear, PyErr_Occurred, PyErr_WarnEx
 from cpython.long cimport PyLong_CheckExact
 from cpython.pythread cimport PyThread_get_thread_ident
-from libc.stdint cimport int32_t, uint32_t, uint64_t
+from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memset
+from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 
 from .libmemslots cimport *
 
@@ -53,6 +56,7 @@ from .errors import (
     Request,
     UpdateError,
     from_errno,
+    reader_stall,
     refused,
 )
 from .listener import Change, ChangeKind
@@ -108,14 +112,33 @@ _RULES = {
     MS_RULE_INTERRUPTED: "INTERRUPTED",
 }
 
+_POLICIES = ("auto", "off", "eager", "walk")  # in the order of enum ms_index_policy
+
 # Of calls that never got the VM's lock.
 _NOT_LOCKED = frozenset((MS_RULE_READ_SECTION, MS_RULE_HOOK, MS_RULE_UPDATE, MS_RULE_FORKED, MS_RULE_CLOSED,
                          MS_RULE_INTERRUPTED))
 
 
 def build_info() -> dict:
-    """What the C core was built with: compiler, whether asserts are on, sanitizer."""
-    return dict(item.split("=", 1) for item in ms_build_info().decode().split("; "))
+    """What the C core was built with (compiler, whether asserts are on, sanitizer), and what batches use on this CPU
+    (simd; the environment variable MEMSLOTS_SIMD may name another level of ``simd_levels()``)."""
+    info = dict(item.split("=", 1) for item in ms_build_info().decode().split("; "))
+    return info | {"simd": ms_simd().decode()}
+
+
+def simd_levels() -> tuple:
+    """What batches can use on this CPU, "portable" first.  All give the same answers."""
+    cdef list names = []
+    while ms_simd_name(len(names)) is not NULL:
+        names.append(ms_simd_name(len(names)).decode())
+    return tuple(names)
+
+
+def set_simd(name):
+    """Makes batches of this process use another one of ``simd_levels()``, for tests and measurements."""
+    if name not in simd_levels():
+        raise from_errno(errno.ENOSYS, f"this CPU has no level {name!r}; it has {', '.join(simd_levels())}")
+    ms_set_simd(name.encode())
 
 
 def backends() -> tuple:
@@ -187,11 +210,12 @@ cdef object _with_notes(object error, list raised):
 
 
 cdef int _report_hooks(VM vm) except -1:
-    """After a change that was made: what flush and commit raised."""
+    """After a call that did what it was asked: what flush and commit raised, and warnings that are errors."""
     raised = _take_raised(vm)
     if raised:
         error = raised.pop(0)
-        error.add_note("raised by a hook; the change itself is complete")
+        source = "as a warning" if isinstance(error, Warning) else "by a hook"
+        error.add_note(f"raised {source}; the change itself is complete")
         raise _with_notes(error, raised)
     return 0
 
@@ -223,15 +247,17 @@ cdef object _no_hva(VM vm, uint64_t hva, object what, uint64_t number, object as
                              "one that is being deleted or moved")
 
 
-cdef object _many(VM vm, _Many what, object numbers, str name, object out, object dtype, object as_id, bint write):
-    cdef uint32_t space = _as_id(vm, as_id)
+cdef object _many(VM vm, _Many what, object numbers, str name, object out, int type_num, object as_id, bint write):
+    cdef uint32_t space = 0
     cdef cnp.ndarray array = _numbers(numbers, name)
-    cdef cnp.ndarray result = _result(out, array, dtype)
+    cdef cnp.ndarray result = _result(out, array, type_num)
     cdef cnp.ndarray target = result
+    if vm._closed or as_id is not 0:
+        space = _as_id(vm, as_id)
     if not _in_step(array, result):
         array = np.ascontiguousarray(array)
-        target = np.empty((<object>array).shape, dtype=dtype)
-    elif _clash(array, result):
+        target = cnp.PyArray_EMPTY(cnp.PyArray_NDIM(array), cnp.PyArray_DIMS(array), type_num, 0)
+    elif out is not None and _clash(array, result):
         array = array.copy()
     _look_up(vm, what, array, target, space, write)
     if target is not result:
@@ -241,18 +267,26 @@ cdef object _many(VM vm, _Many what, object numbers, str name, object out, objec
 
 cdef int _look_up(VM vm, _Many what, cnp.ndarray numbers, cnp.ndarray result, uint32_t as_id,
                   bint write) except -1:
+    """result: None for marks."""
     cdef ms_batch batch
+    cdef _Patience patience
+    cdef int r
     batch.in_ = cnp.PyArray_DATA(numbers)
     batch.in_stride = _stride(numbers)
-    batch.out = cnp.PyArray_DATA(result)
-    batch.out_stride = _stride(result)
+    batch.out = NULL if result is None else cnp.PyArray_DATA(result)
+    batch.out_stride = 0 if result is None else _stride(result)
     batch.n = cnp.PyArray_SIZE(numbers)
+    batch.poll = NULL
     if batch.n <= SMALL_BATCH:
         _run_batch(vm._vm, what, as_id, &batch, write)
-    else:
-        with nogil:
-            _run_batch(vm._vm, what, as_id, &batch, write)
-    return 0
+        return 0
+    if batch.n > MS_BATCH_PIECE and PyThread_get_thread_ident() == threading.main_thread().ident:
+        patience.asked = _milliseconds()
+        batch.poll = _ask_for_signals
+        batch.opaque = &patience
+    with nogil:
+        r = _run_batch(vm._vm, what, as_id, &batch, write)
+    return _raise_pending() if r else 0
 
 
 cdef size_t _fill(VM vm, int what, uint64_t start, uint64_t end, uint32_t as_id, ms_memslot *out,
@@ -325,6 +359,8 @@ cdef class VM:
         self._address_spaces = config.address_spaces
         self._hooks = []
         self._raised = {}
+        self._stall_warning_ms = MS_STALL_AFTER_MS_DEFAULT
+        ms_set_stall_report(self._vm, self._stall_warning_ms, _stalled, <void *>self._raised, NULL)
         self._closed = False
 
     def __init__(self, *args, **limits):
@@ -383,6 +419,8 @@ cdef class VM:
         if r:
             raise _refusal(self, r, &err, Request())
         self._closed = True
+        if self._raised:
+            _report_hooks(self)
 
     @property
     def closed(self):
@@ -413,6 +451,27 @@ cdef class VM:
     def backend(self):
         """The design of the sets."""
         return _config(self).backend.decode()
+
+    @property
+    def index_policy(self):
+        """When lookups may use an index, a copy of a set in flat arrays, in place of the tree (backend "tree" only).
+
+        "auto": when the lookups since the last change pay for making it; "eager": a batch makes one at once; "off":
+        never, batches walk the tree with many lookups side by side; "walk": never, one lookup after the other, as a
+        yardstick.  Answers are the same.  Lookups make an index, changes never do; it takes up to 32 bytes a slot,
+        more where slots are terabytes apart.  May be set at any time; ValueError for another word.
+        """
+        _config(self)
+        return _POLICIES[get_index_policy(self._vm)]
+
+    @index_policy.setter
+    def index_policy(self, value):
+        if not isinstance(value, str):
+            raise TypeError(f"index_policy must be a str, not {type(value).__name__}")
+        if value not in _POLICIES:
+            raise ValueError(f"index_policy must be one of {', '.join(_POLICIES)}, not {value!r}")
+        _config(self)
+        ms_set_index_policy(self._vm, _POLICIES.index(value))
 
     @property
     def nr_memslot_pages(self):
@@ -580,23 +639,25 @@ cdef class VM:
         cdef uint32_t space = _as_id(self, as_id)
         return bool(ms_is_visible_gfn(self._vm, space, _u64(gfn, "gfn")))
 
-    def gfn_to_hva_many(self, gfns, out=None, as_id=0, write=True):
+    def gfn_to_hva_many(self, gfns, out=None, as_id=0, bint write=True):
         """Host addresses (uint64, bytes) of guest frames: an array of the same shape.
 
         gfns: uint64, or int64 without negatives, any shape and strides, the machine's byte order, aligned; an
         ndarray or anything with a buffer.  out: a writable uint64 array of that shape.  HVA_ERR_BAD stands in holes
         and INVALID slots, HVA_ERR_RO_BAD in READONLY slots when write is true; test with ``>= HVA_ERR_MIN``.
-        All answers come from one set.  TypeError and ValueError before anything is written.
+        All answers come from one published state, and no change waits for a long call (``index_policy`` says how).
+        TypeError and ValueError before anything is written; Ctrl-C ends a long call of the main thread within some
+        ten milliseconds, and what was answered until then stands in out.
         """
-        return _many(self, GFN_TO_HVA, gfns, "gfns", out, _UINT64, as_id, bool(write))
+        return _many(self, GFN_TO_HVA, gfns, "gfns", out, cnp.NPY_UINT64, as_id, write)
 
-    def gpa_to_hva_many(self, gpas, out=None, as_id=0, write=True):
+    def gpa_to_hva_many(self, gpas, out=None, as_id=0, bint write=True):
         """As gfn_to_hva_many, from guest physical addresses in bytes."""
-        return _many(self, GPA_TO_HVA, gpas, "gpas", out, _UINT64, as_id, bool(write))
+        return _many(self, GPA_TO_HVA, gpas, "gpas", out, cnp.NPY_UINT64, as_id, write)
 
     def gfn_to_slot_id_many(self, gfns, out=None, as_id=0):
         """The ids (int32) of the slots of guest frames, -1 in holes and INVALID slots; arrays as gfn_to_hva_many."""
-        return _many(self, GFN_TO_ID, gfns, "gfns", out, _INT32, as_id, False)
+        return _many(self, GFN_TO_ID, gfns, "gfns", out, cnp.NPY_INT32, as_id, False)
 
     def memslots_in_gfn_range(self, start, end, as_id=0):
         """The slots that have a frame in [start, end), by ascending gfn; none when start >= end."""
@@ -676,19 +737,12 @@ cdef class VM:
         ms_mark_page_dirty(self._vm, space, _u64(gfn, "gfn"))
 
     def mark_page_dirty_many(self, gfns, as_id=0):
-        """mark_page_dirty for an array of gfns, as gfn_to_hva_many takes them."""
+        """mark_page_dirty for an array of gfns, as gfn_to_hva_many takes them; each finds the slots of its moment."""
         cdef uint32_t space = _as_id(self, as_id)
         cdef cnp.ndarray array = _numbers(gfns, "gfns")
-        cdef const void *data
-        cdef ptrdiff_t stride
-        cdef size_t n
         if not _in_step(array, array):
             array = np.ascontiguousarray(array)
-        data = cnp.PyArray_DATA(array)
-        stride = _stride(array)
-        n = cnp.PyArray_SIZE(array)
-        with nogil:
-            ms_mark_page_dirty_many(self._vm, space, data, stride, n)
+        _look_up(self, MARK, array, None, space, True)
 
     def get_dirty_log(self, slot, as_id=0):
         """KVM_GET_DIRTY_LOG: ceil(npages / 64) uint64 words, bit i of word j is page 64 j + i; an array of your own.
@@ -768,6 +822,32 @@ cdef class VM:
         if r:
             raise _refusal(self, r, &err, Request(value=bits))
 
+    # -- readers that stay
+
+    @property
+    def stall_warning_ms(self):
+        """A change that has waited so long (milliseconds) for one read section warns of it; 0: never.
+
+        The warning is a ReaderStallWarning that names the reader's thread.  It comes again when the wait has
+        doubled, and so on; the change goes on waiting.  Where warnings are errors it is raised when the change is
+        complete.  Setting it waits as a change does, and raises what a change raises.
+        """
+        return self._stall_warning_ms
+
+    @stall_warning_ms.setter
+    def stall_warning_ms(self, value):
+        cdef uint32_t ms = _u32(value, "stall_warning_ms")
+        cdef ms_error err
+        cdef int r
+        _check_open(self)
+        with nogil:
+            r = ms_set_stall_report(self._vm, ms, _stalled, <void *>self._raised, &err)
+        if r:
+            raise _refusal(self, r, &err, Request())
+        self._stall_warning_ms = ms
+        if self._raised:
+            _report_hooks(self)
+
     # -- judges
 
     def check(self):
@@ -785,10 +865,12 @@ cdef class VM:
             raise error
         if r:
             raise _refusal(self, r, &err, Request())
+        if self._raised:
+            _report_hooks(self)
 
     def stats(self):
-        """Counters since the VM was made, as a dict: lookups by kind of hit, changes by kind, swaps and those that
-        waited for a reader, memory held.  Always on: a lookup counts where its thread writes anyway."""
+        """Counters since the VM was made, as a dict: lookups by kind of hit, changes by kind, swaps, those that
+        waited for a reader, readers that were warned of, memory held.  Always on: a lookup counts where its thread writes anyway."""
         cdef ms_stats stats
         _check_open(self)
         ms_get_stats(self._vm, &stats)

@@ -8,6 +8,7 @@ stood in the way, ``.rule`` the name of the rule that refused (the ``MS_RULE_`` 
 from __future__ import annotations
 
 import errno as _errno
+import threading as _threading
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -93,6 +94,27 @@ class InvariantError(MemslotsError, AssertionError):
     """EUCLEAN: ``check()`` found a broken invariant, whose number is ``.invariant``."""
 
     invariant: str = ""
+
+
+class ReaderStallWarning(RuntimeWarning):
+    """A change waits for a read section that goes on and on, see ``VM.stall_warning_ms``.
+
+    ``.thread_id`` is the reader's thread as the system knows it (``Thread.native_id``), None where the engine does
+    not know it; ``.thread_name`` its Python name, or None; ``.waited`` how long the change has waited, in seconds:
+    the section is at least as old.
+    """
+
+    thread_id: int | None
+    thread_name: str | None
+    waited: float
+
+    def __init__(
+        self, message: str, thread_id: int | None, thread_name: str | None, waited: float
+    ) -> None:
+        super().__init__(message)
+        self.thread_id = thread_id
+        self.thread_name = thread_name
+        self.waited = waited
 
 
 _CLASSES: dict[int, type[MemslotsError]] = {
@@ -248,3 +270,14 @@ def refused(
     """The exception for a refused call, in words that name both parties."""
     message = where + _MESSAGES[rule](request, limit, other)
     return from_errno(errno, message, request.slot, other, rule)
+
+
+def reader_stall(thread_id: int, waited_ns: int) -> ReaderStallWarning:
+    """The warning for a reader's thread (0: unknown) that a change has waited for."""
+    names = [t.name for t in _threading.enumerate() if thread_id and t.native_id == thread_id]
+    name, waited = (names[0] if names else None), waited_ns / 1e9
+    who = "a thread that is not known" if not thread_id else f"thread {thread_id}"
+    if name is not None:
+        who += f" ({name})"
+    message = f"a change has waited for {waited:.3f} s for the read section of {who}"
+    return ReaderStallWarning(message, thread_id or None, name, waited)

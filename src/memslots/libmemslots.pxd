@@ -92,6 +92,15 @@ cdef extern from "memslots.h" nogil:
     ctypedef int ms_poll_fn() noexcept
     void ms_set_poll(ms_poll_fn *poll)
     void ms_vm_destroy(ms_vm *vm)
+
+    struct ms_stall:
+        uint32_t thread_id
+        uint32_t report
+        uint64_t waited_ns
+    ctypedef void ms_stall_fn(void *opaque, const ms_stall *stall) noexcept
+    uint32_t MS_STALL_AFTER_MS_DEFAULT
+    int ms_set_stall_report(ms_vm *vm, uint32_t after_ms, ms_stall_fn *report, void *opaque, ms_error *err)
+
     const ms_config *ms_vm_config(const ms_vm *vm)
     const char *ms_backend_name(size_t i)
 
@@ -143,10 +152,23 @@ cdef extern from "memslots.h" nogil:
         void *out
         ptrdiff_t out_stride
         size_t n
+        int (*poll)(void *opaque) noexcept
+        void *opaque
 
-    void ms_gfn_to_hva_many(ms_vm *vm, uint32_t as_id, const ms_batch *batch, bint write)
-    void ms_gpa_to_hva_many(ms_vm *vm, uint32_t as_id, const ms_batch *batch, bint write)
-    void ms_gfn_to_slot_id_many(ms_vm *vm, uint32_t as_id, const ms_batch *batch)
+    size_t MS_BATCH_POLL
+    size_t MS_BATCH_PIECE
+    int ms_gfn_to_hva_many(ms_vm *vm, uint32_t as_id, const ms_batch *batch, bint write)
+    int ms_gpa_to_hva_many(ms_vm *vm, uint32_t as_id, const ms_batch *batch, bint write)
+    int ms_gfn_to_slot_id_many(ms_vm *vm, uint32_t as_id, const ms_batch *batch)
+
+    enum ms_index_policy:
+        MS_INDEX_AUTO
+        MS_INDEX_OFF
+        MS_INDEX_EAGER
+        MS_INDEX_WALK
+
+    void ms_set_index_policy(ms_vm *vm, ms_index_policy policy)
+    ms_index_policy get_index_policy "ms_index_policy"(const ms_vm *vm)
     size_t ms_memslots_in_gfn_range(ms_vm *vm, uint32_t as_id, uint64_t start, uint64_t end, ms_memslot *out,
                                     size_t room)
     size_t ms_memslots_in_hva_range(ms_vm *vm, uint32_t as_id, uint64_t start, uint64_t last, ms_memslot *out,
@@ -170,7 +192,7 @@ cdef extern from "memslots.h" nogil:
     uint64_t ms_vcpu_gfn_to_hva(ms_vcpu *vcpu, uint64_t gfn)
 
     void ms_mark_page_dirty(ms_vm *vm, uint32_t as_id, uint64_t gfn)
-    void ms_mark_page_dirty_many(ms_vm *vm, uint32_t as_id, const void *gfns, ptrdiff_t stride, size_t n)
+    int ms_mark_page_dirty_many(ms_vm *vm, uint32_t as_id, const ms_batch *batch)
     int ms_get_dirty_log(ms_vm *vm, uint32_t as_id, uint32_t slot, uint64_t *bitmap, size_t room, size_t *nwords,
                          ms_error *err)
     int ms_clear_dirty_log(ms_vm *vm, uint32_t as_id, uint32_t slot, uint64_t first_page, uint32_t num_pages,
@@ -199,6 +221,7 @@ cdef extern from "memslots.h" nogil:
     struct ms_stats:
         uint64_t hits_last_used
         uint64_t hits_search
+        uint64_t indexed
         uint64_t misses
         uint64_t vcpu_bypasses
         uint64_t creates
@@ -209,12 +232,18 @@ cdef extern from "memslots.h" nogil:
         uint64_t refused
         uint64_t swaps
         uint64_t grace_waits
+        uint64_t stalls
         uint64_t hash_grows
+        uint64_t index_builds
+        uint64_t index_patches
         uint64_t bytes
         uint64_t blocks
 
     void ms_get_stats(ms_vm *vm, ms_stats *out)
     const char *ms_build_info()
+    const char *ms_simd()
+    const char *ms_simd_name(size_t i)
+    int ms_set_simd(const char *name)
 
     void ms_time_gfn_to_hva(ms_vm *vm, uint32_t as_id, const uint64_t *gfns, size_t n, size_t group, uint64_t *hvas,
                             uint64_t *ns)

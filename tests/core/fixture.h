@@ -10,6 +10,7 @@
 
 #include "test.h"
 
+#include "tree_set.h"
 #include "vm.h"
 
 #include <errno.h>
@@ -103,6 +104,16 @@ static inline struct ms_stats stats_of(struct ms_vm *vm)
 	return stats;
 }
 
+/* Of the pool's chunks only the blocks in use: what a change leaves for the next one depends on what came before. */
+static inline struct ms_stats held_by(struct ms_vm *vm)
+{
+	const struct memory_pool *pool = &vm->memory.pool;
+	struct ms_stats stats = stats_of(vm);
+
+	stats.bytes += atomic_load(&pool->blocks) * sizeof(struct tree_slot) - pool->bytes;
+	return stats;
+}
+
 static inline void check_sound(struct ms_vm *vm)
 {
 	struct ms_violation violation = { .text = "" };
@@ -135,6 +146,7 @@ static inline void check_empty(struct ms_vm *vm)
 	for (struct ms_vcpu *vcpu = vm->vcpus; vcpu; vcpu = vcpu->next)
 		blocks++;
 	CHECK_EQ(stats.blocks, blocks);
+	CHECK_EQ(vm->memory.pool.bytes, 0);
 }
 
 /* The way out that proves that nothing leaked; ms_vm_destroy() alone is the other. */

@@ -293,7 +293,7 @@ static void less_buckets(struct held *h, const struct id_hash *hash)
 
 static struct held held(void)
 {
-	struct ms_stats stats = stats_of(vm);
+	struct ms_stats stats = held_by(vm);
 	struct held h = { stats.bytes, stats.blocks };
 
 	for (uint32_t as_id = 0; as_id < SPACES; as_id++) {
@@ -623,7 +623,7 @@ static void test_without_any(void)
 static void *read_without_memory(void *arg)
 {
 	uint64_t gfn = 3, hva;
-	struct ms_batch batch = { &gfn, 8, &hva, 8, 1 };
+	struct ms_batch batch = { &gfn, 8, &hva, 8, 1, NULL, NULL };
 	struct ms_memslot slot;
 
 	(void)arg;
@@ -678,7 +678,7 @@ static void look_ranges(void)
 static void look_many(void)
 {
 	uint64_t gfns[3] = { 3, 400, 79 }, hvas[3];
-	struct ms_batch batch = { gfns, 8, hvas, 8, 3 };
+	struct ms_batch batch = { gfns, 8, hvas, 8, 3, NULL, NULL };
 
 	ms_gfn_to_hva_many(vm, 1, &batch, true);
 	CHECK_EQ(hvas[0], hva_for(1, 0) + 3 * PAGE);

@@ -50,7 +50,7 @@ static size_t nr_notes;
 static struct sight look(uint64_t gfn)
 {
 	struct sight s = { 0 };
-	struct ms_batch batch = { &gfn, 8, &s.id, 4, 1 };
+	struct ms_batch batch = { &gfn, 8, &s.id, 4, 1, NULL, NULL };
 	struct ms_memslot by_vcpu = { 0 };
 
 	s.found = !ms_gfn_to_memslot(vm, space, gfn, &s.slot);

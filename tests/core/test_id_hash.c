@@ -101,6 +101,29 @@ static void empty(int which, size_t items)
 	deinit(which);
 }
 
+/* ---- one in the place of another ---- */
+
+static void replacements(int which)
+{
+	enum { NR = 100 };
+
+	for (size_t i = 0; i < NR; i++)
+		pool[i] = (struct item){ .id = (uint32_t)(i * 7) };
+	init(which);
+	for (size_t i = 0; i < NR; i++)
+		toggle(which, &pool[i]);
+	for (size_t i = 0; i < NR; i++) {
+		struct item twin = { .id = pool[i].id };
+
+		id_hash_replace(&hashes[which], link_of(which, &pool[i]), link_of(which, &twin));
+		CHECK_EQ(id_hash_find(&hashes[which], twin.id), link_of(which, &twin));
+		CHECK_EQ(id_hash_check(&hashes[which]), 0);
+		id_hash_replace(&hashes[which], link_of(which, &twin), link_of(which, &pool[i]));
+		check_all(which, NR);
+	}
+	empty(which, NR);
+}
+
 /* ---- what it asks for ---- */
 
 static void wants(void)
@@ -342,6 +365,8 @@ static void planted_defects(void)
 int main(int argc, char **argv)
 {
 	test_init(argc, argv, 120);
+	replacements(0);
+	replacements(1);
 	wants();
 	one_chain();
 	ids_in_a_row(0);

@@ -377,6 +377,27 @@ static void empty_range_after_a_hit(void)
 	CHECK(!interval_tree_next(&m->tree, interval_tree_first(&m->tree, 0, UINT64_MAX), 10, 5));
 }
 
+/* One that starts and ties alike takes the place of another, with an end of its own, and gives it back. */
+static void replacements(bool rear)
+{
+	struct model *m = &models[0];
+	struct rng rng = rng_stream(5);
+
+	model_init(m, rear, true);
+	fill(m, 200, 10, 5, 25);
+	for (size_t at = 0; at < m->nr; at++) {
+		struct item *item = m->item[at], twin = { .interval = item->interval, .tie = item->tie };
+
+		twin.interval.last = twin.interval.start + rng_below(&rng, 2000);
+		interval_tree_replace(&m->tree, hook_of(m, item), hook_of(m, &twin));
+		m->item[at] = &twin;
+		check_tree(m);
+		interval_tree_replace(&m->tree, hook_of(m, &twin), hook_of(m, item));
+		m->item[at] = item;
+		check_tree(m);
+	}
+}
+
 static void planted_defects(void)
 {
 	model_init(&models[0], false, true);
@@ -404,6 +425,8 @@ int main(int argc, char **argv)
 	long_shadow();
 	exhaustive();
 	random_mixtures();
+	replacements(false);
+	replacements(true);
 	planted_defects();
 	return test_done("interval_tree", queries, "queries");
 }

@@ -350,7 +350,8 @@ static void ask_batch(struct ms_vm *vm, uint32_t as_id, struct record *r, ptrdif
 		      unsigned shift)
 {
 	ptrdiff_t stride = step * (ptrdiff_t)sizeof(*r);
-	struct ms_batch batch = { &r->in, stride, &r->hva, stride, n }, ids = { &r->in, stride, &r->id, stride, n };
+	struct ms_batch batch = { .in = &r->in, .in_stride = stride, .out = &r->hva, .out_stride = stride, .n = n };
+	struct ms_batch ids = { .in = &r->in, .in_stride = stride, .out = &r->id, .out_stride = stride, .n = n };
 
 	if (shift)
 		ms_gpa_to_hva_many(vm, as_id, &batch, write);
@@ -391,8 +392,8 @@ static void test_batches(struct ms_vm *vm)
 static void test_odd_batches(struct ms_vm *vm)
 {
 	uint64_t in = 0x12, out[5], alone = 99;
-	struct ms_batch same_input = { &in, 0, out, 8, 5 }, reversed = { &in, 0, &out[4], -8, 3 };
-	struct ms_batch empty = { NULL, 8, NULL, 8, 0 }, same_output = { &in, 0, &alone, 0, 7 };
+	struct ms_batch same_input = { &in, 0, out, 8, 5, NULL, NULL }, reversed = { &in, 0, &out[4], -8, 3, NULL, NULL };
+	struct ms_batch empty = { NULL, 8, NULL, 8, 0, NULL, NULL }, same_output = { &in, 0, &alone, 0, 7, NULL, NULL };
 
 	ms_gfn_to_hva_many(vm, 0, &same_input, true);
 	for (int i = 0; i < 5; i++)
@@ -414,7 +415,7 @@ static void test_odd_batches(struct ms_vm *vm)
 static void test_batch_in_place(struct ms_vm *vm)
 {
 	uint64_t data[64];
-	struct ms_batch batch = { data, 8, data, 8, 64 };
+	struct ms_batch batch = { data, 8, data, 8, 64, NULL, NULL };
 
 	for (uint64_t i = 0; i < 64; i++)
 		data[i] = i;
@@ -433,6 +434,13 @@ static void take_log(struct ms_vm *vm, uint32_t id, uint64_t *words, size_t n)
 	SAME(nwords, n);
 }
 
+static void mark_many(struct ms_vm *vm, uint32_t as_id, const uint64_t *pages, ptrdiff_t stride, size_t n)
+{
+	struct ms_batch batch = { .in = pages, .in_stride = stride, .n = n };
+
+	CHECK_EQ(ms_mark_page_dirty_many(vm, as_id, &batch), 0);
+}
+
 static void test_marks(struct ms_vm *vm)
 {
 	uint64_t words[4], marked[] = { 0x100, 0, 0x13f, 0, 0x140, 0, 0x1c7, 0, 0x1c8, 0, 0x31, 0 };
@@ -444,9 +452,9 @@ static void test_marks(struct ms_vm *vm)
 	ms_mark_page_dirty(vm, 9, 0x12);
 	ms_mark_page_dirty(vm, 1, 0x12);
 	ms_mark_page_dirty(vm, 0, ~(uint64_t)0);
-	ms_mark_page_dirty_many(vm, 0, marked, 16, ARRAY_SIZE(marked) / 2);
-	ms_mark_page_dirty_many(vm, 9, marked, 16, ARRAY_SIZE(marked) / 2);
-	ms_mark_page_dirty_many(vm, 0, NULL, 8, 0);
+	mark_many(vm, 0, marked, 16, ARRAY_SIZE(marked) / 2);
+	mark_many(vm, 9, marked, 16, ARRAY_SIZE(marked) / 2);
+	mark_many(vm, 0, NULL, 8, 0);
 	take_log(vm, 3, words, 1);
 	SAME(words[0], 1u << 15 | 1u);
 	take_log(vm, 1, words, 1); /* READONLY is ignored */
@@ -456,7 +464,7 @@ static void test_marks(struct ms_vm *vm)
 	SAME(words[1], 1);
 	SAME(words[2], 0);
 	SAME(words[3], 1u << 7);
-	ms_mark_page_dirty_many(vm, 0, &marked[6], -16, 4); /* backwards */
+	mark_many(vm, 0, &marked[6], -16, 4); /* backwards */
 	take_log(vm, 0, words, 4);
 	SAME(words[0], (uint64_t)1 << 63 | 1);
 	SAME(words[1], 1);
@@ -669,6 +677,47 @@ static void test_vcpu_hint_dropped(void)
 	}
 }
 
+/* Generations have 64 bits: one that differs in the upper half alone is another one. */
+static void test_vcpu_hint_of_long_ago(void)
+{
+	struct ms_vm *vm = two_slots();
+	struct ms_memslot slot;
+	struct ms_vcpu *vcpu;
+	uint64_t gen;
+
+	CHECK_EQ(ms_vcpu_create(vm, &vcpu, NULL), 0);
+	vcpu_answered_by(vcpu, 0x100);
+	gen = vcpu->last_used_slot_gen;
+	make_step(vm, DELETE);
+	atomic_store(&vm_active_set(vm, 0)->generation, gen + ((uint64_t)1 << 32));
+	SAME(ms_vcpu_gfn_to_memslot(vcpu, 0x100, &slot), -ENOENT);
+	SAME(vcpu_answered_by(vcpu, 0x200), 's');
+	check_sound(vm);
+	ms_vcpu_destroy(vcpu);
+	end_vm(vm);
+}
+
+/* One that is given back is handed out again, before a new one is made. */
+static void test_vcpus_come_and_go(void)
+{
+	struct ms_vm *vm = two_slots();
+	struct ms_vcpu *vcpu[3], *again;
+	uint64_t blocks = stats_of(vm).blocks;
+
+	for (int i = 0; i < 3; i++)
+		CHECK_EQ(ms_vcpu_create(vm, &vcpu[i], NULL), 0);
+	CHECK(vcpu[0] != vcpu[1] && vcpu[1] != vcpu[2] && vcpu[0] != vcpu[2]);
+	for (int i = 0; i < 3; i++) {
+		ms_vcpu_destroy(vcpu[i]);
+		CHECK_EQ(ms_vcpu_create(vm, &again, NULL), 0);
+		SAME(again, vcpu[i]);
+	}
+	SAME(stats_of(vm).blocks, blocks + 3);
+	for (int i = 0; i < 3; i++)
+		ms_vcpu_destroy(vcpu[i]);
+	end_vm(vm);
+}
+
 /* Generations differ between address spaces at all times, so that a switch drops the hint. */
 static void test_vcpu_switch(void)
 {
@@ -784,7 +833,7 @@ static void check_old_state(struct ms_vm *vm, struct ms_vcpu *vcpu, uint64_t gen
 	struct ms_memslot slot[4];
 	struct ms_hva_hit hit[4];
 	uint64_t in[2] = { 0x100, 0x500 }, out[2];
-	struct ms_batch batch = { in, 8, out, 8, 2 };
+	struct ms_batch batch = { in, 8, out, 8, 2, NULL, NULL };
 
 	SAME(ms_gfn_to_hva(vm, 0, 0x100), hva_for(0, 1));
 	SAME(ms_gfn_to_hva(vm, 0, 0x500), MS_HVA_ERR_BAD);
@@ -852,7 +901,7 @@ static void *to_and_fro(void *arg)
 static void check_one_place(struct ms_vm *vm)
 {
 	uint64_t in[2] = { 0x100, 0x110 }, out[2], valid;
-	struct ms_batch batch = { in, 8, out, 8, 2 };
+	struct ms_batch batch = { in, 8, out, 8, 2, NULL, NULL };
 	struct ms_memslot slot[3];
 
 	ms_gfn_to_hva_many(vm, 0, &batch, true);
@@ -926,6 +975,81 @@ static void test_spaces_in_step(void)
 	end_vm(vm);
 }
 
+/* ---- the end beside a reader ---- */
+
+static _Atomic int closing;
+
+static void *close_it(void *vm)
+{
+	atomic_store(&closing, 1);
+	CHECK_EQ(ms_vm_close(vm, NULL), 0);
+	atomic_store(&closing, 2);
+	return NULL;
+}
+
+/* Close waits for the section, in which everything is there until its end. */
+static void test_close_beside_a_section(void)
+{
+	struct ms_vm *vm = two_slots();
+	struct ms_memslot slot;
+	pthread_t thread;
+
+	CHECK_EQ(ms_read_lock(vm), 0);
+	CHECK_EQ(pthread_create(&thread, NULL, close_it, vm), 0);
+	while (!atomic_load(&closing))
+		sched_yield();
+	for (int i = 0; i < 100; i++) {
+		SAME(ms_gfn_to_hva(vm, 0, 0x207), hva_for(0, 2) + 7 * PAGE);
+		SAME(ms_id_to_memslot(vm, 0, 1, &slot), 0);
+		SAME(slot.base_gfn, 0x100);
+		SAME(ms_gfn_to_hva(vm, 1, 0x100), hva_for(1, 1));
+		SAME(atomic_load(&closing), 1);
+		usleep(20);
+	}
+	ms_read_unlock(vm);
+	CHECK_EQ(pthread_join(thread, NULL), 0);
+	SAME(atomic_load(&closing), 2);
+	SAME(ms_gfn_to_hva(vm, 0, 0x207), MS_HVA_ERR_BAD);
+	SAME(ms_nr_memslots(vm), 0);
+	atomic_store(&closing, 0);
+	check_empty(vm);
+	ms_vm_destroy(vm);
+}
+
+/* A VM that is dropped, not closed, frees each slot once. */
+static void test_destroy_alone(void)
+{
+	struct ms_vm *vm = laid_out();
+
+	ms_vm_destroy(vm);
+	ms_vm_destroy(NULL);
+}
+
+/* The last frames of the largest slot that there is: offsets in bytes need 43 bits. */
+static void test_far_frames(void)
+{
+	struct ms_vm *vm = new_vm(1);
+	uint64_t npages = MS_MEM_MAX_NR_PAGES, base = 0x12345, hva = (uint64_t)1 << 45;
+	region_t r = region(0, 0, base, npages, 0);
+	struct ms_hva_hit hit;
+
+	r.userspace_addr = hva;
+	CHECK_EQ(ms_set_user_memory_region(vm, &r, NULL), 0);
+	for (uint64_t page = 1; page < npages; page = 2 * page + 1) {
+		uint64_t at = hva + page * PAGE, in[1] = { base + page }, out[1];
+		struct ms_batch batch = { .in = in, .in_stride = 8, .out = out, .out_stride = 8, .n = 1 };
+
+		SAME(ms_gfn_to_hva(vm, 0, base + page), at);
+		ms_gfn_to_hva_many(vm, 0, &batch, true);
+		SAME(out[0], at);
+		SAME(ms_hva_to_gfns(vm, at + 5, &hit, 1), 1);
+		SAME(hit.gfn, base + page);
+	}
+	SAME(ms_gfn_to_hva(vm, 0, base + npages - 1), hva + (npages - 1) * PAGE);
+	SAME(ms_gfn_to_hva(vm, 0, base + npages), MS_HVA_ERR_BAD);
+	end_vm(vm);
+}
+
 /* Everything about what a VM holds. */
 static void test_layout(void)
 {
@@ -954,12 +1078,17 @@ static void test_all(void)
 	}
 	test_vcpu_hint();
 	test_vcpu_hint_dropped();
+	test_vcpu_hint_of_long_ago();
+	test_vcpus_come_and_go();
 	test_vcpu_switch();
 	test_vcpu_busy();
 	test_vcpu_crowd();
 	test_one_state();
 	test_one_place();
 	test_spaces_in_step();
+	test_close_beside_a_section();
+	test_destroy_alone();
+	test_far_frames();
 }
 
 int main(int argc, char **argv)

@@ -1,10 +1,13 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * test_memory.c - blocks are zeroed, aligned and counted, and fail when they are told to.
+ * test_memory.c - blocks are zeroed, aligned and counted, and fail when they are told to; a pool's lie side by side.
  */
 #include "test.h"
 
 #include <pthread.h>
+#include <signal.h>
+#include <sys/wait.h>
+#include <unistd.h>
 
 #include "memory.h"
 
@@ -110,7 +113,7 @@ static void failures(void)
 			memory_fail(&memory, nth, onward);
 			for (unsigned i = 1; i <= NR; i++)
 				CHECK_EQ(succeeds(i), !nth || (onward ? i < nth : i != nth));
-			CHECK_EQ(atomic_load(&memory.asked), NR);
+			CHECK_EQ(atomic_load(&memory.asked), nth ? NR : 0);
 		}
 	memory_fail(&memory, 1, true);
 	CHECK(!succeeds(1));
@@ -125,6 +128,213 @@ static void too_large(void)
 	CHECK(!memory_zalloc_lines(&memory, SIZE_MAX - CACHE_LINE + 2));
 	CHECK_EQ(bytes_now() + blocks_now(), 0);
 }
+
+/* ---- the pool ---- */
+
+#define BLOCK 192
+#define POOL_MAX 3000
+
+static unsigned char *pooled[POOL_MAX];
+static size_t nr_pooled;
+
+static const struct memory_pool *pool = &memory.pool;
+
+/* Each block says whose it is, but for the pool's word. */
+static void mark(unsigned char *block)
+{
+	CHECK_EQ((uintptr_t)block % CACHE_LINE, 0);
+	for (size_t i = 0; i + sizeof(block) <= BLOCK - MEMORY_POOL_WORD; i += sizeof(block))
+		memcpy(block + i, &block, sizeof(block));
+}
+
+static void check_mark(const unsigned char *block)
+{
+	for (size_t i = 0; i + sizeof(block) <= BLOCK - MEMORY_POOL_WORD; i += sizeof(block))
+		CHECK(!memcmp(block + i, &block, sizeof(block)));
+	blocks++;
+}
+
+static void check_pool(void)
+{
+	CHECK_EQ(atomic_load(&pool->blocks), nr_pooled);
+	CHECK_EQ(memory_blocks(&memory), nr_pooled);
+	CHECK_EQ(bytes_now(), pool->bytes);
+	CHECK(pool->room >= nr_pooled);
+	CHECK(pool->bytes >= pool->room * BLOCK);
+	CHECK(!nr_pooled == !pool->bytes);
+	CHECK(nr_pooled || !pool->open);
+}
+
+static void pool_take(void)
+{
+	unsigned char *block = memory_pool_alloc(&memory, BLOCK);
+
+	CHECK(block);
+	mark(block);
+	pooled[nr_pooled++] = block;
+}
+
+static void pool_give(size_t i)
+{
+	check_mark(pooled[i]);
+	memory_pool_free(&memory, pooled[i], BLOCK);
+	pooled[i] = pooled[--nr_pooled];
+}
+
+/* Comes and goes at random, to and from nothing: no two blocks overlap, nothing is left. */
+static void pool_at_random(void)
+{
+	struct rng rng = rng_stream(7);
+
+	for (uint64_t round = test_times(60); round; round--) {
+		size_t target = rng_below(&rng, 3) ? rng_below(&rng, 40) : rng_below(&rng, POOL_MAX);
+
+		if (rng_below(&rng, 2))
+			memory_pool_reserve(&memory, rng_below(&rng, 50));
+		while (nr_pooled != target) {
+			bool more = rng_below(&rng, 8) ? nr_pooled < target : nr_pooled == 0;
+
+			if (more && nr_pooled < POOL_MAX)
+				pool_take();
+			else if (nr_pooled)
+				pool_give(rng_below(&rng, nr_pooled));
+			check_pool();
+		}
+	}
+	while (nr_pooled)
+		pool_give(0);
+	check_pool();
+}
+
+/* What is loaded at once is one chunk without room to spare, and falls in address. */
+static void pool_reserved(void)
+{
+	memory_pool_reserve(&memory, POOL_MAX - 1);
+	for (size_t i = 0; i < POOL_MAX - 1; i++) {
+		pool_take();
+		CHECK(!i || pooled[i] == pooled[i - 1] - BLOCK);
+		CHECK_EQ(pool->room, POOL_MAX - 1);
+	}
+	pool_take();
+	CHECK(pool->room > POOL_MAX && pool->room <= POOL_MAX + MEMORY_POOL_CHUNK_MAX);
+	pool_give(nr_pooled - 1); /* the chunk of one stays idle, and serves what was reserved */
+	memory_pool_reserve(&memory, 3);
+	pool_take();
+	CHECK(pool->room <= POOL_MAX + MEMORY_POOL_CHUNK_MAX);
+	while (nr_pooled)
+		pool_give(nr_pooled / 2);
+	check_pool();
+	memory_pool_reserve(&memory, 1000);
+	memory_pool_reserve(&memory, 0);
+	pool_take();
+	CHECK_EQ(pool->room, MEMORY_POOL_CHUNK_MIN);
+	pool_give(0);
+	memory_pool_free(&memory, NULL, BLOCK);
+	check_pool();
+}
+
+/* Chunks grow with the pool, and each goes when its last block does but for one. */
+static void pool_shrinks(void)
+{
+	uint64_t full;
+
+	while (nr_pooled < POOL_MAX)
+		pool_take();
+	full = pool->room;
+	CHECK(full <= POOL_MAX + POOL_MAX / 8);
+	for (size_t left = POOL_MAX / 2; nr_pooled > left;)
+		pool_give(nr_pooled - 1); /* the youngest: their chunks are all theirs */
+	CHECK(pool->room <= full - POOL_MAX / 2 + 2 * MEMORY_POOL_CHUNK_MAX);
+	while (nr_pooled)
+		pool_give(nr_pooled - 1);
+	check_pool();
+}
+
+/* Blocks that were freed in full chunks come first, before a chunk is added. */
+static void pool_reuses(void)
+{
+	struct rng rng = rng_stream(8);
+	uint64_t full;
+
+	while (nr_pooled < POOL_MAX)
+		pool_take();
+	full = pool->room;
+	for (int round = 0; round < 20; round++) {
+		for (int i = 0; i < 300; i++)
+			pool_give(rng_below(&rng, nr_pooled));
+		for (int i = 0; i < 300; i++)
+			pool_take();
+		CHECK_EQ(pool->room, full);
+	}
+	while (nr_pooled)
+		pool_give(0);
+	check_pool();
+}
+
+/* A pool's block fails in the row of all others; so does the one whose chunk is not to be had. */
+static void pool_failures(void)
+{
+	memory_fail(&memory, 3, false);
+	pool_take();
+	memory_free(&memory, memory_zalloc(&memory, 1), 1);
+	CHECK(!memory_pool_alloc(&memory, BLOCK));
+	pool_take();
+	CHECK_EQ(atomic_load(&memory.asked), 4);
+	memory_fail(&memory, 0, false);
+	memory_pool_reserve(&memory, SIZE_MAX / BLOCK); /* wraps with its header */
+	pool_take();
+	CHECK_EQ(pool->room, MEMORY_POOL_CHUNK_MIN);
+	while (nr_pooled)
+		pool_give(0);
+	check_pool();
+}
+
+#if MEMORY_POISONS
+/* Ends the child in whatever way the build notices. */
+static void misuse(bool write)
+{
+	volatile unsigned char *block = memory_pool_alloc(&memory, BLOCK), *other = memory_pool_alloc(&memory, BLOCK);
+
+	memory_pool_free(&memory, (void *)(uintptr_t)block, BLOCK);
+	if (write)
+		block[BLOCK / 2] = 0;
+	else
+		blocks += block[BLOCK / 2];
+	memory_pool_alloc(&memory, BLOCK);
+	blocks += other[0] & 0;
+}
+
+static void pool_poison(bool write)
+{
+	int status;
+	pid_t child = fork();
+
+	if (!child) {
+		CHECK(freopen("/dev/null", "w", stderr));
+		misuse(write);
+		_exit(0);
+	}
+	CHECK_EQ(waitpid(child, &status, 0), child);
+	CHECK(!WIFEXITED(status) || WEXITSTATUS(status));
+}
+#endif
+
+static void test_pool(void)
+{
+	pool_at_random();
+	pool_reserved();
+	pool_shrinks();
+	pool_reuses();
+	pool_failures();
+#if MEMORY_POISONS
+	pool_poison(true);
+#if MS_ADDRESS_SANITIZED
+	pool_poison(false);
+#endif
+#endif
+}
+
+/* ---- threads ---- */
 
 #define THREADS 4
 #define THREAD_TIMES test_times(1500000) /* long enough for the threads to meet */
@@ -144,7 +354,7 @@ static void threads(void)
 {
 	pthread_t thread[THREADS];
 
-	memory_fail(&memory, 0, false);
+	memory_fail(&memory, UINT64_MAX, false);
 	CHECK_EQ(pthread_barrier_init(&together, NULL, THREADS), 0);
 	for (int i = 0; i < THREADS; i++)
 		CHECK_EQ(pthread_create(&thread[i], NULL, allocate_much, NULL), 0);
@@ -166,6 +376,7 @@ int main(int argc, char **argv)
 	counters();
 	failures();
 	too_large();
+	test_pool();
 	threads();
 	return test_done("memory", blocks, "blocks");
 }

@@ -298,7 +298,7 @@ static void do_mark(void)
 		}
 	}
 	if (below(2))
-		ms_mark_page_dirty_many(vm, as_id, gfns, sizeof(gfns[0]), ARRAY_SIZE(gfns));
+		ms_mark_page_dirty_many(vm, as_id, &(struct ms_batch){ .in = gfns, .in_stride = 8, .n = ARRAY_SIZE(gfns) });
 	else
 		for (size_t i = 0; i < ARRAY_SIZE(gfns); i++)
 			ms_mark_page_dirty(vm, as_id, gfns[i]);
@@ -644,6 +644,31 @@ static void change_all(const uint32_t *order, uint32_t n, uint64_t shift, uint32
 	}
 }
 
+/* A slot costs 256 bytes or less from 64 slots on, however they came and whatever a delete left to spare. */
+static void run_growth(void)
+{
+	const uint32_t sizes[] = { 64, 65, 100, 500 };
+
+	for (size_t i = 0; i < ARRAY_SIZE(sizes); i++) {
+		struct ms_memslot list[500];
+
+		vm = new_vm(1);
+		for (uint32_t id = 0; id < sizes[i]; id++)
+			list[id] = many_slot(id, 0, 0);
+		CHECK_EQ(ms_load_memslots(vm, 0, list, sizes[i], NULL), 0);
+		CHECK(stats_of(vm).bytes <= 256 * (uint64_t)sizes[i]);
+		end_vm(vm);
+	}
+	vm = new_vm(1);
+	for (uint32_t id = 0; id < 3000; id++) {
+		CHECK_EQ(set(vm, 0, id, id, 1, 0), 0);
+		CHECK_EQ(set(vm, 0, id / 2, 0, 0, 0), 0);
+		CHECK_EQ(set(vm, 0, id / 2, id / 2, 1, 0), 0);
+		CHECK(id < 63 || stats_of(vm).bytes <= 256 * (id + 1));
+	}
+	end_vm(vm);
+}
+
 static void run_default_limit(void)
 {
 	uint32_t n = (uint32_t)test_times(MS_USER_MEM_SLOTS_DEFAULT), *order, *back;
@@ -725,6 +750,7 @@ int main(int argc, char **argv)
 
 	test_init(argc, argv, 240);
 	operations = test_times(1000000);
+	run_growth();
 	run_default_limit();
 	run_million();
 	for (size_t i = 0; (design_name = ms_backend_name(i)); i++) {

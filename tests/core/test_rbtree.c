@@ -32,9 +32,29 @@ static bool before(const struct rb_root *root, const struct rb_node *a, const st
 
 /* ---- a summary, and whether it is updated as promised ---- */
 
+/* A summary that changes all the way up, or one that mostly is no news: the largest of what is spread over the keys. */
+static bool by_largest;
+
+static uint64_t spread(uint32_t key)
+{
+	return (key + 1) * 0x9E3779B97F4A7C15u >> 40;
+}
+
+static void find_largest(const struct rb_node *node, uint64_t *largest)
+{
+	*largest = spread(item_of(node)->key);
+	for (int dir = 0; dir < 2; dir++)
+		if (node->child[dir] && item_of(node->child[dir])->sum > *largest)
+			*largest = item_of(node->child[dir])->sum;
+}
+
 static void summarise(const struct rb_node *node, uint32_t *size, uint64_t *sum)
 {
 	*size = 1;
+	if (by_largest) {
+		find_largest(node, sum);
+		return;
+	}
 	*sum = item_of(node)->key;
 	for (int dir = 0; dir < 2; dir++)
 		if (node->child[dir]) {
@@ -43,10 +63,13 @@ static void summarise(const struct rb_node *node, uint32_t *size, uint64_t *sum)
 		}
 }
 
-static void update(const struct rb_root *root, struct rb_node *node)
+static bool update(const struct rb_root *root, struct rb_node *node)
 {
+	struct item was = *item_of(node);
+
 	(void)root;
 	summarise(node, &item_of(node)->size, &item_of(node)->sum);
+	return item_of(node)->size != was.size || item_of(node)->sum != was.sum;
 }
 
 static void check_summaries(const struct rb_node *node)
@@ -570,6 +593,9 @@ int main(int argc, char **argv)
 	for (uint32_t keys = 1; keys <= KEYS_MAX; keys *= 2) {
 		random_tree(keys, keys, NULL);
 		random_tree(keys + 1, keys, update);
+		by_largest = true;
+		random_tree(keys + 2, keys, update);
+		by_largest = false;
 	}
 	ordered_tree(KEYS_MAX, true);
 	ordered_tree(KEYS_MAX, false);

@@ -339,7 +339,7 @@ static uint64_t advance_of(const struct request *q)
 static void check_refused(struct ms_vm *vm, struct request *q)
 {
 	struct picture before = picture_of(vm), after;
-	struct ms_stats stats = stats_of(vm), now;
+	struct ms_stats stats = held_by(vm), now;
 	uint64_t gen[SPACES] = { settled_generation(vm, 0), settled_generation(vm, 1) }, idx = atomic_load(&vm->active);
 	struct ms_error err = { 0 };
 	int r = call_in_environment(vm, q, &err);
@@ -350,7 +350,7 @@ static void check_refused(struct ms_vm *vm, struct request *q)
 	CHECK_EQ(err.rule, position[q->first].rule);
 	check_error(q, &err);
 	after = picture_of(vm);
-	now = stats_of(vm);
+	now = held_by(vm);
 	CHECK(same_picture(&before, &after));
 	CHECK_EQ(now.bytes, stats.bytes);
 	CHECK_EQ(now.blocks, stats.blocks);
@@ -979,7 +979,7 @@ static void check_load_refused_for(struct ms_vm *vm, struct ms_memslot bad, int 
 	struct ms_memslot list[5] = { entry(10, 0x1000, 16, 0), entry(11, 0x1010, 16, MS_MEM_LOG_DIRTY_PAGES),
 				      entry(12, 0x900, 16, 0), bad, entry(13, 0x2000, 1, 0) };
 	struct picture before = picture_of(vm), after;
-	struct ms_stats stats = stats_of(vm), now;
+	struct ms_stats stats = held_by(vm), now;
 	struct ms_error err = { 0 };
 
 	CHECK_EQ(ms_load_memslots(vm, 0, list, 5, &err), want);
@@ -989,7 +989,7 @@ static void check_load_refused_for(struct ms_vm *vm, struct ms_memslot bad, int 
 	else
 		CHECK(err.index == 3 && err.other.id == other_id);
 	after = picture_of(vm);
-	now = stats_of(vm);
+	now = held_by(vm);
 	CHECK(same_picture(&before, &after));
 	CHECK_EQ(before.generations, after.generations);
 	CHECK_EQ(now.blocks, stats.blocks);

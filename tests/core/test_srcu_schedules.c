@@ -21,6 +21,9 @@
 
 static void step(void);     /* another thread may go on before what follows */
 static void wait_step(void); /* ... and should: this one waits for something */
+static int yields;
+#define YIELDS yields
+static uint64_t clock_ns; /* moves when it is looked at */
 static void mutual_lock(pthread_mutex_t *mutex);
 static void mutual_unlock(pthread_mutex_t *mutex);
 
@@ -29,6 +32,7 @@ static void mutual_unlock(pthread_mutex_t *mutex);
 #undef atomic_fetch_add_explicit
 #undef thread_wait
 #undef thread_wake_all
+#undef thread_clock_ns
 #ifdef __clang__
 #define atomic_load_explicit(at, order) (step(), __c11_atomic_load(at, order))
 #define atomic_store_explicit(at, value, order) (step(), __c11_atomic_store(at, value, order))
@@ -41,6 +45,7 @@ static void mutual_unlock(pthread_mutex_t *mutex);
 #define sched_yield() wait_step()
 #define thread_wait(word, value, us) ((void)(value), wait_step())
 #define thread_wake_all(word) step()
+#define thread_clock_ns() (++clock_ns)
 #define pthread_mutex_lock(mutex) mutual_lock(mutex)
 #define pthread_mutex_unlock(mutex) mutual_unlock(mutex)
 
@@ -279,6 +284,17 @@ static void read_and_end(void)
 	take_back_all((void *)(uintptr_t)thread_self.number);
 }
 
+/* A writer that waits says so, and whoever hears it reads, with the writer's own record. */
+static unsigned reports;
+
+static void read_in_report(void *opaque, uint32_t os_id, uint64_t waited_ns, uint32_t report)
+{
+	(void)os_id;
+	CHECK(opaque == &reports && waited_ns && report);
+	reports++;
+	read_once();
+}
+
 static void write_all(void)
 {
 	for (unsigned i = 0; i < updates; i++) {
@@ -298,27 +314,40 @@ enum records {
 	SHARED /* ... get none: no memory */
 };
 
+enum writer {
+	YIELDING, /* as it is: a reader is gone before the writer would go to sleep */
+	SLEEPING, /* ... at once */
+	REPORTING /* ... and says so */
+};
+
 struct scenario {
 	const char *name;
 	enum records records;
 	unsigned preemptions;
 	unsigned updates;
 	void (*reader[FIBERS_MAX - 1])(void);
+	enum writer writer;
 };
 
 static const struct scenario scenarios[] = {
-	{ "one reader", OWN, 4, 2, { read_twice } },
-	{ "one reader, three changes", OWN, 3, 3, { read_twice } },
-	{ "nested sections", OWN, 4, 2, { read_nested } },
-	{ "two readers", OWN, 3, 2, { read_once, read_once } },
-	{ "two readers, again and again", OWN, 2, 2, { read_twice, read_twice } },
-	{ "a newcomer", NEW, 4, 2, { read_once } },
-	{ "two newcomers", NEW, 3, 1, { read_once, read_once } },
-	{ "one takes the other's record", NEW, 3, 1, { read_and_end, read_once } },
-	{ "a thread dies inside", NEW, 2, 2, { die_inside, read_once } },
-	{ "two in the shared record", SHARED, 3, 1, { read_once, read_once } },
-	{ "two in the shared record, again and again", SHARED, 2, 2, { read_twice, read_twice } },
-	{ "nested in the shared record", SHARED, 2, 2, { read_nested, read_once } },
+	{ "one reader", OWN, 4, 2, { read_twice }, YIELDING },
+	{ "one reader, three changes", OWN, 3, 3, { read_twice }, YIELDING },
+	{ "nested sections", OWN, 4, 2, { read_nested }, YIELDING },
+	{ "two readers", OWN, 3, 2, { read_once, read_once }, YIELDING },
+	{ "two readers, again and again", OWN, 2, 2, { read_twice, read_twice }, YIELDING },
+	{ "a newcomer", NEW, 4, 2, { read_once }, YIELDING },
+	{ "two newcomers", NEW, 3, 1, { read_once, read_once }, YIELDING },
+	{ "one takes the other's record", NEW, 3, 1, { read_and_end, read_once }, YIELDING },
+	{ "a thread dies inside", NEW, 2, 2, { die_inside, read_once }, YIELDING },
+	{ "two in the shared record", SHARED, 3, 1, { read_once, read_once }, YIELDING },
+	{ "two in the shared record, again and again", SHARED, 2, 2, { read_twice, read_twice }, YIELDING },
+	{ "nested in the shared record", SHARED, 2, 2, { read_nested, read_once }, YIELDING },
+	{ "asleep at once", OWN, 4, 2, { read_twice }, SLEEPING },
+	{ "asleep at once, two readers", OWN, 2, 2, { read_once, read_twice }, SLEEPING },
+	{ "asleep at once, in the shared record", SHARED, 2, 2, { read_twice, read_once }, SLEEPING },
+	{ "a report that reads", OWN, 3, 2, { read_twice }, REPORTING },
+	{ "a report that reads, of newcomers", NEW, 2, 2, { read_nested, read_once }, REPORTING },
+	{ "a report that reads, in the shared record", SHARED, 2, 2, { read_twice, read_once }, REPORTING },
 };
 
 static void prepare_fiber(unsigned i, void (*run)(void), bool newcomer)
@@ -345,6 +374,10 @@ static void prepare(const struct scenario *scenario)
 	memory_init(&memory);
 	srcu_init(&domain, &memory);
 	memory_fail(&memory, scenario->records == SHARED, true);
+	yields = scenario->writer == YIELDING ? 8 : 0;
+	if (scenario->writer == REPORTING)
+		domain.stall = (struct srcu_stall){ 1, read_in_report, &reports };
+	clock_ns = 0;
 	memset(thing, 0, sizeof(thing));
 	current = steps = preemptions = path_at = 0;
 	updates = scenario->updates;
@@ -384,13 +417,14 @@ static uint64_t explore(const struct scenario *scenario)
 
 	printf("  %s: ", scenario->name);
 	fflush(stdout);
-	path_length = 0;
+	path_length = reports = 0;
 	do {
 		prepare(scenario);
 		run();
 		finish();
 		schedules++;
 	} while (next_path());
+	CHECK_EQ(scenario->writer == REPORTING, reports > 0);
 	printf("%" PRIu64 " schedules\n", schedules);
 	return schedules;
 }

@@ -250,7 +250,7 @@ static void test_changes(void)
 		CHECK(same_picture(&by_steps, &by_region));
 		CHECK_EQ(by_steps.generations, by_region.generations);
 		CHECK_EQ(stats_of(vm).blocks, stats_of(twin).blocks);
-		CHECK_EQ(stats_of(vm).bytes, stats_of(twin).bytes);
+		CHECK_EQ(held_by(vm).bytes, held_by(twin).bytes);
 		CHECK_EQ(stats_of(vm).creates, 6); /* steps are no changes */
 		done();
 		end_vm(twin);
@@ -1300,7 +1300,7 @@ struct held {
 /* Buckets are an offer, and stay. */
 static struct held held_now(void)
 {
-	struct ms_stats stats = stats_of(vm);
+	struct ms_stats stats = held_by(vm);
 	struct held held = { stats.bytes, stats.blocks };
 
 	for (int i = 0; i < 2; i++) {

@@ -28,6 +28,9 @@ FIELDS = ("id", "as_id", "base_gfn", "npages", "userspace_addr", "flags")
 SET = "set_user_memory_region"
 
 
+POLICIES = ("eager", "auto", "walk", "eager", "off")
+
+
 class RefusalError(Exception):
     """What a listener of these tests raises."""
 
@@ -203,8 +206,11 @@ class Pair:
         assert got == [list(values_of(slot)) for slot in self.model.memslots(as_id)]
 
     def many(self, method: str, numbers: np.ndarray, out: np.ndarray | None, **kwargs: Any) -> None:
-        """A batch, with or without `out`, which must be what comes back and hold the answers."""
+        """A batch, with or without `out`, which must be what comes back and hold the answers.
+
+        Which way it goes is drawn from what it asks: by index, side by side, one by one."""
         self.tally[method] += 1
+        self.vm.index_policy = POLICIES[(self.tally[method] + numbers.size) % len(POLICIES)]
         want = getattr(self.model, method)(numbers.copy(), None, **kwargs)
         got = getattr(self.vm, method)(numbers, out, **kwargs)
         assert out is None or got is out

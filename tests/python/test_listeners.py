@@ -241,14 +241,14 @@ def test_refusal(kind: str, position: int) -> None:
         for i in range(3):
             deeds = {"prepare": raising(error)} if i == position else {}
             vm.add_listener(Ear(heard, str(i), **deeds))
-        before, generation, memory = digest(vm), vm.generation(), vm.stats()["bytes"]
+        before, generation, memory = digest(vm), vm.generation(), vm.stats()["blocks"]
         with pytest.raises(OneError) as caught:
             put(vm, *change)
         assert caught.value is error
         assert digest(vm) == before
         assert vm.generation() - generation == swaps * 2
         assert vm.generation(1) == 1
-        assert vm.stats()["bytes"] == memory
+        assert vm.stats()["blocks"] == memory
         vm.check()
     flushed = [f"{i} flush" for i in range(3)] if swaps else []
     prepared = [f"{i} prepare" for i in range(position + 1)]

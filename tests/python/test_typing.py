@@ -225,10 +225,10 @@ def is_settable(cls: type, member: str) -> bool:
     if target is None:
         return False
     try:
-        setattr(target, member, "not a number")
+        setattr(target, member, "no such word, and no number")
     except AttributeError:
         return False
-    except TypeError:
+    except (TypeError, ValueError):
         return True
     pytest.fail(f"{cls.__name__}.{member} takes a str")
 

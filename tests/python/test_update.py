@@ -344,7 +344,7 @@ KINDS_AND_STOPS = [(kind, stop) for kind in ALIKE for stop in range(5)]
 def test_left_in_every_state(vm: VM, as_id: int, kind: str, stop: int) -> None:
     """Half done it is undone and says so; done, or not begun, it stays."""
     vm.mark_page_dirty(21, as_id)
-    before, memory = state(vm), vm.stats()["bytes"]
+    before, memory = state(vm), vm.stats()["blocks"]
     half_done = ALIKE[kind][stop] == "!"
 
     def some_steps() -> None:
@@ -363,7 +363,7 @@ def test_left_in_every_state(vm: VM, as_id: int, kind: str, stop: int) -> None:
         assert state(vm) != before
     else:
         assert state(vm) == before
-        assert vm.stats()["bytes"] == memory
+        assert vm.stats()["blocks"] == memory
         assert vm.get_dirty_log(1, as_id).tolist() == [2]
     vm.check()
     put(vm, 6, 600, 1, as_id=as_id)
@@ -373,14 +373,14 @@ def test_left_in_every_state(vm: VM, as_id: int, kind: str, stop: int) -> None:
 def test_left_by_an_exception(vm: VM, as_id: int, kind: str, stop: int) -> None:
     """Whatever was done is undone, by another swap where one was made."""
     vm.mark_page_dirty(21, as_id)
-    before, memory, generation = state(vm), vm.stats()["bytes"], vm.generation(as_id)
+    before, memory, generation = state(vm), vm.stats()["blocks"], vm.generation(as_id)
     with given_up(vm, as_id) as u:
         handles: dict[str, SlotHandle] = {}
         for step in steps(kind)[:stop]:
             step(u, handles)
         made = (vm.generation(as_id) - generation) // 2
     assert state(vm) == before
-    assert vm.stats()["bytes"] == memory
+    assert vm.stats()["blocks"] == memory
     assert vm.get_dirty_log(1, as_id).tolist() == [2]
     assert (vm.generation(as_id) - generation) // 2 in (made, made + 1)
     assert vm.generation(1 - as_id) == 1 - as_id
@@ -451,11 +451,11 @@ def test_the_exception_goes_on(vm: VM, as_id: int) -> None:
 
 
 def test_drafts_that_are_not_used_are_freed(vm: VM, as_id: int) -> None:
-    memory = vm.stats()["bytes"]
+    memory = vm.stats()["blocks"]
     with vm.begin_update(as_id) as u:
         for n in range(50):
             u.copy(u.find(n % 3), base_gfn=1000)
-    assert vm.stats()["bytes"] == memory
+    assert vm.stats()["blocks"] == memory
 
 
 def test_there_and_back(vm: VM, as_id: int) -> None:
@@ -915,14 +915,14 @@ def test_another_thread_meddles(_: int) -> None:
 def test_many_updates_do_not_grow(vm: VM, as_id: int) -> None:
     with vm.begin_update(as_id):
         pass
-    memory = vm.stats()["bytes"]
+    memory = vm.stats()["blocks"]
     for n in range(500):
         with vm.begin_update(as_id) as u:
             old = u.find(n % 3)
             new = u.copy(old, userspace_addr=n * PAGE)
             u.replace(old, new)
             u.activate(old, new)
-    assert vm.stats()["bytes"] == memory
+    assert vm.stats()["blocks"] == memory
     assert np.array_equal(
         vm.memslots_array(as_id)["userspace_addr"], np.array([498, 499, 497]) * PAGE
     )

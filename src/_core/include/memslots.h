@@ -153,6 +153,24 @@ void ms_set_poll(ms_poll_fn *poll);
 /* Frees the VM.  No other call may be under way; vCPUs must be gone. */
 void ms_vm_destroy(struct ms_vm *vm);
 
+/* A change that waits for a read section longer than expected says so, again and again, and goes on waiting. */
+struct ms_stall {
+	uint32_t thread_id; /* of the reader, as gettid() gives it; 0: unknown, it had no memory for a record */
+	uint32_t report;    /* 1, 2, 3 ... in this wait; each comes when the wait has about doubled */
+	uint64_t waited_ns; /* by now; the section is at least as old */
+};
+
+/*
+ * Called by the thread that waits, under slots_lock, in any call marked [lock].  It may look up, in sections that it
+ * closes again; it must not wait for the reader; a change of the same VM from it is -EDEADLK, and what a hook of a
+ * change may not do, it may not either.
+ */
+typedef void ms_stall_fn(void *opaque, const struct ms_stall *stall);
+
+/* [lock] Reports from after_ms on, 0: never; a new VM has MS_STALL_AFTER_MS_DEFAULT.  NULL writes a line to stderr. */
+#define MS_STALL_AFTER_MS_DEFAULT 1000u
+int ms_set_stall_report(struct ms_vm *vm, uint32_t after_ms, ms_stall_fn *report, void *opaque, struct ms_error *err);
+
 const struct ms_config *ms_vm_config(const struct ms_vm *vm);
 const char *ms_backend_name(size_t i); /* the i-th design of this build, NULL beyond the last */
 
@@ -230,19 +248,48 @@ uint64_t ms_gfn_to_hva_prot(struct ms_vm *vm, uint32_t as_id, uint64_t gfn, bool
 /* kvm_is_visible_gfn(): a user's slot that is not INVALID. */
 bool ms_is_visible_gfn(struct ms_vm *vm, uint32_t as_id, uint64_t gfn);
 
-/* Batches read n values of 8 bytes, in_stride bytes apart, and write n results, out_stride bytes apart. */
+/* Batches read n values of 8 bytes, in_stride bytes apart, and write n results, out_stride bytes apart.  out may be in,
+ * with one stride; else they do not overlap. */
 struct ms_batch {
 	const void *in;
 	ptrdiff_t in_stride;
 	void *out;
 	ptrdiff_t out_stride;
 	size_t n;
+	int (*poll)(void *opaque); /* or NULL: asked every MS_BATCH_POLL values, outside of sections; not 0 ends the call */
+	void *opaque;
 };
 
-/* All answers of one call come from one set. */
-void ms_gfn_to_hva_many(struct ms_vm *vm, uint32_t as_id, const struct ms_batch *batch, bool write);
-void ms_gpa_to_hva_many(struct ms_vm *vm, uint32_t as_id, const struct ms_batch *batch, bool write);
-void ms_gfn_to_slot_id_many(struct ms_vm *vm, uint32_t as_id, const struct ms_batch *batch); /* int32_t, -1: none */
+#define MS_BATCH_POLL ((size_t)1 << 16)
+
+/*
+ * All answers of one call come from one published state.  0, or -EINTR: poll said so, and what was answered before it
+ * stands in out.
+ *
+ * A writer waits for no batch: where the set has an index, or is worth one, the batch holds that and no read section;
+ * else it is answered in pieces of MS_BATCH_PIECE values, a section each.  When the state moves between two pieces it
+ * starts again on an index of its own.  So a change waits for one piece at most, with these exceptions, all bounded
+ * by the slots or by the batch: a batch that was overtaken by changes three times walks all slots in one section; one
+ * that must not have an index (policy, no memory) and was overtaken, or whose out is its in, goes through in one.
+ */
+#define MS_BATCH_PIECE 4096
+int ms_gfn_to_hva_many(struct ms_vm *vm, uint32_t as_id, const struct ms_batch *batch, bool write);
+int ms_gpa_to_hva_many(struct ms_vm *vm, uint32_t as_id, const struct ms_batch *batch, bool write);
+int ms_gfn_to_slot_id_many(struct ms_vm *vm, uint32_t as_id, const struct ms_batch *batch); /* int32_t, -1: none */
+
+/*
+ * An index holds the slots of one set as values, answers batches several times as fast as the trees, and single
+ * lookups of addresses that their hint does not answer too.  It is made by lookups that it pays for, never by a change.
+ * Of design "tree" only.
+ */
+enum ms_index_policy {
+	MS_INDEX_AUTO,  /* when the lookups since the last change pay for it */
+	MS_INDEX_OFF,   /* never: batches walk the tree, many lookups side by side */
+	MS_INDEX_EAGER, /* at the first batch */
+	MS_INDEX_WALK   /* never, and one lookup after the other: what the others are measured against */
+};
+void ms_set_index_policy(struct ms_vm *vm, enum ms_index_policy policy); /* from the next lookup on */
+enum ms_index_policy ms_index_policy(const struct ms_vm *vm);
 
 /* These write up to `room` slots in ascending order and return how many there are in all; when that is more than
  * `room`, ask again: which ones were written depends on the design. */
@@ -277,9 +324,10 @@ uint64_t ms_vcpu_gfn_to_hva(struct ms_vcpu *vcpu, uint64_t gfn);
 
 /* ---- dirty log (region.c and lookup.c; the bits live in dirty_log.c) ---------------------------------------- */
 
-/* mark_page_dirty(): nothing in a hole or where logging is off; READONLY is ignored. */
+/* mark_page_dirty(): nothing in a hole or where logging is off; READONLY is ignored.  Many are as many single marks:
+ * each finds the state of its own moment.  -EINTR as above; `out` of the batch is not looked at. */
 void ms_mark_page_dirty(struct ms_vm *vm, uint32_t as_id, uint64_t gfn);
-void ms_mark_page_dirty_many(struct ms_vm *vm, uint32_t as_id, const void *gfns, ptrdiff_t stride, size_t n);
+int ms_mark_page_dirty_many(struct ms_vm *vm, uint32_t as_id, const struct ms_batch *batch);
 
 /*
  * [lock] KVM_GET_DIRTY_LOG: ceil(npages / 64) words, bit i of word j is page 64 j + i.  *nwords is how many; when
@@ -340,15 +388,19 @@ int ms_check(struct ms_vm *vm, struct ms_violation *violation, struct ms_error *
 
 struct ms_stats {
 	uint64_t hits_last_used; /* lookups by gfn that a last_used_slot answered */
-	uint64_t hits_search;    /* ... that a search answered */
+	uint64_t hits_search;    /* ... that a search of the design answered */
+	uint64_t indexed;        /* ... that an index answered, holes too */
 	uint64_t misses;         /* ... that found a hole */
 	uint64_t vcpu_bypasses;  /* lookups on a vCPU that another thread was using */
 	uint64_t creates, deletes, moves, flag_changes, noops, refused;
 	uint64_t swaps;          /* grace periods asked for */
 	uint64_t grace_waits;    /* ... that had to wait for a reader */
+	uint64_t stalls;         /* readers that were waited for long enough to be reported */
 	uint64_t hash_grows;
+	uint64_t index_builds;   /* indexes made by walking the set */
+	uint64_t index_patches;  /* ... by changing an older one */
 	uint64_t bytes;          /* memory held now, without struct ms_vm itself */
-	uint64_t blocks;         /* allocations held now */
+	uint64_t blocks;         /* allocations held now, a slot for one; bytes are also those to spare for more */
 };
 
 void ms_get_stats(struct ms_vm *vm, struct ms_stats *out);
@@ -373,6 +425,12 @@ void ms_time_changes(struct ms_vm *vm, const struct ms_userspace_memory_region *
 void ms_time_nothing(size_t n, uint64_t *ns);
 
 const char *ms_build_info(void); /* compiler, flags, sanitizers: "key=value; ..." */
+
+/* What batches are answered with: "portable", "avx2" or "avx512"; the best that the CPU has, unless the environment
+ * variable MEMSLOTS_SIMD or ms_set_simd() names another one that it has too (-ENOSYS).  All give the same answers. */
+const char *ms_simd(void);
+const char *ms_simd_name(size_t i); /* the i-th that this CPU has, NULL beyond the last; 0 is "portable" */
+int ms_set_simd(const char *name);
 
 #ifdef __cplusplus
 }

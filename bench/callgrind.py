@@ -1,0 +1,244 @@
+# SPDX-License-Identifier: MIT
+"""How many instructions a scalar lookup takes, and where they go: `make callgrind`.
+
+Each case runs under valgrind's callgrind twice, with different numbers of lookups: what differs is the lookups.  From C
+the loop alone is subtracted, from Python a loop that does nothing.  Where they go is told by the function of the
+source that a line belongs to, inlined or not; from Python by object file and function.
+
+Instructions are no times: they say what a change of the code did, on every machine alike.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections import Counter
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from goals.build import with_core
+from goals.work import has_switch
+
+CASES = {
+    "hot": "ms_gfn_to_hva, hot",
+    "random": "ms_gfn_to_hva, random, by the tree",
+    "index": "ms_gfn_to_hva, random, by the index",
+    "vcpu": "ms_vcpu_gfn_to_hva, hot",
+}
+PYTHON = "vm.gfn_to_hva from Python, hot"
+SLOTS = (64, 4096)
+C_CALLS = (10_000, 110_000)
+PYTHON_CALLS = (2_000, 12_000)
+TOP = 10
+LEAST = 0.5  # instructions a lookup: below it is noise of the start-up
+
+PYTHON_LOOP = """
+import sys
+from memslots import VM, layouts
+lookups, empty, slots = map(int, sys.argv[1:])
+rows = layouts.uniform(slots)
+vm = VM()
+vm.load_memslots(rows)
+gfns = layouts.hot(rows, 2000)
+right = layouts.expected_hvas(rows, gfns).tolist()
+numbers = gfns.tolist()
+def look_up(rounds, call):
+    for _ in range(rounds):
+        for number in numbers:
+            call(number)
+def do_nothing(rounds):
+    for _ in range(rounds):
+        for number in numbers:
+            pass
+look_up(lookups // 2000, vm.gfn_to_hva)
+do_nothing(empty // 2000)
+assert list(map(vm.gfn_to_hva, numbers)) == right
+"""
+
+
+class Where(NamedTuple):
+    """One line of a profile."""
+
+    object: str
+    function: str
+    file: str
+    line: int
+
+
+Profile = Counter[Where]  # instructions; of a difference, instructions a call
+Table = list[tuple[str, float]]
+
+
+class Result(NamedTuple):
+    case: str
+    slots: int
+    instructions: float
+    where: Table
+
+
+# ---- callgrind ------------------------------------------------------------------------------------
+
+
+def profile(command: list[str], **env: str) -> Profile:
+    """Runs it under callgrind; a program that finds a wrong answer fails."""
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "callgrind.out"
+        options = [f"--callgrind-out-file={out}", "--compress-strings=no", "--compress-pos=no"]
+        valgrind = ["valgrind", "-q", "--tool=callgrind", *options, *command]
+        done = subprocess.run(
+            valgrind, env={**os.environ, **env}, capture_output=True, text=True, check=False
+        )
+        if done.returncode:
+            raise SystemExit(f"{' '.join(command)}: {done.stderr.strip()}")
+        return parse(out.read_text(encoding="utf-8", errors="replace"))
+
+
+def parse(text: str) -> Profile:
+    """Self costs by line.  A line after calls= is what the callee cost: not the caller's own."""
+    costs: Profile = Counter()
+    object_, function, file = "", "", ""
+    of_callee = False
+    for line in text.splitlines():
+        key, _, value = line.partition("=")
+        if key == "ob":
+            object_ = value
+        elif key == "fn":
+            function = value
+        elif key in ("fl", "fi", "fe"):
+            file = value
+        elif key == "calls":
+            of_callee = True
+        elif match := re.fullmatch(r"(\d+) (\d+)", line):
+            if not of_callee:
+                costs[Where(object_, function, file, int(match[1]))] += int(match[2])
+            of_callee = False
+    return costs
+
+
+def a_call(few: Profile, many: Profile, calls: tuple[int, int]) -> Profile:
+    """What one more call costs."""
+    n = calls[1] - calls[0]
+    return Counter({at: (many[at] - few[at]) / n for at in many | few if many[at] != few[at]})
+
+
+# ---- from C ---------------------------------------------------------------------------------------
+
+
+def from_c(program: Path, case: str, slots: int) -> Profile:
+    few, many = (profile([str(program), case, str(slots), str(n)]) for n in C_CALLS)
+    return a_call(few, many, C_CALLS)
+
+
+def count_c(program: Path, case: str, slots: int) -> Result:
+    """Without the loop, whose instructions are all in scalar.c."""
+    cost = from_c(program, case, slots)
+    inside = Counter({at: n for at, n in cost.items() if Path(at.file).name != "scalar.c"})
+    where: Counter[str] = Counter()
+    for at, n in inside.items():
+        where[f"{source_function(at.file, at.line)} ({Path(at.file).name})"] += n
+    return Result(CASES[case], slots, sum(inside.values()), table(where))
+
+
+def table(where: Counter[str]) -> Table:
+    """The largest, and what is left."""
+    top = [(name, round(n, 1)) for name, n in where.most_common(TOP) if n >= LEAST]
+    return [*top, ("others", round(sum(where.values()) - sum(n for _, n in top), 1))]
+
+
+@cache
+def definitions(file: str) -> list[tuple[int, str]]:
+    """Where the functions of a C file begin: a line that is not indented and has a name and a parenthesis."""
+    if not Path(file).is_file():
+        return []
+    lines = Path(file).read_text(encoding="utf-8", errors="replace").splitlines()
+    found = ((i, re.match(r"[a-z][\w\s*]*?\b(\w+)\(", line)) for i, line in enumerate(lines, 1))
+    return [(i, match[1]) for i, match in found if match]
+
+
+def source_function(file: str, line: int) -> str:
+    before = [name for start, name in definitions(file) if start <= line]
+    return before[-1] if before else "?"
+
+
+# ---- from Python ----------------------------------------------------------------------------------
+
+
+def count_python(site: Path | None, slots: int) -> Result:
+    path = {"PYTHONPATH": str(site)} if site else {}
+
+    def run(lookups: int, empty: int) -> Profile:
+        command = [sys.executable, "-c", PYTHON_LOOP, str(lookups), str(empty), str(slots)]
+        return profile(command, PYTHONHASHSEED="0", OPENBLAS_NUM_THREADS="1", **path)
+
+    few, many = PYTHON_CALLS
+    base = run(few, few)
+    cost = a_call(base, run(many, few), PYTHON_CALLS)
+    cost.subtract(a_call(base, run(few, many), PYTHON_CALLS))
+    where: Counter[str] = Counter()
+    for at, n in cost.items():
+        where[f"{at.function.split(chr(39))[0]} ({Path(at.object).name})"] += n
+    return Result(PYTHON, slots, sum(cost.values()), table(where))
+
+
+# ---- the command ----------------------------------------------------------------------------------
+
+
+def lines(results: list[Result]) -> list[str]:
+    told = []
+    for r in results:
+        told.append(f"{r.case}, {r.slots:,} slots: {r.instructions:.1f} instructions")
+        told += [f"    {n:>7.1f}  {name}" for name, n in r.where]
+    return told
+
+
+def markdown(results: list[Result]) -> list[str]:
+    told = ["| lookup | slots | instructions | of these |", "|---|---:|---:|---|"]
+    for r in results:
+        where = ", ".join(f"{name.split(' ')[0]} {n:g}" for name, n in r.where)
+        told.append(f"| {r.case} | {r.slots:,} | {r.instructions:.0f} | {where} |")
+    return told
+
+
+def arguments(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="callgrind", description=__doc__)
+    parser.add_argument("--slots", nargs="+", type=int, default=SLOTS, metavar="N")
+    parser.add_argument("--site", type=Path, help="where a package with symbols is installed")
+    parser.add_argument("--no-python", action="store_true", help="only the calls from C")
+    parser.add_argument("--json", type=Path, metavar="FILE")
+    parser.add_argument(
+        "--markdown", action="store_true", help="prints the table of docs/benchmarks.md"
+    )
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = arguments(argv)
+    if not shutil.which("valgrind"):
+        print("callgrind: skipped, there is no valgrind (Debian: apt-get install valgrind)")
+        return 0
+    results: list[Result] = []
+    cases = [case for case in CASES if case != "index" or has_switch()]
+    with tempfile.TemporaryDirectory() as folder:
+        program = with_core(Path(folder) / "scalar", "scalar.c", "-g")
+        for slots in args.slots:
+            results += [count_c(program, case, slots) for case in cases]
+    if not args.no_python:
+        results.append(count_python(args.site, args.slots[0]))
+    if args.json:
+        report: dict[str, Any] = {"results": [r._asdict() for r in results]}
+        args.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    print("\n".join((markdown if args.markdown else lines)(results)))
+    if not has_switch():
+        print("random, by the index: skipped, this build has no index")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

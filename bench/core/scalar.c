@@ -1,0 +1,114 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * scalar.c - lookups one by one, to be counted under callgrind: bench/callgrind.py runs it twice with different numbers of
+ * lookups, and what differs is the lookups alone.
+ *
+ * scalar CASE SLOTS N
+ *   nothing   the loop without a lookup
+ *   hot       ms_gfn_to_hva() of 64 frames in one slot, then in another one
+ *   random    ms_gfn_to_hva() of random frames, a fifth of them holes
+ *   index     the same after a large batch, which makes the index where the build has one
+ *   vcpu      ms_vcpu_gfn_to_hva(), hot
+ *
+ * The answers of the last QUERIES lookups are checked, at a cost that does not depend on N.
+ */
+#define _POSIX_C_SOURCE 199309L
+#include <stdbool.h>
+#include <stdint.h>
+#include <string.h>
+
+#include "common.h"
+
+#define QUERIES 4096	   /* a power of two: the loop takes them in turn */
+#define LARGE_BATCH 300000 /* many times what an index of the largest VM costs to build */
+
+static uint64_t gfns[QUERIES], hvas[QUERIES];
+
+static void hot_or_random(struct ms_vm *vm, size_t n)
+{
+	for (size_t i = 0; i < n; i++)
+		hvas[i % QUERIES] = ms_gfn_to_hva(vm, 0, gfns[i % QUERIES]);
+}
+
+static void by_vcpu(struct ms_vcpu *vcpu, size_t n)
+{
+	for (size_t i = 0; i < n; i++)
+		hvas[i % QUERIES] = ms_vcpu_gfn_to_hva(vcpu, gfns[i % QUERIES]);
+}
+
+static void nothing(size_t n)
+{
+	for (size_t i = 0; i < n; i++)
+		*(volatile uint64_t *)&hvas[i % QUERIES] = gfns[i % QUERIES];
+}
+
+static uint64_t right_answer(const struct ms_memslot *slots, size_t n, uint64_t gfn)
+{
+	size_t low = 0, high = n;
+
+	while (high - low > 1) {
+		size_t middle = (low + high) / 2;
+
+		*(slots[middle].base_gfn <= gfn ? &low : &high) = middle;
+	}
+	if (gfn - slots[low].base_gfn >= slots[low].npages)
+		return MS_HVA_ERR_BAD;
+	return slots[low].userspace_addr + ((gfn - slots[low].base_gfn) << 12);
+}
+
+/* Twice, should a policy want to see that it pays. */
+static void large_batches(struct ms_vm *vm, uint64_t end)
+{
+	uint64_t *many = must(calloc(LARGE_BATCH, sizeof(*many))), *out = must(calloc(LARGE_BATCH, sizeof(*out)));
+	struct ms_batch batch = { many, sizeof(*many), out, sizeof(*out), LARGE_BATCH };
+
+	random_gfns(many, LARGE_BATCH, end);
+	ms_gfn_to_hva_many(vm, 0, &batch, true);
+	ms_gfn_to_hva_many(vm, 0, &batch, true);
+	free(many);
+	free(out);
+}
+
+static bool run(const char *name, struct ms_vm *vm, uint64_t end, size_t n)
+{
+	struct ms_vcpu *vcpu;
+
+	if (!strcmp(name, "index"))
+		large_batches(vm, end);
+	if (!strcmp(name, "nothing")) {
+		nothing(n);
+	} else if (!strcmp(name, "vcpu")) {
+		check(!ms_vcpu_create(vm, &vcpu, NULL), "a vCPU");
+		by_vcpu(vcpu, n);
+		ms_vcpu_destroy(vcpu);
+	} else {
+		hot_or_random(vm, n);
+	}
+	return strcmp(name, "nothing") != 0;
+}
+
+int main(int argc, char **argv)
+{
+	size_t n = argc == 4 ? strtoul(argv[2], NULL, 10) : 0, count = argc == 4 ? strtoul(argv[3], NULL, 10) : 0;
+	struct ms_memslot *slots;
+	struct ms_vm *vm;
+	uint64_t end;
+
+	if (!n || count < QUERIES) {
+		fprintf(stderr, "scalar nothing|hot|random|index|vcpu SLOTS N, N at least %d\n", QUERIES);
+		return 2;
+	}
+	slots = must(calloc(n, sizeof(*slots)));
+	end = make_slots(slots, n);
+	vm = make_vm(slots, n);
+	if (!strcmp(argv[1], "random") || !strcmp(argv[1], "index"))
+		random_gfns(gfns, QUERIES, end);
+	else
+		hot_gfns(gfns, QUERIES, slots, n);
+	if (run(argv[1], vm, end, count))
+		for (size_t i = 0; i < QUERIES; i++)
+			check(hvas[i] == right_answer(slots, n, gfns[i]), argv[1]);
+	ms_vm_destroy(vm);
+	free(slots);
+	return 0;
+}

@@ -1,0 +1,143 @@
+# SPDX-License-Identifier: MIT
+"""P1 to P3: batches against numpy, a copy, and the plain walk of the tree."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from time import thread_time_ns
+from typing import Any
+
+import numpy as np
+
+from memslots import PAGE_SIZE, VM, layouts
+from memslots.lab import peers
+
+from .book import Book
+from .timing import turns
+from .work import AUTO, WALK, Effort, Stage, slots_of, sorted_out, stage
+
+#: At least so many times numpy searchsorted + where.
+AGAINST_NUMPY = {8: 10, 64: 14, 509: 18, 4096: 20, 32_764: 24, 1_000_000: 18}
+AGAINST_NUMPY_ADVERSARIAL = {32_764: 12}
+AGAINST_ARGSORT, AGAINST_WALK, AGAINST_COPY = 7, 25, 10
+MOST = 32_764  # the bounds against numpy's best and against a copy end here
+BESIDE_CHANGES = 0.9
+
+BATCHES = (100, 1000, 10_000)
+LARGE_ROUNDS = 3  # beyond MOST the plain walk takes a second or more
+#: With a change before each batch: so many questions a round, so that a round takes milliseconds.
+ROUND_QUERIES = 20_000
+
+
+def steady(book: Book, effort: Effort) -> None:
+    """P1, P2: a set that nobody changes."""
+    for n in effort.sizes:
+        at = slots_of(n)
+        times = measure(book, at, stage(n, effort), effort)
+        report(book, at, times, AGAINST_NUMPY.get(n), n)
+        book.ratio(
+            "P2", "batch / np.copyto of the questions", at, times["batch"], times["copyto"],
+            "<=", AGAINST_COPY if n <= MOST else None,
+        )  # fmt: skip
+    n = effort.up_to(MOST)[-1]
+    at = f"{slots_of(n)}, adversarial"
+    times = measure(book, at, stage(n, effort, "adversarial"), effort)
+    report(book, at, times, AGAINST_NUMPY_ADVERSARIAL.get(n), None)
+
+
+def measure(book: Book, at: str, on: Stage, effort: Effort) -> dict[str, list[float]]:
+    numpy, argsort = peers.numpy_searchsorted(on.slots), peers.numpy_argsort(on.slots)
+    outs = {
+        name: np.zeros_like(on.gfns) for name in ("numpy", "argsort", "batch", "walk", "copyto")
+    }
+    calls: dict[str, Callable[[], object]] = {
+        "numpy": lambda: numpy(on.gfns, outs["numpy"]),
+        "argsort": lambda: argsort(on.gfns, outs["argsort"]),
+        "batch": lambda: on.vm(AUTO).gfn_to_hva_many(on.gfns, out=outs["batch"]),
+        "walk": lambda: on.vm(WALK).gfn_to_hva_many(on.gfns, out=outs["walk"]),
+        "copyto": lambda: np.copyto(outs["copyto"], on.gfns),
+    }
+    for name in ("batch", "batch", "walk"):  # makes the VMs, and the index where there is one
+        calls[name]()
+    for out in outs.values():
+        out[:] = 0
+    large = len(on.slots) > MOST
+    times = turns(calls, min(effort.rounds, LARGE_ROUNDS) if large else effort.rounds)
+    for name, out in outs.items():
+        right = on.gfns if name == "copyto" else on.expected
+        book.check((out == right).all(), f"{name} at {at}")
+    return times
+
+
+def report(
+    book: Book, at: str, times: dict[str, list[float]], least: float | None, n: int | None
+) -> None:
+    batch = times["batch"]
+    what = "numpy searchsorted + where / a batch of random gfns"
+    book.ratio("P1", what, at, times["numpy"], batch, bound=least)
+    best = AGAINST_ARGSORT if n is not None and n <= MOST else None
+    book.ratio(
+        "P1", "numpy argsort + searchsorted / the same", at, times["argsort"], batch, bound=best
+    )
+    walk = AGAINST_WALK if n == MOST else None
+    book.ratio("P1", "the plain walk of the tree / the same", at, times["walk"], batch, bound=walk)
+
+
+# ---- P3 -----------------------------------------------------------------------------------------
+
+
+def changing(book: Book, effort: Effort) -> None:
+    """P3: a change before each batch.  Alone and with its change: an index must not hide in either."""
+    for size in BATCHES:
+        for n in effort.sizes:
+            beside_changes(book, effort, n, size)
+
+
+def beside_changes(book: Book, effort: Effort, n: int, size: int) -> None:
+    on = stage(n, effort)
+    victim = on.slots[n // 2]
+    gfns = sorted_out(on.slots, on.gfns, victim)[: max(size, ROUND_QUERIES)]
+    runs = {policy: Changing(on.vm(policy), victim, gfns, size) for policy in (AUTO, WALK)}
+    for run in runs.values():
+        run.round()
+        run.alone.clear()
+    whole = turns({name: run.round for name, run in runs.items()}, 2 * effort.rounds - 1)
+    for name, run in runs.items():
+        right = layouts.expected_hvas(on.slots, run.gfns)
+        book.check((run.out == right).all(), f"{name}, batches of {size} at {n} slots")
+    what, at = f"walk / a batch of {size:,} after a change", slots_of(n)
+    alone = {policy: run.alone for policy, run in runs.items()}
+    book.ratio("P3", f"{what}, batch alone", at, alone[WALK], alone[AUTO], bound=BESIDE_CHANGES)
+    book.ratio("P3", f"{what}, with its change", at, whole[WALK], whole[AUTO], bound=BESIDE_CHANGES)
+
+
+class Changing:
+    """Deletes a slot, asks, creates it, asks, ...: as many deletes as creates in a round."""
+
+    def __init__(self, vm: VM, victim: np.void, gfns: np.ndarray[Any, Any], size: int) -> None:
+        pieces = max(2, len(gfns) // size // 2 * 2)
+        self.vm, self.id = vm, int(victim["id"])
+        self.create = {
+            "guest_phys_addr": int(victim["base_gfn"]) * PAGE_SIZE,
+            "memory_size": int(victim["npages"]) * PAGE_SIZE,
+            "userspace_addr": int(victim["userspace_addr"]),
+        }
+        self.gfns = np.resize(gfns, pieces * size)
+        self.out = np.zeros_like(self.gfns)
+        self.pieces = list(
+            zip(np.split(self.gfns, pieces), np.split(self.out, pieces), strict=True)
+        )
+        self.alone: list[float] = []
+
+    def round(self) -> None:
+        spent = 0
+        for i, (gfns, out) in enumerate(self.pieces):
+            self.change(i % 2 == 1)
+            start = thread_time_ns()
+            self.vm.gfn_to_hva_many(gfns, out=out)
+            spent += thread_time_ns() - start
+        self.alone.append(float(spent))
+
+    def change(self, create: bool) -> None:
+        fields = self.create if create else {"guest_phys_addr": 0, "memory_size": 0}
+        self.vm.set_user_memory_region(self.id, **fields)

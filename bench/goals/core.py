@@ -1,0 +1,150 @@
+# SPDX-License-Identifier: MIT
+"""P5 to P7: the tree, changes and ids in C; changes against the array and against this machine's kernel."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from memslots import PAGE_SIZE, VM, kvm, layouts
+from memslots._memslots import time_changes
+from memslots.lab.machine import on_one_cpu
+from memslots.lab.subjects import Kernel, alternating, regions
+
+from .book import Book
+from .build import QUICK, with_core
+from .timing import turns
+from .work import Effort, slots_of, stage
+
+SIZES = (8, 64, 509, 4096, 32_764)
+RANDOM, RANDOM_FROM = 1.3, 509
+HOT = 0.97  # "not slower": code that was moved by some bytes differs by 3 %
+BARE = {64: 2.5, 32_764: 1.8}
+FEW, MANY = 64, 32_764
+GROWTH, ARRAY, KERNEL, IDS = 8, 60, {64: 20, 32_764: 7}, 4
+PAIRS = 200  # delete + create, a round
+
+By = dict[int, dict[str, list[float]]]
+
+
+def core(book: Book, effort: Effort, folder: Path) -> None:
+    program = with_core(folder / "goals", "goals.c", *(QUICK if effort.quick else ()))
+    sizes = [n for n in SIZES if n in effort.sizes]
+    rounds = effort.rounds if effort.quick else 3 * effort.rounds
+    command = [str(program), str(rounds), *map(str, sizes)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    book.check(done.returncode == 0, f"bench/core/goals.c: {done.stderr.strip()}")
+    if done.returncode == 0:
+        by = {int(n): times for n, times in json.loads(done.stdout).items()}
+        searches(book, by)
+        edits(book, by)
+
+
+def searches(book: Book, by: By) -> None:
+    for n, times in by.items():
+        for stream, bound in (
+            ("random", RANDOM if n >= RANDOM_FROM else None),
+            ("hinted", HOT),
+            ("hot", None),
+        ):
+            what = {
+                "random": "KVM's slot layout / this tree: random searches",
+                "hinted": "... hot lookups, each behind its last_used_slot",
+                "hot": "... hot searches without a last_used_slot",
+            }[stream]
+            book.ratio(
+                "P5", what, slots_of(n), times[f"kvm_{stream}"], times[f"our_{stream}"], bound=bound
+            )
+
+
+def edits(book: Book, by: By) -> None:
+    for n, times in by.items():
+        what = "delete + create / the bare edits of both sets"
+        book.ratio(
+            "P6", what, slots_of(n), times["changes"], times["bare_edits"], "<=", BARE.get(n)
+        )
+    many = max(by)
+    few = FEW if many > FEW else min(by)
+    growth, ids = (GROWTH, IDS) if many == MANY else (None, None)
+    at = f"{many:,} / {few} slots"
+    a, b = by[many], by[few]
+    book.ratio(
+        "P6", "delete + create, many / few slots", at, a["changes"], b["changes"], "<=", growth
+    )
+    book.ratio("P7", "a lookup by id, many / few slots", at, a["ids"], b["ids"], "<=", ids)
+
+
+# ---- against others, from Python ----------------------------------------------------------------
+
+
+def against_array(book: Book, effort: Effort) -> None:
+    """Both from Python, call by call."""
+    n = effort.up_to(MANY)[-1]
+    slots = stage(n, effort).slots
+    calls = {}
+    vms = {backend: VM(backend=backend, user_mem_slots=32_764) for backend in ("tree", "array")}
+    victims = np.random.default_rng(layouts.SEED).choice(slots, 20 if effort.quick else PAIRS)
+    fields = [as_fields(slot) for slot in victims]
+    for backend, vm in vms.items():
+        vm.load_memslots(slots)
+        calls[backend] = lambda vm=vm: replug_all(vm, fields)
+    times = turns(calls, effort.rounds)
+    right = layouts.sorted_by(slots, "base_gfn")
+    for backend, vm in vms.items():
+        book.check(
+            (vm.memslots_array() == right).all(), f"slots after changes, {backend}, {n} slots"
+        )
+        vm.close()
+    what = "the array before Linux 5.17 / delete + create, from Python"
+    bound = ARRAY if n == MANY else None
+    book.ratio("P6", what, slots_of(n), times["array"], times["tree"], bound=bound)
+
+
+def as_fields(slot: np.void) -> tuple[int, dict[str, int]]:
+    return int(slot["id"]), {
+        "guest_phys_addr": int(slot["base_gfn"]) * PAGE_SIZE,
+        "memory_size": int(slot["npages"]) * PAGE_SIZE,
+        "userspace_addr": int(slot["userspace_addr"]),
+    }
+
+
+def replug_all(vm: VM, slots: list[tuple[int, dict[str, int]]]) -> None:
+    for slot, fields in slots:
+        vm.set_user_memory_region(slot, guest_phys_addr=0, memory_size=0)
+        vm.set_user_memory_region(slot, **fields)
+
+
+def against_kernel(book: Book, effort: Effort) -> None:
+    """The kernel's two ioctls pay for a system call and a grace period, which nobody here waits for."""
+    what = "this machine's kernel, two ioctls / delete + create in C"
+    if reason := kvm.available():
+        book.skip("P6", what, reason)
+        return
+    for n in sorted(KERNEL):
+        if n in effort.sizes:
+            with on_one_cpu(True):
+                race_kernel(book, effort, n, what)
+
+
+def race_kernel(book: Book, effort: Effort, n: int, what: str) -> None:
+    slots = stage(n, effort).slots
+    victims = np.random.default_rng(layouts.SEED).choice(slots, 20 if effort.quick else PAIRS)
+    rows = alternating(regions(victims, memory_size=0), regions(victims))
+    with closing(Kernel(slots)) as kernel, stage(n, effort).new_vm() as vm:
+        times: dict[str, list[float]] = {"kernel": [], "engine": []}
+        for _ in range(effort.rounds):
+            keep(book, times["kernel"], *kernel.changes(rows, group=len(rows)))
+            keep(book, times["engine"], *time_changes(vm, rows, group=len(rows)))
+    book.ratio("P6", what, slots_of(n), times["kernel"], times["engine"], bound=KERNEL[n])
+
+
+def keep(
+    book: Book, times: list[float], ns: np.ndarray[Any, Any], results: np.ndarray[Any, Any]
+) -> None:
+    book.check(not results.any(), "every change is made")
+    times.append(float(ns.sum()))

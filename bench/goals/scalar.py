@@ -1,0 +1,140 @@
+# SPDX-License-Identifier: MIT
+"""P4: one lookup from Python against a method that takes and returns an int; small batches against loops."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from memslots import HVA_ERR_MIN, VM, layouts
+from memslots.layouts import Numbers
+
+from .book import Book
+from .build import QUICK, cython_module
+from .timing import quartiles, ratios, turns
+from .work import AUTO, Effort, slots_of, stage
+
+#: As Cython makes methods by default, and as it makes them with the directive that memslots is compiled with.  They
+#: take ints as small as gfns and return ints as large as host addresses: another size has another cost.
+FLOOR = """
+cimport cython
+
+cdef unsigned long long HOST_BASE = 1 << 44  # a literal as large would be a Python int
+
+cdef class Floor:
+    def method(self, unsigned long long number):
+        return number + HOST_BASE
+
+    @cython.binding(False)
+    def unbound(self, unsigned long long number):
+        return number + HOST_BASE
+"""
+HOT_SIZES, RANDOM_SIZES = (64, 4096), (8, 64, 509, 4096)
+HOT, RANDOM = 1.4, 1.8
+CALLS = 100_000
+
+SMALL = (1, 2, 4, 8, 16, 32, 64)
+SMALL_SLOTS = 64
+SMALL_QUERIES = 4096
+
+One = Callable[[int], int]
+
+
+def scalar(book: Book, effort: Effort, folder: Path) -> None:
+    floor = cython_module(folder, "floor_", FLOOR, *(QUICK if effort.quick else ())).Floor()
+    for n in HOT_SIZES:
+        if n in effort.sizes:
+            on = stage(n, effort)
+            gfns = layouts.hot(on.slots, min(CALLS, effort.queries))
+            one_by_one(book, effort, floor, n, gfns, "hot", HOT)
+    for n in RANDOM_SIZES:
+        if n in effort.sizes:
+            on = stage(n, effort)
+            gfns = on.gfns[on.expected < HVA_ERR_MIN][:CALLS]  # a miss raises
+            one_by_one(book, effort, floor, n, gfns, "random", RANDOM)
+    small_batches(book, effort)
+
+
+def one_by_one(
+    book: Book, effort: Effort, floor: Any, n: int, gfns: Numbers, stream: str, most: float
+) -> None:
+    on = stage(n, effort)
+    vm = on.vm(AUTO)
+    vm.gfn_to_hva_many(on.gfns)  # where there is an index, single lookups use it
+    right = layouts.expected_hvas(on.slots, gfns).tolist()
+    numbers = gfns.tolist()
+    calls = {
+        "method": lambda: loop(floor.method, numbers),
+        "unbound": lambda: loop(floor.unbound, numbers),
+        "lookup": lambda: loop(vm.gfn_to_hva, numbers),
+    }
+    book.check(list(map(vm.gfn_to_hva, numbers)) == right, f"gfn_to_hva, {stream}, {n} slots")
+    times = turns(calls, 3 * effort.rounds)
+    what = "a lookup from Python / a Cython method that returns an int"
+    at = f"{stream}, {slots_of(n)}"
+    book.ratio("P4", what, at, times["lookup"], times["method"], "<=", most)
+    book.ratio("P4", f"{what}, binding=False", at, times["lookup"], times["unbound"], "<=")
+
+
+def loop(call: One, numbers: list[int]) -> None:
+    for number in numbers:
+        call(number)
+
+
+class Small:
+    """The same questions as batches of one size, and as lists of ints."""
+
+    def __init__(self, vm: VM, gfns: Numbers, size: int) -> None:
+        count = len(gfns) // size
+        self.vm, self.pieces = vm, np.split(gfns[: count * size], count)
+        self.ints = [piece.tolist() for piece in self.pieces]
+        self.outs = [np.empty_like(piece) for piece in self.pieces]
+
+    def loop(self) -> list[list[int]]:
+        call = self.vm.gfn_to_hva
+        return [[call(gfn) for gfn in some] for some in self.ints]
+
+    def batch(self) -> list[Numbers]:
+        return list(map(self.vm.gfn_to_hva_many, self.pieces))
+
+    def into(self) -> list[Numbers]:
+        return list(map(self.vm.gfn_to_hva_many, self.pieces, self.outs))
+
+
+def small_batches(book: Book, effort: Effort) -> None:
+    """From how many elements on a batch beats a loop over the same numbers as ints."""
+    on = stage(SMALL_SLOTS, effort)
+    hits = on.gfns[on.expected < HVA_ERR_MIN][:SMALL_QUERIES]
+    right = layouts.expected_hvas(on.slots, hits)
+    slower = 0
+    for size in SMALL:
+        small = Small(on.vm(AUTO), hits, size)
+        for name, answers in (
+            ("batch", small.batch()),
+            ("out=", small.into()),
+            ("loop", small.loop()),
+        ):
+            flat = np.concatenate(answers)
+            book.check((flat == right[: len(flat)]).all(), f"{name}, {size} elements")
+        times = turns(
+            {"loop": small.loop, "batch": small.batch, "into": small.into}, 2 * effort.rounds
+        )
+        report_small(book, size, times)
+        if quartiles(ratios(times["loop"], times["batch"]))[1] <= 1:
+            slower = size
+    first = next((size for size in SMALL if size > slower), None)
+    book.note(
+        f"a batch is faster than a loop of lookups from {first} elements on"
+        if first
+        else f"a loop of lookups is faster than a batch of {slower} elements"
+    )
+
+
+def report_small(book: Book, size: int, times: dict[str, list[float]]) -> None:
+    at = f"{size} elements" if size > 1 else "1 element"
+    what = f"a loop of lookups / a batch of as many, {slots_of(SMALL_SLOTS)}"
+    book.ratio("P4", what, at, times["loop"], times["batch"])
+    book.ratio("P4", f"{what}, with out=", at, times["loop"], times["into"])

@@ -1,0 +1,108 @@
+# SPDX-License-Identifier: MIT
+"""Slots, questions, right answers, and VMs that hold them; made once and shared by all parts of a run."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+import memslots
+from memslots import VM, layouts
+from memslots.layouts import Layout, Numbers
+
+SIZES = (8, 64, 509, 4096, 32_764, 1_000_000)
+ROOM = 32_764  # ids of a VM on x86-64
+
+#: What index_policy can be: its default; no index; the plain walk, not interleaved and without an index.
+AUTO, OFF, WALK = "auto", "off", "walk"
+
+NO_SWITCH = (
+    "this build has no VM.index_policy: what is compared with the plain walk is the same call"
+)
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How much is done; --quick does nearly nothing."""
+
+    rounds: int = 5
+    queries: int = 1_000_000
+    sizes: tuple[int, ...] = SIZES
+    quick: bool = False
+
+    def up_to(self, most: int) -> tuple[int, ...]:
+        return tuple(n for n in self.sizes if n <= most)
+
+
+QUICK = Effort(rounds=2, queries=4000, sizes=(8, 64), quick=True)
+
+
+def has_switch() -> bool:
+    return hasattr(VM, "index_policy")
+
+
+def with_policy(vm: VM, policy: str) -> VM:
+    """Where the build has no policies every call is the plain walk."""
+    if has_switch():
+        setattr(vm, "index_policy", policy)  # noqa: B010 - the types of a build without it
+    return vm
+
+
+def simd_level() -> str | None:
+    """The level in use, or None where the build has no levels."""
+    told = getattr(memslots, "simd", None)
+    return str(told()) if callable(told) else memslots.build_info().get("simd")
+
+
+def slots_of(n: int) -> str:
+    return f"{n:,} slots"
+
+
+def sorted_out(slots: Layout, gfns: Numbers, victim: np.void) -> Numbers:
+    """Without the frames of one slot, which the run deletes and creates."""
+    inside = gfns - victim["base_gfn"] < victim["npages"]
+    return np.ascontiguousarray(gfns[~inside])
+
+
+@dataclass
+class Stage:
+    """One layout.  A fifth of the questions miss."""
+
+    slots: Layout
+    gfns: Numbers
+    _vms: dict[str, VM] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.expected: Numbers = layouts.expected_hvas(self.slots, self.gfns)
+
+    def vm(self, policy: str = AUTO, **kwargs: Any) -> VM:
+        """A VM that holds the slots, one for each policy."""
+        if policy not in self._vms:
+            self._vms[policy] = self.new_vm(policy, **kwargs)
+        return self._vms[policy]
+
+    def new_vm(self, policy: str = AUTO, **kwargs: Any) -> VM:
+        vm = VM(user_mem_slots=max(ROOM, len(self.slots)), **kwargs)
+        with_policy(vm, policy).load_memslots(self.slots)
+        return vm
+
+
+_stages: dict[tuple[str, int, int], Stage] = {}
+
+
+def stage(n: int, effort: Effort, layout: str = "uniform") -> Stage:
+    key = (layout, n, effort.queries)
+    if key not in _stages:
+        slots = layouts.layout(layout, n)
+        make = _misses_anywhere if layout == "adversarial" else layouts.misses
+        _stages[key] = Stage(slots, make(slots, effort.queries))
+    return _stages[key]
+
+
+def _misses_anywhere(slots: Layout, count: int) -> Numbers:
+    """Frames of random slots and a fifth from the whole span, nearly all of which lies between the clusters."""
+    gfns = layouts.random(slots, count)
+    gfns[::5] = layouts.misses(slots, count)[::5]
+    return gfns

@@ -1,0 +1,319 @@
+# SPDX-License-Identifier: MIT
+"""Readers beside a writer, and a writer beside readers: `make bench-readers`.
+
+Needs numpy and the package alone.  Every answer is checked: a frame of the slot that the writer deletes and creates is
+its address or a hole, all others never change, and a batch answers from one set.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from goals.beside import (
+    BATCH,
+    SCALAR,
+    Background,
+    Batches,
+    Reader,
+    Scalar,
+    Sections,
+    Writer,
+    run_for,
+)
+from goals.book import number
+from goals.timing import quartiles
+from goals.work import AUTO, NO_SWITCH, WALK, Effort, Stage, has_switch, simd_level, slots_of, stage
+
+import memslots
+from memslots import VM, layouts
+from memslots.lab.machine import machine
+
+SLOTS = 4096
+THREADS = (1, 2, 4, 8)
+PAUSE = 0.01  # seconds between the changes of a writer that is idle
+NO_WRITER, IDLE, BUSY = "no writer", "idle writer", "a writer that never stops"
+SECTION_GFNS = 100
+
+
+@dataclass(frozen=True)
+class Plan:
+    on: Stage
+    threads: tuple[int, ...]
+    rounds: int
+    seconds: float
+    batch: int
+
+    @property
+    def victim(self) -> np.void:
+        """The slot that comes and goes."""
+        row: np.void = self.on.slots[len(self.on.slots) // 2]
+        return row
+
+    def vm(self, policy: str) -> VM:
+        vm = self.on.vm(policy)
+        vm.gfn_to_hva_many(self.on.gfns)  # the index, where the policy has one
+        return vm
+
+
+# ---- ways to read ---------------------------------------------------------------------------------
+
+
+def one_by_one(plan: Plan, vm: VM) -> Reader:
+    return Scalar(vm, plan.on.slots, plan.on.gfns[:SCALAR], plan.victim)
+
+
+def in_batches(plan: Plan, vm: VM) -> Reader:
+    return Batches(vm, plan.on.slots, plan.on.gfns[: plan.batch], plan.victim)
+
+
+def by_vcpu(plan: Plan, vm: VM) -> Reader:
+    gfns = layouts.hot(plan.on.slots, min(SCALAR, len(plan.on.gfns)))
+    return Scalar(vm, plan.on.slots, gfns, plan.victim, vcpu=True)
+
+
+def in_sections(plan: Plan, vm: VM) -> Reader:
+    return Sections(vm, plan.on.slots, plan.on.gfns[:SECTION_GFNS], plan.victim)
+
+
+class Kind(NamedTuple):
+    name: str
+    policy: str  # which path it takes
+    make: Callable[[Plan, VM], Reader]
+
+
+def kinds() -> list[Kind]:
+    """Where the build has no index there is one path."""
+    paths = [(WALK, "tree"), (AUTO, "index")] if has_switch() else [(WALK, "tree")]
+    makes = {"lookups": one_by_one, "batches": in_batches}
+    return [
+        *(
+            Kind(f"{name}, {path}", policy, make)
+            for policy, path in paths
+            for name, make in makes.items()
+        ),
+        VCPU,
+    ]
+
+
+VCPU = Kind("vCPU lookups, hot", AUTO, by_vcpu)
+SECTIONS = Kind("read sections of 1 ms", WALK, in_sections)
+
+
+# ---- what is measured -----------------------------------------------------------------------------
+
+
+@dataclass
+class Throughput:
+    """Lookups a second of all readers together; `kept` is the part of what they reach without a writer."""
+
+    kind: str
+    readers: int
+    situation: str
+    per_second: float
+    low: float
+    high: float
+    kept: float
+
+
+@dataclass
+class Latency:
+    """Microseconds of one change."""
+
+    beside: str
+    readers: int
+    changes: int
+    p50: float
+    p99: float
+    max: float
+
+
+@dataclass
+class Report:
+    throughput: list[Throughput] = field(default_factory=list)
+    latency: list[Latency] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    wrong: list[str] = field(default_factory=list)
+
+    def check(self, threads: Sequence[Background], what: str) -> None:
+        for thread in threads:
+            if isinstance(thread, Reader) and thread.wrong:
+                self.wrong.append(f"{what}: {thread.wrong} answers")
+            if isinstance(thread, Writer) and thread.refused:
+                self.wrong.append(f"{what}: {thread.refused} changes refused")
+
+
+def measure_throughput(plan: Plan, report: Report) -> None:
+    """For as many readers as have a processor each beside the writer's; one in any case."""
+    cpus = len(os.sched_getaffinity(0))
+    fitting = [n for n in plan.threads if n < cpus] or [1]
+    for kind in kinds():
+        for n in fitting:
+            reached: dict[str, list[float]] = {name: [] for name in (NO_WRITER, IDLE, BUSY)}
+            for _ in range(plan.rounds):
+                for name, rates in reached.items():
+                    rates.append(one_rate(plan, report, kind, n, name))
+            base = quartiles(reached[NO_WRITER])[1]
+            for name, rates in reached.items():
+                low, middle, high = quartiles(rates)
+                report.throughput.append(
+                    Throughput(kind.name, n, name, middle, low, high, middle / base)
+                )
+
+
+def one_rate(plan: Plan, report: Report, kind: Kind, n: int, situation: str) -> float:
+    vm = plan.vm(kind.policy)
+    readers = [kind.make(plan, vm) for _ in range(n)]
+    writers: Sequence[Background] = {
+        NO_WRITER: [],
+        IDLE: [Writer(vm, plan.victim, PAUSE)],
+        BUSY: [Writer(vm, plan.victim)],
+    }[situation]
+    run_for(plan.seconds, [*writers, *readers])
+    report.check([*readers, *writers], f"{n} readers, {kind.name}, {situation}")
+    return sum(reader.per_second for reader in readers)
+
+
+def measure_latency(plan: Plan, report: Report) -> None:
+    beside = [kind for kind in kinds() if kind is not VCPU]
+    report.latency.append(one_latency(plan, report, beside[0], 0))
+    for kind in [*beside, SECTIONS]:
+        for n in plan.threads:
+            report.latency.append(one_latency(plan, report, kind, n))
+
+
+def one_latency(plan: Plan, report: Report, kind: Kind, n: int) -> Latency:
+    """All changes of all rounds: a maximum is one of them."""
+    vm = plan.vm(kind.policy)
+    times = []
+    for _ in range(plan.rounds):
+        readers = [kind.make(plan, vm) for _ in range(n)]
+        writer = Writer(vm, plan.victim)
+        run_for(plan.seconds, [*readers, writer])
+        report.check([*readers, writer], f"a writer beside {n} readers, {kind.name}")
+        times.append(writer.latencies)
+    ns = np.concatenate(times)
+    p50, p99, most = (float(us) for us in np.percentile(ns, [50, 99, 100]) / 1000)
+    return Latency(kind.name if n else "nobody", n, len(ns), p50, p99, most)
+
+
+# ---- what is shown --------------------------------------------------------------------------------
+
+
+def throughput_rows(report: Report) -> Iterator[list[str]]:
+    yield ["readers", "number", *(f"{name}, M/s" for name in (NO_WRITER, IDLE, BUSY)), "kept"]
+    for i in range(0, len(report.throughput), 3):
+        of_one = report.throughput[i : i + 3]
+        rates = [f"{number(t.per_second / 1e6)} ±{spread(t):.0%}" for t in of_one]
+        yield [of_one[0].kind, str(of_one[0].readers), *rates, f"{of_one[2].kept:.2f}"]
+
+
+def spread(t: Throughput) -> float:
+    return (t.high - t.low) / 2 / t.per_second
+
+
+def latency_rows(report: Report) -> Iterator[list[str]]:
+    yield ["a change beside", "number", "changes", "p50, us", "p99, us", "max, us"]
+    for row in report.latency:
+        times = (number(us) for us in (row.p50, row.p99, row.max))
+        yield [row.beside, str(row.readers), f"{row.changes:,}", *times]
+
+
+def as_text(rows: Iterator[list[str]]) -> list[str]:
+    table = list(rows)
+    widths = [max(len(row[i]) for row in table) for i in range(len(table[0]))]
+    return [
+        "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in table
+    ]
+
+
+def as_markdown(rows: Iterator[list[str]]) -> list[str]:
+    table = list(rows)
+    rule = ["---", *["---:"] * (len(table[0]) - 1)]
+    return [f"| {' | '.join(row)} |" for row in [table[0], rule, *table[1:]]]
+
+
+def as_json(plan: Plan, report: Report, seconds: float) -> dict[str, Any]:
+    return {
+        "memslots": memslots.__version__,
+        "machine": machine(),
+        "simd": simd_level(),
+        "index_policy": has_switch(),
+        "slots": len(plan.on.slots),
+        "threads": plan.threads,
+        "batch": plan.batch,
+        "rounds": plan.rounds,
+        "seconds": round(seconds, 1),
+        **asdict(report),
+    }
+
+
+# ---- the command ----------------------------------------------------------------------------------
+
+
+def arguments(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="readers", description=__doc__)
+    parser.add_argument(
+        "--threads", nargs="+", type=int, default=THREADS, metavar="N", help="numbers of readers"
+    )
+    parser.add_argument("--slots", type=int, default=SLOTS, metavar="N")
+    parser.add_argument("--batch", type=int, default=BATCH, metavar="N", help="gfns in one batch")
+    parser.add_argument("--rounds", type=int, default=5, metavar="N")
+    parser.add_argument(
+        "--seconds", type=float, default=0.3, metavar="S", help="of a round of one figure"
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE")
+    parser.add_argument(
+        "--markdown", action="store_true", help="prints the tables of docs/benchmarks.md"
+    )
+    parser.add_argument(
+        "--quick", action="store_true", help="a few seconds: does it run?  No figure counts"
+    )
+    return parser.parse_args(argv)
+
+
+def plan_of(args: argparse.Namespace) -> Plan:
+    if args.quick:
+        return Plan(stage(64, Effort(queries=20_000)), (1, 2), 1, 0.02, BATCH)
+    return Plan(
+        stage(args.slots, Effort(queries=100_000)),
+        tuple(args.threads),
+        args.rounds,
+        args.seconds,
+        args.batch,
+    )
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = arguments(argv)
+    plan, report, began = plan_of(args), Report(), time.monotonic()
+    if not has_switch():
+        report.notes.append(NO_SWITCH)
+    measure_throughput(plan, report)
+    measure_latency(plan, report)
+    seconds = time.monotonic() - began
+    if args.json:
+        text = json.dumps(as_json(plan, report, seconds), indent=1)
+        args.json.write_text(f"{text}\n", encoding="utf-8")
+    show = as_markdown if args.markdown else as_text
+    print("\n".join([*show(throughput_rows(report)), "", *show(latency_rows(report)), ""]))
+    print(
+        "\n".join([*(f"note: {n}" for n in report.notes), *(f"WRONG: {w}" for w in report.wrong)])
+    )
+    cpus = len(os.sched_getaffinity(0))
+    print(
+        f"readers: {slots_of(len(plan.on.slots))}, {cpus} CPUs, {seconds:.0f} s; {len(report.wrong)} wrong"
+    )
+    return 1 if report.wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,346 @@
+/* SPDX-License-Identifier: MIT */
+#include "flat_index.h"
+
+#include <string.h>
+
+#include "include/memslots.h"
+
+/* Of the largest holes so many are looked at for segments. */
+#define HOLES_MAX 31
+
+/* A hole makes a segment when it is this part of what would be spread over buckets without it. */
+#define HOLE_SHARE 4
+
+/* An extent must stay below the sentinel. */
+#define EXTENT_MAX ((uint64_t)FLAT_SENTINEL - 1)
+
+/* Beyond half a megabyte an index shares the second-level cache with too much else. */
+#define LARGE_BYTES ((size_t)512 << 10)
+
+struct hole {
+	uint64_t length;
+	size_t entry; /* the one behind it */
+};
+
+static uint64_t end_of(const struct flat_entry *entry)
+{
+	return entry->base_gfn + entry->npages;
+}
+
+/* ---- segments ---- */
+
+/* Keeps `holes` the largest, by falling length. */
+static void keep_hole(struct hole *holes, size_t *nr, struct hole hole)
+{
+	size_t i;
+
+	if (*nr == HOLES_MAX && hole.length <= holes[HOLES_MAX - 1].length)
+		return;
+	if (*nr < HOLES_MAX)
+		(*nr)++;
+	for (i = *nr - 1; i && holes[i - 1].length < hole.length; i--)
+		holes[i] = holes[i - 1];
+	holes[i] = hole;
+}
+
+/* The holes between segments; how many.  A hole counts while it is a good part of what is left. */
+static size_t choose_holes(const struct flat_entry *entries, size_t nr, struct hole *holes)
+{
+	uint64_t left = end_of(&entries[nr - 1]) - entries[0].base_gfn;
+	size_t nr_holes = 0, chosen = 0;
+
+	for (size_t i = 1; i < nr; i++) {
+		uint64_t length = entries[i].base_gfn - end_of(&entries[i - 1]);
+
+		if (length)
+			keep_hole(holes, &nr_holes, (struct hole){ length, i });
+	}
+	while (chosen < nr_holes && holes[chosen].length >= left / HOLE_SHARE)
+		left -= holes[chosen++].length;
+	return chosen;
+}
+
+static bool behind_hole(const struct hole *holes, size_t nr, size_t entry)
+{
+	for (size_t i = 0; i < nr; i++)
+		if (holes[i].entry == entry)
+			return true;
+	return false;
+}
+
+/* Whether entry i begins a segment, the present one having begun at `first`. */
+static bool begins_segment(const struct flat_entry *entries, size_t i, uint64_t first, const struct hole *holes,
+			   size_t nr_holes)
+{
+	return end_of(&entries[i]) - first > EXTENT_MAX || behind_hole(holes, nr_holes, i);
+}
+
+static size_t count_segments(const struct flat_entry *entries, size_t nr, const struct hole *holes, size_t nr_holes)
+{
+	uint64_t first = entries[0].base_gfn;
+	size_t segments = 1;
+
+	for (size_t i = 1; i < nr; i++)
+		if (begins_segment(entries, i, first, holes, nr_holes)) {
+			first = entries[i].base_gfn;
+			segments++;
+		}
+	return segments;
+}
+
+/* ---- layout ---- */
+
+/* Three buckets for two slots at most; the bits of x that a bucket stands for. */
+static uint32_t bucket_shift(uint64_t extent, size_t nr)
+{
+	uint32_t shift = 0;
+
+	while ((extent >> shift) + 1 > nr + nr / 2 + 1)
+		shift++;
+	return shift;
+}
+
+static size_t lines(size_t size)
+{
+	return (size + CACHE_LINE - 1) & ~(size_t)(CACHE_LINE - 1);
+}
+
+/* Each segment of n slots has at most n + n / 2 + 1 buckets, and n records with a sentinel. */
+static struct flat_index *alloc_index(struct memory *memory, size_t nr, size_t segments)
+{
+	size_t at_segments = lines(sizeof(struct flat_index));
+	size_t at_firsts = at_segments + segments * sizeof(struct flat_segment);
+	size_t at_few = lines(at_firsts + segments * sizeof(uint64_t));
+	size_t at_buckets = at_few + (nr <= FLAT_FEW ? lines(sizeof(struct flat_few)) : 0);
+	size_t at_records = at_buckets + lines((nr + nr / 2 + segments) * sizeof(uint64_t));
+	size_t at_ids = at_records + (nr + segments + !nr) * sizeof(struct flat_record);
+	size_t size = at_ids + (nr + segments) * sizeof(uint32_t);
+	char *block = memory_zalloc_lines(memory, size);
+	struct flat_index *f = (struct flat_index *)(void *)block;
+
+	if (!f)
+		return NULL;
+	f->segments = (struct flat_segment *)(void *)(block + at_segments);
+	f->firsts = (uint64_t *)(void *)(block + at_firsts);
+	f->few = nr <= FLAT_FEW ? (struct flat_few *)(void *)(block + at_few) : NULL;
+	f->buckets = (uint64_t *)(void *)(block + at_buckets);
+	f->records = (struct flat_record *)(void *)(block + at_records);
+	f->ids = (uint32_t *)(void *)(block + at_ids);
+	f->nr_segments = (uint32_t)segments;
+	f->nr = (uint32_t)nr;
+	f->large = size > LARGE_BYTES;
+	f->memory = memory;
+	f->size = size;
+	atomic_store_explicit(&f->refs, 1, memory_order_relaxed);
+	return f;
+}
+
+/* ---- filling ---- */
+
+static uint64_t delta_of(const struct flat_entry *entry)
+{
+	return entry->hva - (entry->base_gfn << MS_PAGE_SHIFT);
+}
+
+static void fill_records(struct flat_record *records, uint32_t *ids, const struct flat_entry *entries, size_t nr,
+			 uint64_t first)
+{
+	for (size_t i = 0; i < nr; i++) {
+		records[i] = (struct flat_record){ (uint32_t)(entries[i].base_gfn - first), entries[i].npages,
+						   delta_of(&entries[i]) };
+		ids[i] = entries[i].id;
+	}
+	records[nr] = (struct flat_record){ .rel = FLAT_SENTINEL };
+}
+
+/* F2.  Returns how many buckets there are. */
+static size_t fill_buckets(uint64_t *buckets, const struct flat_segment *segment, const struct flat_record *records,
+			   size_t place)
+{
+	size_t nr = (segment->extent >> segment->shift) + 1;
+
+	for (uint64_t i = 0; i < nr; i++) {
+		while (records[place + 1].rel <= i << segment->shift)
+			place++;
+		buckets[i] = (uint64_t)records[place + 1].rel << 32 | place;
+	}
+	return nr;
+}
+
+static void fill_few(struct flat_few *few, const struct flat_entry *entries, size_t nr)
+{
+	for (size_t i = 0; i < FLAT_FEW; i++) {
+		few->base[i] = i < nr ? entries[i].base_gfn : ~(uint64_t)0;
+		few->npages[i] = i < nr ? entries[i].npages : 0;
+		few->delta[i] = i < nr ? delta_of(&entries[i]) : 0;
+	}
+}
+
+/* Where the next segment goes. */
+struct filler {
+	struct flat_index *index;
+	struct flat_segment *segment;
+	size_t bucket, record;
+};
+
+static void fill_segment(struct filler *to, const struct flat_entry *entries, size_t nr)
+{
+	struct flat_index *f = to->index;
+	uint64_t first = entries[0].base_gfn, extent = end_of(&entries[nr - 1]) - first;
+	struct flat_record *records = (struct flat_record *)(uintptr_t)f->records;
+
+	*to->segment = (struct flat_segment){
+		.first = first,
+		.extent = extent,
+		.bucket = (uint32_t)to->bucket,
+		.last = (uint32_t)(to->record + nr - 1),
+		.shift = bucket_shift(extent, nr),
+	};
+	fill_records(records + to->record, (uint32_t *)(uintptr_t)f->ids + to->record, entries, nr, first);
+	((uint64_t *)(uintptr_t)f->firsts)[to->segment - f->segments] = first;
+	to->bucket += fill_buckets((uint64_t *)(uintptr_t)f->buckets + to->bucket, to->segment, records, to->record);
+	to->record += nr + 1;
+	to->segment++;
+}
+
+/* Nothing is mapped: one segment of one bucket that leads to a record without pages. */
+static void fill_empty(struct flat_index *f)
+{
+	struct flat_record *records = (struct flat_record *)(uintptr_t)f->records;
+
+	records[0] = records[1] = (struct flat_record){ .rel = FLAT_SENTINEL };
+	*(uint64_t *)(uintptr_t)f->buckets = (uint64_t)FLAT_SENTINEL << 32;
+}
+
+struct flat_index *flat_create(struct memory *memory, const struct flat_entry *entries, size_t nr)
+{
+	struct hole holes[HOLES_MAX];
+	size_t nr_holes = nr ? choose_holes(entries, nr, holes) : 0, begin = 0;
+	struct flat_index *f = alloc_index(memory, nr, nr ? count_segments(entries, nr, holes, nr_holes) : 1);
+	struct filler to = { .index = f };
+
+	if (!f)
+		return NULL;
+	to.segment = (struct flat_segment *)(uintptr_t)f->segments;
+	for (size_t i = 1; i <= nr; i++)
+		if (i == nr || begins_segment(entries, i, entries[begin].base_gfn, holes, nr_holes)) {
+			fill_segment(&to, entries + begin, i - begin);
+			begin = i;
+		}
+	if (!nr)
+		fill_empty(f);
+	if (f->few)
+		fill_few(f->few, entries, nr);
+	return f;
+}
+
+void flat_put(struct flat_index *f)
+{
+	if (f && atomic_fetch_sub_explicit(&f->refs, 1, memory_order_acq_rel) == 1)
+		memory_free_lines(f->memory, f, f->size);
+}
+
+bool flat_next(struct flat_cursor *c, struct flat_entry *entry)
+{
+	const struct flat_index *f = c->index;
+	const struct flat_record *record = &f->records[c->place];
+	uint64_t base;
+
+	if (c->segment == f->nr_segments || !f->nr)
+		return false;
+	base = f->segments[c->segment].first + record->rel;
+	*entry = (struct flat_entry){ base, record->delta + (base << MS_PAGE_SHIFT), record->npages, f->ids[c->place] };
+	if (c->place++ == f->segments[c->segment].last) {
+		c->segment++;
+		c->place++; /* the sentinel */
+	}
+	return true;
+}
+
+/* ---- finding ---- */
+
+/* The last segment that begins at or before gfn, or the first. */
+const struct flat_segment *flat_find_segment(const struct flat_index *f, uint64_t gfn)
+{
+	size_t place = 0;
+
+	for (size_t nr = f->nr_segments, half; nr > 1; nr -= half) {
+		half = nr / 2;
+		place += half & -(size_t)(f->firsts[place + half] <= gfn);
+	}
+	return &f->segments[place];
+}
+
+static const struct flat_segment *segment_of_place(const struct flat_index *f, uint32_t place)
+{
+	size_t low = 0, high = f->nr_segments - 1;
+
+	while (low < high) {
+		size_t middle = (low + high) / 2;
+
+		if (place <= f->segments[middle].last)
+			high = middle;
+		else
+			low = middle + 1;
+	}
+	return &f->segments[low];
+}
+
+uint32_t flat_far(const struct flat_index *f, uint32_t place, uint32_t x)
+{
+	uint32_t last = segment_of_place(f, place)->last;
+
+	while (place < last) {
+		uint32_t middle = place + (last - place + 1) / 2;
+
+		if (f->records[middle].rel <= x)
+			place = middle;
+		else
+			last = middle - 1;
+	}
+	return place;
+}
+
+/* ---- check ---- */
+
+static bool records_ascend(const struct flat_index *f, const struct flat_segment *segment, uint32_t place)
+{
+	const struct flat_record *r = f->records;
+	uint64_t end = 0;
+
+	for (; place <= segment->last; place++) {
+		if (r[place].rel < end || !r[place].npages)
+			return false;
+		end = (uint64_t)r[place].rel + r[place].npages;
+	}
+	return end == segment->extent && r[place].rel == FLAT_SENTINEL;
+}
+
+static bool buckets_lead(const struct flat_index *f, const struct flat_segment *segment, uint32_t place)
+{
+	for (uint64_t i = 0; i <= segment->extent >> segment->shift; i++) {
+		uint64_t bucket = f->buckets[segment->bucket + i], rank = (uint32_t)bucket;
+
+		if (rank < place || rank > segment->last || f->records[rank].rel > i << segment->shift ||
+		    bucket >> 32 != f->records[rank + 1].rel || bucket >> 32 <= i << segment->shift)
+			return false;
+	}
+	return true;
+}
+
+int flat_check(const struct flat_index *f)
+{
+	uint64_t end = 0;
+	uint32_t place = 0;
+
+	for (uint32_t i = 0; f->nr && i < f->nr_segments; place = f->segments[i++].last + 2) {
+		const struct flat_segment *segment = &f->segments[i];
+
+		if (segment->first < end || !records_ascend(f, segment, place))
+			return 1;
+		if (!buckets_lead(f, segment, place))
+			return 2;
+		end = segment->first + segment->extent;
+	}
+	return place == f->nr + (f->nr ? f->nr_segments : 0) ? 0 : 1;
+}

@@ -1,0 +1,115 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * flat_kernel.h - the steps that all kernels of flat_many.h share, and the kernels.
+ *
+ * A kernel is asked for whole blocks; front() and search() are inlined into each, the last step is its own.
+ */
+#ifndef MS_FLAT_KERNEL_H
+#define MS_FLAT_KERNEL_H
+
+#include "flat_index.h"
+#include "include/memslots.h"
+
+#define always_inline inline __attribute__((always_inline))
+
+/* Lookups of a block: enough to fill the reorder buffer; more where each load may go to memory. */
+#define BLOCK ((size_t)16)
+#define BLOCK_LARGE ((size_t)32)
+
+/* n is a multiple of BLOCK_LARGE; deny is FLAT_READONLY for writers and 0 for readers. */
+typedef void flat_kernel_fn(const struct flat_index *f, const uint64_t *in, uint64_t *out, size_t n, unsigned shift,
+			    uint64_t deny);
+
+struct flat_kernel {
+	const char *name;
+	flat_kernel_fn *blocks;
+	flat_kernel_fn *few; /* for f->few */
+	bool (*usable)(void);
+};
+
+extern const struct flat_kernel flat_portable;
+#if defined(__x86_64__) && defined(__GNUC__)
+#define MS_X86_KERNELS 1
+extern const struct flat_kernel flat_avx2, flat_avx512;
+#endif
+
+struct block {
+	uint64_t x[BLOCK_LARGE];
+	uint32_t place[BLOCK_LARGE]; /* of the segment, of the bucket, of the record */
+};
+
+/* What a gfn that is no gpa must be shifted by to be an address; its own low bits where it is one. */
+static always_inline uint64_t address_of(uint64_t in, unsigned shift)
+{
+	return in << (MS_PAGE_SHIFT - shift);
+}
+
+/* From gfns to buckets, where there is one segment. */
+static always_inline void front_one(const struct flat_segment segment, struct block *b, const uint64_t *in,
+				    unsigned shift, size_t size)
+{
+	for (size_t i = 0; i < size; i++) {
+		uint64_t x = (in[i] >> shift) - segment.first;
+
+		x = x < segment.extent ? x : segment.extent;
+		b->x[i] = x;
+		b->place[i] = (uint32_t)(x >> segment.shift);
+	}
+}
+
+/* The same where there are several: a binary search that all lookups of the block make in step. */
+static always_inline void front_many(const struct flat_index *f, struct block *b, const uint64_t *in, unsigned shift,
+				     size_t size)
+{
+	const uint64_t *firsts = f->firsts;
+	const struct flat_segment *segments = f->segments;
+
+	for (size_t i = 0; i < size; i++)
+		b->place[i] = 0;
+	for (uint32_t nr = f->nr_segments, half; nr > 1; nr -= half) {
+		half = nr / 2;
+		for (size_t i = 0; i < size; i++) {
+			uint32_t right = firsts[b->place[i] + half] <= in[i] >> shift;
+
+			opaque(right);
+			b->place[i] += half & -right;
+		}
+	}
+	for (size_t i = 0; i < size; i++) {
+		const struct flat_segment *segment = &segments[b->place[i]];
+
+		b->x[i] = flat_x(segment, in[i] >> shift);
+		b->place[i] = segment->bucket + (uint32_t)(b->x[i] >> segment->shift);
+	}
+}
+
+/* From buckets to records. */
+static always_inline void search(const struct flat_index *f, struct block *b, size_t size, bool large)
+{
+	const uint64_t *buckets = f->buckets;
+	const struct flat_record *records = f->records;
+
+	for (size_t i = 0; large && i < size; i++)
+		__builtin_prefetch(&buckets[b->place[i]]);
+	for (size_t i = 0; i < size; i++) {
+		b->place[i] = flat_step(buckets[b->place[i]], (uint32_t)b->x[i]);
+		__builtin_prefetch(&records[b->place[i]]);
+	}
+	for (size_t i = 0; i < size; i++)
+		b->place[i] = flat_settle(f, records, b->place[i], (uint32_t)b->x[i]);
+}
+
+/* Calls `blocks` once with constants for what does not change from block to block: the compiler makes a loop of each. */
+#define EACH_CASE(blocks) \
+	do { \
+		if (f->nr_segments > 1) \
+			blocks(f, in, out, n, shift, deny, BLOCK_LARGE, false); \
+		else if (f->large) \
+			blocks(f, in, out, n, shift, deny, BLOCK_LARGE, true); \
+		else if (shift) \
+			blocks(f, in, out, n, MS_PAGE_SHIFT, deny, BLOCK, true); \
+		else \
+			blocks(f, in, out, n, 0, deny, BLOCK, true); \
+	} while (0)
+
+#endif

@@ -1,0 +1,182 @@
+/* SPDX-License-Identifier: MIT */
+#include "flat_many.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "flat_kernel.h"
+
+/* ---- the portable kernel ---- */
+
+/* Without a branch on what was found: a fifth of random lookups are misses, and nobody can tell which. */
+static always_inline uint64_t answer(const struct flat_record *record, uint64_t x, uint64_t address, uint64_t deny)
+{
+	uint64_t hit = x - record->rel < record->npages, denied = (record->delta & deny) != 0;
+	uint64_t hva = (record->delta & ~FLAT_DELTA_FLAGS) + address;
+
+	opaque(hit);
+	opaque(denied);
+	hva = (hva & (denied - 1)) | (MS_HVA_ERR_RO_BAD & -denied);
+	return (hva & -hit) | (MS_HVA_ERR_BAD & (hit - 1));
+}
+
+static always_inline void portable_blocks_of(const struct flat_index *f, const uint64_t *in, uint64_t *out, size_t n,
+					     unsigned shift, uint64_t deny, size_t size, bool one)
+{
+	const struct flat_record *records = f->records;
+	struct block b;
+
+	for (size_t i = 0; i < n; i += size) {
+		if (one)
+			front_one(*f->segments, &b, in + i, shift, size);
+		else
+			front_many(f, &b, in + i, shift, size);
+		search(f, &b, size, size == BLOCK_LARGE);
+		for (size_t k = 0; k < size; k++)
+			out[i + k] = answer(&records[b.place[k]], b.x[k], address_of(in[i + k], shift), deny);
+	}
+}
+
+static void portable_blocks(const struct flat_index *f, const uint64_t *in, uint64_t *out, size_t n, unsigned shift,
+			    uint64_t deny)
+{
+	EACH_CASE(portable_blocks_of);
+}
+
+/* The place is how many slots begin at or before the gfn. */
+static void portable_few(const struct flat_index *f, const uint64_t *in, uint64_t *out, size_t n, unsigned shift,
+			 uint64_t deny)
+{
+	const struct flat_few few = *f->few;
+
+	for (size_t i = 0; i < n; i++) {
+		uint64_t gfn = in[i] >> shift, address = address_of(in[i], shift), place = 0, hit, denied, hva;
+
+		for (size_t k = 1; k < FLAT_FEW; k++)
+			place += few.base[k] <= gfn;
+		hit = gfn - few.base[place] < few.npages[place];
+		denied = (few.delta[place] & deny) != 0;
+		hva = (few.delta[place] & ~FLAT_DELTA_FLAGS) + address;
+		opaque(hit);
+		opaque(denied);
+		hva = (hva & (denied - 1)) | (MS_HVA_ERR_RO_BAD & -denied);
+		out[i] = (hva & -hit) | (MS_HVA_ERR_BAD & (hit - 1));
+	}
+}
+
+static bool always(void)
+{
+	return true;
+}
+
+const struct flat_kernel flat_portable = { "portable", portable_blocks, portable_few, always };
+
+/* ---- which kernel ---- */
+
+static const struct flat_kernel *const kernels[] = {
+#ifdef MS_X86_KERNELS
+	&flat_avx512, &flat_avx2,
+#endif
+	&flat_portable,
+};
+
+static _Atomic(const struct flat_kernel *) chosen; /* row "kernel" */
+
+static const struct flat_kernel *find_kernel(const char *name)
+{
+	for (size_t i = 0; i < ARRAY_SIZE(kernels); i++)
+		if (kernels[i]->usable() && (!name || !strcmp(kernels[i]->name, name)))
+			return kernels[i];
+	return NULL;
+}
+
+/* The environment may ask for less than the CPU has; what it cannot have is the best there is. */
+static const struct flat_kernel *kernel(void)
+{
+	const struct flat_kernel *k = atomic_load_explicit(&chosen, memory_order_relaxed);
+
+	if (unlikely(!k)) {
+		const char *wanted = getenv("MEMSLOTS_SIMD");
+
+		k = wanted ? find_kernel(wanted) : NULL;
+		k = k ? k : find_kernel(NULL);
+		atomic_store_explicit(&chosen, k, memory_order_relaxed);
+	}
+	return k;
+}
+
+const char *ms_simd(void)
+{
+	return kernel()->name;
+}
+
+int ms_set_simd(const char *name)
+{
+	const struct flat_kernel *k = find_kernel(name);
+
+	if (!k)
+		return -ENOSYS;
+	atomic_store_explicit(&chosen, k, memory_order_relaxed);
+	return 0;
+}
+
+const char *ms_simd_name(size_t i)
+{
+	for (size_t k = ARRAY_SIZE(kernels); k-- > 0;)
+		if (kernels[k]->usable() && !i--)
+			return kernels[k]->name;
+	return NULL;
+}
+
+/* ---- many ---- */
+
+static uint64_t hva_of_one(const struct flat_index *f, uint64_t in, unsigned shift, uint64_t deny)
+{
+	const struct flat_record *record = flat_find(f, in >> shift);
+
+	if (!record)
+		return MS_HVA_ERR_BAD;
+	if (record->delta & deny)
+		return MS_HVA_ERR_RO_BAD;
+	return (record->delta & ~FLAT_DELTA_FLAGS) + address_of(in, shift);
+}
+
+void flat_hvas(const struct flat_index *f, const uint64_t *in, uint64_t *out, size_t n, unsigned shift, bool write)
+{
+	uint64_t deny = write ? FLAT_READONLY : 0;
+	size_t whole = n & ~(BLOCK_LARGE - 1);
+
+	if (whole)
+		(f->few ? kernel()->few : kernel()->blocks)(f, in, out, whole, shift, deny);
+	for (size_t i = whole; i < n; i++)
+		out[i] = hva_of_one(f, in[i], shift, deny);
+}
+
+static void ids_of_block(const struct flat_index *f, const uint64_t *gfns, int32_t *out)
+{
+	struct block b;
+
+	front_many(f, &b, gfns, 0, BLOCK);
+	search(f, &b, BLOCK, false);
+	for (size_t k = 0; k < BLOCK; k++) {
+		const struct flat_record *record = &f->records[b.place[k]];
+		uint32_t hit = b.x[k] - record->rel < record->npages;
+
+		opaque(hit);
+		out[k] = (int32_t)(f->ids[b.place[k]] | (hit - 1));
+	}
+}
+
+void flat_ids(const struct flat_index *f, const uint64_t *gfns, int32_t *out, size_t n)
+{
+	size_t i = 0;
+
+	for (; i + BLOCK <= n; i += BLOCK)
+		ids_of_block(f, gfns + i, out + i);
+	for (; i < n; i++) {
+		const struct flat_record *record = flat_find(f, gfns[i]);
+
+		out[i] = record ? (int32_t)f->ids[record - f->records] : -1;
+	}
+}

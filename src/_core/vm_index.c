@@ -1,0 +1,363 @@
+/* SPDX-License-Identifier: MIT */
+#include "vm_index.h"
+
+/* Slots that are walked in one section: some tens of microseconds. */
+#define PIECE 2048
+
+/* Tries to walk a state in pieces before it is walked at a stretch. */
+#define TRIES 2
+
+/* A lookup may make the index of so many slots for others: a tenth of a millisecond. */
+#define SMALL_SET 4096
+
+/* An index costs two allocations whatever its size; so many lookups pay for them. */
+#define FIXED_COST 64
+
+/* By measurement (docs/benchmarks.md): a walked slot costs as much as an index saves in so many lookups, ... */
+#define LOOKUPS_A_WALKED 3
+
+/* ... and so many slots can be copied for what it saves in one. */
+#define PATCHED_A_LOOKUP 4
+
+static struct flat_entry entry_of(const struct memslot *slot)
+{
+	return (struct flat_entry){
+		.base_gfn = slot->base_gfn,
+		.hva = slot->hva.start | (slot->flags & MS_MEM_READONLY ? FLAT_READONLY : 0),
+		.npages = (uint32_t)slot->npages,
+		.id = slot->id,
+	};
+}
+
+static bool is_indexed(const struct memslot *slot)
+{
+	return slot && !(slot->flags & MS_MEMSLOT_INVALID);
+}
+
+/* ---- the writer ---- */
+
+void vm_index_share(struct ms_vm *vm, uint32_t as_id)
+{
+	struct memslot_set *active = vm_active_set(vm, as_id), *inactive = vm_inactive_set(vm, as_id);
+	struct flat_index *index = set_index(active);
+
+	if (index) {
+		set_index_forget(inactive);
+		patch_start(&inactive->patch, flat_get(index));
+	} else if (active->patch.base) {
+		set_index_forget(inactive);
+		patch_copy(&inactive->patch, &active->patch);
+	} else if (inactive->patch.base || set_index(inactive)) {
+		set_index_forget(inactive);
+	}
+}
+
+/* What it leaves is X1 of what was there. */
+static void take_off_index(struct memslot_set *set)
+{
+	struct flat_index *index = atomic_load_explicit(&set->index, memory_order_relaxed);
+
+	if (index) {
+		patch_start(&set->patch, index);
+		atomic_store_explicit(&set->index, NULL, memory_order_relaxed);
+	}
+	atomic_store_explicit(&set->walked, 0, memory_order_relaxed);
+}
+
+void vm_replace(struct ms_vm *vm, struct memslot_set *set, struct memslot *old, struct memslot *new_slot)
+{
+	struct flat_entry entry;
+
+	if (vm->design->indexed) {
+		take_off_index(set);
+		if (is_indexed(old))
+			patch_remove(&set->patch, old->base_gfn);
+		if (is_indexed(new_slot) && set->patch.base) {
+			entry = entry_of(new_slot);
+			patch_add(&set->patch, &entry);
+		}
+	}
+	vm->design->replace(set, old, new_slot);
+}
+
+/* ---- making ---- */
+
+/* Entries of a state, gathered a piece at a time. */
+struct gathering {
+	struct flat_entry *entries;
+	size_t nr, room;
+	struct state state;
+	uint64_t next_gfn;
+	bool complete;
+};
+
+static bool gathering_begin(struct ms_vm *vm, struct gathering *g, struct state state, size_t room)
+{
+	*g = (struct gathering){ .state = state, .room = room };
+	g->entries = memory_zalloc(&vm->memory, (room + 1) * sizeof(*g->entries));
+	return g->entries;
+}
+
+static void gathering_end(struct ms_vm *vm, struct gathering *g)
+{
+	memory_free(&vm->memory, g->entries, (g->room + 1) * sizeof(*g->entries));
+}
+
+/* Inside a section of the state.  M3 bounds the entries. */
+static void gather(const struct ms_vm *vm, struct gathering *g, size_t slots)
+{
+	const struct memslot_set *set = g->state.set;
+	const struct memslot *slot = vm->design->first_from(set, g->next_gfn);
+
+	for (; slot && slots--; slot = vm->design->next(set, slot)) {
+		g->next_gfn = slot->base_gfn + slot->npages;
+		if (is_indexed(slot))
+			g->entries[g->nr++] = entry_of(slot);
+	}
+	g->complete = !slot;
+}
+
+/* Whether the whole state was seen. */
+static bool gather_in_pieces(struct ms_vm *vm, uint32_t as_id, struct gathering *g)
+{
+	bool same = true;
+
+	while (same && !g->complete) {
+		struct look look = look_begin(vm, as_id);
+
+		same = same_state(vm, g->state, state_of(look.set));
+		if (same)
+			gather(vm, g, PIECE);
+		look_end(vm, look);
+	}
+	return same;
+}
+
+static void gather_patched(struct gathering *g, const struct flat_patch *patch)
+{
+	struct patch_cursor cursor = patch_begin(patch);
+
+	while (g->nr < g->room && patch_next(&cursor, &g->entries[g->nr]))
+		g->nr++;
+}
+
+/* Offers the index to everybody, if its state is still there. */
+static void publish(struct ms_vm *vm, uint32_t as_id, struct state state, struct flat_index *index)
+{
+	struct look look = look_begin(vm, as_id);
+	struct flat_index *none = NULL;
+
+	if (same_state(vm, state, state_of(look.set))) {
+		point(READER_INDEX_OFFERED);
+		flat_get(index);
+		if (!atomic_compare_exchange_strong_explicit(&look.set->index, &none, index, memory_order_release,
+							     memory_order_relaxed))
+			flat_put(index);
+	}
+	look_end(vm, look);
+}
+
+/* From what was gathered, which is freed. */
+static struct flat_index *finish(struct ms_vm *vm, uint32_t as_id, struct gathering *g, _Atomic uint64_t *count)
+{
+	struct flat_index *index = flat_create(&vm->memory, g->entries, g->nr);
+
+	gathering_end(vm, g);
+	if (index) {
+		publish(vm, as_id, g->state, index);
+		atomic_fetch_add_explicit(count, 1, memory_order_relaxed);
+	}
+	return index;
+}
+
+static struct flat_index *make_patched(struct ms_vm *vm, uint32_t as_id, struct state state, struct flat_patch *patch)
+{
+	struct gathering g;
+	struct flat_index *index = NULL;
+
+	if (gathering_begin(vm, &g, state, patch_nr(patch))) {
+		gather_patched(&g, patch);
+		index = finish(vm, as_id, &g, &vm->index_patches);
+	}
+	patch_start(patch, NULL);
+	return index;
+}
+
+static struct flat_index *make_walked(struct ms_vm *vm, uint32_t as_id, struct state state, size_t nr)
+{
+	struct gathering g;
+
+	if (!gathering_begin(vm, &g, state, nr))
+		return NULL;
+	if (gather_in_pieces(vm, as_id, &g))
+		return finish(vm, as_id, &g, &vm->index_builds);
+	gathering_end(vm, &g);
+	return NULL;
+}
+
+/* ---- when it pays ---- */
+
+enum way { NO_WAY, FOUND, PATCH, WALK };
+
+/* What a section saw of the set, to go by outside of it. */
+struct plan {
+	enum way way;
+	struct state state;
+	size_t nr;
+	struct flat_index *index; /* FOUND: referenced */
+	struct flat_patch patch;  /* PATCH: referenced */
+};
+
+/* Adds to what was walked in this set since it was published. */
+static uint64_t count_walked(struct memslot_set *set, uint64_t lookups)
+{
+	return atomic_fetch_add_explicit(&set->walked, lookups, memory_order_relaxed) + lookups;
+}
+
+static enum way way_that_pays(const struct ms_vm *vm, const struct memslot_set *set, uint64_t lookups)
+{
+	bool any = atomic_load_explicit(&vm->index_policy, memory_order_relaxed) == MS_INDEX_EAGER;
+
+	if (set->patch.base && (any || lookups >= FIXED_COST + set->nr / PATCHED_A_LOOKUP))
+		return PATCH;
+	return any || lookups >= FIXED_COST + (uint64_t)set->nr * LOOKUPS_A_WALKED ? WALK : NO_WAY;
+}
+
+bool vm_index_pays(const struct ms_vm *vm, struct memslot_set *set, size_t lookups)
+{
+	return may_index(vm) && way_that_pays(vm, set, count_walked(set, lookups)) != NO_WAY;
+}
+
+/* By `way`, if there is no index already. */
+static void make_plan(struct memslot_set *set, enum way way, struct plan *plan)
+{
+	*plan = (struct plan){ .way = way, .state = state_of(set), .nr = set->nr, .index = set_index(set) };
+	if (plan->index) {
+		plan->way = FOUND;
+		flat_get(plan->index);
+	} else if (way == PATCH) {
+		patch_copy(&plan->patch, &set->patch);
+	}
+}
+
+static struct flat_index *carry_out(struct ms_vm *vm, uint32_t as_id, struct plan *plan)
+{
+	switch (plan->way) {
+	case FOUND:
+		return plan->index;
+	case PATCH:
+		return make_patched(vm, as_id, plan->state, &plan->patch);
+	case WALK:
+		return make_walked(vm, as_id, plan->state, plan->nr);
+	default:
+		return NULL;
+	}
+}
+
+static void forget_walked(struct ms_vm *vm, uint32_t as_id)
+{
+	struct look look = look_begin(vm, as_id);
+
+	atomic_store_explicit(&look.set->walked, 0, memory_order_relaxed);
+	look_end(vm, look);
+}
+
+struct flat_index *vm_index_get(struct ms_vm *vm, uint32_t as_id, size_t lookups)
+{
+	struct plan plan;
+	struct look look;
+	struct flat_index *index;
+
+	if (!may_index(vm))
+		return NULL;
+	look = look_begin(vm, as_id);
+	lookups = set_index(look.set) ? 0 : count_walked(look.set, lookups);
+	make_plan(look.set, way_that_pays(vm, look.set, lookups), &plan);
+	look_end(vm, look);
+	index = carry_out(vm, as_id, &plan);
+	if (!index && plan.way != NO_WAY)
+		forget_walked(vm, as_id); /* no memory, or the state has moved: not at once again */
+	return index;
+}
+
+static struct flat_index *make_at_a_stretch(struct ms_vm *vm, uint32_t as_id)
+{
+	struct look look = look_begin(vm, as_id);
+	struct gathering g;
+	bool begun = gathering_begin(vm, &g, state_of(look.set), look.set->nr);
+
+	if (begun)
+		gather(vm, &g, g.room + 1);
+	look_end(vm, look);
+	return begun ? finish(vm, as_id, &g, &vm->index_builds) : NULL;
+}
+
+struct flat_index *vm_index_make(struct ms_vm *vm, uint32_t as_id)
+{
+	struct flat_index *index = NULL;
+
+	if (!may_index(vm))
+		return NULL;
+	for (int i = 0; !index && i < TRIES; i++) {
+		struct look look = look_begin(vm, as_id);
+		struct plan plan;
+
+		make_plan(look.set, look.set->patch.base ? PATCH : WALK, &plan);
+		look_end(vm, look);
+		index = carry_out(vm, as_id, &plan);
+	}
+	return index ? index : make_at_a_stretch(vm, as_id);
+}
+
+void vm_index_tell(struct ms_vm *vm, uint32_t as_id)
+{
+	struct look look = look_begin(vm, as_id);
+	bool pays = vm_index_pays(vm, look.set, INDEX_TELLS) && look.set->nr <= SMALL_SET;
+
+	look_end(vm, look);
+	if (pays)
+		flat_put(vm_index_get(vm, as_id, 0)); /* else a batch will find what was counted */
+}
+
+/* ---- check ---- */
+
+/* Whether the entries that `next` gives are the slots of the set. */
+typedef bool next_fn(void *cursor, struct flat_entry *entry);
+
+static bool same_slots(const struct ms_vm *vm, const struct memslot_set *set, next_fn *next, void *cursor)
+{
+	const struct memslot *slot = vm->design->first_from(set, 0);
+	struct flat_entry entry, own;
+
+	for (; slot; slot = vm->design->next(set, slot)) {
+		if (!is_indexed(slot))
+			continue;
+		own = entry_of(slot);
+		if (!next(cursor, &entry) || !flat_same(&entry, &own))
+			return false;
+	}
+	return !next(cursor, &entry);
+}
+
+static bool next_flat(void *cursor, struct flat_entry *entry)
+{
+	return flat_next(cursor, entry);
+}
+
+static bool next_patched(void *cursor, struct flat_entry *entry)
+{
+	return patch_next(cursor, entry);
+}
+
+bool set_index_is_true(const struct ms_vm *vm, const struct memslot_set *set)
+{
+	struct flat_cursor flat = { .index = set_index(set) };
+	struct patch_cursor patched;
+
+	if (flat.index && (flat_check(flat.index) || !same_slots(vm, set, next_flat, &flat)))
+		return false;
+	if (flat.index || !set->patch.base)
+		return true;
+	patched = patch_begin(&set->patch);
+	return same_slots(vm, set, next_patched, &patched);
+}

@@ -1,0 +1,560 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * test_batch.c - many lookups at once, with and without an index, beside changes.
+ *
+ * Changes between two pieces of a batch are made by its own poll, so that every order is the test's choice.
+ */
+#include "fixture.h"
+
+#include "vm_index.h"
+
+#define LOG MS_MEM_LOG_DIRTY_PAGES
+#define SPACES 2u
+#define IDS 300u
+#define SPAN 4000u /* gfns that slots are made in */
+#define QUERIES 9000 /* more than two pieces */
+
+static struct rng rng;
+static struct ms_vm *vm;
+static uint64_t in[2 * QUERIES], out[2 * QUERIES];
+static int32_t ids[2 * QUERIES];
+static uint64_t answers;
+
+static const enum ms_index_policy policies[] = { MS_INDEX_AUTO, MS_INDEX_OFF, MS_INDEX_EAGER, MS_INDEX_WALK };
+
+/* ---- what a set must answer, from its slots one after the other ---- */
+
+struct truth {
+	struct ms_memslot slots[IDS];
+	size_t nr;
+};
+
+static struct truth truth_of(uint32_t as_id)
+{
+	struct truth t;
+
+	t.nr = ms_memslots(vm, as_id, t.slots, IDS);
+	CHECK(t.nr <= IDS);
+	return t;
+}
+
+static const struct ms_memslot *slot_at(const struct truth *t, uint64_t gfn)
+{
+	for (size_t i = 0; i < t->nr; i++)
+		if (gfn - t->slots[i].base_gfn < t->slots[i].npages)
+			return t->slots[i].flags & MS_MEMSLOT_INVALID ? NULL : &t->slots[i];
+	return NULL;
+}
+
+static uint64_t true_hva(const struct truth *t, uint64_t gfn, bool write)
+{
+	const struct ms_memslot *slot = slot_at(t, gfn);
+
+	if (!slot)
+		return MS_HVA_ERR_BAD;
+	if (write && slot->flags & MS_MEM_READONLY)
+		return MS_HVA_ERR_RO_BAD;
+	return slot->userspace_addr + (gfn - slot->base_gfn) * PAGE;
+}
+
+static uint64_t draw_gfn(void)
+{
+	return rng_below(&rng, 50) ? rng_below(&rng, SPAN + 100) : rng_next(&rng);
+}
+
+/* ---- batches in all their shapes ---- */
+
+static struct ms_batch batch_of(size_t n, ptrdiff_t step)
+{
+	return (struct ms_batch){ .in = in, .in_stride = 8 * step, .out = out, .out_stride = 8 * step, .n = n };
+}
+
+static void check_hvas(const struct truth *t, uint32_t as_id, size_t n, ptrdiff_t step, bool write)
+{
+	struct ms_batch batch = batch_of(n, step);
+
+	for (size_t i = 0; i < n; i++)
+		in[i * step] = draw_gfn();
+	CHECK_EQ(ms_gfn_to_hva_many(vm, as_id, &batch, write), 0);
+	for (size_t i = 0; i < n; i++)
+		CHECK_EQ(out[i * step], true_hva(t, in[i * step], write));
+	for (size_t i = 0; i < n; i++)
+		in[i * step] = in[i * step] << MS_PAGE_SHIFT | (i & 4095);
+	CHECK_EQ(ms_gpa_to_hva_many(vm, as_id, &batch, write), 0);
+	for (size_t i = 0; i < n; i++) {
+		uint64_t hva = true_hva(t, in[i * step] >> MS_PAGE_SHIFT, write);
+
+		CHECK_EQ(out[i * step], hva < MS_HVA_ERR_MIN ? hva + (i & 4095) : hva);
+	}
+	answers += 2 * n;
+}
+
+static void check_ids(const struct truth *t, uint32_t as_id, size_t n, ptrdiff_t step)
+{
+	struct ms_batch batch = batch_of(n, step);
+
+	batch.out = ids;
+	batch.out_stride = 4 * step;
+	for (size_t i = 0; i < n; i++)
+		in[i * step] = draw_gfn();
+	CHECK_EQ(ms_gfn_to_slot_id_many(vm, as_id, &batch), 0);
+	for (size_t i = 0; i < n; i++) {
+		const struct ms_memslot *slot = slot_at(t, in[i * step]);
+
+		CHECK_EQ(ids[i * step], slot ? (int32_t)slot->id : -1);
+	}
+	answers += n;
+}
+
+/* A batch may write over what it reads. */
+static void check_in_place(const struct truth *t, uint32_t as_id, size_t n)
+{
+	struct ms_batch batch = batch_of(n, 1);
+
+	for (size_t i = 0; i < n; i++)
+		in[i] = out[i] = draw_gfn();
+	batch.in = out;
+	CHECK_EQ(ms_gfn_to_hva_many(vm, as_id, &batch, true), 0);
+	for (size_t i = 0; i < n; i++)
+		CHECK_EQ(out[i], true_hva(t, in[i], true));
+	answers += n;
+}
+
+static void check_singles(const struct truth *t, uint32_t as_id, struct ms_vcpu *vcpu)
+{
+	for (int i = 0; i < 20; i++) {
+		uint64_t gfn = draw_gfn(), runs = 1 + rng_below(&rng, 4);
+		bool writable = false;
+
+		CHECK_EQ(ms_vcpu_set_as_id(vcpu, as_id), 0);
+		while (runs--) {
+			CHECK_EQ(ms_gfn_to_hva(vm, as_id, gfn), true_hva(t, gfn, true));
+			CHECK_EQ(ms_vcpu_gfn_to_hva(vcpu, gfn), true_hva(t, gfn, true));
+		}
+		CHECK_EQ(ms_gfn_to_hva_prot(vm, as_id, gfn, &writable), true_hva(t, gfn, false));
+	}
+}
+
+static void check_all(uint32_t as_id, size_t n, struct ms_vcpu *vcpu)
+{
+	struct truth t = truth_of(as_id);
+	ptrdiff_t step = 1 + (ptrdiff_t)rng_below(&rng, 2);
+
+	check_hvas(&t, as_id, n, step, rng_below(&rng, 2));
+	check_ids(&t, as_id, n, step);
+	check_in_place(&t, as_id, n);
+	check_singles(&t, as_id, vcpu);
+}
+
+/* ---- policies that flap beside changes ---- */
+
+static void change_something(void)
+{
+	uint32_t as_id = (uint32_t)rng_below(&rng, SPACES), id = (uint32_t)rng_below(&rng, IDS);
+	static const uint32_t flags[] = { 0, LOG, MS_MEM_READONLY, MS_MEM_READONLY | LOG };
+
+	set(vm, as_id, id, rng_below(&rng, SPAN), rng_below(&rng, 4) ? 1 + rng_below(&rng, 30) : 0,
+	    flags[rng_below(&rng, 4)]);
+}
+
+static uint64_t test_flapping(void)
+{
+	uint64_t rounds = test_times(4000);
+	struct ms_vcpu *vcpu;
+	struct ms_stats stats;
+
+	vm = new_vm(SPACES);
+	CHECK_EQ(ms_vcpu_create(vm, &vcpu, NULL), 0);
+	for (uint64_t i = 0; i < rounds; i++) {
+		for (uint64_t k = rng_below(&rng, 20); k; k--)
+			change_something();
+		if (!rng_below(&rng, 4))
+			ms_set_index_policy(vm, policies[rng_below(&rng, 4)]);
+		if (!rng_below(&rng, 8) && ms_simd_name(rng_below(&rng, 3)))
+			ms_set_simd(ms_simd_name(rng_below(&rng, 2)) ? ms_simd_name(0) : "portable");
+		check_all((uint32_t)rng_below(&rng, SPACES), rng_below(&rng, 20) ? rng_below(&rng, 300) : 5000, vcpu);
+		if (i % 16 == 0)
+			check_sound(vm);
+	}
+	check_sound(vm);
+	stats = stats_of(vm);
+	if (design_is("tree"))
+		CHECK(stats.index_builds && stats.index_patches && stats.indexed);
+	else
+		CHECK(!stats.index_builds && !stats.index_patches && !stats.indexed);
+	ms_vcpu_destroy(vcpu);
+	end_vm(vm);
+	return rounds;
+}
+
+/* ---- when an index is made, and of what ---- */
+
+static void fill(uint32_t n)
+{
+	for (uint32_t id = 0; id < n; id++)
+		CHECK_EQ(set(vm, 0, id, id * 10, 8, 0), 0);
+}
+
+static void ask(size_t n)
+{
+	struct ms_batch batch = batch_of(n, 1);
+	struct truth t = truth_of(0);
+
+	for (size_t i = 0; i < n; i++)
+		in[i] = draw_gfn();
+	CHECK_EQ(ms_gfn_to_hva_many(vm, 0, &batch, true), 0);
+	for (size_t i = 0; i < n; i++)
+		CHECK_EQ(out[i], true_hva(&t, in[i], true));
+	check_sound(vm);
+}
+
+static void check_made(uint64_t builds, uint64_t patches)
+{
+	struct ms_stats stats = stats_of(vm);
+
+	CHECK_EQ(stats.index_builds, builds);
+	CHECK_EQ(stats.index_patches, patches);
+}
+
+static void test_policy(void)
+{
+	vm = new_vm(1);
+	fill(200);
+	ask(100); /* does not pay */
+	check_made(0, 0);
+	ask(1000);
+	check_made(1, 0);
+	ask(4000);
+	CHECK_EQ(stats_of(vm).indexed, 5000);
+	check_made(1, 0);
+	CHECK_EQ(set(vm, 0, 7, 71, 8, 0), 0); /* a MOVE */
+	ask(20);
+	check_made(1, 0);
+	ask(200);
+	check_made(1, 1);
+	for (uint32_t i = 0; i < 5; i++) /* the changes of several in a row */
+		CHECK_EQ(set(vm, 0, 7, i % 2 ? 71 : 70, 8, 0), 0);
+	ask(200);
+	check_made(1, 2);
+	for (uint32_t id = 0; id < PATCH_MAX + 1; id++)
+		CHECK_EQ(set(vm, 0, id, 0, 0, 0), 0);
+	ask(200); /* more changes than are worth noting */
+	check_made(1, 2);
+	ask(1000);
+	check_made(2, 2);
+	ms_set_index_policy(vm, MS_INDEX_OFF);
+	CHECK_EQ(ms_index_policy(vm), MS_INDEX_OFF);
+	ask(9000);
+	check_made(2, 2);
+	ms_set_index_policy(vm, MS_INDEX_EAGER);
+	CHECK_EQ(set(vm, 0, 100, 0, 0, 0), 0);
+	ask(1);
+	check_made(2, 3);
+	end_vm(vm);
+}
+
+/* A set that was refused a change is the one that it was, index and all. */
+static int no(void *opaque, const struct ms_change *change)
+{
+	(void)opaque;
+	(void)change;
+	return -EPERM;
+}
+
+static void test_roll_back(void)
+{
+	struct ms_listener refuses = { .prepare = no };
+
+	vm = new_vm(1);
+	fill(100);
+	ask(5000);
+	CHECK_EQ(ms_add_listener(vm, &refuses, NULL), 0);
+	CHECK_EQ(set(vm, 0, 7, 0, 0, 0), -EPERM);
+	CHECK_EQ(set(vm, 0, 8, 2000, 8, 0), -EPERM);
+	CHECK_EQ(set(vm, 0, 9, 90, 8, LOG), -EPERM);
+	check_sound(vm);
+	ask(5000);
+	check_made(1, 0);
+	CHECK_EQ(ms_remove_listener(vm, &refuses, NULL), 0);
+	end_vm(vm);
+}
+
+/* Between the swaps of a DELETE its slot is a hole to batches, whatever answers them. */
+static void ask_invalid(void *opaque, const struct ms_memslot *active, const struct ms_memslot *old)
+{
+	(void)opaque;
+	(void)old;
+	for (size_t i = 0; i < ARRAY_SIZE(policies); i++) {
+		struct truth t = truth_of(0);
+		struct ms_batch batch = batch_of(500, 1);
+
+		ms_set_index_policy(vm, policies[i]);
+		for (size_t k = 0; k < 500; k++)
+			in[k] = k % 2 ? active->base_gfn : draw_gfn();
+		CHECK_EQ(ms_gfn_to_hva_many(vm, 0, &batch, true), 0);
+		for (size_t k = 0; k < 500; k++)
+			CHECK_EQ(out[k], k % 2 ? MS_HVA_ERR_BAD : true_hva(&t, in[k], true));
+		CHECK_EQ(ms_gfn_to_hva(vm, 0, active->base_gfn), MS_HVA_ERR_BAD);
+	}
+}
+
+static void test_invalid(void)
+{
+	struct ms_listener asks = { .flush = ask_invalid };
+
+	vm = new_vm(1);
+	CHECK_EQ(ms_add_listener(vm, &asks, NULL), 0);
+	fill(50);
+	ask(5000);
+	for (uint32_t id = 0; id < 50; id++) {
+		CHECK_EQ(set(vm, 0, id, id % 2 ? 2000 + id * 10 : 0, id % 2 ? 8 : 0, 0), 0);
+		ask(100);
+	}
+	CHECK_EQ(ms_remove_listener(vm, &asks, NULL), 0);
+	end_vm(vm);
+}
+
+/* ---- single lookups ---- */
+
+static void test_singles_make_one(void)
+{
+	vm = new_vm(1);
+	fill(100);
+	for (uint32_t i = 0; i < 2000; i++)
+		CHECK_EQ(ms_gfn_to_hva(vm, 0, i * 7 % 100 * 10), hva_for(0, i * 7 % 100));
+	check_made(design_is("tree"), 0);
+	end_vm(vm);
+}
+
+/* The second lookup in a row of one slot finds it, the third has the hint. */
+static void test_hint_beside_index(void)
+{
+	struct ms_vcpu *vcpu;
+	struct ms_stats before, after;
+
+	vm = new_vm(1);
+	fill(100);
+	ask(5000);
+	CHECK_EQ(ms_vcpu_create(vm, &vcpu, NULL), 0);
+	ms_gfn_to_hva(vm, 0, 990); /* another one than what the batch found last, if it is that */
+	ms_gfn_to_hva(vm, 0, 990);
+	before = stats_of(vm);
+	for (int i = 0; i < 10; i++) {
+		CHECK_EQ(ms_gfn_to_hva(vm, 0, 500), hva_for(0, 50));
+		CHECK_EQ(ms_vcpu_gfn_to_hva(vcpu, 500), hva_for(0, 50));
+	}
+	after = stats_of(vm);
+	CHECK_EQ(after.indexed - before.indexed, 3);         /* two of the VM's, one of the vCPU's */
+	CHECK_EQ(after.hits_search - before.hits_search, 1); /* the vCPU's second */
+	CHECK_EQ(after.hits_last_used - before.hits_last_used, 16);
+	ms_vcpu_destroy(vcpu);
+	end_vm(vm);
+}
+
+/* ---- polls ---- */
+
+struct poller {
+	unsigned polls, stop_at, change_from, change_until;
+};
+
+/* Not in a section, so that a change is possible; it moves one slot to and fro. */
+static int poll_and_change(void *opaque)
+{
+	struct poller *p = opaque;
+
+	CHECK_EQ(thread_self.sections, 0);
+	p->polls++;
+	if (p->polls >= p->change_from && p->polls < p->change_until)
+		CHECK_EQ(set(vm, 0, 5, p->polls % 2 ? 55 : 50, 5, 0), 0);
+	return p->polls == p->stop_at;
+}
+
+#define LONG 300000
+
+static uint64_t *long_in, *long_out;
+
+/* All questions are about the slot that moves: its first frame before it moves, and after it has. */
+static int ask_long(struct poller *p, bool in_place)
+{
+	struct ms_batch batch = { in_place ? long_out : long_in, 8, long_out, 8, LONG, poll_and_change, p };
+
+	CHECK_EQ(set(vm, 0, 5, 50, 5, 0), 0);
+	for (size_t i = 0; i < LONG; i++)
+		long_in[i] = i % 2 ? 50 : 55;
+	memcpy(long_out, long_in, LONG * sizeof(*long_out));
+	return ms_gfn_to_hva_many(vm, 0, &batch, true);
+}
+
+static void check_one_state(void)
+{
+	bool moved = long_out[0] != MS_HVA_ERR_BAD;
+
+	for (size_t i = 0; i < LONG; i++)
+		CHECK_EQ(long_out[i], (i % 2 == 0) == moved ? hva_for(0, 5) : MS_HVA_ERR_BAD);
+	answers += LONG;
+}
+
+static void test_one_state(enum ms_index_policy policy, unsigned from, unsigned until, bool in_place)
+{
+	struct poller p = { .change_from = from, .change_until = until };
+
+	vm = new_vm(1);
+	fill(100);
+	CHECK_EQ(set(vm, 0, 5, 50, 5, 0), -EINVAL); /* its size is another */
+	CHECK_EQ(set(vm, 0, 5, 0, 0, 0), 0);
+	ms_set_index_policy(vm, policy);
+	CHECK_EQ(ask_long(&p, in_place), 0);
+	check_one_state();
+	CHECK(p.polls || in_place || policy == MS_INDEX_AUTO || policy == MS_INDEX_EAGER);
+	end_vm(vm);
+}
+
+static void test_states(void)
+{
+	for (size_t i = 0; i < ARRAY_SIZE(policies); i++)
+		for (int in_place = 0; in_place < 2; in_place++) {
+			test_one_state(policies[i], 0, 0, in_place);
+			for (unsigned from = 1; from < 5; from++) {
+				test_one_state(policies[i], from, from + 1, in_place);
+				test_one_state(policies[i], from, ~0u, in_place); /* never the same again */
+			}
+		}
+}
+
+static void test_interrupt(void)
+{
+	for (size_t i = 0; i < ARRAY_SIZE(policies); i++)
+		for (unsigned at = 1; at < 4; at++) {
+			struct poller p = { .stop_at = at };
+
+			vm = new_vm(1);
+			fill(100);
+			CHECK_EQ(set(vm, 0, 5, 0, 0, 0), 0);
+			ms_set_index_policy(vm, policies[i]);
+			CHECK_EQ(ask_long(&p, false), -EINTR);
+			CHECK_EQ(p.polls, at);
+			CHECK_EQ(long_out[0], MS_HVA_ERR_BAD); /* what was answered stands */
+			CHECK_EQ(long_out[1], hva_for(0, 5));
+			CHECK_EQ(long_out[LONG - 1], long_in[LONG - 1]); /* the rest was not touched */
+			CHECK_EQ(thread_self.sections, 0);
+			end_vm(vm);
+		}
+}
+
+static void test_marks_are_polled(void)
+{
+	struct poller p = { .stop_at = 2 };
+	struct ms_batch batch = { .in = long_in, .in_stride = 8, .n = LONG, .poll = poll_and_change, .opaque = &p };
+
+	vm = new_vm(1);
+	CHECK_EQ(ms_mark_page_dirty_many(vm, 0, &batch), -EINTR);
+	CHECK_EQ(p.polls, 2);
+	end_vm(vm);
+}
+
+/* ---- sections ---- */
+
+/* A batch inside a section answers from the section's state, and what it publishes is that of its set. */
+static void test_inside_a_section(void)
+{
+	vm = new_vm(1);
+	fill(100);
+	CHECK_EQ(ms_read_lock(vm), 0);
+	for (size_t i = 0; i < ARRAY_SIZE(policies); i++) {
+		ms_set_index_policy(vm, policies[i]);
+		check_hvas(&(struct truth){ .nr = 0 }, SPACES, 10, 1, true); /* no such address space */
+		struct truth t = truth_of(0);
+		check_hvas(&t, 0, QUERIES, 1, true);
+	}
+	ms_read_unlock(vm);
+	CHECK_EQ(set(vm, 0, 3, 0, 0, 0), 0);
+	ask(QUERIES);
+	end_vm(vm);
+}
+
+/* ---- no memory ---- */
+
+static void test_no_memory(void)
+{
+	for (uint64_t nth = 1; nth < 8; nth++)
+		for (int onward = 0; onward < 2; onward++)
+			for (int changed = 0; changed < 2; changed++) {
+				vm = new_vm(1);
+				fill(100);
+				if (changed) {
+					ask(5000);
+					CHECK_EQ(set(vm, 0, 3, 0, 0, 0), 0);
+				}
+				memory_fail(&vm->memory, nth, onward);
+				ask(100);
+				ask(4000);
+				ask(QUERIES);
+				memory_fail(&vm->memory, 0, false);
+				ask(QUERIES);
+				CHECK(stats_of(vm).index_builds);
+				end_vm(vm);
+			}
+}
+
+/* ---- broken on purpose ---- */
+
+static void check_m11(void)
+{
+	struct ms_violation violation;
+
+	CHECK_EQ(ms_check(vm, &violation, NULL), -EUCLEAN);
+	CHECK(!strcmp(violation.invariant, "M11"));
+}
+
+static void test_check_knows(void)
+{
+	struct memslot_set *set_;
+	struct flat_record *record;
+
+	vm = new_vm(1);
+	fill(100);
+	ask(5000);
+	set_ = vm_active_set(vm, 0);
+	record = (struct flat_record *)(uintptr_t)&set_index(set_)->records[3];
+	record->delta += PAGE;
+	check_m11();
+	record->delta -= PAGE;
+	check_sound(vm);
+	CHECK_EQ(set(vm, 0, 3, 0, 0, 0), 0);
+	set_ = vm_active_set(vm, 0);
+	CHECK(set_->patch.base && set_->patch.nr_gone == 1);
+	set_->patch.gone[0] += 10;
+	check_m11();
+	set_->patch.gone[0] -= 10;
+	check_sound(vm);
+	end_vm(vm);
+}
+
+int main(int argc, char **argv)
+{
+	uint64_t rounds = 0;
+
+	test_init(argc, argv, 120);
+	rng = rng_stream(1);
+	long_in = malloc(LONG * sizeof(*long_in));
+	long_out = malloc(LONG * sizeof(*long_out));
+	for (size_t i = 0; (design_name = ms_backend_name(i)); i++)
+		rounds += test_flapping();
+	for (size_t i = 0; (design_name = ms_backend_name(i)); i++) {
+		test_singles_make_one();
+		test_states();
+		test_interrupt();
+		test_marks_are_polled();
+		test_inside_a_section();
+	}
+	design_name = "tree";
+	test_policy();
+	test_roll_back();
+	test_invalid();
+	test_hint_beside_index();
+	test_no_memory();
+	test_check_knows();
+	free(long_in);
+	free(long_out);
+	return test_done("batch", answers, "answers");
+}

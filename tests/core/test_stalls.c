@@ -1,0 +1,325 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * test_stalls.c - a reader that stays is reported by name, again and again, and the change still comes through.
+ *
+ * No test here takes a time for granted but one: that a wait which goes on gets older.
+ */
+#include "script.h"
+
+#include <fcntl.h>
+#include <time.h>
+
+#define ID 1u
+#define GFN 0x104u
+#define REPORTS 5u
+
+static struct ms_vm *vm;
+static struct actor reader, second, writer;
+
+static struct {
+	struct ms_stall stall[64];
+	_Atomic uint32_t nr;
+	int change, other, close, look;
+	struct ms_error err;
+	uint32_t thread_id;
+} told;
+static struct ms_vm *other_vm;
+
+static void look_up(struct actor *me)
+{
+	me->hva = ms_gfn_to_hva(vm, 0, GFN);
+}
+
+static void delete(struct actor *me)
+{
+	me->r = set(vm, 0, ID, 0, 0, 0);
+}
+
+static void create(struct actor *me)
+{
+	me->r = set(vm, 0, 7, 0x700, 1, 0);
+}
+
+static void close_vm(struct actor *me)
+{
+	me->r = ms_vm_close(vm, NULL);
+}
+
+static void on_stall(void *opaque, const struct ms_stall *stall)
+{
+	uint32_t nr = atomic_load(&told.nr);
+
+	CHECK(opaque == &told);
+	if (nr < ARRAY_SIZE(told.stall))
+		told.stall[nr] = *stall;
+	told.thread_id = thread_os_id();
+	told.change = set(vm, 0, 8, 0x800, 1, 0);
+	told.close = ms_vm_close(vm, &told.err);
+	told.look = ms_gfn_to_hva(vm, 0, 0x9000) == MS_HVA_ERR_BAD; /* a section of the writer's own */
+	if (other_vm)
+		told.other = set(other_vm, 0, 8, 0x800, 1, 0);
+	atomic_fetch_add(&told.nr, 1);
+}
+
+static void await_reports(uint32_t nr)
+{
+	while (atomic_load(&told.nr) < nr)
+		sched_yield();
+}
+
+static void begin(const char *name, uint32_t after_ms)
+{
+	script_begin(name);
+	memset(&told, 0, sizeof(told));
+	vm = new_vm(1);
+	CHECK_EQ(set(vm, 0, ID, GFN - 4, 16, 0), 0);
+	CHECK_EQ(ms_set_stall_report(vm, after_ms, on_stall, &told, NULL), 0);
+}
+
+static void end(void)
+{
+	if (!vm->closed)
+		check_sound(vm);
+	end_vm(vm);
+	CHECK_EQ(thread_self.hooks + thread_self.sections, 0);
+	script_end();
+}
+
+/* Reports of one wait: numbered, by a name, older each time, and each after about twice the time. */
+static void check_reports(uint32_t from, uint32_t nr, uint32_t thread_id, uint64_t after_ns)
+{
+	for (uint32_t i = 0; i < nr; i++) {
+		const struct ms_stall *s = &told.stall[from + i];
+
+		CHECK_EQ(s->report, i + 1);
+		CHECK_EQ(s->thread_id, thread_id);
+		CHECK(s->waited_ns >= after_ns << i);
+		CHECK(!i || s->waited_ns > s[-1].waited_ns);
+	}
+}
+
+/* A change, a delete (whose first swap waits), a close: the same. */
+static void is_reported(void (*run)(struct actor *me))
+{
+	begin("a reader that stays is reported", 1);
+	CHECK_EQ(ms_vm_create(&(struct ms_config){ 1, 10, 52, 1 << 30, "tree" }, &other_vm), 0);
+	act_until(&reader, look_up, POINT_READER_VIEW_LOADED);
+	act(&writer, run, NO_STOP);
+	await_reports(REPORTS);
+	check_waits(&writer, vm);
+	CHECK_EQ(stats_of(vm).stalls, 1);
+	finish(&reader);
+	await_end(&writer);
+	CHECK_EQ(writer.r, 0);
+	check_reports(0, REPORTS, atomic_load(&reader.os_id), 1000000);
+	CHECK_EQ(told.thread_id, atomic_load(&writer.os_id));
+	CHECK_EQ(told.change, -EDEADLK);
+	CHECK_EQ(told.close, -EDEADLK);
+	CHECK_EQ(told.err.rule, MS_RULE_HOOK);
+	CHECK_EQ(told.look, 1);
+	CHECK_EQ(told.other, -EINVAL); /* its lock was free */
+	CHECK_EQ(stats_of(vm).stalls, 1);
+	ms_vm_destroy(other_vm);
+	other_vm = NULL;
+	end();
+}
+
+/* Two that stay: each is named, and what the second is told counts from when the writer began to wait. */
+static void both_are_reported(void)
+{
+	uint32_t before;
+
+	begin("two readers that stay", 1);
+	act_until(&reader, look_up, POINT_READER_VIEW_LOADED);
+	act_until(&second, look_up, POINT_READER_VIEW_LOADED); /* its record is the first that a drain looks at */
+	act(&writer, delete, NO_STOP);
+	await_reports(2);
+	before = atomic_load(&told.nr);
+	finish(&second);
+	await_reports(before + 3);
+	finish(&reader);
+	await_end(&writer);
+	CHECK_EQ(stats_of(vm).stalls, 2);
+	check_reports(0, 2, atomic_load(&second.os_id), 1000000);
+	for (before = 0; told.stall[before].thread_id != atomic_load(&reader.os_id); before++)
+		CHECK(before < atomic_load(&told.nr));
+	CHECK_EQ(told.stall[before].report, 1);
+	CHECK(told.stall[before].waited_ns >= told.stall[before - 1].waited_ns);
+	end();
+}
+
+/* The record of a thread that has ended bears the name of the next. */
+static void name_of_the_next_owner(void)
+{
+	begin("a record that is handed on", 1);
+	act(&second, look_up, NO_STOP);
+	await_end(&second);
+	act_until(&reader, look_up, POINT_READER_VIEW_LOADED);
+	CHECK_EQ(atomic_load(&vm->srcu.readers)->next, &vm->srcu.shared); /* one record for both */
+	act(&writer, create, NO_STOP);
+	await_reports(1);
+	finish(&reader);
+	await_end(&writer);
+	check_reports(0, 1, atomic_load(&reader.os_id), 1000000);
+	end();
+}
+
+static void without_a_record(void)
+{
+	begin("a reader without a record", 1);
+	memory_fail(&vm->memory, 1, true);
+	act_until(&reader, look_up, POINT_READER_VIEW_LOADED);
+	memory_fail(&vm->memory, 0, false);
+	act(&writer, create, NO_STOP);
+	await_reports(1);
+	finish(&reader);
+	await_end(&writer);
+	check_reports(0, 1, 0, 1000000);
+	end();
+}
+
+/* 0, or a time that has not passed: nothing is said, however often the writer wakes. */
+static void is_not_reported(uint32_t after_ms)
+{
+	struct timespec nap = { .tv_nsec = 20 * 1000000 };
+
+	begin("nothing to report", after_ms);
+	act_until(&reader, look_up, POINT_READER_VIEW_LOADED);
+	act(&writer, delete, NO_STOP);
+	check_waits(&writer, vm);
+	nanosleep(&nap, NULL);
+	CHECK_EQ(atomic_load(&writer.ended), 0);
+	finish(&reader);
+	await_end(&writer);
+	CHECK_EQ(atomic_load(&told.nr) + stats_of(vm).stalls, 0);
+	end();
+}
+
+/* ---- an update that is given up in a report ---- */
+
+static struct ms_update *update;
+static int step, left;
+
+static void give_up(void *opaque, const struct ms_stall *stall)
+{
+	struct ms_slot *draft;
+	struct ms_memslot values = { 0x900, 1, hva_for(0, 9), 9, 0, 0, 0 };
+
+	(void)opaque;
+	if (stall->report > 1)
+		return;
+	step = ms_update_copy(update, NULL, &values, &draft, NULL);
+	left = ms_update_end(update, false, NULL);
+	ms_update_abandon(update);
+	atomic_fetch_add(&told.nr, 1);
+}
+
+static void swap_and_give_up(struct actor *me)
+{
+	struct ms_slot *slot;
+
+	CHECK_EQ(ms_update_begin(vm, 0, &update, NULL), 0);
+	slot = ms_update_find(update, false, ID);
+	CHECK_EQ(ms_update_replace(update, slot, NULL, NULL), 0);
+	me->r = ms_update_swap(update, NULL);
+}
+
+static void update_given_up(void)
+{
+	struct picture before, after;
+
+	begin("an update that a report gives up", 1);
+	CHECK_EQ(ms_set_stall_report(vm, 1, give_up, NULL, NULL), 0);
+	before = picture_of(vm);
+	act_until(&reader, look_up, POINT_READER_VIEW_LOADED);
+	act(&writer, swap_and_give_up, NO_STOP);
+	await_reports(1);
+	CHECK(!atomic_load(&vm->orphan)); /* nobody may take it back before the step is over */
+	finish(&reader);
+	await_end(&writer);
+	CHECK_EQ(writer.r, 0);
+	CHECK(step == -EDEADLK && left == -EDEADLK);
+	check_sound(vm); /* takes the lock, and takes the update back */
+	after = picture_of(vm);
+	CHECK(same_picture(&before, &after));
+	end();
+}
+
+/* ---- the report that nobody asked for ---- */
+
+static void default_report(uint32_t after_ms, bool known)
+{
+	int ends[2], own = dup(STDERR_FILENO);
+	char text[256] = "", who[64] = "of a thread that is not known\n";
+
+	begin("the line on stderr", 0);
+	CHECK_EQ(pipe2(ends, O_CLOEXEC), 0);
+	CHECK_EQ(ms_set_stall_report(vm, after_ms, NULL, NULL, NULL), 0);
+	memory_fail(&vm->memory, 1, !known);
+	if (known)
+		memory_fail(&vm->memory, 0, false);
+	act_until(&reader, look_up, POINT_READER_VIEW_LOADED);
+	memory_fail(&vm->memory, 0, false);
+	CHECK(own >= 0 && dup2(ends[1], STDERR_FILENO) == STDERR_FILENO);
+	act(&writer, delete, NO_STOP);
+	CHECK(read(ends[0], text, sizeof(text) - 1) > 0); /* waits for it */
+	finish(&reader);
+	await_end(&writer);
+	CHECK(dup2(own, STDERR_FILENO) == STDERR_FILENO);
+	close(own);
+	close(ends[0]);
+	close(ends[1]);
+	if (known)
+		snprintf(who, sizeof(who), "of thread %" PRIu32 "\n", atomic_load(&reader.os_id));
+	CHECK(!strncmp(text, "memslots: a change has waited for 0.", 36) && strstr(text, " s for the read section "));
+	CHECK(strstr(text, who));
+	end();
+}
+
+static void refusals(void)
+{
+	struct ms_error err = { 0 };
+
+	begin("who may set it", 1000);
+	CHECK_EQ(vm->srcu.stall.after_ns, 1000000000u);
+	CHECK_EQ(ms_read_lock(vm), 0);
+	CHECK_EQ(ms_set_stall_report(vm, 5, NULL, NULL, &err), -EDEADLK);
+	CHECK_EQ(err.rule, MS_RULE_READ_SECTION);
+	ms_read_unlock(vm);
+	CHECK_EQ(vm->srcu.stall.after_ns, 1000000000u);
+	CHECK_EQ(ms_set_stall_report(vm, UINT32_MAX, NULL, NULL, NULL), 0);
+	CHECK_EQ(vm->srcu.stall.after_ns, UINT32_MAX * UINT64_C(1000000));
+	CHECK_EQ(ms_vm_close(vm, NULL), 0);
+	CHECK_EQ(ms_set_stall_report(vm, 5, NULL, NULL, &err), -EBADF);
+	end();
+}
+
+static void default_time(void)
+{
+	script_begin("a new VM reports");
+	vm = new_vm(1);
+	CHECK_EQ(vm->srcu.stall.after_ns, MS_STALL_AFTER_MS_DEFAULT * UINT64_C(1000000));
+	end();
+}
+
+int main(int argc, char **argv)
+{
+	test_init(argc, argv, SCRIPT_SECONDS);
+	for (size_t i = 0; (design_name = ms_backend_name(i)); i++) {
+		is_reported(create);
+		is_reported(delete);
+		is_reported(close_vm);
+		both_are_reported();
+		name_of_the_next_owner();
+		without_a_record();
+		is_not_reported(0);
+		is_not_reported(1000000);
+		if (design_is("tree"))
+			update_given_up();
+		default_report(1, true);
+		default_report(1, false);
+		refusals();
+		default_time();
+	}
+	return test_done("stalls", 12 * 3 + 1, "scripts");
+}

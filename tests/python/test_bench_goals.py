@@ -1,0 +1,277 @@
+# SPDX-License-Identifier: MIT
+"""bench/goals and bench/readers.py: they run, their JSON has its keys, verdicts are plain, wrong answers are found.
+
+Times are not judged here: --quick does too little for that.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import math
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+
+import memslots
+from memslots import HVA_ERR_BAD, VM
+
+ROOT = Path(__file__).resolve().parents[2]
+BENCH = ROOT / "bench"
+
+pytestmark = pytest.mark.skipif(not BENCH.exists(), reason="there is no checkout around the tests")
+
+
+@pytest.fixture
+def bench(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """bench("goals.book"): a module of bench/."""
+    monkeypatch.syspath_prepend(str(BENCH))
+
+    def load(name: str) -> ModuleType:
+        return importlib.import_module(name)
+
+    return load
+
+
+def report_of(path: Path, *command: str) -> dict[str, Any]:
+    done = subprocess.run(
+        [sys.executable, *command, "--quick", "--json", str(path)],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(BENCH), *sys.path])},
+        capture_output=True,
+        text=True,
+        timeout=250,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    report: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    assert report["memslots"] == memslots.__version__
+    assert report["machine"]["cpu"]
+    assert report["wrong"] == []
+    assert all(isinstance(note, str) for note in report["notes"])
+    return report
+
+
+# ---- they run -------------------------------------------------------------------------------------
+
+FIGURE_KEYS = {
+    "goal", "what", "at", "value", "low", "high", "relation", "bound", "unit", "verdict", "sure", "medians",
+}  # fmt: skip
+
+
+@pytest.mark.slow
+def test_every_goal_is_measured(tmp_path: Path) -> None:
+    pytest.importorskip("Cython", reason="no Cython: make bench-goals installs it")
+    report = report_of(tmp_path / "goals.json", "-m", "goals")
+    assert {figure["goal"] for figure in report["figures"]} == {f"P{i}" for i in range(1, 11)}
+    for figure in report["figures"]:
+        assert set(figure) == FIGURE_KEYS
+        assert 0 <= figure["low"] <= figure["value"] <= figure["high"] < math.inf
+        assert figure["relation"] in (">=", "<=")
+        assert (figure["bound"] is None) == (figure["verdict"] == "shown")
+    assert {"holds", "misses"} >= {f["verdict"] for f in report["figures"] if f["bound"]}
+    assert all(set(skipped) == {"goal", "what", "reason"} for skipped in report["skipped"])
+
+
+@pytest.mark.slow
+def test_readers_are_measured(tmp_path: Path) -> None:
+    report = report_of(tmp_path / "readers.json", str(BENCH / "readers.py"))
+    situations = {"no writer", "idle writer", "a writer that never stops"}
+    by_kind: dict[str, set[str]] = {}
+    for row in report["throughput"]:
+        by_kind.setdefault(row["kind"], set()).add(row["situation"])
+        assert 0 < row["low"] <= row["per_second"] <= row["high"]
+        assert row["kept"] > 0
+    assert all(found == situations for found in by_kind.values())
+    assert any("lookups" in kind for kind in by_kind)
+    assert any("batches" in kind for kind in by_kind)
+    assert "read sections of 1 ms" in {row["beside"] for row in report["latency"]}
+    for row in report["latency"]:
+        assert row["changes"] > 0
+        assert 0 < row["p50"] <= row["p99"] <= row["max"]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("valgrind"), reason="no valgrind")
+def test_instructions_are_counted(tmp_path: Path, bench: Any) -> None:
+    path = tmp_path / "callgrind.json"
+    args = ["--no-python", "--slots", "64", "--json", str(path)]
+    assert bench("callgrind").main(args) == 0
+    by_case = {row["case"]: row for row in json.loads(path.read_text())["results"]}
+    hot, walk = by_case["ms_gfn_to_hva, hot"], by_case["ms_gfn_to_hva, random, by the tree"]
+    assert 10 < hot["instructions"] < walk["instructions"] < 1000
+    for row in by_case.values():
+        assert sum(n for _, n in row["where"]) == pytest.approx(row["instructions"], abs=1)
+    assert any("srcu" in name for name, _ in hot["where"])
+
+
+# ---- wrong answers --------------------------------------------------------------------------------
+
+
+class OffByOnePage(VM):
+    def gfn_to_hva_many(self, *args: Any, **kwargs: Any) -> Any:
+        out = super().gfn_to_hva_many(*args, **kwargs)
+        out[-1] += np.uint64(4096)
+        return out
+
+
+def test_wrong_batches_fail(
+    bench: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    work = bench("goals.work")
+    monkeypatch.setattr(work, "VM", OffByOnePage)
+    monkeypatch.setattr(work, "_stages", {})
+    code = bench("goals.__main__").main(["--quick", "--only", "P1", "P3", "--no-levels"])
+    out = capsys.readouterr().out
+    assert code == 1
+    assert "WRONG: batch at 8 slots" in out
+    assert "WRONG: auto, batches of 100 at 64 slots" in out
+
+
+def test_missed_goals_do_not_fail(bench: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    bounds = bench("goals.batches")
+    bounds_before, bounds.AGAINST_COPY = bounds.AGAINST_COPY, 0
+    try:
+        code = bench("goals.__main__").main(["--quick", "--only", "P2", "--no-levels"])
+    finally:
+        bounds.AGAINST_COPY = bounds_before
+    assert code == 0
+    assert "misses" in capsys.readouterr().out
+
+
+def test_a_reader_finds_wrong_and_torn_answers(bench: Any) -> None:
+    """Which answers for the slot that comes and goes are right, and that a batch may not mix them."""
+    beside, layouts = bench("goals.beside"), memslots.layouts
+    slots = layouts.uniform(8)
+    victim = slots[3]
+    gfns = np.arange(victim["base_gfn"], victim["base_gfn"] + 4, dtype=np.uint64)
+    others = layouts.random(slots[4:], 4)
+    right = layouts.expected_hvas(slots, np.concatenate([gfns, others]))
+    with VM() as vm:
+        vm.load_memslots(slots)
+        reader = beside.Batches(vm, slots, np.concatenate([gfns, others]), victim)
+        for answers, wrong in (
+            (right, 0),
+            (np.concatenate([np.full(4, HVA_ERR_BAD, np.uint64), right[4:]]), 0),
+            (np.concatenate([right[:1], np.full(3, HVA_ERR_BAD, np.uint64), right[4:]]), 1),
+            (np.concatenate([right[:4], right[4:7], [np.uint64(HVA_ERR_BAD)]]), 1),
+            (right + np.uint64(4096), 8),
+        ):
+            reader.out = answers
+            assert reader.count_wrong() == wrong
+        one_by_one = beside.Scalar(vm, slots, np.concatenate([gfns, others]), victim)
+        one_by_one.out = np.concatenate([right[:1], np.full(3, HVA_ERR_BAD, np.uint64), right[4:]])
+        assert one_by_one.count_wrong() == 0  # each lookup is a section of its own
+
+
+def test_an_exception_in_a_thread_is_raised(bench: Any) -> None:
+    beside = bench("goals.beside")
+
+    class Fails(beside.Background):  # type: ignore[misc]
+        def step(self, counting: bool) -> None:
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        beside.run_for(0, [Fails()])
+
+
+# ---- parts ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("value", "relation", "bound", "verdict"),
+    [(14, ">=", 14, "holds"), (13.9, ">=", 14, "misses"), (2.5, "<=", 2.5, "holds"),
+     (2.6, "<=", 2.5, "misses"), (0.1, ">=", None, "shown")],
+)  # fmt: skip
+def test_verdicts(
+    bench: Any, value: float, relation: str, bound: float | None, verdict: str
+) -> None:
+    figure = bench("goals.book").Figure(
+        "P1", "a / b", "8 slots", value, value, value, relation, bound
+    )
+    assert figure.verdict == verdict
+    assert ("**" in bench("goals.book").cell(figure)) == (verdict == "misses")
+
+
+def test_a_ratio_is_the_median_of_the_rounds_ratios(bench: Any) -> None:
+    """A busy round hits both, and does not count more than another one."""
+    book = bench("goals.book").Book()
+    book.ratio("P1", "a / b", "8 slots", [2, 400, 2.2, 2.4, 9], [1, 200, 1, 1, 1], bound=3)
+    (figure,) = book.figures
+    assert (figure.low, figure.value, figure.high) == (2, 2.2, 2.4)
+    assert figure.verdict == "misses"
+
+
+def test_tables_go_by_goal(bench: Any) -> None:
+    book = bench("goals.book").Book()
+    book.value("P10", "z", "a", 1, "us")
+    book.value("P2", "x", "8 slots", 1, "bytes", "<=", 2)
+    book.value("P9", "y", "a", 1, "us")
+    book.value("P2", "x", "64 slots", 3, "bytes", "<=", 2)
+    book.skip("P6", "w", "there is none")
+    rows = [line.split(" | ") for line in book.markdown()][2:]
+    assert [row[0] for row in rows] == ["| P2", "| P9", "| P10", "| P6"]
+    assert rows[0][2:] == [
+        "8 slots: 1.00 bytes (<= 2), 64 slots: **3.00 bytes** (<= 2)",
+        "1 miss, 1 hold |",
+    ]
+    assert "skipped: there is none" in rows[3][2]
+
+
+PROFILE = """version: 1
+positions: line
+events: Ir
+ob=/bin/x
+fl=/src/a.c
+fn=main
+10 5
+calls=3 20
+11 1000
+fi=/src/b.h
+40 7
+fe=/src/a.c
+12 1
+fn=callee
+20 900
+"""
+
+
+def test_profiles_have_the_costs_of_a_line_itself(bench: Any) -> None:
+    callgrind = bench("callgrind")
+    costs = callgrind.parse(PROFILE)
+    by_line = {(at.function, at.file, at.line): n for at, n in costs.items()}
+    assert by_line == {
+        ("main", "/src/a.c", 10): 5,
+        ("main", "/src/b.h", 40): 7,
+        ("main", "/src/a.c", 12): 1,
+        ("callee", "/src/a.c", 20): 900,
+    }
+    few = callgrind.parse(PROFILE)
+    many = callgrind.parse(PROFILE.replace("20 900", "20 1900"))
+    assert list(callgrind.a_call(few, many, (100, 200)).values()) == [10]
+
+
+def test_lines_belong_to_the_function_above_them(bench: Any, tmp_path: Path) -> None:
+    source = tmp_path / "some.h"
+    source.write_text(
+        "#define F(x) x\n\nstatic inline struct look first(int a,\n\t\t int b)\n{\n\treturn f(a);\n}\n\n"
+        "uint64_t second(void)\n{\n\treturn 0;\n}\n"
+    )
+    names = [bench("callgrind").source_function(str(source), line) for line in (1, 6, 11)]
+    assert names == ["?", "first", "second"]
+
+
+def test_the_documented_table_is_what_the_command_prints() -> None:
+    """docs/benchmarks.md has a row of each goal."""
+    text = (ROOT / "docs" / "benchmarks.md").read_text(encoding="utf-8")
+    header = "| # | ratio or figure | at: what came (what is wanted) | verdict |"
+    table = text.partition(header)[2].partition("\n\n")[0]
+    assert {line.split(" | ")[0] for line in table.splitlines()[2:]} >= {
+        f"| P{i}" for i in range(1, 11)
+    }

@@ -1,0 +1,285 @@
+# SPDX-License-Identifier: MIT
+"""A read section that goes on and on is warned of by name, and the change that waits for it still comes through."""
+
+from __future__ import annotations
+
+import _thread
+import threading
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+
+from memslots import (
+    MEMSLOT_DTYPE,
+    VM,
+    Change,
+    Listener,
+    ReaderStallWarning,
+    ReentrantChangeError,
+    backends,
+)
+
+PAGE = 4096
+
+
+def put(vm: VM, id: int, base: int, npages: int) -> None:
+    vm.set_user_memory_region(
+        id, guest_phys_addr=base * PAGE, memory_size=npages * PAGE, userspace_addr=id << 30
+    )
+
+
+class Reader:
+    """A thread inside a section of the VM until `enough` holds; by itself, since the test's own thread waits."""
+
+    def __init__(self, vm: VM, enough: Callable[[], bool], name: str = "the slow reader") -> None:
+        self.vm, self.enough, self.inside = vm, enough, threading.Event()
+        self.thread = threading.Thread(target=self.run, name=name)
+
+    def run(self) -> None:
+        with self.vm.read():
+            self.inside.set()
+            while not self.enough():
+                time.sleep(0.001)
+
+    def __enter__(self) -> Reader:
+        self.thread.start()
+        assert self.inside.wait(60)
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.thread.join(60)
+        assert not self.thread.is_alive()
+
+
+@pytest.fixture
+def vm() -> Iterator[VM]:
+    with VM() as vm:
+        put(vm, 0, 0, 8)
+        vm.stall_warning_ms = 5
+        yield vm
+        if not vm.closed:
+            vm.check()
+
+
+def reported(vm: VM) -> Callable[[], bool]:
+    return lambda: vm.stats()["stalls"] > 0
+
+
+def test_named_and_repeated(vm: VM) -> None:
+    with (
+        pytest.warns(ReaderStallWarning) as seen,
+        Reader(vm, lambda: len(seen) >= 4) as reader,
+    ):
+        put(vm, 1, 10, 1)
+    assert len(vm) == 2
+    assert vm.stats()["stalls"] == 1
+    waited = [warning.message.waited for warning in seen]
+    assert waited == sorted(set(waited))
+    assert all(now >= 0.005 * 2**i for i, now in enumerate(waited))
+    for warning in seen:
+        stall = warning.message
+        assert isinstance(stall, ReaderStallWarning)
+        assert isinstance(stall, RuntimeWarning)
+        assert (stall.thread_id, stall.thread_name) == (reader.thread.native_id, "the slow reader")
+        assert str(stall) == (
+            f"a change has waited for {stall.waited:.3f} s for the read section of thread "
+            f"{reader.thread.native_id} (the slow reader)"
+        )
+        assert warning.filename == __file__  # where the change was asked for
+
+
+def update(vm: VM) -> None:
+    with vm.begin_update() as u:
+        slot = u.find(0)
+        u.invalidate(slot)
+        u.replace(u.find(0, active=False), None)
+        u.activate(u.find(0), None)
+
+
+def swap_once(vm: VM, then: Callable[[], object] = lambda: None) -> None:
+    with vm.begin_update() as u:
+        u.replace(u.find(0, active=False), None)
+        u.swap()
+        then()
+
+
+CALLS: dict[str, Callable[[VM], object]] = {
+    "create": lambda vm: put(vm, 1, 10, 1),
+    "delete": lambda vm: put(vm, 0, 0, 0),
+    "move": lambda vm: put(vm, 0, 20, 8),
+    "load": lambda vm: vm.load_memslots(np.array([(5, 0, 50, 1, 0, 0)], MEMSLOT_ROW)),
+    "close": VM.close,
+    "update": update,
+}
+MEMSLOT_ROW = [
+    (name, "u8") for name in ("id", "as_id", "base_gfn", "npages", "userspace_addr", "flags")
+]
+LEFT = {"create": 2, "delete": 0, "move": 1, "load": 2, "close": 0, "update": 0}
+
+
+@pytest.mark.parametrize("backend", backends())
+@pytest.mark.parametrize("call", CALLS)
+def test_every_call_that_waits(backend: str, call: str) -> None:
+    if call == "update" and backend != "tree":
+        return
+    with VM(backend=backend) as vm:
+        put(vm, 0, 0, 8)
+        vm.stall_warning_ms = 2
+        with pytest.warns(ReaderStallWarning, match="the slow reader"), Reader(vm, reported(vm)):
+            CALLS[call](vm)
+        assert len(vm) == LEFT[call]
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_as_an_error_it_breaks_nothing(vm: VM, call: str) -> None:
+    """The change is complete; then the caller hears of it, as of what a commit hook raised."""
+    with warnings.catch_warnings(), Reader(vm, reported(vm)):
+        warnings.simplefilter("error", ReaderStallWarning)
+        with pytest.raises(ReaderStallWarning, match="the slow reader") as caught:
+            CALLS[call](vm)
+    assert "raised as a warning; the change itself is complete" in caught.value.__notes__
+    # A step of an update is complete too, but the exception ends its block, which rolls back.
+    assert len(vm) == LEFT[call] + (call == "update")
+    assert vm.closed == (call == "close")
+
+
+def test_roll_back_that_waits(vm: VM) -> None:
+    """The reader comes when the swap has been made, and is waited for by the swap that takes it back."""
+    reader = Reader(vm, reported(vm))
+
+    def then() -> None:
+        reader.__enter__()
+        raise KeyError
+
+    with pytest.warns(ReaderStallWarning), pytest.raises(KeyError):
+        swap_once(vm, then)
+    reader.__exit__()
+    assert len(vm) == 1
+
+
+def test_several_as_errors(vm: VM) -> None:
+    """The first is raised, the others are its notes."""
+    stalls: list[float] = []
+
+    class Loud(Listener):
+        def commit(self, change: Change) -> None:
+            stalls.append(1.0)
+            raise RuntimeError("a commit hook")
+
+    vm.add_listener(Loud())
+    with warnings.catch_warnings(), Reader(vm, reported(vm)):
+        warnings.simplefilter("error", ReaderStallWarning)
+        with pytest.raises(ReaderStallWarning) as caught:
+            put(vm, 1, 10, 1)
+    assert len(stalls) == 1
+    assert len(vm) == 2
+    assert any("RuntimeError('a commit hook')" in note for note in caught.value.__notes__)
+
+
+def test_a_refusal_comes_first(vm: VM) -> None:
+    class No(Listener):
+        def prepare(self, change: Change) -> None:
+            raise KeyError("no")
+
+    vm.add_listener(No())
+    with warnings.catch_warnings(), Reader(vm, reported(vm)):
+        warnings.simplefilter("error", ReaderStallWarning)
+        with pytest.raises(KeyError) as caught:
+            put(vm, 0, 20, 8)  # its first swap waits, then prepare refuses
+    assert any("ReaderStallWarning" in note for note in caught.value.__notes__)
+    assert vm.gfn_to_slot_id_many(np.array([0, 20], np.uint64)).tolist() == [0, -1]
+
+
+def test_a_thread_that_python_does_not_know(vm: VM) -> None:
+    inside, native = threading.Event(), []
+
+    def work() -> None:
+        with vm.read():
+            native.append(threading.get_native_id())
+            inside.set()
+            while not vm.stats()["stalls"]:
+                time.sleep(0.001)
+
+    _thread.start_new_thread(work, ())
+    assert inside.wait(60)
+    with pytest.warns(ReaderStallWarning) as seen:
+        put(vm, 1, 10, 1)
+    stall = seen[0].message
+    assert isinstance(stall, ReaderStallWarning)
+    assert (stall.thread_id, stall.thread_name) == (native[0], None)
+    assert str(stall).endswith(f"of thread {native[0]}")
+
+
+def test_off(vm: VM) -> None:
+    vm.stall_warning_ms = 0
+    left = time.monotonic() + 0.05
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        with Reader(vm, lambda: time.monotonic() > left):
+            put(vm, 1, 10, 1)
+    assert [w for w in seen if w.category is ReaderStallWarning] == []
+    assert vm.stats()["stalls"] == 0
+
+
+def test_what_a_warning_may_do(vm: VM, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever shows the warning runs inside the change: he may look, not change."""
+    seen: list[Any] = []
+
+    def show(*arguments: object, **more: object) -> None:
+        seen.append(vm.gfn_to_hva(0))
+        with vm.read():
+            seen.append(len(vm.memslots()))
+        with pytest.raises(ReentrantChangeError):
+            put(vm, 2, 30, 1)
+        with pytest.raises(ReentrantChangeError):
+            vm.stall_warning_ms = 0
+        with pytest.raises(ReentrantChangeError):
+            vm.close()
+
+    with warnings.catch_warnings(), Reader(vm, lambda: len(seen) >= 2):
+        warnings.simplefilter("always")
+        monkeypatch.setattr(warnings, "showwarning", show)
+        put(vm, 1, 10, 1)
+    assert seen[:2] == [0, 2]
+    assert len(vm) == 2
+
+
+def test_what_a_warning_raises(vm: VM, monkeypatch: pytest.MonkeyPatch) -> None:
+    def show(*arguments: object, **more: object) -> None:
+        raise KeyboardInterrupt
+
+    with warnings.catch_warnings(), Reader(vm, reported(vm)):
+        warnings.simplefilter("always")
+        monkeypatch.setattr(warnings, "showwarning", show)
+        with pytest.raises(KeyboardInterrupt):
+            put(vm, 1, 10, 1)
+    assert len(vm) == 2
+    put(vm, 2, 30, 1)  # and is not raised again
+
+
+@pytest.mark.parametrize("bad", [-1, 2**32, 1.5, True, "5", None])
+def test_bad_values(vm: VM, bad: Any) -> None:
+    with pytest.raises((TypeError, OverflowError), match="stall_warning_ms"):
+        vm.stall_warning_ms = bad
+    assert vm.stall_warning_ms == 5
+
+
+def test_setting() -> None:
+    with VM() as vm:
+        assert vm.stall_warning_ms == 1000
+        vm.stall_warning_ms = 2**32 - 1
+        assert vm.stall_warning_ms == 2**32 - 1
+        with vm.read(), pytest.raises(ReentrantChangeError):
+            vm.stall_warning_ms = 1
+        assert vm.stall_warning_ms == 2**32 - 1
+    with pytest.raises(ValueError, match="closed"):
+        vm.stall_warning_ms = 1
+    assert vm.stall_warning_ms == 2**32 - 1
+
+
+def test_load_has_the_fields() -> None:
+    assert set(np.dtype(MEMSLOT_ROW).names or ()) == set(MEMSLOT_DTYPE.names or ())

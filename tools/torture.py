@@ -1,0 +1,121 @@
+# SPDX-License-Identifier: MIT
+"""torture.py - builds tests/core/torture.c plain and under each sanitizer of each compiler, and runs them in turn.
+
+The seconds are shared by the builds.  Each run appends a line to the record; the last line of the
+output is the sum.  Exit 1 for a wrong answer, a report of a sanitizer or a thread that hangs; a
+compiler that is not there is named, not passed over.
+"""
+
+import argparse
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).resolve().parent.parent
+BUILDS = {  # preset: the compiler, its share of the time
+    "dev": ("cc", 1.0),
+    "asan": ("gcc", 1.0),
+    "tsan": ("gcc", 1.0),
+    "clang-asan": ("clang", 1.0),
+    "clang-tsan": ("clang", 1.0),
+}
+CLOSING = re.compile(r"^torture: (\d+) lookups, (\d+) changes, (\d+) wrong$", re.MULTILINE)
+OPTIONS = {
+    "ASAN_OPTIONS": "detect_leaks=1:strict_string_checks=1",
+    "UBSAN_OPTIONS": "print_stacktrace=1",
+    "TSAN_OPTIONS": "halt_on_error=1:second_deadlock_stack=1",
+}
+
+
+class Sum(NamedTuple):
+    lookups: int = 0
+    changes: int = 0
+    wrong: int = 0
+
+    def plus(self, other: "Sum") -> "Sum":
+        return Sum(*(a + b for a, b in zip(self, other, strict=True)))
+
+
+def launcher(preset: str) -> list[str]:
+    """ThreadSanitizer of gcc 12 and clang 14 wants addresses that are not randomized by 32 bits."""
+    setarch = shutil.which("setarch")
+    if "tsan" not in preset or not setarch:
+        return []
+    refused = subprocess.run([setarch, "-R", "true"], check=False, capture_output=True).returncode
+    return [] if refused else [setarch, "-R"]
+
+
+def build(preset: str) -> Path:
+    for command in (
+        ["cmake", "--preset", preset, "--log-level=NOTICE"],
+        ["cmake", "--build", "--preset", preset, "--target", "torture"],
+    ):
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+        if done.returncode:
+            sys.exit(f"torture: {' '.join(command)}:\n{done.stdout}{done.stderr}")
+    return ROOT / "build" / preset / "torture"
+
+
+def run(program: Path, preset: str, args: argparse.Namespace, seconds: float) -> Sum:
+    """The run's sum; what went wrong without a closing line counts as one wrong answer, and is put on record."""
+    command = [*launcher(preset), str(program), "-t", f"{seconds:.3f}", "-s", str(args.seed)]
+    command += ["-o", str(args.record), "-n", preset]
+    print(f"torture: {preset}, {seconds:.0f} s, seed {args.seed}", flush=True)
+    done = subprocess.run(
+        command, env=os.environ | OPTIONS, stdout=subprocess.PIPE, text=True, check=False
+    )
+    print(done.stdout, end="", flush=True)
+    closing = CLOSING.search(done.stdout)
+    if closing and not done.returncode:
+        return Sum(*map(int, closing.groups()))
+    if closing:
+        total = Sum(*map(int, closing.groups()))
+        return total if total.wrong else total.plus(Sum(wrong=1))  # a leak, found at the end
+    now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    with args.record.open("a", encoding="utf-8") as record:
+        record.write(f"{now}\t{preset}\t{args.seed}\t{seconds:.0f}\tended with {done.returncode}\n")
+    return Sum(wrong=1)
+
+
+def available(wanted: list[str]) -> Iterator[str]:
+    for preset in wanted:
+        compiler = BUILDS[preset][0]
+        if compiler == "clang" and not shutil.which("clang"):
+            print(
+                f"torture: {preset} is NOT RUN: there is no clang (Debian: apt-get install clang)"
+            )
+            continue
+        yield preset
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("-t", "--seconds", type=float, default=60, help="for all builds together")
+    parser.add_argument("-s", "--seed", type=int, default=20211206)
+    parser.add_argument("-o", "--record", type=Path, default=ROOT / "build" / "torture.record")
+    parser.add_argument("--build", action="append", choices=list(BUILDS), help="only these")
+    args = parser.parse_args()
+    args.record = args.record.resolve()
+    args.record.parent.mkdir(parents=True, exist_ok=True)
+
+    presets = list(available(args.build or list(BUILDS)))
+    programs = {preset: build(preset) for preset in presets}
+    shares = sum(BUILDS[preset][1] for preset in presets)
+    total = Sum()
+    for preset, program in programs.items():
+        total = total.plus(run(program, preset, args, args.seconds * BUILDS[preset][1] / shares))
+    print(
+        f"torture: {total.lookups} lookups, {total.changes} changes, {total.wrong} wrong "
+        f"({len(presets)} of {len(BUILDS)} builds)"
+    )
+    return 1 if total.wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
