@@ -263,6 +263,9 @@ class Copy:
         self.source = self.base / "source"
         self.configured: dict[str, dict[str, list[str]]] = {}  # build -> ctest -> command
         self.mutated: set[str] = set()
+        self.texts: dict[
+            str, str
+        ] = {}  # of the files that mutants touch, as they were when the run began
         wanted = set(files_below(ROOT))
         if self.source.exists():
             for file in set(files_below(self.source)) - wanted:
@@ -274,13 +277,19 @@ class Copy:
         """Heals what another mutant broke, and breaks this; files that both touch are written once."""
         texts: dict[str, str] = {}
         for edit in edits:
-            text = texts.get(edit.file) or (ROOT / edit.file).read_text(encoding="utf-8")
-            texts[edit.file] = text.replace(edit.old, edit.new)
+            texts[edit.file] = (texts.get(edit.file) or self.text(edit.file)).replace(
+                edit.old, edit.new
+            )
         for file in self.mutated - texts.keys():
-            write_if_new(self.source / file, (ROOT / file).read_bytes())
+            write_if_new(self.source / file, self.text(file).encode())
         for file, text in texts.items():
             write_if_new(self.source / file, text.encode())
         self.mutated = set(texts)
+
+    def text(self, file: str) -> str:
+        if file not in self.texts:  # nothing has been planted there
+            self.texts[file] = (self.source / file).read_text(encoding="utf-8")
+        return self.texts[file]
 
     def folder(self, build: str) -> Path:
         return self.base / build

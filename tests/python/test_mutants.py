@@ -177,6 +177,42 @@ def test_selection() -> None:
     assert names("nothing") == []
 
 
+# ---- copies ------------------------------------------------------------------------------------------
+
+
+def test_bugs_are_planted_in_the_copy_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = tmp_path / "tree"
+    (root / "src").mkdir(parents=True)
+    files = {name: root / "src" / name for name in ("a.c", "b.c")}
+    for path in files.values():
+        path.write_text("one two three")
+    monkeypatch.setattr(tool(), "ROOT", root)
+    monkeypatch.setattr(tool(), "WORK", tmp_path / "work")
+    monkeypatch.setattr(tool(), "PARTS", ("src",))
+    edit = tool().Edit
+    copy = tool().Copy(0)
+
+    def texts() -> list[str]:
+        assert [path.read_text() for path in files.values()] == ["one two three"] * 2
+        return [(copy.source / "src" / name).read_text() for name in files]
+
+    copy.plant([edit("src/a.c", "one", "1"), edit("src/a.c", "three", "3")])
+    assert texts() == ["1 two 3", "one two three"]
+    copy.plant([edit("src/a.c", "two", "2"), edit("src/b.c", "two", "2")])
+    assert texts() == ["one 2 three"] * 2
+    copy.plant([edit("src/b.c", "one", "1")])
+    assert texts() == ["one two three", "1 two three"]
+    (copy.source / "src" / "gone.c").write_text("")
+    copy = tool().Copy(0)  # after a run that was cut off
+    assert texts() == ["one two three"] * 2
+    assert not (copy.source / "src" / "gone.c").exists()
+    time = (copy.source / "src" / "a.c").stat().st_mtime_ns
+    copy = tool().Copy(0)
+    assert (copy.source / "src" / "a.c").stat().st_mtime_ns == time
+
+
 # ---- judging ------------------------------------------------------------------------------------------
 
 
