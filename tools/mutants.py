@@ -18,6 +18,7 @@ The last line is `mutants: N planted, N caught`; the exit status is 0 when both 
 """
 
 import argparse
+import fcntl
 import fnmatch
 import json
 import os
@@ -619,6 +620,17 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
+def have_it_alone() -> Any:
+    """The copies are one run's at a time; the lock goes with the process."""
+    WORK.mkdir(parents=True, exist_ok=True)
+    lock = (WORK / "lock").open("w")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise SystemExit(f"another run works in {WORK}") from None
+    return lock
+
+
 def report(verdicts: list[Verdict], catalogue: Catalogue, args: argparse.Namespace) -> None:
     if args.json:
         found = [v.as_json() for v in sorted(verdicts, key=lambda v: v.mutant.name)]
@@ -639,6 +651,7 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     if not chosen:
         raise SystemExit("no mutant fits")
+    lock = have_it_alone()  # until the end
     reasons = {m.name: stale(m) for m in chosen}
     verdicts = [Verdict(m, [], reasons[m.name], 0) for m in chosen if reasons[m.name]]
     for v in verdicts:
@@ -662,6 +675,7 @@ def main(argv: list[str] | None = None) -> int:
     if missed:
         print(f"not caught: {', '.join(missed)}")
     print(f"{time.monotonic() - start:.0f} s")
+    lock.close()
     print(f"mutants: {len(chosen)} planted, {caught} caught")
     return 0 if caught == len(chosen) and not run.failures and not run.useless else 1
 
