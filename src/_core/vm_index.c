@@ -58,6 +58,7 @@ static void take_off_index(struct memslot_set *set)
 	struct flat_index *index = atomic_load_explicit(&set->index, memory_order_relaxed);
 
 	if (index) {
+		point(WRITER_TAKES_INDEX);
 		patch_start(&set->patch, index);
 		atomic_store_explicit(&set->index, NULL, memory_order_relaxed);
 	}
@@ -129,6 +130,7 @@ static bool gather_in_pieces(struct ms_vm *vm, uint32_t as_id, struct gathering 
 		if (same)
 			gather(vm, g, PIECE);
 		look_end(vm, look);
+		point(READER_INDEX_GATHERED);
 	}
 	return same;
 }
@@ -163,6 +165,7 @@ static struct flat_index *finish(struct ms_vm *vm, uint32_t as_id, struct gather
 	struct flat_index *index = flat_create(&vm->memory, g->entries, g->nr);
 
 	gathering_end(vm, g);
+	point(READER_INDEX_MADE);
 	if (index) {
 		publish(vm, as_id, g->state, index);
 		atomic_fetch_add_explicit(count, 1, memory_order_relaxed);
@@ -242,6 +245,7 @@ static void make_plan(struct memslot_set *set, enum way way, struct plan *plan)
 
 static struct flat_index *carry_out(struct ms_vm *vm, uint32_t as_id, struct plan *plan)
 {
+	point(READER_INDEX_PLANNED);
 	switch (plan->way) {
 	case FOUND:
 		return plan->index;
