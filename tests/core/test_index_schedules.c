@@ -503,6 +503,10 @@ static void policy_between(uint32_t stop, bool indexed)
 	before = stats_of(vm).indexed;
 	ask(&first); /* there may be an index: it is not used */
 	check_answers(&first, 0, 0);
+	for (uint32_t id = 0; id < NR; id++) {
+		CHECK_EQ(ms_gfn_to_hva(vm, 0, id * STEP), hva_for(0, id));
+		CHECK_EQ(ms_vcpu_gfn_to_hva(vcpu, id * STEP), hva_for(0, id));
+	}
 	CHECK_EQ(stats_of(vm).indexed, before);
 	CHECK_EQ(delete(5), 0);
 	check_now(5, 6);
