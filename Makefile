@@ -4,7 +4,7 @@
 #
 #   PYTHON   the Python to use, such as make test PYTHON=python3.13 VENV=.venv-3.13
 #   ARGS     further arguments for memslots perf, for pytest in test-python, bench and bench-compare, or for bench-goals,
-#            bench-readers and callgrind
+#            bench-readers, callgrind and mutants
 #   T, SEED  seconds and seed of torture
 #   A, B     what bench-compare compares: commits, or . for the files as they are
 
@@ -31,7 +31,7 @@ unexport PYTHONPATH PYTHONHOME
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
 .SECONDARY:
-.PHONY: help perf test test-core test-python asan asan-core asan-python tsan torture torture-short coverage bench \
+.PHONY: help perf test test-core test-python asan asan-core asan-python tsan torture torture-short leaks mutants coverage bench \
 	bench-goals bench-readers bench-compare callgrind lint format ci clean
 
 help: ## list the commands
@@ -84,6 +84,19 @@ torture: $(VENV)/.with-build ## readers beside a writer that never stops, every 
 torture-short: $(VENV)/.with-build
 	@PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python tools/torture.py --seconds 25
 
+# Whatever memory a test still holds, or reads before it was written, fails it.  The synonym leads the allocator that
+# test_faults puts in the C library's place to valgrind's.
+LEAKS := test_faults test_update test_hooks test_dirty_log test_lookup
+leaks: $(VENV)/.with-build ## failed allocations, updates, hooks, logs and lookups of the core under valgrind, where there is one
+	@if ! command -v valgrind >/dev/null; then echo "leaks: there is no valgrind here: NOT run"; exit 0; fi; \
+	PATH="$(abspath $(BIN)):$$PATH" && cmake --preset dev --log-level=NOTICE && \
+	cmake --build --preset dev --target $(LEAKS) -- --quiet && \
+	for test in $(LEAKS); do \
+		MEMSLOTS_VALGRIND=1 MEMSLOTS_TEST_SLOW=1 MEMSLOTS_TEST_SCALE=0.2 \
+			valgrind -q --leak-check=full --errors-for-leak-kinds=definite --error-exitcode=9 \
+			--fair-sched=yes --child-silent-after-fork=yes --soname-synonyms=somalloc=NONE build/dev/$$test || exit 1; \
+	done && echo "leaks: 0 errors and 0 blocks left in $(words $(LEAKS)) tests"
+
 coverage: $(VENV)/.with-build $(VENV)/.with-coverage ## lines and branches of the core that its own tests run
 	@if [ -d build/coverage ]; then find build/coverage -name '*.gcda' -delete; fi
 	$(call run-preset,coverage)
@@ -91,6 +104,9 @@ coverage: $(VENV)/.with-build $(VENV)/.with-coverage ## lines and branches of th
 		--merge-mode-functions=merge-use-line-0 --gcov-ignore-parse-errors=negative_hits.warn \
 		--json build/coverage/gcovr.json build/coverage
 	@$(BIN)/python tools/coverage.py build/coverage/gcovr.json
+
+mutants: $(VENV)/.package $(VENV)/.with-test ## plant bugs, one at a time, and see each caught; ARGS=--quick takes a minute, --list names them
+	@$(BIN)/python tools/mutants.py $(ARGS)
 
 bench: $(VENV)/.package $(VENV)/.with-test $(VENV)/.with-bench ## the benchmarks, each of which checks the answer it times
 	@$(BIN)/python -m pytest bench $(ARGS)

@@ -95,7 +95,7 @@ def run_forced(level: str, effort: Effort) -> dict[str, Any]:
 def take_over(book: Book, report: dict[str, Any], level: str) -> None:
     """Without bounds: the goals are about the level that the machine has."""
     for row in report["figures"]:
-        fields = {k: v for k, v in row.items() if k not in ("verdict", "bound")}
+        fields = {k: v for k, v in row.items() if k not in ("verdict", "sure", "bound")}
         fields["what"] = f"{row['what']}, MEMSLOTS_SIMD={level}"
         book.figures.append(Figure(**fields))
     for wrong in report["wrong"]:

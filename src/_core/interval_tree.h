@@ -11,7 +11,8 @@
  *   T2  in-order, the intervals ascend by start, equal starts by tie_before.
  *
  * Locking: as rbtree.h.
- * Cost: add and del O(log n), replace O(1) where `last` stays; the first hit O(log n), each further one O(log n) at worst, O(1) for dense hits.
+ * Cost: add and del O(log n), replace O(1) where `last` stays; the first hit O(log n), each further one O(log n) at
+ * worst, O(1) for dense hits.
  */
 #ifndef MS_INTERVAL_TREE_H
 #define MS_INTERVAL_TREE_H

@@ -33,6 +33,12 @@ static inline struct look look_begin(struct ms_vm *vm, uint32_t as_id)
 	return look;
 }
 
+/* Of a section that srcu_enter() opened. */
+static inline struct look look_of(struct srcu_reader *reader, struct memslot_set *set)
+{
+	return (struct look){ { .reader = reader, .bank = reader->bank, .outermost = true }, set };
+}
+
 static inline void look_end(struct ms_vm *vm, struct look look)
 {
 	point(READER_LEAVES);

@@ -61,16 +61,12 @@ static inline uint64_t hva_by_index(const struct ms_vm *vm, struct memslot_set *
 	return translate_record(record, gfn, write);
 }
 
-static inline uint64_t hva_of_gfn(const struct ms_vm *vm, const struct look *look, uint64_t gfn, bool write,
-				  enum srcu_count *found)
+static inline uint64_t hva_without_hint(const struct ms_vm *vm, const struct look *look, uint64_t gfn, bool write,
+					enum srcu_count *found)
 {
-	const struct memslot *slot = hint_for(look->set, gfn);
-	const struct flat_index *index;
+	const struct flat_index *index = set_index(look->set);
+	const struct memslot *slot;
 
-	*found = SRCU_HIT_LAST_USED;
-	if (slot)
-		return translate(slot, gfn, write);
-	index = set_index(look->set);
 	*found = SRCU_INDEXED;
 	if (index && likely(may_index(vm)))
 		return hva_by_index(vm, look->set, index, &look->section.reader->last_record, gfn, write);
@@ -79,12 +75,12 @@ static inline uint64_t hva_of_gfn(const struct ms_vm *vm, const struct look *loo
 	return translate(slot, gfn, write);
 }
 
-/* One section, counted. */
-static inline uint64_t gfn_to_hva(struct ms_vm *vm, uint32_t as_id, uint64_t gfn, bool write)
+/* The rest of a lookup whose hint did not help: the section is open, and is closed here. */
+static __attribute__((noinline)) uint64_t finish_lookup(struct ms_vm *vm, struct look look, uint32_t as_id, uint64_t gfn,
+							bool write)
 {
-	struct look look = look_begin(vm, as_id);
 	enum srcu_count found = SRCU_MISS;
-	uint64_t hva = look.set ? hva_of_gfn(vm, &look, gfn, write, &found) : MS_HVA_ERR_BAD;
+	uint64_t hva = look.set ? hva_without_hint(vm, &look, gfn, write, &found) : MS_HVA_ERR_BAD;
 	bool tell;
 
 	srcu_count(look.section.reader, found, 1);
@@ -92,6 +88,21 @@ static inline uint64_t gfn_to_hva(struct ms_vm *vm, uint32_t as_id, uint64_t gfn
 	look_end(vm, look);
 	if (unlikely(tell))
 		vm_index_tell(vm, as_id);
+	return hva;
+}
+
+/* Any lookup of an address. */
+static __attribute__((noinline)) uint64_t gfn_to_hva(struct ms_vm *vm, uint32_t as_id, uint64_t gfn, bool write)
+{
+	struct look look = look_begin(vm, as_id);
+	const struct memslot *slot = look.set ? hint_for(look.set, gfn) : NULL;
+	uint64_t hva;
+
+	if (!slot)
+		return finish_lookup(vm, look, as_id, gfn, write);
+	hva = translate(slot, gfn, write);
+	srcu_count(look.section.reader, SRCU_HIT_LAST_USED, 1);
+	look_end(vm, look);
 	return hva;
 }
 
@@ -121,9 +132,29 @@ int ms_id_to_memslot(struct ms_vm *vm, uint32_t as_id, uint32_t id, struct ms_me
 	return r;
 }
 
+/* The lookup that callers make a million times: a thread that has been here before, outside of its own sections, and
+ * the hint has it.  Everything else is somebody else's code, so that this is short. */
 uint64_t ms_gfn_to_hva(struct ms_vm *vm, uint32_t as_id, uint64_t gfn)
 {
-	return gfn_to_hva(vm, as_id, gfn, true);
+	struct srcu_reader *reader = srcu_cached_reader(&vm->srcu);
+	const struct memslot *slot;
+	struct memslot_set *set;
+	uint64_t hva;
+
+	if (unlikely(!reader || reader->depth || as_id >= vm->config.address_spaces))
+		return gfn_to_hva(vm, as_id, gfn, true);
+	srcu_enter(&vm->srcu, reader);
+	set = vm_active_set(vm, as_id);
+	point(READER_VIEW_LOADED);
+	slot = hint_for(set, gfn);
+	if (unlikely(!slot))
+		return finish_lookup(vm, look_of(reader, set), as_id, gfn, true);
+	hva = translate(slot, gfn, true);
+	srcu_count_own(reader, SRCU_HIT_LAST_USED, 1);
+	point(READER_LEAVES);
+	srcu_leave(&vm->srcu, reader);
+	point(READER_LEFT);
+	return hva;
 }
 
 uint64_t ms_gfn_to_hva_prot(struct ms_vm *vm, uint32_t as_id, uint64_t gfn, bool *writable)

@@ -66,7 +66,7 @@ void *memory_zalloc_lines(struct memory *m, size_t size)
 	return count_in(m, block, size);
 }
 
-#define POISON 0xA5
+#define POISON 0xDB
 
 /* For tests: whoever still looks at what is free finds nothing that makes sense.  The empty asm keeps a compiler that
  * knows free() from leaving out the memset. */
@@ -109,13 +109,13 @@ static void **word_of(void *block, size_t size)
 }
 
 /* What has been freed stays as it is until it is allocated again; ThreadSanitizer hears of the write. */
-static void poison(void *block, size_t size)
+static void poison_block(void *block, size_t size)
 {
 	spoil(block, size - MEMORY_POOL_WORD);
 	ASAN_POISON_MEMORY_REGION(block, size - MEMORY_POOL_WORD);
 }
 
-static void unpoison(void *block, size_t size)
+static void unpoison_block(void *block, size_t size)
 {
 	ASAN_UNPOISON_MEMORY_REGION(block, size - MEMORY_POOL_WORD);
 	if (MEMORY_POISONS)
@@ -172,7 +172,7 @@ static struct memory_chunk *add_chunk(struct memory *m, size_t size, size_t room
 		return NULL;
 	*chunk = (struct memory_chunk){ .fresh = room, .room = room };
 	for (size_t i = 0; MEMORY_POISONS && i < room; i++)
-		poison(block_at(chunk, size, i), size);
+		poison_block(block_at(chunk, size, i), size);
 	count_chunk(m, size, room, true);
 	open_chunk(&m->pool, chunk);
 	return chunk;
@@ -247,7 +247,7 @@ void *memory_pool_alloc(struct memory *m, size_t size)
 	if (chunk == pool->idle)
 		pool->idle = NULL;
 	count_blocks(pool, 1);
-	unpoison(block, size);
+	unpoison_block(block, size);
 	return block;
 }
 
@@ -277,7 +277,7 @@ void memory_pool_free(struct memory *m, void *block, size_t size)
 		open_chunk(&m->pool, chunk);
 	*word_of(block, size) = chunk->free;
 	chunk->free = block;
-	poison(block, size);
+	poison_block(block, size);
 	count_blocks(&m->pool, -(uint64_t)1);
 	if (unlikely(!chunk->used))
 		chunk_is_idle(m, chunk, size);

@@ -6,8 +6,8 @@
  * that a test can set up and a user can ask for.  Whoever frees a block knows its size.
  *
  * The pool hands out blocks of one size that lie side by side in chunks: a walk over a million of them finds neighbours
- * in neighbouring pages.  A pool's block counts and fails as any other; its chunk counts with its bytes alone, and fails
- * with the block that wanted it.  Of chunks without a used block one stays, and none when no block is in use at all.
+ * in neighbouring pages.  A pool's block counts and fails as any other; its chunk counts with its bytes alone, and
+ * fails with the block that wanted it.  Of chunks without a used block one stays, and none when no block is in use.
  *
  * Invariants of a pool
  *   P1  `open` has each chunk that has a free block, once, and no other;
@@ -73,8 +73,8 @@ void memory_free_lines(struct memory *m, void *block, size_t size);
 void *memory_pool_alloc(struct memory *m, size_t size);
 void memory_pool_free(struct memory *m, void *block, size_t size);
 
-/* The next block comes from a chunk for n of them, if so many are not free: what is allocated first lies last.  An offer:
- * without memory for it there may be some for less.  0 takes it back. */
+/* The next block comes from a chunk for n of them, if so many are not free: what is allocated first lies last.  An
+ * offer: without memory for it there may be some for less.  0 takes it back. */
 static inline void memory_pool_reserve(struct memory *m, size_t n)
 {
 	m->pool.wanted = n;

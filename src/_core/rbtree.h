@@ -4,8 +4,8 @@
  *
  * The caller walks down by its own order and hands the place to rb_insert(); the tree keeps itself balanced.  A tree
  * with an `update` function keeps a summary of each subtree in its nodes: update(root, node) computes node's summary
- * from its children's and says whether that is news.  It is called for every node whose subtree changed, children first,
- * and no further up than there is news.
+ * from its children's and says whether that is news.  It is called for every node whose subtree changed, children
+ * first, and no further up than there is news.
  *
  * Both directions are one code: child[0] is left, child[1] is right, and a direction is an int.
  *
@@ -18,7 +18,7 @@
  *
  * Locking: none.  A tree has one writer, or readers and no writer: nothing here is atomic.
  * Cost: insert and erase O(1) after the caller's walk down, but for erase's walk to the next node, with at most three
- * rotations; with an update function the walk up while there is news.  Replace O(1), and it keeps the shape of the tree.
+ * rotations; with an update function the walk up while there is news.  Replace O(1), and the tree keeps its shape.
  */
 #ifndef MS_RBTREE_H
 #define MS_RBTREE_H

@@ -115,11 +115,19 @@ struct srcu_cache {
 };
 extern _Thread_local struct srcu_cache srcu_cache[SRCU_CACHED] __attribute__((tls_model("initial-exec")));
 
+/* A record of the thread's own, where it was used lately, or NULL. */
+static inline struct srcu_reader *srcu_cached_reader(const struct srcu *s)
+{
+	const struct srcu_cache *entry = &srcu_cache[s->number % SRCU_CACHED];
+
+	return likely(entry->domain == s->number) ? entry->reader : NULL;
+}
+
 static inline struct srcu_reader *srcu_reader(struct srcu *s)
 {
-	struct srcu_cache *entry = &srcu_cache[s->number % SRCU_CACHED];
+	struct srcu_reader *r = srcu_cached_reader(s);
 
-	return likely(entry->domain == s->number) ? entry->reader : srcu_find_reader(s);
+	return likely(r) ? r : srcu_find_reader(s);
 }
 
 static inline bool srcu_is_shared(const struct srcu_reader *r)
@@ -127,42 +135,34 @@ static inline bool srcu_is_shared(const struct srcu_reader *r)
 	return r == &r->domain->shared;
 }
 
-static inline void srcu_count(struct srcu_reader *r, enum srcu_count which, uint64_t n)
+/* In a record of one's own, where nobody else counts. */
+static inline void srcu_count_own(struct srcu_reader *r, enum srcu_count which, uint64_t n)
 {
 	_Atomic uint64_t *count = &r->count[which];
 
+	atomic_store_explicit(count, atomic_load_explicit(count, memory_order_relaxed) + n, memory_order_relaxed);
+}
+
+static inline void srcu_count(struct srcu_reader *r, enum srcu_count which, uint64_t n)
+{
 	if (unlikely(srcu_is_shared(r)))
-		atomic_fetch_add_explicit(count, n, memory_order_relaxed);
+		atomic_fetch_add_explicit(&r->count[which], n, memory_order_relaxed);
 	else
-		atomic_store_explicit(count, atomic_load_explicit(count, memory_order_relaxed) + n, memory_order_relaxed);
+		srcu_count_own(r, which, n);
 }
 
 uint64_t srcu_total(struct srcu *s, enum srcu_count which);
 
-/* Sections of the shared record have no depth and no view: each is an outermost one, and its bank is in its caller's
- * hands alone. */
-struct srcu_section {
-	struct srcu_reader *reader;
-	uint32_t bank;
-	bool outermost;
-};
-
-static inline struct srcu_section srcu_read_lock(struct srcu *s)
+/* The outermost section of a record of one's own: what every lookup opens and closes. */
+static inline void srcu_enter(struct srcu *s, struct srcu_reader *r)
 {
-	struct srcu_reader *r = srcu_reader(s);
-	struct srcu_section section = { .reader = r, .outermost = true };
+	uint32_t bank = atomic_load_explicit(&s->bank, memory_order_seq_cst);
 
-	thread_self.sections++;
-	if (likely(!srcu_is_shared(r)) && r->depth++ > 0) {
-		section.outermost = false;
-		return section;
-	}
-	section.bank = atomic_load_explicit(&s->bank, memory_order_seq_cst);
 	point(READER_BANK_LOADED);
-	if (likely(!srcu_is_shared(r)))
-		r->bank = section.bank;
-	atomic_fetch_add_explicit(&r->lock[section.bank], 1, memory_order_seq_cst); /* A */
-	return section;
+	thread_self.sections++;
+	r->depth = 1;
+	r->bank = bank;
+	atomic_fetch_add_explicit(&r->lock[bank], 1, memory_order_seq_cst); /* A */
 }
 
 void srcu_wake_writer(struct srcu *s);
@@ -175,17 +175,64 @@ static inline void srcu_count_out(_Atomic uint64_t *unlock)
 	atomic_store_explicit(unlock, out + 1, memory_order_release); /* B */
 }
 
+static inline void srcu_look_for_writer(struct srcu *s)
+{
+	if (unlikely(atomic_load_explicit(&s->waiting, memory_order_relaxed))) /* hint: the writer's sleep is bounded */
+		srcu_wake_writer(s);
+}
+
+static inline void srcu_leave(struct srcu *s, struct srcu_reader *r)
+{
+	thread_self.sections--;
+	r->depth = 0;
+	srcu_count_out(&r->unlock[r->bank]);
+	srcu_look_for_writer(s);
+}
+
+/* Sections of the shared record have no depth and no view: each is an outermost one, and its bank is in its caller's
+ * hands alone. */
+struct srcu_section {
+	struct srcu_reader *reader;
+	uint32_t bank; /* of an outermost one */
+	bool outermost;
+};
+
+/* Any section: nested ones, and those of threads that have to share a record. */
+static inline struct srcu_section srcu_read_lock(struct srcu *s)
+{
+	struct srcu_reader *r = srcu_reader(s);
+	struct srcu_section section = { .reader = r, .outermost = true };
+
+	if (unlikely(srcu_is_shared(r))) {
+		section.bank = atomic_load_explicit(&s->bank, memory_order_seq_cst);
+		point(READER_BANK_LOADED);
+		thread_self.sections++;
+		atomic_fetch_add_explicit(&r->lock[section.bank], 1, memory_order_seq_cst); /* A */
+	} else if (r->depth) {
+		thread_self.sections++;
+		r->depth++;
+		section.outermost = false;
+	} else {
+		srcu_enter(s, r);
+		section.bank = r->bank;
+	}
+	return section;
+}
+
 static inline void srcu_read_unlock(struct srcu *s, struct srcu_section section)
 {
 	struct srcu_reader *r = section.reader;
 
-	thread_self.sections--;
-	if (unlikely(srcu_is_shared(r)))
+	if (unlikely(srcu_is_shared(r))) {
+		thread_self.sections--;
 		atomic_fetch_add_explicit(&r->unlock[section.bank], 1, memory_order_release); /* B */
-	else if (--r->depth == 0)
-		srcu_count_out(&r->unlock[r->bank]);
-	if (unlikely(atomic_load_explicit(&s->waiting, memory_order_relaxed))) /* hint: the writer's sleep is bounded */
-		srcu_wake_writer(s);
+		srcu_look_for_writer(s);
+	} else if (r->depth > 1) {
+		thread_self.sections--;
+		r->depth--;
+	} else {
+		srcu_leave(s, r);
+	}
 }
 
 #endif

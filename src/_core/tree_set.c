@@ -56,10 +56,10 @@ static struct memslot *tree_search_call(const struct memslot_set *set, uint64_t 
 
 /* ---- many searches at once ---- */
 
-/* From so many slots on a tree no longer fits the first cache, and waiting for one node costs more than the lanes do. */
+/* From so many slots on a tree leaves the first cache, and to wait for one node costs more than the lanes do. */
 #define LANES_PAY 256
 
-/* Where a lane waits for the others: no gfn is in it, and it leads nowhere.  A gfn that is >= its base is in no slot. */
+/* Where a lane waits for the others: no gfn is in it, and it leads nowhere.  A gfn as high as its base is in no slot. */
 static const struct tree_slot lane_end = { .slot.base_gfn = UINT64_MAX };
 
 struct lanes {

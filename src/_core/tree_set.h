@@ -44,9 +44,9 @@ static inline struct memslot *slot_of_gfn_node(const struct rb_node *node, uint3
 #endif
 
 /*
- * One level down: the child of node on gfn's side; *floor becomes node where its base_gfn <= gfn.  Without a branch that
- * depends on the keys: a random lookup would mispredict half of them.  Compilers make branches of every way to write
- * that in C, or a chain that waits for the comparison before it loads the child; hence two conditional moves.
+ * One level down: the child of node on gfn's side; *floor becomes node where its base_gfn <= gfn.  Without a branch
+ * that depends on the keys: a random lookup would mispredict half of them.  Compilers make branches of what C says, or a
+ * chain that waits for the comparison before it loads the child; hence two conditional moves.
  */
 static inline const struct rb_node *tree_step(const struct rb_node *node, uint32_t idx, uint64_t gfn,
 					      const struct rb_node **floor)
@@ -93,8 +93,8 @@ static inline struct memslot *tree_search(const struct memslot_set *set, uint64_
 /* How many searches tree_search_many() makes at once. */
 #define TREE_LANES 32
 
-/* slots[i] becomes the slot that contains gfns[i], or NULL; n <= TREE_LANES.  The searches descend side by side, so that
- * they wait for memory together. */
+/* slots[i] becomes the slot that contains gfns[i], or NULL; n <= TREE_LANES.  The searches descend side by side, so
+ * that they wait for memory together. */
 void tree_search_many(const struct memslot_set *set, const uint64_t *gfns, struct memslot **slots, size_t n);
 
 #endif

@@ -61,7 +61,8 @@ struct ms_vm {
 	struct vm_counts counts;
 };
 
-_Static_assert(offsetof(struct ms_vm, config.user_mem_slots) < CACHE_LINE && offsetof(struct ms_vm, srcu) % CACHE_LINE == 0,
+_Static_assert(offsetof(struct ms_vm, config.user_mem_slots) < CACHE_LINE &&
+		       offsetof(struct ms_vm, srcu) % CACHE_LINE == 0,
 	       "a lookup reads two lines of its VM: this one and the domain's");
 _Static_assert(offsetof(struct ms_vm, memory) / CACHE_LINE > offsetof(struct ms_vm, srcu.shared) / CACHE_LINE + 1,
 	       "what allocations count is on no line of a reader's");

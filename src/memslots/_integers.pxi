@@ -1,6 +1,25 @@
 # SPDX-License-Identifier: MIT
 # Arguments that are numbers: __index__ only, in range, named when they are not.
 
+cdef extern from *:
+    """
+    /* The value of an int of one digit (below 2^30) that is not negative, as most frame numbers are; else -1. */
+    #if PY_VERSION_HEX >= 0x030C0000
+    static inline Py_ssize_t memslots_small(PyObject *value)
+    {
+        PyLongObject *number = (PyLongObject *)value;
+        return PyUnstable_Long_IsCompact(number) ? PyUnstable_Long_CompactValue(number) : -1;
+    }
+    #else
+    static inline Py_ssize_t memslots_small(PyObject *value)
+    {
+        return Py_SIZE(value) == 1 ? (Py_ssize_t)((PyLongObject *)value)->ob_digit[0] : -1;
+    }
+    #endif
+    """
+    Py_ssize_t _small "memslots_small"(object value) noexcept
+
+
 cdef extern from "Python.h":
     # Without Cython's own look at errors, which costs a try block at every call.
     unsigned long long _as_unsigned "PyLong_AsUnsignedLongLong"(object value) noexcept
@@ -26,7 +45,11 @@ cdef uint64_t _number_slow(object value, str name, uint64_t maximum) except? 0xD
 cdef inline uint64_t _number(object value, str name, uint64_t maximum) except? 0xDEAD:
     """An exact int in range, which is what nearly every caller passes, costs one conversion."""
     cdef uint64_t number
+    cdef Py_ssize_t small
     if PyLong_CheckExact(value):
+        small = _small(value)
+        if small >= 0 and <uint64_t>small <= maximum:
+            return <uint64_t>small
         number = _as_unsigned(value)
         if number == 0xFFFFFFFFFFFFFFFF and PyErr_Occurred() is not NULL:
             PyErr_Clear()

@@ -19,6 +19,7 @@ cdef extern from *:
 
 import errno
 import operator
+import sys
 import threading
 import warnings
 

@@ -33,7 +33,7 @@ cdef class ReadSection:
         if self.thread == PyThread_get_thread_ident():
             for _ in range(self.depth):
                 ms_read_unlock(self.vm._vm)
-        elif self.depth:
+        elif self.depth and not _is_finalizing() and self.thread in sys._current_frames():  # else both have ended
             PyErr_WarnEx(ResourceWarning, b"a read section was dropped by another thread than the one that entered "
                          b"it: changes wait until that one ends", 1)
 

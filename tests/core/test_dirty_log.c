@@ -6,6 +6,7 @@
 
 #include <pthread.h>
 #include <sched.h>
+#include <time.h>
 
 #include "dirty_log.h"
 
@@ -296,6 +297,109 @@ static void conservation(void)
 	destroy(shared);
 }
 
+/* ---- one word: what comes in the middle of a mark or a clear is not undone ---- */
+
+static volatile sig_atomic_t interrupts;
+
+static bool own_bit(uint64_t page)
+{
+	return bit(atomic_load_explicit(&shared->live[0], memory_order_relaxed), page);
+}
+
+/* A signal is somebody else who comes between any two instructions, with one processor too. */
+static void interrupt(int signal_number)
+{
+	bool set = interrupts++ % 2;
+
+	(void)signal_number;
+	CHECK_EQ(own_bit(1), set);
+	if (set)
+		atomic_fetch_and(&shared->live[0], ~(uint64_t)2);
+	else
+		dirty_log_mark(shared, 1);
+}
+
+static void mark_and_clear(void)
+{
+	dirty_log_mark(shared, 62);
+	CHECK(own_bit(62));
+	shared->scratch[0] = (uint64_t)1 << 62;
+	dirty_log_clear(shared, 0, 1);
+	CHECK(!own_bit(62));
+}
+
+static void one_word(void)
+{
+	struct sigevent event = { .sigev_notify = SIGEV_SIGNAL, .sigev_signo = SIGUSR1 };
+	struct itimerspec often = { .it_interval.tv_nsec = 20000, .it_value.tv_nsec = 20000 }, never = { 0 };
+	sig_atomic_t enough = (sig_atomic_t)test_times(20000);
+	timer_t timer;
+
+	shared = create(64, false);
+	interrupts = 0;
+	CHECK(signal(SIGUSR1, interrupt) != SIG_ERR);
+	CHECK_EQ(timer_create(CLOCK_MONOTONIC, &event, &timer), 0);
+	CHECK_EQ(timer_settime(timer, 0, &often, NULL), 0);
+	for (uint64_t i = 0; interrupts < enough && i < test_times(400000000); i++)
+		mark_and_clear();
+	CHECK_EQ(timer_settime(timer, 0, &never, NULL), 0);
+	CHECK_EQ(timer_delete(timer), 0);
+	CHECK(signal(SIGUSR1, SIG_IGN) != SIG_ERR);
+	CHECK_EQ(own_bit(1), interrupts % 2);
+	destroy(shared);
+}
+
+/* ---- who harvests a bit sees the write that it stands for, also where the bit was set already ---- */
+
+static _Atomic uint64_t written[64], seen[64]; /* relaxed: the log alone orders them */
+static _Atomic uint64_t rounds_marked, rounds_seen;
+static uint64_t write_rounds;
+
+/* The second mark of a page may not rely on the first one, which a harvest may be taking out. */
+static void *write_and_mark(void *unused)
+{
+	for (uint64_t round = 1; round <= write_rounds; round++) {
+		for (uint64_t page = 0; page < 64; page++)
+			for (uint64_t turn = 0; turn < 2; turn++) {
+				atomic_store_explicit(&written[page], 2 * round + turn, memory_order_relaxed);
+				dirty_log_mark(shared, page);
+			}
+		atomic_store_explicit(&rounds_marked, round, memory_order_release);
+		while (atomic_load_explicit(&rounds_seen, memory_order_acquire) < round)
+			sched_yield();
+	}
+	return unused;
+}
+
+static void look_at_harvested(void)
+{
+	dirty_log_harvest(shared);
+	for (uint64_t page = 0; page < 64; page++)
+		if (bit(shared->scratch[0], page))
+			atomic_store_explicit(&seen[page], atomic_load_explicit(&written[page], memory_order_relaxed),
+					      memory_order_relaxed);
+}
+
+static void writes_are_seen(void)
+{
+	pthread_t thread;
+
+	write_rounds = test_times(20000);
+	shared = create(64, false);
+	CHECK_EQ(pthread_create(&thread, NULL, write_and_mark, NULL), 0);
+	for (uint64_t round = 1; round <= write_rounds; round++) {
+		while (atomic_load_explicit(&rounds_marked, memory_order_acquire) < round)
+			look_at_harvested();
+		look_at_harvested();
+		for (uint64_t page = 0; page < 64; page++)
+			CHECK_EQ(atomic_load(&seen[page]), 2 * round + 1);
+		atomic_store_explicit(&rounds_seen, round, memory_order_release);
+	}
+	CHECK_EQ(pthread_join(thread, NULL), 0);
+	marks += 128 * write_rounds;
+	destroy(shared);
+}
+
 int main(int argc, char **argv)
 {
 	test_init(argc, argv, 180);
@@ -310,5 +414,7 @@ int main(int argc, char **argv)
 	break_d1(65);
 	break_d1(PAGES_MAX);
 	conservation();
+	one_word();
+	writes_are_seen();
 	return test_done("dirty_log", marks, "marks");
 }

@@ -677,6 +677,47 @@ static void test_vcpu_hint_dropped(void)
 	}
 }
 
+/* Generations have 64 bits: one that differs in the upper half alone is another one. */
+static void test_vcpu_hint_of_long_ago(void)
+{
+	struct ms_vm *vm = two_slots();
+	struct ms_memslot slot;
+	struct ms_vcpu *vcpu;
+	uint64_t gen;
+
+	CHECK_EQ(ms_vcpu_create(vm, &vcpu, NULL), 0);
+	vcpu_answered_by(vcpu, 0x100);
+	gen = vcpu->last_used_slot_gen;
+	make_step(vm, DELETE);
+	atomic_store(&vm_active_set(vm, 0)->generation, gen + ((uint64_t)1 << 32));
+	SAME(ms_vcpu_gfn_to_memslot(vcpu, 0x100, &slot), -ENOENT);
+	SAME(vcpu_answered_by(vcpu, 0x200), 's');
+	check_sound(vm);
+	ms_vcpu_destroy(vcpu);
+	end_vm(vm);
+}
+
+/* One that is given back is handed out again, before a new one is made. */
+static void test_vcpus_come_and_go(void)
+{
+	struct ms_vm *vm = two_slots();
+	struct ms_vcpu *vcpu[3], *again;
+	uint64_t blocks = stats_of(vm).blocks;
+
+	for (int i = 0; i < 3; i++)
+		CHECK_EQ(ms_vcpu_create(vm, &vcpu[i], NULL), 0);
+	CHECK(vcpu[0] != vcpu[1] && vcpu[1] != vcpu[2] && vcpu[0] != vcpu[2]);
+	for (int i = 0; i < 3; i++) {
+		ms_vcpu_destroy(vcpu[i]);
+		CHECK_EQ(ms_vcpu_create(vm, &again, NULL), 0);
+		SAME(again, vcpu[i]);
+	}
+	SAME(stats_of(vm).blocks, blocks + 3);
+	for (int i = 0; i < 3; i++)
+		ms_vcpu_destroy(vcpu[i]);
+	end_vm(vm);
+}
+
 /* Generations differ between address spaces at all times, so that a switch drops the hint. */
 static void test_vcpu_switch(void)
 {
@@ -934,6 +975,81 @@ static void test_spaces_in_step(void)
 	end_vm(vm);
 }
 
+/* ---- the end beside a reader ---- */
+
+static _Atomic int closing;
+
+static void *close_it(void *vm)
+{
+	atomic_store(&closing, 1);
+	CHECK_EQ(ms_vm_close(vm, NULL), 0);
+	atomic_store(&closing, 2);
+	return NULL;
+}
+
+/* Close waits for the section, in which everything is there until its end. */
+static void test_close_beside_a_section(void)
+{
+	struct ms_vm *vm = two_slots();
+	struct ms_memslot slot;
+	pthread_t thread;
+
+	CHECK_EQ(ms_read_lock(vm), 0);
+	CHECK_EQ(pthread_create(&thread, NULL, close_it, vm), 0);
+	while (!atomic_load(&closing))
+		sched_yield();
+	for (int i = 0; i < 100; i++) {
+		SAME(ms_gfn_to_hva(vm, 0, 0x207), hva_for(0, 2) + 7 * PAGE);
+		SAME(ms_id_to_memslot(vm, 0, 1, &slot), 0);
+		SAME(slot.base_gfn, 0x100);
+		SAME(ms_gfn_to_hva(vm, 1, 0x100), hva_for(1, 1));
+		SAME(atomic_load(&closing), 1);
+		usleep(20);
+	}
+	ms_read_unlock(vm);
+	CHECK_EQ(pthread_join(thread, NULL), 0);
+	SAME(atomic_load(&closing), 2);
+	SAME(ms_gfn_to_hva(vm, 0, 0x207), MS_HVA_ERR_BAD);
+	SAME(ms_nr_memslots(vm), 0);
+	atomic_store(&closing, 0);
+	check_empty(vm);
+	ms_vm_destroy(vm);
+}
+
+/* A VM that is dropped, not closed, frees each slot once. */
+static void test_destroy_alone(void)
+{
+	struct ms_vm *vm = laid_out();
+
+	ms_vm_destroy(vm);
+	ms_vm_destroy(NULL);
+}
+
+/* The last frames of the largest slot that there is: offsets in bytes need 43 bits. */
+static void test_far_frames(void)
+{
+	struct ms_vm *vm = new_vm(1);
+	uint64_t npages = MS_MEM_MAX_NR_PAGES, base = 0x12345, hva = (uint64_t)1 << 45;
+	region_t r = region(0, 0, base, npages, 0);
+	struct ms_hva_hit hit;
+
+	r.userspace_addr = hva;
+	CHECK_EQ(ms_set_user_memory_region(vm, &r, NULL), 0);
+	for (uint64_t page = 1; page < npages; page = 2 * page + 1) {
+		uint64_t at = hva + page * PAGE, in[1] = { base + page }, out[1];
+		struct ms_batch batch = { .in = in, .in_stride = 8, .out = out, .out_stride = 8, .n = 1 };
+
+		SAME(ms_gfn_to_hva(vm, 0, base + page), at);
+		ms_gfn_to_hva_many(vm, 0, &batch, true);
+		SAME(out[0], at);
+		SAME(ms_hva_to_gfns(vm, at + 5, &hit, 1), 1);
+		SAME(hit.gfn, base + page);
+	}
+	SAME(ms_gfn_to_hva(vm, 0, base + npages - 1), hva + (npages - 1) * PAGE);
+	SAME(ms_gfn_to_hva(vm, 0, base + npages), MS_HVA_ERR_BAD);
+	end_vm(vm);
+}
+
 /* Everything about what a VM holds. */
 static void test_layout(void)
 {
@@ -962,12 +1078,17 @@ static void test_all(void)
 	}
 	test_vcpu_hint();
 	test_vcpu_hint_dropped();
+	test_vcpu_hint_of_long_ago();
+	test_vcpus_come_and_go();
 	test_vcpu_switch();
 	test_vcpu_busy();
 	test_vcpu_crowd();
 	test_one_state();
 	test_one_place();
 	test_spaces_in_step();
+	test_close_beside_a_section();
+	test_destroy_alone();
+	test_far_frames();
 }
 
 int main(int argc, char **argv)

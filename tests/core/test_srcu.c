@@ -589,6 +589,9 @@ static void counts(bool shared)
 
 /* ---- a child process ---- */
 
+static _Atomic uint64_t domains_made;
+static bool forking;
+
 static void *hold_until_stopped(void *unused)
 {
 	while (!atomic_load(&relay_stop)) {
@@ -598,8 +601,21 @@ static void *hold_until_stopped(void *unused)
 		srcu_init(lined, &memory); /* takes the lock that a fork must not leave locked */
 		srcu_deinit(lined);
 		free(s);
+		atomic_fetch_add(&domains_made, 1);
 	}
 	return unused;
+}
+
+/* The last step before a fork, since it was registered first: the lock has been taken, and nobody gets further than
+ * to where it asks for it. */
+static void just_before_fork(void)
+{
+	uint64_t made = atomic_load(&domains_made);
+
+	if (!forking)
+		return;
+	usleep(1000);
+	CHECK(atomic_load(&domains_made) - made <= 1);
 }
 
 static void in_child(void)
@@ -624,6 +640,7 @@ static void forks(void)
 	domain_init();
 	atomic_store(&relay_stop, 0);
 	start(&thread, hold_until_stopped, NULL);
+	forking = true;
 	for (int i = 0; i < 100; i++) {
 		pid_t child = fork();
 		int status;
@@ -636,6 +653,7 @@ static void forks(void)
 		CHECK_EQ(waitpid(child, &status, 0), child);
 		CHECK_EQ(status, 0);
 	}
+	forking = false;
 	atomic_store(&relay_stop, 1);
 	join(thread);
 	domain_deinit();
@@ -749,6 +767,7 @@ static void stress(bool shared)
 int main(int argc, char **argv)
 {
 	test_init(argc, argv, 60);
+	pthread_atfork(just_before_fork, NULL, NULL);
 	nesting();
 	no_readers();
 	many_domains();

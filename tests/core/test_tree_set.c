@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * test_tree_set.c - searches by gfn, one at a time and side by side, against a walk over all slots.
+ * test_tree_set.c - searches by gfn, one at a time and side by side, against a walk over all slots; one slot in the
+ * place of another.
  */
 #include "test.h"
 
@@ -9,7 +10,8 @@
 #define SLOTS_MAX 3000u
 
 static struct memory memory;
-static struct memslot_set sets[2];
+static struct address_space space;
+static struct memslot_set *const sets = space.set;
 static struct memslot *slots[SLOTS_MAX]; /* by gfn */
 static uint64_t searches;
 
@@ -94,9 +96,78 @@ static void check_search(struct rng *rng, uint32_t n)
 	CHECK_EQ(memory_blocks(&memory), 0);
 }
 
+/* ---- replace ---- */
+
+enum { OTHER_GFN = 1, OTHER_HVA = 2, OTHER_ID = 4, OTHER_SIZE = 8 };
+
+static void check_sets(void)
+{
+	char letter;
+
+	for (int k = 0; k < 2; k++)
+		CHECK_EQ(DESIGN_OF(tree).check(&sets[k], &letter), 0);
+}
+
+static void replace_both(struct memslot *old, struct memslot *new_slot)
+{
+	for (int k = 0; k < 2; k++)
+		DESIGN_OF(tree).replace(&sets[k], old, new_slot);
+	check_sets();
+	searches++;
+}
+
+/* Whatever of a slot is another's: places that stay are kept, places that do not are found. */
+static void check_replace(uint32_t n, uint32_t at, unsigned what)
+{
+	struct memslot *old = slots[at], *other;
+
+	other = new_slot(old->id + (what & OTHER_ID ? 1000 : 0), old->base_gfn,
+			 what & OTHER_SIZE ? 1 : old->npages);
+	if (what & OTHER_GFN)
+		other->base_gfn = slots[n - 1]->base_gfn + 100;
+	if (what & OTHER_HVA)
+		other->hva.start -= (uint64_t)1 << 16;
+	other->hva.last = other->hva.start + (other->npages << MS_PAGE_SHIFT) - 1;
+	replace_both(old, other);
+	for (int k = 0; k < 2; k++) {
+		CHECK(DESIGN_OF(tree).find(&sets[k], other->id) == other);
+		CHECK(tree_search(&sets[k], other->base_gfn) == other);
+		CHECK_EQ(sets[k].nr, n);
+	}
+	replace_both(other, old);
+	DESIGN_OF(tree).free_slot(&memory, other);
+}
+
+static void test_replace(struct rng *rng)
+{
+	enum { NR = 40 };
+
+	fill(rng, NR);
+	for (uint32_t at = 0; at < NR; at++)
+		for (unsigned what = 0; what < 16; what++)
+			check_replace(NR, at, what);
+	DESIGN_OF(tree).empty(&memory, &sets[0], false);
+	DESIGN_OF(tree).empty(&memory, &sets[1], true);
+}
+
+/* What a load wanted and did not take is not for the next change. */
+static void test_load_refused(void)
+{
+	struct memslot *slot;
+
+	CHECK_EQ(DESIGN_OF(tree).begin(&memory, &space, &sets[0], 500), 0);
+	DESIGN_OF(tree).end(&memory, &space, &sets[0]);
+	slot = new_slot(0, 0, 1);
+	CHECK_EQ(memory.pool.room, MEMORY_POOL_CHUNK_MIN);
+	DESIGN_OF(tree).free_slot(&memory, slot);
+	DESIGN_OF(tree).empty(&memory, &sets[0], false);
+	CHECK_EQ(memory_blocks(&memory), 0);
+}
+
 int main(int argc, char **argv)
 {
-	static const uint32_t sizes[] = { 0, 1, 2, 3, 4, 5, 8, 16, 31, 64, 100, 255, 256, 257, 300, 511, 700, SLOTS_MAX };
+	static const uint32_t sizes[] = { 0,   1,   2,	 3,   4,   5,	8,   16, 31,
+					  64,  100, 255, 256, 257, 300, 511, 700, SLOTS_MAX };
 	struct rng rng;
 
 	test_init(argc, argv, 60);
@@ -109,5 +180,7 @@ int main(int argc, char **argv)
 	for (uint64_t round = test_times(10); round; round--)
 		for (size_t i = 0; i < ARRAY_SIZE(sizes); i++)
 			check_search(&rng, sizes[i]);
+	test_replace(&rng);
+	test_load_refused();
 	return test_done("tree_set", searches, "searches");
 }

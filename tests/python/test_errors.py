@@ -269,6 +269,7 @@ def test_lookup_errors_name_number_and_space(method: str, unit: int, name: str) 
 UNREACHABLE = {"TOTAL_PAGES": "2**31 slots of 2**31 pages are the most, 2**62 pages of 64 bits"}
 ELSEWHERE = {
     "FORKED": "test_threads.py: it takes a fork",
+    "INTERRUPTED": "tests/core/test_vm.c: in Python what the signal handler raised comes instead",
     "NO_MEMORY": "test_vm.py: it takes a limit on the address space of the process",
 }
 

@@ -269,7 +269,7 @@ def test_arrays_longer_than_32_bits(vm: VM) -> None:
         for method in MANY:
             with pytest.raises(ValueError, match="shape"):
                 getattr(vm, method)(
-                    words[:n], np.zeros(n - 2**31, np.uint64 if "hva" in method else np.int32)
+                    words[:n], np.zeros(n % 2**31, np.uint64 if "hva" in method else np.int32)
                 )
         with pytest.raises(ValueError, match="lasts"):
             time_lookups(vm, "hva_range", words[:1], words[:n])

@@ -420,6 +420,57 @@ def test_section_holds_up_a_change(vm: VM) -> None:
     assert vm.stats()["grace_waits"] >= 1
 
 
+WAITING: dict[str, Callable[[VM, Listener], object]] = {
+    "set": lambda vm, _: put(vm, 1, 1, 1),
+    "load": lambda vm, _: vm.load_memslots(np.array([(9, 1, 0, 9, 0, 0)], MEMSLOT_DTYPE)),
+    "get_dirty_log": lambda vm, _: vm.get_dirty_log(0),
+    "get_dirty_log of NULL": lambda vm, _: pytest.raises(MemslotsError, vm._get_dirty_log_null, 0),
+    "clear_dirty_log": lambda vm, _: vm.clear_dirty_log(0, 0, 0, None),
+    "protect": lambda vm, _: setattr(vm, "manual_dirty_log_protect", 1),
+    "stall_warning": lambda vm, _: setattr(vm, "stall_warning_ms", 1000),
+    "check": lambda vm, _: vm.check(),
+    "close": lambda vm, _: vm.close(),
+    "create_vcpu": lambda vm, _: vm.create_vcpu(),
+    "add_listener": lambda vm, _: vm.add_listener(Listener()),
+    "remove_listener": lambda vm, listener: vm.remove_listener(listener),
+    "begin_update": lambda vm, _: vm.begin_update().__enter__().swap(),
+}
+
+
+@pytest.mark.parametrize("call", WAITING)
+def test_what_waits_has_no_gil(vm: VM, call: str) -> None:
+    """Behind a change that waits for a section.  No warning comes that would take turns with the GIL: a call that
+    kept it would hang here, since the section is left by a thread that needs it."""
+    listener = Listener()
+    vm.add_listener(listener)
+    put(vm, 0, 0, 1, flags=LOG)
+    vm.stall_warning_ms = 0
+    published = threading.Event()
+
+    def look() -> None:
+        while vm.gfn_to_memslot(5) is None:
+            time.sleep(0.001)
+        published.set()
+
+    threads = [
+        threading.Thread(target=put, args=(vm, 5, 5, 1)),
+        threading.Thread(target=look),
+        threading.Thread(target=WAITING[call], args=(vm, listener)),
+    ]
+    with vm.read():
+        for thread in threads[:2]:
+            thread.start()
+        published.wait()
+        threads[2].start()
+        time.sleep(0.02)
+        assert threads[0].is_alive()
+        assert threads[2].is_alive()
+        assert vm.gfn_to_memslot(5) is None
+    for thread in threads:
+        thread.join(30)
+        assert not thread.is_alive()
+
+
 def test_lookups_of_others_do_not_wait_for_a_waiting_change(vm: VM) -> None:
     put(vm, 0, 0, 1)
     inside, leave = threading.Event(), threading.Event()
