@@ -181,13 +181,18 @@ cdef uint32_t _as_id(VM vm, object value) except? 0xDEAD:
     return as_id
 
 
-cdef object _refusal(VM vm, int r, const ms_error *err, object request, str where=""):
-    """The exception for what C refused: what prepare raised, where that is why.
+cdef list _raised_by(VM vm, const ms_error *err):
+    """What the hooks of a refused call raised.  One that got no lock ran none: what this thread's hooks raised belongs
+    to the change that runs them."""
+    return [] if err.rule in _NOT_LOCKED else _take_raised(vm) or []
 
-    A call that got no lock ran no hook: what this thread's hooks raised belongs to the change that runs them."""
+
+cdef object _refusal(VM vm, int r, const ms_error *err, object request, str where="", list raised=None):
+    """The exception for what C refused: what prepare raised, where that is why."""
     if err.rule == MS_RULE_INTERRUPTED:
         return _interrupt()
-    raised = [] if err.rule in _NOT_LOCKED else _take_raised(vm) or []
+    if raised is None:
+        raised = _raised_by(vm, err)
     if err.rule == MS_RULE_LISTENER and r == -ECANCELED:
         return _with_notes(raised.pop(0), raised) if raised else _out_of_memory()
     other = _slot_or_none(&err.other)
@@ -195,7 +200,14 @@ cdef object _refusal(VM vm, int r, const ms_error *err, object request, str wher
 
 
 cdef list _take_raised(VM vm):
-    return vm._raised.pop(PyThread_get_thread_ident(), None) if vm._raised else None
+    cdef list raised = None
+    if vm._raised:
+        try:
+            raised = vm._raised.pop(PyThread_get_thread_ident(), None)
+        except MemoryError:
+            vm._raised.clear()  # rather lost than told to a later call
+            raise
+    return raised
 
 
 cdef object _with_notes(object error, list raised):
@@ -231,12 +243,13 @@ cdef object _not_too_many(VM vm, object array):
 
 
 cdef object _load_refusal(VM vm, int r, const ms_error *err, object rows):
+    cdef list raised = _raised_by(vm, err)  # first: without memory for the rest it must not be told to a later call
     if err.rule in (MS_RULE_NO_MEMORY, MS_RULE_LISTENER) or err.rule in _NOT_LOCKED:
-        return _refusal(vm, r, err, Request())
+        return _refusal(vm, r, err, Request(), "", raised)
     row = {name: int(rows[err.index][name]) for name in rows.dtype.names}
     return _refusal(vm, r, err, Request(
         row["id"], row["as_id"], row["base_gfn"] << 12, row["npages"] << 12, row["userspace_addr"], row["flags"],
-    ), f"entry {err.index}: ")
+    ), f"entry {err.index}: ", raised)
 
 
 cdef object _no_hva(VM vm, uint64_t hva, object what, uint64_t number, object as_id):
@@ -470,7 +483,7 @@ cdef class VM:
             raise TypeError(f"index_policy must be a str, not {type(value).__name__}")
         if value not in _POLICIES:
             raise ValueError(f"index_policy must be one of {', '.join(_POLICIES)}, not {value!r}")
-        _config(self)
+        _check_open(self)
         ms_set_index_policy(self._vm, _POLICIES.index(value))
 
     @property
@@ -494,6 +507,7 @@ cdef class VM:
         """
         cdef ms_userspace_memory_region region
         cdef ms_error err
+        cdef list raised
         cdef int r
         _check_open(self)
         region.slot = _u32(slot, "slot")
@@ -507,9 +521,10 @@ cdef class VM:
         with nogil:
             r = ms_set_user_memory_region(self._vm, &region, &err)
         if r:
+            raised = _raised_by(self, &err)  # first, as in _load_refusal()
             raise _refusal(self, r, &err, Request(
                 region.slot, region.as_id, region.guest_phys_addr, region.memory_size, region.userspace_addr,
-                region.flags, region.guest_memfd, region.guest_memfd_offset))
+                region.flags, region.guest_memfd, region.guest_memfd_offset), "", raised)
         if self._raised:
             _report_hooks(self)
 

@@ -31,7 +31,8 @@ class Listener:
     """Base of what ``VM.add_listener`` takes; override what you want to hear.
 
     All four are called by the thread that makes the change, while it holds the VM's lock: lookups are fine, a change
-    of the same VM raises ReentrantChangeError.
+    of the same VM raises ReentrantChangeError.  A read section that a hook leaves open does not hold up its own
+    change, but every one after it.
     """
 
     def prepare(self, change: Change) -> None:

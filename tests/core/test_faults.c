@@ -741,6 +741,46 @@ static void test_first_looks(void)
 	}
 }
 
+/* ---- an index of many lookups ---- */
+
+/* It is an offer: without memory for it a batch is answered all the same, and the next one asks again. */
+static void test_index(uint32_t n)
+{
+	uint64_t gfns[200], hvas[200];
+	struct ms_batch batch = { .in = gfns, .in_stride = 8, .out = hvas, .out_stride = 8, .n = 200 };
+	bool fired = true;
+
+	for (uint64_t i = 0; i < 200; i++)
+		gfns[i] = i % n * 80 + i % 75;
+	for (uint64_t nth = 1; fired; nth++)
+		for (int onward = 0; onward < 2; onward++) {
+			make_vm(&cases[0], n);
+			ms_gfn_to_hva(vm, 1, 0); /* the thread's record is there */
+			ms_set_index_policy(vm, MS_INDEX_EAGER);
+			memory_fail(&vm->memory, nth, onward);
+			memset(hvas, 0, sizeof(hvas));
+			CHECK_EQ(ms_gfn_to_hva_many(vm, 1, &batch, true), 0);
+			fired = atomic_load(&vm->memory.asked) >= nth;
+			injections += fired;
+			memory_fail(&vm->memory, 0, false);
+			for (uint64_t i = 0; i < 200; i++)
+				CHECK_EQ(hvas[i], i % 75 < 70 ? hva_for(1, i % n) + i % 75 * PAGE : MS_HVA_ERR_BAD);
+			CHECK_EQ(ms_gfn_to_hva_many(vm, 1, &batch, true), 0);
+			check_sound(vm);
+			end_vm(vm);
+		}
+}
+
+static void test_indexes(void)
+{
+	static const uint32_t counts[] = { 1, 8, 100, 1000, 10000 };
+	size_t n = test_slow ? 4 : ARRAY_SIZE(counts);
+
+	for (size_t i = 0; i < n; i++)
+		if (counts[i] <= 1000 || !design_is("list"))
+			test_index(counts[i]);
+}
+
 static void test_reader(void)
 {
 	struct ms_stats was;
@@ -952,6 +992,7 @@ int main(int argc, char **argv)
 		test_without_any();
 		test_reader();
 		test_first_looks();
+		test_indexes();
 		test_vm_of_nothing();
 	}
 	print_sites();

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import pytest
 from scene import runs
 
 CTRL_C = """
@@ -248,7 +247,6 @@ print("well")
 """
 
 
-@pytest.mark.skip(reason="a batch does not ask for signals yet")
 def test_ctrl_c_ends_a_long_batch() -> None:
     """What was looked up stays in `out`; the section is left."""
     runs(CTRL_C.format(hold=IN_UPDATE) + BATCH, limit=20)
