@@ -119,9 +119,8 @@ static void close_vm(struct actor *me)
 /* Beyond what a patch notes: the sets forget what they would derive from. */
 static void change_for_long(uint32_t id)
 {
-	for (uint32_t i = 0; i <= PATCH_MAX; i++) {
+	for (uint32_t i = 0; i <= PATCH_MAX; i++)
 		CHECK_EQ(delete(id + i), 0);
-	}
 }
 
 /* ---- before and after ---- */
@@ -132,7 +131,7 @@ static void load(size_t nr)
 
 	CHECK(slots);
 	for (uint32_t id = 0; id < nr; id++)
-		slots[id] = (struct ms_memslot){ .base_gfn = id * STEP, .npages = NPAGES, .userspace_addr = hva_for(0, id), .id = id };
+		slots[id] = (struct ms_memslot){ id * STEP, NPAGES, hva_for(0, id), id, 0, 0, 0 };
 	CHECK_EQ(ms_load_memslots(vm, 0, slots, nr, NULL), 0);
 	free(slots);
 }

@@ -75,8 +75,13 @@ static uint64_t base_of(uint32_t id, uint64_t word)
 }
 
 /* Bits: page of the slot from 12, id from 18, address space 23, incarnation from 24. */
-/* One slot more, whose log is there from the first state to the close, wherever its two places are: no mark in it may
- * be lost.  Each reader has a part of its pages. */
+static uint64_t hva_for(uint32_t as_id, uint32_t id, uint64_t word)
+{
+	return incarnation_of(word) << 24 | (uint64_t)as_id << 23 | (uint64_t)id << 18;
+}
+
+/* One slot more, whose log is there from the first state to the close: no mark in it may be lost.  Each reader has a part
+ * of its pages. */
 #define KEEPER IDS
 #define KEEPER_SPACE 1u
 #define KEEPER_GFN ((uint64_t)1 << 30)
@@ -85,11 +90,6 @@ static uint64_t base_of(uint32_t id, uint64_t word)
 #define PART_PAGES (PART_WORDS * 64) /* more than a piece of a batch */
 #define KEEPER_WORDS (READERS_MAX * PART_WORDS)
 #define KEEPER_PAGES (KEEPER_WORDS * 64)
-
-static uint64_t hva_for(uint32_t as_id, uint32_t id, uint64_t word)
-{
-	return incarnation_of(word) << 24 | (uint64_t)as_id << 23 | (uint64_t)id << 18;
-}
 
 static uint32_t flags_of(uint64_t word)
 {
@@ -575,7 +575,8 @@ static size_t draw_size(void)
 static uint64_t draw_gfn(uint64_t near, size_t i)
 {
 	if (i % 2)
-		return rng_below(&self->rng, 64) ? rng_below(&self->rng, gfns_in_play()) : rng_next(&self->rng) >> MS_PAGE_SHIFT;
+		return rng_below(&self->rng, 64) ? rng_below(&self->rng, gfns_in_play())
+						 : rng_next(&self->rng) >> MS_PAGE_SHIFT;
 	return (near + i) % gfns_in_play();
 }
 
@@ -753,7 +754,8 @@ static void try_mark(struct call *c, const struct inside *in)
 /* Each page of the reader's part once, between others.  The writer finds them all before the next round. */
 static void try_mark_part(struct call *c, const struct inside *in)
 {
-	uint64_t first = KEEPER_GFN + (self->number - 1) * (uint64_t)PART_PAGES, start = rng_below(&self->rng, PART_PAGES);
+	uint64_t first = KEEPER_GFN + (self->number - 1) * (uint64_t)PART_PAGES;
+	uint64_t start = rng_below(&self->rng, PART_PAGES);
 	uint64_t round = atomic_load_explicit(&self->marked, memory_order_relaxed);
 	struct ms_batch batch;
 
@@ -768,7 +770,6 @@ static void try_mark_part(struct call *c, const struct inside *in)
 		batch.poll = NULL;
 		CHECK_EQ(ms_mark_page_dirty_many(vm, KEEPER_SPACE, &batch), 0);
 	}
-	self->marks += PART_PAGES;
 	atomic_store_explicit(&self->marked, round + 1, memory_order_release);
 }
 
@@ -1072,6 +1073,7 @@ static void found_part(struct worker *reader, uint64_t marked, const uint64_t *w
 		return;
 	if (all != ~(uint64_t)0)
 		wrong("lost marks", KEEPER_SPACE, reader->number, 0, 0);
+	self->marks += PART_PAGES;
 	memset(reader->harvested, 0, sizeof(reader->harvested));
 	atomic_store_explicit(&reader->found, marked, memory_order_release);
 }
@@ -1483,6 +1485,22 @@ static void append_record(void)
 	CHECK_EQ(fclose(record), 0);
 }
 
+static void print_sums(void)
+{
+	printf("  %" PRIu64 " sections; %" PRIu64 " grace periods waited, %" PRIu64 " stalled; sections of a state that was ",
+	       total.sections, waits, stalls);
+	printf("under way %" PRIu64 ", settled %" PRIu64 ", too old %" PRIu64 "; %" PRIu64 " calls overtaken; %" PRIu64
+	       " dirty bits; seed %" PRIu64 "\n",
+	       total.age[0], total.age[1], total.age[2], total.unjudged, total.bits, test_seed);
+	printf("  batches of a state that was known when they began %" PRIu64 ", of a later one %" PRIu64
+	       ", wrong or overtaken %" PRIu64 "; %" PRIu64 " polls, which ended %" PRIu64 "\n",
+	       total.batch_age[0], total.batch_age[1], total.batch_age[2], total.polls, total.ended);
+	printf("  %" PRIu64 " answers by %" PRIu64 " indexes, %" PRIu64 " of them derived; %" PRIu64 " marks found again\n",
+	       indexed, indexes + patches, patches, total.marks);
+	printf("torture: %" PRIu64 " lookups, %" PRIu64 " changes, %" PRIu64 " wrong\n", total.lookups, total.changes,
+	       total.wrong);
+}
+
 int main(int argc, char **argv)
 {
 	test_init(1, argv, 0); /* it has a watchdog of its own */
@@ -1492,17 +1510,7 @@ int main(int argc, char **argv)
 	play();
 	if (options.record)
 		append_record();
-	printf("  %" PRIu64 " sections; %" PRIu64 " grace periods waited, %" PRIu64 " stalled; sections of a state that was under "
-	       "way %" PRIu64 ", settled %" PRIu64 ", too old %" PRIu64 "; %" PRIu64 " calls overtaken; %" PRIu64
-	       " dirty bits; seed %" PRIu64 "\n",
-	       total.sections, waits, stalls, total.age[0], total.age[1], total.age[2], total.unjudged, total.bits, test_seed);
-	printf("  batches of a state that was known when they began %" PRIu64 ", of a later one %" PRIu64 ", wrong or overtaken %" PRIu64
-	       "; %" PRIu64 " polls, which ended %" PRIu64 "; %" PRIu64 " answers of %" PRIu64 " indexes, %" PRIu64
-	       " of them derived; %" PRIu64 " marks\n",
-	       total.batch_age[0], total.batch_age[1], total.batch_age[2], total.polls, total.ended, indexed,
-	       indexes + patches, patches, total.marks);
-	printf("torture: %" PRIu64 " lookups, %" PRIu64 " changes, %" PRIu64 " wrong\n", total.lookups, total.changes,
-	       total.wrong);
+	print_sums();
 	if (!tested_indexes())
 		fprintf(stderr, "torture: no index answered, or none was derived\n");
 	return total.wrong || !tested_indexes() ? 1 : 0;
