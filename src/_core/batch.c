@@ -104,19 +104,20 @@ static void answer_by_index(const struct job *job, const struct flat_index *inde
 
 static int run_by_index(const struct job *job, const struct flat_index *index)
 {
-	size_t n = job->batch->n;
+	size_t n = job->batch->n, done = 0;
 	struct srcu_section section;
 	int r = 0;
 
 	point(READER_INDEX_HELD);
-	for (size_t done = 0; !r && done < n; done += MS_BATCH_POLL) {
-		if (done)
-			r = poll(job);
-		if (!r)
-			answer_by_index(job, index, done, at_most(n - done, MS_BATCH_POLL));
+	while (!r && done < n) {
+		size_t part = at_most(n - done, MS_BATCH_POLL);
+
+		answer_by_index(job, index, done, part);
+		done += part;
+		r = done < n ? poll(job) : 0;
 	}
 	section = srcu_read_lock(&job->vm->srcu); /* for the record where this thread counts */
-	srcu_count(section.reader, SRCU_INDEXED, n);
+	srcu_count(section.reader, SRCU_INDEXED, done);
 	srcu_read_unlock(&job->vm->srcu, section);
 	return r;
 }
@@ -243,6 +244,7 @@ static int run_in_pieces(const struct job *job)
 		if (same)
 			walk(job, &look, done, at_most(n - done, MS_BATCH_PIECE));
 		look_end(job->vm, look);
+		point(READER_PIECE_OVER);
 		if (!same)
 			return -EAGAIN;
 		if (done + MS_BATCH_PIECE < n && poll(job))

@@ -50,14 +50,14 @@ static inline bool tells(const struct srcu_reader *reader, enum srcu_count found
 
 /* An index may answer; in a run of lookups of one slot the hint does. */
 static inline uint64_t hva_by_index(const struct ms_vm *vm, struct memslot_set *set, const struct flat_index *index,
-				    const void **last_record, uint64_t gfn, bool write)
+				    _Atomic(const void *) *last_record, uint64_t gfn, bool write)
 {
 	const struct flat_record *record = flat_find(index, gfn);
 
 	point(READER_INDEX_FOUND);
-	if (record && unlikely(record == *last_record))
+	if (record && unlikely(record == atomic_load_explicit(last_record, memory_order_relaxed)))
 		search_and_hint(vm, set, gfn);
-	*last_record = record;
+	atomic_store_explicit(last_record, record, memory_order_relaxed);
 	return translate_record(record, gfn, write);
 }
 
@@ -364,6 +364,7 @@ static uint64_t vcpu_hva_by_index(struct ms_vcpu *vcpu, const struct look *look,
 {
 	const struct flat_record *record = flat_find(index, gfn);
 
+	point(READER_INDEX_FOUND);
 	if (record && record == vcpu->last_record)
 		return translate(find_with_hint(vcpu, look, gfn, found), gfn, true);
 	vcpu->last_record = record;

@@ -157,7 +157,7 @@ void vm_swap_begin(struct ms_vm *vm, uint32_t as_id)
 }
 
 /* A hook may have left a read section of this VM open: its thread, which is this one, does not read meanwhile, and is
- * not waited for.  Its section goes on afterwards. */
+ * not waited for.  Its section goes on afterwards, in the new state: the set that it saw is the writer's to edit. */
 static void synchronize(struct ms_vm *vm)
 {
 	struct srcu_reader *own = unlikely(thread_self.sections) ? srcu_reader(&vm->srcu) : NULL;
@@ -170,6 +170,7 @@ static void synchronize(struct ms_vm *vm)
 	synchronize_srcu(&vm->srcu);
 	own->bank = atomic_load_explicit(&vm->srcu.bank, memory_order_seq_cst);
 	atomic_fetch_add_explicit(&own->lock[own->bank], 1, memory_order_seq_cst); /* A */
+	own->view = atomic_load_explicit(&vm->active, memory_order_seq_cst);       /* A */
 }
 
 void vm_swap_end(struct ms_vm *vm, uint32_t as_id)
@@ -372,10 +373,16 @@ static void free_vcpus(struct ms_vm *vm)
 	}
 }
 
-/* A fork inside an update copied half a change without the thread that would end it: the copy is left alone. */
+static bool is_of_parent(const struct ms_vm *vm)
+{
+	return vm->forks != process_forks();
+}
+
+/* A fork inside a change copied half of it without the thread that would end it: the copy is left alone. */
 static bool left_to_parent(const struct ms_vm *vm)
 {
-	return atomic_load_explicit(&vm->update, memory_order_relaxed) && vm->forks != process_forks();
+	return is_of_parent(vm) && (atomic_load_explicit(&vm->update, memory_order_relaxed) ||
+				    atomic_load_explicit(&vm->slots_lock.state, memory_order_relaxed));
 }
 
 void ms_vm_destroy(struct ms_vm *vm)
@@ -391,7 +398,8 @@ void ms_vm_destroy(struct ms_vm *vm)
 	free_vcpus(vm);
 	memory_free(&vm->memory, vm->listeners, vm->listeners_size);
 	memory_free_lines(&vm->memory, vm->as, vm->config.address_spaces * sizeof(*vm->as));
-	ms_assert(!memory_blocks(&vm->memory) && !vm->memory.pool.room);
+	/* In a child nobody gives back what threads of the parent held: indexes, and what they were making. */
+	ms_assert(is_of_parent(vm) || (!memory_blocks(&vm->memory) && !vm->memory.pool.room));
 	free(vm);
 }
 

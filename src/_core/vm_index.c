@@ -55,6 +55,7 @@ static void take_off_index(struct memslot_set *set)
 	struct flat_index *index = atomic_load_explicit(&set->index, memory_order_relaxed);
 
 	if (index) {
+		point(WRITER_TAKES_INDEX);
 		patch_destroy(set->patch);
 		set->patch = patch_create(index);
 		atomic_store_explicit(&set->index, NULL, memory_order_relaxed);
@@ -137,6 +138,7 @@ static bool gather_in_pieces(struct ms_vm *vm, uint32_t as_id, struct gathering 
 		if (same)
 			gather(vm, g, PIECE);
 		look_end(vm, look);
+		point(READER_INDEX_GATHERED);
 	}
 	return same;
 }
@@ -171,6 +173,7 @@ static struct flat_index *finish(struct ms_vm *vm, uint32_t as_id, struct gather
 	struct flat_index *index = flat_create(&vm->memory, g->entries, g->nr);
 
 	gathering_end(vm, g);
+	point(READER_INDEX_MADE);
 	if (index) {
 		publish(vm, as_id, g->state, index);
 		atomic_fetch_add_explicit(count, 1, memory_order_relaxed);
@@ -252,6 +255,7 @@ static void make_plan(struct memslot_set *set, enum way way, struct plan *plan)
 
 static struct flat_index *carry_out(struct ms_vm *vm, uint32_t as_id, struct plan *plan)
 {
+	point(READER_INDEX_PLANNED);
 	switch (plan->way) {
 	case FOUND:
 		return plan->index;

@@ -743,32 +743,91 @@ static void test_first_looks(void)
 
 /* ---- an index of many lookups ---- */
 
-/* It is an offer: without memory for it a batch is answered all the same, and the next one asks again. */
+#define ASKED 200u
+
+/* Slot `gone` is not there; n: none is. */
+static void ask_many(uint32_t n, uint32_t gone)
+{
+	uint64_t gfns[ASKED], hvas[ASKED] = { 0 };
+	struct ms_batch batch = { .in = gfns, .in_stride = 8, .out = hvas, .out_stride = 8, .n = ASKED };
+
+	for (uint64_t i = 0; i < ASKED; i++)
+		gfns[i] = i % n * 80 + i % 75;
+	CHECK_EQ(ms_gfn_to_hva_many(vm, 1, &batch, true), 0);
+	for (uint64_t i = 0; i < ASKED; i++)
+		CHECK_EQ(hvas[i], i % 75 < 70 && i % n != gone ? hva_for(1, i % n) + i % 75 * PAGE : MS_HVA_ERR_BAD);
+}
+
+/* As many as pay for an index, which one of them makes for all; slots in turn, so that the hint answers none. */
+static void ask_one_by_one(uint32_t n, uint32_t gone)
+{
+	for (uint64_t i = 0; i < 1024 + 4 * (uint64_t)n; i++)
+		CHECK_EQ(ms_gfn_to_hva(vm, 1, i % n * 80), i % n != gone ? hva_for(1, i % n) : MS_HVA_ERR_BAD);
+}
+
+static const struct index_case {
+	bool derived; /* from the one of the state before */
+	void (*ask)(uint32_t n, uint32_t gone);
+	enum ms_index_policy policy;
+} index_cases[] = {
+	{ false, ask_many, MS_INDEX_EAGER },
+	{ true, ask_many, MS_INDEX_EAGER },
+	{ false, ask_one_by_one, MS_INDEX_AUTO },
+	{ true, ask_one_by_one, MS_INDEX_AUTO },
+};
+
+static uint64_t indexes(void)
+{
+	return stats_of(vm).index_builds + stats_of(vm).index_patches;
+}
+
+/* It is an offer: without memory for it the answers are right all the same, nothing is left behind, and whoever asks
+ * next makes it.  Says whether an allocation failed. */
+static bool fail_index(const struct index_case *c, uint32_t n, uint64_t nth, bool onward)
+{
+	uint32_t gone = c->derived ? n - 1 : n;
+	struct held was;
+	uint64_t made;
+	bool fired;
+
+	make_vm(&cases[0], n);
+	ms_gfn_to_hva(vm, 1, 0); /* the thread's record is there */
+	ms_set_index_policy(vm, MS_INDEX_EAGER);
+	if (c->derived) {
+		ask_many(n, n);
+		CHECK_EQ(set(vm, 1, gone, 0, 0, 0), 0);
+	}
+	ms_set_index_policy(vm, c->policy);
+	made = indexes();
+	was = held();
+	memory_fail(&vm->memory, nth, onward);
+	c->ask(n, gone);
+	fired = atomic_load(&vm->memory.asked) >= nth;
+	memory_fail(&vm->memory, 0, false);
+	if (fired && onward) { /* there was none in the end */
+		struct held is = held();
+
+		CHECK_EQ(indexes(), made);
+		CHECK(is.bytes == was.bytes && is.blocks == was.blocks);
+	}
+	injections += fired;
+	unheard += fired;
+	c->ask(n, gone);
+	ms_set_index_policy(vm, MS_INDEX_EAGER);
+	ask_many(n, gone);
+	if (design_is("tree"))
+		CHECK(indexes() > made);
+	check_sound(vm);
+	end_vm(vm);
+	return fired;
+}
+
 static void test_index(uint32_t n)
 {
-	uint64_t gfns[200], hvas[200];
-	struct ms_batch batch = { .in = gfns, .in_stride = 8, .out = hvas, .out_stride = 8, .n = 200 };
-	bool fired = true;
-
-	for (uint64_t i = 0; i < 200; i++)
-		gfns[i] = i % n * 80 + i % 75;
-	for (uint64_t nth = 1; fired; nth++)
-		for (int onward = 0; onward < 2; onward++) {
-			make_vm(&cases[0], n);
-			ms_gfn_to_hva(vm, 1, 0); /* the thread's record is there */
-			ms_set_index_policy(vm, MS_INDEX_EAGER);
-			memory_fail(&vm->memory, nth, onward);
-			memset(hvas, 0, sizeof(hvas));
-			CHECK_EQ(ms_gfn_to_hva_many(vm, 1, &batch, true), 0);
-			fired = atomic_load(&vm->memory.asked) >= nth;
-			injections += fired;
-			memory_fail(&vm->memory, 0, false);
-			for (uint64_t i = 0; i < 200; i++)
-				CHECK_EQ(hvas[i], i % 75 < 70 ? hva_for(1, i % n) + i % 75 * PAGE : MS_HVA_ERR_BAD);
-			CHECK_EQ(ms_gfn_to_hva_many(vm, 1, &batch, true), 0);
-			check_sound(vm);
-			end_vm(vm);
-		}
+	for (size_t i = 0; i < ARRAY_SIZE(index_cases) && (n <= 1000 || index_cases[i].ask == ask_many); i++)
+		for (int onward = 0; onward < 2; onward++)
+			for (uint64_t nth = 1; fail_index(&index_cases[i], n, nth, onward); nth++)
+				;
 }
 
 static void test_indexes(void)
@@ -779,6 +838,44 @@ static void test_indexes(void)
 	for (size_t i = 0; i < n; i++)
 		if (counts[i] <= 1000 || !design_is("list"))
 			test_index(counts[i]);
+}
+
+/* What a change notes for the next index is an offer too: the change is refused for its own slots' sake or made. */
+static bool fail_beside_index(uint32_t n, uint64_t nth, bool onward)
+{
+	struct picture before;
+	bool fired;
+	int r;
+
+	make_vm(&cases[0], n);
+	ms_set_index_policy(vm, MS_INDEX_EAGER);
+	ask_many(n, n);
+	before = picture_of(vm);
+	memory_fail(&vm->memory, nth, onward);
+	r = set(vm, 1, n - 1, 0, 0, 0);
+	fired = atomic_load(&vm->memory.asked) >= nth;
+	memory_fail(&vm->memory, 0, false);
+	if (r) {
+		struct picture after = picture_of(vm);
+
+		CHECK_EQ(r, -ENOMEM);
+		CHECK(fired && same_picture(&after, &before));
+	}
+	injections += fired;
+	unheard += fired && !r;
+	check_sound(vm);
+	ask_many(n, r ? n : n - 1);
+	check_sound(vm);
+	end_vm(vm);
+	return fired;
+}
+
+static void test_changes_beside_index(void)
+{
+	for (uint32_t n = 1; n < 12; n += 5)
+		for (int onward = 0; onward < 2; onward++)
+			for (uint64_t nth = 1; fail_beside_index(n, nth, onward); nth++)
+				;
 }
 
 static void test_reader(void)
@@ -993,6 +1090,7 @@ int main(int argc, char **argv)
 		test_reader();
 		test_first_looks();
 		test_indexes();
+		test_changes_beside_index();
 		test_vm_of_nothing();
 	}
 	print_sites();

@@ -204,13 +204,21 @@ static void check_index(enum style style, size_t wanted)
 	CHECK_EQ(atomic_load(&memory.blocks), 0);
 }
 
+/* Few and more in turn, so that a short run has both: what is for a few slots, and what is for the others. */
+static size_t draw_nr(uint64_t i)
+{
+	if (i % 2 == 0 && i / 2 <= FLAT_FEW + 1)
+		return i / 2;
+	return rng_below(&rng, i % 10 ? 70 : NR_MAX);
+}
+
 static uint64_t test_layouts(void)
 {
 	uint64_t rounds = test_times(60), made = 0;
 
 	for (int style = 0; style < NR_STYLES; style++)
 		for (uint64_t i = 0; i < rounds; i++, made++)
-			check_index(style, i <= FLAT_FEW + 1 ? i : i % 10 ? rng_below(&rng, 70) : rng_below(&rng, NR_MAX));
+			check_index(style, draw_nr(i));
 	return made;
 }
 

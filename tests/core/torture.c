@@ -15,6 +15,10 @@
  *
  * A section that sees state s while the grace period after s has ended is wrong by itself: its age is in the histogram.
  *
+ * Batches are of all sizes, in place and with strides, and asked by a poll that sleeps or ends them.  One slot keeps its
+ * log throughout, and the writer finds each mark that batches make in it.  Whether an index answers, and by which
+ * kernel, is for the seed to say, at whatever moment.
+ *
  * What is freed is poisoned (memslots_points), so that an answer from there fits no state.  Threads pause at the named
  * points of the engine, as their own streams of the seed say.  A watchdog ends a run in which a thread stands still and
  * says who is where.  Findings are printed as they come; the last line is
@@ -36,11 +40,12 @@
 
 #define SPACES 2u
 #define IDS 24u
+#define FEW_IDS 7u /* of the ids, in every other round: as few as an index compares all at once */
 #define PLACES (2 * IDS)
 #define PLACE_PAGES 64u
 #define GFNS ((uint64_t)PLACES * PLACE_PAGES)
 #define READERS_MAX 4u
-#define BATCH 64u
+#define BATCH_MAX (2 * MS_BATCH_POLL + 5000)
 #define STUCK_SECONDS 60
 #define SAID_MAX 20 /* wrong answers that are printed */
 
@@ -75,6 +80,17 @@ static uint64_t hva_for(uint32_t as_id, uint32_t id, uint64_t word)
 	return incarnation_of(word) << 24 | (uint64_t)as_id << 23 | (uint64_t)id << 18;
 }
 
+/* One slot more, whose log is there from the first state to the close: no mark in it may be lost.  Each reader has a part
+ * of its pages. */
+#define KEEPER IDS
+#define KEEPER_SPACE 1u
+#define KEEPER_GFN ((uint64_t)1 << 30)
+#define KEEPER_HVA ((uint64_t)1 << 62)
+#define PART_WORDS 80u
+#define PART_PAGES (PART_WORDS * 64) /* more than a piece of a batch */
+#define KEEPER_WORDS (READERS_MAX * PART_WORDS)
+#define KEEPER_PAGES (KEEPER_WORDS * 64)
+
 static uint32_t flags_of(uint64_t word)
 {
 	return (word & LOGS ? MS_MEM_LOG_DIRTY_PAGES : 0) | (word & READONLY ? MS_MEM_READONLY : 0) |
@@ -82,7 +98,7 @@ static uint32_t flags_of(uint64_t word)
 }
 
 /* The last HISTORY words of an id, each with the state from which on it holds. */
-#define HISTORY 256u
+#define HISTORY 1024u
 
 struct history {
 	struct {
@@ -91,7 +107,7 @@ struct history {
 	_Atomic uint64_t nr;
 };
 
-static struct history history[SPACES][IDS];
+static struct history history[SPACES][IDS + 1];
 static _Atomic uint64_t noted[SPACES]; /* the last state that readers may see */
 static _Atomic uint64_t over[SPACES];  /* the last one whose grace period has passed: none before it can be seen */
 
@@ -135,12 +151,15 @@ struct worker {
 	struct ms_vcpu *vcpu;
 	uint64_t last_hva; /* of a slot that was found */
 	/* For the closing line; the owner's until it has ended. */
-	uint64_t lookups, sections, changes, wrong, unjudged, bits;
-	uint64_t age[3];
+	uint64_t lookups, sections, changes, wrong, unjudged, bits, marks, polls, ended;
+	uint64_t age[3], batch_age[3];
 	/* For the watchdog. */
 	_Atomic(const char *) doing;
 	_Atomic uint64_t beats;
 	_Atomic uint32_t inside, os_id;
+	/* Rounds of marks in its part of the keeper: finished, and found by the writer in what he harvested since. */
+	_Atomic uint64_t marked, found;
+	uint64_t harvested[PART_WORDS]; /* the writer's */
 };
 
 static struct worker workers[1 + READERS_MAX];
@@ -152,7 +171,7 @@ static struct ms_vcpu *common_vcpu;
 static const char *backend;
 static _Atomic uint32_t stop, said;
 enum { STOP_WRITING = 1, STOP_READING };
-static uint32_t pause_every;
+static uint32_t pause_every, ids_in_play;
 
 static void doing(const char *what)
 {
@@ -174,12 +193,26 @@ static void take_a_break(struct rng *rng)
 			;
 }
 
+/* Neither may change an answer, at whatever moment. */
+static void flip_policy_or_kernel(struct rng *rng)
+{
+	static const enum ms_index_policy policies[] = { MS_INDEX_AUTO, MS_INDEX_EAGER, MS_INDEX_AUTO,
+							 MS_INDEX_EAGER, MS_INDEX_OFF,	 MS_INDEX_WALK };
+	const char *kernel = ms_simd_name(rng_below(rng, 3));
+
+	ms_set_index_policy(vm, policies[rng_below(rng, ARRAY_SIZE(policies))]);
+	if (kernel)
+		CHECK_EQ(ms_set_simd(kernel), 0);
+}
+
 static void at_point(enum point point)
 {
 	(void)point;
 	if (!self || --self->until_pause)
 		return;
 	self->until_pause = 1 + (uint32_t)rng_below(&self->rng, 2 * pause_every);
+	if (!rng_below(&self->rng, 4))
+		flip_policy_or_kernel(&self->rng);
 	take_a_break(&self->rng);
 }
 
@@ -200,13 +233,44 @@ struct call {
 	const char *what;
 	uint32_t as_id;
 	uint64_t lo, hi; /* the states in which it may be right */
+	uint64_t begun;  /* the last state that was noted when it began */
 	bool write;
 	size_t n;
-	uint64_t in[BATCH], out[BATCH];
-	int32_t ids[BATCH];
+	uint64_t *in, *out; /* BATCH_MAX of each */
+	int32_t *ids;
+	ptrdiff_t step; /* of a batch: its first value is at place `at`, the next ones `step` places on */
+	size_t at;
+	uint64_t low;      /* bits of an address below its frame */
+	bool ended;        /* by its poll */
+	uint32_t sections; /* in which it was made */
 	struct ms_memslot slot[PLACES + 1];
 	uint64_t start, end;
 };
+
+static struct call *new_call(void)
+{
+	struct call *c = calloc(1, sizeof(*c));
+
+	CHECK(c);
+	c->in = calloc(BATCH_MAX, sizeof(*c->in));
+	c->out = calloc(BATCH_MAX, sizeof(*c->out));
+	c->ids = calloc(BATCH_MAX, sizeof(*c->ids));
+	CHECK(c->in && c->out && c->ids);
+	return c;
+}
+
+static void free_call(struct call *c)
+{
+	free(c->in);
+	free(c->out);
+	free(c->ids);
+	free(c);
+}
+
+static size_t place_of(const struct call *c, size_t i)
+{
+	return c->at + (size_t)((ptrdiff_t)i * c->step);
+}
 
 enum verdict { RIGHT, NOT, UNKNOWN };
 typedef enum verdict judge_fn(const struct call *call, uint64_t state);
@@ -239,12 +303,14 @@ static uint64_t right_hva(uint32_t as_id, uint32_t id, uint64_t gfn, uint64_t wo
 static enum verdict judge_hvas(const struct call *c, uint64_t state)
 {
 	for (size_t i = 0; i < c->n; i++) {
-		uint64_t word;
+		size_t at = place_of(c, i);
+		uint64_t word, hva;
 		uint32_t id;
 
-		if (!at_gfn(c->as_id, c->in[i], state, &id, &word))
+		if (!at_gfn(c->as_id, c->in[at], state, &id, &word))
 			return UNKNOWN;
-		if (c->out[i] != right_hva(c->as_id, id, c->in[i], word, c->write))
+		hva = right_hva(c->as_id, id, c->in[at], word, c->write);
+		if (c->out[at] != (hva < MS_HVA_ERR_MIN ? hva + c->low : hva))
 			return NOT;
 	}
 	return RIGHT;
@@ -253,12 +319,13 @@ static enum verdict judge_hvas(const struct call *c, uint64_t state)
 static enum verdict judge_ids(const struct call *c, uint64_t state)
 {
 	for (size_t i = 0; i < c->n; i++) {
+		size_t at = place_of(c, i);
 		uint64_t word;
 		uint32_t id;
 
-		if (!at_gfn(c->as_id, c->in[i], state, &id, &word))
+		if (!at_gfn(c->as_id, c->in[at], state, &id, &word))
 			return UNKNOWN;
-		if (c->ids[i] != (word & PRESENT && !(word & INVALID) ? (int32_t)id : -1))
+		if (c->ids[at] != (word & PRESENT && !(word & INVALID) ? (int32_t)id : -1))
 			return NOT;
 	}
 	return RIGHT;
@@ -346,28 +413,56 @@ static enum verdict judge_hva_range(const struct call *c, uint64_t state)
 }
 
 /* How far back a call that many changes overtook is judged. */
-#define STATES_MAX 128u
+#define STATES_MAX 1024u
 
-static void judge(const struct call *c, judge_fn *fn, uint64_t answers)
+#define NO_STATE (~(uint64_t)0)
+
+/* The newest of the states from `from` to `last` in which all is right, or NO_STATE. */
+static uint64_t state_that_fits(const struct call *c, judge_fn *fn, uint64_t from, uint64_t last, bool *known)
 {
-	uint64_t from = c->hi - c->lo < STATES_MAX ? c->lo : c->hi - STATES_MAX;
-	bool known = from == c->lo;
-
-	self->lookups += answers;
-	for (uint64_t state = c->hi + 1; state-- > from;) {
+	for (uint64_t state = last + 1; state-- > from;) {
 		enum verdict verdict = fn(c, state);
 
 		if (verdict == RIGHT)
-			return;
-		known &= verdict == NOT;
+			return state;
+		*known &= verdict == NOT;
 	}
+	return NO_STATE;
+}
+
+static void say_wrong(const struct call *c, judge_fn *fn)
+{
+	bool known = true;
+	uint64_t older = c->lo > 64 ? c->lo - 64 : 0, state = NO_STATE;
+
+	if (c->lo)
+		state = state_that_fits(c, fn, older, c->lo - 1, &known);
+	wrong(state == NO_STATE ? c->what : "an answer of an older state", c->as_id, c->in[c->at], c->lo, c->hi);
+}
+
+/* The state that the answers are of, or NO_STATE. */
+static uint64_t judge(const struct call *c, judge_fn *fn, uint64_t answers)
+{
+	uint64_t from = c->hi - c->lo < STATES_MAX ? c->lo : c->hi - STATES_MAX, state;
+	bool known = from == c->lo;
+
+	self->lookups += answers;
+	state = state_that_fits(c, fn, from, c->hi, &known);
+	if (state != NO_STATE)
+		return state;
 	if (known)
-		wrong(c->what, c->as_id, c->in[0], c->lo, c->hi);
+		say_wrong(c, fn);
 	else
 		self->unjudged++;
+	return NO_STATE;
 }
 
 /* ---- readers ---- */
+
+static uint64_t gfns_in_play(void)
+{
+	return (uint64_t)ids_in_play * 2 * PLACE_PAGES;
+}
 
 /* Inside a section: its state; else none. */
 struct inside {
@@ -381,15 +476,18 @@ static void begin_call(struct call *c, const struct inside *in, const char *what
 	c->what = what;
 	c->as_id = (uint32_t)rng_below(&self->rng, SPACES);
 	c->lo = in->is ? in->state[c->as_id] : atomic_load_explicit(&over[c->as_id], memory_order_acquire);
+	c->begun = in->is ? c->lo : atomic_load_explicit(&noted[c->as_id], memory_order_acquire);
 	c->n = 1;
-	c->in[0] = rng_below(&self->rng, GFNS + 8);
+	c->step = 1;
+	c->at = c->low = 0;
+	c->in[0] = rng_below(&self->rng, gfns_in_play() + 8);
 	c->write = true;
 }
 
-static void end_call(struct call *c, const struct inside *in, judge_fn *fn, uint64_t answers)
+static uint64_t end_call(struct call *c, const struct inside *in, judge_fn *fn, uint64_t answers)
 {
 	c->hi = in->is ? c->lo : atomic_load_explicit(&noted[c->as_id], memory_order_acquire);
-	judge(c, fn, answers);
+	return judge(c, fn, answers);
 }
 
 static void note_slot(const struct call *c)
@@ -462,46 +560,119 @@ static void try_common_vcpu(struct call *c, const struct inside *in)
 	end_call(c, in, judge_hvas, 1);
 }
 
-static void fill_batch(struct call *c)
+/* Mostly short ones; some are of several pieces, a few longer than what is answered between two polls. */
+static size_t draw_size(void)
+{
+	uint64_t how = rng_below(&self->rng, 4096);
+
+	if (how < 4)
+		return MS_BATCH_POLL + rng_below(&self->rng, BATCH_MAX - MS_BATCH_POLL);
+	if (how < 100)
+		return rng_below(&self->rng, 4 * MS_BATCH_PIECE);
+	return rng_below(&self->rng, 300);
+}
+
+static uint64_t draw_gfn(uint64_t near, size_t i)
+{
+	if (i % 2)
+		return rng_below(&self->rng, 64) ? rng_below(&self->rng, gfns_in_play())
+						 : rng_next(&self->rng) >> MS_PAGE_SHIFT;
+	return (near + i) % gfns_in_play();
+}
+
+/* One after the other, with holes between them, or backwards. */
+static void fill_batch(struct call *c, bool gpa)
 {
 	uint64_t near = rng_below(&self->rng, GFNS);
 
-	c->n = BATCH;
+	c->n = draw_size();
+	c->step = 2 * c->n <= BATCH_MAX ? (ptrdiff_t)rng_below(&self->rng, 4) - 1 : 1;
+	c->step = c->step ? c->step : 1;
+	c->at = c->step < 0 && c->n ? c->n - 1 : 0;
+	c->low = gpa ? rng_below(&self->rng, MS_PAGE_SIZE) : 0;
 	for (size_t i = 0; i < c->n; i++)
-		c->in[i] = i % 2 ? rng_below(&self->rng, GFNS) : (near + i) % GFNS;
+		c->in[place_of(c, i)] = draw_gfn(near, i);
+}
+
+/* Outside of sections, unless the call was made in one: yields, sleeps, flips what may be flipped, ends the call. */
+static int poll_batch(void *opaque)
+{
+	struct call *c = opaque;
+
+	self->polls++;
+	atomic_fetch_add_explicit(&self->beats, 1, memory_order_relaxed);
+	if (thread_self.sections != c->sections)
+		wrong("a poll inside a section", c->as_id, thread_self.sections, c->lo, c->lo);
+	if (!rng_below(&self->rng, 4))
+		take_a_break(&self->rng);
+	if (!rng_below(&self->rng, 8))
+		flip_policy_or_kernel(&self->rng);
+	c->ended = !rng_below(&self->rng, 32);
+	return c->ended;
+}
+
+static struct ms_batch batch_of(struct call *c, const uint64_t *in, void *out, size_t out_size)
+{
+	ptrdiff_t stride = c->step * 8;
+
+	c->ended = false;
+	c->sections = thread_self.sections;
+	return (struct ms_batch){
+		.in = in + c->at, .in_stride = stride,
+		.out = (char *)out + c->at * out_size, .out_stride = c->step * (ptrdiff_t)out_size,
+		.n = c->n, .poll = rng_below(&self->rng, 4) ? poll_batch : NULL, .opaque = c,
+	};
+}
+
+/* Of a batch that its poll ended one piece at least has its answers. */
+static void end_batch(struct call *c, const struct inside *in, judge_fn *fn, int r)
+{
+	uint64_t n = c->n, state;
+
+	if (r != (c->ended ? -EINTR : 0))
+		wrong("the result of a batch", c->as_id, (uint64_t)-r, c->lo, c->lo);
+	self->ended += c->ended;
+	if (c->ended && c->n > MS_BATCH_PIECE)
+		c->n = MS_BATCH_PIECE;
+	state = end_call(c, in, fn, n);
+	self->batch_age[state == NO_STATE ? 2 : state > c->begun]++;
 }
 
 static void try_batch(struct call *c, const struct inside *in)
 {
-	struct ms_batch batch = { c->in, 8, c->out, 8, BATCH, NULL, NULL };
+	bool in_place = !rng_below(&self->rng, 4);
+	struct ms_batch batch;
 
 	begin_call(c, in, "ms_gfn_to_hva_many");
-	fill_batch(c);
+	fill_batch(c, false);
 	c->write = rng_below(&self->rng, 2);
-	ms_gfn_to_hva_many(vm, c->as_id, &batch, c->write);
-	end_call(c, in, judge_hvas, BATCH);
+	for (size_t i = 0; in_place && i < c->n; i++)
+		c->out[place_of(c, i)] = c->in[place_of(c, i)];
+	batch = batch_of(c, in_place ? c->out : c->in, c->out, 8);
+	end_batch(c, in, judge_hvas, ms_gfn_to_hva_many(vm, c->as_id, &batch, c->write));
 }
 
+/* In place. */
 static void try_gpa_batch(struct call *c, const struct inside *in)
 {
-	struct ms_batch batch = { c->out, 8, c->out, 8, BATCH, NULL, NULL };
+	struct ms_batch batch;
 
 	begin_call(c, in, "ms_gpa_to_hva_many");
-	fill_batch(c);
-	for (size_t i = 0; i < BATCH; i++)
-		c->out[i] = c->in[i] << MS_PAGE_SHIFT;
-	ms_gpa_to_hva_many(vm, c->as_id, &batch, true);
-	end_call(c, in, judge_hvas, BATCH);
+	fill_batch(c, true);
+	for (size_t i = 0; i < c->n; i++)
+		c->out[place_of(c, i)] = c->in[place_of(c, i)] << MS_PAGE_SHIFT | c->low;
+	batch = batch_of(c, c->out, c->out, 8);
+	end_batch(c, in, judge_hvas, ms_gpa_to_hva_many(vm, c->as_id, &batch, true));
 }
 
 static void try_id_batch(struct call *c, const struct inside *in)
 {
-	struct ms_batch batch = { c->in, 8, c->ids, 4, BATCH, NULL, NULL };
+	struct ms_batch batch;
 
 	begin_call(c, in, "ms_gfn_to_slot_id_many");
-	fill_batch(c);
-	ms_gfn_to_slot_id_many(vm, c->as_id, &batch);
-	end_call(c, in, judge_ids, BATCH);
+	fill_batch(c, false);
+	batch = batch_of(c, c->in, c->ids, 4);
+	end_batch(c, in, judge_ids, ms_gfn_to_slot_id_many(vm, c->as_id, &batch));
 }
 
 static void try_gfn_range(struct call *c, const struct inside *in)
@@ -519,6 +690,8 @@ static void try_all(struct call *c, const struct inside *in)
 	c->start = 0;
 	c->end = ~(uint64_t)0;
 	c->n = ms_memslots(vm, c->as_id, c->slot, PLACES);
+	if (c->n && c->slot[c->n - 1].id == KEEPER)
+		c->n--;
 	end_call(c, in, judge_gfn_range, 1);
 	note_slot(c);
 }
@@ -527,7 +700,7 @@ static void try_hva_range(struct call *c, const struct inside *in)
 {
 	begin_call(c, in, "ms_memslots_in_hva_range");
 	c->start = rng_below(&self->rng, 2) ? 0 : self->last_hva;
-	c->end = rng_below(&self->rng, 2) ? ~(uint64_t)0 : c->start + (uint64_t)PLACE_PAGES * MS_PAGE_SIZE * IDS;
+	c->end = rng_below(&self->rng, 2) ? KEEPER_HVA - 1 : c->start + (uint64_t)PLACE_PAGES * MS_PAGE_SIZE * IDS;
 	c->n = ms_memslots_in_hva_range(vm, c->as_id, c->start, c->end, c->slot, PLACES);
 	end_call(c, in, judge_hva_range, 1);
 	note_slot(c);
@@ -573,9 +746,31 @@ static void try_visible(struct call *c, const struct inside *in)
 static void try_mark(struct call *c, const struct inside *in)
 {
 	begin_call(c, in, "ms_mark_page_dirty");
-	fill_batch(c);
-	ms_mark_page_dirty(vm, c->as_id, c->in[1]);
-	ms_mark_page_dirty_many(vm, c->as_id, &(struct ms_batch){ .in = c->in, .in_stride = 8, .n = 8 });
+	ms_mark_page_dirty(vm, c->as_id, c->in[0]);
+	fill_batch(c, false);
+	ms_mark_page_dirty_many(vm, c->as_id, &(struct ms_batch){ c->in + c->at, 8 * c->step, .n = c->n });
+}
+
+/* Each page of the reader's part once, between others.  The writer finds them all before the next round. */
+static void try_mark_part(struct call *c, const struct inside *in)
+{
+	uint64_t first = KEEPER_GFN + (self->number - 1) * (uint64_t)PART_PAGES;
+	uint64_t start = rng_below(&self->rng, PART_PAGES);
+	uint64_t round = atomic_load_explicit(&self->marked, memory_order_relaxed);
+	struct ms_batch batch;
+
+	if (round != atomic_load_explicit(&self->found, memory_order_acquire))
+		return;
+	begin_call(c, in, "ms_mark_page_dirty_many");
+	c->n = 2 * PART_PAGES;
+	for (size_t i = 0; i < c->n; i++)
+		c->in[i] = i % 2 ? rng_below(&self->rng, GFNS) : first + (start + i / 2 * 31) % PART_PAGES;
+	batch = batch_of(c, c->in, NULL, 0);
+	if (ms_mark_page_dirty_many(vm, KEEPER_SPACE, &batch)) { /* its poll ended it: all once more */
+		batch.poll = NULL;
+		CHECK_EQ(ms_mark_page_dirty_many(vm, KEEPER_SPACE, &batch), 0);
+	}
+	atomic_store_explicit(&self->marked, round + 1, memory_order_release);
 }
 
 static uint64_t state_of(uint64_t generation)
@@ -590,7 +785,7 @@ typedef void try_fn(struct call *c, const struct inside *in);
 static try_fn *const tries[] = {
 	try_hva, try_slot, try_vcpu, try_batch, try_hva, try_vcpu, try_batch, try_id_batch,
 	try_hva_prot, try_id, try_vcpu_slot, try_common_vcpu, try_gpa_batch, try_gfn_range, try_all, try_hva_range,
-	try_hva_to_gfns, try_visible, try_mark, try_batch,
+	try_hva_to_gfns, try_visible, try_mark, try_batch, try_mark_part,
 };
 
 static void try_one(struct call *c, const struct inside *in)
@@ -646,15 +841,14 @@ static void try_section(struct call *c)
 static void *live_shortly(void *maker)
 {
 	struct inside outside = { 0 };
-	struct call *call = calloc(1, sizeof(*call));
+	struct call *call = new_call();
 
 	self = maker;
-	CHECK(call);
 	for (int i = 0; i < 8; i++)
 		try_one(call, &outside);
 	if (rng_below(&self->rng, 2))
 		CHECK_EQ(ms_read_lock(vm) | ms_read_lock(vm), 0);
-	free(call);
+	free_call(call);
 	return NULL;
 }
 
@@ -681,9 +875,8 @@ static void take_another_vcpu(void)
 static void read_on(void)
 {
 	static const struct inside outside;
-	struct call *call = calloc(1, sizeof(*call));
+	struct call *call = new_call();
 
-	CHECK(call);
 	while (atomic_load_explicit(&stop, memory_order_relaxed) < STOP_READING) {
 		uint64_t how = rng_below(&self->rng, 8192);
 
@@ -696,12 +889,12 @@ static void read_on(void)
 		else
 			try_section(call);
 	}
-	free(call);
+	free_call(call);
 }
 
 /* ---- the writer ---- */
 
-static uint64_t now_word[SPACES][IDS]; /* the writer's own view */
+static uint64_t now_word[SPACES][IDS + 1]; /* the writer's own view */
 static uint64_t last_incarnation;
 static bool refuse;
 
@@ -807,7 +1000,7 @@ static void do_load(uint32_t as_id)
 
 	doing("a load");
 	plan = (struct plan){ as_id, 0, atomic_load_explicit(&noted[as_id], memory_order_relaxed), 1 };
-	for (uint32_t id = 0; id < IDS; id++) {
+	for (uint32_t id = 0; id < ids_in_play; id++) {
 		uint64_t word;
 
 		if (now_word[as_id][id])
@@ -836,6 +1029,69 @@ static void do_harvest(uint32_t as_id, uint32_t id)
 	CHECK(npages == 64 || !(word >> npages));
 	CHECK_EQ(ms_clear_dirty_log(vm, as_id, id, 0, (uint32_t)npages, &word, 1, NULL), logs ? 0 : -ENOENT);
 	self->bits += (uint64_t)__builtin_popcountll(word);
+}
+
+static struct ms_userspace_memory_region keeper_region(void)
+{
+	return (struct ms_userspace_memory_region){
+		.slot = KEEPER, .as_id = KEEPER_SPACE, .flags = MS_MEM_LOG_DIRTY_PAGES, .guest_memfd = -1,
+		.guest_phys_addr = KEEPER_GFN * MS_PAGE_SIZE,
+		.memory_size = KEEPER_PAGES * (uint64_t)MS_PAGE_SIZE,
+		.userspace_addr = KEEPER_HVA,
+	};
+}
+
+/* A DELETE or a MOVE that is refused: its log is there throughout, INVALID or not. */
+static void do_keeper_refused(void)
+{
+	struct ms_userspace_memory_region region = keeper_region();
+	static const uint64_t words[2];
+
+	doing("the keeper, refused");
+	if (rng_below(&self->rng, 2))
+		region.memory_size = 0;
+	else
+		region.guest_phys_addr *= 2;
+	note_states(KEEPER_SPACE, KEEPER, words, 2);
+	refuse = true;
+	CHECK_EQ(ms_set_user_memory_region(vm, &region, NULL), -EPERM);
+	refuse = false;
+	is_over(2);
+	self->changes++;
+}
+
+/* What a reader had marked before this harvest began is in it, or in those since the reader's last round. */
+static void found_part(struct worker *reader, uint64_t marked, const uint64_t *words)
+{
+	uint64_t all = ~(uint64_t)0;
+
+	for (size_t i = 0; i < PART_WORDS; i++) {
+		reader->harvested[i] |= words[i];
+		all &= reader->harvested[i];
+	}
+	if (marked == atomic_load_explicit(&reader->found, memory_order_relaxed))
+		return;
+	if (all != ~(uint64_t)0)
+		wrong("lost marks", KEEPER_SPACE, reader->number, 0, 0);
+	self->marks += PART_PAGES;
+	memset(reader->harvested, 0, sizeof(reader->harvested));
+	atomic_store_explicit(&reader->found, marked, memory_order_release);
+}
+
+static void do_keeper_harvest(void)
+{
+	static uint64_t words[KEEPER_WORDS];
+	uint64_t marked[READERS_MAX];
+	size_t nwords;
+
+	doing("the keeper's dirty log");
+	for (unsigned i = 0; i < READERS_MAX; i++)
+		marked[i] = atomic_load_explicit(&workers[1 + i].marked, memory_order_acquire);
+	CHECK_EQ(ms_get_dirty_log(vm, KEEPER_SPACE, KEEPER, words, KEEPER_WORDS, &nwords, NULL), 0);
+	CHECK_EQ(nwords, KEEPER_WORDS);
+	CHECK_EQ(ms_clear_dirty_log(vm, KEEPER_SPACE, KEEPER, 0, KEEPER_PAGES, words, KEEPER_WORDS, NULL), 0);
+	for (unsigned i = 0; i < nr_readers; i++)
+		found_part(&workers[1 + i], marked[i], words + i * PART_WORDS);
 }
 
 /* The dual-set steps: logging on or off, kept or taken back after the swap. */
@@ -889,7 +1145,7 @@ static void do_nothing(uint32_t as_id, uint32_t id)
 
 static void change_one(void)
 {
-	uint32_t as_id = (uint32_t)rng_below(&self->rng, SPACES), id = (uint32_t)rng_below(&self->rng, IDS);
+	uint32_t as_id = (uint32_t)rng_below(&self->rng, SPACES), id = (uint32_t)rng_below(&self->rng, ids_in_play);
 	uint64_t word = now_word[as_id][id], how = rng_below(&self->rng, 100);
 
 	if (!word && how < 90)
@@ -930,8 +1186,18 @@ static void do_close(void)
 
 static void write_on(void)
 {
-	while (!atomic_load_explicit(&stop, memory_order_relaxed))
-		change_one();
+	while (!atomic_load_explicit(&stop, memory_order_relaxed)) {
+		uint64_t how = rng_below(&self->rng, 64);
+
+		if (how == 0)
+			do_keeper_refused();
+		else if (how == 1)
+			do_keeper_harvest();
+		else if (how == 2)
+			flip_policy_or_kernel(&self->rng);
+		else
+			change_one();
+	}
 	check_sound();
 	do_close();
 }
@@ -1020,14 +1286,16 @@ static void *work(void *argument)
 
 static void make_vm(void)
 {
+	struct ms_userspace_memory_region keeper = keeper_region();
 	struct ms_config config;
 
 	ms_config_init(&config);
 	config.address_spaces = SPACES;
-	config.user_mem_slots = IDS;
+	config.user_mem_slots = IDS + 1;
 	config.hva_end_max = (uint64_t)1 << 63;
 	config.backend = backend;
 	CHECK_EQ(ms_vm_create(&config, &vm), 0);
+	CHECK_EQ(ms_set_user_memory_region(vm, &keeper, NULL), 0);
 	CHECK_EQ(ms_add_listener(vm, &listener, NULL), 0);
 	CHECK_EQ(ms_set_stall_report(vm, STUCK_SECONDS / 4 * 1000, on_stall, NULL, NULL), 0);
 	CHECK_EQ(ms_vcpu_create(vm, &common_vcpu, NULL), 0);
@@ -1035,9 +1303,11 @@ static void make_vm(void)
 	memset(now_word, 0, sizeof(now_word));
 	memset(noted, 0, sizeof(noted));
 	memset(over, 0, sizeof(over));
+	noted[KEEPER_SPACE] = over[KEEPER_SPACE] = 1;
 }
 
-static void start(unsigned number, uint64_t stream)
+/* All of them before the first starts: the writer looks at what readers have marked. */
+static void prepare(unsigned number, uint64_t stream)
 {
 	struct worker *w = &workers[number];
 
@@ -1047,7 +1317,6 @@ static void start(unsigned number, uint64_t stream)
 	w->until_pause = 1;
 	w->doing = "nothing yet";
 	CHECK_EQ(ms_vcpu_create(vm, &w->vcpu, NULL), 0);
-	CHECK_EQ(pthread_create(&w->thread, NULL, work, w), 0);
 }
 
 static void add_up(const struct worker *w)
@@ -1058,11 +1327,16 @@ static void add_up(const struct worker *w)
 	total.wrong += w->wrong;
 	total.unjudged += w->unjudged;
 	total.bits += w->bits;
-	for (int i = 0; i < 3; i++)
+	total.marks += w->marks;
+	total.polls += w->polls;
+	total.ended += w->ended;
+	for (int i = 0; i < 3; i++) {
 		total.age[i] += w->age[i];
+		total.batch_age[i] += w->batch_age[i];
+	}
 }
 
-static uint64_t waits, stalls;
+static uint64_t waits, stalls, indexes, patches, indexed;
 
 static void end_vm(void)
 {
@@ -1071,6 +1345,9 @@ static void end_vm(void)
 	ms_get_stats(vm, &stats);
 	waits += stats.grace_waits;
 	stalls += stats.stalls;
+	indexes += stats.index_builds;
+	patches += stats.index_patches;
+	indexed += stats.indexed;
 	ms_vm_destroy(vm);
 }
 
@@ -1092,7 +1369,9 @@ static void play_round(uint64_t number, double seconds)
 	make_vm();
 	atomic_store(&stop, 0);
 	for (unsigned i = 0; i <= nr_readers; i++)
-		start(i, number * (1 + READERS_MAX) + i);
+		prepare(i, number * (1 + READERS_MAX) + i);
+	for (unsigned i = 0; i <= nr_readers; i++)
+		CHECK_EQ(pthread_create(&workers[i].thread, NULL, work, &workers[i]), 0);
 	watch(seconds);
 	alarm(STUCK_SECONDS);
 	atomic_store(&stop, STOP_WRITING);
@@ -1171,9 +1450,18 @@ static void play(void)
 	for (nr_readers = 1; nr_readers <= READERS_MAX; nr_readers++)
 		for (size_t i = 0; plays(nr_readers) && (backend = ms_backend_name(i)); i++) {
 			pause_every = rates[round % ARRAY_SIZE(rates)];
+			ids_in_play = round / ARRAY_SIZE(rates) % 2 ? FEW_IDS : IDS;
 			if (weight_of(backend) > 0)
 				play_round(++round, unit * weight_of(backend));
 		}
+}
+
+/* Where the tree was played for long there were indexes; else this run has tested none. */
+static bool tested_indexes(void)
+{
+	bool tree = !options.backend || !strcmp(options.backend, "tree");
+
+	return !tree || total.lookups < 1000000 || (indexed && indexes && patches);
 }
 
 static void append_record(void)
@@ -1186,13 +1474,31 @@ static void append_record(void)
 	strftime(date, sizeof(date), "%Y-%m-%dT%H:%M:%SZ", gmtime(&now));
 	if (ftell(record) == 0)
 		fprintf(record, "date\tbuild\tseed\tseconds\tlookups\tsections\tchanges\twaits\tstalls\tunder way\tsettled\t"
-				"too old\tunjudged\twrong\n");
+				"too old\tunjudged\twrong\tindexed\tindexes\tof which derived\tmarks\n");
 	fprintf(record, "%s\t%s\t%" PRIu64 "\t%.0f", date, options.name, test_seed, options.seconds);
 	fprintf(record, "\t%" PRIu64 "\t%" PRIu64 "\t%" PRIu64 "\t%" PRIu64 "\t%" PRIu64, total.lookups, total.sections,
 		total.changes, waits, stalls);
-	fprintf(record, "\t%" PRIu64 "\t%" PRIu64 "\t%" PRIu64 "\t%" PRIu64 "\t%" PRIu64 "\n", total.age[0], total.age[1],
+	fprintf(record, "\t%" PRIu64 "\t%" PRIu64 "\t%" PRIu64 "\t%" PRIu64 "\t%" PRIu64, total.age[0], total.age[1],
 		total.age[2], total.unjudged, total.wrong);
+	fprintf(record, "\t%" PRIu64 "\t%" PRIu64 "\t%" PRIu64 "\t%" PRIu64 "\n", indexed, indexes + patches, patches,
+		total.marks);
 	CHECK_EQ(fclose(record), 0);
+}
+
+static void print_sums(void)
+{
+	printf("  %" PRIu64 " sections; %" PRIu64 " grace periods waited, %" PRIu64 " stalled; sections of a state that was ",
+	       total.sections, waits, stalls);
+	printf("under way %" PRIu64 ", settled %" PRIu64 ", too old %" PRIu64 "; %" PRIu64 " calls overtaken; %" PRIu64
+	       " dirty bits; seed %" PRIu64 "\n",
+	       total.age[0], total.age[1], total.age[2], total.unjudged, total.bits, test_seed);
+	printf("  batches of a state that was known when they began %" PRIu64 ", of a later one %" PRIu64
+	       ", wrong or overtaken %" PRIu64 "; %" PRIu64 " polls, which ended %" PRIu64 "\n",
+	       total.batch_age[0], total.batch_age[1], total.batch_age[2], total.polls, total.ended);
+	printf("  %" PRIu64 " answers by %" PRIu64 " indexes, %" PRIu64 " of them derived; %" PRIu64 " marks found again\n",
+	       indexed, indexes + patches, patches, total.marks);
+	printf("torture: %" PRIu64 " lookups, %" PRIu64 " changes, %" PRIu64 " wrong\n", total.lookups, total.changes,
+	       total.wrong);
 }
 
 int main(int argc, char **argv)
@@ -1204,11 +1510,8 @@ int main(int argc, char **argv)
 	play();
 	if (options.record)
 		append_record();
-	printf("  %" PRIu64 " sections; %" PRIu64 " grace periods waited, %" PRIu64 " stalled; sections of a state that was under "
-	       "way %" PRIu64 ", settled %" PRIu64 ", too old %" PRIu64 "; %" PRIu64 " calls overtaken; %" PRIu64
-	       " dirty bits; seed %" PRIu64 "\n",
-	       total.sections, waits, stalls, total.age[0], total.age[1], total.age[2], total.unjudged, total.bits, test_seed);
-	printf("torture: %" PRIu64 " lookups, %" PRIu64 " changes, %" PRIu64 " wrong\n", total.lookups, total.changes,
-	       total.wrong);
-	return total.wrong ? 1 : 0;
+	print_sums();
+	if (!tested_indexes())
+		fprintf(stderr, "torture: no index answered, or none was derived\n");
+	return total.wrong || !tested_indexes() ? 1 : 0;
 }

@@ -256,7 +256,8 @@ struct ms_batch {
 	void *out;
 	ptrdiff_t out_stride;
 	size_t n;
-	int (*poll)(void *opaque); /* or NULL: asked every MS_BATCH_POLL values, outside of sections; not 0 ends the call */
+	/* Or NULL: asked every MS_BATCH_POLL values or sooner, outside of the call's own sections; not 0 ends the call. */
+	int (*poll)(void *opaque);
 	void *opaque;
 };
 
@@ -264,7 +265,7 @@ struct ms_batch {
 
 /*
  * All answers of one call come from one published state.  0, or -EINTR: poll said so, and what was answered before it
- * stands in out.
+ * stands in out; behind it may stand what the call had answered before it started again (see below).
  *
  * A writer waits for no batch: where the set has an index, or is worth one, the batch holds that and no read section;
  * else it is answered in pieces of MS_BATCH_PIECE values, a section each.  When the state moves between two pieces it

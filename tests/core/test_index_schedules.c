@@ -1,0 +1,717 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * test_index_schedules.c - one schedule for each way in which a batch, its index and a writer could hurt each other.
+ *
+ * As test_schedules.c, of design "tree", whose sets have indexes.  The numbers are those of docs/reliability.md; H26 is
+ * that no writer waits for a batch.
+ */
+#include "script.h"
+
+#include <sys/wait.h>
+
+#include "vm_index.h"
+
+#define SPACES 2
+#define NR 100u /* slots of 8 pages, ten frames apart */
+#define MANY 3000u /* too many for an index to pay in a batch of LONG */
+#define STEP 10u
+#define NPAGES 8u
+#define LONG (2 * MS_BATCH_PIECE + 100) /* three pieces */
+#define POLLED (2 * MS_BATCH_POLL)
+
+static struct ms_vm *vm;
+static struct ms_vcpu *vcpu;
+static struct actor reader, second, writer;
+
+/* What a batch asks and is told: its first frames, one of each slot in turn. */
+struct answers {
+	size_t n, nr_slots;
+	uint64_t in[POLLED], out[POLLED];
+	int r;
+};
+
+static struct answers first, other;
+
+/* ---- what readers do ---- */
+
+static void ask(struct answers *a)
+{
+	struct ms_batch batch = { a->in, 8, a->out, 8, a->n, NULL, NULL };
+
+	for (size_t i = 0; i < a->n; i++)
+		a->in[i] = i % a->nr_slots * STEP + 3;
+	memset(a->out, 0, a->n * sizeof(*a->out));
+	a->r = ms_gfn_to_hva_many(vm, 0, &batch, true);
+}
+
+static void ask_first(struct actor *me)
+{
+	(void)me;
+	ask(&first);
+}
+
+static void ask_other(struct actor *me)
+{
+	(void)me;
+	ask(&other);
+}
+
+static void look_up(struct actor *me)
+{
+	me->hva = ms_gfn_to_hva(vm, 0, 53);
+}
+
+static void look_up_by_vcpu(struct actor *me)
+{
+	me->hva = ms_vcpu_gfn_to_hva(vcpu, 53);
+}
+
+/* The answers are of the state in which the ids from `from` to below `end` are gone. */
+static void check_answers(const struct answers *a, uint32_t from, uint32_t end)
+{
+	CHECK_EQ(a->r, 0);
+	for (size_t i = 0; i < a->n; i++) {
+		uint32_t id = (uint32_t)(i % a->nr_slots);
+
+		CHECK_EQ(a->out[i], id >= from && id < end ? MS_HVA_ERR_BAD : hva_for(0, id) + 3 * PAGE);
+	}
+}
+
+/* What is asked now is so, by whatever way. */
+static void check_now(uint32_t from, uint32_t end)
+{
+	static const enum ms_index_policy policies[] = { MS_INDEX_OFF, MS_INDEX_WALK, MS_INDEX_AUTO, MS_INDEX_EAGER };
+	enum ms_index_policy policy = ms_index_policy(vm);
+
+	check_sound(vm);
+	for (size_t i = 0; i < ARRAY_SIZE(policies); i++) {
+		ms_set_index_policy(vm, policies[i]);
+		ask(&other);
+		check_answers(&other, from, end);
+		CHECK_EQ(ms_gfn_to_hva(vm, 0, 53), from <= 5 && end > 5 ? MS_HVA_ERR_BAD : hva_for(0, 5) + 3 * PAGE);
+	}
+	check_sound(vm);
+	ms_set_index_policy(vm, policy);
+}
+
+/* ---- what writers do ---- */
+
+static int delete(uint32_t id)
+{
+	return set(vm, 0, id, 0, 0, 0);
+}
+
+static void delete_5(struct actor *me)
+{
+	me->r = delete(5);
+}
+
+static void create_one(struct actor *me)
+{
+	me->r = set(vm, 0, 3500, 100000, 1, 0);
+}
+
+static void close_vm(struct actor *me)
+{
+	me->r = ms_vm_close(vm, NULL);
+}
+
+/* Beyond what a patch notes: the sets forget what they would derive from. */
+static void change_for_long(uint32_t id)
+{
+	for (uint32_t i = 0; i <= PATCH_MAX; i++)
+		CHECK_EQ(delete(id + i), 0);
+}
+
+/* ---- before and after ---- */
+
+static void load(size_t nr)
+{
+	struct ms_memslot *slots = calloc(nr, sizeof(*slots));
+
+	CHECK(slots);
+	for (uint32_t id = 0; id < nr; id++)
+		slots[id] = (struct ms_memslot){ id * STEP, NPAGES, hva_for(0, id), id, 0, 0, 0 };
+	CHECK_EQ(ms_load_memslots(vm, 0, slots, nr, NULL), 0);
+	free(slots);
+}
+
+static void begin(const char *name, size_t nr_slots, size_t n)
+{
+	script_begin(name);
+	vm = new_vm(SPACES);
+	load(nr_slots);
+	CHECK_EQ(ms_vcpu_create(vm, &vcpu, NULL), 0);
+	first.n = n;
+	other.n = 2 * nr_slots; /* a short one, while slots are few */
+	first.nr_slots = other.nr_slots = nr_slots;
+	ms_set_index_policy(vm, MS_INDEX_EAGER);
+}
+
+/* The same, and there is an index. */
+static void begin_indexed(const char *name, size_t n)
+{
+	begin(name, NR, n);
+	ask(&other);
+	check_answers(&other, 0, 0);
+	CHECK(set_index(vm_active_set(vm, 0)));
+}
+
+static uint64_t scripts;
+
+static void end(void)
+{
+	if (!vm->closed)
+		check_sound(vm);
+	ms_vcpu_destroy(vcpu);
+	end_vm(vm);
+	CHECK_EQ(thread_self.sections + thread_self.hooks, 0);
+	script_end();
+	scripts++;
+}
+
+static uint64_t blocks(void)
+{
+	return stats_of(vm).blocks;
+}
+
+static uint64_t refs(const struct flat_index *index)
+{
+	return atomic_load(&index->refs);
+}
+
+/* ---- an index that was found, or is held ---- */
+
+/* H1, H31: whoever uses the index of a set inside its section is waited for before the index is taken off. */
+static void found_inside(void (*run)(struct actor *me), void (*change)(struct actor *me))
+{
+	struct memslot_set *old;
+	struct flat_index *index;
+
+	begin_indexed("H1 H31: an index in use inside a section", NR);
+	old = vm_active_set(vm, 0);
+	index = set_index(old);
+	act_until(&reader, run, POINT_READER_INDEX_FOUND);
+	act(&writer, change, NO_STOP);
+	check_waits(&writer, vm);
+	CHECK(set_index(old) == index && refs(index) >= 1);
+	finish(&reader);
+	if (run == ask_first)
+		check_answers(&first, 0, 0);
+	else
+		CHECK_EQ(reader.hva, hva_for(0, 5) + 3 * PAGE);
+	await_end(&writer);
+	CHECK_EQ(writer.r, 0);
+	if (!vm->closed)
+		check_now(5, change == delete_5 ? 6 : 5);
+	end();
+}
+
+/* H1, H15, H26: a batch holds a reference and no section: changes do not wait, and it has the state of its begin. */
+static void held_across_changes(void)
+{
+	begin_indexed("H1 H15 H26: changes beside a batch that holds an index", LONG);
+	act_until(&reader, ask_first, POINT_READER_INDEX_HELD);
+	CHECK_EQ(delete(5), 0);
+	CHECK_EQ(delete(6), 0);
+	CHECK_EQ(stats_of(vm).grace_waits, 0);
+	check_now(5, 7);
+	finish(&reader);
+	check_answers(&first, 0, 0);
+	check_now(5, 7);
+	end();
+}
+
+/* H1: ... and is the last that has it: it is freed once, by the batch. */
+static void held_to_the_last(void)
+{
+	struct flat_index *index;
+	uint64_t before, size;
+
+	begin_indexed("H1: a batch is the last that holds an index", LONG);
+	index = set_index(vm_active_set(vm, 0));
+	act_until(&reader, ask_first, POINT_READER_INDEX_HELD);
+	change_for_long(5);
+	CHECK_EQ(set(vm, 0, 5, 50, NPAGES, 0), 0); /* both sets have forgotten by now */
+	CHECK_EQ(stats_of(vm).grace_waits, 0);
+	CHECK_EQ(refs(index), 1);
+	before = blocks();
+	size = stats_of(vm).bytes;
+	finish(&reader);
+	check_answers(&first, 0, 0);
+	CHECK_EQ(blocks(), before - 1);
+	CHECK(stats_of(vm).bytes < size);
+	check_now(6, 6 + PATCH_MAX);
+	end();
+}
+
+/* H31: the VM is closed beside a batch; the index is there until the batch has ended, and gone then. */
+static void held_across_close(void)
+{
+	uint64_t before;
+
+	begin_indexed("H31: a close beside a batch that holds an index", LONG);
+	act_until(&reader, ask_first, POINT_READER_INDEX_HELD);
+	CHECK_EQ(ms_vm_close(vm, NULL), 0);
+	CHECK_EQ(stats_of(vm).grace_waits, 0);
+	before = blocks();
+	finish(&reader);
+	check_answers(&first, 0, 0);
+	CHECK_EQ(blocks(), before - 1);
+	check_empty(vm);
+	end();
+}
+
+static int end_at_once(void *opaque)
+{
+	(void)opaque;
+	CHECK_EQ(thread_self.sections, 0);
+	return 1;
+}
+
+/* A batch that its poll ends gives back what it holds; only what was answered counts. */
+static void ended_by_poll(bool in_place)
+{
+	struct ms_batch batch = { in_place ? first.out : first.in, 8, first.out, 8, POLLED, end_at_once, NULL };
+	struct flat_index *index;
+	uint64_t before;
+
+	begin_indexed("a batch that its poll ends", POLLED);
+	ask(&first);
+	index = set_index(vm_active_set(vm, 0));
+	before = stats_of(vm).indexed;
+	memcpy(first.out, first.in, sizeof(first.out));
+	CHECK_EQ(ms_gfn_to_hva_many(vm, 0, &batch, true), -EINTR);
+	CHECK_EQ(refs(index), 1);
+	CHECK_EQ(stats_of(vm).indexed - before, MS_BATCH_POLL);
+	CHECK_EQ(first.out[MS_BATCH_POLL - 1], hva_for(0, (MS_BATCH_POLL - 1) % NR) + 3 * PAGE);
+	CHECK_EQ(first.out[MS_BATCH_POLL], first.in[MS_BATCH_POLL]);
+	end();
+}
+
+/* ---- an index that is being made ---- */
+
+/* Whether a set has the index of a state that has gone. */
+static void check_not_published(void)
+{
+	for (uint32_t i = 0; i < 2; i++)
+		CHECK(!set_index(&vm->as[0].set[i]));
+	check_sound(vm);
+}
+
+/* H12, H15: the state went while its index was made: the batch has it, nobody else gets it.  After a change of two
+ * swaps the set is the same, and only its generation tells. */
+static void offered_to_another_state(bool two_swaps)
+{
+	begin("H12 H15: an index of a state that has gone", NR, LONG);
+	act_until(&reader, ask_first, POINT_READER_INDEX_MADE);
+	if (two_swaps)
+		CHECK_EQ(delete(5), 0);
+	else
+		CHECK_EQ(set(vm, 0, 200, 5000, 1, 0), 0);
+	CHECK_EQ(stats_of(vm).grace_waits, 0);
+	finish(&reader);
+	check_answers(&first, 0, 0);
+	check_not_published();
+	check_now(5, two_swaps ? 6 : 5);
+	end();
+}
+
+/* H12: ... went and came back, as far as slots go: it is another state. */
+static void offered_after_return(void)
+{
+	begin("H12: an index of a state that came again", NR, LONG);
+	act_until(&reader, ask_first, POINT_READER_INDEX_MADE);
+	CHECK_EQ(delete(5), 0);
+	CHECK_EQ(set(vm, 0, 5, 50, NPAGES, 0), 0);
+	finish(&reader);
+	check_answers(&first, 0, 0);
+	check_not_published();
+	check_now(0, 0);
+	end();
+}
+
+/* H1: published by a reader that is late in its section, into the set that the writer is about to edit: taken off first,
+ * and what the next one is derived from. */
+static void offered_to_an_old_set(void (*change)(struct actor *me))
+{
+	struct memslot_set *old;
+
+	begin("H1: an index for a set that has just gone", NR, NR);
+	act_until(&reader, ask_first, POINT_READER_INDEX_OFFERED);
+	old = vm_active_set(vm, 0);
+	act(&writer, change, NO_STOP);
+	check_waits(&writer, vm);
+	CHECK(old != vm_active_set(vm, 0) && !set_index(old));
+	go_until(&reader, POINT_READER_LEFT);
+	await_end(&writer);
+	CHECK_EQ(writer.r, 0);
+	CHECK(!set_index(old));
+	finish(&reader);
+	check_answers(&first, 0, 0);
+	if (!vm->closed)
+		check_now(5, change == delete_5 ? 6 : 5);
+	end();
+}
+
+/* H1: the writer comes to take off the index while a batch that found it goes on with a reference. */
+static void taken_off_beside_a_batch(void)
+{
+	struct flat_index *index;
+
+	begin_indexed("H1: an index is taken off beside a batch", LONG);
+	index = set_index(vm_active_set(vm, 0));
+	act_until(&writer, delete_5, POINT_WRITER_TAKES_INDEX);
+	CHECK(refs(index) >= 1);
+	act_until(&reader, ask_first, POINT_READER_INDEX_HELD);
+	finish(&writer);
+	CHECK_EQ(writer.r, 0);
+	finish(&reader);
+	check_answers(&first, 5, 6); /* between the swaps it was a hole already */
+	check_now(5, 6);
+	end();
+}
+
+/* Two readers make one: the second to offer has its own and gives it back. */
+static void made_twice(bool patched)
+{
+	uint64_t before, made;
+
+	begin("two readers make an index", NR, LONG);
+	first.n = NR;
+	if (patched) {
+		ask(&other);
+		CHECK_EQ(delete(99), 0);
+	}
+	made = stats_of(vm).index_builds + stats_of(vm).index_patches;
+	before = blocks();
+	act_until(&reader, ask_first, POINT_READER_INDEX_MADE);
+	act_until(&second, ask_other, POINT_READER_INDEX_MADE);
+	go_until(&reader, POINT_READER_INDEX_HELD);
+	go_until(&second, POINT_READER_INDEX_HELD);
+	CHECK_EQ(stats_of(vm).index_builds + stats_of(vm).index_patches, made + 2);
+	CHECK_EQ(blocks(), before + 2 + 2); /* two records of readers */
+	finish(&second);
+	finish(&reader);
+	check_answers(&first, 99, patched ? 100 : 99);
+	check_answers(&other, 99, patched ? 100 : 99);
+	CHECK_EQ(blocks(), before + 1 + 2);
+	CHECK(set_index(vm_active_set(vm, 0)));
+	end();
+}
+
+/* H1, H15: an index is derived from an older one and what the writer noted, while the writer notes more, and drops it. */
+static void derived_beside_the_writer(bool for_long)
+{
+	begin_indexed("H1 H15: an index derived beside the writer", NR);
+	CHECK_EQ(delete(5), 0);
+	act_until(&reader, ask_first, POINT_READER_INDEX_PLANNED);
+	CHECK_EQ(delete(6), 0);
+	if (for_long)
+		change_for_long(7);
+	check_sound(vm);
+	finish(&reader);
+	check_answers(&first, 5, 6);
+	CHECK_EQ(stats_of(vm).index_patches, 1);
+	check_not_published();
+	check_now(5, for_long ? 8 + PATCH_MAX : 7);
+	end();
+}
+
+/* ---- pieces ---- */
+
+/* H15, H26: as often as it is overtaken, a batch has one state, and no change waits but for the last way out. */
+static void overtaken(int times)
+{
+	uint32_t gone = 5;
+
+	begin("H15 H26: a batch is overtaken", MANY, LONG);
+	ms_set_index_policy(vm, MS_INDEX_AUTO);
+	act_until(&reader, ask_first, POINT_READER_PIECE_OVER);
+	if (times > 0) {
+		CHECK_EQ(delete(gone++), 0);
+		go_until(&reader, POINT_READER_INDEX_GATHERED);
+	}
+	for (int i = 1; i < times && i < 3; i++) {
+		CHECK_EQ(delete(gone++), 0);
+		go_until(&reader, i < 2 ? POINT_READER_INDEX_GATHERED : POINT_READER_INDEX_MADE); /* at a stretch */
+	}
+	if (times > 0 && times < 3) {
+		CHECK_EQ(stats_of(vm).index_builds, 0);
+		go_until(&reader, POINT_READER_INDEX_MADE);
+	}
+	CHECK_EQ(stats_of(vm).grace_waits, 0);
+	finish(&reader);
+	check_answers(&first, 5, gone);
+	CHECK_EQ(stats_of(vm).index_builds, times > 0);
+	CHECK_EQ(stats_of(vm).grace_waits, 0);
+	check_now(5, gone);
+	end();
+}
+
+/* H15: a change of one swap, after which the other set is active. */
+static void overtaken_by_one_swap(void)
+{
+	begin("H15: a batch is overtaken by one swap", MANY, LONG);
+	ms_set_index_policy(vm, MS_INDEX_OFF);
+	act_until(&reader, ask_first, POINT_READER_PIECE_OVER);
+	CHECK_EQ(set(vm, 0, MANY + 1, MANY * STEP, 1, 0), 0);
+	go_until(&reader, POINT_READER_PIECE_OVER); /* has seen it */
+	act(&writer, delete_5, NO_STOP);
+	await_end(&writer);
+	finish(&reader);
+	check_answers(&first, 5, 6); /* at a stretch: it must not have an index */
+	CHECK_EQ(stats_of(vm).index_builds, 0);
+	end();
+}
+
+/* A swap that settles is not another state. */
+static void settled_between_pieces(void)
+{
+	begin("H12: a state settles between two pieces", MANY, LONG);
+	ms_set_index_policy(vm, MS_INDEX_OFF);
+	act_until(&second, look_up, POINT_READER_VIEW_LOADED);
+	act(&writer, create_one, NO_STOP);
+	check_waits(&writer, vm);
+	act_until(&reader, ask_first, POINT_READER_PIECE_OVER);
+	finish(&second);
+	await_end(&writer);
+	go_until(&reader, POINT_READER_PIECE_OVER);
+	go_until(&reader, POINT_READER_PIECE_OVER); /* of three: it has not begun again */
+	finish(&reader);
+	check_answers(&first, 0, 0);
+	end();
+}
+
+/* ---- the policy ---- */
+
+static void policy_between(uint32_t stop, bool indexed)
+{
+	uint64_t before;
+
+	if (indexed)
+		begin_indexed("the policy changes beside a batch", NR);
+	else
+		begin("the policy changes beside a batch", NR, NR);
+	before = stats_of(vm).indexed;
+	act_until(&reader, ask_first, stop);
+	ms_set_index_policy(vm, MS_INDEX_OFF);
+	CHECK_EQ(ms_gfn_to_hva(vm, 0, 53), hva_for(0, 5) + 3 * PAGE);
+	finish(&reader);
+	check_answers(&first, 0, 0);
+	before = stats_of(vm).indexed;
+	ask(&first); /* there may be an index: it is not used */
+	check_answers(&first, 0, 0);
+	for (uint32_t id = 0; id < NR; id++) {
+		CHECK_EQ(ms_gfn_to_hva(vm, 0, id * STEP), hva_for(0, id));
+		CHECK_EQ(ms_vcpu_gfn_to_hva(vcpu, id * STEP), hva_for(0, id));
+	}
+	CHECK_EQ(stats_of(vm).indexed, before);
+	CHECK_EQ(delete(5), 0);
+	check_now(5, 6);
+	end();
+}
+
+/* ---- hooks ---- */
+
+static int refuse;
+
+/* Between the swaps: an index of this state is made, used, offered and, after the next swap, derived from. */
+static void ask_in_hook(void *opaque, const struct ms_memslot *active, const struct ms_memslot *old)
+{
+	(void)opaque;
+	(void)active;
+	(void)old;
+	for (int i = 0; i < 2; i++) {
+		ask(&other);
+		check_answers(&other, 5, 6);
+	}
+	CHECK(set_index(vm_active_set(vm, 0)));
+	CHECK_EQ(ms_gfn_to_hva(vm, 0, 53), MS_HVA_ERR_BAD);
+	CHECK_EQ(ms_vcpu_gfn_to_hva(vcpu, 53), MS_HVA_ERR_BAD);
+}
+
+static int refuse_or_not(void *opaque, const struct ms_change *change)
+{
+	(void)opaque;
+	(void)change;
+	return refuse;
+}
+
+/* H10, H27, H28: a batch from a hook, beside one that holds the index of the old state. */
+static void asked_in_hook(int refused, bool indexed)
+{
+	struct ms_listener listener = { .flush = ask_in_hook, .prepare = refuse_or_not };
+
+	if (indexed)
+		begin_indexed("H10 H27 H28: a batch from a hook", LONG);
+	else
+		begin("H10 H27 H28: a batch from a hook", NR, LONG);
+	refuse = refused;
+	CHECK_EQ(ms_add_listener(vm, &listener, NULL), 0);
+	act_until(&reader, ask_first, indexed ? POINT_READER_INDEX_HELD : POINT_READER_INDEX_MADE);
+	CHECK_EQ(delete(5), refused);
+	finish(&reader);
+	check_answers(&first, 0, 0);
+	CHECK_EQ(ms_remove_listener(vm, &listener, NULL), 0);
+	check_now(5, refused ? 5 : 6);
+	end();
+}
+
+static int leave_open(void *opaque, const struct ms_change *change)
+{
+	(void)opaque;
+	(void)change;
+	CHECK_EQ(ms_read_lock(vm), 0);
+	return 0;
+}
+
+/* H1, H27: the section that a hook left open goes on in the new state, and the next writer waits for it. */
+static void section_from_a_hook(uint32_t id)
+{
+	struct ms_listener listener = { .prepare = leave_open };
+
+	begin_indexed("H1 H27: a section that a hook left open", NR);
+	CHECK_EQ(ms_add_listener(vm, &listener, NULL), 0);
+	CHECK_EQ(id < NR ? delete(id) : set(vm, 0, id, 5000, 1, 0), 0);
+	ask(&first);
+	check_answers(&first, id, id + 1);
+	vm->nr_listeners = 0; /* nobody may have the lock inside a section */
+	act(&writer, delete_5, NO_STOP);
+	check_waits(&writer, vm);
+	ask(&first);
+	check_answers(&first, id, id + 1);
+	ms_read_unlock(vm);
+	await_end(&writer);
+	vm->nr_listeners = 1;
+	CHECK_EQ(ms_remove_listener(vm, &listener, NULL), 0);
+	check_sound(vm);
+	end();
+}
+
+/* ---- no memory, and children ---- */
+
+/* H13 of records: readers without one share a record, and what it keeps of the last lookup. */
+static void look_up_often(struct actor *me)
+{
+	for (uint64_t i = 0; i < 2000; i++) {
+		uint64_t id = i / 3 % NR;
+
+		CHECK_EQ(ms_gfn_to_hva(vm, 0, id * STEP + 3), hva_for(0, (uint32_t)id) + 3 * PAGE);
+	}
+	me->r = 0;
+}
+
+static void readers_without_records(void)
+{
+	begin_indexed("readers without a record of their own", NR);
+	memory_fail(&vm->memory, 1, true);
+	act(&reader, look_up_often, NO_STOP);
+	act(&second, look_up_often, NO_STOP);
+	await_end(&reader);
+	await_end(&second);
+	memory_fail(&vm->memory, 0, false);
+	check_now(0, 0);
+	end();
+}
+
+/* A child asks, as before, and gives back the copy of a VM in which others were at work; half a change it leaves. */
+static int in_child(uint32_t from, uint32_t end_id)
+{
+	bool half_a_change = from != end_id;
+	uint64_t before;
+
+	alarm(SCRIPT_SECONDS / 2);
+	this_actor = NULL;
+	for (int i = 0; i < 2; i++) {
+		ask(&other);
+		check_answers(&other, from, end_id);
+	}
+	ms_vcpu_destroy(vcpu);
+	before = blocks();
+	ms_vm_destroy(vm);
+	if (half_a_change)
+		CHECK_EQ(blocks(), before);
+	return 0;
+}
+
+static void fork_now(uint32_t from, uint32_t end_id)
+{
+	pid_t child = fork();
+	int status;
+
+	if (!child)
+		_exit(in_child(from, end_id));
+	CHECK(child > 0);
+	CHECK_EQ(waitpid(child, &status, 0), child);
+	CHECK_EQ(status, 0);
+}
+
+/* H24: a fork beside a batch that holds an index, or makes one; beside a change as well. */
+static void fork_beside(bool indexed, uint32_t writer_stop)
+{
+	if (TEST_SANITIZED) /* a sanitizer's own threads and locks do not survive a fork */
+		return;
+	if (indexed)
+		begin_indexed("H24: a fork beside a batch", LONG);
+	else
+		begin("H24: a fork beside a batch", NR, LONG);
+	act_until(&reader, ask_first, indexed ? POINT_READER_INDEX_HELD : POINT_READER_INDEX_MADE);
+	if (writer_stop != NO_STOP) {
+		act_until(&writer, delete_5, writer_stop);
+		fork_now(5, 6);
+		finish(&writer);
+	} else {
+		fork_now(0, 0);
+	}
+	finish(&reader);
+	check_answers(&first, 0, 0);
+	end();
+}
+
+int main(int argc, char **argv)
+{
+	test_init(argc, argv, 6 * SCRIPT_SECONDS);
+	found_inside(ask_first, delete_5);
+	found_inside(ask_first, create_one);
+	found_inside(ask_first, close_vm);
+	found_inside(look_up, delete_5);
+	found_inside(look_up_by_vcpu, delete_5);
+	held_across_changes();
+	held_to_the_last();
+	held_across_close();
+	ended_by_poll(false);
+	ended_by_poll(true);
+	offered_to_another_state(false);
+	offered_to_another_state(true);
+	offered_after_return();
+	offered_to_an_old_set(delete_5);
+	offered_to_an_old_set(create_one);
+	offered_to_an_old_set(close_vm);
+	taken_off_beside_a_batch();
+	made_twice(false);
+	made_twice(true);
+	derived_beside_the_writer(false);
+	derived_beside_the_writer(true);
+	for (int times = 0; times <= 3; times++)
+		overtaken(times);
+	overtaken_by_one_swap();
+	settled_between_pieces();
+	policy_between(POINT_READER_VIEW_LOADED, true);
+	policy_between(POINT_READER_INDEX_FOUND, true);
+	policy_between(POINT_READER_LEFT, false); /* an index pays; it is not there yet */
+	policy_between(POINT_READER_INDEX_PLANNED, false);
+	policy_between(POINT_READER_INDEX_MADE, false);
+	asked_in_hook(0, false);
+	asked_in_hook(0, true);
+	asked_in_hook(-EPERM, false);
+	asked_in_hook(-EPERM, true);
+	section_from_a_hook(7);
+	section_from_a_hook(200);
+	readers_without_records();
+	fork_beside(true, NO_STOP);
+	fork_beside(false, NO_STOP);
+	fork_beside(true, POINT_WRITER_APPLIED);
+	fork_beside(false, POINT_WRITER_INVALIDATED);
+	return test_done("index schedules", scripts, "scripts");
+}
