@@ -37,7 +37,16 @@ from typing import Any, NamedTuple
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "tests" / "mutants"
 WORK = ROOT / "build" / "mutants"
-PARTS = ("CMakeLists.txt", "CMakePresets.json", "pyproject.toml", "README.md", "LICENSE", "src", "tests", "tools")
+PARTS = (
+    "CMakeLists.txt",
+    "CMakePresets.json",
+    "pyproject.toml",
+    "README.md",
+    "LICENSE",
+    "src",
+    "tests",
+    "tools",
+)
 
 HAZARDS = tuple(f"H{i}" for i in range(1, 33))
 BAD_INPUT = "input"  # the table "Bad input and lifetimes in Python", whose rows have no numbers
@@ -84,7 +93,7 @@ class Catalogue(NamedTuple):
     excused: dict[str, str]  # hazard -> why no mutant
 
 
-class Wrong(Exception):
+class CatalogueError(Exception):
     """The list of mutants is not what it should be; the text says which entry and why."""
 
 
@@ -95,7 +104,7 @@ def parse_test(text: str) -> Test:
     name, *options = text.split()
     values = dict(option.split("=", 1) for option in options)
     if not values.keys() <= {"scale", "seed"}:
-        raise Wrong(f"test {text!r}: only scale= and seed= may follow")
+        raise CatalogueError(f"test {text!r}: only scale= and seed= may follow")
     build, _, rest = name.partition(":")
     if "/" in name:
         build, rest = PYTHON, name
@@ -124,12 +133,16 @@ def parse_mutant(entry: dict[str, Any], left_to: str = "") -> Mutant:
             left_to,
         )
     except KeyError as error:
-        raise Wrong(f"mutant {name} has no {error.args[0]!r}") from error
+        raise CatalogueError(f"mutant {name} has no {error.args[0]!r}") from error
     unknown = set(hazards) - {*HAZARDS, BAD_INPUT}
     if unknown or not mutant.hazards:
-        raise Wrong(f"mutant {name}: no such hazard: {', '.join(unknown) or 'none is named'}")
+        raise CatalogueError(
+            f"mutant {name}: no such hazard: {', '.join(unknown) or 'none is named'}"
+        )
     if bool(mutant.tests) == bool(left_to):
-        raise Wrong(f"mutant {name} must name the tests that catch it, or be left to another judge")
+        raise CatalogueError(
+            f"mutant {name} must name the tests that catch it, or be left to another judge"
+        )
     return mutant
 
 
@@ -138,13 +151,13 @@ def read_catalogue(folder: Path = FOLDER) -> Catalogue:
     for path in sorted(folder.glob("*.toml")):
         data = tomllib.loads(path.read_text(encoding="utf-8"))
         if strangers := data.keys() - {"mutant", "left", "excused"}:
-            raise Wrong(f"{path.name}: what is {', '.join(strangers)}?")
+            raise CatalogueError(f"{path.name}: what is {', '.join(strangers)}?")
         catalogue.mutants.extend(map(parse_mutant, data.get("mutant", [])))
         catalogue.left.extend(parse_mutant(e, e["left_to"]) for e in data.get("left", []))
         catalogue.excused.update((e["hazard"], e["reason"]) for e in data.get("excused", []))
     names = [m.name for m in (*catalogue.mutants, *catalogue.left)]
     if twice := {name for name in names if names.count(name) > 1}:
-        raise Wrong(f"two mutants have the name {', '.join(sorted(twice))}")
+        raise CatalogueError(f"two mutants have the name {', '.join(sorted(twice))}")
     return catalogue
 
 
@@ -154,7 +167,9 @@ def stale(mutant: Mutant, root: Path = ROOT) -> str:
         path = root / edit.file
         count = path.read_text(encoding="utf-8").count(edit.old) if path.exists() else -1
         if count != 1:
-            there = f"occurs {count} times, not once" if count >= 0 else "is in no file: there is none"
+            there = (
+                f"occurs {count} times, not once" if count >= 0 else "is in no file: there is none"
+            )
             return f"{edit.file}: the old text {there}: {edit.old.strip().splitlines()[0]!r}"
         if edit.old == edit.new:
             return f"{edit.file}: old and new text are the same"
@@ -167,7 +182,9 @@ def uncovered(catalogue: Catalogue) -> list[str]:
     return [hazard for hazard in HAZARDS if hazard not in covered | catalogue.excused.keys()]
 
 
-def select(mutants: list[Mutant], pattern: str, quick: bool, shard: tuple[int, int]) -> list[Mutant]:
+def select(
+    mutants: list[Mutant], pattern: str, quick: bool, shard: tuple[int, int]
+) -> list[Mutant]:
     """By a part of name, hazard, file or test, or by a pattern with * for all of one of them."""
 
     def fits(m: Mutant) -> bool:
@@ -188,7 +205,11 @@ def files_below(root: Path) -> Iterator[Path]:
     for part in PARTS:
         path = root / part
         for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
-            if file.is_file() and "__pycache__" not in file.parts and file.suffix not in (".so", ".pyc"):
+            if (
+                file.is_file()
+                and "__pycache__" not in file.parts
+                and file.suffix not in (".so", ".pyc")
+            ):
                 yield file.relative_to(root)
 
 
@@ -210,16 +231,21 @@ def tool(name: str) -> str:
     return found
 
 
-class Broken(Exception):
+class BuildError(Exception):
     """A build failed; the text is the compiler's."""
 
 
 def call(*command: str | Path, cwd: Path | None = None) -> str:
     done = subprocess.run(
-        list(map(str, command)), cwd=cwd, capture_output=True, text=True, errors="replace", env=environment()
+        list(map(str, command)),
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        errors="replace",
+        env=environment(),
     )
     if done.returncode:
-        raise Broken((done.stdout + done.stderr).strip())
+        raise BuildError((done.stdout + done.stderr).strip())
     return done.stdout
 
 
@@ -290,14 +316,18 @@ class Copy:
         for module in folder.glob("_memslots*.so"):
             write_if_new(package / module.name, module.read_bytes())
         for module in (self.source / "src" / "memslots").rglob("*.py"):
-            write_if_new(package / module.relative_to(self.source / "src" / "memslots"), module.read_bytes())
+            write_if_new(
+                package / module.relative_to(self.source / "src" / "memslots"), module.read_bytes()
+            )
 
     def command(self, test: Test) -> list[str]:
         if test.build == PYTHON:
             return [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", test.name]
         commands = self.configured[test.build]
         if test.name not in commands:  # ctest tells the commands of what is built already
-            shown = json.loads(call(tool("ctest"), "--show-only=json-v1", cwd=self.folder(test.build)))
+            shown = json.loads(
+                call(tool("ctest"), "--show-only=json-v1", cwd=self.folder(test.build))
+            )
             commands.update((t["name"], t["command"]) for t in shown["tests"] if "command" in t)
         return commands[test.name]
 
@@ -357,7 +387,9 @@ class Outcome(NamedTuple):
         if found := CHECK.search(self.output):
             return f"check: {found[1]}: {found[2]}"
         if found := PYTEST.search(self.output):
-            return f"check: {found[1].partition('::')[2] or found[1]}: {found[2] or ''}".rstrip(": ")
+            return f"check: {found[1].partition('::')[2] or found[1]}: {found[2] or ''}".rstrip(
+                ": "
+            )
         if self.status < 0:
             return f"crash: {signal.Signals(-self.status).name}"
         return f"check: exit {self.status}"
@@ -434,11 +466,16 @@ class Run:
         for m in mutants:
             python = any(t.build == PYTHON for t in m.tests)
             by_place.setdefault((not python, "" if python else m.edits[0].file), []).append(m)
-        return deque(by_place[place] for place in sorted(by_place, key=lambda p: (p[0], -len(by_place[p]), p[1])))
+        return deque(
+            by_place[place]
+            for place in sorted(by_place, key=lambda p: (p[0], -len(by_place[p]), p[1]))
+        )
 
     def prove(self) -> None:
         """The copies without a bug pass every test that is named; how long each takes sets its limit."""
-        tests = sorted({t for m in self.mutants for t in m.tests}, key=lambda t: (t.build != PYTHON, t))
+        tests = sorted(
+            {t for m in self.mutants for t in m.tests}, key=lambda t: (t.build != PYTHON, t)
+        )
         python = [t for t in tests if t.build == PYTHON]
         work = deque([python] if python else [])
         work.extend([t] for t in tests if t.build != PYTHON)
@@ -448,7 +485,9 @@ class Run:
                 outcome = copy.run(test, LIMIT_MAX_S)
                 if outcome.failed:
                     self.useless[test] = f"{outcome.how}\n{outcome.output[-1000:]}"
-                    self.say(f"{test} fails without any bug, and proves nothing: {self.useless[test]}")
+                    self.say(
+                        f"{test} fails without any bug, and proves nothing: {self.useless[test]}"
+                    )
                 else:
                     self.limits[test] = LIMIT_S + 5 * outcome.seconds
 
@@ -466,7 +505,7 @@ class Run:
                 continue
             try:
                 outcome = copy.run(test, self.limits[test])
-            except Broken as error:
+            except BuildError as error:
                 errors = [line for line in str(error).splitlines() if "error" in line.lower()]
                 trouble = f"does not compile: {(errors or str(error).splitlines())[0][:300]}"
                 break
@@ -499,26 +538,37 @@ def markdown(verdicts: list[Verdict], catalogue: Catalogue) -> str:
     lines = ["| hazard | mutant | what is wrong | caught by |", "|---|---|---|---|"]
     rows = [(h, v) for v in verdicts for h in v.mutant.hazards]
     for hazard, v in sorted(rows, key=lambda row: (in_order(row[0]), row[1].mutant.name)):
-        by = ", ".join(f"{test} ({how.partition(':')[0]})" for test, how in v.caught) or "**nothing**"
+        by = (
+            ", ".join(f"{test} ({how.partition(':')[0]})" for test, how in v.caught)
+            or "**nothing**"
+        )
         lines.append(f"| {hazard} | {v.mutant.name} | {v.mutant.wrong} | {by} |".replace("\n", " "))
     lines += ["", "| hazard | why nothing is planted |", "|---|---|"]
     for hazard in sorted(catalogue.excused, key=in_order):
         lines.append(f"| {hazard} | {' '.join(catalogue.excused[hazard].split())} |")
     lines += ["", "| hazard | not planted | left to |", "|---|---|---|"]
     for m in sorted(catalogue.left, key=lambda m: (in_order(m.hazards[0]), m.name)):
-        lines.append(f"| {', '.join(m.hazards)} | {m.name}: {m.wrong} | {' '.join(m.left_to.split())} |")
+        lines.append(
+            f"| {', '.join(m.hazards)} | {m.name}: {m.wrong} | {' '.join(m.left_to.split())} |"
+        )
     return "\n".join(lines) + "\n"
 
 
 def list_all(mutants: list[Mutant], catalogue: Catalogue) -> None:
     for m in mutants:
         print(f"{','.join(m.hazards):8} {m.name:36} {m.wrong}")
-        print(f"{'':8} {'':36} {', '.join({e.file: 0 for e in m.edits})}: {', '.join(map(str, m.tests))}")
+        print(
+            f"{'':8} {'':36} {', '.join({e.file: 0 for e in m.edits})}: {', '.join(map(str, m.tests))}"
+        )
     for m in catalogue.left:
-        print(f"{','.join(m.hazards):8} {m.name:36} not planted, left to {' '.join(m.left_to.split())}")
+        print(
+            f"{','.join(m.hazards):8} {m.name:36} not planted, left to {' '.join(m.left_to.split())}"
+        )
     for hazard in sorted(catalogue.excused, key=in_order):
         print(f"{hazard:8} {'':36} no mutant: {' '.join(catalogue.excused[hazard].split())}")
-    print(f"{len(mutants)} mutants, {len(catalogue.left)} left to others, {len(catalogue.excused)} hazards excused")
+    print(
+        f"{len(mutants)} mutants, {len(catalogue.left)} left to others, {len(catalogue.excused)} hazards excused"
+    )
 
 
 def parse_shard(text: str) -> tuple[int, int]:
@@ -531,14 +581,31 @@ def parse_shard(text: str) -> tuple[int, int]:
 
 def arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("-k", metavar="PATTERN", default="", help="only those whose name, hazard, file or test has it")
-    parser.add_argument("--quick", action="store_true", help="about a minute: one mutant for each kind of judge")
-    parser.add_argument("--shard", type=parse_shard, default=(1, 1), metavar="I/N", help="every N-th, from the I-th")
-    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="copies of the sources to work in")
-    parser.add_argument("--every", action="store_true", help="run all the tests of a mutant, not just until one fails")
+    parser.add_argument(
+        "-k",
+        metavar="PATTERN",
+        default="",
+        help="only those whose name, hazard, file or test has it",
+    )
+    parser.add_argument(
+        "--quick", action="store_true", help="about a minute: one mutant for each kind of judge"
+    )
+    parser.add_argument(
+        "--shard", type=parse_shard, default=(1, 1), metavar="I/N", help="every N-th, from the I-th"
+    )
+    parser.add_argument(
+        "--jobs", type=int, default=os.cpu_count() or 1, help="copies of the sources to work in"
+    )
+    parser.add_argument(
+        "--every",
+        action="store_true",
+        help="run all the tests of a mutant, not just until one fails",
+    )
     parser.add_argument("--list", action="store_true", help="list them and plant none")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write what was found")
-    parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the table of docs/reliability.md")
+    parser.add_argument(
+        "--markdown", type=Path, metavar="FILE", help="write the table of docs/reliability.md"
+    )
     return parser.parse_args(argv)
 
 
@@ -554,7 +621,7 @@ def main(argv: list[str] | None = None) -> int:
     args = arguments(argv)
     try:
         catalogue = read_catalogue()
-    except (Wrong, tomllib.TOMLDecodeError) as error:
+    except (CatalogueError, tomllib.TOMLDecodeError) as error:
         raise SystemExit(f"tests/mutants: {error}") from error
     chosen = select(catalogue.mutants, args.k, args.quick, args.shard)
     if args.list:
@@ -571,7 +638,10 @@ def main(argv: list[str] | None = None) -> int:
     run = Run([m for m in chosen if not reasons[m.name]], max(1, args.jobs), args.every)
     run.prove()
     if not run.failures:
-        print(f"{len(run.limits)} tests pass without a bug, {time.monotonic() - start:.0f} s", flush=True)
+        print(
+            f"{len(run.limits)} tests pass without a bug, {time.monotonic() - start:.0f} s",
+            flush=True,
+        )
         run.try_all()
     for failure in run.failures:
         print(failure)
