@@ -6,13 +6,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import LOOKUPS, layouts
+from conftest import GFN_BACKENDS, LOOKUPS, layouts
 from pytest_benchmark.fixture import BenchmarkFixture
 
 from memslots import VM, _memslots
 
 time_lookups: Callable[..., Any] | None = getattr(_memslots, "time_lookups", None)
 from_c = pytest.mark.skipif(time_lookups is None, reason="this version times nothing from C")
+by_gfn = pytest.mark.parametrize("backend", GFN_BACKENDS)
 
 
 def answers(vm: VM, what: str, *numbers: np.ndarray, **how: Any) -> np.ndarray:
@@ -23,6 +24,7 @@ def answers(vm: VM, what: str, *numbers: np.ndarray, **how: Any) -> np.ndarray:
 
 @from_c
 @pytest.mark.benchmark(group="gfn_to_hva from C")
+@by_gfn
 def test_gfn_to_hva_from_c(
     benchmark: BenchmarkFixture, vm: VM, gfns: np.ndarray, hvas: np.ndarray
 ) -> None:
@@ -31,6 +33,7 @@ def test_gfn_to_hva_from_c(
 
 @from_c
 @pytest.mark.benchmark(group="gfn_to_hva by a vCPU, from C")
+@by_gfn
 @pytest.mark.parametrize("pattern", ["hot", "random"])
 def test_vcpu_gfn_to_hva_from_c(
     benchmark: BenchmarkFixture, vm: VM, gfns: np.ndarray, hvas: np.ndarray
@@ -40,6 +43,7 @@ def test_vcpu_gfn_to_hva_from_c(
 
 
 @pytest.mark.benchmark(group="gfn_to_hva_many")
+@by_gfn
 def test_gfn_to_hva_many(
     benchmark: BenchmarkFixture, vm: VM, gfns: np.ndarray, hvas: np.ndarray
 ) -> None:
@@ -49,6 +53,7 @@ def test_gfn_to_hva_many(
 
 
 @pytest.mark.benchmark(group="gfn_to_hva from Python")
+@by_gfn
 @pytest.mark.parametrize("pattern", ["hot", "sequential", "random"])  # a miss raises: no hot path
 def test_gfn_to_hva_from_python(
     benchmark: BenchmarkFixture, vm: VM, gfns: np.ndarray, hvas: np.ndarray

@@ -21,6 +21,11 @@ SIZES = (8, 64, 509, 4096, 32764)
 ROOM = SIZES[-1] + 1  # one id is always free
 LOOKUPS = 1000  # a round; the plainest design walks 32,764 slots for each
 
+#: The designs are measured without an index.  The tree with one is measured where lookups by gfn are.
+BACKENDS = getattr(memslots, "backends", lambda: ("tree",))()
+INDEXED = "tree+index"
+GFN_BACKENDS = (*BACKENDS, INDEXED) if hasattr(VM, "index_policy") else BACKENDS
+
 #: Seconds a benchmark, in place of pytest-benchmark's 1: with hundreds of them the suite takes a minute or two.
 MAX_TIME = 0.1
 DEFAULT_MAX_TIME = 1.0
@@ -53,7 +58,7 @@ def n_slots(request: pytest.FixtureRequest) -> int:
     return request.param
 
 
-@pytest.fixture(params=getattr(memslots, "backends", lambda: ("tree",))())
+@pytest.fixture(params=BACKENDS)
 def backend(request: pytest.FixtureRequest) -> str:
     return request.param
 
@@ -88,11 +93,30 @@ def filled_vm() -> Iterator[MakeVM]:
         def make(backend: str, n_slots: int, flags: int = 0) -> VM:
             key = (backend, n_slots, flags)
             if key not in made:
-                made[key] = stack.enter_context(VM(backend=backend, user_mem_slots=ROOM))
+                made[key] = stack.enter_context(new_vm(backend))
                 made[key].load_memslots(with_flags(n_slots, flags))
+                if backend == INDEXED:
+                    make_index(made[key])
             return made[key]
 
         yield make
+
+
+def new_vm(backend: str) -> VM:
+    if backend == INDEXED:
+        vm = VM(backend="tree", user_mem_slots=ROOM)
+        vm.index_policy = "eager"
+        return vm
+    vm = VM(backend=backend, user_mem_slots=ROOM)
+    if hasattr(VM, "index_policy"):  # an older version has none
+        vm.index_policy = "off"
+    return vm
+
+
+def make_index(vm: VM) -> None:
+    """Single lookups use one that is there, but make none of many slots."""
+    vm.gfn_to_hva_many(np.zeros(1, dtype=np.uint64))
+    assert vm.stats()["index_builds"] == 1
 
 
 def with_flags(n_slots: int, flags: int) -> np.ndarray:

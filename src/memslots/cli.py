@@ -27,6 +27,8 @@ EXIT_OK, EXIT_FOUND, EXIT_USAGE = 0, 1, 2
 SHOWN_MISMATCHES = 20  # of one file: once the states differ, so does nearly everything after
 SHOWN_LENGTH = 400  # characters of one result: a dirty log may have thousands of runs
 
+SIMD = "MEMSLOTS_SIMD"  # the core reads it; what it cannot have is silently the best there is
+
 CPU_FEATURES = ("avx2", "bmi2", "avx512f")
 
 
@@ -284,8 +286,9 @@ def _info() -> dict[str, Any]:
         "python": platform.python_version(),
         "numpy": np.__version__,
         "platform": platform.platform(),
-        "build": _build(),
+        "build": {name: value for name, value in _build().items() if name != "simd"},
         "cpu": _cpu(),
+        "simd": _simd(),
         "kvm": _kvm(),
     }
 
@@ -315,6 +318,26 @@ def _build() -> dict[str, Any]:
     except ImportError as e:
         return {"error": str(e)}
     return dict(core.build_info()) if hasattr(core, "build_info") else {}
+
+
+def _simd() -> dict[str, Any]:
+    """What batches of lookups use, of what this CPU has, and whether that is what the environment asks for."""
+    try:
+        core = importlib.import_module("memslots._memslots")
+    except ImportError as e:
+        return {"error": str(e)}
+    used, levels = core.build_info()["simd"], list(core.simd_levels())
+    wanted = os.environ.get(SIMD)
+    return {"used": used, "levels": levels, SIMD: wanted, "note": _simd_note(wanted, used, levels)}
+
+
+def _simd_note(wanted: str | None, used: str, levels: list[str]) -> str | None:
+    if wanted is None:
+        return f"the environment variable {SIMD} names another level"
+    if wanted == used:
+        return None
+    why = "it was set too late" if wanted in levels else "this CPU has no such level"
+    return f"{SIMD} IS IGNORED: {why}"
 
 
 def machine_info() -> dict[str, Any]:
@@ -398,7 +421,7 @@ _COMMANDS = {
         "memslots map pc-migrate-boot -o map.png",
     ),
     "info": _Command(
-        "show versions, build, CPU features and whether /dev/kvm is usable",
+        "show versions, build, CPU features, the SIMD level used and whether /dev/kvm is usable",
         "memslots info --json",
         _add_info_arguments,
         _run_info,

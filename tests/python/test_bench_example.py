@@ -28,6 +28,20 @@ def test_a_users_own_benchmark_takes_ten_lines(tmp_path: Path) -> None:
     assert "1 passed" in pytest_in(tmp_path, "example_user.py", "--benchmark-disable")
 
 
+def test_lookups_by_gfn_and_nothing_else_are_measured_with_the_index() -> None:
+    told = pytest_in(ROOT, "bench", "--collect-only")
+    found = {
+        line.split("::")[1].partition("[")[0] for line in told.splitlines() if "tree+index" in line
+    }
+    by_gfn = (
+        "gfn_to_hva_from_c",
+        "vcpu_gfn_to_hva_from_c",
+        "gfn_to_hva_many",
+        "gfn_to_hva_from_python",
+    )
+    assert found == {f"test_{name}" for name in by_gfn}
+
+
 @pytest.mark.slow
 def test_the_suite_runs_each_benchmark_once() -> None:
     told = pytest_in(ROOT, "bench", "--benchmark-disable", "-k", "8-slots or replay or dirty_log")

@@ -2,7 +2,9 @@
 """`memslots perf`: its report keeps to docs/perf-json.md, seeds decide it, and a wrong answer makes it fail."""
 
 import json
+import re
 import sys
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from memslots import cli, kvm, layouts, perf
 from memslots.lab import costs, crossover, fit, peers, published, sample, show, subjects
 from memslots.lab.case import Effort
 from memslots.lab.rounds import Book, measure, plan
+from memslots.lab.subjects import INDEXED, Engine
 
 DOCS = Path(__file__).parents[2] / "docs" / "perf-json.md"
 
@@ -139,6 +142,13 @@ def test_all_cases_are_there(capsys: pytest.CaptureFixture[str]) -> None:
         assert ("replay/create", backend, None) in cells
     assert ("lookup/misses/batch", "numpy argsort", 40) in cells
     assert ("lookup/misses/python", "bisect", 40) in cells
+    by_gfn = {(case, n) for case, backend, n in cells if is_by_gfn(case) and backend == "tree"}
+    assert len(by_gfn) == 2 * 18
+    assert {(case, n) for case, backend, n in cells if backend == INDEXED} == by_gfn
+
+
+def is_by_gfn(case: str) -> bool:
+    return case.startswith("lookup/") and case != "lookup/id/vm"
 
 
 @pytest.mark.usefixtures("tiny")
@@ -192,9 +202,20 @@ def test_the_table_and_the_files(capsys: pytest.CaptureFixture[str], tmp_path: P
     out = capsys.readouterr().out
     for words in ("40 slots", "array / tree", "move active area", "p99.9", "bisect", "migration"):
         assert words in out
+    assert re.search(r"^40 slots +tree +array +list.* +tree\+index +array / tree$", out, re.M)
+    assert re.search(r"^tree / tree\+index, by slots +8 +40$", out, re.M)
+    assert "tree+index: the tree with the index" in out
     assert "the real kernel: --no-kvm" in out
     assert "0 cells with wrong answers" in out
     assert_keys(json.loads(file.read_text()), TOP, {})
+
+
+@pytest.mark.usefixtures("tiny")
+def test_the_index_is_told_of_only_where_it_was_measured(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert cli.main(["perf", "--quick", "--no-kvm", "--only", "unmap"]) == 0
+    assert INDEXED not in capsys.readouterr().out
 
 
 @pytest.mark.usefixtures("tiny")
@@ -234,7 +255,7 @@ def test_who_is_skipped_is_named(
         "peer SortedDict: sortedcontainers is not installed",
         "peer intervaltree: intervaltree is not installed",
     ]
-    assert {r["backend"] for r in report["results"]} == {*memslots.backends(), "bisect"}
+    assert {r["backend"] for r in report["results"]} == {*memslots.backends(), INDEXED, "bisect"}
 
 
 @pytest.mark.usefixtures("tiny")
@@ -308,7 +329,7 @@ def test_a_wrong_vm_fails(
     monkeypatch.setattr(subjects, "VM", kind)
     code, report, err = run(capsys, "--only", case)
     assert code == 1
-    assert wrong_cases(report) == {(case, backend) for backend in memslots.backends()}
+    assert wrong_cases(report) == {(case, name) for name in (*memslots.backends(), INDEXED)}
     assert case in err
     assert what in err
     assert not any(row["checked"] for row in report["results"] if row["backend"] == "tree")
@@ -357,6 +378,23 @@ def test_wrong_answers_from_c_fail(
 
 
 @pytest.mark.usefixtures("tiny")
+def test_wrong_answers_of_the_index_fail_and_are_named(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def time_lookups(vm: Any, asked: str, *args: Any, **kwargs: Any) -> Any:
+        ns, answers = right(vm, asked, *args, **kwargs)
+        if vm.index_policy == "eager":
+            answers[0] += np.uint64(1)
+        return ns, answers
+
+    right = subjects.time_lookups
+    monkeypatch.setattr(subjects, "time_lookups", time_lookups)
+    code, report, _ = run(capsys, "--only", "lookup/adversarial/vm")
+    assert code == 1
+    assert wrong_cases(report) == {("lookup/adversarial/vm", INDEXED)}
+
+
+@pytest.mark.usefixtures("tiny")
 def test_a_change_that_was_not_made_fails(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -398,6 +436,39 @@ def test_the_text_marks_what_was_wrong() -> None:
 
 
 # ---- parts --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("backend", memslots.backends())
+def test_designs_are_measured_without_an_index(backend: str) -> None:
+    slots = layouts.uniform(64)
+    gfns = layouts.random(slots, 100_000)
+    with closing(Engine(backend, slots)) as engine:
+        engine.vm.gfn_to_hva_many(gfns)
+        engine.gfns(gfns, 64)
+        stats = engine.vm.stats()
+    assert (stats["index_builds"], stats["indexed"]) == (0, 0)
+
+
+@pytest.mark.parametrize("n_slots", [8, 20_000])  # single lookups make no index of so many
+def test_the_index_is_there_before_the_first_lookup(n_slots: int) -> None:
+    slots = layouts.uniform(n_slots)
+    gfns = layouts.random(slots, 1000)
+    with closing(Engine(INDEXED, slots)) as engine:
+        before = engine.vm.stats()
+        answers = engine.gfns(gfns, 64)[1]
+        np.testing.assert_array_equal(answers, layouts.expected_hvas(slots, gfns))
+        between = engine.vm.stats()
+        answers = engine.vcpu_gfns(gfns, 64)[1]
+        np.testing.assert_array_equal(answers, layouts.expected_hvas(slots, gfns))
+        after = engine.vm.stats()
+    assert before["index_builds"] == after["index_builds"] == 1
+    assert between["hits_search"] == before["hits_search"] == 0
+    assert after["indexed"] > between["indexed"] > before["indexed"]
+
+
+@pytest.mark.parametrize("kind", list(costs.COSTS))
+def test_the_index_is_given_as_much_to_do_as_the_tree(kind: str) -> None:
+    assert costs.nominal(kind, INDEXED, 4096) == costs.nominal(kind, "tree", 4096)
 
 
 def test_who_is_faster_is_plain() -> None:

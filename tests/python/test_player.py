@@ -4,6 +4,7 @@
 import errno
 import gzip
 import json
+import os
 import subprocess
 import sys
 import types
@@ -16,7 +17,8 @@ import pytest
 from model import ModelVM, Slot
 
 import memslots
-from memslots import cli, kvm, player, vectors
+from memslots import build_info, cli, kvm, player, vectors
+from memslots._memslots import simd_levels
 from memslots.player import play
 from memslots.vectors import Op, VectorFile
 
@@ -794,10 +796,51 @@ def test_info_json(capsys: Any, monkeypatch: Any) -> None:
     monkeypatch.setattr(kvm, "available", lambda: "no such device")
     assert cli.main(["info", "--json"]) == 0
     info = json.loads(capsys.readouterr().out)
-    assert set(info) == {"memslots", "python", "numpy", "platform", "build", "cpu", "kvm"}
+    assert set(info) == {"memslots", "python", "numpy", "platform", "build", "cpu", "simd", "kvm"}
     assert info["kvm"] == {"usable": False, "reason": "no such device"}
     assert info["python"] == sys.version.split()[0]
     assert set(info["cpu"]) == {"model", "features", "cores"}
+
+
+def simd_line(wanted: str | None) -> str:
+    """What a process with this MEMSLOTS_SIMD says."""
+    environment = {**os.environ, "MEMSLOTS_SIMD": wanted or ""}
+    if wanted is None:
+        del environment["MEMSLOTS_SIMD"]
+    command = [sys.executable, "-m", "memslots", "info"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    return next(line for line in done.stdout.splitlines() if line.startswith("simd:"))
+
+
+def test_info_tells_what_batches_use() -> None:
+    levels = simd_levels()
+    told = simd_line(None)
+    assert f"used {levels[-1]}, levels {' '.join(levels)}, " in told
+    assert "MEMSLOTS_SIMD names another" in told
+
+
+@pytest.mark.parametrize("level", simd_levels())
+def test_info_tells_the_level_that_was_asked_for(level: str) -> None:
+    told = simd_line(level)
+    assert f"used {level}, " in told
+    assert told.endswith(f"MEMSLOTS_SIMD {level}")
+
+
+@pytest.mark.parametrize("wanted", ["avx9000", "AVX2", ""])
+def test_info_tells_of_a_level_that_is_ignored(wanted: str) -> None:
+    told = simd_line(wanted)
+    assert f"used {simd_levels()[-1]}, " in told
+    assert f"MEMSLOTS_SIMD {wanted}, " in told
+    assert told.endswith("MEMSLOTS_SIMD IS IGNORED: this CPU has no such level")
+
+
+def test_info_tells_of_a_level_that_was_asked_for_too_late(monkeypatch: Any) -> None:
+    other = [name for name in simd_levels() if name != build_info()["simd"]]
+    if not other:
+        pytest.skip("this CPU has one level only")
+    monkeypatch.setenv("MEMSLOTS_SIMD", other[0])
+    assert cli._info()["simd"]["note"] == "MEMSLOTS_SIMD IS IGNORED: it was set too late"
 
 
 @pytest.mark.skipif(kvm.available() is not None, reason=f"no kernel to ask: {kvm.available()}")

@@ -34,7 +34,11 @@ def report() -> dict[str, Any]:
             results += [row(case, "tree", n, 200.0), row(case, "array", n, 2.0 * n)]
             results += [row(case, "idea", n, 9.0 * n)]
         results.append(row("change/delete", "kvm", n, 15000.0))
-        results.append(row("lookup/random/batch", "numpy", n, 50.0))
+        for what, batch in (("tree", 60.0), ("array", 60.0), ("tree+index", 20.0)):
+            results.append(row("lookup/random/vm", what, n, batch))
+            results.append(row("lookup/misses/batch", what, n, batch))
+        results.append(row("lookup/misses/batch", "numpy", n, 50.0))
+        results.append(row("lookup/random/batch", "bisect", n, 50.0))
     published = {"case": "unmap", "n_slots": 32764, "factor": 110.5}
     not_run = {"case": "unmap", "backend": "list", "n_slots": 32764, "median": None}
     return {"results": [*results, not_run], "published": [published]}
@@ -73,16 +77,27 @@ PICTURES = {
         "multiple of the tree's cost",
         "unmap",
         "change: delete",
+        "lookup: random",
+        "lookup: misses, batch",
+        "tree+index",
+        "numpy",
         "kvm",
         "idea",
     ],
-    "latency_picture": ["One tree operation in 1,000", "time of one operation", "p50", "p99.9"],
+    "latency_picture": [
+        "One tree operation in 1,000",
+        "time of one operation",
+        "tree+index",
+        "p50",
+        "p99.9",
+    ],
     "scale_picture": [
         "change/delete grows as",
         "time of one",
         "slots",
         "published 110",
         "array  n",
+        "tree+index  n",
     ],
 }
 
@@ -114,10 +129,38 @@ def test_the_largest_factors_are_named_in_the_title(
 def test_a_backend_looks_the_same_in_every_picture_and_like_no_other() -> None:
     from memslots.plot.style import looks
 
-    names = ["kvm", "mine", "tree", "array", "list", "other"]
+    names = ["kvm", "mine", "tree", "array", "list", "tree+index", "other"]
     found = looks(names)
     assert len(set(found.values())) == len(names)
     assert looks(["tree"])["tree"] == found["tree"]
+
+
+def test_the_legend_has_the_designs_the_index_the_kernel_and_then_the_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with drawn(monkeypatch) as figures:
+        plot.perf_picture(report(), tmp_path / "p.png")
+    (legend,) = figures[0].legends
+    names = [text.get_text() for text in legend.get_texts()]
+    assert names == ["array", "tree+index", "kvm", "idea", "numpy"]
+
+
+def test_tails_lie_close_together_where_not_all_backends_took_part(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Unmap has three backends, delete a fourth, lookups two of these and the index."""
+    with drawn(monkeypatch) as figures:
+        plot.latency_picture(report(), tmp_path / "p.png")
+    ax = figures[0].axes[-1]
+    cases = [text.get_text() for text in figures[0].axes[0].get_yticklabels()]
+    heights = sorted(
+        {round(float(line.get_ydata()[0]), 3) for line in ax.lines if line.get_marker() == "|"}
+    )
+    by_case = {case: [y - i for y in heights if abs(y - i) < 0.5] for i, case in enumerate(cases)}
+    step = by_case["change: delete"][1] - by_case["change: delete"][0]
+    assert len(by_case["change: delete"]) == 4
+    for case in ("unmap", "lookup: random"):
+        assert by_case[case] == pytest.approx([-step, 0, step], abs=0.002)
 
 
 @pytest.mark.parametrize("name", PICTURES)

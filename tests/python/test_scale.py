@@ -54,6 +54,9 @@ def test_every_operation_is_there(capsys: pytest.CaptureFixture[str]) -> None:
     for case in ("setup/load", "setup/one by one", *lookups, *changes):
         for backend in memslots.backends():
             assert {(case, backend, n) for n in (8, 32, 128, 130)} <= cells
+    by_gfn = ("lookup/random/vm", "lookup/hot/vm")
+    indexed = {(case, n) for case, backend, n in cells if backend == subjects.INDEXED}
+    assert indexed == {(case, n) for case in by_gfn for n in (8, 32, 128, 130)}
 
 
 def test_runs_are_reproducible(capsys: pytest.CaptureFixture[str]) -> None:
@@ -76,6 +79,8 @@ def test_the_table(capsys: pytest.CaptureFixture[str]) -> None:
     out = capsys.readouterr().out
     for words in (
         "~ n^x",
+        "  tree+index  ",
+        "tree+index: the tree with the index",
         "setup/load",
         "change/move",
         "(published)",

@@ -10,7 +10,7 @@ from typing import ClassVar, NamedTuple
 
 from .costs import nominal
 from .sample import Sample
-from .subjects import ROOM, Subjects
+from .subjects import INDEXED, ROOM, Subjects
 
 
 class Effort(NamedTuple):
@@ -33,10 +33,11 @@ class Run(NamedTuple):
 
 
 class Case(ABC):
-    """Its `names` are those of the rows that it makes; `without` are backends that it means nothing to."""
+    """Its `names` are those of the rows that it makes.  Every design takes part, the others where it says so."""
 
     names: tuple[str, ...]
-    without: ClassVar[frozenset[str]] = frozenset({"kvm"})
+    with_kvm: ClassVar[bool] = False
+    with_index: ClassVar[bool] = False
 
     def __init__(self, n_slots: int | None, seed: int) -> None:
         self.n_slots = n_slots
@@ -50,7 +51,8 @@ class Case(ABC):
         """What is not timed and done once for each backend."""
 
     def backends(self, available: Iterable[str]) -> list[str]:
-        return [name for name in available if name not in self.without]
+        special = {"kvm": self.with_kvm, INDEXED: self.with_index}
+        return [name for name in available if special.get(name, True)]
 
     def refusal(self, backend: str, effort: Effort) -> str | None:
         """Why this backend would take too long here, or None."""

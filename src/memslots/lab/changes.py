@@ -28,7 +28,7 @@ FIELDS = ("base_gfn", "npages", "userspace_addr", "id", "flags")
 class PairCase(Case):
     """Random slots, and for each two changes, the second of which undoes the first."""
 
-    without: ClassVar[frozenset[str]] = frozenset()
+    with_kvm: ClassVar[bool] = True
     kinds: ClassVar[tuple[str, str]]  # of CHANGES: what the first and the second count as
 
     @cached_property

@@ -13,6 +13,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from .subjects import design_of
+
 RUN = 64  # operations that stay neighbours when some of a stream are chosen
 FEWEST = 16
 
@@ -56,8 +58,8 @@ UNKNOWN = "list"  # a design that has no line here may be as slow as this one
 
 def nominal(kind: str, backend: str, n_slots: int) -> float:
     """Nanoseconds of one operation."""
-    by_backend = COSTS[kind]
-    return by_backend.get(backend, by_backend[UNKNOWN]).at(n_slots)
+    by_design = COSTS[kind]
+    return by_design.get(design_of(backend), by_design[UNKNOWN]).at(n_slots)
 
 
 def affordable(kind: str, backend: str, n_slots: int, wanted: int, seconds: float) -> int:

@@ -81,6 +81,8 @@ def time_loop(loop: Loop, numbers: Numbers, latencies: int) -> tuple[float, Time
 class GfnLookup(LookupCase):
     """gfn -> host address, by one stream and one way to ask."""
 
+    with_index = True
+
     def __init__(self, pattern: str, level: str, n_slots: int, seed: int) -> None:
         super().__init__(n_slots, seed)
         self.names = (f"lookup/{pattern}/{level}",)

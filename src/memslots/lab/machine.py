@@ -15,6 +15,7 @@ import numpy as np
 
 from .. import kvm
 from .._memslots import backends, time_nothing
+from .subjects import INDEXED, design_of
 
 #: Kernel changes wait for a grace period, which costs several times more away from the CPU that runs its work.
 KVM_CPU = 0
@@ -28,8 +29,9 @@ def machine() -> dict[str, Any]:
 
 
 def available_backends(with_kvm: bool) -> tuple[list[str], list[str]]:
-    """The designs of the engine and the kernel; who is skipped, and why."""
+    """The designs of the engine, the index of one, the kernel; who is skipped, and why."""
     names = list(backends())
+    names += [INDEXED] if design_of(INDEXED) in names else []
     reason = kvm.available() if with_kvm else "--no-kvm"
     if reason is None:
         return [*names, "kvm"], []

@@ -51,7 +51,7 @@ def scenario(path: str) -> str:
 
 class Replay(Case):
     names = (*(f"replay/{kind}" for kind in KINDS), *(f"scenario/{name}" for name, _ in SCENARIOS))
-    without: ClassVar[frozenset[str]] = frozenset()
+    with_kvm: ClassVar[bool] = True
 
     def __init__(self, seed: int) -> None:
         super().__init__(None, seed)

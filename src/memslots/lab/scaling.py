@@ -88,7 +88,7 @@ class SetupSlots(Fill):
 
     names = ("setup/one by one",)
     cost = "setup"
-    without: ClassVar[frozenset[str]] = frozenset()
+    with_kvm: ClassVar[bool] = True
 
     def run(self, run: Run) -> Sequence[Sample]:
         rows = regions(self.slots)

@@ -175,7 +175,7 @@ class MoveArea(KernelTest):
     """
 
     total_pages = 512 * MIB + 1
-    without: ClassVar[frozenset[str]] = frozenset()
+    with_kvm: ClassVar[bool] = True
 
     def guest_pages(self) -> Numbers:
         raise NotImplementedError
@@ -286,7 +286,7 @@ class SlotSetup(KernelTest):
 
     names = ("slot setup",)
     total_pages = 512 * MIB + 1
-    without: ClassVar[frozenset[str]] = frozenset()
+    with_kvm: ClassVar[bool] = True
 
     def seconds(self, backend: str) -> float:
         n = self.n_slots or 2

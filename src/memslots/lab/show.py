@@ -8,6 +8,7 @@ from textwrap import fill
 
 from . import duel
 from .sample import Row
+from .subjects import INDEXED, design_of
 
 WIDTH = 118
 UNITS = (("ns", 1.0), ("us", 1e3), ("ms", 1e6), ("s", 1e9))
@@ -74,6 +75,16 @@ def not_run(told: Iterable[Row]) -> Iterator[str]:
         cases = list(dict.fromkeys(row["case"] for row in rows))
         what = cases[0] if len(cases) == 1 else f"{len(cases)} cases"
         yield f"not run: {what}, {backend}, {' and '.join(sizes)} slots: {reason}"
+
+
+def index_note(rows: Iterable[Row]) -> Iterator[str]:
+    """What the column of the index is, where there is one."""
+    if any(row["backend"] == INDEXED for row in rows):
+        yield (
+            f"{INDEXED}: the {design_of(INDEXED)} with the index that its lookups by gfn derive from it "
+            '(vm.index_policy "eager"), which is made before the first of them is timed.  The designs themselves are '
+            'measured without one ("off").'
+        )
 
 
 def by_case_and_size(rows: Iterable[Row]) -> dict[tuple[str, int], dict[str, Row]]:

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator
 from . import duel, published, show
 from .peers import PEERS
 from .sample import Row
+from .subjects import INDEXED, design_of
 
 GROUPS = (
     ("as the kernel's memslot_perf_test", ("map", "unmap", "move a", "move i", "RW", "slot s")),
@@ -41,6 +42,7 @@ def text(report: Row) -> str:
     parts = [
         *_size_tables(report),
         *_crossovers(report),
+        _index_gains(report),
         _latencies(report),
         *_peers(report),
         _traces(report, "replay/", "one operation of the QEMU traces"),
@@ -107,6 +109,29 @@ def _factor_cell(row: Row, n: int) -> str:
     if (value := row["factors"].get(str(n))) is None:
         return "-"
     return ("*" if n in row["array_wins_at"] else "") + show.factor(value)
+
+
+# ---- the index ----------------------------------------------------------------------------------
+
+
+def _index_gains(report: Row) -> str:
+    """tree / tree+index of each lookup, by number of slots."""
+    cases = show.by_case_and_size(row for row in report["results"] if row["n_slots"])
+    gains = {key: gain for key, rows in cases.items() if (gain := _index_gain(rows))}
+    sizes = sorted({n for _, n in gains})
+    body = [
+        [case, *(gains.get((case, n), "-") for n in sizes)]
+        for case in dict.fromkeys(case for case, _ in gains)
+    ]
+    title = f"{design_of(INDEXED)} / {INDEXED}, by slots"
+    return show.table(body, [title, *(f"{n:,}" for n in sizes)]) if body else ""
+
+
+def _index_gain(by_backend: dict[str, Row]) -> str:
+    design = design_of(INDEXED)
+    if INDEXED not in by_backend or design not in by_backend:
+        return ""
+    return show.factor(by_backend[design]["median"] / by_backend[INDEXED]["median"])
 
 
 # ---- latencies ----------------------------------------------------------------------------------
@@ -182,6 +207,7 @@ def _trace_cell(row: Row | None) -> str:
 def _closing(report: Row) -> Iterator[str]:
     yield from _headlines(report)
     yield from _array_wins(report)
+    yield from show.index_note(report["results"])
     yield _overheads(report)
     for reason in report["skipped"]:
         yield f"skipped: {reason}"

@@ -72,6 +72,7 @@ def _closing(report: Row) -> Iterator[str]:
         "the upper half of the sizes that were run.  VMs have no more ids than slots, so that the array's table of "
         "ids, which each change copies, is as short as can be; those of `memslots perf` have 32,764, as in Linux."
     )
+    yield from show.index_note(report["results"])
     if report["selftest"]:
         yield f"Published: {published.SOURCE}; map at 32,764 is of {published.MAP_SLOTS:,} slots."
     yield from show.not_run(report["not_run"])

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: MIT
-"""Who is measured: designs of the engine by name, and this machine's kernel, each with the slots of a layout."""
+"""Who is measured, each with the slots of a layout: designs of the engine by name, the tree with an index, this
+machine's kernel.
+"""
 
 from __future__ import annotations
 
@@ -25,6 +27,14 @@ Changed = tuple[Numbers, NDArray[np.int32]]  # ns of each group, results
 ROOM = (
     32_764  # ids of a VM on x86-64; the array has a table of as many, however few slots there are
 )
+
+#: The tree with the index that lookups by gfn derive from it; to everything else it is the tree.
+INDEXED = "tree+index"
+
+
+def design_of(backend: str) -> str:
+    """The design of the engine that stands behind this name."""
+    return "tree" if backend == INDEXED else backend
 
 
 def regions(slots: Layout, **fields: Any) -> NDArray[Any]:
@@ -60,15 +70,22 @@ class Changeable(Protocol):
 
 
 class Engine:
-    """A VM of one design, and the loops that time it."""
+    """A VM of one design, and the loops that time it.
+
+    A design is measured by itself, so without an index.  INDEXED has one as soon as it has its slots: single lookups
+    use an index that is there, but make none of many slots.
+    """
 
     def __init__(self, backend: str, slots: Layout | None = None, room: int = ROOM) -> None:
         needed = 0 if slots is None else int(slots["id"].max()) + 1
         self.backend = backend
-        self.vm = VM(backend=backend, user_mem_slots=max(room, needed))
+        self.vm = VM(backend=design_of(backend), user_mem_slots=max(room, needed))
+        self.vm.index_policy = "eager" if backend == INDEXED else "off"
         self.vcpu = self.vm.create_vcpu()
         if slots is not None:
             self.vm.load_memslots(slots)
+            if backend == INDEXED:
+                self.vm.gfn_to_hva_many(slots["base_gfn"][:1])
 
     def gfns(self, numbers: Numbers, group: int) -> Answered:
         return time_lookups(self.vm, "gfn_to_hva", numbers, group=group)

@@ -46,17 +46,23 @@ def latency_picture(report: Row, path: str | Path) -> None:
         raise ValueError("no percentiles of single operations to draw")
     ends = {n: sizes[n] for n in (min(sizes, key=_rank), max(sizes, key=_rank))}
     names = list(dict.fromkeys(case for cases in ends.values() for case in cases))
-    styles = looks(backends_of(rows))
-    height = 1.6 + (LINE * len(styles) + 0.1) * len(names)
+    styles, lanes = looks(backends_of(rows)), _lanes(rows)
+    height = 1.6 + (LINE * max(map(len, lanes.values())) + 0.1) * len(names)
     with picture(path, height, _latency_title(ends)) as figure:
         axes = figure.subplots(1, len(ends), sharey=True, sharex=True, squeeze=False)[0]
         for ax, (n, cases) in zip(axes, ends.items(), strict=True):
             ax.set_title(slots_text(n), loc="left", fontweight="bold")
-            _draw_tails(ax, cases, names, styles)
+            _draw_tails(ax, cases, names, lanes, styles)
             ax.set_xlabel("time of one operation")
         axes[0].set_yticks(range(len(names)), [label(name) for name in names], fontsize=9)
         axes[0].set_ylim(len(names) - 0.5, -0.5)
         _tails_legend(figure, styles)
+
+
+def _lanes(rows: list[Row]) -> dict[str, list[str]]:
+    """case -> the backends that ran it at any number of slots: each has a line of its own there."""
+    cases = dict.fromkeys(row["case"] for row in rows)
+    return {case: backends_of(row for row in rows if row["case"] == case) for case in cases}
 
 
 def _rank(n: int | None) -> int:
@@ -75,22 +81,29 @@ def _latency_title(sizes: dict[int | None, Cases]) -> str:
     if not tails:
         return "Latency of single operations"
     tail, case = max(tails)
-    return f"One {BASE} operation in 1,000 takes up to {factor_text(tail)} the median: {case}"
+    return f"One {BASE} operation in 1,000 takes up to {factor_text(tail)} the median:\n{case}"
 
 
-def _draw_tails(ax: Any, cases: Cases, names: list[str], styles: dict[str, Look]) -> None:
+def _draw_tails(
+    ax: Any,
+    cases: Cases,
+    names: list[str],
+    lanes: dict[str, list[str]],
+    styles: dict[str, Look],
+) -> None:
     """Backends of a case lie under each other within its row."""
     ax.set_xscale("log")
-    step = 0.8 / len(styles)
+    step = 0.8 / max(map(len, lanes.values()))
     for case, rows in cases.items():
-        for i, name in enumerate(styles):
+        top = names.index(case) - (len(lanes[case]) - 1) / 2 * step
+        for i, name in enumerate(lanes[case]):
             if name in rows:
-                y = names.index(case) + (i - (len(styles) - 1) / 2) * step
-                _draw_tail(ax, y, rows[name], styles[name])
+                _draw_tail(ax, top + i * step, rows[name], styles[name])
     for y in range(1, len(names)):
         ax.axhline(y - 0.5, color=LIGHT, linewidth=0.8)
     ax.grid(axis="x", color=LIGHT)
     log_time_axis(ax.xaxis)
+    ax.tick_params(axis="x", labelsize=8)
     ax.tick_params(axis="y", length=0)
 
 

@@ -31,8 +31,8 @@ MAX_COLUMNS = 3
 ROW = 0.25  # inches
 BAR = 0.5  # of a row
 
-#: Other ways to ask for the same lookup, and the single calls of whole traces: the table has them.
-LEFT_OUT = ("lookup/*/vcpu", "lookup/*/batch", "lookup/*/python", "replay/*")
+#: Other ways to ask for the same lookup, but for one batch, and the single calls of whole traces: the table has them.
+LEFT_OUT = ("lookup/*/vcpu", "lookup/[!m]*/batch", "lookup/*/python", "replay/*")
 
 
 def perf_picture(report: Row, path: str | Path) -> None:
@@ -123,9 +123,9 @@ def _labels(columns: dict[int | None, Cases], names: list[str]) -> list[str]:
 
 
 def _make_room(ax: Any) -> None:
-    """On the left, where the array's multiples stand in a column."""
+    """On the left, where the array's multiples stand in a column; a little on the right, before the tree's costs."""
     low, high = np.log10(ax.get_xlim())
-    ax.set_xlim(10 ** (low - 0.32 * (high - low)), 10**high)
+    ax.set_xlim(10 ** (low - 0.42 * (high - low)), 10 ** (high + 0.03 * (high - low)))
 
 
 def _draw_factors(ax: Any, cases: Cases, names: list[str], styles: dict[str, Look]) -> None:
@@ -135,9 +135,11 @@ def _draw_factors(ax: Any, cases: Cases, names: list[str], styles: dict[str, Loo
         y = names.index(case)
         if "array" in rows:
             _draw_bar(ax, y, _ratio(rows, "array"), styles["array"].color)
-        for name in rows.keys() - {BASE, "array"}:
-            look = styles[name]
-            ax.plot(_ratio(rows, name), y, look.marker, color=look.color, markersize=5, zorder=3)
+        for name, look in styles.items():
+            if name in rows and name not in (BASE, "array"):
+                ax.plot(
+                    _ratio(rows, name), y, look.marker, color=look.color, markersize=5, zorder=3
+                )
     ax.xaxis.set_major_formatter(FuncFormatter(lambda ratio, _: f"{ratio:,g}{TIMES}"))
     ax.tick_params(axis="x", labelsize=8)
     ax.tick_params(axis="y", length=0)

@@ -50,9 +50,9 @@ def by_size(rows: Iterable[Row]) -> dict[int | None, Cases]:
 
 
 def backends_of(rows: Iterable[Row]) -> list[str]:
-    """As they come, those with a look of their own first."""
-    names = dict.fromkeys(row["backend"] for row in rows)
-    return sorted(names, key=lambda name: name not in LOOKS)
+    """Those with a look of their own first, in the order of the looks; the others as they come."""
+    names = list(dict.fromkeys(row["backend"] for row in rows))
+    return [n for n in LOOKS if n in names] + [n for n in names if n not in LOOKS]
 
 
 def log_time_axis(axis: Any) -> None:
@@ -62,7 +62,8 @@ def log_time_axis(axis: Any) -> None:
 
 def label(case: str) -> str:
     """As it stands beside an axis."""
-    return case.removesuffix("/vm").replace("/", ": ")
+    kind, _, what = case.removesuffix("/vm").partition("/")
+    return f"{kind}: {what.replace('/', ', ')}" if what else kind
 
 
 def in_title(case: str) -> str:

@@ -31,7 +31,7 @@ CASES = (
     "slot setup",
     "setup/load",
 )
-LABEL_GAP = 0.085  # of a panel's height, from one label to the next
+LABEL_GAP = 0.1  # of a panel's height, from one label to the next
 
 Line = list[tuple[int, float]]  # number of slots, ns; by rising number
 

@@ -52,12 +52,12 @@ LOOKS = {
     "tree": Look(BLUE, "o"),
     "array": Look(VERMILLION, "s"),
     "list": Look(GREEN, "^"),
+    "tree+index": Look(SKY, "X"),
     "kvm": Look(BLACK, "D"),
 }
 FURTHER_LOOKS = (
     Look(PURPLE, "v"),
     Look(ORANGE, "P"),
-    Look(SKY, "X"),
     Look(GREY, "<"),
     Look(GREY, ">"),
 )
