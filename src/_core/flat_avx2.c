@@ -34,6 +34,25 @@ static TARGET always_inline __m256i turned(__m256i value)
 	return _mm256_xor_si256(value, splat((uint64_t)1 << 63));
 }
 
+/* The place is how many segments begin at or before the gfn, the first left out; each that does adds minus one. */
+static TARGET always_inline void front_many_avx2(const struct flat_index *f, struct block *b, const uint64_t *in,
+						 unsigned shift, size_t size)
+{
+	__m128i gfn_shift = _mm_cvtsi32_si128((int)shift);
+	uint64_t before[BLOCK_LARGE];
+
+	for (size_t i = 0; i < size; i += LANES) {
+		__m256i gfn = turned(_mm256_srl_epi64(load(in + i), gfn_shift)), minus = _mm256_setzero_si256();
+
+		for (uint32_t k = 1; k < f->nr_segments; k++)
+			minus = _mm256_add_epi64(minus, _mm256_cmpgt_epi64(gfn, turned(splat(f->firsts[k] - 1))));
+		store(before + i, minus);
+	}
+	for (size_t i = 0; i < size; i++)
+		b->place[i] = (uint32_t)-before[i];
+	buckets_of(f, b, in, shift, size);
+}
+
 static TARGET always_inline __m256i answers(__m256i delta, __m256i address, __m256i hit, __m256i deny)
 {
 	__m256i hva = _mm256_add_epi64(_mm256_andnot_si256(splat(FLAT_DELTA_FLAGS), delta), address);
@@ -78,6 +97,8 @@ static TARGET always_inline void blocks_of(const struct flat_index *f, const uin
 	for (size_t i = 0; i < n; i += size) {
 		if (one)
 			front_one(*f->segments, &b, in + i, shift, size);
+		else if (f->nr_segments <= SEGMENTS_COMPARED)
+			front_many_avx2(f, &b, in + i, shift, size);
 		else
 			front_many(f, &b, in + i, shift, size);
 		search(f, &b, size, size == BLOCK_LARGE);

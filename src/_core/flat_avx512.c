@@ -33,6 +33,25 @@ static TARGET always_inline void front_512(const struct flat_index *f, struct bl
 	}
 }
 
+/* The place is how many segments begin at or before the gfn, the first left out. */
+static TARGET always_inline void front_many_512(const struct flat_index *f, struct block *b, const uint64_t *in,
+						unsigned shift, size_t size)
+{
+	__m128i gfn_shift = _mm_cvtsi32_si128((int)shift);
+
+	for (size_t i = 0; i < size; i += LANES) {
+		__m512i gfn = _mm512_srl_epi64(_mm512_loadu_si512(in + i), gfn_shift), place = _mm512_setzero_si512();
+
+		for (uint32_t k = 1; k < f->nr_segments; k++) {
+			__mmask8 begun = _mm512_cmple_epu64_mask(_mm512_set1_epi64((long long)f->firsts[k]), gfn);
+
+			place = _mm512_mask_add_epi64(place, begun, place, _mm512_set1_epi64(1));
+		}
+		_mm256_storeu_si256((__m256i *)(void *)(b->place + i), _mm512_cvtepi64_epi32(place));
+	}
+	buckets_of(f, b, in, shift, size);
+}
+
 /* The answers of eight hits and misses. */
 static TARGET always_inline __m512i answers(__m512i delta, __m512i address, __mmask8 hit, __m512i deny)
 {
@@ -81,6 +100,8 @@ static TARGET always_inline void blocks_of(const struct flat_index *f, const uin
 	for (size_t i = 0; i < n; i += size) {
 		if (one)
 			front_512(f, &b, in + i, shift, size);
+		else if (f->nr_segments <= SEGMENTS_COMPARED)
+			front_many_512(f, &b, in + i, shift, size);
 		else
 			front_many(f, &b, in + i, shift, size);
 		search(f, &b, size, size == BLOCK_LARGE);

@@ -57,12 +57,11 @@ static always_inline void front_one(const struct flat_segment segment, struct bl
 	}
 }
 
-/* The same where there are several: a binary search that all lookups of the block make in step. */
-static always_inline void front_many(const struct flat_index *f, struct block *b, const uint64_t *in, unsigned shift,
-				     size_t size)
+/* Where there are several: a binary search that all lookups of the block make in step. */
+static always_inline void segments_of(const struct flat_index *f, struct block *b, const uint64_t *in, unsigned shift,
+				      size_t size)
 {
 	const uint64_t *firsts = f->firsts;
-	const struct flat_segment *segments = f->segments;
 
 	for (size_t i = 0; i < size; i++)
 		b->place[i] = 0;
@@ -75,13 +74,33 @@ static always_inline void front_many(const struct flat_index *f, struct block *b
 			b->place[i] += half & -right;
 		}
 	}
+}
+
+/* From segments to buckets. */
+static always_inline void buckets_of(const struct flat_index *f, struct block *b, const uint64_t *in, unsigned shift,
+				     size_t size)
+{
+	const struct flat_segment *segments = f->segments;
+
 	for (size_t i = 0; i < size; i++) {
 		const struct flat_segment *segment = &segments[b->place[i]];
+		uint64_t x = (in[i] >> shift) - segment->first;
 
-		b->x[i] = flat_x(segment, in[i] >> shift);
-		b->place[i] = segment->bucket + (uint32_t)(b->x[i] >> segment->shift);
+		x = x < segment->extent ? x : segment->extent;
+		b->x[i] = x;
+		b->place[i] = segment->bucket + (uint32_t)(x >> segment->shift);
 	}
 }
+
+static always_inline void front_many(const struct flat_index *f, struct block *b, const uint64_t *in, unsigned shift,
+				     size_t size)
+{
+	segments_of(f, b, in, shift, size);
+	buckets_of(f, b, in, shift, size);
+}
+
+/* So few segments are compared with all at once where there are vectors. */
+#define SEGMENTS_COMPARED 32
 
 /* From buckets to records. */
 static always_inline void search(const struct flat_index *f, struct block *b, size_t size, bool large)

@@ -1,22 +1,34 @@
 /* SPDX-License-Identifier: MIT */
 #include "flat_patch.h"
 
-#include <string.h>
-
-void patch_start(struct flat_patch *patch, struct flat_index *base)
+struct flat_patch *patch_create(struct flat_index *base)
 {
-	flat_put(patch->base);
-	patch->base = base;
-	patch->nr_gone = patch->nr_added = 0;
+	struct flat_patch *patch = memory_zalloc(base->memory, sizeof(*patch));
+
+	if (patch)
+		patch->base = base;
+	else
+		flat_put(base);
+	return patch;
 }
 
-void patch_copy(struct flat_patch *to, const struct flat_patch *from)
+struct flat_patch *patch_clone(const struct flat_patch *from)
 {
-	patch_start(to, flat_get(from->base));
-	to->nr_gone = from->nr_gone;
-	to->nr_added = from->nr_added;
-	memcpy(to->gone, from->gone, from->nr_gone * sizeof(*to->gone));
-	memcpy(to->added, from->added, from->nr_added * sizeof(*to->added));
+	struct flat_patch *patch = patch_create(flat_get(from->base));
+
+	if (patch)
+		*patch = *from;
+	return patch;
+}
+
+void patch_destroy(struct flat_patch *patch)
+{
+	struct flat_index *base = patch ? patch->base : NULL;
+
+	if (!patch)
+		return;
+	memory_free(base->memory, patch, sizeof(*patch));
+	flat_put(base);
 }
 
 /* Where base_gfn is among the added ones, or would be. */
@@ -29,49 +41,41 @@ static uint32_t added_at(const struct flat_patch *patch, uint64_t base_gfn)
 	return i;
 }
 
-static void note_gone(struct flat_patch *patch, uint64_t base_gfn)
+static bool note_gone(struct flat_patch *patch, uint64_t base_gfn)
 {
 	uint32_t i = patch->nr_gone;
 
-	if (i == PATCH_MAX) {
-		patch_start(patch, NULL);
-		return;
-	}
+	if (i == PATCH_MAX)
+		return false;
 	for (; i && patch->gone[i - 1] > base_gfn; i--)
 		patch->gone[i] = patch->gone[i - 1];
 	patch->gone[i] = base_gfn;
 	patch->nr_gone++;
+	return true;
 }
 
-void patch_remove(struct flat_patch *patch, uint64_t base_gfn)
+bool patch_remove(struct flat_patch *patch, uint64_t base_gfn)
 {
-	uint32_t i;
+	uint32_t i = added_at(patch, base_gfn);
 
-	if (!patch->base)
-		return;
-	i = added_at(patch, base_gfn);
-	if (i == patch->nr_added || patch->added[i].base_gfn != base_gfn) {
-		note_gone(patch, base_gfn);
-		return;
-	}
+	if (i == patch->nr_added || patch->added[i].base_gfn != base_gfn)
+		return note_gone(patch, base_gfn);
 	for (patch->nr_added--; i < patch->nr_added; i++)
 		patch->added[i] = patch->added[i + 1];
+	return true;
 }
 
-void patch_add(struct flat_patch *patch, const struct flat_entry *entry)
+bool patch_add(struct flat_patch *patch, const struct flat_entry *entry)
 {
 	uint32_t at, i = patch->nr_added;
 
-	if (!patch->base)
-		return;
-	if (i == PATCH_MAX) {
-		patch_start(patch, NULL);
-		return;
-	}
+	if (i == PATCH_MAX)
+		return false;
 	for (at = added_at(patch, entry->base_gfn); i > at; i--)
 		patch->added[i] = patch->added[i - 1];
 	patch->added[at] = *entry;
 	patch->nr_added++;
+	return true;
 }
 
 /* To the next slot of base that is not gone. */

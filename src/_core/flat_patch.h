@@ -22,20 +22,21 @@
 #define PATCH_MAX 16
 
 struct flat_patch {
-	struct flat_index *base; /* one reference; NULL: nothing is known, and nothing noted */
+	struct flat_index *base; /* one reference */
 	uint32_t nr_gone, nr_added;
 	uint64_t gone[PATCH_MAX]; /* base_gfn, ascending */
 	struct flat_entry added[PATCH_MAX]; /* ascending */
 };
 
-/* Takes over the reference; NULL forgets. */
-void patch_start(struct flat_patch *patch, struct flat_index *base);
+/* Of base as it is, whose reference it takes over, or of what another one is; NULL: no memory, the reference is given
+ * back. */
+struct flat_patch *patch_create(struct flat_index *base);
+struct flat_patch *patch_clone(const struct flat_patch *from);
+void patch_destroy(struct flat_patch *patch); /* NULL is fine */
 
-/* `to` becomes what `from` is, with a reference of its own. */
-void patch_copy(struct flat_patch *to, const struct flat_patch *from);
-
-void patch_remove(struct flat_patch *patch, uint64_t base_gfn);
-void patch_add(struct flat_patch *patch, const struct flat_entry *entry);
+/* False: there is no room for another change, and the patch is no longer true. */
+bool patch_remove(struct flat_patch *patch, uint64_t base_gfn);
+bool patch_add(struct flat_patch *patch, const struct flat_entry *entry);
 
 /* How many slots base and the changes make. */
 static inline size_t patch_nr(const struct flat_patch *patch)

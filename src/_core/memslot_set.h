@@ -80,7 +80,7 @@ struct memslot_set {
 	void *store; /* of the other designs */
 
 	_Atomic(struct flat_index *) index; /* one reference, or NULL: vm_index.h */
-	struct flat_patch patch;            /* the writer's: what the next index can be derived from */
+	struct flat_patch *patch;           /* the writer's: what the next index can be derived from, or NULL */
 
 	/* Readers write these: on a line of their own, away from what they read. */
 	cache_aligned _Atomic(struct memslot *) last_used_slot;
@@ -92,7 +92,8 @@ static inline void set_index_forget(struct memslot_set *set)
 {
 	flat_put(atomic_load_explicit(&set->index, memory_order_relaxed));
 	atomic_store_explicit(&set->index, NULL, memory_order_relaxed);
-	patch_start(&set->patch, NULL);
+	patch_destroy(set->patch);
+	set->patch = NULL;
 }
 
 struct address_space {

@@ -50,10 +50,11 @@
 #define memory_zalloc_lines ms_memory_zalloc_lines
 #define patch_add ms_patch_add
 #define patch_begin ms_patch_begin
-#define patch_copy ms_patch_copy
+#define patch_clone ms_patch_clone
+#define patch_create ms_patch_create
+#define patch_destroy ms_patch_destroy
 #define patch_next ms_patch_next
 #define patch_remove ms_patch_remove
-#define patch_start ms_patch_start
 #define point_reached ms_point_reached
 #define point_set_hook ms_point_set_hook
 #define process_forks ms_process_forks

@@ -13,11 +13,10 @@
 /* An index costs two allocations whatever its size; so many lookups pay for them. */
 #define FIXED_COST 64
 
-/* By measurement (docs/benchmarks.md): a walked slot costs as much as an index saves in so many lookups, ... */
+/* By measurement (docs/benchmarks.md, "When an index pays"): what a slot costs that is walked, or copied, in lookups
+ * that an index makes cheaper. */
 #define LOOKUPS_A_WALKED 3
-
-/* ... and so many slots can be copied for what it saves in one. */
-#define PATCHED_A_LOOKUP 4
+#define LOOKUPS_A_COPIED 1
 
 static struct flat_entry entry_of(const struct memslot *slot)
 {
@@ -41,15 +40,13 @@ void vm_index_share(struct ms_vm *vm, uint32_t as_id)
 	struct memslot_set *active = vm_active_set(vm, as_id), *inactive = vm_inactive_set(vm, as_id);
 	struct flat_index *index = set_index(active);
 
-	if (index) {
-		set_index_forget(inactive);
-		patch_start(&inactive->patch, flat_get(index));
-	} else if (active->patch.base) {
-		set_index_forget(inactive);
-		patch_copy(&inactive->patch, &active->patch);
-	} else if (inactive->patch.base || set_index(inactive)) {
-		set_index_forget(inactive);
-	}
+	if (likely(!index && !active->patch && !inactive->patch && !set_index(inactive)))
+		return;
+	set_index_forget(inactive);
+	if (index)
+		inactive->patch = patch_create(flat_get(index));
+	else if (active->patch)
+		inactive->patch = patch_clone(active->patch);
 }
 
 /* What it leaves is X1 of what was there. */
@@ -59,24 +56,35 @@ static void take_off_index(struct memslot_set *set)
 
 	if (index) {
 		point(WRITER_TAKES_INDEX);
-		patch_start(&set->patch, index);
+		patch_destroy(set->patch);
+		set->patch = patch_create(index);
 		atomic_store_explicit(&set->index, NULL, memory_order_relaxed);
 	}
 	atomic_store_explicit(&set->walked, 0, memory_order_relaxed);
 }
 
+/* Edits that are too many make no patch. */
+static void note_edit(struct memslot_set *set, const struct memslot *old, const struct memslot *new_slot)
+{
+	bool noted = !is_indexed(old) || patch_remove(set->patch, old->base_gfn);
+
+	if (noted && is_indexed(new_slot)) {
+		struct flat_entry entry = entry_of(new_slot);
+
+		noted = patch_add(set->patch, &entry);
+	}
+	if (!noted) {
+		patch_destroy(set->patch);
+		set->patch = NULL;
+	}
+}
+
 void vm_replace(struct ms_vm *vm, struct memslot_set *set, struct memslot *old, struct memslot *new_slot)
 {
-	struct flat_entry entry;
-
 	if (vm->design->indexed) {
 		take_off_index(set);
-		if (is_indexed(old))
-			patch_remove(&set->patch, old->base_gfn);
-		if (is_indexed(new_slot) && set->patch.base) {
-			entry = entry_of(new_slot);
-			patch_add(&set->patch, &entry);
-		}
+		if (set->patch)
+			note_edit(set, old, new_slot);
 	}
 	vm->design->replace(set, old, new_slot);
 }
@@ -173,7 +181,8 @@ static struct flat_index *finish(struct ms_vm *vm, uint32_t as_id, struct gather
 	return index;
 }
 
-static struct flat_index *make_patched(struct ms_vm *vm, uint32_t as_id, struct state state, struct flat_patch *patch)
+static struct flat_index *make_patched(struct ms_vm *vm, uint32_t as_id, struct state state,
+				       const struct flat_patch *patch)
 {
 	struct gathering g;
 	struct flat_index *index = NULL;
@@ -182,7 +191,7 @@ static struct flat_index *make_patched(struct ms_vm *vm, uint32_t as_id, struct 
 		gather_patched(&g, patch);
 		index = finish(vm, as_id, &g, &vm->index_patches);
 	}
-	patch_start(patch, NULL);
+	flat_put(patch->base);
 	return index;
 }
 
@@ -221,7 +230,7 @@ static enum way way_that_pays(const struct ms_vm *vm, const struct memslot_set *
 {
 	bool any = atomic_load_explicit(&vm->index_policy, memory_order_relaxed) == MS_INDEX_EAGER;
 
-	if (set->patch.base && (any || lookups >= FIXED_COST + set->nr / PATCHED_A_LOOKUP))
+	if (set->patch && (any || lookups >= FIXED_COST + (uint64_t)set->nr * LOOKUPS_A_COPIED))
 		return PATCH;
 	return any || lookups >= FIXED_COST + (uint64_t)set->nr * LOOKUPS_A_WALKED ? WALK : NO_WAY;
 }
@@ -239,7 +248,8 @@ static void make_plan(struct memslot_set *set, enum way way, struct plan *plan)
 		plan->way = FOUND;
 		flat_get(plan->index);
 	} else if (way == PATCH) {
-		patch_copy(&plan->patch, &set->patch);
+		plan->patch = *set->patch;
+		flat_get(plan->patch.base);
 	}
 }
 
@@ -306,7 +316,7 @@ struct flat_index *vm_index_make(struct ms_vm *vm, uint32_t as_id)
 		struct look look = look_begin(vm, as_id);
 		struct plan plan;
 
-		make_plan(look.set, look.set->patch.base ? PATCH : WALK, &plan);
+		make_plan(look.set, look.set->patch ? PATCH : WALK, &plan);
 		look_end(vm, look);
 		index = carry_out(vm, as_id, &plan);
 	}
@@ -360,8 +370,8 @@ bool set_index_is_true(const struct ms_vm *vm, const struct memslot_set *set)
 
 	if (flat.index && (flat_check(flat.index) || !same_slots(vm, set, next_flat, &flat)))
 		return false;
-	if (flat.index || !set->patch.base)
+	if (flat.index || !set->patch)
 		return true;
-	patched = patch_begin(&set->patch);
+	patched = patch_begin(set->patch);
 	return same_slots(vm, set, next_patched, &patched);
 }

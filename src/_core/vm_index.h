@@ -13,8 +13,8 @@
  * A reference keeps an index when it is taken off.  An index never outlives its truth in a set: a set that is edited
  * has no readers and no index.
  *
- * When it pays: lookups since the set was published, weighed against its slots.  Copying costs a fraction of a
- * lookup for each slot, walking about three; a set that changes before every small batch is walked as ever.
+ * When it pays: lookups since the set was published, weighed against its slots.  Copying a slot costs what an
+ * index saves in a lookup, walking it about three times that; a set that changes before every small batch is walked as ever.
  *
  * Ordering (row "index"): published by compare-exchange, release; found by load, acquire; taken off after the grace
  * period, relaxed.

@@ -230,11 +230,11 @@ static void test_policy(void)
 	CHECK_EQ(set(vm, 0, 7, 71, 8, 0), 0); /* a MOVE */
 	ask(20);
 	check_made(1, 0);
-	ask(200);
+	ask(300);
 	check_made(1, 1);
 	for (uint32_t i = 0; i < 5; i++) /* the changes of several in a row */
 		CHECK_EQ(set(vm, 0, 7, i % 2 ? 71 : 70, 8, 0), 0);
-	ask(200);
+	ask(300);
 	check_made(1, 2);
 	for (uint32_t id = 0; id < PATCH_MAX + 1; id++)
 		CHECK_EQ(set(vm, 0, id, 0, 0, 0), 0);
@@ -522,10 +522,10 @@ static void test_check_knows(void)
 	check_sound(vm);
 	CHECK_EQ(set(vm, 0, 3, 0, 0, 0), 0);
 	set_ = vm_active_set(vm, 0);
-	CHECK(set_->patch.base && set_->patch.nr_gone == 1);
-	set_->patch.gone[0] += 10;
+	CHECK(set_->patch && set_->patch->nr_gone == 1);
+	set_->patch->gone[0] += 10;
 	check_m11();
-	set_->patch.gone[0] -= 10;
+	set_->patch->gone[0] -= 10;
 	check_sound(vm);
 	end_vm(vm);
 }

@@ -290,28 +290,29 @@ static size_t index_of(uint64_t base_gfn)
 	return i;
 }
 
-static void drop_entry(struct flat_patch *patch)
+static bool drop_entry(struct flat_patch *patch)
 {
 	size_t i = rng_below(&rng, nr);
+	bool noted = patch_remove(patch, entries[i].base_gfn);
 
-	patch_remove(patch, entries[i].base_gfn);
 	memmove(&entries[i], &entries[i + 1], (nr - i - 1) * sizeof(*entries));
 	nr--;
+	return noted;
 }
 
 /* Into a hole, or none. */
-static void add_entry(struct flat_patch *patch)
+static bool add_entry(struct flat_patch *patch)
 {
 	struct flat_entry e = { draw_gfn() % END_GFN, rng_below(&rng, 1u << 20) << MS_PAGE_SHIFT, 1,
 				(uint32_t)rng_below(&rng, 1000) };
 	size_t i = index_of(e.base_gfn);
 
 	if (find(e.base_gfn))
-		return;
+		return true;
 	memmove(&entries[i + 1], &entries[i], (nr - i) * sizeof(*entries));
 	entries[i] = e;
 	nr++;
-	patch_add(patch, &e);
+	return patch_add(patch, &e);
 }
 
 static void check_patch(const struct flat_patch *patch)
@@ -332,31 +333,42 @@ static uint64_t test_patches(void)
 	uint64_t rounds = test_times(3000), changes = 0, given_up = 0;
 
 	for (uint64_t i = 0; i < rounds; i++) {
-		struct flat_patch patch = { 0 }, copy = { 0 };
+		struct flat_patch *patch, *clone;
+		bool noted = true;
 
 		draw_layout((enum style)(i % NR_STYLES), rng_below(&rng, 40), false);
-		patch_start(&patch, flat_create(&memory, entries, nr));
-		for (uint64_t k = rng_below(&rng, 90); k && patch.base; k--, changes++) {
-			if (nr && rng_below(&rng, 2))
-				drop_entry(&patch);
-			else
-				add_entry(&patch);
-			if (patch.base)
-				check_patch(&patch);
+		patch = patch_create(flat_create(&memory, entries, nr));
+		for (uint64_t k = rng_below(&rng, 90); k && noted; k--, changes++) {
+			noted = nr && rng_below(&rng, 2) ? drop_entry(patch) : add_entry(patch);
+			if (noted)
+				check_patch(patch);
 		}
-		given_up += !patch.base;
-		if (!patch.base)
-			patch_remove(&patch, 0); /* where nothing is known, nothing is noted */
-		if (patch.base) {
-			patch_copy(&copy, &patch);
-			patch_start(&patch, NULL);
-			CHECK_EQ(atomic_load(&copy.base->refs), 1);
-		}
-		patch_start(&copy, NULL);
+		given_up += !noted;
+		clone = patch_clone(patch);
+		CHECK_EQ(atomic_load(&patch->base->refs), 2);
+		patch_destroy(patch);
+		if (noted)
+			check_patch(clone);
+		patch_destroy(clone);
+		patch_destroy(NULL);
 		CHECK_EQ(atomic_load(&memory.blocks), 0);
 	}
 	CHECK(given_up); /* more changes than a patch holds */
 	return changes;
+}
+
+/* Without memory for a patch the index that it would have had is given back. */
+static void test_no_patch(void)
+{
+	struct flat_index *f;
+
+	draw_layout(HOLES, 10, false);
+	f = flat_create(&memory, entries, nr);
+	memory_fail(&memory, 1, false);
+	CHECK(!patch_create(flat_get(f)));
+	memory_fail(&memory, 0, false);
+	CHECK_EQ(atomic_load(&f->refs), 1);
+	flat_put(f);
 }
 
 int main(int argc, char **argv)
@@ -368,6 +380,7 @@ int main(int argc, char **argv)
 	rng = rng_stream(1);
 	test_levels();
 	test_no_memory();
+	test_no_patch();
 	test_check_finds();
 	made = test_layouts();
 	return test_done("flat_index", made + test_patches(), "indexes and patches");

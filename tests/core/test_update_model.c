@@ -525,9 +525,12 @@ static void check_space(uint32_t as_id, struct ms_stats *want)
 /* Indexes and what the next would be derived from; the two sets may hold the same one. */
 static void count_indexes(const struct address_space *as, struct ms_stats *want)
 {
-	const struct flat_index *held[] = { atomic_load(&as->set[0].index), as->set[0].patch.base,
-					    atomic_load(&as->set[1].index), as->set[1].patch.base };
+	const struct flat_patch *patch[] = { as->set[0].patch, as->set[1].patch };
+	const struct flat_index *held[] = { atomic_load(&as->set[0].index), atomic_load(&as->set[1].index),
+					    patch[0] ? patch[0]->base : NULL, patch[1] ? patch[1]->base : NULL };
 
+	want->blocks += !!patch[0] + !!patch[1];
+	want->bytes += (!!patch[0] + !!patch[1]) * sizeof(struct flat_patch);
 	for (size_t i = 0; i < ARRAY_SIZE(held); i++) {
 		bool counted = !held[i];
 
