@@ -75,19 +75,6 @@ static bool begins_segment(const struct flat_entry *entries, size_t i, uint64_t 
 	return end_of(&entries[i]) - first > EXTENT_MAX || behind_hole(holes, nr_holes, i);
 }
 
-static size_t count_segments(const struct flat_entry *entries, size_t nr, const struct hole *holes, size_t nr_holes)
-{
-	uint64_t first = entries[0].base_gfn;
-	size_t segments = 1;
-
-	for (size_t i = 1; i < nr; i++)
-		if (begins_segment(entries, i, first, holes, nr_holes)) {
-			first = entries[i].base_gfn;
-			segments++;
-		}
-	return segments;
-}
-
 /* ---- layout ---- */
 
 /* Three buckets for two slots at most; the bits of x that a bucket stands for. */
@@ -100,19 +87,59 @@ static uint32_t bucket_shift(uint64_t extent, size_t nr)
 	return shift;
 }
 
+static size_t nr_buckets(uint64_t extent, uint32_t shift)
+{
+	return (size_t)(extent >> shift) + 1;
+}
+
+/* What an index will need room for. */
+struct shape {
+	size_t nr, segments, buckets;
+};
+
+/* Calls found() for each segment, with its entries. */
+typedef void segment_fn(void *context, const struct flat_entry *entries, size_t nr);
+
+static void each_segment(const struct flat_entry *entries, size_t nr, const struct hole *holes, size_t nr_holes,
+			 segment_fn *found, void *context)
+{
+	size_t begin = 0;
+
+	for (size_t i = 1; i <= nr; i++)
+		if (i == nr || begins_segment(entries, i, entries[begin].base_gfn, holes, nr_holes)) {
+			found(context, entries + begin, i - begin);
+			begin = i;
+		}
+}
+
+static uint64_t extent_of(const struct flat_entry *entries, size_t nr)
+{
+	return end_of(&entries[nr - 1]) - entries[0].base_gfn;
+}
+
+static void add_to_shape(void *context, const struct flat_entry *entries, size_t nr)
+{
+	struct shape *shape = context;
+	uint64_t extent = extent_of(entries, nr);
+
+	shape->segments++;
+	shape->buckets += nr_buckets(extent, bucket_shift(extent, nr));
+}
+
 static size_t lines(size_t size)
 {
 	return (size + CACHE_LINE - 1) & ~(size_t)(CACHE_LINE - 1);
 }
 
-/* Each segment of n slots has at most n + n / 2 + 1 buckets, and n records with a sentinel. */
-static struct flat_index *alloc_index(struct memory *memory, size_t nr, size_t segments)
+/* A sentinel follows each segment's records. */
+static struct flat_index *alloc_index(struct memory *memory, const struct shape *shape)
 {
+	size_t nr = shape->nr, segments = shape->segments;
 	size_t at_segments = lines(sizeof(struct flat_index));
 	size_t at_firsts = at_segments + segments * sizeof(struct flat_segment);
 	size_t at_few = lines(at_firsts + segments * sizeof(uint64_t));
 	size_t at_buckets = at_few + (nr <= FLAT_FEW ? lines(sizeof(struct flat_few)) : 0);
-	size_t at_records = at_buckets + lines((nr + nr / 2 + segments) * sizeof(uint64_t));
+	size_t at_records = at_buckets + lines(shape->buckets * sizeof(uint64_t));
 	size_t at_ids = at_records + (nr + segments + !nr) * sizeof(struct flat_record);
 	size_t size = at_ids + (nr + segments) * sizeof(uint32_t);
 	char *block = memory_zalloc_lines(memory, size);
@@ -157,7 +184,7 @@ static void fill_records(struct flat_record *records, uint32_t *ids, const struc
 static size_t fill_buckets(uint64_t *buckets, const struct flat_segment *segment, const struct flat_record *records,
 			   size_t place)
 {
-	size_t nr = (segment->extent >> segment->shift) + 1;
+	size_t nr = nr_buckets(segment->extent, segment->shift);
 
 	for (uint64_t i = 0; i < nr; i++) {
 		while (records[place + 1].rel <= i << segment->shift)
@@ -183,10 +210,11 @@ struct filler {
 	size_t bucket, record;
 };
 
-static void fill_segment(struct filler *to, const struct flat_entry *entries, size_t nr)
+static void fill_segment(void *context, const struct flat_entry *entries, size_t nr)
 {
+	struct filler *to = context;
 	struct flat_index *f = to->index;
-	uint64_t first = entries[0].base_gfn, extent = end_of(&entries[nr - 1]) - first;
+	uint64_t first = entries[0].base_gfn, extent = extent_of(entries, nr);
 	struct flat_record *records = (struct flat_record *)(uintptr_t)f->records;
 
 	*to->segment = (struct flat_segment){
@@ -196,8 +224,8 @@ static void fill_segment(struct filler *to, const struct flat_entry *entries, si
 		.last = (uint32_t)(to->record + nr - 1),
 		.shift = bucket_shift(extent, nr),
 	};
-	fill_records(records + to->record, (uint32_t *)(uintptr_t)f->ids + to->record, entries, nr, first);
 	((uint64_t *)(uintptr_t)f->firsts)[to->segment - f->segments] = first;
+	fill_records(records + to->record, (uint32_t *)(uintptr_t)f->ids + to->record, entries, nr, first);
 	to->bucket += fill_buckets((uint64_t *)(uintptr_t)f->buckets + to->bucket, to->segment, records, to->record);
 	to->record += nr + 1;
 	to->segment++;
@@ -215,23 +243,21 @@ static void fill_empty(struct flat_index *f)
 struct flat_index *flat_create(struct memory *memory, const struct flat_entry *entries, size_t nr)
 {
 	struct hole holes[HOLES_MAX];
-	size_t nr_holes = nr ? choose_holes(entries, nr, holes) : 0, begin = 0;
-	struct flat_index *f = alloc_index(memory, nr, nr ? count_segments(entries, nr, holes, nr_holes) : 1);
-	struct filler to = { .index = f };
+	size_t nr_holes = nr ? choose_holes(entries, nr, holes) : 0;
+	struct shape shape = { .nr = nr, .segments = !nr, .buckets = !nr };
+	struct filler to = { 0 };
 
-	if (!f)
+	each_segment(entries, nr, holes, nr_holes, add_to_shape, &shape);
+	to.index = alloc_index(memory, &shape);
+	if (!to.index)
 		return NULL;
-	to.segment = (struct flat_segment *)(uintptr_t)f->segments;
-	for (size_t i = 1; i <= nr; i++)
-		if (i == nr || begins_segment(entries, i, entries[begin].base_gfn, holes, nr_holes)) {
-			fill_segment(&to, entries + begin, i - begin);
-			begin = i;
-		}
+	to.segment = (struct flat_segment *)(uintptr_t)to.index->segments;
+	each_segment(entries, nr, holes, nr_holes, fill_segment, &to);
 	if (!nr)
-		fill_empty(f);
-	if (f->few)
-		fill_few(f->few, entries, nr);
-	return f;
+		fill_empty(to.index);
+	if (to.index->few)
+		fill_few(to.index->few, entries, nr);
+	return to.index;
 }
 
 void flat_put(struct flat_index *f)
