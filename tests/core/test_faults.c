@@ -921,44 +921,6 @@ static void test_indexes(void)
 			test_index(counts[i]);
 }
 
-/* What a change notes for the next index is an offer too: the change is refused for its own slots' sake or made. */
-static bool fail_beside_index(uint32_t n, uint64_t nth, bool onward)
-{
-	struct picture before;
-	bool fired;
-	int r;
-
-	make_vm(&cases[0], n);
-	ms_set_index_policy(vm, MS_INDEX_EAGER);
-	ask_many(n, n);
-	before = picture_of(vm);
-	memory_fail(&vm->memory, nth, onward);
-	r = set(vm, 1, n - 1, 0, 0, 0);
-	fired = atomic_load(&vm->memory.asked) >= nth;
-	memory_fail(&vm->memory, 0, false);
-	if (r) {
-		struct picture after = picture_of(vm);
-
-		CHECK_EQ(r, -ENOMEM);
-		CHECK(fired && same_picture(&after, &before));
-	}
-	injections += fired;
-	unheard += fired && !r;
-	check_sound(vm);
-	ask_many(n, r ? n : n - 1);
-	check_sound(vm);
-	end_vm(vm);
-	return fired;
-}
-
-static void test_changes_beside_index(void)
-{
-	for (uint32_t n = 1; n < 12; n += 5)
-		for (int onward = 0; onward < 2; onward++)
-			for (uint64_t nth = 1; fail_beside_index(n, nth, onward); nth++)
-				;
-}
-
 static void test_reader(void)
 {
 	struct ms_stats was;
@@ -1172,7 +1134,6 @@ int main(int argc, char **argv)
 		test_reader();
 		test_first_looks();
 		test_indexes();
-		test_changes_beside_index();
 		test_vm_of_nothing();
 	}
 	print_sites();
