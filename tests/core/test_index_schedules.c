@@ -531,10 +531,12 @@ static void ask_in_hook(void *opaque, const struct ms_memslot *active, const str
 	CHECK_EQ(ms_vcpu_gfn_to_hva(vcpu, 53), MS_HVA_ERR_BAD);
 }
 
+/* What is taken back may then be noted in vain: it needs no memory. */
 static int refuse_or_not(void *opaque, const struct ms_change *change)
 {
 	(void)opaque;
 	(void)change;
+	memory_fail(&vm->memory, refuse != 0, true);
 	return refuse;
 }
 
@@ -551,6 +553,8 @@ static void asked_in_hook(int refused, bool indexed)
 	CHECK_EQ(ms_add_listener(vm, &listener, NULL), 0);
 	act_until(&reader, ask_first, indexed ? POINT_READER_INDEX_HELD : POINT_READER_INDEX_MADE);
 	CHECK_EQ(delete(5), refused);
+	memory_fail(&vm->memory, 0, false);
+	check_sound(vm);
 	finish(&reader);
 	check_answers(&first, 0, 0);
 	CHECK_EQ(ms_remove_listener(vm, &listener, NULL), 0);
