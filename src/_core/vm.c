@@ -156,21 +156,19 @@ void vm_swap_begin(struct ms_vm *vm, uint32_t as_id)
 	point(WRITER_PUBLISHED);
 }
 
-/* A hook may have left a read section of this VM open: its thread, which is this one, does not read meanwhile, and is
- * not waited for.  Its section goes on afterwards, in the new state: the set that it saw is the writer's to edit. */
+/* A hook may have left a read section of this VM open: its thread, which is this one, is not waited for.  What it reads
+ * meanwhile, in a stall report, is what it saw; then, unless the report has ended it, its section goes on in the new
+ * state: the set that it saw is the writer's to edit. */
 static void synchronize(struct ms_vm *vm)
 {
 	struct srcu_reader *own = unlikely(thread_self.sections) ? srcu_reader(&vm->srcu) : NULL;
 
-	if (likely(!own) || srcu_is_shared(own) || !own->depth) {
+	if (likely(!own) || srcu_is_shared(own)) {
 		synchronize_srcu(&vm->srcu);
 		return;
 	}
-	srcu_count_out(&own->unlock[own->bank]);
-	synchronize_srcu(&vm->srcu);
-	own->bank = atomic_load_explicit(&vm->srcu.bank, memory_order_seq_cst);
-	atomic_fetch_add_explicit(&own->lock[own->bank], 1, memory_order_seq_cst); /* A */
-	own->view = atomic_load_explicit(&vm->active, memory_order_seq_cst);       /* A */
+	synchronize_srcu_others(&vm->srcu, own);
+	own->view = atomic_load_explicit(&vm->active, memory_order_seq_cst); /* A */
 }
 
 void vm_swap_end(struct ms_vm *vm, uint32_t as_id)
