@@ -232,9 +232,11 @@ static void stalled(void *opaque, uint32_t os_id, uint64_t waited_ns, uint32_t r
 	thread_self.hooks--;
 }
 
-static void set_stall(struct ms_vm *vm, uint32_t after_ms)
+static void set_stall(struct ms_vm *vm, uint32_t after_ms, ms_stall_fn *report, void *opaque)
 {
 	vm->srcu.stall = (struct srcu_stall){ (uint64_t)after_ms * 1000000, stalled, vm };
+	vm->report_stall = report;
+	vm->stall_opaque = opaque;
 }
 
 int ms_set_stall_report(struct ms_vm *vm, uint32_t after_ms, ms_stall_fn *report, void *opaque, struct ms_error *err)
@@ -243,9 +245,7 @@ int ms_set_stall_report(struct ms_vm *vm, uint32_t after_ms, ms_stall_fn *report
 
 	if (r)
 		return r;
-	set_stall(vm, after_ms);
-	vm->report_stall = report;
-	vm->stall_opaque = opaque;
+	set_stall(vm, after_ms, report, opaque);
 	vm_unlock(vm);
 	return 0;
 }
@@ -307,7 +307,7 @@ static int init_vm(struct ms_vm *vm, const struct ms_config *config, const struc
 	for (uint32_t i = 0; i < config->address_spaces; i++)
 		init_address_space(vm, &vm->as[i], i);
 	srcu_init(&vm->srcu, &vm->memory);
-	set_stall(vm, MS_STALL_AFTER_MS_DEFAULT);
+	set_stall(vm, MS_STALL_AFTER_MS_DEFAULT, config->report_stall, config->stall_opaque);
 	return 0;
 }
 

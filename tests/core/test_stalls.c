@@ -102,7 +102,7 @@ static void check_reports(uint32_t from, uint32_t nr, uint32_t thread_id, uint64
 static void is_reported(void (*run)(struct actor *me))
 {
 	begin("a reader that stays is reported", 1);
-	CHECK_EQ(ms_vm_create(&(struct ms_config){ 1, 10, 52, 1 << 30, "tree" }, &other_vm), 0);
+	CHECK_EQ(ms_vm_create(&(struct ms_config){ 1, 10, 52, 1 << 30, "tree", NULL, NULL }, &other_vm), 0);
 	act_until(&reader, look_up, POINT_READER_VIEW_LOADED);
 	act(&writer, run, NO_STOP);
 	await_reports(REPORTS);

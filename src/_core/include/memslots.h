@@ -125,15 +125,31 @@ struct ms_error {
 
 /* ---- VM ---------------------------------------------------------------------------------------------------- */
 
+/* A change that waits for a read section longer than expected says so, again and again, and goes on waiting. */
+struct ms_stall {
+	uint32_t thread_id; /* of the reader, as gettid() gives it; 0: unknown, it had no memory for a record */
+	uint32_t report;    /* 1, 2, 3 ... in this wait; each comes when the wait has about doubled */
+	uint64_t waited_ns; /* by now; the section is at least as old */
+};
+
+/*
+ * Called by the thread that waits, under slots_lock, in any call marked [lock].  It may look up, in sections that it
+ * closes again; it must not wait for the reader; a change of the same VM from it is -EDEADLK, and what a hook of a
+ * change may not do, it may not either.
+ */
+typedef void ms_stall_fn(void *opaque, const struct ms_stall *stall);
+
 struct ms_config {
 	uint32_t address_spaces; /* 1 to MS_ADDRESS_SPACES_MAX */
 	uint32_t user_mem_slots; /* ids are below this; 1 to MS_USER_MEM_SLOTS_MAX */
 	uint32_t gpa_bits;       /* a slot ends at or below 2^gpa_bits; 13 to 64 */
 	uint64_t hva_end_max;    /* userspace_addr + memory_size is at most this */
 	const char *backend;     /* "tree", or another design by name */
+	ms_stall_fn *report_stall; /* NULL writes a line to stderr; ms_set_stall_report() sets another one */
+	void *stall_opaque;
 };
 
-/* KVM's values on x86-64: one address space, 32,764 slots, 52 bits, tree. */
+/* KVM's values on x86-64: one address space, 32,764 slots, 52 bits, tree; stalls go to stderr. */
 void ms_config_init(struct ms_config *config);
 
 /* -EINVAL for a limit out of range, -ENOSYS for a backend that is not there, -ENOMEM. */
@@ -152,20 +168,6 @@ void ms_set_poll(ms_poll_fn *poll);
 
 /* Frees the VM.  No other call may be under way; vCPUs must be gone. */
 void ms_vm_destroy(struct ms_vm *vm);
-
-/* A change that waits for a read section longer than expected says so, again and again, and goes on waiting. */
-struct ms_stall {
-	uint32_t thread_id; /* of the reader, as gettid() gives it; 0: unknown, it had no memory for a record */
-	uint32_t report;    /* 1, 2, 3 ... in this wait; each comes when the wait has about doubled */
-	uint64_t waited_ns; /* by now; the section is at least as old */
-};
-
-/*
- * Called by the thread that waits, under slots_lock, in any call marked [lock].  It may look up, in sections that it
- * closes again; it must not wait for the reader; a change of the same VM from it is -EDEADLK, and what a hook of a
- * change may not do, it may not either.
- */
-typedef void ms_stall_fn(void *opaque, const struct ms_stall *stall);
 
 /* [lock] Reports from after_ms on, 0: never; a new VM has MS_STALL_AFTER_MS_DEFAULT.  NULL writes a line to stderr. */
 #define MS_STALL_AFTER_MS_DEFAULT 1000u
