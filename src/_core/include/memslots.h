@@ -273,7 +273,8 @@ struct ms_batch {
  * else it is answered in pieces of MS_BATCH_PIECE values, a section each.  When the state moves between two pieces it
  * starts again on an index of its own.  So a change waits for one piece at most, with these exceptions, all bounded
  * by the slots or by the batch: a batch that was overtaken by changes three times walks all slots in one section; one
- * that must not have an index (policy, no memory) and was overtaken, or whose out is its in, goes through in one.
+ * that must not have an index (policy, no memory) and was overtaken goes through in one, and is not polled.  Where it is
+ * walked and its out is its in, it reads from a copy; without memory for that it goes through in one section too.
  */
 #define MS_BATCH_PIECE 4096
 int ms_gfn_to_hva_many(struct ms_vm *vm, uint32_t as_id, const struct ms_batch *batch, bool write);
