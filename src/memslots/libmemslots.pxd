@@ -143,6 +143,7 @@ cdef extern from "memslots.h" nogil:
 
     int ms_read_lock(ms_vm *vm)
     void ms_read_unlock(ms_vm *vm)
+    uint64_t ms_thread_number()
     int ms_gfn_to_memslot(ms_vm *vm, uint32_t as_id, uint64_t gfn, ms_memslot *out)
     int ms_id_to_memslot(ms_vm *vm, uint32_t as_id, uint32_t id, ms_memslot *out)
     uint64_t ms_gfn_to_hva(ms_vm *vm, uint32_t as_id, uint64_t gfn)

@@ -237,6 +237,9 @@ int ms_remove_listener(struct ms_vm *vm, const struct ms_listener *listener, str
 int ms_read_lock(struct ms_vm *vm);
 void ms_read_unlock(struct ms_vm *vm);
 
+/* Of the calling thread, and of no other one before or after it, which a pthread_t or gettid() may be. */
+uint64_t ms_thread_number(void);
+
 /* An as_id that the VM has not is a hole everywhere below.  0, or -ENOENT.  INVALID slots are returned, as in KVM. */
 int ms_gfn_to_memslot(struct ms_vm *vm, uint32_t as_id, uint64_t gfn, struct ms_memslot *out);
 int ms_id_to_memslot(struct ms_vm *vm, uint32_t as_id, uint32_t id, struct ms_memslot *out);
