@@ -7,7 +7,9 @@
  *   an index     holds the state without a section; the batch has a reference and nothing else
  *   pieces       without one the set is walked, MS_BATCH_PIECE lookups a section; the state must be the same in each
  *   once more    where it was not, the batch starts again, on an index that is made for it
- *   at a stretch where there can be no index, or where what a second start would read has been overwritten
+ *   at a stretch where there can be no index
+ *
+ * A batch that writes over its input is walked from a copy of it, so that it can start again.
  *
  * Locking: none.  Between pieces, outside of sections, the caller is polled.
  * Cost: an index 2 to 4 ns a lookup; a walk as search_many of the design, less where the hint answers.
@@ -289,25 +291,46 @@ static int run_short(const struct job *job)
 	return 0;
 }
 
-/* What has been read may have been overwritten. */
-static bool can_start_again(const struct ms_batch *batch)
+/* Without an index at hand.  What was read can be read again. */
+static int run_walked(const struct job *job)
 {
-	return batch->in != batch->out;
+	struct flat_index *index;
+	int r = run_in_pieces(job);
+
+	if (r != -EAGAIN)
+		return r;
+	index = vm_index_make(job->vm, job->as_id);
+	return index ? run_with(job, index) : run_at_a_stretch(job);
+}
+
+/* Writes over its input: a copy is read. */
+static int run_copied(const struct job *job)
+{
+	struct ms_batch batch = *job->batch;
+	struct job copied = *job;
+	size_t size = batch.n * sizeof(uint64_t);
+	uint64_t *in = memory_zalloc(&job->vm->memory, size);
+	int r;
+
+	if (!in)
+		return run_at_a_stretch(job);
+	for (size_t i = 0; i < batch.n; i++)
+		in[i] = value_at(job->batch, i);
+	batch.in = in;
+	batch.in_stride = sizeof(*in);
+	copied.batch = &batch;
+	r = run_walked(&copied);
+	memory_free(&job->vm->memory, in, size);
+	return r;
 }
 
 static int run_long(const struct job *job)
 {
 	struct flat_index *index = vm_index_get(job->vm, job->as_id, job->batch->n);
-	int r = -EAGAIN;
 
 	if (index)
 		return run_with(job, index);
-	if (can_start_again(job->batch))
-		r = run_in_pieces(job);
-	if (r != -EAGAIN)
-		return r;
-	index = vm_index_make(job->vm, job->as_id);
-	return index ? run_with(job, index) : run_at_a_stretch(job);
+	return job->batch->in == job->batch->out ? run_copied(job) : run_walked(job);
 }
 
 /* There is no such address space: holes everywhere. */

@@ -75,6 +75,7 @@
 #define srcu_total ms_srcu_total
 #define srcu_wake_writer ms_srcu_wake_writer
 #define synchronize_srcu ms_synchronize_srcu
+#define synchronize_srcu_others ms_synchronize_srcu_others
 #define thread_clock_ns ms_thread_clock_ns
 #define thread_new_number ms_thread_new_number
 #define thread_os_id ms_thread_os_id

@@ -57,13 +57,16 @@ static void after_fork(void)
 	pthread_mutex_unlock(&domains_lock);
 }
 
-/* Only the thread that forked is in the child: a change that it is in the middle of must not wait for the others. */
+/* Only the thread that forked is in the child: a change that it is in the middle of must not wait for the others, and
+ * no reader need wake a writer that is not there. */
 static void in_child(void)
 {
-	for (struct srcu *s = domains; s; s = s->next_domain)
+	for (struct srcu *s = domains; s; s = s->next_domain) {
+		atomic_store_explicit(&s->waiting, 0, memory_order_relaxed);
 		for (struct srcu_reader *r = atomic_load(&s->readers); r; r = r->next)
 			if (r != &s->shared && atomic_load_explicit(&r->owner, memory_order_relaxed) != thread_number())
 				take_back(r);
+	}
 	pthread_mutex_unlock(&domains_lock);
 }
 
@@ -251,28 +254,33 @@ static void wait_for_reader(struct srcu *s, struct srcu_reader *r, uint32_t bank
 }
 
 /* Each record only needs to be dry once: who enters it later sees what was published before. */
-static bool drain(struct srcu *s, uint32_t bank)
+static bool drain(struct srcu *s, uint32_t bank, const struct srcu_reader *own)
 {
 	struct wait wait = { 0 };
 
 	for (struct srcu_reader *r = atomic_load_explicit(&s->readers, memory_order_seq_cst); r; r = r->next)
-		if (!reader_is_dry(r, bank))
+		if (r != own && !reader_is_dry(r, bank))
 			wait_for_reader(s, r, bank, &wait);
 	return wait.waited;
 }
 
-void synchronize_srcu(struct srcu *s)
+void synchronize_srcu_others(struct srcu *s, const struct srcu_reader *own)
 {
 	uint32_t bank = atomic_load_explicit(&s->bank, memory_order_relaxed);
-	bool waited = drain(s, !bank);
+	bool waited = drain(s, !bank, own);
 
 	point(WRITER_FLIPS);
 	atomic_store_explicit(&s->bank, !bank, memory_order_seq_cst);
 	point(WRITER_FLIPPED);
-	waited |= drain(s, bank);
+	waited |= drain(s, bank, own);
 	atomic_fetch_add_explicit(&s->periods, 1, memory_order_relaxed);
 	if (waited)
 		atomic_fetch_add_explicit(&s->waits, 1, memory_order_relaxed);
+}
+
+void synchronize_srcu(struct srcu *s)
+{
+	synchronize_srcu_others(s, NULL);
 }
 
 uint64_t srcu_total(struct srcu *s, enum srcu_count which)

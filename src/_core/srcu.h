@@ -104,6 +104,10 @@ void srcu_deinit(struct srcu *s);
 
 void synchronize_srcu(struct srcu *s);
 
+/* The same, but for the calling thread's own record (not the shared one; NULL: none): sections that are open there go
+ * on, and may be ended or nested by a report of this wait. */
+void synchronize_srcu_others(struct srcu *s, const struct srcu_reader *own);
+
 /* The slow half of srcu_reader(): finds or makes the calling thread's record; the shared one without memory. */
 struct srcu_reader *srcu_find_reader(struct srcu *s);
 

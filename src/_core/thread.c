@@ -6,6 +6,8 @@
 #include <pthread.h>
 #include <time.h>
 
+#include "include/memslots.h"
+
 #ifdef __linux__
 #include <limits.h>
 #include <linux/futex.h>
@@ -22,6 +24,11 @@ static pthread_once_t once = PTHREAD_ONCE_INIT;
 uint64_t thread_new_number(void)
 {
 	return atomic_fetch_add_explicit(&last_number, 1, memory_order_relaxed) + 1;
+}
+
+uint64_t ms_thread_number(void)
+{
+	return thread_number();
 }
 
 static void in_child(void)

@@ -156,21 +156,19 @@ void vm_swap_begin(struct ms_vm *vm, uint32_t as_id)
 	point(WRITER_PUBLISHED);
 }
 
-/* A hook may have left a read section of this VM open: its thread, which is this one, does not read meanwhile, and is
- * not waited for.  Its section goes on afterwards, in the new state: the set that it saw is the writer's to edit. */
+/* A hook may have left a read section of this VM open: its thread, which is this one, is not waited for.  What it reads
+ * meanwhile, in a stall report, is what it saw; then, unless the report has ended it, its section goes on in the new
+ * state: the set that it saw is the writer's to edit. */
 static void synchronize(struct ms_vm *vm)
 {
 	struct srcu_reader *own = unlikely(thread_self.sections) ? srcu_reader(&vm->srcu) : NULL;
 
-	if (likely(!own) || srcu_is_shared(own) || !own->depth) {
+	if (likely(!own) || srcu_is_shared(own)) {
 		synchronize_srcu(&vm->srcu);
 		return;
 	}
-	srcu_count_out(&own->unlock[own->bank]);
-	synchronize_srcu(&vm->srcu);
-	own->bank = atomic_load_explicit(&vm->srcu.bank, memory_order_seq_cst);
-	atomic_fetch_add_explicit(&own->lock[own->bank], 1, memory_order_seq_cst); /* A */
-	own->view = atomic_load_explicit(&vm->active, memory_order_seq_cst);       /* A */
+	synchronize_srcu_others(&vm->srcu, own);
+	own->view = atomic_load_explicit(&vm->active, memory_order_seq_cst); /* A */
 }
 
 void vm_swap_end(struct ms_vm *vm, uint32_t as_id)
@@ -234,9 +232,11 @@ static void stalled(void *opaque, uint32_t os_id, uint64_t waited_ns, uint32_t r
 	thread_self.hooks--;
 }
 
-static void set_stall(struct ms_vm *vm, uint32_t after_ms)
+static void set_stall(struct ms_vm *vm, uint32_t after_ms, ms_stall_fn *report, void *opaque)
 {
 	vm->srcu.stall = (struct srcu_stall){ (uint64_t)after_ms * 1000000, stalled, vm };
+	vm->report_stall = report;
+	vm->stall_opaque = opaque;
 }
 
 int ms_set_stall_report(struct ms_vm *vm, uint32_t after_ms, ms_stall_fn *report, void *opaque, struct ms_error *err)
@@ -245,9 +245,7 @@ int ms_set_stall_report(struct ms_vm *vm, uint32_t after_ms, ms_stall_fn *report
 
 	if (r)
 		return r;
-	set_stall(vm, after_ms);
-	vm->report_stall = report;
-	vm->stall_opaque = opaque;
+	set_stall(vm, after_ms, report, opaque);
 	vm_unlock(vm);
 	return 0;
 }
@@ -309,7 +307,7 @@ static int init_vm(struct ms_vm *vm, const struct ms_config *config, const struc
 	for (uint32_t i = 0; i < config->address_spaces; i++)
 		init_address_space(vm, &vm->as[i], i);
 	srcu_init(&vm->srcu, &vm->memory);
-	set_stall(vm, MS_STALL_AFTER_MS_DEFAULT);
+	set_stall(vm, MS_STALL_AFTER_MS_DEFAULT, config->report_stall, config->stall_opaque);
 	return 0;
 }
 

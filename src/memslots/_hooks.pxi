@@ -2,26 +2,29 @@
 # From the core's hooks to a Python Listener, from its stall reports to warnings, and what either raises back to the
 # caller of the change.
 
+# What hooks raised is kept in their VM's dict, by the thread that runs the change.  Where there is no memory to keep it,
+# a refusal is still one: see _refusal().
+cdef void _keep(dict raised, object error) noexcept:
+    try:
+        raised.setdefault(PyThread_get_thread_ident(), []).append(error)
+    except MemoryError:
+        pass
+
+
+cdef void _keep_refusal(dict raised, object error) noexcept:
+    """First in the list: it is the reason why the change fails."""
+    try:
+        raised.setdefault(PyThread_get_thread_ident(), []).insert(0, error)
+    except MemoryError:
+        pass
+
+
 @cython.final
 cdef class _Hook:
     """One listener of one VM, and the C struct that leads to it."""
     cdef ms_listener c
     cdef object listener
-    cdef dict raised  # the VM's: what hooks raised, by the thread that runs the change
-
-    # Where there is no memory to keep it, a refusal is still one: see _refusal().
-    cdef void keep(self, object error) noexcept:
-        try:
-            self.raised.setdefault(PyThread_get_thread_ident(), []).append(error)
-        except MemoryError:
-            pass
-
-    cdef void keep_refusal(self, object error) noexcept:
-        """First in the list: it is the reason why the change fails."""
-        try:
-            self.raised.setdefault(PyThread_get_thread_ident(), []).insert(0, error)
-        except MemoryError:
-            pass
+    cdef dict raised  # the VM's
 
 
 cdef object _change(const ms_change *change):
@@ -35,7 +38,7 @@ cdef int _prepare(void *opaque, const ms_change *change) noexcept with gil:
         hook.listener.prepare(_change(change))
         r = 0
     except BaseException as error:  # no return in here: Cython's crashes where there was no memory for a traceback
-        hook.keep_refusal(error)
+        _keep_refusal(hook.raised, error)
     return r
 
 
@@ -44,7 +47,7 @@ cdef void _abort(void *opaque, const ms_change *change) noexcept with gil:
     try:
         hook.listener.abort(_change(change))
     except BaseException as error:
-        hook.keep(error)
+        _keep(hook.raised, error)
 
 
 cdef void _flush(void *opaque, const ms_memslot *active, const ms_memslot *old) noexcept with gil:
@@ -52,7 +55,7 @@ cdef void _flush(void *opaque, const ms_memslot *active, const ms_memslot *old) 
     try:
         hook.listener.flush(_slot(active), _slot(old))
     except BaseException as error:
-        hook.keep(error)
+        _keep(hook.raised, error)
 
 
 cdef void _commit(void *opaque, const ms_change *change) noexcept with gil:
@@ -60,7 +63,7 @@ cdef void _commit(void *opaque, const ms_change *change) noexcept with gil:
     try:
         hook.listener.commit(_change(change))
     except BaseException as error:
-        hook.keep(error)
+        _keep(hook.raised, error)
 
 
 cdef void _stalled(void *opaque, const ms_stall *stall) noexcept with gil:
@@ -69,4 +72,4 @@ cdef void _stalled(void *opaque, const ms_stall *stall) noexcept with gil:
     try:
         warnings.warn(reader_stall(stall.thread_id, stall.waited_ns), stacklevel=1)
     except BaseException as error:
-        raised.setdefault(PyThread_get_thread_ident(), []).append(error)
+        _keep(raised, error)

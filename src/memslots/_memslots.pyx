@@ -63,6 +63,7 @@ from .listener import Change, ChangeKind
 from .snapshot import Snapshot
 
 cnp.import_array()
+ms_simd()  # reads the environment now: later, without the GIL, another thread may be writing it
 
 __version__ = MS_VERSION.decode()
 
@@ -359,6 +360,9 @@ cdef class VM:
         config.gpa_bits = _u32(gpa_bits, "gpa_bits")
         config.hva_end_max = _u64(hva_end_max, "hva_end_max")
         config.backend = name
+        self._raised = {}
+        config.report_stall = _stalled
+        config.stall_opaque = <void *>self._raised
         r = ms_vm_create(&config, &self._vm)
         if r == -errno.EINVAL:
             raise InvalidRegionError(
@@ -371,9 +375,7 @@ cdef class VM:
             raise _out_of_memory()
         self._address_spaces = config.address_spaces
         self._hooks = []
-        self._raised = {}
         self._stall_warning_ms = MS_STALL_AFTER_MS_DEFAULT
-        ms_set_stall_report(self._vm, self._stall_warning_ms, _stalled, <void *>self._raised, NULL)
         self._closed = False
 
     def __init__(self, *args, **limits):

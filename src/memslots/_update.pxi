@@ -7,33 +7,36 @@ cdef class ReadSection:
     """One read section of a VM, made by ``VM.read()``; may be entered again inside itself."""
     cdef VM vm
     cdef uint32_t depth
-    cdef unsigned long thread
+    cdef uint64_t owner         # the thread that entered; Python's idents are used again
+    cdef unsigned long thread   # the same, to ask whether it still runs
 
     def __cinit__(self, VM vm not None):
         self.vm = vm
 
     def __enter__(self):
-        cdef unsigned long me = PyThread_get_thread_ident()
+        cdef uint64_t me = ms_thread_number()
         _check_open(self.vm)
-        if self.depth and self.thread != me:
+        if self.depth and self.owner != me:
             raise RuntimeError("this read section belongs to another thread; each needs its own vm.read()")
         if ms_read_lock(self.vm._vm):
             raise _out_of_memory()
-        self.thread = me
+        self.owner = me
+        self.thread = PyThread_get_thread_ident()
         self.depth += 1
         return self.vm
 
     def __exit__(self, *exc_info):
-        if not self.depth or self.thread != PyThread_get_thread_ident():
+        if not self.depth or self.owner != ms_thread_number():
             raise RuntimeError("a read section is left once, by the thread that entered it")
         self.depth -= 1
         ms_read_unlock(self.vm._vm)
 
     def __dealloc__(self):
-        if self.thread == PyThread_get_thread_ident():
+        if self.owner == ms_thread_number():
             for _ in range(self.depth):
                 ms_read_unlock(self.vm._vm)
-        elif self.depth and not _is_finalizing() and self.thread in sys._current_frames():  # else both have ended
+        elif (self.depth and self.thread != PyThread_get_thread_ident() and not _is_finalizing()
+              and self.thread in sys._current_frames()):  # else both have ended
             PyErr_WarnEx(ResourceWarning, b"a read section was dropped by another thread than the one that entered "
                          b"it: changes wait until that one ends", 1)
 

@@ -79,12 +79,20 @@ cdef extern from "memslots.h" nogil:
         uint64_t limit
         ms_memslot other
 
+    struct ms_stall:
+        uint32_t thread_id
+        uint32_t report
+        uint64_t waited_ns
+    ctypedef void ms_stall_fn(void *opaque, const ms_stall *stall) noexcept
+
     struct ms_config:
         uint32_t address_spaces
         uint32_t user_mem_slots
         uint32_t gpa_bits
         uint64_t hva_end_max
         const char *backend
+        ms_stall_fn *report_stall
+        void *stall_opaque
 
     void ms_config_init(ms_config *config)
     int ms_vm_create(const ms_config *config, ms_vm **out)
@@ -93,11 +101,6 @@ cdef extern from "memslots.h" nogil:
     void ms_set_poll(ms_poll_fn *poll)
     void ms_vm_destroy(ms_vm *vm)
 
-    struct ms_stall:
-        uint32_t thread_id
-        uint32_t report
-        uint64_t waited_ns
-    ctypedef void ms_stall_fn(void *opaque, const ms_stall *stall) noexcept
     uint32_t MS_STALL_AFTER_MS_DEFAULT
     int ms_set_stall_report(ms_vm *vm, uint32_t after_ms, ms_stall_fn *report, void *opaque, ms_error *err)
 
@@ -140,6 +143,7 @@ cdef extern from "memslots.h" nogil:
 
     int ms_read_lock(ms_vm *vm)
     void ms_read_unlock(ms_vm *vm)
+    uint64_t ms_thread_number()
     int ms_gfn_to_memslot(ms_vm *vm, uint32_t as_id, uint64_t gfn, ms_memslot *out)
     int ms_id_to_memslot(ms_vm *vm, uint32_t as_id, uint32_t id, ms_memslot *out)
     uint64_t ms_gfn_to_hva(ms_vm *vm, uint32_t as_id, uint64_t gfn)

@@ -405,7 +405,7 @@ static void test_one_state(enum ms_index_policy policy, unsigned from, unsigned 
 	ms_set_index_policy(vm, policy);
 	CHECK_EQ(ask_long(&p, in_place), 0);
 	check_one_state();
-	CHECK(p.polls || in_place || policy == MS_INDEX_AUTO || policy == MS_INDEX_EAGER);
+	CHECK(p.polls || policy == MS_INDEX_AUTO || policy == MS_INDEX_EAGER);
 	end_vm(vm);
 }
 

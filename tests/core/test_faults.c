@@ -921,6 +921,36 @@ static void test_indexes(void)
 			test_index(counts[i]);
 }
 
+/* ---- the copy of a batch that writes over its input ---- */
+
+#define OVERWRITTEN (2 * MS_BATCH_PIECE + 1)
+
+/* Without memory for it the batch is answered in one section. */
+static void test_copy(bool fails)
+{
+	static uint64_t values[OVERWRITTEN];
+	struct ms_batch batch = { values, 8, values, 8, OVERWRITTEN, NULL, NULL };
+	struct held was, is;
+
+	make_vm(&cases[0], 5);
+	ms_gfn_to_hva(vm, 1, 0); /* the thread's record is there */
+	ms_set_index_policy(vm, MS_INDEX_OFF);
+	for (uint64_t i = 0; i < OVERWRITTEN; i++)
+		values[i] = i % 5 * 80 + i % 75;
+	was = held();
+	memory_fail(&vm->memory, fails ? 1 : 2, true);
+	CHECK_EQ(ms_gfn_to_hva_many(vm, 1, &batch, true), 0);
+	CHECK_EQ(atomic_load(&vm->memory.asked), 1);
+	memory_fail(&vm->memory, 0, false);
+	is = held();
+	CHECK(is.bytes == was.bytes && is.blocks == was.blocks);
+	for (uint64_t i = 0; i < OVERWRITTEN; i++)
+		CHECK_EQ(values[i], i % 75 < 70 ? hva_for(1, i % 5) + i % 75 * PAGE : MS_HVA_ERR_BAD);
+	injections += fails;
+	unheard += fails;
+	end_vm(vm);
+}
+
 static void test_reader(void)
 {
 	struct ms_stats was;
@@ -1134,6 +1164,8 @@ int main(int argc, char **argv)
 		test_reader();
 		test_first_looks();
 		test_indexes();
+		test_copy(true);
+		test_copy(false);
 		test_vm_of_nothing();
 	}
 	print_sites();

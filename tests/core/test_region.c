@@ -1059,7 +1059,7 @@ static void test_load_refused_by_listener(void)
 
 static struct ms_vm *vm_of(uint32_t spaces, uint32_t slots, uint32_t gpa_bits, uint64_t hva_end_max)
 {
-	struct ms_config config = { spaces, slots, gpa_bits, hva_end_max, design_name };
+	struct ms_config config = { spaces, slots, gpa_bits, hva_end_max, design_name, NULL, NULL };
 	struct ms_vm *vm = vm_with(&config);
 
 	CHECK_EQ(ms_vm_config(vm)->address_spaces, spaces);

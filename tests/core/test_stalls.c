@@ -102,7 +102,7 @@ static void check_reports(uint32_t from, uint32_t nr, uint32_t thread_id, uint64
 static void is_reported(void (*run)(struct actor *me))
 {
 	begin("a reader that stays is reported", 1);
-	CHECK_EQ(ms_vm_create(&(struct ms_config){ 1, 10, 52, 1 << 30, "tree" }, &other_vm), 0);
+	CHECK_EQ(ms_vm_create(&(struct ms_config){ 1, 10, 52, 1 << 30, "tree", NULL, NULL }, &other_vm), 0);
 	act_until(&reader, look_up, POINT_READER_VIEW_LOADED);
 	act(&writer, run, NO_STOP);
 	await_reports(REPORTS);
@@ -245,6 +245,51 @@ static void update_given_up(void)
 	end();
 }
 
+/* ---- the section that a hook leaves open, and a report ends ---- */
+
+static int enter(void *opaque, const struct ms_change *change)
+{
+	(void)opaque;
+	(void)change;
+	CHECK_EQ(ms_read_lock(vm), 0);
+	return 0;
+}
+
+static void leave(void *opaque, const struct ms_stall *stall)
+{
+	(void)opaque;
+	if (stall->report > 1)
+		return;
+	CHECK(ms_gfn_to_hva(vm, 0, GFN) < MS_HVA_ERR_MIN); /* in the set that the section saw first */
+	ms_read_unlock(vm);
+	CHECK_EQ(thread_self.sections, 0);
+	atomic_fetch_add(&told.nr, 1);
+}
+
+static const struct ms_listener enters = { .prepare = enter };
+
+/* The last change finds nobody inside, its own thread least of all. */
+static void create_and_change_again(struct actor *me)
+{
+	create(me);
+	CHECK_EQ(ms_remove_listener(vm, &enters, NULL), 0);
+	delete(me);
+}
+
+static void own_section_ended(void)
+{
+	begin("a report ends the section of the change's own hook", 1);
+	CHECK_EQ(ms_set_stall_report(vm, 1, leave, NULL, NULL), 0);
+	CHECK_EQ(ms_add_listener(vm, &enters, NULL), 0);
+	act_until(&reader, look_up, POINT_READER_VIEW_LOADED);
+	act(&writer, create_and_change_again, NO_STOP);
+	await_reports(1);
+	finish(&reader);
+	await_end(&writer);
+	CHECK_EQ(writer.r, 0);
+	end();
+}
+
 /* ---- the report that nobody asked for ---- */
 
 static void default_report(uint32_t after_ms, bool known)
@@ -316,10 +361,11 @@ int main(int argc, char **argv)
 		is_not_reported(1000000);
 		if (design_is("tree"))
 			update_given_up();
+		own_section_ended();
 		default_report(1, true);
 		default_report(1, false);
 		refusals();
 		default_time();
 	}
-	return test_done("stalls", 12 * 3 + 1, "scripts");
+	return test_done("stalls", 13 * 3 + 1, "scripts");
 }

@@ -247,6 +247,8 @@ static void test_section_left_open(uintptr_t times)
 	for (uintptr_t i = 1; i < times; i++)
 		ms_read_unlock(vm);
 	CHECK(!atomic_load(&done));
+	CHECK_EQ(ms_gfn_to_hva(vm, 0, 500), MS_HVA_ERR_BAD); /* though it is in the set that is edited by now */
+	CHECK_EQ(ms_gfn_to_hva(vm, 0, 10), hva_for(0, 1));
 	ms_read_unlock(vm);
 	/* It runs the hook as well, in its own thread, which then ends. */
 	CHECK_EQ(pthread_join(thread, NULL), 0);

@@ -99,6 +99,18 @@ def test_engine_agrees_with_kvm(path: Path, backend: str) -> None:
     assert (result.ops, result.not_compared, result.out_of_scope) == (len(file.ops), 0, 0)
 
 
+def test_the_level_is_chosen_at_the_import() -> None:
+    """Not at the first batch, beside which another thread may be writing the environment."""
+    code = (
+        "import os, memslots; os.environ['MEMSLOTS_SIMD'] = 'portable'; "
+        "print(memslots.build_info()['simd'])"
+    )
+    environment = {name: value for name, value in os.environ.items() if name != "MEMSLOTS_SIMD"}
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout == f"{simd_levels()[-1]}\n"
+
+
 @pytest.mark.skipif(kvm.available() is not None, reason=f"no kernel to ask: {kvm.available()}")
 @pytest.mark.parametrize("path", [*EDGE, *TRACES], ids=named)
 def test_this_kernel_agrees_with_the_recording(path: Path) -> None:

@@ -65,6 +65,14 @@ def vm() -> Iterator[VM]:
             vm.check()
 
 
+def test_vm_made_inside_a_section() -> None:
+    """Whoever makes a VM may be reading in another one, and is warned all the same."""
+    with VM() as other, other.read():
+        vm = VM()
+    with vm, pytest.warns(ReaderStallWarning), Reader(vm, reported(vm)):
+        put(vm, 1, 10, 1)
+
+
 def reported(vm: VM) -> Callable[[], bool]:
     return lambda: vm.stats()["stalls"] > 0
 

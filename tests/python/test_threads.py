@@ -591,6 +591,35 @@ def test_section_that_is_dropped(vm: VM) -> None:
     put(vm, 0, 0, 1)
 
 
+@pytest.mark.parametrize("end", ["leave", "drop"])
+def test_section_of_a_thread_whose_ident_is_used_again(vm: VM, end: str) -> None:
+    """Idents are the system's, which the next thread may get: it is somebody else all the same."""
+    left: list[ReadSection] = []
+    idents: list[int] = []
+
+    def enter() -> None:
+        idents.append(threading.get_ident())
+        left.append(vm.read())
+        left[0].__enter__()
+
+    def end_it() -> None:
+        idents.append(threading.get_ident())
+        if end == "leave":
+            with pytest.raises(RuntimeError, match="by the thread that entered it"):
+                left[0].__exit__(None, None, None)
+        left.clear()
+        put(vm, 1, len(idents), 1)  # neither inside a section nor waiting for one
+
+    for _ in range(50):
+        for target in (enter, end_it):
+            thread = threading.Thread(target=target)
+            thread.start()
+            thread.join()
+    if len(set(idents)) == len(idents):
+        pytest.skip("here no ident is used again")
+    vm.check()
+
+
 def test_section_and_exceptions(vm: VM) -> None:
     with pytest.raises(ZeroDivisionError), vm.read():
         raise ZeroDivisionError

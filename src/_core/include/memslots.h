@@ -125,15 +125,31 @@ struct ms_error {
 
 /* ---- VM ---------------------------------------------------------------------------------------------------- */
 
+/* A change that waits for a read section longer than expected says so, again and again, and goes on waiting. */
+struct ms_stall {
+	uint32_t thread_id; /* of the reader, as gettid() gives it; 0: unknown, it had no memory for a record */
+	uint32_t report;    /* 1, 2, 3 ... in this wait; each comes when the wait has about doubled */
+	uint64_t waited_ns; /* by now; the section is at least as old */
+};
+
+/*
+ * Called by the thread that waits, under slots_lock, in any call marked [lock].  It may look up, in sections that it
+ * closes again; it must not wait for the reader; a change of the same VM from it is -EDEADLK, and what a hook of a
+ * change may not do, it may not either.
+ */
+typedef void ms_stall_fn(void *opaque, const struct ms_stall *stall);
+
 struct ms_config {
 	uint32_t address_spaces; /* 1 to MS_ADDRESS_SPACES_MAX */
 	uint32_t user_mem_slots; /* ids are below this; 1 to MS_USER_MEM_SLOTS_MAX */
 	uint32_t gpa_bits;       /* a slot ends at or below 2^gpa_bits; 13 to 64 */
 	uint64_t hva_end_max;    /* userspace_addr + memory_size is at most this */
 	const char *backend;     /* "tree", or another design by name */
+	ms_stall_fn *report_stall; /* NULL writes a line to stderr; ms_set_stall_report() sets another one */
+	void *stall_opaque;
 };
 
-/* KVM's values on x86-64: one address space, 32,764 slots, 52 bits, tree. */
+/* KVM's values on x86-64: one address space, 32,764 slots, 52 bits, tree; stalls go to stderr. */
 void ms_config_init(struct ms_config *config);
 
 /* -EINVAL for a limit out of range, -ENOSYS for a backend that is not there, -ENOMEM. */
@@ -152,20 +168,6 @@ void ms_set_poll(ms_poll_fn *poll);
 
 /* Frees the VM.  No other call may be under way; vCPUs must be gone. */
 void ms_vm_destroy(struct ms_vm *vm);
-
-/* A change that waits for a read section longer than expected says so, again and again, and goes on waiting. */
-struct ms_stall {
-	uint32_t thread_id; /* of the reader, as gettid() gives it; 0: unknown, it had no memory for a record */
-	uint32_t report;    /* 1, 2, 3 ... in this wait; each comes when the wait has about doubled */
-	uint64_t waited_ns; /* by now; the section is at least as old */
-};
-
-/*
- * Called by the thread that waits, under slots_lock, in any call marked [lock].  It may look up, in sections that it
- * closes again; it must not wait for the reader; a change of the same VM from it is -EDEADLK, and what a hook of a
- * change may not do, it may not either.
- */
-typedef void ms_stall_fn(void *opaque, const struct ms_stall *stall);
 
 /* [lock] Reports from after_ms on, 0: never; a new VM has MS_STALL_AFTER_MS_DEFAULT.  NULL writes a line to stderr. */
 #define MS_STALL_AFTER_MS_DEFAULT 1000u
@@ -235,6 +237,9 @@ int ms_remove_listener(struct ms_vm *vm, const struct ms_listener *listener, str
 int ms_read_lock(struct ms_vm *vm);
 void ms_read_unlock(struct ms_vm *vm);
 
+/* Of the calling thread, and of no other one before or after it, which a pthread_t or gettid() may be. */
+uint64_t ms_thread_number(void);
+
 /* An as_id that the VM has not is a hole everywhere below.  0, or -ENOENT.  INVALID slots are returned, as in KVM. */
 int ms_gfn_to_memslot(struct ms_vm *vm, uint32_t as_id, uint64_t gfn, struct ms_memslot *out);
 int ms_id_to_memslot(struct ms_vm *vm, uint32_t as_id, uint32_t id, struct ms_memslot *out);
@@ -271,7 +276,8 @@ struct ms_batch {
  * else it is answered in pieces of MS_BATCH_PIECE values, a section each.  When the state moves between two pieces it
  * starts again on an index of its own.  So a change waits for one piece at most, with these exceptions, all bounded
  * by the slots or by the batch: a batch that was overtaken by changes three times walks all slots in one section; one
- * that must not have an index (policy, no memory) and was overtaken, or whose out is its in, goes through in one.
+ * that must not have an index (policy, no memory) and was overtaken goes through in one, and is not polled.  Where it is
+ * walked and its out is its in, it reads from a copy; without memory for that it goes through in one section too.
  */
 #define MS_BATCH_PIECE 4096
 int ms_gfn_to_hva_many(struct ms_vm *vm, uint32_t as_id, const struct ms_batch *batch, bool write);
