@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from model import ModelVM, Slot
 
@@ -97,6 +98,40 @@ def test_engine_agrees_with_kvm(path: Path, backend: str) -> None:
     vm.close()
     assert result.mismatches == []
     assert (result.ops, result.not_compared, result.out_of_scope) == (len(file.ops), 0, 0)
+
+
+class ByBatch(memslots.VM):
+    """Answers by batches of one, under each of some policies in turn: with an index, without, made anew."""
+
+    policies: tuple[Any, ...] = ()
+    asked = 0
+
+    def gfn_to_hva_prot(self, gfn: Any, as_id: Any = 0) -> tuple[int, bool]:
+        self.index_policy = self.policies[self.asked % len(self.policies)]
+        self.asked += 1
+        gfns = np.array([gfn], np.uint64)
+        (hva,), (for_writing,) = (
+            self.gfn_to_hva_many(gfns, as_id=as_id, write=write).tolist() for write in (False, True)
+        )
+        if hva >= memslots.HVA_ERR_MIN:
+            return super().gfn_to_hva_prot(gfn, as_id)  # which raises
+        return hva, for_writing < memslots.HVA_ERR_MIN
+
+
+@pytest.mark.parametrize(
+    "policies", [("eager",), ("off",), ("eager", "off", "auto", "eager", "walk")], ids="-".join
+)
+@pytest.mark.parametrize("path", IN_SCOPE, ids=named)
+def test_index_agrees_with_kvm(path: Path, policies: tuple[str, ...], monkeypatch: Any) -> None:
+    """Every recorded translation, with the index on, off and flapping."""
+    monkeypatch.setattr(memslots, "VM", type("ByBatches", (ByBatch,), {"policies": policies}))
+    file = vectors.read(path)
+    with player.open_backend("tree", file.header) as vm:
+        result = play(file, vm)
+        assert result.mismatches == []
+        vm.check()
+        made = vm.stats()["index_builds"] + vm.stats()["index_patches"]
+        assert bool(made) == (vm.asked > 0 and "eager" in policies)
 
 
 def test_the_level_is_chosen_at_the_import() -> None:
