@@ -6,7 +6,8 @@
 tests/mutants/*.toml has the bugs: for each a name, the hazard of docs/reliability.md that it lets in, what is wrong in
 a sentence, a text of the sources that occurs once, the text to put there, and the tests that are to catch it, the one
 that is about it first.  A test is the name of a ctest, `asan:` or `tsan:` before it for a build with sanitizers, or the
-node id of a pytest; `scale=` and `seed=` behind it are what test.h reads.
+node id of a pytest; `scale=` and `seed=` behind it are what test.h reads.  A bug of code that only some CPUs run names
+their flags in /proc/cpuinfo (`cpu`); on another CPU it is not planted, and the run says so.
 
 Bugs are put into copies of the sources under build/mutants/, never into the tree, and only what they touch is compiled
 again.  First the copies as they are must pass every test that is named: else a failure would prove nothing.  Then each
@@ -86,6 +87,7 @@ class Mutant(NamedTuple):
     tests: tuple[Test, ...]
     quick: bool  # one of those that stand for all others where a minute is all there is
     left_to: str  # why it is not planted, where the text is only kept for another judge
+    cpu: frozenset[str]  # flags of a CPU that runs what is wrong
 
 
 class Catalogue(NamedTuple):
@@ -132,6 +134,7 @@ def parse_mutant(entry: dict[str, Any], left_to: str = "") -> Mutant:
             tuple(map(parse_test, entry.get("caught_by", []))),
             entry.get("quick", False),
             left_to,
+            frozenset(entry.get("cpu", "").split()),
         )
     except KeyError as error:
         raise ListError(f"mutant {name} has no {error.args[0]!r}") from error
@@ -194,6 +197,12 @@ def select(
 
     chosen = [m for m in mutants if (not quick or m.quick) and (not pattern or fits(m))]
     return chosen[shard[0] - 1 :: shard[1]]
+
+
+def cpu_flags(path: Path = Path("/proc/cpuinfo")) -> set[str]:
+    text = path.read_text(encoding="utf-8") if path.exists() else ""
+    found = re.search(r"^flags\s*:(.*)$", text, re.MULTILINE)
+    return set(found[1].split()) if found else set()
 
 
 # ---- copies and builds --------------------------------------------------------------------------
@@ -651,6 +660,13 @@ def main(argv: list[str] | None = None) -> int:
         return 0
     if not chosen:
         raise SystemExit("no mutant fits")
+    flags = cpu_flags()
+    for m in chosen:
+        if absent := sorted(m.cpu - flags):
+            print(
+                f"{','.join(m.hazards):8} {m.name:36} not planted: this CPU has no {', '.join(absent)}"
+            )
+    chosen = [m for m in chosen if m.cpu <= flags]
     lock = have_it_alone()  # until the end
     reasons = {m.name: stale(m) for m in chosen}
     verdicts = [Verdict(m, [], reasons[m.name], 0) for m in chosen if reasons[m.name]]

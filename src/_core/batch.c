@@ -153,17 +153,18 @@ struct pending {
 
 static void flush_pending(const struct job *job, struct memslot_set *set, struct pending *p, uint64_t *counts)
 {
-	struct memslot *slots[TREE_LANES], *last = NULL;
+	struct memslot *slots[TREE_LANES], *run = NULL;
 
 	job->vm->design->search_many(set, p->gfn, slots, p->nr);
 	for (size_t i = 0; i < p->nr; i++) {
 		counts[slots[i] ? SRCU_HIT_SEARCH : SRCU_MISS]++;
-		last = slots[i] ? slots[i] : last;
+		if (i && slots[i] == slots[i - 1])
+			run = slots[i];
 		emit(job, p->at[i], slots[i], p->value[i]);
 	}
 	point(READER_SLOT_FOUND);
-	if (last)
-		atomic_store_explicit(&set->last_used_slot, last, memory_order_relaxed);
+	if (run)
+		move_hint(set, run);
 	p->nr = 0;
 }
 
@@ -190,12 +191,15 @@ static void walk_side_by_side(const struct job *job, struct memslot_set *set, si
 		flush_pending(job, set, &p, counts);
 }
 
-static void walk_one_by_one(const struct job *job, struct memslot_set *set, size_t from, size_t n, uint64_t *counts)
+static void walk_one_by_one(const struct job *job, const struct look *look, size_t from, size_t n, uint64_t *counts)
 {
+	struct srcu_reader *reader = look->section.reader;
+
 	for (size_t i = from; i < from + n; i++) {
 		uint64_t value = value_at(job->batch, i);
 		enum srcu_count found;
-		const struct memslot *slot = find_hinted(job->vm, set, value >> shift_of(job), &found);
+		const struct memslot *slot =
+			find_hinted(job->vm, look->set, reader, value >> shift_of(job), &found);
 
 		counts[found]++;
 		emit(job, i, slot, value);
@@ -216,7 +220,7 @@ static void walk(const struct job *job, const struct look *look, size_t from, si
 	if (side_by_side(job->vm))
 		walk_side_by_side(job, look->set, from, n, counts);
 	else
-		walk_one_by_one(job, look->set, from, n, counts);
+		walk_one_by_one(job, look, from, n, counts);
 	for (unsigned i = 0; i < SRCU_NR_COUNTS; i++)
 		if (counts[i])
 			srcu_count(look->section.reader, i, counts[i]);

@@ -35,7 +35,7 @@ void ms_read_unlock(struct ms_vm *vm)
 static inline struct memslot *lookup(const struct ms_vm *vm, const struct look *look, uint64_t gfn)
 {
 	enum srcu_count found = SRCU_MISS;
-	struct memslot *slot = look->set ? find_hinted(vm, look->set, gfn, &found) : NULL;
+	struct memslot *slot = look->set ? find_hinted(vm, look->set, look->section.reader, gfn, &found) : NULL;
 
 	srcu_count(look->section.reader, found, 1);
 	return slot;
@@ -48,16 +48,15 @@ static inline bool tells(const struct srcu_reader *reader, enum srcu_count found
 	       unlikely(atomic_load_explicit(&reader->count[found], memory_order_relaxed) % INDEX_TELLS == 0);
 }
 
-/* An index may answer; in a run of lookups of one slot the hint does. */
-static inline uint64_t hva_by_index(const struct ms_vm *vm, struct memslot_set *set, const struct flat_index *index,
-				    _Atomic(const void *) *last_record, uint64_t gfn, bool write)
+/* An index holds no slots: in a run of lookups of one record its slot is searched for after all, for the hint. */
+static inline uint64_t hva_by_index(const struct ms_vm *vm, const struct look *look, const struct flat_index *index,
+				    uint64_t gfn, bool write)
 {
 	const struct flat_record *record = flat_find(index, gfn);
 
 	point(READER_INDEX_FOUND);
-	if (record && unlikely(record == atomic_load_explicit(last_record, memory_order_relaxed)))
-		search_and_hint(vm, set, gfn);
-	atomic_store_explicit(last_record, record, memory_order_relaxed);
+	if (record && unlikely(meets_again(look->section.reader, record)))
+		move_hint(look->set, search(vm, look->set, gfn));
 	return translate_record(record, gfn, write);
 }
 
@@ -69,8 +68,8 @@ static inline uint64_t hva_without_hint(const struct ms_vm *vm, const struct loo
 
 	*found = SRCU_INDEXED;
 	if (index && likely(may_index(vm)))
-		return hva_by_index(vm, look->set, index, &look->section.reader->last_record, gfn, write);
-	slot = search_and_hint(vm, look->set, gfn);
+		return hva_by_index(vm, look, index, gfn, write);
+	slot = search_and_hint(vm, look->set, look->section.reader, gfn);
 	*found = slot ? SRCU_HIT_SEARCH : SRCU_MISS;
 	return translate(slot, gfn, write);
 }
@@ -365,9 +364,9 @@ static uint64_t vcpu_hva_by_index(struct ms_vcpu *vcpu, const struct look *look,
 	const struct flat_record *record = flat_find(index, gfn);
 
 	point(READER_INDEX_FOUND);
-	if (record && record == vcpu->last_record)
+	if (record && record == vcpu->last_met)
 		return translate(find_with_hint(vcpu, look, gfn, found), gfn, true);
-	vcpu->last_record = record;
+	vcpu->last_met = record;
 	*found = SRCU_INDEXED;
 	return translate_record(record, gfn, true);
 }

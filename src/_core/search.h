@@ -4,8 +4,11 @@
  *
  * The set's last_used_slot is asked first, then its index, then the design.  The hint is written inside the section
  * only: the writer mends it after the grace period (row "last_used_slot" of docs/locking.md), and a late write would
- * name a slot that is gone.  An index holds no slots, so that its answers cannot move the hint: when one lookup ends in
- * the record of the one before it, the slot is searched for after all, and the hint has the run that seems to begin.
+ * name a slot that is gone.
+ *
+ * All threads share the hint, and a line that each of them writes at each lookup is one that all of them wait for.  So
+ * it moves to a slot that a thread has met twice in a row, where a run of lookups seems to begin, or when there is none;
+ * Linux moves it at each search.
  *
  * Cost: a hint one line; an index two or three; a tree one a level.
  */
@@ -28,25 +31,41 @@ static inline struct memslot *hint_for(const struct memslot_set *set, uint64_t g
 	return slot && memslot_contains(slot, gfn) ? slot : NULL;
 }
 
-static inline struct memslot *search_and_hint(const struct ms_vm *vm, struct memslot_set *set, uint64_t gfn)
+static inline void move_hint(struct memslot_set *set, struct memslot *slot)
+{
+	atomic_store_explicit(&set->last_used_slot, slot, memory_order_relaxed);
+}
+
+/* Whether the thread's last lookup ended where this one does, at a slot or at a record of an index. */
+static inline bool meets_again(struct srcu_reader *reader, const void *met)
+{
+	bool again = atomic_load_explicit(&reader->last_met, memory_order_relaxed) == met;
+
+	if (!again)
+		atomic_store_explicit(&reader->last_met, met, memory_order_relaxed);
+	return again;
+}
+
+static inline struct memslot *search_and_hint(const struct ms_vm *vm, struct memslot_set *set,
+					      struct srcu_reader *reader, uint64_t gfn)
 {
 	struct memslot *slot = search(vm, set, gfn);
 
 	point(READER_SLOT_FOUND);
-	if (slot)
-		atomic_store_explicit(&set->last_used_slot, slot, memory_order_relaxed);
+	if (slot && (meets_again(reader, slot) || !atomic_load_explicit(&set->last_used_slot, memory_order_relaxed)))
+		move_hint(set, slot);
 	return slot;
 }
 
-static inline struct memslot *find_hinted(const struct ms_vm *vm, struct memslot_set *set, uint64_t gfn,
-					  enum srcu_count *found)
+static inline struct memslot *find_hinted(const struct ms_vm *vm, struct memslot_set *set, struct srcu_reader *reader,
+					  uint64_t gfn, enum srcu_count *found)
 {
 	struct memslot *slot = hint_for(set, gfn);
 
 	*found = SRCU_HIT_LAST_USED;
 	if (slot)
 		return slot;
-	slot = search_and_hint(vm, set, gfn);
+	slot = search_and_hint(vm, set, reader, gfn);
 	*found = slot ? SRCU_HIT_SEARCH : SRCU_MISS;
 	return slot;
 }

@@ -60,7 +60,7 @@ struct srcu_reader {
 	cache_aligned uint32_t depth; /* sections of this domain */
 	uint32_t bank;                /* of the outermost one */
 	uint64_t view;                /* what the outermost one saw published: look.h's */
-	_Atomic(const void *) last_record; /* of an index, where the last lookup ended: lookup.c's, only compared */
+	_Atomic(const void *) last_met; /* where the last lookup ended: search.h's, only compared */
 	_Atomic uint64_t count[SRCU_NR_COUNTS];
 };
 

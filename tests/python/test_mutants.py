@@ -154,6 +154,27 @@ def test_nothing_changed_is_stale(tmp_path: Path) -> None:
     assert "the same" in tool().stale(tool().parse_mutant({**ENTRY, "new": "one"}), tmp_path)
 
 
+def test_flags_of_the_cpu(tmp_path: Path) -> None:
+    assert tool().parse_mutant(ENTRY).cpu == frozenset()
+    assert tool().parse_mutant({**ENTRY, "cpu": "avx2 bmi2"}).cpu == {"avx2", "bmi2"}
+    (tmp_path / "cpuinfo").write_text("flags first\nflags\t\t: sse avx2\nbugs\t: none\n")
+    assert tool().cpu_flags(tmp_path / "cpuinfo") == {"sse", "avx2"}
+    assert tool().cpu_flags(tmp_path / "none") == set()
+
+
+def test_what_this_cpu_cannot_run_is_not_planted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    alone = tool().Catalogue([tool().parse_mutant({**ENTRY, "cpu": "avx9 sse"})], [], {})
+    monkeypatch.setattr(tool(), "read_catalogue", lambda: alone)
+    monkeypatch.setattr(tool(), "cpu_flags", lambda: {"sse"})
+    monkeypatch.setattr(tool(), "WORK", tmp_path)
+    assert tool().main(["--jobs", "1"]) == 0
+    said = capsys.readouterr().out
+    assert "not planted: this CPU has no avx9\n" in said
+    assert said.endswith("mutants: 0 planted, 0 caught\n")
+
+
 def test_selection() -> None:
     mutants = [
         tool().parse_mutant({**ENTRY, "name": name, "hazard": hazard, "quick": quick})
