@@ -35,7 +35,8 @@ cdef class ReadSection:
         if self.owner == ms_thread_number():
             for _ in range(self.depth):
                 ms_read_unlock(self.vm._vm)
-        elif self.depth and self.thread != PyThread_get_thread_ident() and not _is_finalizing() and self.thread in sys._current_frames():  # else both have ended
+        elif (self.depth and self.thread != PyThread_get_thread_ident() and not _is_finalizing()
+              and self.thread in sys._current_frames()):  # else both have ended
             PyErr_WarnEx(ResourceWarning, b"a read section was dropped by another thread than the one that entered "
                          b"it: changes wait until that one ends", 1)
 
