@@ -115,7 +115,7 @@ def new_vm(backend: str) -> VM:
 
 def make_index(vm: VM) -> None:
     """Single lookups use one that is there, but make none of many slots."""
-    vm.gfn_to_hva_many(np.zeros(1, dtype=np.uint64))
+    vm.gfn_to_hva_many(np.zeros(65, dtype=np.uint64))
     assert vm.stats()["index_builds"] == 1
 
 

@@ -280,7 +280,7 @@ static int run_short(const struct job *job)
 		point(READER_INDEX_FOUND);
 		answer_by_index(job, index, 0, job->batch->n);
 		srcu_count(look.section.reader, SRCU_INDEXED, job->batch->n);
-	} else if (!vm_index_pays(job->vm, look.set, job->batch->n)) {
+	} else if (!vm_index_pays(job->vm, look.set, job->batch->n, job->batch->n <= MS_BATCH_BRIEF)) {
 		walk(job, &look, 0, job->batch->n);
 	} else {
 		look_end(job->vm, look);

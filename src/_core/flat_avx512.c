@@ -129,14 +129,14 @@ static TARGET void few(const struct flat_index *f, const uint64_t *in, uint64_t 
 	for (size_t i = 0; i < n; i += LANES) {
 		__m512i value = _mm512_loadu_si512(in + i), gfn = _mm512_srl_epi64(value, gfn_shift);
 		__m512i place = _mm512_setzero_si512(), page;
+		__mmask8 hit;
 
 		for (size_t k = 1; k < FLAT_FEW; k++)
 			place = _mm512_mask_add_epi64(place, _mm512_cmple_epu64_mask(base[k], gfn), place, one);
 		page = _mm512_sub_epi64(gfn, _mm512_permutexvar_epi64(place, bases));
+		hit = _mm512_cmplt_epu64_mask(page, _mm512_permutexvar_epi64(place, npages));
 		_mm512_storeu_si512(out + i, answers(_mm512_permutexvar_epi64(place, deltas),
-						     _mm512_sll_epi64(value, address_shift),
-						     _mm512_cmplt_epu64_mask(page, _mm512_permutexvar_epi64(place, npages)),
-						     denied));
+						     _mm512_sll_epi64(value, address_shift), hit, denied));
 	}
 }
 

@@ -55,8 +55,12 @@ static inline uint64_t hva_by_index(const struct ms_vm *vm, const struct look *l
 	const struct flat_record *record = flat_find(index, gfn);
 
 	point(READER_INDEX_FOUND);
-	if (record && unlikely(meets_again(look->section.reader, record)))
-		move_hint(look->set, search(vm, look->set, gfn));
+	if (record && unlikely(meets_again(look->section.reader, record))) {
+		struct memslot *slot = search(vm, look->set, gfn);
+
+		point(READER_SLOT_FOUND);
+		move_hint(look->set, slot);
+	}
 	return translate_record(record, gfn, write);
 }
 
@@ -357,7 +361,7 @@ int ms_vcpu_gfn_to_memslot(struct ms_vcpu *vcpu, uint64_t gfn, struct ms_memslot
 	return r;
 }
 
-/* An index spares the search, but not the hint's own sake: a vCPU that stays in a slot has it from the second lookup on. */
+/* An index spares the search, but for the hint's own sake: a vCPU that stays in a slot has it from the second on. */
 static uint64_t vcpu_hva_by_index(struct ms_vcpu *vcpu, const struct look *look, const struct flat_index *index,
 				  uint64_t gfn, enum srcu_count *found)
 {

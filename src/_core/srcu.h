@@ -235,6 +235,7 @@ static inline void srcu_read_unlock(struct srcu *s, struct srcu_section section)
 		thread_self.sections--;
 		r->depth--;
 	} else {
+		ms_assert(r->depth);
 		srcu_leave(s, r);
 	}
 }

@@ -214,7 +214,8 @@ static void print_stall(const struct ms_stall *stall)
 
 	if (stall->thread_id)
 		snprintf(who, sizeof(who), "thread %" PRIu32, stall->thread_id);
-	fprintf(stderr, "memslots: a change has waited for %" PRIu64 ".%03" PRIu64 " s for the read section of %s\n", ms / 1000,
+	fprintf(stderr, "memslots: a change has waited for %" PRIu64 ".%03" PRIu64 " s for the read section of %s\n",
+		ms / 1000,
 		ms % 1000, who);
 }
 

@@ -7,7 +7,7 @@
 /* Tries to walk a state in pieces before it is walked at a stretch. */
 #define TRIES 2
 
-/* A lookup may make the index of so many slots for others: a tenth of a millisecond. */
+/* A lookup may make the index of so many slots for others. */
 #define SMALL_SET 4096
 
 /* An index costs two allocations whatever its size; so many lookups pay for them. */
@@ -235,9 +235,10 @@ static enum way way_that_pays(const struct ms_vm *vm, const struct memslot_set *
 	return any || lookups >= FIXED_COST + (uint64_t)set->nr * LOOKUPS_A_WALKED ? WALK : NO_WAY;
 }
 
-bool vm_index_pays(const struct ms_vm *vm, struct memslot_set *set, size_t lookups)
+bool vm_index_pays(const struct ms_vm *vm, struct memslot_set *set, size_t lookups, bool brief)
 {
-	return may_index(vm) && way_that_pays(vm, set, count_walked(set, lookups)) != NO_WAY;
+	return may_index(vm) && way_that_pays(vm, set, count_walked(set, lookups)) != NO_WAY &&
+	       !(brief && set->nr > SMALL_SET);
 }
 
 /* By `way`, if there is no index already. */
@@ -326,7 +327,7 @@ struct flat_index *vm_index_make(struct ms_vm *vm, uint32_t as_id)
 void vm_index_tell(struct ms_vm *vm, uint32_t as_id)
 {
 	struct look look = look_begin(vm, as_id);
-	bool pays = vm_index_pays(vm, look.set, INDEX_TELLS) && look.set->nr <= SMALL_SET;
+	bool pays = vm_index_pays(vm, look.set, INDEX_TELLS, true);
 
 	look_end(vm, look);
 	if (pays)

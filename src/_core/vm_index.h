@@ -13,8 +13,9 @@
  * A reference keeps an index when it is taken off.  An index never outlives its truth in a set: a set that is edited
  * has no readers and no index.
  *
- * When it pays: lookups since the set was published, weighed against its slots.  Copying a slot costs what an
- * index saves in a lookup, walking it about three times that; a set that changes before every small batch is walked as ever.
+ * When it pays: lookups since the set was published, weighed against its slots.  Copying a slot costs what an index
+ * saves in a lookup, walking it about three times that.  A set that changes before every small batch is
+ * walked as ever.
  *
  * Ordering (row "index"): published by compare-exchange, release; found by load, acquire; taken off after the grace
  * period, relaxed.
@@ -40,10 +41,12 @@ static inline struct flat_index *set_index(const struct memslot_set *set)
 	return atomic_load_explicit(&set->index, memory_order_acquire);
 }
 
-/* Inside a section: counts lookups that are about to walk; whether an index would pay by now. */
-bool vm_index_pays(const struct ms_vm *vm, struct memslot_set *set, size_t lookups);
+/* Inside a section: counts lookups that are about to walk; whether an index would pay by now.  A brief caller makes
+ * only small ones: a tenth of a millisecond. */
+bool vm_index_pays(const struct ms_vm *vm, struct memslot_set *set, size_t lookups, bool brief);
 
-/* Outside of sections: an index of the present state with a reference, where `lookups` more make it pay or one is there; else NULL. */
+/* Outside of sections: an index of the present state with a reference, where one is there or `lookups` more make it
+ * pay; else NULL. */
 struct flat_index *vm_index_get(struct ms_vm *vm, uint32_t as_id, size_t lookups);
 
 /* An index of a state that was published during the call, whatever it costs; NULL: no memory, or the policy is against

@@ -67,9 +67,6 @@ ms_simd()  # reads the environment now: later, without the GIL, another thread m
 
 __version__ = MS_VERSION.decode()
 
-# Batches of at most so many keep the GIL: giving it away costs more than looking them up.
-cdef enum: SMALL_BATCH = 64
-
 # Ranges are asked for with room for so many slots first.
 cdef enum: FIRST_ROOM = 64
 
@@ -262,12 +259,11 @@ cdef object _no_hva(VM vm, uint64_t hva, object what, uint64_t number, object as
 
 
 cdef object _many(VM vm, _Many what, object numbers, str name, object out, int type_num, object as_id, bint write):
-    cdef uint32_t space = 0
+    # as_id first: its __index__ is the caller's code, which must not run once the arrays have been looked at.
+    cdef uint32_t space = _as_id(vm, as_id) if vm._closed or as_id is not 0 else 0
     cdef cnp.ndarray array = _numbers(numbers, name)
     cdef cnp.ndarray result = _result(out, array, type_num)
     cdef cnp.ndarray target = result
-    if vm._closed or as_id is not 0:
-        space = _as_id(vm, as_id)
     if not _in_step(array, result):
         array = np.ascontiguousarray(array)
         target = cnp.PyArray_EMPTY(cnp.PyArray_NDIM(array), cnp.PyArray_DIMS(array), type_num, 0)
@@ -291,7 +287,7 @@ cdef int _look_up(VM vm, _Many what, cnp.ndarray numbers, cnp.ndarray result, ui
     batch.out_stride = 0 if result is None else _stride(result)
     batch.n = cnp.PyArray_SIZE(numbers)
     batch.poll = NULL
-    if batch.n <= SMALL_BATCH:
+    if batch.n <= MS_BATCH_BRIEF:  # giving the GIL away costs more than they do
         _run_batch(vm._vm, what, as_id, &batch, write)
         return 0
     if batch.n > MS_BATCH_PIECE and PyThread_get_thread_ident() == threading.main_thread().ident:
@@ -471,10 +467,11 @@ cdef class VM:
     def index_policy(self):
         """When lookups may use an index, a copy of a set in flat arrays, in place of the tree (backend "tree" only).
 
-        "auto": when the lookups since the last change pay for making it; "eager": a batch makes one at once; "off":
-        never, batches walk the tree with many lookups side by side; "walk": never, one lookup after the other, as a
-        yardstick.  Answers are the same.  Lookups make an index, changes never do; it takes up to 32 bytes a slot,
-        more where slots are terabytes apart.  May be set at any time; ValueError for another word.
+        "auto": when the lookups since the last change pay for making it; "eager": a batch makes one at once (of up to
+        64 gfns only where there are up to 4,096 slots); "off": never, batches walk the tree with many lookups side by
+        side; "walk": never, one lookup after the other, as a yardstick.  Answers are the same.  Lookups make an index,
+        changes never do; it takes up to 32 bytes a slot, more where slots are terabytes apart, and the one before it
+        is kept for the next to be derived from.  May be set at any time; ValueError for another word.
         """
         _config(self)
         return _POLICIES[get_index_policy(self._vm)]
@@ -664,7 +661,8 @@ cdef class VM:
         and INVALID slots, HVA_ERR_RO_BAD in READONLY slots when write is true; test with ``>= HVA_ERR_MIN``.
         All answers come from one published state, and no change waits for a long call (``index_policy`` says how).
         TypeError and ValueError before anything is written; Ctrl-C ends a long call of the main thread within some
-        ten milliseconds, and what was answered until then stands in out.
+        ten milliseconds (while it makes an index, when that is done: 0.1 s for a million slots), and what was answered
+        until then stands in out.
         """
         return _many(self, GFN_TO_HVA, gfns, "gfns", out, cnp.NPY_UINT64, as_id, write)
 

@@ -159,6 +159,7 @@ cdef extern from "memslots.h" nogil:
         int (*poll)(void *opaque) noexcept
         void *opaque
 
+    size_t MS_BATCH_BRIEF
     size_t MS_BATCH_POLL
     size_t MS_BATCH_PIECE
     int ms_gfn_to_hva_many(ms_vm *vm, uint32_t as_id, const ms_batch *batch, bint write)

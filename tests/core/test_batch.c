@@ -253,6 +253,28 @@ static void test_policy(void)
 	end_vm(vm);
 }
 
+/* A brief batch makes no index that would take it longer than it takes itself. */
+static void test_brief(void)
+{
+	enum { MANY = 5000 };
+	struct ms_memslot *slots = calloc(MANY, sizeof(*slots));
+	struct ms_batch batch = batch_of(MS_BATCH_BRIEF, 1);
+
+	vm = new_vm(1);
+	for (uint32_t id = 0; id < MANY; id++)
+		slots[id] = (struct ms_memslot){ .base_gfn = id, .npages = 1, .userspace_addr = HVA_BASE, .id = id };
+	CHECK_EQ(ms_load_memslots(vm, 0, slots, MANY, NULL), 0);
+	ms_set_index_policy(vm, MS_INDEX_EAGER);
+	for (int i = 0; i < 1000; i++)
+		CHECK_EQ(ms_gfn_to_hva_many(vm, 0, &batch, true), 0);
+	check_made(0, 0);
+	batch.n++;
+	CHECK_EQ(ms_gfn_to_hva_many(vm, 0, &batch, true), 0);
+	check_made(1, 0);
+	end_vm(vm);
+	free(slots);
+}
+
 /* A set that was refused a change is the one that it was, index and all. */
 static int no(void *opaque, const struct ms_change *change)
 {
@@ -552,6 +574,7 @@ int main(int argc, char **argv)
 	}
 	design_name = "tree";
 	test_policy();
+	test_brief();
 	test_roll_back();
 	test_invalid();
 	test_hint_beside_index();

@@ -608,3 +608,17 @@ def test_no_memory_for_python() -> None:
     hook refuses stays refused though there is no memory to say why."""
     pytest.importorskip("_testcapi", reason="this Python has no _testcapi to fail allocations with")
     runs(NO_MEMORY, limit=60)
+
+
+def test_as_id_that_makes_the_numbers_more() -> None:
+    """Its __index__ is the caller's code, and runs before the arrays are looked at."""
+    gfns, out = np.zeros(4, np.uint64), np.zeros(4, np.uint64)
+
+    class Resizing:
+        def __index__(self) -> int:
+            gfns.resize(1_000_000, refcheck=False)
+            return 0
+
+    with VM() as vm, pytest.raises(ValueError, match="shape"):
+        vm.gfn_to_hva_many(gfns, out=out, as_id=Resizing())
+    assert not out.any()

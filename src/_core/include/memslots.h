@@ -261,12 +261,15 @@ struct ms_batch {
 	void *out;
 	ptrdiff_t out_stride;
 	size_t n;
-	/* Or NULL: asked every MS_BATCH_POLL values or sooner, outside of the call's own sections; not 0 ends the call. */
+	/* Or NULL: asked every MS_BATCH_POLL values or sooner, outside of the call's own sections; not 0 ends it. */
 	int (*poll)(void *opaque);
 	void *opaque;
 };
 
 #define MS_BATCH_POLL ((size_t)1 << 16)
+
+/* A batch of so few values is over in microseconds, and makes no index that takes longer: of 4,096 slots at most. */
+#define MS_BATCH_BRIEF ((size_t)64)
 
 /*
  * All answers of one call come from one published state.  0, or -EINTR: poll said so, and what was answered before it

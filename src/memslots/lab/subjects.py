@@ -85,7 +85,7 @@ class Engine:
         if slots is not None:
             self.vm.load_memslots(slots)
             if backend == INDEXED:
-                self.vm.gfn_to_hva_many(slots["base_gfn"][:1])
+                self.vm.gfn_to_hva_many(np.resize(slots["base_gfn"], 65))
 
     def gfns(self, numbers: Numbers, group: int) -> Answered:
         return time_lookups(self.vm, "gfn_to_hva", numbers, group=group)
