@@ -14,7 +14,7 @@ from memslots.lab import peers
 
 from .book import Book
 from .timing import turns
-from .work import AUTO, WALK, Effort, Stage, slots_of, sorted_out, stage
+from .work import AUTO, WALK, Effort, Stage, has_switch, slots_of, sorted_out, stage
 
 #: At least so many times numpy searchsorted + where.
 AGAINST_NUMPY = {8: 10, 64: 14, 509: 18, 4096: 20, 32_764: 24, 1_000_000: 18}
@@ -57,8 +57,10 @@ def measure(book: Book, at: str, on: Stage, effort: Effort) -> dict[str, list[fl
         "walk": lambda: on.vm(WALK).gfn_to_hva_many(on.gfns, out=outs["walk"]),
         "copyto": lambda: np.copyto(outs["copyto"], on.gfns),
     }
-    for name in ("batch", "batch", "walk"):  # makes the VMs, and the index where there is one
+    for name in ("batch", "walk"):  # makes the VMs
         calls[name]()
+    while has_switch() and not on.vm(AUTO).stats()["index_builds"]:  # the set is steady
+        calls["batch"]()
     for out in outs.values():
         out[:] = 0
     large = len(on.slots) > MOST

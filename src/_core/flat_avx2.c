@@ -106,8 +106,8 @@ static TARGET always_inline void blocks_of(const struct flat_index *f, const uin
 	}
 }
 
-static TARGET void blocks(const struct flat_index *f, const uint64_t *in, uint64_t *out, size_t n, unsigned shift,
-			  uint64_t deny)
+TARGET void flat_avx2_blocks(const struct flat_index *f, const uint64_t *in, uint64_t *out, size_t n, unsigned shift,
+			     uint64_t deny)
 {
 	EACH_CASE(blocks_of);
 }
@@ -140,5 +140,5 @@ static TARGET void few(const struct flat_index *f, const uint64_t *in, uint64_t 
 	}
 }
 
-const struct flat_kernel flat_avx2 = { "avx2", blocks, few, usable };
+const struct flat_kernel flat_avx2 = { "avx2", flat_avx2_blocks, few, usable };
 #endif

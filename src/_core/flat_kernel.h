@@ -31,6 +31,7 @@ extern const struct flat_kernel flat_portable;
 #if defined(__x86_64__) && defined(__GNUC__)
 #define MS_X86_KERNELS 1
 extern const struct flat_kernel flat_avx2, flat_avx512;
+flat_kernel_fn flat_avx2_blocks; /* AVX-512 has no better one */
 #endif
 
 struct block {

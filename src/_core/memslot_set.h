@@ -68,24 +68,28 @@ static inline struct ms_memslot memslot_value(const struct memslot *slot)
 }
 
 struct memslot_set {
-	_Atomic uint64_t generation;
-	uint32_t node_idx; /* 0 or 1 for ever: its place in the address space, and which nodes of a slot are its own */
-	size_t nr;
-
-	/* Indexes of design "tree". */
-	struct rb_root gfn_tree;
-	struct interval_tree hva_tree;
-	struct id_hash ids;
-
-	void *store; /* of the other designs */
-
+	/* What a lookup by gfn begins with.  An edit leaves this line alone unless the root moves. */
+	cache_aligned struct rb_root gfn_tree;
 	_Atomic(struct flat_index *) index; /* one reference, or NULL: vm_index.h */
-	struct flat_patch *patch;           /* the writer's: what the next index can be derived from, or NULL */
+	uint32_t node_idx; /* 0 or 1 for ever: its place in the address space, and which nodes of a slot are its own */
+	void *store;       /* of the designs other than "tree" */
 
-	/* Readers write these: on a line of their own, away from what they read. */
+	/* Readers write these. */
 	cache_aligned _Atomic(struct memslot *) last_used_slot;
 	_Atomic uint64_t walked; /* lookups without an index since the set was published; row "counters" */
+
+	/* What each edit or swap writes. */
+	cache_aligned _Atomic uint64_t generation;
+	size_t nr;
+	struct flat_patch *patch; /* the writer's: what the next index can be derived from, or NULL */
+	struct interval_tree hva_tree;
+	struct id_hash ids;
 };
+
+_Static_assert(offsetof(struct memslot_set, store) < CACHE_LINE &&
+		       offsetof(struct memslot_set, last_used_slot) == CACHE_LINE &&
+		       offsetof(struct memslot_set, generation) == 2 * CACHE_LINE,
+	       "what readers read, what they write, and what writers write are lines of their own");
 
 /* The writer's, of a set without readers: no index, and nothing to derive one from. */
 static inline void set_index_forget(struct memslot_set *set)

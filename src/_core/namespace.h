@@ -16,6 +16,7 @@
 #define dirty_log_peek ms_dirty_log_peek
 #define dirty_log_put ms_dirty_log_put
 #define flat_avx2 ms_flat_avx2
+#define flat_avx2_blocks ms_flat_avx2_blocks
 #define flat_avx512 ms_flat_avx512
 #define flat_check ms_flat_check
 #define flat_create ms_flat_create

@@ -60,7 +60,8 @@ static void take_off_index(struct memslot_set *set)
 		set->patch = patch_create(index);
 		atomic_store_explicit(&set->index, NULL, memory_order_relaxed);
 	}
-	atomic_store_explicit(&set->walked, 0, memory_order_relaxed);
+	if (atomic_load_explicit(&set->walked, memory_order_relaxed)) /* readers' line: not for nothing */
+		atomic_store_explicit(&set->walked, 0, memory_order_relaxed);
 }
 
 /* Edits that are too many make no patch. */

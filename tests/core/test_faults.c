@@ -265,7 +265,7 @@ static bool indexed; /* the set that is changed has an index */
 static void make_index(void)
 {
 	uint64_t gfn = 0, hva;
-	struct ms_batch batch = { &gfn, 8, &hva, 8, 1, NULL, NULL };
+	struct ms_batch batch = { &gfn, 0, &hva, 0, MS_BATCH_BRIEF + 1, NULL, NULL };
 
 	ms_set_index_policy(vm, MS_INDEX_EAGER);
 	CHECK_EQ(ms_gfn_to_hva_many(vm, 1, &batch, true), 0);
