@@ -31,6 +31,9 @@
 #define CACHE_LINE 64
 #define cache_aligned _Alignas(CACHE_LINE)
 
+/* Kept apart from a caller that must stay short. */
+#define out_of_line __attribute__((noinline))
+
 #define ms_assert(condition) assert(condition)
 
 /* A sanitizer sees the loads of C, not those of assembly, and blocks of the C library, not those of a pool. */

@@ -79,8 +79,7 @@ static inline uint64_t hva_without_hint(const struct ms_vm *vm, const struct loo
 }
 
 /* The rest of a lookup whose hint did not help: the section is open, and is closed here. */
-static __attribute__((noinline)) uint64_t finish_lookup(struct ms_vm *vm, struct look look, uint32_t as_id, uint64_t gfn,
-							bool write)
+static out_of_line uint64_t finish_lookup(struct ms_vm *vm, struct look look, uint32_t as_id, uint64_t gfn, bool write)
 {
 	enum srcu_count found = SRCU_MISS;
 	uint64_t hva = look.set ? hva_without_hint(vm, &look, gfn, write, &found) : MS_HVA_ERR_BAD;
@@ -95,7 +94,7 @@ static __attribute__((noinline)) uint64_t finish_lookup(struct ms_vm *vm, struct
 }
 
 /* Any lookup of an address. */
-static __attribute__((noinline)) uint64_t gfn_to_hva(struct ms_vm *vm, uint32_t as_id, uint64_t gfn, bool write)
+static out_of_line uint64_t gfn_to_hva(struct ms_vm *vm, uint32_t as_id, uint64_t gfn, bool write)
 {
 	struct look look = look_begin(vm, as_id);
 	const struct memslot *slot = look.set ? hint_for(look.set, gfn) : NULL;

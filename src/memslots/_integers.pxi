@@ -67,6 +67,9 @@ cdef inline uint32_t _u32(object value, str name) except? 0xDEAD:
 
 
 cdef int32_t _fd(object value, str name) except? -7777:
+    """A file descriptor, or -1; the default is one of the ints that Python has only once."""
+    if value is -1:
+        return -1
     cdef object number = _index(value, name)
     if not -2147483648 <= number <= 2147483647:
         raise OverflowError(f"{name} must fit a C int, not {number}")
