@@ -34,6 +34,7 @@ def refused(error, call, *args):
     except error as caught:
         return caught
     raise AssertionError(f"{call} was not refused")
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job may be started without
 """
 
 
