@@ -66,6 +66,9 @@ asan: asan-core asan-python ## core and package under AddressSanitizer and Undef
 asan-core: $(VENV)/.with-build
 	$(call run-preset,asan)
 
+# The lab and the tools stand on the binding and have nothing of their own that a sanitizer would see.
+ABOVE_BINDING := $(patsubst %,--ignore=tests/python/test_%.py,bench_example bench_goals layers layouts map mutants perf plot readme scale typing vectors)
+
 # The interpreter itself is not instrumented: the sanitizers' libraries must be there before it, and it must not
 # hide small blocks in an allocator of its own.  Leaks are judged in the core's run; an interpreter leaves many.
 asan-python: build/.asan-package $(VENV)/.with-test
@@ -73,7 +76,7 @@ asan-python: build/.asan-package $(VENV)/.with-test
 	@LD_PRELOAD="$$($(CC) -print-file-name=libasan.so) $$($(CC) -print-file-name=libubsan.so)" \
 		ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 UBSAN_OPTIONS=print_stacktrace=1 \
 		PYTHONMALLOC=malloc PYTHONPATH=$(abspath $(ASAN_SITE)) \
-		$(BIN)/python -m pytest -m "not slow"
+		$(BIN)/python -m pytest -m "not slow" $(ABOVE_BINDING)
 
 tsan: $(VENV)/.with-build ## the core under ThreadSanitizer
 	$(call run-preset,tsan)
@@ -82,7 +85,7 @@ torture: $(VENV)/.with-build ## readers beside a writer that never stops, every 
 	@PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python tools/torture.py --seconds $(T) --seed $(SEED) $(ARGS)
 
 torture-short: $(VENV)/.with-build
-	@PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python tools/torture.py --seconds 25
+	@PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python tools/torture.py --seconds 15 --build dev --build asan --build tsan
 
 # Whatever memory a test still holds, or reads before it was written, fails it.  The synonym leads the allocator that
 # test_faults puts in the C library's place to valgrind's.

@@ -118,6 +118,7 @@ class ByBatch(memslots.VM):
         return hva, for_writing < memslots.HVA_ERR_MIN
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "policies", [("eager",), ("off",), ("eager", "off", "auto", "eager", "walk")], ids="-".join
 )

@@ -37,6 +37,7 @@ class Reader:
 
     def __init__(self, vm: VM, enough: Callable[[], bool], name: str = "the slow reader") -> None:
         self.vm, self.enough, self.inside = vm, enough, threading.Event()
+        self.over = threading.Event()
         self.thread = threading.Thread(target=self.run, name=name)
 
     def run(self) -> None:
@@ -44,6 +45,7 @@ class Reader:
             self.inside.set()
             while not self.enough():
                 time.sleep(0.001)
+        self.over.wait(60)  # a thread that has ended has no name to be warned of by
 
     def __enter__(self) -> Reader:
         self.thread.start()
@@ -51,6 +53,7 @@ class Reader:
         return self
 
     def __exit__(self, *exc_info: object) -> None:
+        self.over.set()
         self.thread.join(60)
         assert not self.thread.is_alive()
 
