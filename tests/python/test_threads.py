@@ -80,10 +80,15 @@ class Crew:
             thread.start()
         return self
 
+    def worked(self, rounds: int, deadline: float) -> bool:
+        """Whether each has done that many rounds, however rarely the machine lets it; or one has failed."""
+        assert time.monotonic() < deadline, f"a thread does not get on: {self.rounds} rounds"
+        return bool(self.errors) or min(self.rounds) >= rounds
+
     def __exit__(self, *exc_info: object) -> None:
         self.stop = True
         for thread in self.threads:
-            thread.join(30)
+            thread.join(60)
         assert not any(thread.is_alive() for thread in self.threads), "a thread hangs"
         if self.errors:
             raise self.errors[0]
@@ -219,13 +224,11 @@ def test_lookups_beside_changes(vm: VM) -> None:
     ]
     rng, end, changes = Random(9), time.monotonic() + 4, 0
     with Crew(*looks) as crew:
-        while time.monotonic() < end and not crew.errors:
+        while time.monotonic() < end or changes < 20 or not crew.worked(5, end + 60):
             shift_slot(vm, rng.randrange(SLOTS), rng.choice(SHIFTS))
             changes += 1
             if changes % 50 == 0:
                 vm.check()
-    assert changes > 20
-    assert min(crew.rounds) > 5
     vm.check()
 
 
@@ -275,11 +278,12 @@ def test_no_dirty_bit_is_lost(vm: VM) -> None:
     def bits() -> set[int]:
         return {i for i in range(640) if int(harvested[i // 64]) >> (i % 64) & 1}
 
-    with Crew(mark, mark, harvest, harvest):
-        for i in range(300):
-            put(vm, 1, 10_000 + i % 2 * 100, 1)
+    moves, deadline = 0, time.monotonic() + 60
+    with Crew(mark, mark, harvest, harvest) as crew:
+        while moves < 300 or not crew.worked(50, deadline):
+            put(vm, 1, 10_000 + moves % 2 * 100, 1)
+            moves += 1
     harvest(None)
-    assert len(marked) > 100
     assert bits() == set(marked)
 
 
@@ -346,10 +350,11 @@ def test_one_vcpu_and_two_threads(vm: VM) -> None:
     """The second goes without the hint, and both get right answers."""
     fill(vm)
     vcpu = vm.create_vcpu()
+    moves, deadline = 0, time.monotonic() + 60
     with Crew(*[look_vcpu(vm, vcpu)] * 4) as crew:
-        for i in range(300):
-            shift_slot(vm, i % SLOTS, SHIFTS[i % 2])
-    assert min(crew.rounds) > 0
+        while moves < 300 or not crew.worked(1, deadline):
+            shift_slot(vm, moves % SLOTS, SHIFTS[moves % 2])
+            moves += 1
     vm.check()
 
 
