@@ -3,8 +3,6 @@
 
 #include <string.h>
 
-#include "include/memslots.h"
-
 /* Of the largest holes so many are looked at for segments. */
 #define HOLES_MAX 31
 

@@ -25,6 +25,7 @@
 #ifndef MS_FLAT_INDEX_H
 #define MS_FLAT_INDEX_H
 
+#include "include/memslots.h"
 #include "memory.h"
 
 /* One slot, on the way into an index or out of it. */
@@ -138,6 +139,16 @@ static inline uint32_t flat_settle(const struct flat_index *f, const struct flat
 	opaque(next);
 	place += next;
 	return unlikely(records[place + 1].rel <= x) ? flat_far(f, place, x) : place;
+}
+
+/* __gfn_to_hva_many() for one page of a record, NULL being a hole: `deny` is FLAT_READONLY for those who will write. */
+static inline uint64_t flat_hva(const struct flat_record *record, uint64_t address, uint64_t deny)
+{
+	if (!record)
+		return MS_HVA_ERR_BAD;
+	if (record->delta & deny)
+		return MS_HVA_ERR_RO_BAD;
+	return (record->delta & ~FLAT_DELTA_FLAGS) + address;
 }
 
 /* The record that has gfn, or NULL. */

@@ -129,17 +129,6 @@ const char *ms_simd_name(size_t i)
 
 /* ---- many ---- */
 
-static uint64_t hva_of_one(const struct flat_index *f, uint64_t in, unsigned shift, uint64_t deny)
-{
-	const struct flat_record *record = flat_find(f, in >> shift);
-
-	if (!record)
-		return MS_HVA_ERR_BAD;
-	if (record->delta & deny)
-		return MS_HVA_ERR_RO_BAD;
-	return (record->delta & ~FLAT_DELTA_FLAGS) + address_of(in, shift);
-}
-
 void flat_hvas(const struct flat_index *f, const uint64_t *in, uint64_t *out, size_t n, unsigned shift, bool write)
 {
 	uint64_t deny = write ? FLAT_READONLY : 0;
@@ -148,7 +137,7 @@ void flat_hvas(const struct flat_index *f, const uint64_t *in, uint64_t *out, si
 	if (whole)
 		(f->few ? kernel()->few : kernel()->blocks)(f, in, out, whole, shift, deny);
 	for (size_t i = whole; i < n; i++)
-		out[i] = hva_of_one(f, in[i], shift, deny);
+		out[i] = flat_hva(flat_find(f, in[i] >> shift), address_of(in[i], shift), deny);
 }
 
 static void ids_of_block(const struct flat_index *f, const uint64_t *gfns, int32_t *out)

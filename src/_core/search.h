@@ -83,11 +83,7 @@ static inline uint64_t translate(const struct memslot *slot, uint64_t gfn, bool 
 /* The same of a record of an index. */
 static inline uint64_t translate_record(const struct flat_record *record, uint64_t gfn, bool write)
 {
-	if (!record)
-		return MS_HVA_ERR_BAD;
-	if (write && record->delta & FLAT_READONLY)
-		return MS_HVA_ERR_RO_BAD;
-	return (record->delta & ~FLAT_DELTA_FLAGS) + (gfn << MS_PAGE_SHIFT);
+	return flat_hva(record, gfn << MS_PAGE_SHIFT, write ? FLAT_READONLY : 0);
 }
 
 #endif
