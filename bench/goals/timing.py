@@ -17,14 +17,22 @@ WALL, OWN = perf_counter_ns, thread_time_ns
 
 
 def turns(
-    calls: Mapping[str, Callable[[], object]], rounds: int, clock: Callable[[], int] = OWN
+    calls: Mapping[str, Callable[[], object]],
+    rounds: int,
+    clock: Callable[[], int] = OWN,
+    before: Mapping[str, Callable[[], object]] | None = None,
 ) -> dict[str, list[float]]:
-    """The nanoseconds of each call, round by round; in each round another one begins."""
+    """The nanoseconds of each call, round by round; in each round another one begins.
+
+    before: what each does first, which does not count.
+    """
     names = list(calls)
     times: dict[str, list[float]] = {name: [] for name in names}
     for i in range(rounds):
         first = i % len(names)
         for name in names[first:] + names[:first]:
+            if before:
+                before[name]()
             start = clock()
             calls[name]()
             times[name].append(float(clock() - start))

@@ -96,7 +96,7 @@ static TARGET always_inline void blocks_of(const struct flat_index *f, const uin
 
 	for (size_t i = 0; i < n; i += size) {
 		if (one)
-			front_one(*f->segments, &b, in + i, shift, size);
+			front_one(f, &b, in + i, shift, size);
 		else if (f->nr_segments <= SEGMENTS_COMPARED)
 			front_many_avx2(f, &b, in + i, shift, size);
 		else
@@ -140,5 +140,5 @@ static TARGET void few(const struct flat_index *f, const uint64_t *in, uint64_t 
 	}
 }
 
-const struct flat_kernel flat_avx2 = { "avx2", flat_avx2_blocks, few, usable };
+const struct flat_kernel flat_avx2 = { "avx2", flat_avx2_blocks, few, 16, 8, usable };
 #endif

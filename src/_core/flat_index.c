@@ -15,6 +15,9 @@
 /* Beyond half a megabyte an index shares the second-level cache with too much else. */
 #define LARGE_BYTES ((size_t)512 << 10)
 
+/* Slots a segment from which on a lookup by index, alone, is quicker than a walk: a segment costs a step as a level does. */
+#define FOR_ONE 8
+
 struct hole {
 	uint64_t length;
 	size_t entry; /* the one behind it */
@@ -129,6 +132,12 @@ static size_t lines(size_t size)
 	return (size + CACHE_LINE - 1) & ~(size_t)(CACHE_LINE - 1);
 }
 
+/* All numbers up to n fit it. */
+static uint32_t mask_of(uint64_t n)
+{
+	return (uint32_t)(((uint64_t)2 << (63 - __builtin_clzll(n))) - 1);
+}
+
 /* A sentinel follows each segment's records. */
 static struct flat_index *alloc_index(struct memory *memory, const struct shape *shape)
 {
@@ -137,7 +146,7 @@ static struct flat_index *alloc_index(struct memory *memory, const struct shape 
 	size_t at_firsts = at_segments + segments * sizeof(struct flat_segment);
 	size_t at_few = lines(at_firsts + segments * sizeof(uint64_t));
 	size_t at_buckets = at_few + (nr <= FLAT_FEW ? lines(sizeof(struct flat_few)) : 0);
-	size_t at_records = at_buckets + lines(shape->buckets * sizeof(uint64_t));
+	size_t at_records = at_buckets + lines(shape->buckets * sizeof(uint32_t));
 	size_t at_ids = at_records + (nr + segments + !nr) * sizeof(struct flat_record);
 	size_t size = at_ids + (nr + segments) * sizeof(uint32_t);
 	char *block = memory_zalloc_lines(memory, size);
@@ -148,12 +157,14 @@ static struct flat_index *alloc_index(struct memory *memory, const struct shape 
 	f->segments = (struct flat_segment *)(void *)(block + at_segments);
 	f->firsts = (uint64_t *)(void *)(block + at_firsts);
 	f->few = nr <= FLAT_FEW ? (struct flat_few *)(void *)(block + at_few) : NULL;
-	f->buckets = (uint64_t *)(void *)(block + at_buckets);
+	f->buckets = (uint32_t *)(void *)(block + at_buckets);
 	f->records = (struct flat_record *)(void *)(block + at_records);
 	f->ids = (uint32_t *)(void *)(block + at_ids);
 	f->nr_segments = (uint32_t)segments;
 	f->nr = (uint32_t)nr;
+	f->place_mask = mask_of(nr + segments);
 	f->large = size > LARGE_BYTES;
+	f->for_one = nr > FLAT_FEW && nr / segments >= FOR_ONE;
 	f->memory = memory;
 	f->size = size;
 	atomic_store_explicit(&f->refs, 1, memory_order_relaxed);
@@ -178,16 +189,24 @@ static void fill_records(struct flat_record *records, uint32_t *ids, const struc
 	records[nr] = (struct flat_record){ .rel = FLAT_SENTINEL };
 }
 
-/* F2.  Returns how many buckets there are. */
-static size_t fill_buckets(uint64_t *buckets, const struct flat_segment *segment, const struct flat_record *records,
-			   size_t place)
+/* F2 of a bucket that begins at frame `first`. */
+static uint32_t bucket_of(const struct flat_index *f, const struct flat_segment *segment, uint64_t first, uint32_t place)
+{
+	uint64_t last = ((uint64_t)1 << segment->shift) - 1, leaves = f->records[place + 1].rel - 1 - first;
+
+	return flat_within(leaves < last ? leaves : last, segment->shift, f->place_mask) | place;
+}
+
+/* Returns how many buckets there are. */
+static size_t fill_buckets(uint32_t *buckets, const struct flat_index *f, const struct flat_segment *segment,
+			   uint32_t place)
 {
 	size_t nr = nr_buckets(segment->extent, segment->shift);
 
 	for (uint64_t i = 0; i < nr; i++) {
-		while (records[place + 1].rel <= i << segment->shift)
+		while (f->records[place + 1].rel <= i << segment->shift)
 			place++;
-		buckets[i] = (uint64_t)records[place + 1].rel << 32 | place;
+		buckets[i] = bucket_of(f, segment, i << segment->shift, place);
 	}
 	return nr;
 }
@@ -224,7 +243,7 @@ static void fill_segment(void *context, const struct flat_entry *entries, size_t
 	};
 	((uint64_t *)(uintptr_t)f->firsts)[to->segment - f->segments] = first;
 	fill_records(records + to->record, (uint32_t *)(uintptr_t)f->ids + to->record, entries, nr, first);
-	to->bucket += fill_buckets((uint64_t *)(uintptr_t)f->buckets + to->bucket, to->segment, records, to->record);
+	to->bucket += fill_buckets((uint32_t *)(uintptr_t)f->buckets + to->bucket, f, to->segment, (uint32_t)to->record);
 	to->record += nr + 1;
 	to->segment++;
 }
@@ -235,7 +254,7 @@ static void fill_empty(struct flat_index *f)
 	struct flat_record *records = (struct flat_record *)(uintptr_t)f->records;
 
 	records[0] = records[1] = (struct flat_record){ .rel = FLAT_SENTINEL };
-	*(uint64_t *)(uintptr_t)f->buckets = (uint64_t)FLAT_SENTINEL << 32;
+	*(uint32_t *)(uintptr_t)f->buckets = 0; /* shift is 0: no frame is within a bucket */
 }
 
 struct flat_index *flat_create(struct memory *memory, const struct flat_entry *entries, size_t nr)
@@ -343,10 +362,11 @@ static bool records_ascend(const struct flat_index *f, const struct flat_segment
 static bool buckets_lead(const struct flat_index *f, const struct flat_segment *segment, uint32_t place)
 {
 	for (uint64_t i = 0; i <= segment->extent >> segment->shift; i++) {
-		uint64_t bucket = f->buckets[segment->bucket + i], rank = (uint32_t)bucket;
+		uint32_t bucket = f->buckets[segment->bucket + i], at = bucket & f->place_mask;
+		uint64_t first = i << segment->shift;
 
-		if (rank < place || rank > segment->last || f->records[rank].rel > i << segment->shift ||
-		    bucket >> 32 != f->records[rank + 1].rel || bucket >> 32 <= i << segment->shift)
+		if (at < place || at > segment->last || f->records[at].rel > first || f->records[at + 1].rel <= first ||
+		    bucket != bucket_of(f, segment, first, at))
 			return false;
 	}
 	return true;

@@ -9,18 +9,19 @@
  *       ─> bucket:  the high bits of x = gfn - segment.first say after which record to look, and where the next begins
  *       ─> record:  that one, or one of the next few; x - rel < npages decides between a hit and a hole
  *
- * A bucket is a rank in its lower half and the rel of the record after that rank in its upper half, so that the first
- * compare needs no record.  Frames are relative to their segment and fit 32 bits; a sentinel that no x reaches ends
- * each segment.  INVALID slots are left out: to those who ask for addresses or ids they are holes.
+ * A bucket has a place in its lower bits, and in those above how far into the bucket the record after that place begins,
+ * so that the first compare needs no record.  Frames are relative to their segment and fit 32 bits; a sentinel that no x
+ * reaches ends each segment.  INVALID slots are left out: to those who ask for addresses or ids they are holes.
  *
  * Invariants
  *   F1  records ascend by rel within a segment, segments by first, and do not overlap;
- *   F2  a bucket's rank is the last record that begins at or before the bucket's first frame;
+ *   F2  a bucket's place is that of the last record that begins at or before the bucket's first frame; above it stands
+ *       the last frame of the bucket that the next record leaves, as flat_within() has it;
  *   F3  records, sentinels left out, are the slots of the set that are not INVALID.
  *
  * Ordering: immutable once published (row "index" of docs/locking.md); references are row "index references".
- * Cost: find O(1) where slots spread evenly between the largest holes, O(log n) at worst; building O(n); at most 32
- * bytes a slot, and a few lines of its own; about 70 more a segment.
+ * Cost: find O(1) where slots spread evenly between the largest holes, O(log n) at worst; building O(n); at most 26
+ * bytes a slot, and a few lines of its own; about 60 more a segment.
  */
 #ifndef MS_FLAT_INDEX_H
 #define MS_FLAT_INDEX_H
@@ -67,14 +68,16 @@ struct flat_few {
 };
 
 struct flat_index {
-	cache_aligned const uint64_t *buckets;
+	cache_aligned const uint32_t *buckets;
 	const struct flat_record *records;
 	const struct flat_segment *segments;
 	const uint64_t *firsts; /* of the segments, side by side */
 	const uint32_t *ids; /* by the place of the record */
 	uint32_t nr_segments;
 	uint32_t nr; /* slots */
+	uint32_t place_mask; /* the bits of a bucket that are a place */
 	bool large;  /* beyond the caches next to a core: prefetching pays */
+	bool for_one; /* a single lookup takes it; a walk among so few slots, or of so many segments, is as quick */
 	struct flat_few *few; /* NULL: more than FLAT_FEW slots */
 
 	cache_aligned _Atomic uint64_t refs; /* written by whoever holds it, so away from the rest */
@@ -122,13 +125,22 @@ static inline uint32_t flat_x(const struct flat_segment *segment, uint64_t gfn)
 /* From a place whose record begins at or before x to the last one of its segment that does.  O(log n). */
 uint32_t flat_far(const struct flat_index *f, uint32_t place, uint32_t x);
 
-/* The first two steps without a branch; a third is rare where slots spread evenly. */
-static inline uint32_t flat_step(uint64_t bucket, uint32_t x)
+/* How far x is into its bucket: its bits there, from the top down, as many of them as a bucket has room for. */
+static inline uint32_t flat_within(uint64_t x, uint32_t shift, uint32_t place_mask)
 {
-	uint32_t next = (uint32_t)(bucket >> 32) <= x;
+	return (uint32_t)(x << (32 - shift)) & ~place_mask;
+}
+
+/*
+ * The first two steps without a branch; a third is rare where slots spread evenly.  This one is made where the next record
+ * is certain to begin at or before x: what a bucket has no room for is rounded down in x and in what the record leaves.
+ */
+static inline uint32_t flat_step(uint32_t bucket, uint32_t within, uint32_t place_mask)
+{
+	uint32_t next = bucket < within;
 
 	opaque(next);
-	return (uint32_t)bucket + next;
+	return (bucket & place_mask) + next;
 }
 
 static inline uint32_t flat_settle(const struct flat_index *f, const struct flat_record *records, uint32_t place,
@@ -156,7 +168,8 @@ static inline const struct flat_record *flat_find(const struct flat_index *f, ui
 {
 	const struct flat_segment *segment = flat_segment_of(f, gfn);
 	uint32_t x = flat_x(segment, gfn);
-	uint32_t place = flat_step(f->buckets[segment->bucket + (x >> segment->shift)], x);
+	uint32_t place = flat_step(f->buckets[segment->bucket + (x >> segment->shift)],
+				   flat_within(x, segment->shift, f->place_mask), f->place_mask);
 	const struct flat_record *record = &f->records[flat_settle(f, f->records, place, x)];
 
 	return x - record->rel < record->npages ? record : NULL;

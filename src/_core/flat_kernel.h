@@ -24,6 +24,7 @@ struct flat_kernel {
 	const char *name;
 	flat_kernel_fn *blocks;
 	flat_kernel_fn *few; /* for f->few */
+	size_t worth_blocks, worth_few; /* from so many on, a block that is filled up takes less than one after the other */
 	bool (*usable)(void);
 };
 
@@ -36,7 +37,8 @@ flat_kernel_fn flat_avx2_blocks; /* AVX-512 has no better one */
 
 struct block {
 	uint64_t x[BLOCK_LARGE];
-	uint32_t place[BLOCK_LARGE]; /* of the segment, of the bucket, of the record */
+	uint32_t within[BLOCK_LARGE]; /* their buckets */
+	uint32_t place[BLOCK_LARGE];  /* of the segment, of the bucket, of the record */
 };
 
 /* What a gfn that is no gpa must be shifted by to be an address; its own low bits where it is one. */
@@ -46,14 +48,18 @@ static always_inline uint64_t address_of(uint64_t in, unsigned shift)
 }
 
 /* From gfns to buckets, where there is one segment. */
-static always_inline void front_one(const struct flat_segment segment, struct block *b, const uint64_t *in,
-				    unsigned shift, size_t size)
+static always_inline void front_one(const struct flat_index *f, struct block *b, const uint64_t *in, unsigned shift,
+				    size_t size)
 {
+	const struct flat_segment segment = *f->segments;
+	uint32_t place_mask = f->place_mask;
+
 	for (size_t i = 0; i < size; i++) {
 		uint64_t x = (in[i] >> shift) - segment.first;
 
 		x = x < segment.extent ? x : segment.extent;
 		b->x[i] = x;
+		b->within[i] = flat_within(x, segment.shift, place_mask);
 		b->place[i] = (uint32_t)(x >> segment.shift);
 	}
 }
@@ -89,6 +95,7 @@ static always_inline void buckets_of(const struct flat_index *f, struct block *b
 
 		x = x < segment->extent ? x : segment->extent;
 		b->x[i] = x;
+		b->within[i] = flat_within(x, segment->shift, f->place_mask);
 		b->place[i] = segment->bucket + (uint32_t)(x >> segment->shift);
 	}
 }
@@ -106,13 +113,14 @@ static always_inline void front_many(const struct flat_index *f, struct block *b
 /* From buckets to records. */
 static always_inline void search(const struct flat_index *f, struct block *b, size_t size, bool large)
 {
-	const uint64_t *buckets = f->buckets;
+	const uint32_t *buckets = f->buckets;
 	const struct flat_record *records = f->records;
+	uint32_t place_mask = f->place_mask;
 
 	for (size_t i = 0; large && i < size; i++)
 		__builtin_prefetch(&buckets[b->place[i]]);
 	for (size_t i = 0; i < size; i++) {
-		b->place[i] = flat_step(buckets[b->place[i]], (uint32_t)b->x[i]);
+		b->place[i] = flat_step(buckets[b->place[i]], b->within[i], place_mask);
 		__builtin_prefetch(&records[b->place[i]]);
 	}
 	for (size_t i = 0; i < size; i++)

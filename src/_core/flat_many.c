@@ -28,7 +28,7 @@ static always_inline void portable_blocks_of(const struct flat_index *f, const u
 
 	for (size_t i = 0; i < n; i += size) {
 		if (one)
-			front_one(*f->segments, &b, in + i, shift, size);
+			front_one(f, &b, in + i, shift, size);
 		else
 			front_many(f, &b, in + i, shift, size);
 		search(f, &b, size, size == BLOCK_LARGE);
@@ -68,7 +68,7 @@ static bool always(void)
 	return true;
 }
 
-const struct flat_kernel flat_portable = { "portable", portable_blocks, portable_few, always };
+const struct flat_kernel flat_portable = { "portable", portable_blocks, portable_few, 24, 22, always };
 
 /* ---- which kernel ---- */
 
@@ -129,15 +129,32 @@ const char *ms_simd_name(size_t i)
 
 /* ---- many ---- */
 
+/* A block of too few, filled up with the last of them. */
+static void filled_up(flat_kernel_fn *blocks, const struct flat_index *f, const uint64_t *in, uint64_t *out, size_t n,
+		      unsigned shift, uint64_t deny)
+{
+	uint64_t gfns[BLOCK_LARGE], hvas[BLOCK_LARGE];
+
+	for (size_t i = 0; i < BLOCK_LARGE; i++)
+		gfns[i] = in[i < n ? i : n - 1];
+	blocks(f, gfns, hvas, BLOCK_LARGE, shift, deny);
+	memcpy(out, hvas, n * sizeof(*out));
+}
+
 void flat_hvas(const struct flat_index *f, const uint64_t *in, uint64_t *out, size_t n, unsigned shift, bool write)
 {
+	const struct flat_kernel *k = kernel();
+	flat_kernel_fn *blocks = f->few ? k->few : k->blocks;
 	uint64_t deny = write ? FLAT_READONLY : 0;
 	size_t whole = n & ~(BLOCK_LARGE - 1);
 
 	if (whole)
-		(f->few ? kernel()->few : kernel()->blocks)(f, in, out, whole, shift, deny);
-	for (size_t i = whole; i < n; i++)
-		out[i] = flat_hva(flat_find(f, in[i] >> shift), address_of(in[i], shift), deny);
+		blocks(f, in, out, whole, shift, deny);
+	if (n - whole >= (f->few ? k->worth_few : k->worth_blocks))
+		filled_up(blocks, f, in + whole, out + whole, n - whole, shift, deny);
+	else
+		for (size_t i = whole; i < n; i++)
+			out[i] = flat_hva(flat_find(f, in[i] >> shift), address_of(in[i], shift), deny);
 }
 
 static void ids_of_block(const struct flat_index *f, const uint64_t *gfns, int32_t *out)

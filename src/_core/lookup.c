@@ -71,7 +71,7 @@ static inline uint64_t hva_without_hint(const struct ms_vm *vm, const struct loo
 	const struct memslot *slot;
 
 	*found = SRCU_INDEXED;
-	if (index && likely(may_index(vm)))
+	if (index && likely(index->for_one) && likely(may_index(vm)))
 		return hva_by_index(vm, look, index, gfn, write);
 	slot = search_and_hint(vm, look->set, look->section.reader, gfn);
 	*found = slot ? SRCU_HIT_SEARCH : SRCU_MISS;
@@ -384,7 +384,7 @@ static uint64_t vcpu_hva(struct ms_vcpu *vcpu, const struct look *look, uint64_t
 	if (slot)
 		return translate(slot, gfn, true);
 	index = set_index(look->set);
-	if (index && may_index(vcpu->vm))
+	if (index && index->for_one && may_index(vcpu->vm))
 		return vcpu_hva_by_index(vcpu, look, index, gfn, found);
 	return translate(find_with_hint(vcpu, look, gfn, found), gfn, true);
 }

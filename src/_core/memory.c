@@ -1,8 +1,10 @@
 /* SPDX-License-Identifier: MIT */
+#define _DEFAULT_SOURCE /* madvise() */
 #include "memory.h"
 
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 
 #if MS_ADDRESS_SANITIZED
 #include <sanitizer/asan_interface.h>
@@ -10,6 +12,8 @@
 #define ASAN_POISON_MEMORY_REGION(start, size) ((void)(start), (void)(size))
 #define ASAN_UNPOISON_MEMORY_REGION(start, size) ((void)(start), (void)(size))
 #endif
+
+#define HUGE_PAGE ((size_t)2 << 20)
 
 void memory_init(struct memory *m)
 {
@@ -42,9 +46,31 @@ static void *count_in(struct memory *m, void *block, size_t size)
 	return block;
 }
 
+static size_t whole(size_t size, size_t part)
+{
+	return (size + part - 1) & ~(part - 1);
+}
+
 static size_t whole_lines(size_t size)
 {
-	return (size + CACHE_LINE - 1) & ~(size_t)(CACHE_LINE - 1);
+	return whole(size, CACHE_LINE);
+}
+
+/* Random lookups in small pages wait for their translations too.  What does not fill a huge page stays in small ones. */
+static void *alloc_huge(size_t size)
+{
+	void *block = size <= SIZE_MAX - HUGE_PAGE ? aligned_alloc(HUGE_PAGE, whole(size, HUGE_PAGE)) : NULL;
+
+#ifdef MADV_HUGEPAGE
+	if (block)
+		madvise(block, size & ~(HUGE_PAGE - 1), MADV_HUGEPAGE); /* a wish */
+#endif
+	return block;
+}
+
+static void *alloc_lines(size_t size)
+{
+	return size < HUGE_PAGE ? aligned_alloc(CACHE_LINE, size) : alloc_huge(size);
 }
 
 /* calloc, so that the pages of a large bitmap stay untouched until a bit is set. */
@@ -60,7 +86,7 @@ void *memory_zalloc_lines(struct memory *m, size_t size)
 	if (size > whole_lines(size)) /* it wrapped */
 		return NULL;
 	size = whole_lines(size);
-	block = must_fail(m) ? NULL : aligned_alloc(CACHE_LINE, size);
+	block = must_fail(m) ? NULL : alloc_lines(size);
 	if (block)
 		memset(block, 0, size);
 	return count_in(m, block, size);
@@ -167,7 +193,7 @@ static struct memory_chunk *add_chunk(struct memory *m, size_t size, size_t room
 	struct memory_chunk *chunk = NULL;
 
 	if (room <= (SIZE_MAX - sizeof(*chunk)) / size)
-		chunk = aligned_alloc(CACHE_LINE, chunk_size(size, room));
+		chunk = alloc_lines(chunk_size(size, room));
 	if (!chunk)
 		return NULL;
 	*chunk = (struct memory_chunk){ .fresh = room, .room = room };

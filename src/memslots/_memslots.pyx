@@ -470,7 +470,7 @@ cdef class VM:
         "auto": when the lookups since the last change pay for making it; "eager": a batch makes one at once (of up to
         64 gfns only where there are up to 4,096 slots); "off": never, batches walk the tree with many lookups side by
         side; "walk": never, one lookup after the other, as a yardstick.  Answers are the same.  Lookups make an index,
-        changes never do; it takes up to 32 bytes a slot, more where slots are terabytes apart, and the one before it
+        changes never do; it takes up to 26 bytes a slot, more where slots are terabytes apart, and the one before it
         is kept for the next to be derived from.  May be set at any time; ValueError for another word.
         """
         _config(self)

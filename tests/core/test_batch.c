@@ -348,6 +348,40 @@ static void test_singles_make_one(void)
 	end_vm(vm);
 }
 
+/* n slots, so far apart that each is a segment where `far`; -> how many of the lookups an index answered. */
+static uint64_t singles_indexed(uint32_t n, bool far)
+{
+	struct ms_vcpu *vcpu;
+	uint64_t indexed;
+
+	vm = new_vm(1);
+	for (uint32_t id = 0; id < n; id++)
+		CHECK_EQ(set(vm, 0, id, far ? (uint64_t)id << 33 : id * 10, 8, 0), 0);
+	ms_set_index_policy(vm, MS_INDEX_EAGER);
+	ask(5000);
+	CHECK_EQ(ms_vcpu_create(vm, &vcpu, NULL), 0);
+	indexed = stats_of(vm).indexed;
+	for (uint32_t i = 0; i < 2000; i++) {
+		uint32_t id = i * 7 % n;
+		uint64_t gfn = far ? (uint64_t)id << 33 : id * 10;
+
+		CHECK_EQ(ms_gfn_to_hva(vm, 0, gfn), hva_for(0, id));
+		CHECK_EQ(ms_vcpu_gfn_to_hva(vcpu, gfn), hva_for(0, id));
+	}
+	indexed = stats_of(vm).indexed - indexed;
+	ms_vcpu_destroy(vcpu);
+	end_vm(vm);
+	return indexed;
+}
+
+/* An index that is there for batches makes no single lookup slower: among few slots or many segments it walks. */
+static void test_singles_that_walk(void)
+{
+	CHECK_EQ(singles_indexed(8, false), 0);
+	CHECK_EQ(singles_indexed(50, true), 0);
+	CHECK(singles_indexed(50, false) > 3000);
+}
+
 /* The second lookup in a row of one slot finds it, the third has the hint. */
 static void test_hint_beside_index(void)
 {
@@ -577,6 +611,7 @@ int main(int argc, char **argv)
 	test_brief();
 	test_roll_back();
 	test_invalid();
+	test_singles_that_walk();
 	test_hint_beside_index();
 	test_no_memory();
 	test_check_knows();

@@ -73,7 +73,7 @@ class Engine:
     """A VM of one design, and the loops that time it.
 
     A design is measured by itself, so without an index.  INDEXED has one as soon as it has its slots: single lookups
-    use an index that is there, but make none of many slots.
+    among more than a few slots use an index that is there, but make none of many.
     """
 
     def __init__(self, backend: str, slots: Layout | None = None, room: int = ROOM) -> None:
