@@ -39,7 +39,7 @@ static TARGET always_inline void front_many_avx2(const struct flat_index *f, str
 						 unsigned shift, size_t size)
 {
 	__m128i gfn_shift = _mm_cvtsi32_si128((int)shift);
-	uint64_t before[BLOCK_LARGE];
+	uint64_t before[BLOCK_LARGER];
 
 	for (size_t i = 0; i < size; i += LANES) {
 		__m256i gfn = turned(_mm256_srl_epi64(load(in + i), gfn_shift)), minus = _mm256_setzero_si256();
@@ -101,7 +101,7 @@ static TARGET always_inline void blocks_of(const struct flat_index *f, const uin
 			front_many_avx2(f, &b, in + i, shift, size);
 		else
 			front_many(f, &b, in + i, shift, size);
-		search(f, &b, size, size == BLOCK_LARGE);
+		search(f, &b, size);
 		back_avx2(f, &b, in + i, out + i, shift, deny, size);
 	}
 }

@@ -12,8 +12,10 @@
 /* An extent must stay below the sentinel. */
 #define EXTENT_MAX ((uint64_t)FLAT_SENTINEL - 1)
 
-/* Beyond half a megabyte an index shares the second-level cache with too much else. */
+/* Beyond half a megabyte an index shares the second-level cache with too much else, and beyond eight the next one with
+ * other cores. */
 #define LARGE_BYTES ((size_t)512 << 10)
+#define LARGER_BYTES ((size_t)8 << 20)
 
 /* Slots a segment from which on a lookup by index, alone, is quicker than a walk: a segment costs a step as a level does. */
 #define FOR_ONE 8
@@ -164,6 +166,7 @@ static struct flat_index *alloc_index(struct memory *memory, const struct shape 
 	f->nr = (uint32_t)nr;
 	f->place_mask = mask_of(nr + segments);
 	f->large = size > LARGE_BYTES;
+	f->larger = size > LARGER_BYTES;
 	f->for_one = nr > FLAT_FEW && nr / segments >= FOR_ONE;
 	f->memory = memory;
 	f->size = size;

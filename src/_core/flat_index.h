@@ -77,6 +77,7 @@ struct flat_index {
 	uint32_t nr; /* slots */
 	uint32_t place_mask; /* the bits of a bucket that are a place */
 	bool large;  /* beyond the caches next to a core: prefetching pays */
+	bool larger; /* most of it is in memory: more so */
 	bool for_one; /* a single lookup takes it; a walk among so few slots, or of so many segments, is as quick */
 	struct flat_few *few; /* NULL: more than FLAT_FEW slots */
 

@@ -12,9 +12,10 @@
 
 #define always_inline inline __attribute__((always_inline))
 
-/* Lookups of a block: enough to fill the reorder buffer; more where each load may go to memory. */
+/* Lookups of a block: enough to fill the reorder buffer; more where loads go to a far cache, or to memory. */
 #define BLOCK ((size_t)16)
 #define BLOCK_LARGE ((size_t)32)
+#define BLOCK_LARGER ((size_t)64)
 
 /* n is a multiple of BLOCK_LARGE; deny is FLAT_READONLY for writers and 0 for readers. */
 typedef void flat_kernel_fn(const struct flat_index *f, const uint64_t *in, uint64_t *out, size_t n, unsigned shift,
@@ -36,9 +37,9 @@ flat_kernel_fn flat_avx2_blocks; /* AVX-512 has no better one */
 #endif
 
 struct block {
-	uint64_t x[BLOCK_LARGE];
-	uint32_t within[BLOCK_LARGE]; /* their buckets */
-	uint32_t place[BLOCK_LARGE];  /* of the segment, of the bucket, of the record */
+	uint64_t x[BLOCK_LARGER];
+	uint32_t within[BLOCK_LARGER]; /* their buckets */
+	uint32_t place[BLOCK_LARGER];  /* of the segment, of the bucket, of the record */
 };
 
 /* What a gfn that is no gpa must be shifted by to be an address; its own low bits where it is one. */
@@ -110,26 +111,37 @@ static always_inline void front_many(const struct flat_index *f, struct block *b
 /* So few segments are compared with all at once where there are vectors. */
 #define SEGMENTS_COMPARED 32
 
-/* From buckets to records. */
-static always_inline void search(const struct flat_index *f, struct block *b, size_t size, bool large)
+/* From buckets to records.  In memory the next record is worth a prefetch too: its line may be another one. */
+static always_inline void search(const struct flat_index *f, struct block *b, size_t size)
 {
 	const uint32_t *buckets = f->buckets;
 	const struct flat_record *records = f->records;
 	uint32_t place_mask = f->place_mask;
 
-	for (size_t i = 0; large && i < size; i++)
+	for (size_t i = 0; size > BLOCK && i < size; i++)
 		__builtin_prefetch(&buckets[b->place[i]]);
 	for (size_t i = 0; i < size; i++) {
 		b->place[i] = flat_step(buckets[b->place[i]], b->within[i], place_mask);
 		__builtin_prefetch(&records[b->place[i]]);
+		if (size > BLOCK_LARGE)
+			__builtin_prefetch(&records[b->place[i] + 1]);
 	}
 	for (size_t i = 0; i < size; i++)
 		b->place[i] = flat_settle(f, records, b->place[i], (uint32_t)b->x[i]);
 }
 
-/* Calls `blocks` once with constants for what does not change from block to block: the compiler makes a loop of each. */
+/* Calls `blocks` with constants for what does not change from block to block: the compiler makes a loop of each. */
 #define EACH_CASE(blocks) \
 	do { \
+		size_t most = f->larger ? n & ~(BLOCK_LARGER - 1) : 0; \
+\
+		if (f->nr_segments > 1) \
+			blocks(f, in, out, most, shift, deny, BLOCK_LARGER, false); \
+		else \
+			blocks(f, in, out, most, shift, deny, BLOCK_LARGER, true); \
+		in += most; \
+		out += most; \
+		n -= most; \
 		if (f->nr_segments > 1) \
 			blocks(f, in, out, n, shift, deny, BLOCK_LARGE, false); \
 		else if (f->large) \

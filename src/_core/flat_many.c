@@ -31,7 +31,7 @@ static always_inline void portable_blocks_of(const struct flat_index *f, const u
 			front_one(f, &b, in + i, shift, size);
 		else
 			front_many(f, &b, in + i, shift, size);
-		search(f, &b, size, size == BLOCK_LARGE);
+		search(f, &b, size);
 		for (size_t k = 0; k < size; k++) {
 			const struct flat_record *record = &records[b.place[k]];
 
@@ -162,7 +162,7 @@ static void ids_of_block(const struct flat_index *f, const uint64_t *gfns, int32
 	struct block b;
 
 	front_many(f, &b, gfns, 0, BLOCK);
-	search(f, &b, BLOCK, false);
+	search(f, &b, BLOCK);
 	for (size_t k = 0; k < BLOCK; k++) {
 		const struct flat_record *record = &f->records[b.place[k]];
 		uint32_t hit = b.x[k] - record->rel < record->npages;

@@ -206,8 +206,12 @@ static void check_index(enum style style, size_t wanted)
 	check_size(f, style);
 	for (size_t i = 0; ms_simd_name(i); i++) {
 		CHECK_EQ(ms_set_simd(ms_simd_name(i)), 0);
-		check_hvas(f, false);
-		check_hvas(f, true);
+		for (int size = 0; size < 3; size++) { /* an index of more slots takes its lookups in larger blocks */
+			f->large = size >= 1;
+			f->larger = size == 2;
+			check_hvas(f, false);
+			check_hvas(f, true);
+		}
 	}
 	flat_put(f);
 	CHECK_EQ(atomic_load(&memory.blocks), 0);
