@@ -151,7 +151,7 @@ struct pending {
 	size_t nr;
 };
 
-static void flush_pending(const struct job *job, struct memslot_set *set, struct pending *p, uint64_t *counts)
+static void search_pending(const struct job *job, struct memslot_set *set, struct pending *p, uint64_t *counts)
 {
 	struct memslot *slots[TREE_LANES], *run = NULL;
 
@@ -168,27 +168,60 @@ static void flush_pending(const struct job *job, struct memslot_set *set, struct
 	p->nr = 0;
 }
 
+static void keep_back(struct pending *p, size_t i, uint64_t gfn, uint64_t value)
+{
+	p->gfn[p->nr] = gfn;
+	p->value[p->nr] = value;
+	p->at[p->nr++] = i;
+}
+
+/* Two frames one after the other are rarely so near by chance: a run of lookups in one slot begins. */
+static bool is_near(uint64_t gfn, uint64_t before)
+{
+	return gfn - before + 64 < 128;
+}
+
+/* Its slot is searched for at once, and is the hint for the others. */
+static const struct memslot *search_for_run(const struct job *job, struct memslot_set *set, uint64_t before,
+					    uint64_t gfn, uint64_t *counts)
+{
+	struct memslot *slot = search(job->vm, set, gfn);
+
+	counts[slot ? SRCU_HIT_SEARCH : SRCU_MISS]++;
+	point(READER_SLOT_FOUND);
+	if (slot && memslot_contains(slot, before))
+		move_hint(set, slot);
+	return slot;
+}
+
 static void walk_side_by_side(const struct job *job, struct memslot_set *set, size_t from, size_t n, uint64_t *counts)
 {
 	struct pending p = { .nr = 0 };
+	uint64_t before = ~(uint64_t)0;
+	bool in_hole = false; /* where no slot is a run's hint */
 
-	for (size_t i = from; i < from + n; i++) {
-		uint64_t value = value_at(job->batch, i), gfn = value >> shift_of(job);
-		const struct memslot *hint = hint_for(set, gfn);
+	for (size_t i = from, gfn; i < from + n; i++, before = gfn) {
+		uint64_t value = value_at(job->batch, i);
+		const struct memslot *slot;
 
-		if (hint) {
+		gfn = value >> shift_of(job);
+		slot = hint_for(set, gfn);
+		if (slot) {
 			counts[SRCU_HIT_LAST_USED]++;
-			emit(job, i, hint, value);
-			continue;
+			emit(job, i, slot, value);
+			in_hole = false;
+		} else if (is_near(gfn, before) && !in_hole) {
+			slot = search_for_run(job, set, before, gfn, counts);
+			emit(job, i, slot, value);
+			in_hole = !slot;
+		} else {
+			keep_back(&p, i, gfn, value);
+			if (p.nr == TREE_LANES)
+				search_pending(job, set, &p, counts);
 		}
-		p.gfn[p.nr] = gfn;
-		p.value[p.nr] = value;
-		p.at[p.nr++] = i;
-		if (p.nr == TREE_LANES)
-			flush_pending(job, set, &p, counts);
 	}
 	if (p.nr)
-		flush_pending(job, set, &p, counts);
+		search_pending(job, set, &p, counts);
 }
 
 static void walk_one_by_one(const struct job *job, const struct look *look, size_t from, size_t n, uint64_t *counts)

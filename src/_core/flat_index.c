@@ -17,7 +17,7 @@
 #define LARGE_BYTES ((size_t)512 << 10)
 #define LARGER_BYTES ((size_t)8 << 20)
 
-/* Slots a segment from which on a lookup by index, alone, is quicker than a walk: a segment costs a step as a level does. */
+/* From so many slots a segment on a single lookup is quicker by index: a segment costs a step, as a level does. */
 #define FOR_ONE 8
 
 struct hole {
@@ -193,7 +193,8 @@ static void fill_records(struct flat_record *records, uint32_t *ids, const struc
 }
 
 /* F2 of a bucket that begins at frame `first`. */
-static uint32_t bucket_of(const struct flat_index *f, const struct flat_segment *segment, uint64_t first, uint32_t place)
+static uint32_t bucket_of(const struct flat_index *f, const struct flat_segment *segment, uint64_t first,
+			  uint32_t place)
 {
 	uint64_t last = ((uint64_t)1 << segment->shift) - 1, leaves = f->records[place + 1].rel - 1 - first;
 
@@ -236,6 +237,7 @@ static void fill_segment(void *context, const struct flat_entry *entries, size_t
 	struct flat_index *f = to->index;
 	uint64_t first = entries[0].base_gfn, extent = extent_of(entries, nr);
 	struct flat_record *records = (struct flat_record *)(uintptr_t)f->records;
+	uint32_t *buckets = (uint32_t *)(uintptr_t)f->buckets;
 
 	*to->segment = (struct flat_segment){
 		.first = first,
@@ -246,7 +248,7 @@ static void fill_segment(void *context, const struct flat_entry *entries, size_t
 	};
 	((uint64_t *)(uintptr_t)f->firsts)[to->segment - f->segments] = first;
 	fill_records(records + to->record, (uint32_t *)(uintptr_t)f->ids + to->record, entries, nr, first);
-	to->bucket += fill_buckets((uint32_t *)(uintptr_t)f->buckets + to->bucket, f, to->segment, (uint32_t)to->record);
+	to->bucket += fill_buckets(buckets + to->bucket, f, to->segment, (uint32_t)to->record);
 	to->record += nr + 1;
 	to->segment++;
 }

@@ -9,9 +9,9 @@
  *       ─> bucket:  the high bits of x = gfn - segment.first say after which record to look, and where the next begins
  *       ─> record:  that one, or one of the next few; x - rel < npages decides between a hit and a hole
  *
- * A bucket has a place in its lower bits, and in those above how far into the bucket the record after that place begins,
- * so that the first compare needs no record.  Frames are relative to their segment and fit 32 bits; a sentinel that no x
- * reaches ends each segment.  INVALID slots are left out: to those who ask for addresses or ids they are holes.
+ * A bucket has a place in its lower bits, and in those above how far into the bucket the record after that place
+ * begins, so that the first compare needs no record.  Frames are relative to their segment and fit 32 bits; a sentinel
+ * that no x reaches ends each segment.  INVALID slots are left out: to those who ask for addresses or ids they are holes.
  *
  * Invariants
  *   F1  records ascend by rel within a segment, segments by first, and do not overlap;
@@ -133,8 +133,9 @@ static inline uint32_t flat_within(uint64_t x, uint32_t shift, uint32_t place_ma
 }
 
 /*
- * The first two steps without a branch; a third is rare where slots spread evenly.  This one is made where the next record
- * is certain to begin at or before x: what a bucket has no room for is rounded down in x and in what the record leaves.
+ * The first two steps without a branch; a third is rare where slots spread evenly.  This one is made where the next
+ * record is certain to begin at or before x: what a bucket has no room for is rounded down in x and in what the record
+ * leaves.
  */
 static inline uint32_t flat_step(uint32_t bucket, uint32_t within, uint32_t place_mask)
 {

@@ -25,7 +25,7 @@ struct flat_kernel {
 	const char *name;
 	flat_kernel_fn *blocks;
 	flat_kernel_fn *few; /* for f->few */
-	size_t worth_blocks, worth_few; /* from so many on, a block that is filled up takes less than one after the other */
+	size_t worth_blocks, worth_few; /* from so many on, a block that is filled up is quicker than one by one */
 	bool (*usable)(void);
 };
 

@@ -56,7 +56,7 @@ static size_t whole_lines(size_t size)
 	return whole(size, CACHE_LINE);
 }
 
-/* Random lookups in small pages wait for their translations too.  What does not fill a huge page stays in small ones. */
+/* Random lookups in small pages wait for translations too.  What does not fill a huge page stays in small ones. */
 static void *alloc_huge(size_t size)
 {
 	void *block = size <= SIZE_MAX - HUGE_PAGE ? aligned_alloc(HUGE_PAGE, whole(size, HUGE_PAGE)) : NULL;

@@ -374,6 +374,32 @@ static uint64_t singles_indexed(uint32_t n, bool far)
 	return indexed;
 }
 
+/* Without an index: the second question of a run has its slot searched for at once, and the others have the hint. */
+static void test_runs_of_a_walked_batch(void)
+{
+	uint64_t run[] = { 500, 507, 503, 501, 502, 506, 505, 504 }, hole[] = { 508, 509, 508, 509, 508, 509, 508, 509 };
+	uint64_t hvas[8];
+	struct ms_batch batch = { run, 8, hvas, 8, 8, NULL, NULL };
+	struct ms_stats s;
+
+	vm = new_vm(1);
+	fill(1000);
+	ms_set_index_policy(vm, MS_INDEX_OFF);
+	CHECK_EQ(ms_gfn_to_hva_many(vm, 0, &batch, true), 0);
+	s = stats_of(vm);
+	CHECK_EQ(s.misses, 0);
+	for (int i = 0; i < 8; i++)
+		CHECK_EQ(hvas[i], hva_for(0, 50) + (run[i] - 500) * PAGE);
+	CHECK_EQ(s.hits_search, design_is("tree") ? 2 : 1);
+	CHECK_EQ(s.hits_last_used, design_is("tree") ? 6 : 7);
+	batch.in = hole;
+	CHECK_EQ(ms_gfn_to_hva_many(vm, 0, &batch, true), 0);
+	for (int i = 0; i < 8; i++)
+		CHECK_EQ(hvas[i], MS_HVA_ERR_BAD);
+	CHECK_EQ(stats_of(vm).misses, 8);
+	end_vm(vm);
+}
+
 /* An index that is there for batches makes no single lookup slower: among few slots or many segments it walks. */
 static void test_singles_that_walk(void)
 {
@@ -601,6 +627,7 @@ int main(int argc, char **argv)
 		rounds += test_flapping();
 	for (size_t i = 0; (design_name = ms_backend_name(i)); i++) {
 		test_singles_make_one();
+		test_runs_of_a_walked_batch();
 		test_states();
 		test_interrupt();
 		test_marks_are_polled();
