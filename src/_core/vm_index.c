@@ -18,6 +18,9 @@
 #define LOOKUPS_A_WALKED 3
 #define LOOKUPS_A_COPIED 1
 
+/* Walks in vain that make the next one wait longer. */
+#define IN_VAIN_MAX 10
+
 static struct flat_entry entry_of(const struct memslot *slot)
 {
 	return (struct flat_entry){
@@ -221,19 +224,59 @@ struct plan {
 	struct flat_patch patch;  /* PATCH: referenced */
 };
 
+static uint64_t cost_of_copy(const struct memslot_set *set)
+{
+	return FIXED_COST + (uint64_t)set->nr * LOOKUPS_A_COPIED;
+}
+
+static uint64_t cost_of_walk(const struct memslot_set *set)
+{
+	return FIXED_COST + (uint64_t)set->nr * LOOKUPS_A_WALKED;
+}
+
 /* Adds to what was walked in this set since it was published. */
 static uint64_t count_walked(struct memslot_set *set, uint64_t lookups)
 {
-	return atomic_fetch_add_explicit(&set->walked, lookups, memory_order_relaxed) + lookups;
+	uint64_t before = atomic_fetch_add_explicit(&set->walked, lookups, memory_order_relaxed);
+
+	if (before < cost_of_copy(set) && before + lookups >= cost_of_copy(set))
+		atomic_fetch_add_explicit(&set->would_have_paid, 1, memory_order_relaxed);
+	return before + lookups;
+}
+
+/*
+ * When each state is asked for often enough for a copy, but never for a walk, one walk is an investment: the indexes of
+ * later states are copied from it.  Where changes are too many for that it was in vain, and the next one waits for twice
+ * as many states.
+ */
+static bool walk_is_invested(const struct memslot_set *set)
+{
+	uint32_t in_vain = atomic_load_explicit(&set->in_vain, memory_order_relaxed);
+	uint32_t states = atomic_load_explicit(&set->would_have_paid, memory_order_relaxed);
+
+	return states >> (in_vain < IN_VAIN_MAX ? in_vain : IN_VAIN_MAX) >= LOOKUPS_A_WALKED / LOOKUPS_A_COPIED;
 }
 
 static enum way way_that_pays(const struct ms_vm *vm, const struct memslot_set *set, uint64_t lookups)
 {
 	bool any = atomic_load_explicit(&vm->index_policy, memory_order_relaxed) == MS_INDEX_EAGER;
+	bool copied = any || lookups >= cost_of_copy(set);
 
-	if (set->patch && (any || lookups >= FIXED_COST + (uint64_t)set->nr * LOOKUPS_A_COPIED))
+	if (copied && set->patch)
 		return PATCH;
-	return any || lookups >= FIXED_COST + (uint64_t)set->nr * LOOKUPS_A_WALKED ? WALK : NO_WAY;
+	return any || lookups >= cost_of_walk(set) || (copied && walk_is_invested(set)) ? WALK : NO_WAY;
+}
+
+/* A walk is in vain until something was copied from it. */
+static void note_way(struct memslot_set *set, enum way way)
+{
+	if (way != WALK && way != PATCH)
+		return;
+	atomic_store_explicit(&set->would_have_paid, 0, memory_order_relaxed);
+	if (way == WALK)
+		atomic_fetch_add_explicit(&set->in_vain, 1, memory_order_relaxed);
+	else
+		atomic_store_explicit(&set->in_vain, 0, memory_order_relaxed);
 }
 
 bool vm_index_pays(const struct ms_vm *vm, struct memslot_set *set, size_t lookups, bool brief)
@@ -289,6 +332,7 @@ struct flat_index *vm_index_get(struct ms_vm *vm, uint32_t as_id, size_t lookups
 	look = look_begin(vm, as_id);
 	lookups = set_index(look.set) ? 0 : count_walked(look.set, lookups);
 	make_plan(look.set, way_that_pays(vm, look.set, lookups), &plan);
+	note_way(look.set, plan.way);
 	look_end(vm, look);
 	index = carry_out(vm, as_id, &plan);
 	if (!index && plan.way != NO_WAY)

@@ -14,8 +14,8 @@
  * has no readers and no index.
  *
  * When it pays: lookups since the set was published, weighed against its slots.  Copying a slot costs what an index
- * saves in a lookup, walking it about three times that.  A set that changes before every small batch is
- * walked as ever.
+ * saves in a lookup, walking it about three times that.  A set that changes before every small batch is walked as ever;
+ * where each state has lookups enough for a copy, one walk is invested in the copies.
  *
  * Ordering (row "index"): published by compare-exchange, release; found by load, acquire; taken off after the grace
  * period, relaxed.

@@ -374,6 +374,33 @@ static uint64_t singles_indexed(uint32_t n, bool far)
 	return indexed;
 }
 
+/* Batches of 400 lookups among 200 slots: enough for an index that is copied, too few for one that is walked. */
+static struct ms_stats ask_after_changes(int rounds, uint32_t changes)
+{
+	vm = new_vm(1);
+	fill(200);
+	for (int i = 0; i < rounds; i++) {
+		for (uint32_t id = 0; id < changes; id++)
+			CHECK_EQ(set(vm, 0, id, id * 10 + (uint64_t)(i % 2), 8, 0), 0);
+		ask(400);
+	}
+	return stats_of(vm);
+}
+
+/* One walk is spent on the copies that later states can have of it; less and less often where changes are too many. */
+static void test_investment(void)
+{
+	struct ms_stats s = ask_after_changes(100, 1);
+
+	CHECK(s.index_builds >= 1 && s.index_builds <= 2);
+	CHECK(s.index_patches >= 90);
+	end_vm(vm);
+	s = ask_after_changes(200, 40);
+	CHECK(s.index_builds >= 3 && s.index_builds <= 7);
+	CHECK_EQ(s.index_patches, 0);
+	end_vm(vm);
+}
+
 /* Without an index: the second question of a run has its slot searched for at once, and the others have the hint. */
 static void test_runs_of_a_walked_batch(void)
 {
@@ -635,6 +662,7 @@ int main(int argc, char **argv)
 	}
 	design_name = "tree";
 	test_policy();
+	test_investment();
 	test_brief();
 	test_roll_back();
 	test_invalid();
