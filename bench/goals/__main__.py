@@ -62,6 +62,8 @@ def forced(book: Book, effort: Effort) -> None:
         what = f"MEMSLOTS_SIMD={level}"
         if simd_level() is None:
             book.skip("P1", what, "this build has no levels of SIMD")
+        elif not effort.up_to(LEVELS_MOST):
+            book.skip("P1", what, f"it is measured up to {LEVELS_MOST:,} slots")
         elif (report := run_forced(level, effort))["simd"] != level:
             book.skip("P1", what, f"the level in use is {report['simd']}")
         else:

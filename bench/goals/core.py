@@ -34,8 +34,9 @@ By = dict[int, dict[str, list[float]]]
 
 
 def core(book: Book, effort: Effort, folder: Path) -> None:
+    if not (sizes := [n for n in SIZES if n in effort.sizes]):
+        return
     program = with_core(folder / "goals", "goals.c", *(QUICK if effort.quick else ()))
-    sizes = [n for n in SIZES if n in effort.sizes]
     rounds = effort.rounds if effort.quick else 3 * effort.rounds
     command = [str(program), str(rounds), *map(str, sizes)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -85,7 +86,9 @@ def edits(book: Book, by: By) -> None:
 
 def against_array(book: Book, effort: Effort) -> None:
     """Both from Python, call by call, each in the middle of a run of changes and as the first after the other's."""
-    n = effort.up_to(MANY)[-1]
+    if not (sizes := effort.up_to(MANY)):
+        return
+    n = sizes[-1]
     slots = stage(n, effort).slots
     vms = {backend: VM(backend=backend, user_mem_slots=32_764) for backend in ("tree", "array")}
     victims = np.random.default_rng(layouts.SEED).choice(slots, 20 if effort.quick else 2 * PAIRS)

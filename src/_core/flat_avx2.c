@@ -140,5 +140,12 @@ static TARGET void few(const struct flat_index *f, const uint64_t *in, uint64_t 
 	}
 }
 
-const struct flat_kernel flat_avx2 = { "avx2", flat_avx2_blocks, few, 16, 8, usable };
+const struct flat_kernel flat_avx2 = {
+	.name = "avx2",
+	.blocks = flat_avx2_blocks,
+	.few = few,
+	.worth_blocks = 16,
+	.worth_few = 8,
+	.usable = usable,
+};
 #endif

@@ -51,5 +51,12 @@ static TARGET void few(const struct flat_index *f, const uint64_t *in, uint64_t 
 	}
 }
 
-const struct flat_kernel flat_avx512 = { "avx512", flat_avx2_blocks, few, 16, 7, usable };
+const struct flat_kernel flat_avx512 = {
+	.name = "avx512",
+	.blocks = flat_avx2_blocks,
+	.few = few,
+	.worth_blocks = 16,
+	.worth_few = 7,
+	.usable = usable,
+};
 #endif

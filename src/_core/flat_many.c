@@ -68,7 +68,14 @@ static bool always(void)
 	return true;
 }
 
-const struct flat_kernel flat_portable = { "portable", portable_blocks, portable_few, 24, 22, always };
+const struct flat_kernel flat_portable = {
+	.name = "portable",
+	.blocks = portable_blocks,
+	.few = portable_few,
+	.worth_blocks = 24,
+	.worth_few = 22,
+	.usable = always,
+};
 
 /* ---- which kernel ---- */
 
@@ -157,28 +164,45 @@ void flat_hvas(const struct flat_index *f, const uint64_t *in, uint64_t *out, si
 			out[i] = flat_hva(flat_find(f, in[i] >> shift), address_of(in[i], shift), deny);
 }
 
-static void ids_of_block(const struct flat_index *f, const uint64_t *gfns, int32_t *out)
+static always_inline void ids_of_blocks(const struct flat_index *f, const uint64_t *gfns, int32_t *out, size_t n,
+					unsigned shift, uint64_t deny, size_t size, bool one)
 {
 	struct block b;
 
-	front_many(f, &b, gfns, 0, BLOCK);
-	search(f, &b, BLOCK);
-	for (size_t k = 0; k < BLOCK; k++) {
-		const struct flat_record *record = &f->records[b.place[k]];
-		uint32_t hit = b.x[k] - record->rel < record->npages;
+	(void)deny;
+	for (size_t i = 0; i < n; i += size) {
+		if (one)
+			front_one(f, &b, gfns + i, shift, size);
+		else
+			front_many(f, &b, gfns + i, shift, size);
+		search(f, &b, size);
+		for (size_t k = 0; size > BLOCK && k < size; k++)
+			__builtin_prefetch(&f->ids[b.place[k]]);
+		for (size_t k = 0; k < size; k++) {
+			const struct flat_record *record = &f->records[b.place[k]];
+			uint32_t hit = b.x[k] - record->rel < record->npages;
 
-		opaque(hit);
-		out[k] = (int32_t)(f->ids[b.place[k]] | (hit - 1));
+			opaque(hit);
+			out[i + k] = (int32_t)(f->ids[b.place[k]] | (hit - 1));
+		}
 	}
+}
+
+/* n is a multiple of BLOCK_LARGE. */
+static void ids_of_whole_blocks(const struct flat_index *f, const uint64_t *in, int32_t *out, size_t n)
+{
+	const unsigned shift = 0;
+	const uint64_t deny = 0;
+
+	EACH_CASE(ids_of_blocks);
 }
 
 void flat_ids(const struct flat_index *f, const uint64_t *gfns, int32_t *out, size_t n)
 {
-	size_t i = 0;
+	size_t whole = n & ~(BLOCK_LARGE - 1);
 
-	for (; i + BLOCK <= n; i += BLOCK)
-		ids_of_block(f, gfns + i, out + i);
-	for (; i < n; i++) {
+	ids_of_whole_blocks(f, gfns, out, whole);
+	for (size_t i = whole; i < n; i++) {
 		const struct flat_record *record = flat_find(f, gfns[i]);
 
 		out[i] = record ? (int32_t)f->ids[record - f->records] : -1;

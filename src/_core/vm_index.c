@@ -18,6 +18,10 @@
 #define LOOKUPS_A_WALKED 3
 #define LOOKUPS_A_COPIED 1
 
+/* Nobody knows how many single lookups will follow: of so many one is worth the cost of an index, so that not a tenth is
+ * lost when none does. */
+#define SINGLE_LOOKUPS 4
+
 /* Walks in vain that make the next one wait longer. */
 #define IN_VAIN_MAX 10
 
@@ -369,10 +373,24 @@ struct flat_index *vm_index_make(struct ms_vm *vm, uint32_t as_id)
 	return index ? index : make_at_a_stretch(vm, as_id);
 }
 
+/* As far as the set knows: no single lookup would use an index of so few slots, or one like that before. */
+static bool serves_single_lookups(const struct memslot_set *set)
+{
+	return set->nr > FLAT_FEW && set->nr <= SMALL_SET && !(set->patch && !set->patch->base->for_one);
+}
+
+static bool pays_for_single_lookups(const struct ms_vm *vm, struct memslot_set *set)
+{
+	uint64_t walked = count_walked(set, INDEX_TELLS);
+
+	return may_index(vm) && !set_index(set) && serves_single_lookups(set) &&
+	       way_that_pays(vm, set, walked / SINGLE_LOOKUPS) != NO_WAY;
+}
+
 void vm_index_tell(struct ms_vm *vm, uint32_t as_id)
 {
 	struct look look = look_begin(vm, as_id);
-	bool pays = vm_index_pays(vm, look.set, INDEX_TELLS, true);
+	bool pays = look.set && pays_for_single_lookups(vm, look.set);
 
 	look_end(vm, look);
 	if (pays)

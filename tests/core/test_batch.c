@@ -433,6 +433,12 @@ static void test_singles_that_walk(void)
 	CHECK_EQ(singles_indexed(8, false), 0);
 	CHECK_EQ(singles_indexed(50, true), 0);
 	CHECK(singles_indexed(50, false) > 3000);
+	vm = new_vm(1);
+	fill(8);
+	for (uint32_t i = 0; i < 10000; i++)
+		CHECK_EQ(ms_gfn_to_hva(vm, 0, i * 5 % 8 * 10), hva_for(0, i * 5 % 8));
+	CHECK_EQ(stats_of(vm).index_builds, 0); /* they would make it for nothing */
+	end_vm(vm);
 }
 
 /* The second lookup in a row of one slot finds it, the third has the hint. */

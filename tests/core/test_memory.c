@@ -63,6 +63,13 @@ static void every_size(void)
 			one_block(size, round & 1);
 	one_block(1 << 20, false);
 	one_block((1 << 20) + 1, true);
+	for (int past = -CACHE_LINE; past <= 1; past++) { /* where huge pages begin */
+		one_block((size_t)((2 << 20) + past), true);
+		one_block((size_t)((5 << 20) + past), true);
+	}
+	for (size_t short_of_all = 0; short_of_all <= (4 << 20); short_of_all += 4096)
+		CHECK(!memory_zalloc_lines(&memory, SIZE_MAX - short_of_all));
+	CHECK_EQ(bytes_now() + blocks_now(), 0);
 }
 
 static void counters(void)
