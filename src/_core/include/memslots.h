@@ -289,8 +289,8 @@ int ms_gfn_to_slot_id_many(struct ms_vm *vm, uint32_t as_id, const struct ms_bat
 
 /*
  * An index holds the slots of one set as values, answers batches several times as fast as the trees, and single
- * lookups of addresses that their hint does not answer too.  It is made by lookups that it pays for, never by a change.
- * Of design "tree" only.
+ * lookups of addresses that their hint does not answer, where a walk would be slower.  It is made by lookups that it
+ * pays for, never by a change.  Of design "tree" only.
  */
 enum ms_index_policy {
 	MS_INDEX_AUTO,  /* when the lookups since the last change pay for it */

@@ -38,6 +38,7 @@ class Case(ABC):
     names: tuple[str, ...]
     with_kvm: ClassVar[bool] = False
     with_index: ClassVar[bool] = False
+    moves_slots: ClassVar[bool] = False  # in memory, in a VM that others use too
 
     def __init__(self, n_slots: int | None, seed: int) -> None:
         self.n_slots = n_slots

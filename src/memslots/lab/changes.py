@@ -29,6 +29,7 @@ class PairCase(Case):
     """Random slots, and for each two changes, the second of which undoes the first."""
 
     with_kvm: ClassVar[bool] = True
+    moves_slots: ClassVar[bool] = True
     kinds: ClassVar[tuple[str, str]]  # of CHANGES: what the first and the second count as
 
     @cached_property

@@ -87,7 +87,7 @@ def turns(cells: Iterable[Cell]) -> int:
 def measure(
     cells: Sequence[Cell], effort: Effort, book: Book, progress: Progress, room: int = ROOM
 ) -> None:
-    """Runs all cells; those of the same number of slots share their VMs, which have `room` ids."""
+    """Runs all cells; those of the same number of slots share the VMs of a round, which have `room` ids."""
     for _, group in groupby(cells, lambda cell: cell.case.n_slots):
         with Subjects(room) as subjects, _without_gc():
             _measure_group(list(group), subjects, effort, book, progress)
@@ -96,8 +96,12 @@ def measure(
 def _measure_group(
     cells: list[Cell], subjects: Subjects, effort: Effort, book: Book, progress: Progress
 ) -> None:
+    """Where the slots of a VM lie decides about its times, so that each round has its own.  What finds slots as they
+    were loaded comes before what puts them elsewhere, and is the same whether that is measured or not."""
+    cells = sorted(cells, key=lambda cell: cell.case.moves_slots)
     failed: set[int] = set()
     for i in range(max(cell.rounds for cell in cells)):
+        subjects.renew()
         for cell in _in_turn(cells, i):
             if id(cell) not in failed and not _turn(cell, i, subjects, effort, book):
                 failed.add(id(cell))

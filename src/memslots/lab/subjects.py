@@ -9,8 +9,8 @@ import errno
 import fcntl
 import os
 from collections.abc import Callable
-from contextlib import ExitStack, closing
-from time import perf_counter_ns
+from contextlib import closing
+from time import perf_counter, perf_counter_ns
 from typing import Any, Protocol
 
 import numpy as np
@@ -185,23 +185,31 @@ def refused_call_ns(calls: int = 2000) -> float:
     return float(np.median(ns))
 
 
+SLOW_TO_FILL = 0.5  # seconds
+
+
 class Subjects:
-    """VMs with layouts in them, made when first asked for and kept until the end of the block.
+    """VMs with layouts in them, made when first asked for and kept until they are renewed, or the end of the block.
 
     `room`: how many ids a VM of the engine has, if not more are needed.
     """
 
     def __init__(self, room: int = ROOM) -> None:
         self.room = room
-        self._stack = ExitStack()
         self._made: dict[tuple[str, str], Any] = {}
+        self._slow: set[tuple[str, str]] = set()
 
     def __enter__(self) -> Subjects:
         return self
 
     def __exit__(self, *exc_info: object) -> None:
-        self._stack.close()
-        self._made.clear()
+        self._slow.clear()
+        self.renew()
+
+    def renew(self) -> None:
+        """Closes all but those that took long to fill: the next round gets VMs that lie elsewhere in memory."""
+        for key in [key for key in self._made if key not in self._slow]:
+            self._made.pop(key).close()
 
     def new(self, backend: str, slots_to_come: int) -> Any:
         """An empty VM with room for them, which the caller closes."""
@@ -212,11 +220,16 @@ class Subjects:
     def get(self, backend: str, key: str, slots: Callable[[], Layout]) -> Any:
         """The VM of this backend that holds the layout called `key`."""
         if (backend, key) not in self._made:
-            made = Kernel(slots()) if backend == "kvm" else Engine(backend, slots(), self.room)
-            self.keep(backend, key, made)
+            layout, start = slots(), perf_counter()
+            made = Kernel(layout) if backend == "kvm" else Engine(backend, layout, self.room)
+            if perf_counter() - start > SLOW_TO_FILL:
+                self._slow.add((backend, key))
+            self._made[backend, key] = made
         return self._made[backend, key]
 
     def keep(self, backend: str, key: str, subject: Any) -> None:
-        """From now on this is the one that `get` gives; closed at the end."""
-        self._stack.callback(subject.close)
-        self._made.setdefault((backend, key), subject)
+        """From now on this is the one that `get` gives, if there is none, and closed when that would be."""
+        if (backend, key) in self._made:
+            subject.close()
+        else:
+            self._made[backend, key] = subject
