@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from . import player, vectors
+from . import backends, player, vectors
 
 EXIT_OK, EXIT_FOUND, EXIT_USAGE = 0, 1, 2
 
@@ -115,13 +115,16 @@ class _Replay:
 
 def _add_replay_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "files", nargs="+", metavar="FILE", help="a vector file, .jsonl or .jsonl.gz, or a folder"
+        "files",
+        nargs="+",
+        metavar="FILE",
+        help="a vector file, .jsonl or .jsonl.gz, a folder, or the name of a packaged QEMU trace",
     )
     parser.add_argument(
         "--backend",
         default="tree",
         metavar="NAME",
-        help="tree (the default), array, or kvm: this machine's kernel",
+        help=f"{', '.join(backends())}, or kvm: this machine's kernel (default: tree)",
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
 
@@ -148,7 +151,7 @@ def _vector_paths(names: Iterable[str]) -> list[str]:
         below = sorted(p for p in Path(name).rglob("*") if vectors.is_vector_path(p))
         if not below and Path(name).is_dir():
             raise FileNotFoundError(f"{name}: no .jsonl or .jsonl.gz below this folder")
-        paths += [str(p) for p in below] or [name]
+        paths += [str(p) for p in below] or [vectors.packaged(name) or name]
     return paths
 
 

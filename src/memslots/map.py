@@ -74,21 +74,16 @@ def run(args: argparse.Namespace) -> int:
 
 def find(name: str) -> str:
     """The path of a file, or of the packaged trace of that name."""
-    if Path(name).exists():
-        return name
-    packaged = {_stem(path): str(path) for path in vectors.packaged_traces()}
-    if name not in packaged:
-        raise FileNotFoundError(f"{name}: no file, and none of the packaged {', '.join(packaged)}")
-    return packaged[name]
-
-
-def _stem(path: str | Path) -> str:
-    return Path(path).name.removesuffix(".gz").removesuffix(".jsonl")
+    path = vectors.packaged(name)
+    if path is None and not Path(name).exists():
+        names = ", ".join(map(vectors.stem, vectors.packaged_traces()))
+        raise FileNotFoundError(f"{name}: no file, and none of the packaged {names}")
+    return path or name
 
 
 def name_of(file: vectors.VectorFile) -> str:
     """What to call it in a title."""
-    return str(file.header.get("name") or _stem(file.path))
+    return str(file.header.get("name") or vectors.stem(file.path))
 
 
 def _checked(at: int | None, ops: int) -> int:

@@ -425,3 +425,15 @@ def packaged_traces() -> list[Path]:
     """The recorded QEMU runs that come with the package, sorted."""
     folder = resources.files(__package__).joinpath("data", "qemu")
     return sorted(p for p in (Path(str(f)) for f in folder.iterdir()) if is_vector_path(p))
+
+
+def stem(path: str | Path) -> str:
+    """The name of a vector file without its endings."""
+    return Path(path).name.removesuffix(".gz").removesuffix(".jsonl")
+
+
+def packaged(name: str) -> str | None:
+    """The path of the packaged trace of that name, such as pc-boot; None: there is none, or a file has that name."""
+    if Path(name).exists():
+        return None
+    return {stem(path): str(path) for path in packaged_traces()}.get(name)

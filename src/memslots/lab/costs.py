@@ -34,6 +34,7 @@ class Cost(NamedTuple):
         return self.fixed + self.per_slot * n_slots * slower
 
 
+#: A design of your own: one line in each, or it is taken for UNKNOWN.
 COSTS: dict[str, dict[str, Cost]] = {
     "gfn": {"tree": Cost(60), "array": Cost(60), "list": Cost(30, 1.1)},
     "id": {"tree": Cost(10), "array": Cost(10), "list": Cost(30, 1.1)},

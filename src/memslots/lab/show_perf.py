@@ -235,14 +235,31 @@ def _headline(case: str, by_backend: dict[str, Row], n: int) -> str:
 
 
 def _array_wins(report: Row) -> Iterator[str]:
-    """In one line for each kind of VM where the old design is the better one."""
+    """Where the old design is the better one: in the costs, and by number of slots for each kind of VM."""
+    if any(duel.has_both(rows) for rows in _sized(report).values()):
+        yield _array_wins_at("costs above", _wins_in_costs(report))
     rooms = dict.fromkeys(row["user_mem_slots"] for row in report["crossover"])
     for room in rooms:
         rows = [row for row in report["crossover"] if row["user_mem_slots"] == room]
         told = [f"{row['case']} at {_ranges(row)}" for row in rows if row["array_wins_at"]]
-        others = "tree faster or even wherever else it was measured"
-        wins = ", ".join(told) if told else "nowhere"
-        yield f"The array is the faster design (VM of {room:,} ids): {wins}; {others}."
+        yield _array_wins_at(f"array / tree, VM of {room:,} ids", told)
+
+
+def _array_wins_at(table: str, wins: list[str]) -> str:
+    told = ", ".join(wins) if wins else "nowhere"
+    return f"The array is the faster design ({table}): {told}; tree faster or even in all other rows of these."
+
+
+def _sized(report: Row) -> dict[tuple[str, int], dict[str, Row]]:
+    return show.by_case_and_size(row for row in report["results"] if row["n_slots"] is not None)
+
+
+def _wins_in_costs(report: Row) -> list[str]:
+    sizes: dict[str, list[int]] = {}
+    for (case, n), rows in sorted(_sized(report).items(), key=lambda item: item[0][1]):
+        if duel.has_both(rows) and duel.winner(rows) == duel.RIVAL:
+            sizes.setdefault(case, []).append(n)
+    return [f"{case} at {' and '.join(f'{n:,}' for n in at)}" for case, at in sizes.items()]
 
 
 def _ranges(row: Row) -> str:
