@@ -13,7 +13,17 @@ import pytest
 
 import memslots
 from memslots import cli, kvm, layouts, perf
-from memslots.lab import costs, crossover, fit, peers, published, sample, show, subjects
+from memslots.lab import (
+    costs,
+    crossover,
+    fit,
+    peers,
+    published,
+    sample,
+    show,
+    show_perf,
+    subjects,
+)
 from memslots.lab.case import Effort
 from memslots.lab.rounds import Book, measure, plan
 from memslots.lab.subjects import INDEXED, Engine
@@ -436,6 +446,71 @@ def test_the_text_marks_what_was_wrong() -> None:
 
 
 # ---- parts --------------------------------------------------------------------------------------
+
+
+def test_each_round_has_vms_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    slots = layouts.uniform(8)
+    with subjects.Subjects() as made:
+        first = made.get("tree", "uniform", lambda: slots)
+        assert made.get("tree", "uniform", lambda: slots) is first
+        made.renew()
+        assert first.vm.closed
+        monkeypatch.setattr(subjects, "SLOW_TO_FILL", 0.0)
+        slow = made.get("tree", "uniform", lambda: slots)
+        made.renew()
+        assert made.get("tree", "uniform", lambda: slots) is slow
+    assert slow.vm.closed
+
+
+def test_a_vm_that_is_kept_is_the_one_there_is() -> None:
+    with subjects.Subjects() as made:
+        first, second = Engine("tree"), Engine("tree")
+        made.keep("tree", "uniform", first)
+        made.keep("tree", "uniform", second)
+        assert second.vm.closed
+        assert made.get("tree", "uniform", lambda: layouts.uniform(8)) is first
+    assert first.vm.closed
+
+
+def test_lookups_find_the_slots_as_they_were_loaded() -> None:
+    """Changes put slots elsewhere in memory: they come last in a round, wherever their rows stand."""
+    order: list[str] = []
+
+    class Case(perf.Replay):
+        def __init__(self, name: str, moves_slots: bool) -> None:
+            self.names, self.n_slots = (name,), 8
+            self.moves_slots = moves_slots  # type: ignore[misc]
+
+        def refusal(self, backend: str, effort: Effort) -> str | None:
+            return None
+
+        def run(self, run: Any) -> list[sample.Sample]:
+            order.append(self.names[0])
+            return [sample.Sample(self.names[0], 1.0, np.array([1.0]), 1, 1, "0")]
+
+    book, effort = Book(), perf.QUICK.effort
+    cells = plan([Case("change", True), Case("lookup", False)], ["tree"], 2, effort, book)
+    measure(cells, effort, book, lambda: None)
+    assert order == ["lookup", "change"] * 2
+    assert [row["case"] for row in book.rows()] == ["change", "lookup"]
+
+
+def test_who_wins_is_told_of_every_table() -> None:
+    def rows(case: str, n: int, tree: float, array: float) -> list[dict[str, Any]]:
+        return [
+            {"case": case, "n_slots": n, "backend": name, "median": m, "low": m, "high": m}
+            for name, m in (("tree", tree), ("array", array))
+        ]
+
+    results = [*rows("RW", 8, 1, 1), *rows("RW", 509, 2, 1), *rows("RW", 4096, 2, 1)]
+    results += rows("unmap", 4096, 1, 9)
+    told = list(show_perf._array_wins({"results": results, "crossover": []}))
+    assert told == [
+        "The array is the faster design (costs above): RW at 509 and 4,096; "
+        "tree faster or even in all other rows of these."
+    ]
+    told = list(show_perf._array_wins({"results": results[:2], "crossover": []}))
+    assert "(costs above): nowhere;" in told[0]
 
 
 @pytest.mark.parametrize("backend", memslots.backends())
