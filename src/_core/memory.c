@@ -150,14 +150,25 @@ static void unpoison_block(void *block, size_t size)
 				abort(); /* somebody wrote to a block that was free */
 }
 
+/*
+ * The upper levels of a tree whose nodes were allocated in its order lie at one distance from each other, and for most
+ * distances that leaves them a few sets of a cache.  A spare line after so many blocks scatters them.
+ */
+#define SCATTER 64
+
+static size_t offset_of_block(size_t size, size_t i)
+{
+	return sizeof(struct memory_chunk) + i * size + i / SCATTER * CACHE_LINE;
+}
+
 static void *block_at(struct memory_chunk *chunk, size_t size, size_t i)
 {
-	return (char *)(chunk + 1) + i * size;
+	return (char *)chunk + offset_of_block(size, i);
 }
 
 static size_t chunk_size(size_t size, size_t room)
 {
-	return sizeof(struct memory_chunk) + room * size;
+	return offset_of_block(size, room);
 }
 
 static void open_chunk(struct memory_pool *pool, struct memory_chunk *chunk)
@@ -192,7 +203,7 @@ static struct memory_chunk *add_chunk(struct memory *m, size_t size, size_t room
 {
 	struct memory_chunk *chunk = NULL;
 
-	if (room <= (SIZE_MAX - sizeof(*chunk)) / size)
+	if (room <= (SIZE_MAX - sizeof(*chunk)) / (size + 1)) /* the spare lines are a byte a block */
 		chunk = alloc_lines(chunk_size(size, room));
 	if (!chunk)
 		return NULL;

@@ -5,8 +5,8 @@
  * Every block of the engine comes from here, so that "nothing leaked" and "the n-th allocation fails" are facts
  * that a test can set up and a user can ask for.  Whoever frees a block knows its size.
  *
- * The pool hands out blocks of one size that lie side by side in chunks: a walk over a million of them finds neighbours
- * in neighbouring pages.  A pool's block counts and fails as any other; its chunk counts with its bytes alone, and
+ * The pool hands out blocks of one size that lie side by side in chunks, but for a spare line now and then: a walk over a
+ * million of them finds neighbours in neighbouring pages.  A pool's block counts and fails as any other; its chunk counts with its bytes alone, and
  * fails with the block that wanted it.  Of chunks without a used block one stays, and none when no block is in use.
  *
  * Invariants of a pool
