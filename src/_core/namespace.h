@@ -71,6 +71,7 @@
 #define set_index_is_true ms_set_index_is_true
 #define srcu_cache ms_srcu_cache
 #define srcu_deinit ms_srcu_deinit
+#define srcu_end_sections ms_srcu_end_sections
 #define srcu_find_reader ms_srcu_find_reader
 #define srcu_init ms_srcu_init
 #define srcu_total ms_srcu_total

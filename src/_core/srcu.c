@@ -24,12 +24,18 @@ static struct srcu *domains;
 static pthread_key_t thread_end;
 static pthread_once_t once = PTHREAD_ONCE_INIT;
 
-/* A thread that dies inside a section has seen its last slot: its count is completed (S3), the record is free. */
-static void take_back(struct srcu_reader *r)
+/* Of a record in which nobody counts any more: what is open there is over. */
+static void complete(struct srcu_reader *r)
 {
 	for (int bank = 0; bank < 2; bank++)
 		atomic_store_explicit(&r->unlock[bank], atomic_load_explicit(&r->lock[bank], memory_order_relaxed),
 				      memory_order_release); /* B */
+}
+
+/* A thread that dies inside a section has seen its last slot: its count is completed (S3), the record is free. */
+static void take_back(struct srcu_reader *r)
+{
+	complete(r);
 	r->depth = 0;
 	atomic_store_explicit(&r->owner, SRCU_FREE, memory_order_relaxed);
 }
@@ -58,11 +64,13 @@ static void after_fork(void)
 }
 
 /* Only the thread that forked is in the child: a change that it is in the middle of must not wait for the others, and
- * no reader need wake a writer that is not there. */
+ * no reader need wake a writer that is not there.  It forked outside of lookups, so no section of the shared record is
+ * its own. */
 static void in_child(void)
 {
 	for (struct srcu *s = domains; s; s = s->next_domain) {
 		atomic_store_explicit(&s->waiting, 0, memory_order_relaxed);
+		complete(&s->shared);
 		for (struct srcu_reader *r = atomic_load(&s->readers); r; r = r->next)
 			if (r != &s->shared && atomic_load_explicit(&r->owner, memory_order_relaxed) != thread_number())
 				take_back(r);
@@ -126,19 +134,51 @@ void srcu_deinit(struct srcu *s)
 	}
 }
 
-/* A record of this thread, or a free one; under domains_lock. */
+void srcu_end_sections(struct srcu *s)
+{
+	for (struct srcu_reader *r = atomic_load(&s->readers); r; r = r->next)
+		complete(r);
+}
+
+static bool is_owned_by(const struct srcu_reader *r, uint64_t owner)
+{
+	return r && atomic_load_explicit(&r->owner, memory_order_relaxed) == owner;
+}
+
+/* The record whose owner is the given one, of those that the calling thread can see. */
+static struct srcu_reader *find_owned_by(const struct srcu *s, uint64_t owner)
+{
+	struct srcu_reader *r = atomic_load_explicit(&s->readers, memory_order_acquire);
+
+	while (r && !is_owned_by(r, owner))
+		r = r->next;
+	return r;
+}
+
+static _Atomic(struct srcu_reader *) *met_by(struct srcu *s, uint64_t owner)
+{
+	return &s->met[owner % SRCU_MET];
+}
+
+/* The calling thread's record, without the lock: it alone writes its number into an owner, and takes it out.  What was
+ * met last is a hint, any record of this domain; with a stale one all of them are looked at. */
+static struct srcu_reader *find_own_reader(struct srcu *s, uint64_t owner)
+{
+	struct srcu_reader *r = atomic_load_explicit(met_by(s, owner), memory_order_acquire);
+
+	if (likely(is_owned_by(r, owner)))
+		return r;
+	r = find_owned_by(s, owner);
+	if (r)
+		atomic_store_explicit(met_by(s, owner), r, memory_order_release);
+	return r;
+}
+
+/* A free record; under domains_lock. */
 static struct srcu_reader *reuse_reader(struct srcu *s, uint64_t owner)
 {
-	struct srcu_reader *free_one = NULL;
+	struct srcu_reader *free_one = find_owned_by(s, SRCU_FREE);
 
-	for (struct srcu_reader *r = atomic_load(&s->readers); r; r = r->next) {
-		uint64_t has = atomic_load_explicit(&r->owner, memory_order_relaxed);
-
-		if (has == owner)
-			return r;
-		if (has == SRCU_FREE)
-			free_one = r;
-	}
 	if (free_one)
 		hand_out(free_one, owner, thread_os_id());
 	return free_one;
@@ -158,10 +198,9 @@ static struct srcu_reader *add_reader(struct srcu *s, uint64_t owner)
 	return r;
 }
 
-struct srcu_reader *srcu_find_reader(struct srcu *s)
+/* The destructor that takes the record back is asked for before there is one. */
+static struct srcu_reader *obtain_reader(struct srcu *s, uint64_t owner)
 {
-	uint64_t owner = thread_number();
-	struct srcu_cache *entry = &srcu_cache[s->number % SRCU_CACHED];
 	struct srcu_reader *r;
 
 	pthread_setspecific(thread_end, (void *)(uintptr_t)owner);
@@ -170,6 +209,17 @@ struct srcu_reader *srcu_find_reader(struct srcu *s)
 	if (!r)
 		r = add_reader(s, owner);
 	pthread_mutex_unlock(&domains_lock);
+	return r;
+}
+
+struct srcu_reader *srcu_find_reader(struct srcu *s)
+{
+	uint64_t owner = thread_number();
+	struct srcu_cache *entry = &srcu_cache[s->number % SRCU_CACHED];
+	struct srcu_reader *r = find_own_reader(s, owner);
+
+	if (!r)
+		r = obtain_reader(s, owner);
 	if (!r)
 		return &s->shared; /* not cached: the next section asks for memory again */
 	entry->domain = s->number;

@@ -28,7 +28,8 @@
  *
  * Locking: one synchronize_srcu() at a time per domain.  Sections nest.  A section must not wait for its own domain,
  * neither directly nor through a lock whose holder does; slots_lock is such a lock.
- * Cost: the outermost lock is one seq_cst add, its unlock one store, both on lines of the thread's own.
+ * Cost: the outermost lock is one seq_cst add, its unlock one store, both on lines of the thread's own.  Finding the
+ * record is a compare in the thread's cache, else one in the domain's table, else a scan; a lock only to get one.
  */
 #ifndef MS_SRCU_H
 #define MS_SRCU_H
@@ -76,6 +77,9 @@ struct srcu_stall {
 	void *opaque;
 };
 
+/* So many threads whose numbers follow each other find their records without a search. */
+#define SRCU_MET 64
+
 struct srcu {
 	cache_aligned _Atomic uint32_t bank;
 	_Atomic uint32_t waiting; /* a writer sleeps on `left` */
@@ -91,6 +95,9 @@ struct srcu {
 	_Atomic uint64_t stalls;  /* ... and the readers that were waited for beyond stall.after_ns */
 	struct srcu_stall stall;  /* the writer's: who sets it holds what serialises synchronize_srcu() */
 	struct srcu_reader shared;
+
+	/* By thread_number(): a record that such a thread has met; threads that read many domains in turn look here. */
+	cache_aligned _Atomic(struct srcu_reader *) met[SRCU_MET];
 };
 
 _Static_assert(offsetof(struct srcu, readers) < CACHE_LINE && offsetof(struct srcu, memory) == CACHE_LINE,
@@ -98,6 +105,10 @@ _Static_assert(offsetof(struct srcu, readers) < CACHE_LINE && offsetof(struct sr
 _Static_assert(offsetof(struct srcu_reader, depth) == CACHE_LINE, "what a writer reads of a reader is one line");
 
 void srcu_init(struct srcu *s, struct memory *memory);
+
+/* For the end of a domain: every section is over, of whatever thread, though it be open.  Nobody is in a call that looks
+ * or marks, and nobody will be. */
+void srcu_end_sections(struct srcu *s);
 
 /* Only when no section is open and none will be. */
 void srcu_deinit(struct srcu *s);
@@ -108,7 +119,8 @@ void synchronize_srcu(struct srcu *s);
  * on, and may be ended or nested by a report of this wait. */
 void synchronize_srcu_others(struct srcu *s, const struct srcu_reader *own);
 
-/* The slow half of srcu_reader(): finds or makes the calling thread's record; the shared one without memory. */
+/* The slow half of srcu_reader(): finds the calling thread's record, without a lock; or takes one, under domains_lock;
+ * or the shared one, without memory. */
 struct srcu_reader *srcu_find_reader(struct srcu *s);
 
 /* The records that a thread used last, found by domain: four, so that a few VMs can be used in turn. */

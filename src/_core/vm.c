@@ -384,10 +384,13 @@ static bool left_to_parent(const struct ms_vm *vm)
 				    atomic_load_explicit(&vm->slots_lock.state, memory_order_relaxed));
 }
 
+/* A collector calls this, anywhere: it waits for nobody.  A section that a thread left open has ended by now, since the
+ * VM is out of its reach; so the grace periods of an update that was dropped have nobody to wait for. */
 void ms_vm_destroy(struct ms_vm *vm)
 {
 	if (!vm || left_to_parent(vm))
 		return;
+	srcu_end_sections(&vm->srcu);
 	adopt(vm);
 	for (uint32_t i = 0; i < vm->config.address_spaces; i++) {
 		empty_set(vm, &vm->as[i].set[0], false);

@@ -551,6 +551,69 @@ static void memory_comes_back(void)
 	domain_deinit();
 }
 
+/* ---- the end of a domain ---- */
+
+static void *stay(void *argument)
+{
+	struct guest *guest = argument;
+	struct srcu_section section = srcu_read_lock(&domain);
+
+	CHECK_EQ(srcu_is_shared(section.reader), guest->fail);
+	atomic_store(&guest->inside, 1);
+	wait_for(&guest->inside, 2);
+	return NULL;
+}
+
+static void stall_fails(void *what, uint32_t os_id, uint64_t waited_ns, uint32_t report)
+{
+	(void)os_id;
+	(void)waited_ns;
+	(void)report;
+	fprintf(stderr, "%s waits for a section that is over\n", (const char *)what);
+	test_fail();
+}
+
+static void let_stall_fail(char *what)
+{
+	domain.stall = (struct srcu_stall){ 1000000, stall_fails, what };
+}
+
+static void stays(struct guest *guest, bool shared)
+{
+	memory_fail(&memory, shared, true);
+	guest->fail = shared;
+	start(&guest->thread, stay, guest);
+	wait_for(&guest->inside, 1);
+	memory_fail(&memory, 0, false);
+}
+
+/* In either bank, with a record and without, and the calling thread's own. */
+static void ends_with_open_sections(void)
+{
+	struct guest guest[4] = { 0 };
+
+	domain_init();
+	for (int i = 0; i < 2; i++)
+		stays(&guest[i], i);
+	domain.bank = 1;
+	for (int i = 2; i < 4; i++)
+		stays(&guest[i], i == 3);
+	srcu_read_lock(&domain);
+	let_stall_fail("the end of a domain");
+	srcu_end_sections(&domain);
+	synchronize_srcu(&domain);
+	synchronize_srcu(&domain);
+	CHECK_EQ(domain.waits, 0);
+	srcu_deinit(&domain);
+	thread_self.sections = 0;
+	for (int i = 0; i < 4; i++) {
+		atomic_store(&guest[i].inside, 2);
+		join(guest[i].thread);
+	}
+	CHECK_EQ(atomic_load(&memory.bytes) + atomic_load(&memory.blocks), 0);
+	sections += 5;
+}
+
 /* ---- counts ---- */
 
 #define COUNTERS 3
@@ -657,6 +720,45 @@ static void forks(void)
 	atomic_store(&relay_stop, 1);
 	join(thread);
 	domain_deinit();
+}
+
+/* Sections of other threads end in the child, those in the shared record too; the forking thread's own goes on. */
+static void sections_end_in_child(void)
+{
+	struct guest guest[2] = { 0 };
+	struct srcu_section own;
+	pid_t child;
+	int status;
+
+	if (TEST_SANITIZED)
+		return;
+	domain_init();
+	for (int i = 0; i < 2; i++)
+		stays(&guest[i], i);
+	own = srcu_read_lock(&domain);
+	child = fork();
+	if (!child) {
+		let_stall_fail("a child");
+		synchronize_srcu_others(&domain, own.reader);
+		CHECK_EQ(own.reader->depth, 1);
+		CHECK_EQ(own.reader->lock[own.bank] - own.reader->unlock[own.bank], 1);
+		srcu_read_unlock(&domain, own);
+		synchronize_srcu(&domain);
+		_exit(0);
+	}
+	CHECK(child > 0);
+	CHECK_EQ(waitpid(child, &status, 0), child);
+	CHECK_EQ(status, 0);
+	srcu_read_unlock(&domain, own);
+	for (struct srcu_reader *r = atomic_load(&domain.readers); r; r = r->next)
+		CHECK_EQ(r->lock[0] - r->unlock[0], r != own.reader); /* in the parent they are open */
+	srcu_end_sections(&domain);
+	for (int i = 0; i < 2; i++) {
+		atomic_store(&guest[i].inside, 2);
+		join(guest[i].thread);
+	}
+	domain_deinit();
+	sections += 3;
 }
 
 /* ---- stress ---- */
@@ -785,9 +887,11 @@ int main(int argc, char **argv)
 	domains_go_first();
 	two_in_the_shared_record();
 	memory_comes_back();
+	ends_with_open_sections();
 	counts(false);
 	counts(true);
 	forks();
+	sections_end_in_child();
 	stress(false);
 	stress(true);
 	return test_done("srcu", sections, "sections");

@@ -72,6 +72,7 @@ static unsigned nr_fibers, running;
 static ucontext_t outside;
 static bool exploring;
 static unsigned steps, preemptions, preemptions_max;
+static uint64_t operations, locks; /* of all threads, ever */
 
 /* ---- choices ---- */
 
@@ -153,6 +154,7 @@ static void step(void)
 {
 	unsigned list[FIBERS_MAX], nr, taken;
 
+	operations++;
 	if (!exploring)
 		return;
 	count_step();
@@ -188,6 +190,7 @@ static bool locked;
 static void mutual_lock(pthread_mutex_t *mutex)
 {
 	(void)mutex;
+	locks++;
 	step();
 	while (locked)
 		wait_step();
@@ -429,14 +432,83 @@ static uint64_t explore(const struct scenario *scenario)
 	return schedules;
 }
 
+/* ---- many domains, many threads ---- */
+
+/* Two domains whose numbers meet in a thread's cache. */
+static struct srcu colliding[SRCU_CACHED + 1];
+static struct srcu *const pair[2] = { &colliding[0], &colliding[SRCU_CACHED] };
+
+static void new_thread(void)
+{
+	thread_self = (struct thread){ 0 };
+	memset(srcu_cache, 0, sizeof(srcu_cache));
+}
+
+static struct srcu_reader *records[2];
+
+/* What a turn of sections costs; each is in the thread's own record, and takes no lock. */
+static uint64_t turn(void)
+{
+	uint64_t before = operations, locks_before = locks;
+
+	for (int i = 0; i < 2; i++) {
+		struct srcu_section section = srcu_read_lock(pair[i]);
+
+		CHECK_EQ(section.reader, records[i]);
+		srcu_read_unlock(pair[i], section);
+	}
+	CHECK_EQ(locks, locks_before);
+	return operations - before;
+}
+
+static void idle_threads(unsigned nr)
+{
+	struct thread self = thread_self;
+
+	for (unsigned i = 0; i < nr; i++) {
+		new_thread();
+		for (int d = 0; d < 4; d++) { /* the second time it has a record to find */
+			struct srcu_reader *r = srcu_find_reader(pair[d % 2]);
+
+			CHECK(r != records[d % 2] && r->owner == thread_self.number);
+		}
+	}
+	new_thread();
+	thread_self = self;
+}
+
+static void records_are_found_without_a_lock(void)
+{
+	uint64_t cost;
+
+	memory_init(&memory);
+	for (int i = 0; i <= SRCU_CACHED; i++)
+		srcu_init(&colliding[i], &memory);
+	new_thread();
+	for (int d = 0; d < 2; d++)
+		records[d] = srcu_find_reader(pair[d]);
+	turn(); /* the first finds a record by looking at all of them */
+	cost = turn();
+	idle_threads(SRCU_MET - 1);
+	CHECK_EQ(turn(), cost); /* however many threads have records and do not use them */
+	idle_threads(1);        /* whose number meets this one's: once all are looked at, and then no more */
+	CHECK(turn() > cost);
+	CHECK_EQ(turn(), cost);
+	new_thread();
+	for (int i = 0; i <= SRCU_CACHED; i++)
+		srcu_deinit(&colliding[i]);
+	CHECK_EQ(memory.blocks, 0);
+}
+
 int main(int argc, char **argv)
 {
 	uint64_t schedules = 0;
 
 	test_init(argc, argv, 120);
 	if (TEST_THREAD_SANITIZED)
-		puts("  none: this sanitizer does not follow coroutines");
+		puts("  no schedules: this sanitizer does not follow coroutines");
 	for (size_t i = 0; !TEST_THREAD_SANITIZED && i < ARRAY_SIZE(scenarios); i++)
 		schedules += explore(&scenarios[i]);
+	records_are_found_without_a_lock();
 	return test_done("srcu_schedules", schedules, "schedules");
 }

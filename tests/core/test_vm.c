@@ -260,6 +260,65 @@ static void test_section_left_open(uintptr_t times)
 	calls++;
 }
 
+/* ---- the end of a VM beside a section that is open for ever ---- */
+
+static void stall_fails(void *unused, const struct ms_stall *stall)
+{
+	(void)unused;
+	(void)stall;
+	CHECK(!"the end of a VM waits for a reader");
+}
+
+/* Its thread ends later than the VM, and has no way back into it. */
+static void *stay_inside(void *hva)
+{
+	CHECK_EQ(ms_read_lock(vm), 0);
+	CHECK_EQ(ms_gfn_to_hva(vm, 0, 1), *(const uint64_t *)hva);
+	atomic_store(&held, true);
+	while (!atomic_load(&let_go))
+		sched_yield();
+	return NULL;
+}
+
+/* Gone back, published and not waited for; or, from a section of another VM, all of it left to who comes next. */
+static void drop_update(struct ms_update *update, bool in_section)
+{
+	struct ms_vm *other = new_vm(1);
+
+	if (in_section)
+		CHECK_EQ(ms_read_lock(other), 0);
+	ms_update_abandon(update);
+	if (in_section)
+		ms_read_unlock(other);
+	end_vm(other);
+	CHECK(atomic_load(&vm->orphan));
+}
+
+static void test_destroy_beside_a_section(bool in_section)
+{
+	uint64_t hva = in_section ? MS_HVA_ERR_BAD : hva_for(0, 1);
+	struct ms_update *update;
+	pthread_t thread;
+
+	vm = new_vm(1);
+	CHECK_EQ(set(vm, 0, 1, 1, 1, MS_MEM_LOG_DIRTY_PAGES), 0);
+	CHECK_EQ(ms_set_stall_report(vm, 1, stall_fails, NULL, NULL), 0);
+	CHECK_EQ(ms_update_begin(vm, 0, &update, NULL), 0);
+	CHECK_EQ(ms_update_replace(update, ms_update_find(update, true, 1), NULL, NULL), 0);
+	CHECK_EQ(ms_update_swap(update, NULL), 0);
+	CHECK_EQ(ms_gfn_to_hva(vm, 0, 1), MS_HVA_ERR_BAD);
+	drop_update(update, in_section);
+	atomic_store(&held, false);
+	atomic_store(&let_go, false);
+	CHECK_EQ(pthread_create(&thread, NULL, stay_inside, &hva), 0);
+	while (!atomic_load(&held))
+		sched_yield();
+	ms_vm_destroy(vm); /* asserts that nothing is left */
+	atomic_store(&let_go, true);
+	CHECK_EQ(pthread_join(thread, NULL), 0);
+	calls++;
+}
+
 int main(int argc, char **argv)
 {
 	test_init(argc, argv, 60);
@@ -272,5 +331,7 @@ int main(int argc, char **argv)
 	test_called_away();
 	test_not_called_away();
 	test_poll_that_calls();
+	test_destroy_beside_a_section(false);
+	test_destroy_beside_a_section(true);
 	return test_done("vm", calls, "calls that waited, or need not have");
 }

@@ -679,3 +679,49 @@ def test_pages_are_counted_in_bytes() -> None:
     with VM() as vm:
         put(vm, 0, 1, 1)
         assert vm.gpa_to_hva(PAGE + 5) == 5
+
+
+DESTROYS = """
+def destroys(drop_in_section):
+    warned = []
+    warnings.showwarning = lambda message, category, *rest: warned.append(category)
+    warnings.simplefilter("always")
+    vm, dropped, inside = VM(), threading.Event(), threading.Event()
+    put(vm, 0, 0, 1)
+    vm.stall_warning_ms = 1
+    update = vm.begin_update().__enter__()
+    update.replace(update.find(0), None)
+    update.swap()
+    sections = [vm.read()]
+
+    def enter():
+        sections[0].__enter__()
+        inside.set()
+        dropped.wait()     # needs the GIL, which a deallocation that waited would keep
+
+    if drop_in_section:
+        with VM() as other, other.read():
+            update = None
+    else:
+        update = None      # readers see the beginning; the grace period is left to whoever comes next
+    thread = threading.Thread(target=enter)
+    thread.start()
+    inside.wait()
+    sections.clear()
+    assert ResourceWarning in warned, warned
+    reference = weakref.ref(vm)
+    del vm
+    gc.collect()
+    assert reference() is None
+    dropped.set()
+    thread.join()
+
+destroys(False)
+destroys(True)
+print("well")
+"""
+
+
+def test_deallocation_of_a_vm_waits_for_nobody() -> None:
+    """Its update was dropped and waits to be ended, and a section that nobody can end any more is open: the VM goes."""
+    runs(DESTROYS, limit=15)
