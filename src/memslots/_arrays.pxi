@@ -84,6 +84,19 @@ cdef struct _Scan:
     _Patience *patience  # or NULL: no poll
 
 
+cdef int64_t _signs(const char *at, size_t n, ptrdiff_t stride) noexcept nogil:
+    """Negative if one of them is; vector code where they lie side by side."""
+    cdef int64_t signs = 0
+    cdef size_t i
+    if stride == sizeof(int64_t):
+        for i in range(n):
+            signs |= (<const int64_t *>at)[i]
+    else:
+        for i in range(n):
+            signs |= (<const int64_t *>(at + <ptrdiff_t>i * stride))[0]
+    return signs
+
+
 cdef bint _find_negative(const char *at, size_t n, ptrdiff_t stride, _Scan *scan) noexcept nogil:
     """Which one it is: a second look, since the first one goes without branches."""
     cdef int64_t value
@@ -98,16 +111,12 @@ cdef bint _find_negative(const char *at, size_t n, ptrdiff_t stride, _Scan *scan
 
 cdef _Found _scan_line(const char *at, size_t n, ptrdiff_t stride, _Scan *scan) noexcept nogil:
     """In pieces; where every element is the same one, that one."""
-    cdef size_t i, piece
-    cdef int64_t signs
+    cdef size_t piece
     if not stride and n:
         n = 1
     while n:
         piece = n if n < MS_BATCH_PIECE else MS_BATCH_PIECE
-        signs = 0
-        for i in range(piece):
-            signs |= (<const int64_t *>(at + <ptrdiff_t>i * stride))[0]
-        if signs < 0 and _find_negative(at, piece, stride, scan):
+        if _signs(at, piece, stride) < 0 and _find_negative(at, piece, stride, scan):
             return NEGATIVE
         at += <ptrdiff_t>piece * stride
         n -= piece
@@ -140,18 +149,30 @@ cdef _Found _scan_array(cnp.ndarray array, _Scan *scan) noexcept nogil:
                        cnp.PyArray_STRIDES(array), scan)
 
 
+cdef cnp.ndarray _as_it_lies(cnp.ndarray array):
+    """The axes with the longest strides first: what is transposed is read in the order of memory."""
+    if _in_step(array, array):
+        return array
+    return np.transpose(array, np.argsort(np.abs((<object>array).strides))[::-1])
+
+
 cdef int _refuse_negative(cnp.ndarray array, str name) except -1:
     """Of int64.  Small arrays cost no more than they are; large ones keep neither threads nor signals waiting."""
     cdef _Patience patience
     cdef _Scan scan
     cdef _Found found
+    cdef size_t n = cnp.PyArray_SIZE(array)
+    if n <= MS_BATCH_PIECE and _in_step(array, array) and _signs(
+            <const char *>cnp.PyArray_DATA(array), n, _stride(array)) >= 0:
+        return 0
     scan.unasked = 0
     scan.patience = NULL
-    if cnp.PyArray_SIZE(array) <= <cnp.npy_intp>MS_BATCH_PIECE:
-        found = _scan_array(array, &scan) if cnp.PyArray_SIZE(array) else NOTHING
+    if n <= MS_BATCH_PIECE:
+        found = _scan_array(array, &scan) if n else NOTHING
     else:
         if _handles_signals(&patience):
             scan.patience = &patience
+        array = _as_it_lies(array)
         with nogil:
             found = _scan_array(array, &scan)
     if found == ENDED:

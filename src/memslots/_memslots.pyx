@@ -299,8 +299,9 @@ cdef object _many(VM vm, _Many what, object numbers, str name, object out, int t
     cdef cnp.ndarray result = _result(out, array, type_num)
     cdef cnp.ndarray target = result
     if not _in_step(array, result):
-        array = np.ascontiguousarray(array)
-        target = _beside(result, out is not None)
+        array = np.ascontiguousarray(array)  # a copy, unless it is the result that has no one stride
+        if not _in_step(array, result):
+            target = _beside(result)
     elif out is not None and _clash(array, result):
         array = array.copy()
     if target is result:
@@ -313,9 +314,9 @@ cdef object _many(VM vm, _Many what, object numbers, str name, object out, int t
     return result if out is None else out
 
 
-cdef cnp.ndarray _beside(cnp.ndarray result, bint is_callers):
-    """Contiguous room for the answers; what the caller's array has, where a call that is ended would leave it."""
-    if is_callers and cnp.PyArray_SIZE(result) > <cnp.npy_intp>MS_BATCH_PIECE:
+cdef cnp.ndarray _beside(cnp.ndarray result):
+    """Contiguous room for the answers; with what the caller's array has, where a call that is ended leaves it."""
+    if cnp.PyArray_SIZE(result) > <cnp.npy_intp>MS_BATCH_PIECE:
         return result.copy(order="C")
     return cnp.PyArray_EMPTY(cnp.PyArray_NDIM(result), cnp.PyArray_DIMS(result), cnp.PyArray_TYPE(result), 0)
 

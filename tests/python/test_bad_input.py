@@ -675,7 +675,7 @@ def test_where_a_negative_number_may_be(vm: VM, kind: str) -> None:
     """It is found and named wherever it is; without it the array is taken."""
     numbers, before = NEGATIVES[kind], digest(vm)
     for method in (*MANY, "mark_page_dirty_many"):
-        with pytest.raises(ValueError, match="must not be negative, but has -7$"):
+        with pytest.raises(ValueError, match=r"must not be negative, but has -7$"):
             getattr(vm, method)(numbers)
     assert digest(vm) == before
     good = np.where(numbers < 0, 5, numbers)
@@ -692,7 +692,7 @@ def test_nothing_is_not_negative(vm: VM, shape: tuple[int, ...]) -> None:
 
 def test_one_number_repeated(vm: VM) -> None:
     """An array that is no more than a claim to be large costs no more than what it has."""
-    with pytest.raises(ValueError, match="must not be negative, but has -3$"):
+    with pytest.raises(ValueError, match=r"must not be negative, but has -3$"):
         vm.mark_page_dirty_many(np.broadcast_to(np.int64(-3), 2**50))
     with pytest.raises(ValueError, match="bitmap must not be negative"):
         vm.clear_dirty_log(0, 0, 64, np.broadcast_to(np.int64(-1), 2**50))
@@ -1259,7 +1259,7 @@ def test_id_twice_far_apart(vm: VM) -> None:
     load = np.zeros(6, MEMSLOT_DTYPE)
     load["id"], load["npages"] = [10, 5, 11, 12, 5, 13], 1
     load["base_gfn"] = 2**21 + np.arange(6)
-    with pytest.raises(RegionOverlapError, match="entries 1 and 4 both have id 5$") as caught:
+    with pytest.raises(RegionOverlapError, match=r"entries 1 and 4 both have id 5$") as caught:
         vm.load_memslots(load)
     assert caught.value.slot == 5
     load["id"][4] = 1
