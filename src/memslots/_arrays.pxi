@@ -6,8 +6,13 @@ cdef cnp.ndarray _as_ndarray(object values, str name):
     if isinstance(values, np.ndarray):
         return _plain(values)
     if isinstance(values, (str, bytes, bytearray)) or not PyObject_CheckBuffer(values):
-        raise TypeError(f"{name} must be an array of uint64 or int64, not {type(values).__name__}")
+        raise TypeError(f"{name} must be an array of uint64 or int64, not {type(values).__name__}"
+                        f"{_how_to_convert(name) if isinstance(values, (list, tuple, range)) else ''}")
     return np.asarray(values)
+
+
+cdef str _how_to_convert(str name):
+    return f"; use np.asarray({name}, dtype=np.uint64)"
 
 
 cdef cnp.ndarray _plain(cnp.ndarray array):
@@ -23,18 +28,158 @@ cdef int _check_layout(cnp.ndarray array, str name) except -1:
     return 0
 
 
-cdef bint _has_negative(cnp.ndarray array) except -1:
-    """Of int64.  Without a call to numpy where a stride leads through: small arrays cost no more than they are."""
-    cdef const char *at = <const char *>cnp.PyArray_DATA(array)
-    cdef ptrdiff_t stride
-    cdef size_t i
+# ---- signals during a long scan or batch ---------------------------------------------------------------------------
+
+cdef extern from "Python.h":
+    int _check_signals "PyErr_CheckSignals"() noexcept
+
+# The GIL is asked for no more often than this, since other threads may be slow to give it.
+cdef enum: SIGNALS_MS = 8
+
+cdef struct _Patience:
+    int64_t asked
+
+
+cdef int64_t _milliseconds() noexcept nogil:
+    cdef timespec now
+    clock_gettime(CLOCK_MONOTONIC, &now)
+    return <int64_t>now.tv_sec * 1000 + now.tv_nsec // 1000000
+
+
+cdef bint _handles_signals(_Patience *patience):
+    """Whether this thread is the one in which Python handles signals; it begins to count."""
+    patience.asked = _milliseconds()
+    return PyThread_get_thread_ident() == threading.main_thread().ident
+
+
+cdef int _ask_with_gil() noexcept with gil:
+    return _check_signals()
+
+
+cdef int _ask_for_signals(void *opaque) noexcept nogil:
+    """The poll of a scan or a batch in the main thread, where Python handles signals."""
+    cdef _Patience *patience = <_Patience *>opaque
+    cdef int64_t now = _milliseconds()
+    if now - patience.asked < SIGNALS_MS:
+        return 0
+    patience.asked = now
+    return _ask_with_gil()
+
+
+cdef int _raise_pending() except -1:
+    """To the caller, what a handler of signals raised."""
+    return -1
+
+
+# ---- int64 that must not be negative -------------------------------------------------------------------------------
+
+cdef enum _Found:
+    ENDED = -1  # by a signal handler
+    NOTHING
+    NEGATIVE
+
+cdef struct _Scan:
+    int64_t negative     # the one that was found
+    size_t unasked       # elements since the last poll
+    _Patience *patience  # or NULL: no poll
+
+
+cdef int64_t _signs(const char *at, size_t n, ptrdiff_t stride) noexcept nogil:
+    """Negative if one of them is; vector code where they lie side by side."""
     cdef int64_t signs = 0
-    if not _in_step(array, array):
-        return array.min() < 0
-    stride = _stride(array)
-    for i in range(<size_t>cnp.PyArray_SIZE(array)):
-        signs |= (<const int64_t *>(at + <ptrdiff_t>i * stride))[0]
-    return signs < 0
+    cdef size_t i
+    if stride == sizeof(int64_t):
+        for i in range(n):
+            signs |= (<const int64_t *>at)[i]
+    else:
+        for i in range(n):
+            signs |= (<const int64_t *>(at + <ptrdiff_t>i * stride))[0]
+    return signs
+
+
+cdef bint _find_negative(const char *at, size_t n, ptrdiff_t stride, _Scan *scan) noexcept nogil:
+    """Which one it is: a second look, since the first one goes without branches."""
+    cdef int64_t value
+    cdef size_t i
+    for i in range(n):
+        value = (<const int64_t *>(at + <ptrdiff_t>i * stride))[0]
+        if value < 0:
+            scan.negative = value
+            return True
+    return False  # another thread has written since
+
+
+cdef _Found _scan_line(const char *at, size_t n, ptrdiff_t stride, _Scan *scan) noexcept nogil:
+    """In pieces; where every element is the same one, that one."""
+    cdef size_t piece
+    if not stride and n:
+        n = 1
+    while n:
+        piece = n if n < MS_BATCH_PIECE else MS_BATCH_PIECE
+        if _signs(at, piece, stride) < 0 and _find_negative(at, piece, stride, scan):
+            return NEGATIVE
+        at += <ptrdiff_t>piece * stride
+        n -= piece
+        scan.unasked += piece
+        if scan.patience is not NULL and scan.unasked >= MS_BATCH_POLL:
+            scan.unasked = 0
+            if _ask_for_signals(scan.patience):
+                return ENDED
+    return NOTHING
+
+
+cdef _Found _scan_lines(const char *at, int ndim, const cnp.npy_intp *dims, const cnp.npy_intp *strides,
+                        _Scan *scan) noexcept nogil:
+    """Of an array of any strides that is not empty, axis by axis; an axis of stride 0 has one place to look at."""
+    cdef cnp.npy_intp i
+    cdef _Found found = NOTHING
+    if ndim <= 1:
+        return _scan_line(at, dims[0] if ndim else 1, strides[0] if ndim else 0, scan)
+    for i in range(dims[0] if strides[0] else 1):
+        found = _scan_lines(at + i * strides[0], ndim - 1, dims + 1, strides + 1, scan)
+        if found != NOTHING:
+            break
+    return found
+
+
+cdef _Found _scan_array(cnp.ndarray array, _Scan *scan) noexcept nogil:
+    if _in_step(array, array):
+        return _scan_line(<const char *>cnp.PyArray_DATA(array), cnp.PyArray_SIZE(array), _stride(array), scan)
+    return _scan_lines(<const char *>cnp.PyArray_DATA(array), cnp.PyArray_NDIM(array), cnp.PyArray_DIMS(array),
+                       cnp.PyArray_STRIDES(array), scan)
+
+
+cdef cnp.ndarray _as_it_lies(cnp.ndarray array):
+    """The axes with the longest strides first: what is transposed is read in the order of memory."""
+    if _in_step(array, array):
+        return array
+    return np.transpose(array, np.argsort(np.abs((<object>array).strides))[::-1])
+
+
+cdef int _refuse_negative(cnp.ndarray array, str name) except -1:
+    """Of int64.  Small arrays cost no more than they are; large ones keep neither threads nor signals waiting."""
+    cdef _Patience patience
+    cdef _Scan scan
+    cdef _Found found
+    cdef size_t n = cnp.PyArray_SIZE(array)
+    if n <= MS_BATCH_PIECE and _in_step(array, array) and _signs(
+            <const char *>cnp.PyArray_DATA(array), n, _stride(array)) >= 0:
+        return 0
+    scan.unasked = 0
+    scan.patience = NULL
+    if n <= MS_BATCH_PIECE:
+        found = _scan_array(array, &scan) if n else NOTHING
+    else:
+        if _handles_signals(&patience):
+            scan.patience = &patience
+        array = _as_it_lies(array)
+        with nogil:
+            found = _scan_array(array, &scan)
+    if found == ENDED:
+        return _raise_pending()
+    if found == NEGATIVE:
+        raise ValueError(f"{name} must not be negative, but has {scan.negative}")
+    return 0
 
 
 cdef cnp.ndarray _numbers(object values, str name):
@@ -42,10 +187,11 @@ cdef cnp.ndarray _numbers(object values, str name):
     cdef cnp.ndarray array = values if type(values) is np.ndarray else _as_ndarray(values, name)
     cdef bint is_signed = cnp.PyArray_ISSIGNED(array)
     if not (is_signed or cnp.PyArray_ISUNSIGNED(array)) or cnp.PyArray_ITEMSIZE(array) != 8:
-        raise TypeError(f"{name} must be an array of uint64 or int64, not {array.dtype}")
+        raise TypeError(f"{name} must be an array of uint64 or int64, not {array.dtype}"
+                        f"{_how_to_convert(name) if array.dtype.kind in 'ui' else ''}")
     _check_layout(array, name)
-    if is_signed and _has_negative(array):
-        raise ValueError(f"{name} must not be negative, but has {array.min()}")
+    if is_signed:
+        _refuse_negative(array, name)
     return array
 
 
@@ -77,7 +223,7 @@ def check_result(out, numbers):
     return _result(out, numbers, cnp.NPY_UINT64)
 
 
-cdef bint _in_step(cnp.ndarray a, cnp.ndarray b) noexcept:
+cdef bint _in_step(cnp.ndarray a, cnp.ndarray b) noexcept nogil:
     """Whether one stride leads through both: flat arrays, or single lines of any stride."""
     if cnp.PyArray_NDIM(a) == 1:
         return True
@@ -105,8 +251,15 @@ cdef bint _clash(cnp.ndarray a, cnp.ndarray b) noexcept:
     return low_a < high_b and low_b < high_a
 
 
-cdef ptrdiff_t _stride(cnp.ndarray array) noexcept:
+cdef ptrdiff_t _stride(cnp.ndarray array) noexcept nogil:
     return cnp.PyArray_STRIDE(array, 0) if cnp.PyArray_NDIM(array) == 1 else cnp.PyArray_ITEMSIZE(array)
+
+
+cdef cnp.ndarray _in_a_line(cnp.ndarray array):
+    """What the array has, in step with itself: values that only a stride of 0 repeats are there once."""
+    if _in_step(array, array):
+        return array
+    return np.ascontiguousarray(array[tuple([slice(None) if stride else slice(1) for stride in (<object>array).strides])])
 
 
 cdef enum _Many:
@@ -124,43 +277,6 @@ cdef int _run_batch(ms_vm *vm, _Many what, uint32_t as_id, const ms_batch *batch
     if what == GFN_TO_ID:
         return ms_gfn_to_slot_id_many(vm, as_id, batch)
     return ms_mark_page_dirty_many(vm, as_id, batch)
-
-
-# ---- signals during a long batch -----------------------------------------------------------------------------------
-
-cdef extern from "Python.h":
-    int _check_signals "PyErr_CheckSignals"() noexcept
-
-# The GIL is asked for no more often than this, since other threads may be slow to give it.
-cdef enum: SIGNALS_MS = 8
-
-cdef struct _Patience:
-    int64_t asked
-
-
-cdef int64_t _milliseconds() noexcept nogil:
-    cdef timespec now
-    clock_gettime(CLOCK_MONOTONIC, &now)
-    return <int64_t>now.tv_sec * 1000 + now.tv_nsec // 1000000
-
-
-cdef int _ask_with_gil() noexcept with gil:
-    return _check_signals()
-
-
-cdef int _ask_for_signals(void *opaque) noexcept nogil:
-    """The poll of a batch in the main thread, where Python handles signals."""
-    cdef _Patience *patience = <_Patience *>opaque
-    cdef int64_t now = _milliseconds()
-    if now - patience.asked < SIGNALS_MS:
-        return 0
-    patience.asked = now
-    return _ask_with_gil()
-
-
-cdef int _raise_pending() except -1:
-    """To the caller, what a handler of signals raised."""
-    return -1
 
 
 cdef object _column(object rows, str name, object dtype, object default):

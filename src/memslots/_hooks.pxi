@@ -67,9 +67,24 @@ cdef void _commit(void *opaque, const ms_change *change) noexcept with gil:
 
 
 cdef void _stalled(void *opaque, const ms_stall *stall) noexcept with gil:
-    """opaque is the VM's dict of what hooks raised."""
+    """opaque is the VM's dict of what hooks raised.  A signal handler that raises does not swallow the warning."""
     cdef dict raised = <dict>opaque
     try:
-        warnings.warn(reader_stall(stall.thread_id, stall.waited_ns), stacklevel=1)
+        PyErr_CheckSignals()  # what is pending would come up inside of what follows
     except BaseException as error:
         _keep(raised, error)
+    if not _warned_or_kept(raised, stall, False):
+        _warned_or_kept(raised, stall, True)
+
+
+cdef bint _warned_or_kept(dict raised, const ms_stall *stall, bint again) noexcept:
+    """False if it ended in what is no Exception, as Ctrl-C: then nobody may have heard of the reader."""
+    cdef bint done = True
+    try:
+        warnings.warn(reader_stall(stall.thread_id, stall.waited_ns, again), stacklevel=1)
+    except Exception as error:
+        _keep(raised, error)
+    except BaseException as error:
+        _keep(raised, error)
+        done = False
+    return done

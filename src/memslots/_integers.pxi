@@ -35,10 +35,16 @@ cdef object _index(object value, str name):
         raise TypeError(f"{name} must be an int: {error}") from error
 
 
+cdef object _in_words(object number):
+    """An int for a message: Python refuses to print one of more than 4,300 digits."""
+    cdef object bits = number.bit_length()
+    return str(number) if bits <= 256 else f"a {'negative ' if number < 0 else ''}number of {bits} bits"
+
+
 cdef uint64_t _number_slow(object value, str name, uint64_t maximum) except? 0xDEAD:
     cdef object number = _index(value, name)
     if not 0 <= number <= maximum:
-        raise OverflowError(f"{name} must be 0 to {maximum:#x}, not {number}")
+        raise OverflowError(f"{name} must be 0 to {maximum:#x}, not {_in_words(number)}")
     return number
 
 
@@ -72,7 +78,7 @@ cdef int32_t _fd(object value, str name) except? -7777:
         return -1
     cdef object number = _index(value, name)
     if not -2147483648 <= number <= 2147483647:
-        raise OverflowError(f"{name} must fit a C int, not {number}")
+        raise OverflowError(f"{name} must fit a C int, not {_in_words(number)}")
     return number
 
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 
 from types import TracebackType
-from typing import Any, Literal, SupportsIndex, final
+from typing import Any, Literal, Self, SupportsIndex, final
 
 import numpy as np
 import numpy.typing as npt
@@ -64,7 +64,7 @@ class VM:
         hva_end_max: SupportsIndex = 0x7FFFFFFFF000,
         backend: str = "tree",
     ) -> None: ...
-    def __enter__(self) -> VM: ...
+    def __enter__(self) -> Self: ...
     def __exit__(
         self,
         exc_type: type[BaseException] | None,
@@ -211,7 +211,7 @@ class Update:
     def vm(self) -> VM: ...
     @property
     def as_id(self) -> int: ...
-    def __enter__(self) -> Update: ...
+    def __enter__(self) -> Self: ...
     def __exit__(
         self,
         exc_type: type[BaseException] | None,

@@ -230,6 +230,16 @@ cdef int _report_hooks(VM vm) except -1:
     return 0
 
 
+cdef int _report_harvest(VM vm, cnp.ndarray words) except -1:
+    """Bits that have been taken out of the log are not lost by an exception."""
+    try:
+        _report_hooks(vm)
+    except BaseException as error:
+        error.dirty_log = words
+        raise
+    return 0
+
+
 cdef object _not_too_many(VM vm, object array):
     """Before a copy is made of what may be no more than a claim to be large."""
     if not isinstance(array, np.ndarray):
@@ -245,9 +255,33 @@ cdef object _load_refusal(VM vm, int r, const ms_error *err, object rows):
     if err.rule in (MS_RULE_NO_MEMORY, MS_RULE_LISTENER) or err.rule in _NOT_LOCKED:
         return _refusal(vm, r, err, Request(), "", raised)
     row = {name: int(rows[err.index][name]) for name in rows.dtype.names}
+    if err.rule == MS_RULE_DUPLICATE_ID:
+        twins = np.flatnonzero(rows["id"] == row["id"])
+        if twins.size > 1:
+            return _with_notes(from_errno(
+                -r, f"entry {err.index}: entries {twins[0]} and {twins[1]} both have id {row['id']}", row["id"],
+                _slot_or_none(&err.other), "DUPLICATE_ID"), raised)
     return _refusal(vm, r, err, Request(
         row["id"], row["as_id"], row["base_gfn"] << 12, row["npages"] << 12, row["userspace_addr"], row["flags"],
     ), f"entry {err.index}: ", raised)
+
+
+cdef _Hook _hook_of(VM vm, object listener):
+    """Of a listener that is there, or None.  The caller has the VM's critical section."""
+    for hook in vm._hooks:
+        if (<_Hook>hook).listener is listener:
+            return hook
+    return None
+
+
+cdef bint _append_hook(VM vm, _Hook hook) except -1:
+    """False where its listener has one: of two threads that add it one is told so, without a GIL too."""
+    cdef bint is_new
+    with cython.critical_section(vm):
+        is_new = _hook_of(vm, hook.listener) is None
+        if is_new:
+            vm._hooks.append(hook)
+    return is_new
 
 
 cdef object _no_hva(VM vm, uint64_t hva, object what, uint64_t number, object as_id):
@@ -265,14 +299,26 @@ cdef object _many(VM vm, _Many what, object numbers, str name, object out, int t
     cdef cnp.ndarray result = _result(out, array, type_num)
     cdef cnp.ndarray target = result
     if not _in_step(array, result):
-        array = np.ascontiguousarray(array)
-        target = cnp.PyArray_EMPTY(cnp.PyArray_NDIM(array), cnp.PyArray_DIMS(array), type_num, 0)
+        array = np.ascontiguousarray(array)  # a copy, unless it is the result that has no one stride
+        if not _in_step(array, result):
+            target = _beside(result)
     elif out is not None and _clash(array, result):
         array = array.copy()
-    _look_up(vm, what, array, target, space, write)
-    if target is not result:
-        result[...] = target
+    if target is result:
+        _look_up(vm, what, array, target, space, write)
+    else:
+        try:
+            _look_up(vm, what, array, target, space, write)
+        finally:
+            result[...] = target
     return result if out is None else out
+
+
+cdef cnp.ndarray _beside(cnp.ndarray result):
+    """Contiguous room for the answers; with what the caller's array has, where a call that is ended leaves it."""
+    if cnp.PyArray_SIZE(result) > <cnp.npy_intp>MS_BATCH_PIECE:
+        return result.copy(order="C")
+    return cnp.PyArray_EMPTY(cnp.PyArray_NDIM(result), cnp.PyArray_DIMS(result), cnp.PyArray_TYPE(result), 0)
 
 
 cdef int _look_up(VM vm, _Many what, cnp.ndarray numbers, cnp.ndarray result, uint32_t as_id,
@@ -290,8 +336,7 @@ cdef int _look_up(VM vm, _Many what, cnp.ndarray numbers, cnp.ndarray result, ui
     if batch.n <= MS_BATCH_BRIEF:  # giving the GIL away costs more than they do
         _run_batch(vm._vm, what, as_id, &batch, write)
         return 0
-    if batch.n > MS_BATCH_PIECE and PyThread_get_thread_ident() == threading.main_thread().ident:
-        patience.asked = _milliseconds()
+    if batch.n > MS_BATCH_PIECE and _handles_signals(&patience):
         batch.poll = _ask_for_signals
         batch.opaque = &patience
     with nogil:
@@ -328,45 +373,71 @@ cdef list _range(VM vm, int what, uint64_t start, uint64_t end, uint32_t as_id):
 
 # ---- VM ------------------------------------------------------------------------------------------------------------
 
+_VM_KEYWORDS = ("address_spaces", "user_mem_slots", "gpa_bits", "hva_end_max", "backend")
+
+
+cdef int _check_keywords(tuple args, dict limits) except -1:
+    """Of VM(), in the words that Python has for a function of its name."""
+    if args:
+        raise TypeError(f"VM() takes keyword arguments only ({', '.join(_VM_KEYWORDS)}), but got {len(args)} without one")
+    for name in limits:
+        if name not in _VM_KEYWORDS:
+            raise TypeError(f"VM() got an unexpected keyword argument {name!r}; it has {', '.join(_VM_KEYWORDS)}")
+    return 0
+
+
+cdef list _out_of_range(const ms_config *config):
+    """What ms_vm_create() refused: each argument with its value and limits."""
+    cdef list limits = [
+        ("address_spaces", config.address_spaces, 1, 64), ("user_mem_slots", config.user_mem_slots, 1, 2**31 - 16),
+        ("gpa_bits", config.gpa_bits, 13, 64), ("hva_end_max", config.hva_end_max, 4096, HVA_ERR_MIN - 1),
+    ]
+    return [f"{name} must be {low} to {high if high < 2**32 else hex(high)}, not {value if value < 2**32 else hex(value)}"
+            for name, value, low, high in limits if not low <= value <= high]
+
+
 @cython.no_gc_clear
 cdef class VM:
-    """A virtual machine's memory slots (struct kvm, as far as slots go).
+    """VM(*, address_spaces=1, user_mem_slots=32764, gpa_bits=52, hva_end_max=0x7FFFFFFFF000, backend='tree')
+--
+
+A virtual machine's memory slots (struct kvm, as far as slots go).
 
     address_spaces: 1 to 64; user_mem_slots: ids are below it, 1 to 2**31 - 16; gpa_bits: a slot ends at or below
-    2**gpa_bits bytes, 13 to 64; hva_end_max: a slot's host range ends at or below it (bytes); backend: one of
-    ``memslots.backends()``.  Limits out of range raise ValueError, an unknown backend NotSupportedError.
+    2**gpa_bits bytes, 13 to 64; hva_end_max: a slot's host range ends at or below it (bytes), one page at least;
+    backend: one of ``memslots.backends()``.  Limits out of range raise ValueError, an unknown backend
+    NotSupportedError.
+
+    Numbers are ints, or whatever has __index__, but no bool (TypeError).  In every call, one that its argument cannot
+    hold, as -1 or 2**64, raises OverflowError and is never cut off; so address_spaces=-1 does too.
 
     Use from any number of threads: lookups never wait, changes wait for each other and for the lookups that may
     still see what they take away.  Close it, or use ``with``; a forgotten one is freed with its last reference.
     """
 
-    def __cinit__(self, *, address_spaces=1, user_mem_slots=32764, gpa_bits=52, hva_end_max=0x7FFFFFFFF000,
-                  backend="tree"):
+    def __cinit__(self, *args, **limits):
         cdef ms_config config
         cdef int r
         self._closed = True  # until it is made: an __index__ or a subclass's __del__ may look
+        _check_keywords(args, limits)
+        ms_config_init(&config)
+        backend = limits.get("backend", config.backend.decode())
         if not isinstance(backend, str):
             raise TypeError(f"backend must be a str, not {type(backend).__name__}")
         if backend not in backends():
             raise from_errno(errno.ENOSYS, f"this build has no backend {backend!r}; it has {', '.join(backends())}")
         name = backend.encode()
-        ms_config_init(&config)
-        config.address_spaces = _u32(address_spaces, "address_spaces")
-        config.user_mem_slots = _u32(user_mem_slots, "user_mem_slots")
-        config.gpa_bits = _u32(gpa_bits, "gpa_bits")
-        config.hva_end_max = _u64(hva_end_max, "hva_end_max")
+        config.address_spaces = _u32(limits.get("address_spaces", config.address_spaces), "address_spaces")
+        config.user_mem_slots = _u32(limits.get("user_mem_slots", config.user_mem_slots), "user_mem_slots")
+        config.gpa_bits = _u32(limits.get("gpa_bits", config.gpa_bits), "gpa_bits")
+        config.hva_end_max = _u64(limits.get("hva_end_max", config.hva_end_max), "hva_end_max")
         config.backend = name
         self._raised = {}
         config.report_stall = _stalled
         config.stall_opaque = <void *>self._raised
         r = ms_vm_create(&config, &self._vm)
         if r == -errno.EINVAL:
-            raise InvalidRegionError(
-                errno.EINVAL,
-                f"a limit is out of range: address_spaces {config.address_spaces} (1 to 64), user_mem_slots "
-                f"{config.user_mem_slots} (1 to {2**31 - 16}), gpa_bits {config.gpa_bits} (13 to 64), "
-                f"hva_end_max {config.hva_end_max:#x} (below {HVA_ERR_MIN:#x})",
-            )
+            raise InvalidRegionError(errno.EINVAL, "; ".join(_out_of_range(&config)))
         if r:
             raise _out_of_memory()
         self._address_spaces = config.address_spaces
@@ -374,6 +445,7 @@ cdef class VM:
         self._stall_warning_ms = MS_STALL_AFTER_MS_DEFAULT
         self._closed = False
 
+    @cython.embedsignature(False)  # the class has it
     def __init__(self, *args, **limits):
         """Nothing: a VM is complete when it is new.  A subclass may take what it likes, and pass the limits on."""
 
@@ -554,12 +626,12 @@ cdef class VM:
         cdef ms_error err
         cdef int r
         _check_open(self)
+        if isinstance(listener, type):
+            raise TypeError(f"a listener is an object, not a class: {listener.__name__}()?")
         for name in ("prepare", "abort", "flush", "commit"):
             if not callable(getattr(listener, name, None)):
                 raise TypeError(f"a listener has prepare, abort, flush and commit; {name} of "
                                 f"{type(listener).__name__} is not callable")
-        if any((<_Hook>other).listener is listener for other in self._hooks):
-            raise from_errno(errno.EEXIST, "the listener is there already", rule="LISTENER")
         hook.listener = listener
         hook.raised = self._raised
         hook.c.opaque = <void *>hook
@@ -567,12 +639,15 @@ cdef class VM:
         hook.c.abort = _abort
         hook.c.flush = _flush
         hook.c.commit = _commit
-        self._hooks.append(hook)
+        if not _append_hook(self, hook):
+            raise from_errno(errno.EEXIST, "the listener is there already", rule="LISTENER")
         with nogil:
             r = ms_add_listener(self._vm, &hook.c, &err)
         if r:
             self._hooks.remove(hook)
             raise _refusal(self, r, &err, Request())
+        if self._raised:
+            _report_hooks(self)
 
     def remove_listener(self, listener):
         """Removes a Listener; NoSuchSlotError if it is not there."""
@@ -580,9 +655,8 @@ cdef class VM:
         cdef ms_error err
         cdef int r
         _check_open(self)
-        for other in self._hooks:
-            if (<_Hook>other).listener is listener:
-                hook = other
+        with cython.critical_section(self):
+            hook = _hook_of(self, listener)
         if hook is None:
             raise from_errno(errno.ENOENT, "the listener is not there", rule="LISTENER")
         with nogil:
@@ -590,6 +664,8 @@ cdef class VM:
         if r:
             raise _refusal(self, r, &err, Request())
         self._hooks.remove(hook)
+        if self._raised:
+            _report_hooks(self)
 
     def begin_update(self, as_id=0):
         """The dual-set steps one by one, for those who study them: a context manager, see Update."""
@@ -754,16 +830,14 @@ cdef class VM:
     def mark_page_dirty_many(self, gfns, as_id=0):
         """mark_page_dirty for an array of gfns, as gfn_to_hva_many takes them; each finds the slots of its moment."""
         cdef uint32_t space = _as_id(self, as_id)
-        cdef cnp.ndarray array = _numbers(gfns, "gfns")
-        if not _in_step(array, array):
-            array = np.ascontiguousarray(array)
-        _look_up(self, MARK, array, None, space, True)
+        _look_up(self, MARK, _in_a_line(_numbers(gfns, "gfns")), None, space, True)
 
     def get_dirty_log(self, slot, as_id=0):
         """KVM_GET_DIRTY_LOG: ceil(npages / 64) uint64 words, bit i of word j is page 64 j + i; an array of your own.
 
         Clears the log, unless manual_dirty_log_protect is on.  NoSuchSlotError (ENOENT) without slot or log,
-        InvalidRegionError (EINVAL) for an id or address space out of range.
+        InvalidRegionError (EINVAL) for an id or address space out of range.  Where a ReaderStallWarning is an error,
+        what is raised has the words as ``.dirty_log``: they are gone from the log.
         """
         cdef uint32_t id = _u32(slot, "slot"), space = _u32(as_id, "as_id")
         cdef size_t room = 1, n = 0
@@ -778,10 +852,15 @@ cdef class VM:
             with nogil:
                 r = ms_get_dirty_log(self._vm, space, id, data, room, &n, &err)
             if r == 0:
-                return words[:n].copy() if n < room else words
+                break
             if r != -ENOBUFS:
                 raise _refusal(self, r, &err, Request(id, space))
             room = n
+        if n < room:
+            words = words[:n].copy()
+        if self._raised:
+            _report_harvest(self, words)
+        return words
 
     def _get_dirty_log_null(self, slot, as_id=0):
         """KVM_GET_DIRTY_LOG with a NULL bitmap: harvests, loses the bits, raises EFAULT.  For replay."""
@@ -813,13 +892,16 @@ cdef class VM:
             words = _numbers(bitmap, "bitmap")
             if words.ndim != 1:
                 raise ValueError(f"bitmap must have one dimension, not {words.ndim}")
-            words = np.ascontiguousarray(words)
-            data = <const uint64_t *>cnp.PyArray_DATA(words)
             n = cnp.PyArray_SIZE(words)
+            if n == (<size_t>num + 63) // 64:  # else it is refused unread, and may be no more than a claim to be large
+                words = np.ascontiguousarray(words)
+            data = <const uint64_t *>cnp.PyArray_DATA(words)
         with nogil:
             r = ms_clear_dirty_log(self._vm, space, id, first, num, data, n, &err)
         if r:
             raise _refusal(self, r, &err, Request(id, space, first_page=first, num_pages=num, value=n))
+        if self._raised:
+            _report_hooks(self)
 
     @property
     def manual_dirty_log_protect(self):
@@ -836,6 +918,8 @@ cdef class VM:
             r = ms_set_manual_dirty_log_protect(self._vm, bits, &err)
         if r:
             raise _refusal(self, r, &err, Request(value=bits))
+        if self._raised:
+            _report_hooks(self)
 
     # -- readers that stay
 

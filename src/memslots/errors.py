@@ -272,12 +272,15 @@ def refused(
     return from_errno(errno, message, request.slot, other, rule)
 
 
-def reader_stall(thread_id: int, waited_ns: int) -> ReaderStallWarning:
-    """The warning for a reader's thread (0: unknown) that a change has waited for."""
+def reader_stall(thread_id: int, waited_ns: int, again: bool = False) -> ReaderStallWarning:
+    """The warning for a reader's thread (0: unknown) that a change has waited for; in other words, since Python warns
+    once of each, where it was on its way and is told again."""
     names = [t.name for t in _threading.enumerate() if thread_id and t.native_id == thread_id]
     name, waited = (names[0] if names else None), waited_ns / 1e9
     who = "a thread that is not known" if not thread_id else f"thread {thread_id}"
     if name is not None:
         who += f" ({name})"
     message = f"a change has waited for {waited:.3f} s for the read section of {who}"
+    if again:
+        message += "; an interrupt came while this was told"
     return ReaderStallWarning(message, thread_id or None, name, waited)

@@ -1210,6 +1210,7 @@ static void test_configs(void)
 	BAD(gpa_bits, 12, -EINVAL);
 	BAD(gpa_bits, 65, -EINVAL);
 	BAD(gpa_bits, 0, -EINVAL);
+	BAD(hva_end_max, MS_PAGE_SIZE - 1, -EINVAL);
 	BAD(hva_end_max, ~(uint64_t)0, -EINVAL);
 	BAD(hva_end_max, MS_HVA_ERR_MIN + 1, -EINVAL);
 	BAD(backend, "no such design", -ENOSYS);

@@ -297,6 +297,8 @@ INTEGERS: dict[str, int] = {
     "2**64 - 1": 2**64 - 1,
     "2**64": 2**64,
     "10**30": 10**30,
+    "10**5000": 10**5000,  # Python prints no more than 4,300 digits
+    "-10**5000": -(10**5000),
 }
 SPOTS = [(name, argument) for name, (_, values) in CALLS.items() for argument in values]
 
@@ -436,6 +438,60 @@ def test_limits_out_of_range_are_value_errors(value: Any) -> None:
         VM(hva_end_max=value)
 
 
+def test_numbers_too_long_to_be_printed() -> None:
+    """The message says how long they are."""
+    with VM() as vm:
+        with pytest.raises(
+            OverflowError, match=r"gfn must be 0 to 0xf+, not a number of 16610 bits"
+        ):
+            vm.gfn_to_hva(10**5000)
+        with pytest.raises(OverflowError, match=r"gfn .* not a negative number of 16610 bits"):
+            vm.gfn_to_hva(-(10**5000))
+        with pytest.raises(OverflowError, match=rf"gfn .* not {2**255}$"):
+            vm.gfn_to_hva(2**255)
+
+
+LIMITS: dict[str, tuple[int, int, str]] = {
+    "address_spaces": (0, 65, "1 to 64"),
+    "user_mem_slots": (0, 2**31 - 15, "1 to 2147483632"),
+    "gpa_bits": (12, 65, "13 to 64"),
+    "hva_end_max": (PAGE - 1, memslots.HVA_ERR_MIN, "4096 to 0x"),
+}
+
+
+@pytest.mark.parametrize("argument", LIMITS)
+def test_a_limit_out_of_range_is_named(argument: str) -> None:
+    """With its value and its limits; the others are not mentioned.  Beside them a VM can be made."""
+    low, high, limits = LIMITS[argument]
+    for value in (low, high):
+        said = hex(value) if value >= 2**32 else str(value)
+        with pytest.raises(
+            InvalidRegionError, match=f"] {argument} must be {limits}.*, not {said}$"
+        ):
+            VM(**{argument: value})
+    VM(**{argument: low + 1}).close()
+    if argument != "user_mem_slots":  # its arrays would be as large
+        VM(**{argument: high - 1}).close()
+    with pytest.raises(InvalidRegionError, match=r"address_spaces .*, not 0; gpa_bits .*, not 3$"):
+        VM(address_spaces=0, gpa_bits=3)
+
+
+def test_the_least_host_range_holds_a_page() -> None:
+    with VM(hva_end_max=PAGE) as vm:
+        vm.set_user_memory_region(0, guest_phys_addr=0, memory_size=PAGE)
+        assert len(vm) == 1
+
+
+def test_arguments_of_vm() -> None:
+    """In its own name, with what there is."""
+    with pytest.raises(
+        TypeError, match=r"^VM\(\) got an unexpected keyword argument 'backnd'; .*backend"
+    ):
+        VM(backnd="tree")
+    with pytest.raises(TypeError, match=r"^VM\(\) takes keyword arguments only \(address_spaces, "):
+        VM(2)
+
+
 @pytest.mark.parametrize("backend", [None, 1, b"tree", ["tree"], object()])
 def test_backend_that_is_no_str(backend: Any) -> None:
     with pytest.raises(TypeError, match="backend"):
@@ -543,6 +599,28 @@ def test_what_is_no_array(vm: VM, method: str, numbers: Any) -> None:
     assert digest(vm) == before
 
 
+@pytest.mark.parametrize("method", [*MANY, "mark_page_dirty_many"])
+def test_integers_of_another_kind_are_told_how_to_convert(vm: VM, method: str) -> None:
+    """What is said is what helps; floats are not told to lose their fractions."""
+    name = "gpas" if method == "gpa_to_hva_many" else "gfns"
+    many = getattr(vm, method)
+    for numbers in (
+        [1, 2],
+        (1, 2),
+        range(2),
+        np.arange(2, dtype=np.int32),
+        np.arange(2, dtype="u4"),
+    ):
+        hint = rf"; use np\.asarray\({name}, dtype=np\.uint64\)$"
+        with pytest.raises(TypeError, match=hint):
+            many(numbers)
+        many(np.asarray(numbers, dtype=np.uint64))
+    for other in (np.zeros(2), "12", None, 5):
+        with pytest.raises(TypeError, match="must be an array of uint64 or int64") as caught:
+            many(other)
+        assert "asarray" not in str(caught.value)
+
+
 def misaligned(count: int, dtype: type) -> np.ndarray:
     size = np.dtype(dtype).itemsize
     return np.zeros(count * size + 1, np.uint8)[1:].view(dtype)
@@ -570,6 +648,76 @@ def test_negative_numbers(vm: VM, method: str, value: int, shape: Any) -> None:
         getattr(vm, method)(*args)
     assert (out == SENTINEL).all()
     assert digest(vm) == before
+
+
+def negatives() -> dict[str, np.ndarray]:
+    """Large arrays, the negative one where a scan in pieces and axis by axis may miss it."""
+    line = np.zeros(3 * 4096 + 5, np.int64)
+    cases = {}
+    for place in (0, 4095, 4096, 2 * 4096, -1):
+        one = line.copy()
+        one[place] = -7
+        cases[f"line {place}"] = one
+        cases[f"reversed {place}"] = one[::-1]
+        cases[f"step {place}"] = np.repeat(one, 3)[::3]
+        cases[f"transposed {place}"] = np.stack([line, one]).T
+        cases[f"columns {place}"] = np.broadcast_to(one, (3, one.size)).T[:, ::2]
+    cases["small and transposed"] = np.array([[0, 0, 0], [0, -7, 0]]).T
+    cases["three axes"] = np.array([0] * 23 + [-7]).reshape(2, 3, 4).transpose(1, 0, 2)
+    return cases
+
+
+NEGATIVES = negatives()
+
+
+@pytest.mark.parametrize("kind", NEGATIVES)
+def test_where_a_negative_number_may_be(vm: VM, kind: str) -> None:
+    """It is found and named wherever it is; without it the array is taken."""
+    numbers, before = NEGATIVES[kind], digest(vm)
+    for method in (*MANY, "mark_page_dirty_many"):
+        with pytest.raises(ValueError, match=r"must not be negative, but has -7$"):
+            getattr(vm, method)(numbers)
+    assert digest(vm) == before
+    good = np.where(numbers < 0, 5, numbers)
+    assert (vm.gfn_to_slot_id_many(good) == 0).all()
+
+
+@pytest.mark.parametrize("shape", [(0,), (0, 2**40), (2**40, 0), (3, 0, 5), (2**20, 2**20, 0)])
+def test_nothing_is_not_negative(vm: VM, shape: tuple[int, ...]) -> None:
+    """An axis without an end beside one without an element."""
+    numbers = np.lib.stride_tricks.as_strided(np.full(1, -1), shape, [8 * (n > 5) for n in shape])
+    vm.mark_page_dirty_many(numbers)
+    assert vm.gfn_to_hva_many(numbers).shape == shape
+
+
+def test_one_number_repeated(vm: VM) -> None:
+    """An array that is no more than a claim to be large costs no more than what it has."""
+    with pytest.raises(ValueError, match=r"must not be negative, but has -3$"):
+        vm.mark_page_dirty_many(np.broadcast_to(np.int64(-3), 2**50))
+    with pytest.raises(ValueError, match="bitmap must not be negative"):
+        vm.clear_dirty_log(0, 0, 64, np.broadcast_to(np.int64(-1), 2**50))
+    for dtype in (np.uint64, np.int64):
+        numbers = np.array([1, 7, 70], dtype)
+        vm.mark_page_dirty_many(np.broadcast_to(numbers, (2**24, 2**24, 3)))
+        vm.mark_page_dirty_many(np.broadcast_to(numbers[:, None] + 1, (3, 2**40)))
+        vm.mark_page_dirty_many(np.broadcast_to(numbers, (0, 3)) + 2)  # none
+        assert vm.get_dirty_log(0).tolist()[:2] == [0b110100111, 0b11000000]
+
+
+def test_bitmap_of_another_size_is_not_copied(vm: VM) -> None:
+    """Nor does it come before what KVM refuses first."""
+    for dtype in (np.uint64, np.int64):
+        bitmap = np.broadcast_to(dtype(1), 2**45)
+        with pytest.raises(InvalidRegionError, match=rf"has {2**45} words, not 1$"):
+            vm.clear_dirty_log(0, 0, 64, bitmap)
+        with pytest.raises(InvalidRegionError, match="no multiple of 64"):
+            vm.clear_dirty_log(0, 1, 64, bitmap)
+        with pytest.raises(NoSuchSlotError):
+            vm.clear_dirty_log(7, 0, 64, bitmap)
+    vm.mark_page_dirty(64)
+    assert vm.get_dirty_log(0).tolist()[:2] == [0b100001, 1]
+    vm.clear_dirty_log(0, 0, 128, np.broadcast_to(np.uint64(1), 2))
+    assert vm.get_dirty_log(0).tolist()[:2] == [0b100000, 0]
 
 
 def bad_outs(method: str) -> dict[str, tuple[Any, type[Exception]]]:
@@ -845,7 +993,12 @@ BAD_ENTRIES: dict[str, tuple[dict[str, Any], type[Exception], str, str]] = {
         r"slot [89] .* slot [89] \[",
     ),
     "id is there": ({"id": [8, 1]}, RegionOverlapError, "DUPLICATE_ID", "slot 1"),
-    "id twice": ({"id": 8}, RegionOverlapError, "DUPLICATE_ID", "slot 8"),
+    "id twice": (
+        {"id": 8},
+        RegionOverlapError,
+        "DUPLICATE_ID",
+        "entries 0 and 1 both have id 8",
+    ),
 }
 
 
@@ -1099,3 +1252,25 @@ def test_rule_of_manual_dirty_log_protect(vm: VM, value: int) -> None:
         vm.manual_dirty_log_protect = value
     assert caught.value.rule == "MANUAL_PROTECT"
     assert vm.manual_dirty_log_protect == 1
+
+
+def test_id_twice_far_apart(vm: VM) -> None:
+    """Both entries are named, and a VM that has none of that id is not said to have it."""
+    load = np.zeros(6, MEMSLOT_DTYPE)
+    load["id"], load["npages"] = [10, 5, 11, 12, 5, 13], 1
+    load["base_gfn"] = 2**21 + np.arange(6)
+    with pytest.raises(RegionOverlapError, match=r"entries 1 and 4 both have id 5$") as caught:
+        vm.load_memslots(load)
+    assert caught.value.slot == 5
+    load["id"][4] = 1
+    with pytest.raises(RegionOverlapError, match=r"entry 4: slot 1 is there already"):
+        vm.load_memslots(load)
+
+
+def test_a_class_is_no_listener(vm: VM) -> None:
+    """Its functions would get a change for self."""
+    with pytest.raises(TypeError, match=r"not a class: Listener\(\)"):
+        vm.add_listener(memslots.Listener)
+    vm.add_listener(memslots.Listener())
+    vm.set_user_memory_region(9, guest_phys_addr=2**40, memory_size=PAGE)
+    assert vm.id_to_memslot(9) is not None

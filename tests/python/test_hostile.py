@@ -547,11 +547,12 @@ def test_threads_that_share_an_out(vm: VM) -> None:
 def test_no_memory_for_a_result(vm: VM) -> None:
     """MemoryError, and the VM goes on."""
     numbers = np.lib.stride_tricks.as_strided(np.array([3], np.uint64), (2**58,), (0,))
+    windows = np.lib.stride_tricks.as_strided(np.array([3], np.uint64), (2**29, 2**29), (8, 8))
     before = digest(vm)
     for call in (
         lambda: vm.gfn_to_hva_many(numbers),
         lambda: vm.gfn_to_slot_id_many(numbers),
-        lambda: vm.mark_page_dirty_many(numbers.reshape(2, -1)),
+        lambda: vm.mark_page_dirty_many(windows),
         lambda: time_lookups(vm, "gfn_to_hva", numbers),
     ):
         with pytest.raises((MemoryError, ValueError)):

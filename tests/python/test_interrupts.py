@@ -250,3 +250,103 @@ print("well")
 def test_ctrl_c_ends_a_long_batch() -> None:
     """What was looked up stays in `out`; the section is left."""
     runs(CTRL_C.format(hold=IN_UPDATE) + BATCH, limit=20)
+
+
+PARTIAL = """
+n = 2**21
+numbers = np.broadcast_to(np.array([3], np.uint64), (2, n)).T   # copied, and out is not in step with it
+timer = signal.setitimer
+def tick(number, frame):
+    raise KeyboardInterrupt
+signal.signal(signal.SIGALRM, tick)
+vm.index_policy = "walk"     # one after the other: a second and more
+for method, dtype, answer in (("gfn_to_hva_many", np.uint64, 3 * 4096), ("gpa_to_hva_many", np.uint64, 3),
+                              ("gfn_to_slot_id_many", np.int32, 0)):
+    for layout in ("transposed", "step", "contiguous")[:3 if method == "gfn_to_hva_many" else 1]:
+        whole = np.full((2, n) if layout == "transposed" else (n, 4) if layout == "step" else (n, 2), 77, dtype)
+        out = {"transposed": whole.T, "step": whole[:, ::2], "contiguous": whole}[layout]
+        # The alarm may come while the numbers are copied; then nothing has been answered, and the next one is later.
+        for after in range(2, 200):
+            out[...] = 77
+            timer(signal.ITIMER_REAL, after * 0.004)
+            try:
+                getattr(vm, method)(numbers, out)
+            except KeyboardInterrupt:
+                pass
+            finally:
+                timer(signal.ITIMER_REAL, 0)
+            flat = out.reshape(-1)
+            done = int((flat == answer).sum())
+            assert (flat[:done] == answer).all() and (flat[done:] == 77).all(), (method, layout, done)
+            if 0 < done < flat.size:
+                break
+        else:
+            raise AssertionError((method, layout, "never in the middle"))
+        if layout == "step":
+            assert (whole[:, 1::2] == 77).all()
+vm.check()
+print("well")
+"""
+
+
+def test_an_interrupted_batch_keeps_its_answers() -> None:
+    """A beginning of `out` has them, the rest is as it was: in any layout, in step with the numbers or not."""
+    runs(CTRL_C.format(hold=IN_UPDATE) + PARTIAL, limit=60)
+
+
+SCAN = """
+# Windows that overlap: 2**36 elements in four megabytes.
+many = np.lib.stride_tricks.as_strided(np.zeros(2**19, np.int64), (2**18, 2**18), (8, 8))
+ran = []
+def beside():
+    while not let_go.is_set():
+        ran.append(time.monotonic())
+        time.sleep(0.001)
+other = threading.Thread(target=beside)
+other.start()
+for call in (lambda: vm.gfn_to_hva_many(many), lambda: vm.mark_page_dirty_many(many),
+             lambda: vm.snapshot().gfn_to_hva_many(many)):
+    del ran[:]
+    thread = interrupt(after=0.2)
+    refused(KeyboardInterrupt, call)
+    thread.join()
+    assert len(ran) > 10, len(ran)       # the GIL was given away
+let_go.set()
+other.join()
+vm.mark_page_dirty_many(np.broadcast_to(np.int64(3), 2**17))
+assert vm.get_dirty_log(0)[0] == 8
+vm.check()
+print("well")
+"""
+
+
+def test_ctrl_c_ends_the_scan_for_negative_numbers() -> None:
+    """Which comes before a batch of int64, without the GIL; it would take minutes."""
+    runs(CTRL_C.format(hold=IN_UPDATE) + SCAN, limit=20)
+
+
+STALL = """
+def hold():
+    with vm.read():
+        holds.set()
+        while not vm.stats()["stalls"]:
+            time.sleep(0.001)
+vm.stall_warning_ms = 300
+holder = threading.Thread(target=hold, name="the slow reader")
+with warnings.catch_warnings(record=True) as seen:
+    warnings.simplefilter("default")
+    holder.start()
+    holds.wait()
+    thread = interrupt()
+    refused(KeyboardInterrupt, lambda: put(vm, 1, 100, 1))     # it has come when the reader is told of
+    thread.join()
+    holder.join()
+told = [str(w.message) for w in seen if w.category is ReaderStallWarning]
+assert len(told) == 1 and "the slow reader" in told[0], told
+assert len(vm) == 2
+print("well")
+"""
+
+
+def test_ctrl_c_does_not_swallow_the_warning_of_a_reader() -> None:
+    runs(CTRL_C.format(hold=IN_UPDATE) + STALL)

@@ -294,3 +294,80 @@ def test_setting() -> None:
 
 def test_load_has_the_fields() -> None:
     assert set(np.dtype(MEMSLOT_ROW).names or ()) == set(MEMSLOT_DTYPE.names or ())
+
+
+LOCKED: dict[str, Callable[[VM], object]] = {
+    "get_dirty_log": lambda vm: vm.get_dirty_log(0),
+    "clear_dirty_log": lambda vm: vm.clear_dirty_log(0, 0, 8, np.array([1], np.uint64)),
+    "add_listener": lambda vm: vm.add_listener(Listener()),
+    "remove_listener": lambda vm: vm.remove_listener(EAR),
+    "create_vcpu": VM.create_vcpu,
+    "manual_dirty_log_protect": lambda vm: setattr(vm, "manual_dirty_log_protect", 0),
+    "stall_warning_ms": lambda vm: setattr(vm, "stall_warning_ms", 5),
+    "check": VM.check,
+}
+EAR = Listener()
+
+
+@pytest.mark.parametrize("call", LOCKED)
+def test_whoever_ends_an_update_that_was_dropped_is_told(vm: VM, call: str) -> None:
+    """That one waits for the readers, in whatever call it has taken the lock; the next one is told nothing."""
+    vm.set_user_memory_region(0, guest_phys_addr=0, memory_size=8 * PAGE, flags=1)
+    vm.mark_page_dirty(3)
+    vm.add_listener(EAR)
+    update = vm.begin_update()
+    update.__enter__()
+    update.replace(update.find(0, active=False), None)
+    update.swap()
+    with warnings.catch_warnings(), Reader(vm, reported(vm)):
+        warnings.simplefilter("error", ReaderStallWarning)
+        del update
+        with pytest.raises(ReaderStallWarning, match="the slow reader") as caught:
+            LOCKED[call](vm)
+    assert len(vm) == 1
+    assert "the change itself is complete" in caught.value.__notes__[0]
+    if call == "get_dirty_log":  # the bits are not lost
+        assert caught.value.dirty_log.tolist() == [8]
+        assert vm.get_dirty_log(0).tolist() == [0]
+    put(vm, 1, 10, 1)
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit])
+def test_a_warning_that_is_interrupted_is_told_again(
+    vm: VM, monkeypatch: pytest.MonkeyPatch, error: type[BaseException]
+) -> None:
+    """Though Python shows each text once only."""
+    seen: list[str] = []
+
+    def show(message: Warning | str, *arguments: object, **more: object) -> None:
+        seen.append(str(message))
+        if len(seen) == 1:
+            raise error
+
+    with warnings.catch_warnings(), Reader(vm, lambda: len(seen) > 1):
+        warnings.simplefilter("default")
+        monkeypatch.setattr(warnings, "showwarning", show)
+        with pytest.raises(error):
+            put(vm, 1, 10, 1)
+    assert len(vm) == 2
+    first, second, *_ = seen
+    assert second == f"{first}; an interrupt came while this was told"
+    assert all("interrupt" not in text for text in seen[2:])
+
+
+def test_a_warning_that_cannot_be_shown_is_told_once(
+    vm: VM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What shows it has been asked."""
+    seen: list[str] = []
+
+    def show(message: Warning | str, *arguments: object, **more: object) -> None:
+        seen.append(str(message))
+        raise ZeroDivisionError
+
+    with warnings.catch_warnings(), Reader(vm, reported(vm)):
+        warnings.simplefilter("always")
+        monkeypatch.setattr(warnings, "showwarning", show)
+        with pytest.raises(ZeroDivisionError):
+            put(vm, 1, 10, 1)
+    assert all("interrupt" not in text for text in seen)

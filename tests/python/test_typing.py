@@ -6,6 +6,7 @@ from __future__ import annotations
 import ast
 import importlib.util
 import inspect
+import pydoc
 import subprocess
 import sys
 from pathlib import Path
@@ -40,6 +41,9 @@ class Mirror(Listener):
     def flush(self, active: MemorySlot, old: MemorySlot) -> None:
         assert active.is_invalid and not old.is_invalid
 
+class Own(VM):
+    name = "own"
+
 def use(vm: VM) -> int:
     vm.set_user_memory_region(np.uint32(1), guest_phys_addr=0, memory_size=4096, flags=MemFlag.LOG_DIRTY_PAGES)
     vm.add_listener(Mirror())
@@ -71,6 +75,9 @@ def use(vm: VM) -> int:
     log: npt.NDArray[np.uint64] = vm.get_dirty_log(1)
     vm.clear_dirty_log(1, 0, 1, log)
     vm.clear_dirty_log(1, 0, 0, None)
+    with Own() as own:
+        more: str = own.name
+        print(more)
     stats: dict[str, int] = vm.stats()
     return stats["swaps"]
 
@@ -291,6 +298,25 @@ def test_constructor_of_vm() -> None:
     vm = memslots.VM()
     assert {name: getattr(vm, name) for name in limits} == limits
     assert memslots.VM(**limits).backend == "tree"
+
+
+def test_signature_of_vm() -> None:
+    """That of the stub, for inspect and help, of subclasses too."""
+    node = next(part for part in NODES["VM"].body if isinstance(part, ast.FunctionDef))
+    assert node.name == "__init__"
+
+    class Sub(memslots.VM):
+        pass
+
+    for cls in (memslots.VM, Sub):
+        signature = inspect.signature(cls)
+        real = [(p.name, KINDS[p.kind], p.default) for p in signature.parameters.values()]
+        assert real == parameters(node)
+    assert (
+        pydoc.render_doc(memslots.VM, renderer=pydoc.plaintext).count("VM(*, address_spaces=1,")
+        == 1
+    )
+    assert (memslots.VM.__doc__ or "").startswith("A virtual machine's memory slots")
 
 
 def test_match_args() -> None:

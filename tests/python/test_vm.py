@@ -87,13 +87,13 @@ LIMITS = {
     "address_spaces": ([1, 2, 64], [0, 65, 2**32 - 1]),
     "user_mem_slots": ([1, 32764, 2**31 - 16], [0, 2**31 - 15, 2**32 - 1]),
     "gpa_bits": ([13, 52, 64], [0, 12, 65, 2**32 - 1]),
-    "hva_end_max": ([0, PAGE, 2**64 - 8193], [2**64 - 8192, 2**64 - 1]),
+    "hva_end_max": ([PAGE, 2**64 - 8193], [0, PAGE - 1, 2**64 - 8192, 2**64 - 1]),
 }
 
 
 @pytest.mark.parametrize("limit", LIMITS)
 def test_limits(limit: str) -> None:
-    """Inside, the property says so; outside, the error names every limit."""
+    """Inside, the property says so; outside, the error names it."""
     inside, outside = LIMITS[limit]
     for value in inside:
         with VM(**{limit: value}) as vm:

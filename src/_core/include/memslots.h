@@ -143,7 +143,7 @@ struct ms_config {
 	uint32_t address_spaces; /* 1 to MS_ADDRESS_SPACES_MAX */
 	uint32_t user_mem_slots; /* ids are below this; 1 to MS_USER_MEM_SLOTS_MAX */
 	uint32_t gpa_bits;       /* a slot ends at or below 2^gpa_bits; 13 to 64 */
-	uint64_t hva_end_max;    /* userspace_addr + memory_size is at most this */
+	uint64_t hva_end_max;    /* userspace_addr + memory_size is at most this; one page at least */
 	const char *backend;     /* "tree", or another design by name */
 	ms_stall_fn *report_stall; /* NULL writes a line to stderr; ms_set_stall_report() sets another one */
 	void *stall_opaque;
