@@ -373,7 +373,7 @@ def rows_below(head: str, text: str) -> list[list[str]]:
 
 
 def test_the_table_is_of_today() -> None:
-    """docs/reliability.md names the mutants of tests/mutants, no more and no less; `mutants.py --markdown` writes it."""
+    """docs/reliability.md names the mutants that are there, and no others; `mutants.py --markdown` writes it."""
     text = (ROOT / "docs" / "reliability.md").read_text(encoding="utf-8")
     rows = rows_below("| hazard | mutant | what is wrong | caught by |", text)
     assert {row[1] for row in rows} == {m.name for m in catalogue().mutants}

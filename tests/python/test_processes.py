@@ -188,7 +188,9 @@ def handler(number, frame):
 signal.signal(signal.SIGUSR1, handler)
 thread = beside(hold)
 def signals():
-    while len(children) < 20: os.kill(os.getpid(), signal.SIGUSR1); time.sleep(0.005)
+    for n in range(20):
+        os.kill(os.getpid(), signal.SIGUSR1)
+        while len(children) <= n: time.sleep(0.005)     # one handler at a time
 sender = threading.Thread(target=signals)
 sender.start()
 put(vm, 5, 1000, 5, 1)

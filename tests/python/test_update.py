@@ -738,12 +738,13 @@ def test_reader_delays_a_swap(vm: VM, as_id: int) -> None:
 
     swapped_early: list[bool] = []
     reader = threading.Thread(target=read)
-    with pytest.warns(ReaderStallWarning), vm.begin_update(as_id) as u:
+    with vm.begin_update(as_id) as u:
         b = u.find(1)
         u.replace(b, None)
         reader.start()
         inside.wait()
-        u.swap()
+        with pytest.warns(ReaderStallWarning):
+            u.swap()
         swapped.set()
         u.replace(b, None)
         reader.join()
