@@ -12,8 +12,9 @@ their flags in /proc/cpuinfo (`cpu`); on another CPU it is not planted, and the 
 Bugs are put into copies of the sources under build/mutants/, never into the tree, and only what they touch is compiled
 again.  First the copies as they are must pass every test that is named: else a failure would prove nothing.  Then each
 mutant is built and its tests run until one fails.  What catches it is a check of the test, an assertion of the engine,
-a sanitizer, a crash, or the watchdog, which ends what takes five times as long as without the bug.  A mutant that does
-not compile, or whose text is not there any more, is not caught.
+a sanitizer, a crash, or the watchdog, which ends what takes five times as long as without the bug; a machine that
+stalls may do that to any test, so what the watchdog ended runs again, and the second run is the one that counts.  A
+mutant that does not compile, or whose text is not there any more, is not caught.
 
 The last line is `mutants: N planted, N caught`; the exit status is 0 when both numbers are the same.
 """
@@ -57,6 +58,7 @@ PYTHON = "python"  # the build of the extension
 SCALE = 0.1  # of the random parts of the tests: what finds a bug at all finds it soon
 LIMIT_S = 10  # for a test that takes no time; five times its time is added
 LIMIT_MAX_S = 120  # for a test of the copy without a bug
+WATCHDOG = "watchdog"
 
 
 class Edit(NamedTuple):
@@ -396,7 +398,7 @@ class Outcome(NamedTuple):
     def how(self) -> str:
         """What kind of judge it was, and what it says."""
         if self.status is None or OWN_WATCHDOG.search(self.output):
-            return "watchdog"
+            return WATCHDOG
         if found := SANITIZER.search(self.output):
             return "sanitizer: " + " ".join(filter(None, found.groups()))
         if found := ASSERTION.search(self.output):
@@ -443,6 +445,14 @@ class Verdict(NamedTuple):
 
 
 # ---- the run ------------------------------------------------------------------------------------
+
+
+def judge(copy: Copy, test: Test, limit: float) -> Outcome:
+    """A hang hangs twice; a machine that stalled does not."""
+    outcome = copy.run(test, limit)
+    if outcome.failed and outcome.how == WATCHDOG:
+        return copy.run(test, limit)
+    return outcome
 
 
 class Run:
@@ -502,7 +512,7 @@ class Run:
 
         def prove_group(copy: Copy, group: list[Test]) -> None:
             for test in group:
-                outcome = copy.run(test, LIMIT_MAX_S)
+                outcome = judge(copy, test, LIMIT_MAX_S)
                 if outcome.failed:
                     self.useless[test] = f"{outcome.how}\n{outcome.output[-1000:]}"
                     self.say(
@@ -524,7 +534,7 @@ class Run:
             if test in self.useless:
                 continue
             try:
-                outcome = copy.run(test, self.limits[test])
+                outcome = judge(copy, test, self.limits[test])
             except BuildError as error:
                 errors = [line for line in str(error).splitlines() if "error" in line.lower()]
                 trouble = f"does not compile: {(errors or str(error).splitlines())[0][:300]}"

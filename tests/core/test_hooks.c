@@ -393,7 +393,7 @@ static void *hold_section(void *arg)
 
 	CHECK_EQ(ms_read_lock(of), 0);
 	atomic_store(&reader_step, 1);
-	while (atomic_load(&of->active) == was)
+	while (atomic_load(&of->active) == was || !atomic_load(&of->srcu.waiting)) /* published, and waits */
 		usleep(100);
 	CHECK_EQ(ms_generation(of, 0), 0); /* the section's set */
 	published_while_waiting = atomic_load(&vm_active_set(of, 0)->generation);

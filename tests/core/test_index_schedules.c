@@ -625,7 +625,7 @@ static int in_child(uint32_t from, uint32_t end_id)
 	bool half_a_change = from != end_id;
 	uint64_t before;
 
-	alarm(SCRIPT_SECONDS / 2);
+	alarm(SCRIPT_SECONDS / 2); /* before the script's own watchdog, which waits for the child */
 	this_actor = NULL;
 	for (int i = 0; i < 2; i++) {
 		ask(&other);

@@ -695,7 +695,7 @@ static int in_child(uint64_t other_hva)
 {
 	struct ms_error err = { 0 };
 
-	alarm(SCRIPT_SECONDS / 2);
+	alarm(SCRIPT_SECONDS / 2); /* before the script's own watchdog, which waits for the child */
 	if (ms_gfn_to_hva(vm, 0, 0x204) != other_hva || ms_gfn_to_hva(vm, 1, GFN) != hva_in(1, ID))
 		return 10;
 	if (set(vm, 0, 9, 0x900, 1, 0) != -EIO || ms_vm_close(vm, &err) != -EIO || err.rule != MS_RULE_FORKED)

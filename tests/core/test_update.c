@@ -1474,7 +1474,7 @@ static void destroy_in_child(bool orphan)
 	fflush(NULL);
 	child = fork();
 	if (!child) {
-		alarm(5);
+		alarm(30);
 		if (!orphan)
 			ms_update_abandon(update);
 		blocks = stats_of(vm).blocks;

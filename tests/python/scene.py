@@ -2,6 +2,7 @@
 """What the tests of hostile callers share: slots in pages, scripts in processes of their own, the methods there are.
 
 A test that may crash or hang runs as a script: a crash is then a failed test and no more, a hang ends after a limit.
+The limit is far from tight, and all else that a script waits for is progress: a busy machine fails no test.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import numpy as np
 import memslots
 from memslots import *
 warnings.simplefilter("ignore", DeprecationWarning)  # 3.12: threads and fork
+warnings.simplefilter("ignore", ReaderStallWarning)  # a busy machine makes any reader slow
 
 def put(vm, id, base, npages, flags=0):
     vm.set_user_memory_region(id, guest_phys_addr=base * 4096, memory_size=npages * 4096,
@@ -57,7 +59,7 @@ def slot(id: int, base: int, npages: int, flags: int = 0, as_id: int = 0) -> Mem
     return MemorySlot(id, as_id, base, npages, id * 2**30, flags)
 
 
-def runs(script: str, *, prints: str = "well", limit: float = 30, imports: bool = True) -> None:
+def runs(script: str, *, prints: str = "well", limit: float = 120, imports: bool = True) -> None:
     """The script, in a process of its own, prints this and nothing else, and ends by itself within the limit."""
     command = [sys.executable, "-c", PRELUDE * imports + textwrap.dedent(script)]
     try:

@@ -6,42 +6,62 @@ from __future__ import annotations
 from scene import runs
 
 CTRL_C = """
-import _thread
 vm = VM()
 put(vm, 0, 0, 64, 1)
 holds, let_go = threading.Event(), threading.Event()
+main = threading.main_thread().ident
 
 def hold():
     {hold}
 
-def interrupt(signals=1, after=0.02):
+# From another thread, as soon as it sees this.
+def interrupt(seen=lambda: True, then=lambda: None):
     def run():
-        for _ in range(signals):
-            time.sleep(after)
-            os.kill(os.getpid(), signal.SIGINT)
+        while not seen(): time.sleep(0.001)
+        os.kill(os.getpid(), signal.SIGINT)
+        then()
     thread = threading.Thread(target=run)
     thread.start()
     return thread
 
-def during(call):
+# Whether the main thread is at the same instruction all the while: in a call that lasts, or without a CPU.
+def stays():
+    def where():
+        frame = sys._current_frames()[main]
+        return id(frame), frame.f_lasti
+    first = where()
+    for _ in range(10):
+        time.sleep(0.002)
+        if where() != first: return False
+    return True
+
+# Whether SIGINT ended the call, before anybody let go; None: it came to its own end.  Whenever it is sent, it is raised
+# within the try.
+def interrupted(call, seen=stays, then=lambda: None):
+    begun, thread = [], None
+    try:
+        thread = interrupt(lambda: begun and seen(), then)
+        begun.append(1)
+        call()
+    except KeyboardInterrupt:
+        return not let_go.is_set()
+    finally:
+        thread.join()
+
+# While another thread holds the VM up.
+def during(call, **more):
     holder = threading.Thread(target=hold)
     holder.start()
     holds.wait()
-    thread = interrupt()
     try:
-        call()
-    except KeyboardInterrupt:
-        caught = not let_go.is_set()
-    else:
-        caught = None
-    thread.join()
-    let_go.set()
-    holder.join()
-    holds.clear(); let_go.clear()
-    return caught
+        return interrupted(call, **more)
+    finally:
+        let_go.set()
+        holder.join()
+        holds.clear(); let_go.clear()
 """
 IN_UPDATE = "with vm.begin_update():\n        holds.set(); let_go.wait()"
-IN_SECTION = "with vm.read():\n        holds.set(); let_go.wait(0.15); let_go.set()"
+IN_SECTION = "with vm.read():\n        holds.set(); let_go.wait()"
 
 WAITS = """
 row = np.zeros(1, MEMSLOT_DTYPE)
@@ -74,7 +94,7 @@ print("well")
 
 def test_ctrl_c_ends_a_wait_for_the_lock() -> None:
     """In every call that takes it: KeyboardInterrupt while the other still has it, and nothing has changed."""
-    runs(CTRL_C.format(hold=IN_UPDATE) + WAITS, limit=60)
+    runs(CTRL_C.format(hold=IN_UPDATE) + WAITS)
 
 
 def test_ctrl_c_while_a_change_waits_for_a_reader() -> None:
@@ -82,13 +102,22 @@ def test_ctrl_c_while_a_change_waits_for_a_reader() -> None:
     runs(
         CTRL_C.format(hold=IN_SECTION)
         + """
-assert during(lambda: put(vm, 1, 100, 1)) is False       # the reader had left
+def state():
+    try:
+        return vm.memslots(), vm.generation()
+    except ClosedError:
+        return None
+# SIGINT once others see what the call has published, which nobody can give up; then the reader leaves.
+def beside_reader(call):
+    before = state()
+    return during(call, seen=lambda: state() != before, then=let_go.set)
+assert beside_reader(lambda: put(vm, 1, 100, 1)) is False       # the reader had left
 assert len(vm) == 2
-assert during(lambda: put(vm, 0, 500, 64, 1)) is False
+assert beside_reader(lambda: put(vm, 0, 500, 64, 1)) is False
 assert vm.gfn_to_hva(500) == 0
-assert during(lambda: put(vm, 0, 0, 0)) is False and len(vm) == 1
+assert beside_reader(lambda: put(vm, 0, 0, 0)) is False and len(vm) == 1
 vm.check()
-assert during(vm.close) is False and vm.closed
+assert beside_reader(vm.close) is False and vm.closed
 print("well")
 """
     )
@@ -99,6 +128,7 @@ class Own(Exception): pass
 def handler(number, frame):
     seen.append(number)
     action()
+    handled.set()
 def raises(): raise Own
 def looks(): assert vm.gfn_to_hva(0) == 0 and len(vm.memslots()) == 1
 def changes_other():
@@ -107,17 +137,15 @@ def lets_go(): let_go.set()
 def changes_itself():
     let_go.set()
     put(vm, 5, 5000, 1)               # waits for the same lock, and gets it
-seen = []
+def let_go_afterwards(): handled.wait(); let_go.set()
+seen, handled = [], threading.Event()
 signal.signal(signal.SIGINT, handler)
 action = raises
 refused(Own, lambda: during(lambda: put(vm, 1, 100, 1)))
-let_go.set(); holds.clear()
-time.sleep(0.05); let_go.clear()
 assert len(vm) == 1
 for action in (looks, changes_other):
-    timer = threading.Timer(0.3, let_go.set); timer.start()
-    assert during(lambda: put(vm, 1, 100, 1)) is None    # it went on waiting, and was done
-    timer.join(); let_go.clear()
+    handled.clear()
+    assert during(lambda: put(vm, 1, 100, 1), then=let_go_afterwards) is None    # it went on waiting, and was done
     assert len(vm) == 2
     put(vm, 1, 100, 0)
 action = lets_go
@@ -146,8 +174,8 @@ holds.wait()
 waiters = [threading.Thread(target=wait, args=(id,)) for id in (1, 2, 3)]
 for thread in waiters: thread.start()
 try:
-    interrupt(1)
-    time.sleep(10)
+    interrupt()
+    time.sleep(60)
 except KeyboardInterrupt:
     pass
 time.sleep(0.05)
@@ -169,7 +197,7 @@ IN_HOOK = """
 class Slow(Listener):
     def prepare(self, change):
         interrupt().join()
-        time.sleep(10)
+        time.sleep(60)
 vm.add_listener(Slow())
 try:
     put(vm, 1, 100, 1)
@@ -200,7 +228,10 @@ made = ended = given_up = 0
 signal.setitimer(signal.ITIMER_REAL, 0.002, 0.002)
 class Tick(Exception): pass
 def tick(number, frame):
-    if armed: raise Tick
+    global armed
+    if armed:
+        armed = False            # once: the next may come before the except clause is over
+        raise Tick
 armed = False
 signal.signal(signal.SIGALRM, tick)
 end = time.monotonic() + 1
@@ -237,9 +268,7 @@ out = np.lib.stride_tricks.as_strided(np.zeros(1, np.uint64), (n,), (0,))
 ids = np.lib.stride_tricks.as_strided(np.zeros(1, np.int32), (n,), (0,))
 for call in (lambda: vm.gfn_to_hva_many(numbers, out), lambda: vm.gpa_to_hva_many(numbers, out),
              lambda: vm.gfn_to_slot_id_many(numbers, ids)):
-    thread = interrupt()
-    refused(KeyboardInterrupt, call)
-    thread.join()
+    assert interrupted(call) is True
     put(vm, 1, 100, 1)               # no section was left open
     put(vm, 1, 100, 0)
 vm.check()
@@ -249,15 +278,19 @@ print("well")
 
 def test_ctrl_c_ends_a_long_batch() -> None:
     """What was looked up stays in `out`; the section is left."""
-    runs(CTRL_C.format(hold=IN_UPDATE) + BATCH, limit=20)
+    runs(CTRL_C.format(hold=IN_UPDATE) + BATCH)
 
 
 PARTIAL = """
 n = 2**21
 numbers = np.broadcast_to(np.array([3], np.uint64), (2, n)).T   # copied, and out is not in step with it
 timer = signal.setitimer
+armed = False
 def tick(number, frame):
-    raise KeyboardInterrupt
+    global armed
+    if armed:
+        armed = False
+        raise KeyboardInterrupt
 signal.signal(signal.SIGALRM, tick)
 vm.index_policy = "walk"     # one after the other: a second and more
 for method, dtype, answer in (("gfn_to_hva_many", np.uint64, 3 * 4096), ("gpa_to_hva_many", np.uint64, 3),
@@ -268,13 +301,14 @@ for method, dtype, answer in (("gfn_to_hva_many", np.uint64, 3 * 4096), ("gpa_to
         # The alarm may come while the numbers are copied; then nothing has been answered, and the next one is later.
         for after in range(2, 200):
             out[...] = 77
-            timer(signal.ITIMER_REAL, after * 0.004)
             try:
+                armed = True
+                timer(signal.ITIMER_REAL, after * 0.004)
                 getattr(vm, method)(numbers, out)
+                armed = False
             except KeyboardInterrupt:
                 pass
-            finally:
-                timer(signal.ITIMER_REAL, 0)
+            timer(signal.ITIMER_REAL, 0)
             flat = out.reshape(-1)
             done = int((flat == answer).sum())
             assert (flat[:done] == answer).all() and (flat[done:] == 77).all(), (method, layout, done)
@@ -291,7 +325,7 @@ print("well")
 
 def test_an_interrupted_batch_keeps_its_answers() -> None:
     """A beginning of `out` has them, the rest is as it was: in any layout, in step with the numbers or not."""
-    runs(CTRL_C.format(hold=IN_UPDATE) + PARTIAL, limit=60)
+    runs(CTRL_C.format(hold=IN_UPDATE) + PARTIAL)
 
 
 SCAN = """
@@ -304,13 +338,15 @@ def beside():
         time.sleep(0.001)
 other = threading.Thread(target=beside)
 other.start()
+# The main thread is in the call, and others go on: the GIL was given away.
+def goes_on():
+    if not stays(): return False
+    enough = len(ran) + 10
+    while len(ran) < enough: time.sleep(0.001)
+    return True
 for call in (lambda: vm.gfn_to_hva_many(many), lambda: vm.mark_page_dirty_many(many),
              lambda: vm.snapshot().gfn_to_hva_many(many)):
-    del ran[:]
-    thread = interrupt(after=0.2)
-    refused(KeyboardInterrupt, call)
-    thread.join()
-    assert len(ran) > 10, len(ran)       # the GIL was given away
+    assert interrupted(call, seen=goes_on) is True
 let_go.set()
 other.join()
 vm.mark_page_dirty_many(np.broadcast_to(np.int64(3), 2**17))
@@ -322,24 +358,23 @@ print("well")
 
 def test_ctrl_c_ends_the_scan_for_negative_numbers() -> None:
     """Which comes before a batch of int64, without the GIL; it would take minutes."""
-    runs(CTRL_C.format(hold=IN_UPDATE) + SCAN, limit=20)
+    runs(CTRL_C.format(hold=IN_UPDATE) + SCAN)
 
 
 STALL = """
 def hold():
     with vm.read():
         holds.set()
-        while not vm.stats()["stalls"]:
+        while not (sent.is_set() and vm.stats()["stalls"]):
             time.sleep(0.001)
+sent = threading.Event()
 vm.stall_warning_ms = 300
 holder = threading.Thread(target=hold, name="the slow reader")
 with warnings.catch_warnings(record=True) as seen:
     warnings.simplefilter("default")
     holder.start()
     holds.wait()
-    thread = interrupt()
-    refused(KeyboardInterrupt, lambda: put(vm, 1, 100, 1))     # it has come when the reader is told of
-    thread.join()
+    assert interrupted(lambda: put(vm, 1, 100, 1), then=sent.set)      # mostly before the reader is told of
     holder.join()
 told = [str(w.message) for w in seen if w.category is ReaderStallWarning]
 assert len(told) == 1 and "the slow reader" in told[0], told

@@ -372,7 +372,7 @@ def often() -> Iterator[None]:
     gc.set_threshold(*threshold)
 
 
-@pytest.mark.timeout(60)
+@pytest.mark.timeout(240)
 @pytest.mark.usefixtures("often")
 def test_collection_beside_readers_and_a_writer() -> None:
     """Each thread makes rings, so each collects, inside sections, in hooks and between changes: nobody waits for
@@ -425,7 +425,7 @@ def test_collection_beside_readers_and_a_writer() -> None:
         put(vm, 1, 10 + change % 2, 1)
     stop.set()
     for thread in threads:
-        thread.join(30)
+        thread.join(120)
     assert not any(thread.is_alive() for thread in threads)
     assert wrong == []
     ready.clear()
@@ -488,7 +488,7 @@ STEPS = {
 def test_deallocation_waits_for_nobody(steps: str) -> None:
     """An update that is dropped, or collected, beside a reader who needs the dropper: readers see the beginning at
     once, the rest is done by whoever changes next."""
-    runs(HELD_UP.format(steps=STEPS[steps]), limit=15)
+    runs(HELD_UP.format(steps=STEPS[steps]))
 
 
 def test_section_dropped_by_another_thread() -> None:

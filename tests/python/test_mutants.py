@@ -290,10 +290,30 @@ class FakeCopy:
         return tool().Outcome(int(test.name in self.planted), "", 0.1)
 
 
-def verdict(new: str, useless: tuple[str, ...] = (), every: bool = False) -> Any:
+class StallingCopy(FakeCopy):
+    """The first runs of every test, with a bug or without, are ended by the watchdog."""
+
+    def __init__(self, stalls: int) -> None:
+        self.stalls = stalls
+        self.runs: dict[Any, int] = {}
+
+    def plant(self, edits: Any) -> None:
+        super().plant(edits)
+        self.runs.clear()
+
+    def run(self, test: Any, limit: float) -> Any:
+        self.runs[test] = self.runs.get(test, 0) + 1
+        if self.runs[test] <= self.stalls:
+            return tool().Outcome(None, "", limit)
+        return super().run(test, limit)
+
+
+def verdict(
+    new: str, useless: tuple[str, ...] = (), every: bool = False, copy: FakeCopy | None = None
+) -> Any:
     mutant = tool().parse_mutant({**ENTRY, "new": new, "caught_by": ["test_a", "test_b"]})
     run = tool().Run([mutant], 0, every)
-    run.copies = [FakeCopy()]
+    run.copies = [copy or FakeCopy()]
     run.prove()
     assert set(run.limits) == set(mutant.tests)
     run.useless = {t: "" for t in mutant.tests if t.name in useless}
@@ -316,6 +336,16 @@ def test_verdicts() -> None:
     assert "fail without it" in verdict("breaks test_a", useless=("test_a", "test_b")).line()
 
 
+def test_what_the_watchdog_ends_runs_again() -> None:
+    """Once is the machine's fault; what the second run says counts."""
+    assert "SURVIVED" in verdict("breaks nothing", copy=StallingCopy(1)).line()
+    [(test, how)] = verdict("breaks test_b", copy=StallingCopy(1)).caught
+    assert (test.name, how) == ("test_b", "check: exit 1")
+    copy, test = StallingCopy(2), tool().parse_test("test_a")
+    assert tool().judge(copy, test, 1.0).how == "watchdog"
+    assert copy.runs == {test: 2}
+
+
 def test_a_test_that_fails_without_a_bug_is_no_judge() -> None:
     mutant = tool().parse_mutant(ENTRY)
     run = tool().Run([mutant], 0, False)
@@ -333,6 +363,28 @@ def test_table() -> None:
     rows = [line for line in text.splitlines() if "| a |" in line]
     assert rows == [f"| {h} | a | It is wrong. | asan:test_b (sanitizer) |" for h in ("H1", "H2")]
     assert all(f"| {hazard} | " in text for hazard in catalogue().excused)
+
+
+def rows_below(head: str, text: str) -> list[list[str]]:
+    """The cells of a table's rows, by its first line."""
+    table = text.partition(head + "\n")[2].partition("\n\n")[0].splitlines()
+    assert table[0].startswith("|---")
+    return [row.strip("| ").split(" | ") for row in table[1:]]
+
+
+def test_the_table_is_of_today() -> None:
+    """docs/reliability.md names the mutants that are there, and no others; `mutants.py --markdown` writes it."""
+    text = (ROOT / "docs" / "reliability.md").read_text(encoding="utf-8")
+    rows = rows_below("| hazard | mutant | what is wrong | caught by |", text)
+    assert {row[1] for row in rows} == {m.name for m in catalogue().mutants}
+    assert {(row[0], row[1]) for row in rows} == {
+        (hazard, m.name) for m in catalogue().mutants for hazard in m.hazards
+    }
+    excuses = rows_below("| hazard | why nothing is planted |", text)
+    assert {row[0] for row in excuses} == catalogue().excused.keys()
+    left = rows_below("| hazard | not planted | left to |", text)
+    assert {row[1].partition(":")[0] for row in left} == {m.name for m in catalogue().left}
+    assert f"; {len(catalogue().mutants)} are there." in text
 
 
 # ---- the program --------------------------------------------------------------------------------------

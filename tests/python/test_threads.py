@@ -82,8 +82,9 @@ class Crew:
 
     def worked(self, rounds: int, deadline: float) -> bool:
         """Whether each has done that many rounds, however rarely the machine lets it; or one has failed."""
-        assert time.monotonic() < deadline, f"a thread does not get on: {self.rounds} rounds"
-        return bool(self.errors) or min(self.rounds) >= rounds
+        enough = bool(self.errors) or min(self.rounds) >= rounds
+        assert enough or time.monotonic() < deadline, f"a thread does not get on: {self.rounds}"
+        return enough
 
     def __exit__(self, *exc_info: object) -> None:
         self.stop = True
@@ -326,7 +327,7 @@ def test_close_during_lookups(as_array: bool) -> None:
                 pass
 
         with Crew(work, work, work) as crew:
-            while sum(crew.rounds) < 20:
+            while sum(crew.rounds) < 20 and not crew.errors:
                 time.sleep(0)
             vm.close()
         assert vm.closed
@@ -366,6 +367,8 @@ def test_thread_that_ends_gives_its_record_back(vm: VM) -> None:
         thread = threading.Thread(target=vm.gfn_to_hva, args=(0,))
         thread.start()
         thread.join()
+        while os.path.exists(f"/proc/self/task/{thread.native_id}"):  # its record goes back last
+            time.sleep(0)
 
     for _ in range(5):
         one()
@@ -400,9 +403,11 @@ def test_thread_that_dies_inside_a_section(vm: VM) -> None:
 # ---- read sections -----------------------------------------------------------------------------------
 
 
+@pytest.mark.filterwarnings("ignore::memslots.ReaderStallWarning")
 def test_section_holds_up_a_change(vm: VM) -> None:
-    """The change waits, without the GIL, and goes on when the section ends; inside, nothing moves."""
+    """The change is seen to wait, and goes on when the section ends; inside, nothing moves."""
     put(vm, 0, 0, 1, hva=PAGE)
+    vm.stall_warning_ms = 1
     done = threading.Event()
 
     def change() -> None:
@@ -413,13 +418,15 @@ def test_section_holds_up_a_change(vm: VM) -> None:
     with vm.read():
         assert vm.gfn_to_hva(0) == PAGE
         thread.start()
-        assert not done.wait(0.15)
+        while not (vm.stats()["stalls"] or done.is_set()):
+            time.sleep(0.001)
+        assert not done.is_set()
         assert vm.gfn_to_hva(0) == PAGE
         assert vm.gfn_to_memslot(7) is None
         assert not vm.gfn_to_memslot(0).is_invalid
         assert [slot.base_gfn for slot in vm.memslots()] == [0]
         assert vm.hva_to_gfns(PAGE)[0][1] == 0
-    assert done.wait(30)
+    assert done.wait(60)
     thread.join()
     assert vm.gfn_to_hva(7) == PAGE
     assert vm.stats()["grace_waits"] >= 1
@@ -477,7 +484,7 @@ def test_what_waits_has_no_gil(vm: VM, call: str) -> None:
         assert threads[2].is_alive()
         assert vm.gfn_to_memslot(5) is None
     for thread in threads:
-        thread.join(30)
+        thread.join(60)
         assert not thread.is_alive()
 
 
@@ -502,7 +509,7 @@ def test_lookups_of_others_do_not_wait_for_a_waiting_change(vm: VM) -> None:
     assert len(vm.memslots()) in (1, 2)
     leave.set()
     for t in (thread, changer):
-        t.join(30)
+        t.join(60)
         assert not t.is_alive()
     assert len(vm) == 2
 
@@ -670,7 +677,8 @@ FORK = """
 import os, sys, threading, time, warnings
 warnings.simplefilter("ignore", DeprecationWarning)  # 3.12: threads and fork
 import numpy as np
-from memslots import VM, ForkedError, Listener, MemFlag, MEMSLOT_DTYPE
+from memslots import VM, ForkedError, Listener, MemFlag, ReaderStallWarning, MEMSLOT_DTYPE
+warnings.simplefilter("ignore", ReaderStallWarning)  # a busy machine makes any reader slow
 
 vm = VM()
 def put(vm, id, base, npages, flags=0):
@@ -726,7 +734,8 @@ def fork(*calls):
         finally:
             sys.stderr.flush()
             os._exit(status)
-    for _ in range(200):
+    end = time.monotonic() + 60
+    while time.monotonic() < end:
         done, status = os.waitpid(pid, os.WNOHANG)
         if done:
             assert status == 0, status
@@ -814,8 +823,9 @@ EXITS = {
 def test_interpreter_ends_beside(kind: str) -> None:
     """A daemon thread is wherever it is when the process ends: it ends, without a word."""
     script = f"""
-import threading, time
-from memslots import VM
+import threading, time, warnings
+from memslots import VM, ReaderStallWarning
+warnings.simplefilter("ignore", ReaderStallWarning)  # a busy machine makes any reader slow
 vm = VM()
 def put(id, base):
     vm.set_user_memory_region(id, guest_phys_addr=base * 4096, memory_size=4096)
