@@ -543,6 +543,8 @@ static void finish_orphan(struct ms_vm *vm)
 {
 	struct ms_update *u = atomic_load_explicit(&vm->update, memory_order_relaxed);
 
+	if (u->in_step) /* its thread has ended in a hook of a swap, whose readers it may not have waited for */
+		vm_swap_end(vm, u->as_id);
 	if (!u->returning) {
 		finish(u, false);
 		return;
@@ -584,13 +586,10 @@ static void give_up(struct ms_update *u)
 	vm_orphan(vm, finish_orphan);
 }
 
-/* Inside a hook of its own step, as a hook of any change that does not return, it keeps the lock for ever. */
 static void thread_ended(struct thread_end *end)
 {
 	struct ms_update *u = container_of(end, struct ms_update, end);
 
-	if (u->in_step)
-		return;
 	u->lost = true;
 	give_up(u);
 }

@@ -92,7 +92,8 @@ cdef class SlotHandle:
 cdef class Update:
     """The steps of a change one by one, between ``with vm.begin_update() as u:`` and its end.
 
-    The VM's lock is held meanwhile, by the thread that entered: another one gets ReentrantChangeError.  ``u.active``
+    The VM's lock is held meanwhile, by the thread that entered: another one gets ReentrantChangeError.  When that
+    thread ends inside, what it did is taken back, and the update may be entered again.  ``u.active``
     and ``u.inactive`` are the slots of the two sets, as handles; ``u.copy(old, **fields)`` makes a draft; replace,
     invalidate, swap and activate are KVM's.  Leaving with the two sets alike keeps what was done; leaving with them
     different, or with an INVALID slot, or by an exception, rolls back, and raises UpdateError or lets the exception

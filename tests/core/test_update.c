@@ -1561,6 +1561,18 @@ static void check_lost(void)
 	CHECK_EQ(ms_update_end(next, true, NULL), 0);
 }
 
+/* Its thread's end has done all that there was to do. */
+static void let_go(void)
+{
+	uint64_t active = atomic_load(&vm->active);
+	vm_adopt_fn *orphan = atomic_load(&vm->orphan);
+
+	ms_update_abandon(update);
+	CHECK_EQ(atomic_load(&vm->active), active);
+	CHECK(atomic_load(&vm->orphan) == orphan);
+	CHECK(!vm->husks || !vm->husks->next);
+}
+
 /* As one that was dropped: the next call that wants the lock gets it.  What is left of it may be given up before
  * that, after it, or never. */
 static void die(const struct half *half, enum end end, enum taker taker, unsigned given_up)
@@ -1573,7 +1585,7 @@ static void die(const struct half *half, enum end end, enum taker taker, unsigne
 	by_another_thread(die_inside, &how);
 	CHECK(!vm->update || atomic_load(&vm->orphan)); /* else the next one would wait for ever */
 	if (given_up == 1)
-		ms_update_abandon(update);
+		let_go();
 	take(taker);
 	steps++;
 	if (taker == BY_DESTROY)
@@ -1582,11 +1594,11 @@ static void die(const struct half *half, enum end end, enum taker taker, unsigne
 		if (!given_up)
 			check_lost();
 		if (given_up != 1)
-			ms_update_abandon(update);
+			let_go();
 		CHECK_EQ(ms_update_end(begun(vm, SPACE), true, NULL), 0);
 		CHECK(!vm->husks); /* and nothing is left */
 	} else if (given_up == 2) {
-		ms_update_abandon(update);
+		let_go();
 	}
 	check_taken_back(taker, &before);
 }
@@ -1623,6 +1635,70 @@ static void test_dying_inside_two(void)
 		check_sound(vms[i]);
 		ms_vm_destroy(vms[i]);
 	}
+}
+
+/* A thread ends inside a hook of its own step: of the flush, or of the report that a reader holds its swap up. */
+static void end_in_flush(void *opaque, const struct ms_memslot *active, const struct ms_memslot *old)
+{
+	(void)opaque;
+	(void)active;
+	(void)old;
+	pthread_exit(NULL);
+}
+
+static void end_in_report(void *opaque, const struct ms_stall *stall)
+{
+	(void)opaque;
+	(void)stall;
+	pthread_exit(NULL);
+}
+
+static void *invalidate_and_die(void *unused)
+{
+	struct ms_slot *out;
+
+	update = begun(vm, SPACE);
+	ms_update_invalidate(update, found(true, 1), &out, NULL);
+	CHECK(false);
+	return unused;
+}
+
+static void test_dying_in_flush(void)
+{
+	static const struct ms_listener ends = { .flush = end_in_flush };
+	struct picture before, after;
+
+	vm = vm_with_slots(SPACES);
+	CHECK_EQ(ms_add_listener(vm, &ends, NULL), 0);
+	before = picture_of(vm);
+	by_another_thread(invalidate_and_die, NULL);
+	check_sound(vm);
+	after = picture_of(vm);
+	CHECK(same_picture(&before, &after));
+	ms_update_abandon(update);
+	done();
+}
+
+/* Whoever is next waits for the reader that the dead thread was waiting for. */
+static void test_dying_in_report(void)
+{
+	struct picture before, after;
+	uint64_t periods;
+
+	vm = vm_with_slots(SPACES);
+	before = picture_of(vm);
+	CHECK_EQ(ms_set_stall_report(vm, 1, end_in_report, NULL, NULL), 0);
+	CHECK_EQ(ms_read_lock(vm), 0);
+	by_another_thread(invalidate_and_die, NULL);
+	periods = atomic_load(&vm->srcu.periods);
+	CHECK_EQ(ms_generation(vm, SPACE) >> 63, 0); /* of what this section sees */
+	ms_read_unlock(vm);
+	check_sound(vm);
+	CHECK_EQ(atomic_load(&vm->srcu.periods), periods + 2); /* the dead thread's, and the one of the way back */
+	after = picture_of(vm);
+	CHECK(same_picture(&before, &after));
+	ms_update_abandon(update);
+	done();
 }
 
 /* A thread ends while another one gives its update up and a third waits for the lock. */
@@ -1665,6 +1741,7 @@ static void test_dying_beside_fork(void)
 {
 	vm = vm_with_slots(SPACES);
 	for (uint64_t i = 0; i < test_times(60); i++) {
+		struct dying how = { &halves[i % ARRAY_SIZE(halves)], PLAINLY };
 		pthread_t thread = started(begin_and_leave, NULL);
 		pid_t child = fork();
 		int status = -1;
@@ -1672,10 +1749,7 @@ static void test_dying_beside_fork(void)
 		if (!child) {
 			alarm(5);
 			vm = vm_with_slots(SPACES);
-			if (TEST_THREAD_SANITIZED) /* it knows no threads in a child */
-				begin_and_leave(NULL);
-			else
-				by_another_thread(die_inside, &(struct dying){ &halves[i % ARRAY_SIZE(halves)], PLAINLY });
+			by_another_thread(die_inside, &how);
 			check_sound(vm);
 			ms_vm_destroy(vm);
 			_exit(0);
@@ -1719,8 +1793,11 @@ int main(int argc, char **argv)
 	destroy_in_child(true);
 	test_dying_threads();
 	test_dying_inside_two();
+	test_dying_in_flush();
+	test_dying_in_report();
 	test_dying_beside_abandon();
-	test_dying_beside_fork();
+	if (!TEST_THREAD_SANITIZED) /* it knows no threads in a child */
+		test_dying_beside_fork();
 	printf("update: %" PRIu64 " allocations failed, %" PRIu64 " of them unheard\n", injections, unheard);
 	return test_done("update", steps, "steps");
 }
