@@ -79,6 +79,8 @@
 #define synchronize_srcu ms_synchronize_srcu
 #define synchronize_srcu_others ms_synchronize_srcu_others
 #define thread_clock_ns ms_thread_clock_ns
+#define thread_end_add ms_thread_end_add
+#define thread_end_remove ms_thread_end_remove
 #define thread_new_number ms_thread_new_number
 #define thread_os_id ms_thread_os_id
 #define thread_self ms_thread_self
@@ -86,6 +88,7 @@
 #define thread_wake_all ms_thread_wake_all
 #define tree_search_many ms_tree_search_many
 #define vm_flush ms_vm_flush
+#define vm_free_husks ms_vm_free_husks
 #define vm_index_get ms_vm_index_get
 #define vm_index_make ms_vm_index_make
 #define vm_index_pays ms_vm_index_pays

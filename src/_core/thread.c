@@ -21,6 +21,10 @@ static _Atomic uint64_t last_number; /* row "thread numbers": relaxed, only uniq
 static _Atomic uint64_t forks;       /* row "forks": written by the only thread of a new child */
 static pthread_once_t once = PTHREAD_ONCE_INIT;
 
+static pthread_mutex_t ends_lock = PTHREAD_MUTEX_INITIALIZER;
+static struct thread_end *ends; /* of all threads: few, since each is an update that is running */
+static pthread_key_t ending;
+
 uint64_t thread_new_number(void)
 {
 	return atomic_fetch_add_explicit(&last_number, 1, memory_order_relaxed) + 1;
@@ -31,20 +35,84 @@ uint64_t ms_thread_number(void)
 	return thread_number();
 }
 
+static void before_fork(void)
+{
+	pthread_mutex_lock(&ends_lock);
+}
+
+static void after_fork(void)
+{
+	pthread_mutex_unlock(&ends_lock);
+}
+
 static void in_child(void)
 {
 	atomic_fetch_add_explicit(&forks, 1, memory_order_relaxed);
+	pthread_mutex_unlock(&ends_lock);
 }
 
-static void watch_forks(void)
+static void unlink_end(struct thread_end *end)
 {
-	pthread_atfork(NULL, NULL, in_child);
+	*end->link = end->next;
+	if (end->next)
+		end->next->link = end->link;
+	end->link = NULL;
+}
+
+static void run_ends(void *number)
+{
+	struct thread_end *next;
+
+	pthread_mutex_lock(&ends_lock);
+	for (struct thread_end *end = ends; end; end = next) {
+		next = end->next;
+		if (end->owner != (uint64_t)(uintptr_t)number)
+			continue;
+		unlink_end(end);
+		end->run(end);
+	}
+	pthread_mutex_unlock(&ends_lock);
+}
+
+static void prepare_process(void)
+{
+	pthread_key_create(&ending, run_ends);
+	pthread_atfork(before_fork, after_fork, in_child);
 }
 
 uint64_t process_forks(void)
 {
-	pthread_once(&once, watch_forks);
+	pthread_once(&once, prepare_process);
 	return atomic_load_explicit(&forks, memory_order_relaxed);
+}
+
+bool thread_end_add(struct thread_end *end, thread_end_fn *run)
+{
+	pthread_once(&once, prepare_process);
+	end->owner = thread_number();
+	end->run = run;
+	if (pthread_setspecific(ending, (void *)(uintptr_t)end->owner))
+		return false;
+	pthread_mutex_lock(&ends_lock);
+	end->next = ends;
+	end->link = &ends;
+	if (ends)
+		ends->link = &end->next;
+	ends = end;
+	pthread_mutex_unlock(&ends_lock);
+	return true;
+}
+
+bool thread_end_remove(struct thread_end *end)
+{
+	bool was_in;
+
+	pthread_mutex_lock(&ends_lock);
+	was_in = end->link;
+	if (was_in)
+		unlink_end(end);
+	pthread_mutex_unlock(&ends_lock);
+	return was_in;
 }
 
 uint64_t thread_clock_ns(void)

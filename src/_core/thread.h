@@ -7,6 +7,8 @@
  * but process_forks() differs from the one that a VM remembers.
  *
  * A wait is always bounded by its caller and may end early; the caller looks at its condition again.
+ *
+ * Locking: ends_lock (thread.c) for the list of what is to be done when threads end; a leaf, but for what that does.
  */
 #ifndef MS_THREAD_H
 #define MS_THREAD_H
@@ -33,6 +35,22 @@ static inline uint64_t thread_number(void)
 		thread_self.number = thread_new_number();
 	return thread_self.number;
 }
+
+/* What is to be done when the thread that asked for it ends. */
+struct thread_end;
+typedef void thread_end_fn(struct thread_end *end);
+
+struct thread_end {
+	uint64_t owner; /* a thread_number(), for ever */
+	thread_end_fn *run;
+	struct thread_end *next, **link; /* under ends_lock; link NULL: in no list */
+};
+
+/* From here on run(end) comes when the calling thread ends, in that thread and under ends_lock -> false: no memory. */
+bool thread_end_add(struct thread_end *end, thread_end_fn *run);
+
+/* By any thread -> whether it was still to come.  If not, it is over: *end and what it led to may go. */
+bool thread_end_remove(struct thread_end *end);
 
 /* How often this process and its ancestors have forked since the library was loaded. */
 uint64_t process_forks(void);

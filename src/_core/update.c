@@ -11,7 +11,11 @@
  *       not depend on each other;
  *   U2  every slot that is not in both sets, or was not at begin, is in `touched`, once.
  *
- * Locking: slots_lock from begin to end, by the thread that began.
+ *   U3  whoever may have a pointer to an update can ask it whose it is: one whose thread has ended stays, as a husk,
+ *       until it is given up or the VM goes.  Thread numbers are not used again, so no step ever enters a husk.
+ *
+ * Locking: slots_lock from begin to end, by the thread that began.  ends_lock (thread.h) decides who gives an update
+ * up, its thread's end or somebody else.
  * Cost: as region.c for each step; taking back O(steps log n), at most one swap, no memory.
  */
 #include <errno.h>
@@ -36,10 +40,13 @@ struct list {
 };
 
 struct ms_update {
+	struct vm_husk husk;
+	struct thread_end end; /* with the thread that began, the only one that makes steps */
 	struct ms_vm *vm;
 	uint32_t as_id;
 	bool in_step;   /* the owner's step is inside a flush hook, or waits for readers and may be reporting one */
 	bool abandoned; /* ... which has given the update up */
+	bool lost;      /* its thread has ended: a husk stays (U3) */
 	bool returning; /* abandoned: the set of the beginning is published, the grace period is still to come */
 	struct list edits, touched;
 };
@@ -107,11 +114,16 @@ static int no_memory(struct ms_error *err)
 	return vm_refuse(err, ENOMEM, MS_RULE_NO_MEMORY, 0, NULL);
 }
 
+static bool is_own(const struct ms_update *u)
+{
+	return u->end.owner == thread_number();
+}
+
 static int check_caller(const struct ms_update *u, struct ms_error *err)
 {
 	if (u->vm->forks != process_forks())
 		return vm_refuse(err, EIO, MS_RULE_FORKED, 0, NULL);
-	if (atomic_load_explicit(&u->vm->slots_lock.owner, memory_order_relaxed) != thread_number())
+	if (!is_own(u))
 		return vm_refuse(err, EBUSY, MS_RULE_UPDATE, 0, NULL);
 	if (thread_self.sections)
 		return vm_refuse(err, EDEADLK, MS_RULE_READ_SECTION, 0, NULL);
@@ -338,9 +350,12 @@ static struct memslot_set *set_of(struct ms_update *u, bool active)
 size_t ms_update_slots(struct ms_update *u, bool active, struct ms_slot **out, size_t room)
 {
 	const struct memslot_set *set = set_of(u, active);
-	struct memslot *slot = u->vm->design->first_from(set, 0);
+	struct memslot *slot;
 	size_t nr = 0;
 
+	if (!is_own(u))
+		return 0;
+	slot = u->vm->design->first_from(set, 0);
 	for (; slot; slot = u->vm->design->next(set, slot), nr++)
 		if (nr < room)
 			out[nr] = handle_of(slot);
@@ -349,12 +364,13 @@ size_t ms_update_slots(struct ms_update *u, bool active, struct ms_slot **out, s
 
 struct ms_slot *ms_update_find(struct ms_update *u, bool active, uint32_t id)
 {
-	return handle_of(u->vm->design->find(set_of(u, active), id));
+	return is_own(u) ? handle_of(u->vm->design->find(set_of(u, active), id)) : NULL;
 }
 
 int ms_update_value(struct ms_update *u, const struct ms_slot *slot, struct ms_memslot *out)
 {
-	(void)u;
+	if (!is_own(u))
+		return -EBUSY;
 	if (!slot)
 		return -EINVAL;
 	*out = memslot_value(slot_of(slot));
@@ -362,6 +378,19 @@ int ms_update_value(struct ms_update *u, const struct ms_slot *slot, struct ms_m
 }
 
 /* ---- begin and end ---- */
+
+static void thread_ended(struct thread_end *end);
+
+/* The caller's until its thread ends. */
+static struct ms_update *alloc_update(struct ms_vm *vm)
+{
+	struct ms_update *u = memory_zalloc(&vm->memory, sizeof(*u));
+
+	if (u && thread_end_add(&u->end, thread_ended))
+		return u;
+	memory_free(&vm->memory, u, sizeof(*u));
+	return NULL;
+}
 
 int ms_update_begin(struct ms_vm *vm, uint32_t as_id, struct ms_update **out, struct ms_error *err)
 {
@@ -380,7 +409,8 @@ int ms_update_begin(struct ms_vm *vm, uint32_t as_id, struct ms_update **out, st
 		vm_unlock(vm);
 		return vm_refuse(err, EBUSY, MS_RULE_HOOK, 0, NULL);
 	}
-	u = memory_zalloc(&vm->memory, sizeof(*u));
+	vm_free_husks(vm, false);
+	u = alloc_update(vm);
 	if (!u) {
 		vm_unlock(vm);
 		return no_memory(err);
@@ -461,8 +491,14 @@ static void free_update(struct ms_update *u)
 
 	memory_free(&vm->memory, u->edits.items, u->edits.room * sizeof(struct edit));
 	memory_free(&vm->memory, u->touched.items, u->touched.room * sizeof(struct touched));
-	memory_free(&vm->memory, u, sizeof(*u));
 	atomic_store_explicit(&vm->update, NULL, memory_order_relaxed);
+	if (!u->lost) {
+		memory_free(&vm->memory, u, sizeof(*u));
+		return;
+	}
+	u->husk.size = sizeof(*u);
+	u->husk.next = vm->husks;
+	vm->husks = &u->husk;
 }
 
 /* Everything but the lock. */
@@ -490,11 +526,12 @@ static int may_end(const struct ms_update *u, struct ms_error *err)
 int ms_update_end(struct ms_update *u, bool keep, struct ms_error *err)
 {
 	struct ms_vm *vm = u->vm;
-	int r = may_end(u, err);
+	int r = check_caller(u, err);
 	bool alike;
 
 	if (r)
 		return r;
+	thread_end_remove(&u->end);
 	u->in_step = true; /* there is nothing left to give up */
 	alike = finish(u, keep);
 	vm_unlock(vm);
@@ -506,6 +543,8 @@ static void finish_orphan(struct ms_vm *vm)
 {
 	struct ms_update *u = atomic_load_explicit(&vm->update, memory_order_relaxed);
 
+	if (u->in_step) /* its thread has ended in a hook of a swap, whose readers it may not have waited for */
+		vm_swap_end(vm, u->as_id);
 	if (!u->returning) {
 		finish(u, false);
 		return;
@@ -518,7 +557,7 @@ static void finish_orphan(struct ms_vm *vm)
 
 static bool inside_own_step(const struct ms_update *u)
 {
-	return atomic_load_explicit(&u->vm->slots_lock.owner, memory_order_relaxed) == thread_number() && u->in_step;
+	return is_own(u) && u->in_step;
 }
 
 /* All that needs no waiting: readers see the set of the beginning again. */
@@ -529,17 +568,12 @@ static void go_back(struct ms_update *u)
 	u->returning = true;
 }
 
-/* A collector calls this, anywhere: it waits for nobody (a reader might wait for what the collector's thread holds). */
-void ms_update_abandon(struct ms_update *u)
+/* Waits for nobody: a reader might wait for what a collector's thread holds, and a thread that ends for neither. */
+static void give_up(struct ms_update *u)
 {
 	struct ms_vm *vm = u->vm;
-	int r;
+	int r = may_end(u, NULL);
 
-	if (inside_own_step(u)) {
-		u->abandoned = true;
-		return;
-	}
-	r = may_end(u, NULL);
 	if (r == -EIO) /* a child has no writer that could wait for the lock */
 		return;
 	if (!r && !edited(u, vm_active_set(vm, u->as_id))) {
@@ -550,4 +584,23 @@ void ms_update_abandon(struct ms_update *u)
 	if (!r)
 		go_back(u);
 	vm_orphan(vm, finish_orphan);
+}
+
+static void thread_ended(struct thread_end *end)
+{
+	struct ms_update *u = container_of(end, struct ms_update, end);
+
+	u->lost = true;
+	give_up(u);
+}
+
+/* A collector calls this, anywhere. */
+void ms_update_abandon(struct ms_update *u)
+{
+	if (!thread_end_remove(&u->end))
+		atomic_store_explicit(&u->husk.given_back, 1, memory_order_release); /* whose thread has ended */
+	else if (inside_own_step(u))
+		u->abandoned = true;
+	else
+		give_up(u);
 }

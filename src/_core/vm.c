@@ -365,8 +365,24 @@ int ms_vm_close(struct ms_vm *vm, struct ms_error *err)
 	return 0;
 }
 
+void vm_free_husks(struct ms_vm *vm, bool all)
+{
+	struct vm_husk *husk, **link = &vm->husks;
+
+	while ((husk = *link)) {
+		if (!all && !atomic_load_explicit(&husk->given_back, memory_order_acquire)) {
+			link = &husk->next;
+			continue;
+		}
+		*link = husk->next;
+		memory_free(&vm->memory, husk, husk->size);
+	}
+}
+
+/* And what else callers may have kept a pointer to until now. */
 static void free_vcpus(struct ms_vm *vm)
 {
+	vm_free_husks(vm, true);
 	for (struct ms_vcpu *vcpu = vm->vcpus, *next; vcpu; vcpu = next) {
 		next = vcpu->next;
 		memory_free_lines(&vm->memory, vcpu, sizeof(*vcpu));

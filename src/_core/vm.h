@@ -29,6 +29,13 @@ struct slots_lock {
 	_Atomic uint64_t owner; /* thread_number(); only compared with one's own */
 };
 
+/* Begins what somebody may still have a pointer to when it is over: an update whose thread has ended. */
+struct vm_husk {
+	struct vm_husk *next;         /* under slots_lock */
+	size_t size;                  /* of all that it begins */
+	_Atomic uint32_t given_back;  /* nobody has a pointer any more; row "husk" */
+};
+
 struct vm_counts { /* row "counters": relaxed, written under slots_lock */
 	_Atomic uint64_t change[MS_FLAGS_ONLY + 1];
 	_Atomic uint64_t noops, refused;
@@ -52,6 +59,7 @@ struct ms_vm {
 	bool closed;
 	_Atomic(struct ms_update *) update; /* the one that holds the lock, or NULL; row "orphan" */
 	_Atomic(vm_adopt_fn *) orphan; /* row "orphan": how to end an update that was dropped where nobody could wait */
+	struct vm_husk *husks;
 	const struct ms_listener **listeners;
 	size_t nr_listeners, listeners_size; /* size in bytes, of what was allocated */
 	struct ms_vcpu *vcpus;
@@ -125,6 +133,9 @@ void vm_unlock(struct ms_vm *vm);
 
 /* Leaves the lock, held, to whoever wants it next: that thread calls adopt, and then has it. */
 void vm_orphan(struct ms_vm *vm, vm_adopt_fn *adopt);
+
+/* Frees the husks that were given back, or all.  Under slots_lock, or when nobody uses the VM any more. */
+void vm_free_husks(struct ms_vm *vm, bool all);
 
 /* Puts the rule into *err, which may be NULL, and returns -code. */
 int vm_refuse(struct ms_error *err, int code, enum ms_rule rule, uint64_t limit, const struct memslot *other);

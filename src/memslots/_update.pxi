@@ -13,6 +13,7 @@ cdef class ReadSection:
     def __cinit__(self, VM vm not None):
         self.vm = vm
 
+    @cython.critical_section
     def __enter__(self):
         cdef uint64_t me = ms_thread_number()
         _check_open(self.vm)
@@ -25,6 +26,7 @@ cdef class ReadSection:
         self.depth += 1
         return self.vm
 
+    @cython.critical_section
     def __exit__(self, *exc_info):
         if not self.depth or self.owner != ms_thread_number():
             raise RuntimeError("a read section is left once, by the thread that entered it")
@@ -64,8 +66,10 @@ cdef class SlotHandle:
     @property
     def memslot(self):
         """The values, as a MemorySlot."""
+        cdef ms_slot *slot = self._use(self.update)
         cdef ms_memslot value
-        ms_update_value(self.update._u, self._use(self.update), &value)
+        if ms_update_value(self.update._u, slot, &value):
+            raise self.update._of_another_thread()
         return _slot(&value)
 
     def __eq__(self, other):
@@ -90,7 +94,8 @@ cdef class SlotHandle:
 cdef class Update:
     """The steps of a change one by one, between ``with vm.begin_update() as u:`` and its end.
 
-    The VM's lock is held meanwhile, by the thread that entered: another one gets ReentrantChangeError.  ``u.active``
+    The VM's lock is held meanwhile, by the thread that entered: another one gets ReentrantChangeError.  When that
+    thread ends inside, what it did is taken back, and the update may be entered again.  ``u.active``
     and ``u.inactive`` are the slots of the two sets, as handles; ``u.copy(old, **fields)`` makes a draft; replace,
     invalidate, swap and activate are KVM's.  Leaving with the two sets alike keeps what was done; leaving with them
     different, or with an INVALID slot, or by an exception, rolls back, and raises UpdateError or lets the exception
@@ -99,8 +104,8 @@ cdef class Update:
     cdef readonly VM vm
     cdef readonly uint32_t as_id
     cdef ms_update *_u
-    cdef uint64_t _run         # which `with` block this is: handles of an earlier one lead nowhere
-    cdef unsigned long _owner  # the thread that entered, the only one that touches _u
+    cdef uint64_t _run    # which `with` block this is: handles of an earlier one lead nowhere
+    cdef uint64_t _owner  # the thread that entered, the only one that touches _u; Python's idents are used again
 
     def __cinit__(self, VM vm not None, as_id=0):
         self.vm = vm
@@ -113,9 +118,12 @@ cdef class Update:
             with nogil:
                 ms_update_abandon(u)
 
+    cdef object _of_another_thread(self):
+        return refused(errno.EBUSY, "UPDATE", 0, None, Request(as_id=self.as_id))
+
     cdef int _check_running(self) except -1:
-        if self._owner and self._owner != PyThread_get_thread_ident():
-            raise refused(errno.EBUSY, "UPDATE", 0, None, Request(as_id=self.as_id))
+        if self._owner and self._owner != ms_thread_number():
+            raise self._of_another_thread()
         if self._u is NULL:
             raise UpdateError(errno.EINVAL, "the update is not running: use it inside its with block", rule="HANDLE")
         return 0
@@ -128,19 +136,23 @@ cdef class Update:
 
     def __enter__(self):
         cdef ms_update *u = NULL
+        cdef ms_update *lost
         cdef ms_error err
         cdef int r
         cdef uint32_t as_id = self.as_id
         _check_open(self.vm)
-        if self._owner == PyThread_get_thread_ident():
+        if self._owner == ms_thread_number():
             raise UpdateError(errno.EINVAL, "the update is running already", rule="HANDLE")
         with nogil:
             r = ms_update_begin(self.vm._vm, as_id, &u, &err)
         if r:
             raise _refusal(self.vm, r, &err, Request(as_id=as_id))
+        lost = self._u  # whoever has the lock now is the only one: this one's thread has ended inside
         self._u = u
         self._run += 1
-        self._owner = PyThread_get_thread_ident()
+        self._owner = ms_thread_number()
+        if lost is not NULL:
+            ms_update_abandon(lost)
         return self
 
     def __exit__(self, exc_type, exc, traceback):
@@ -150,35 +162,44 @@ cdef class Update:
         cdef int r
         self._check_running()
         u = self._u
-        self._u = NULL  # before the GIL goes: nobody else may come by u
+        self._u = NULL  # before the GIL goes: nobody else may come by u, and once the lock is free this may be
+        self._owner = 0  # the run of the thread that takes it next
         with nogil:
             r = ms_update_end(u, keep, &err)
-        if r and err.rule != MS_RULE_SETS_DIFFER:
+        if r and err.rule != MS_RULE_SETS_DIFFER:  # the lock is still this thread's
             self._u = u
-        else:
-            self._owner = 0
+            self._owner = ms_thread_number()
         if r:
             raise _refusal(self.vm, r, &err, Request())
         self._report()
 
-    cdef SlotHandle _handle(self, ms_slot *slot):
+    cdef SlotHandle _handle(self):
+        """One that leads nowhere yet.  Making it may run a collector, and so anybody's code, which may end this run
+        and begin another: so it is made before the slot is looked for."""
         cdef SlotHandle handle = SlotHandle.__new__(SlotHandle)
         handle.update = self
-        handle._slot = slot
-        handle._run = self._run
         return handle
 
     cdef tuple _handles(self, bint active):
         cdef size_t room, i
         cdef ms_slot **slots
+        cdef uint64_t run
+        cdef SlotHandle handle
+        cdef list handles = []
         self._check_running()
+        run = self._run  # when the slots were there: making the handles may run anybody's code
         room = ms_update_slots(self._u, active, NULL, 0)
         slots = <ms_slot **>malloc((room + 1) * sizeof(ms_slot *))
         if slots is NULL:
             raise _out_of_memory()
         try:
             ms_update_slots(self._u, active, slots, room)
-            return tuple([self._handle(slots[i]) for i in range(room)])
+            for i in range(room):
+                handle = self._handle()
+                handle._slot = slots[i]
+                handle._run = run
+                handles.append(handle)
+            return tuple(handles)
         finally:
             free(slots)
 
@@ -196,45 +217,46 @@ cdef class Update:
         """The handle of the slot with this id in the active (or inactive) set, or None."""
         cdef uint32_t number = _u32(id, "id")
         cdef bint in_active = bool(active)
-        cdef ms_slot *slot
+        cdef SlotHandle handle = self._handle()
         self._check_running()
-        slot = ms_update_find(self._u, in_active, number)
-        return self._handle(slot) if slot is not NULL else None
+        handle._slot = ms_update_find(self._u, in_active, number)
+        handle._run = self._run
+        return handle if handle._slot is not NULL else None
 
     def copy(self, SlotHandle old, **fields):
         """A draft with the values of old but for the fields given: base_gfn, npages, userspace_addr, flags, and id
         where old is None (kvm_copy_memslot()).  Logging that goes on keeps its bitmap."""
-        cdef dict numbers = _draft_fields(fields, old is None)
+        cdef _Draft draft
         cdef ms_slot *slot = NULL
+        cdef SlotHandle handle
         cdef ms_memslot value
-        cdef ms_slot *draft
         cdef ms_error err
         cdef int r
+        _read_draft(fields, old is None, &draft)
+        handle = self._handle()
         self._check_running()
         memset(&value, 0, sizeof(value))
         if old is not None:
             slot = old._use(self)
             ms_update_value(self._u, slot, &value)
             value.flags &= 0xFFFF
-        value.id = numbers.get("id", value.id)
-        value.base_gfn = numbers.get("base_gfn", value.base_gfn)
-        value.npages = numbers.get("npages", value.npages)
-        value.userspace_addr = numbers.get("userspace_addr", value.userspace_addr)
-        value.flags = numbers.get("flags", value.flags)
+        _fill_draft(&draft, &value)
         with nogil:
-            r = ms_update_copy(self._u, slot, &value, &draft, &err)
+            r = ms_update_copy(self._u, slot, &value, &handle._slot, &err)
         if r:
-            raise _refusal(self.vm, r, &err, Request(value.id, self.as_id, value.base_gfn << 12, value.npages << 12,
-                                                     value.userspace_addr, value.flags))
-        return self._handle(draft)
+            raise _refusal(self.vm, r, &err, self._request(&value))
+        handle._run = self._run
+        return handle
 
-    cdef object _request(self, SlotHandle new):
-        cdef ms_memslot value
-        if new is None:
-            return Request(as_id=self.as_id)
-        ms_update_value(self._u, new._slot, &value)
+    cdef object _request(self, const ms_memslot *value):
         return Request(value.id, self.as_id, value.base_gfn << 12, value.npages << 12, value.userspace_addr,
                        value.flags)
+
+    cdef object _place_request(self, ms_slot *new_slot):
+        cdef ms_memslot value
+        if new_slot is NULL or ms_update_value(self._u, new_slot, &value):
+            return Request(as_id=self.as_id)
+        return self._request(&value)
 
     def replace(self, SlotHandle old, SlotHandle new):
         """Puts new where old is in the inactive set; None for old adds, None for new removes
@@ -247,22 +269,23 @@ cdef class Update:
         with nogil:
             r = ms_update_replace(self._u, old_slot, new_slot, &err)
         if r:
-            raise _refusal(self.vm, r, &err, self._request(new))
+            raise _refusal(self.vm, r, &err, self._place_request(new_slot))
         self._report()
 
     def invalidate(self, SlotHandle slot not None):
         """Replaces slot by an INVALID copy in the inactive set, swaps, runs flush; returns the copy, which is active
         now (kvm_invalidate_memslot())."""
+        cdef SlotHandle handle = self._handle()
         cdef ms_slot *old_slot = slot._use(self)
-        cdef ms_slot *inv
         cdef ms_error err
         cdef int r
         with nogil:
-            r = ms_update_invalidate(self._u, old_slot, &inv, &err)
+            r = ms_update_invalidate(self._u, old_slot, &handle._slot, &err)
         if r:
             raise _refusal(self.vm, r, &err, Request())
+        handle._run = self._run
         self._report()
-        return self._handle(inv)
+        return handle
 
     def swap(self):
         """Publishes the inactive set and waits until no reader uses the other (kvm_swap_active_memslots())."""
@@ -285,18 +308,43 @@ cdef class Update:
         with nogil:
             r = ms_update_activate(self._u, old_slot, new_slot, &err)
         if r:
-            raise _refusal(self.vm, r, &err, self._request(new))
+            raise _refusal(self.vm, r, &err, self._place_request(new_slot))
         self._report()
 
 
-cdef dict _draft_fields(dict fields, bint with_id):
-    """Plain ints, before anything of the update is looked at: an __index__ may end it."""
-    cdef dict numbers = {}
+cdef struct _Draft:  # the fields that were given
+    bint has_id, has_base_gfn, has_npages, has_userspace_addr, has_flags
+    ms_memslot value
+
+
+cdef int _read_draft(dict fields, bint with_id, _Draft *draft) except -1:
+    """Before anything of the update is looked at: an __index__ may end it."""
+    memset(draft, 0, sizeof(_Draft))
     for name, number in fields.items():
-        if name in ("base_gfn", "npages", "userspace_addr"):
-            numbers[name] = _u64(number, name)
-        elif name == "flags" or (name == "id" and with_id):
-            numbers[name] = _u32(number, name)
+        if name == "base_gfn":
+            draft.value.base_gfn, draft.has_base_gfn = _u64(number, name), True
+        elif name == "npages":
+            draft.value.npages, draft.has_npages = _u64(number, name), True
+        elif name == "userspace_addr":
+            draft.value.userspace_addr, draft.has_userspace_addr = _u64(number, name), True
+        elif name == "flags":
+            draft.value.flags, draft.has_flags = _u32(number, name), True
+        elif name == "id" and with_id:
+            draft.value.id, draft.has_id = _u32(number, name), True
         else:
             raise TypeError(f"copy() got an unexpected field {name!r}")
-    return numbers
+    return 0
+
+
+cdef void _fill_draft(const _Draft *draft, ms_memslot *value) noexcept:
+    """Without a Python object: no collector may run between looking at the update and the step."""
+    if draft.has_id:
+        value.id = draft.value.id
+    if draft.has_base_gfn:
+        value.base_gfn = draft.value.base_gfn
+    if draft.has_npages:
+        value.npages = draft.value.npages
+    if draft.has_userspace_addr:
+        value.userspace_addr = draft.value.userspace_addr
+    if draft.has_flags:
+        value.flags = draft.value.flags

@@ -135,7 +135,8 @@ static inline bool no_slot(const struct ms_memslot *slot)
 	return same_slot(slot, &(struct ms_memslot){ 0 });
 }
 
-/* What a VM without slots holds: its sets, its readers' records, its vCPUs, its list of listeners. */
+/* What a VM without slots holds: its sets, its readers' records, its vCPUs, its list of listeners, and what is left of
+ * updates whose threads have ended. */
 static inline void check_empty(struct ms_vm *vm)
 {
 	struct ms_stats stats = stats_of(vm);
@@ -144,6 +145,8 @@ static inline void check_empty(struct ms_vm *vm)
 	for (struct srcu_reader *r = atomic_load(&vm->srcu.readers); r; r = r->next)
 		blocks += r != &vm->srcu.shared;
 	for (struct ms_vcpu *vcpu = vm->vcpus; vcpu; vcpu = vcpu->next)
+		blocks++;
+	for (const struct vm_husk *husk = vm->husks; husk; husk = husk->next)
 		blocks++;
 	CHECK_EQ(stats.blocks, blocks);
 	CHECK_EQ(vm->memory.pool.bytes, 0);

@@ -610,11 +610,17 @@ static void test_places(void)
 
 enum { NR_STEPS = 6 };
 
+/* Without asking the update, which tells its own thread only. */
+static struct ms_slot *in_active_set(uint32_t id)
+{
+	return (struct ms_slot *)(void *)vm->design->find(vm_active_set(vm, SPACE), id);
+}
+
 /* Each would succeed now, were it let. */
 static int step(unsigned i, struct ms_error *err)
 {
 	struct ms_memslot value = value_of(20, 0x900, 1, LOG);
-	struct ms_slot *out = NULL, *slot = found(true, 4);
+	struct ms_slot *out = NULL, *slot = in_active_set(4);
 	int r;
 
 	switch (i) {
@@ -687,11 +693,24 @@ static void check_locked(struct ms_vm *of, int code, enum ms_rule rule)
 		CHECK_EQ(err[i].rule, rule);
 }
 
+static void check_looks(void)
+{
+	struct ms_slot *out[8], *in = in_active_set(4);
+	struct ms_memslot value;
+
+	CHECK_EQ(ms_update_slots(update, true, out, 8) + ms_update_slots(update, false, out, 8), 0);
+	CHECK(!ms_update_find(update, true, 0) && !ms_update_find(update, false, 0));
+	CHECK_EQ(ms_update_value(update, in, &value), -EBUSY);
+}
+
 static void *try_steps(void *unused)
 {
 	check_steps(-EBUSY, MS_RULE_UPDATE);
+	check_end(-EBUSY, MS_RULE_UPDATE);
+	check_looks();
 	CHECK_EQ(ms_read_lock(vm), 0);
 	check_steps(-EBUSY, MS_RULE_UPDATE); /* says the first thing that is wrong */
+	check_end(-EBUSY, MS_RULE_UPDATE);
 	ms_read_unlock(vm);
 	return unused;
 }
@@ -908,38 +927,27 @@ static void test_waiting(void)
 	done();
 }
 
-static void *end_it(void *keep)
-{
-	CHECK_EQ(ms_update_end(update, keep, NULL), 0);
-	return NULL;
-}
-
 static void *abandon_it(void *unused)
 {
 	ms_update_abandon(update);
 	return unused;
 }
 
-/* By whom an update is ended does not matter. */
+/* Who did not begin an update may only give it up. */
 static void test_end_elsewhere(void)
 {
-	for (size_t i = 0; i < 3 * ARRAY_SIZE(halves); i++) {
-		const struct half *half = &halves[i / 3];
+	for (size_t i = 0; i < ARRAY_SIZE(halves); i++) {
 		struct picture before, after;
 
 		vm = vm_with_slots(SPACES);
 		before = picture_of(vm);
 		update = begun(vm, SPACE);
-		half->steps();
-		if (i % 3 < 2)
-			by_another_thread(end_it, i % 3 && half->alike ? &vm : NULL);
-		else
-			by_another_thread(abandon_it, NULL);
-		if (i % 3 == 2)
-			check_sound(vm); /* takes the lock, and so ends what was abandoned */
+		halves[i].steps();
+		by_another_thread(abandon_it, NULL);
+		check_sound(vm); /* takes the lock, and so ends what was abandoned */
 		CHECK_EQ(vm->update, NULL);
 		after = picture_of(vm);
-		CHECK(same_picture(&before, &after) || (i % 3 == 1 && half->steps == half_exchanged));
+		CHECK(same_picture(&before, &after));
 		check_sound(vm);
 		done();
 	}
@@ -1513,6 +1521,246 @@ static void test_begin_in_hook_of_another(void)
 	end_vm(other);
 }
 
+/* ---- a thread that ends inside an update ---- */
+
+enum end { PLAINLY, INSIDE_A_SECTION, NR_ENDS };
+
+struct dying {
+	const struct half *half;
+	enum end end;
+};
+
+static void *die_inside(void *arg)
+{
+	const struct dying *how = arg;
+
+	update = begun(vm, SPACE);
+	how->half->steps();
+	if (how->end == INSIDE_A_SECTION)
+		CHECK_EQ(ms_read_lock(vm), 0);
+	return NULL;
+}
+
+/* In a thread that never held it, and that holds the next update of the same VM. */
+static void check_lost(void)
+{
+	struct ms_update *lost = update, *next = begun(vm, SPACE);
+
+	CHECK(next != lost);
+	for (unsigned i = 0; i < NR_STEPS; i++) {
+		struct ms_error err = { .rule = MS_RULE_NONE };
+
+		CHECK_EQ(step(i, &err), -EBUSY);
+		CHECK_EQ(err.rule, MS_RULE_UPDATE);
+	}
+	CHECK_EQ(ms_update_end(lost, true, NULL), -EBUSY);
+	CHECK_EQ(ms_update_end(lost, false, NULL), -EBUSY);
+	check_looks();
+	CHECK_EQ(vm->update, next);
+	CHECK_EQ(ms_update_swap(next, NULL), 0);
+	CHECK_EQ(ms_update_end(next, true, NULL), 0);
+}
+
+/* Its thread's end has done all that there was to do. */
+static void let_go(void)
+{
+	uint64_t active = atomic_load(&vm->active);
+	vm_adopt_fn *orphan = atomic_load(&vm->orphan);
+
+	ms_update_abandon(update);
+	CHECK_EQ(atomic_load(&vm->active), active);
+	CHECK(atomic_load(&vm->orphan) == orphan);
+	CHECK(!vm->husks || !vm->husks->next);
+}
+
+/* As one that was dropped: the next call that wants the lock gets it.  What is left of it may be given up before
+ * that, after it, or never. */
+static void die(const struct half *half, enum end end, enum taker taker, unsigned given_up)
+{
+	struct dying how = { half, end };
+	struct picture before;
+
+	vm = vm_with_slots(SPACES);
+	before = picture_of(vm);
+	by_another_thread(die_inside, &how);
+	CHECK(!vm->update || atomic_load(&vm->orphan)); /* else the next one would wait for ever */
+	if (given_up == 1)
+		let_go();
+	take(taker);
+	steps++;
+	if (taker == BY_DESTROY)
+		return;
+	if (taker == BY_CHECK) {
+		if (!given_up)
+			check_lost();
+		if (given_up != 1)
+			let_go();
+		CHECK_EQ(ms_update_end(begun(vm, SPACE), true, NULL), 0);
+		CHECK(!vm->husks); /* and nothing is left */
+	} else if (given_up == 2) {
+		let_go();
+	}
+	check_taken_back(taker, &before);
+}
+
+static void test_dying_threads(void)
+{
+	for (size_t i = 0; i < ARRAY_SIZE(halves); i++)
+		for (unsigned j = 0; j < NR_ENDS * NR_TAKERS * 3; j++)
+			die(&halves[i], j / 3 / NR_TAKERS, j / 3 % NR_TAKERS, j % 3);
+}
+
+/* Two updates of one thread, and one of a thread that goes on. */
+static void *die_inside_two(void *vms)
+{
+	struct ms_vm **of = vms;
+
+	begun(of[0], 0);
+	begun(of[1], 0);
+	return NULL;
+}
+
+static void test_dying_inside_two(void)
+{
+	struct ms_vm *vms[3] = { vm_with_slots(SPACES), vm_with_slots(SPACES), vm_with_slots(SPACES) };
+	struct ms_update *own = begun(vms[2], 0);
+
+	by_another_thread(die_inside_two, vms);
+	CHECK_EQ(set(vms[0], 0, 40, 0x1000, 1, 0), 0);
+	CHECK_EQ(set(vms[1], 0, 40, 0x1000, 1, 0), 0);
+	CHECK_EQ(vms[2]->update, own);
+	CHECK_EQ(ms_update_swap(own, NULL), 0);
+	CHECK_EQ(ms_update_end(own, true, NULL), 0);
+	for (size_t i = 0; i < ARRAY_SIZE(vms); i++) {
+		check_sound(vms[i]);
+		ms_vm_destroy(vms[i]);
+	}
+}
+
+/* A thread ends inside a hook of its own step: of the flush, or of the report that a reader holds its swap up. */
+static void end_in_flush(void *opaque, const struct ms_memslot *active, const struct ms_memslot *old)
+{
+	(void)opaque;
+	(void)active;
+	(void)old;
+	pthread_exit(NULL);
+}
+
+static void end_in_report(void *opaque, const struct ms_stall *stall)
+{
+	(void)opaque;
+	(void)stall;
+	pthread_exit(NULL);
+}
+
+static void *invalidate_and_die(void *unused)
+{
+	struct ms_slot *out;
+
+	update = begun(vm, SPACE);
+	ms_update_invalidate(update, found(true, 1), &out, NULL);
+	CHECK(false);
+	return unused;
+}
+
+static void test_dying_in_flush(void)
+{
+	static const struct ms_listener ends = { .flush = end_in_flush };
+	struct picture before, after;
+
+	vm = vm_with_slots(SPACES);
+	CHECK_EQ(ms_add_listener(vm, &ends, NULL), 0);
+	before = picture_of(vm);
+	by_another_thread(invalidate_and_die, NULL);
+	check_sound(vm);
+	after = picture_of(vm);
+	CHECK(same_picture(&before, &after));
+	ms_update_abandon(update);
+	done();
+}
+
+/* Whoever is next waits for the reader that the dead thread was waiting for. */
+static void test_dying_in_report(void)
+{
+	struct picture before, after;
+	uint64_t periods;
+
+	vm = vm_with_slots(SPACES);
+	before = picture_of(vm);
+	CHECK_EQ(ms_set_stall_report(vm, 1, end_in_report, NULL, NULL), 0);
+	CHECK_EQ(ms_read_lock(vm), 0);
+	by_another_thread(invalidate_and_die, NULL);
+	periods = atomic_load(&vm->srcu.periods);
+	CHECK_EQ(ms_generation(vm, SPACE) >> 63, 0); /* of what this section sees */
+	ms_read_unlock(vm);
+	check_sound(vm);
+	CHECK_EQ(atomic_load(&vm->srcu.periods), periods + 2); /* the dead thread's, and the one of the way back */
+	after = picture_of(vm);
+	CHECK(same_picture(&before, &after));
+	ms_update_abandon(update);
+	done();
+}
+
+/* A thread ends while another one gives its update up and a third waits for the lock. */
+static _Atomic int has_begun;
+
+static void *begin_and_end(void *unused)
+{
+	update = begun(vm, SPACE);
+	half_invalid();
+	atomic_store(&has_begun, 1);
+	return unused;
+}
+
+static void test_dying_beside_abandon(void)
+{
+	for (uint64_t i = 0; i < test_times(300); i++) {
+		pthread_t dying, waiting;
+
+		vm = vm_with_slots(SPACES);
+		atomic_store(&has_begun, 0);
+		dying = started(begin_and_end, NULL);
+		while (!atomic_load(&has_begun))
+			;
+		waiting = started(take_it, (void *)(uintptr_t)BY_CHECK);
+		ms_update_abandon(update);
+		joined(waiting);
+		ms_vm_destroy(vm); /* though the thread may still be ending */
+		joined(dying);
+	}
+}
+
+static void *begin_and_leave(void *unused)
+{
+	CHECK_EQ(ms_update_end(begun(vm, 0), true, NULL), 0);
+	return unused;
+}
+
+/* A fork finds the list of ends whole; in the child only its own thread is there to end. */
+static void test_dying_beside_fork(void)
+{
+	vm = vm_with_slots(SPACES);
+	for (uint64_t i = 0; i < test_times(60); i++) {
+		struct dying how = { &halves[i % ARRAY_SIZE(halves)], PLAINLY };
+		pthread_t thread = started(begin_and_leave, NULL);
+		pid_t child = fork();
+		int status = -1;
+
+		if (!child) {
+			alarm(5);
+			vm = vm_with_slots(SPACES);
+			by_another_thread(die_inside, &how);
+			check_sound(vm);
+			ms_vm_destroy(vm);
+			_exit(0);
+		}
+		CHECK_EQ(waitpid(child, &status, 0), child);
+		CHECK_EQ(status, 0);
+		joined(thread);
+	}
+	done();
+}
+
 int main(int argc, char **argv)
 {
 	test_init(argc, argv, 60);
@@ -1543,6 +1791,13 @@ int main(int argc, char **argv)
 	test_change_after_abandon_in_own_hook();
 	destroy_in_child(false);
 	destroy_in_child(true);
+	test_dying_threads();
+	test_dying_inside_two();
+	test_dying_in_flush();
+	test_dying_in_report();
+	test_dying_beside_abandon();
+	if (!TEST_THREAD_SANITIZED) /* it knows no threads in a child */
+		test_dying_beside_fork();
 	printf("update: %" PRIu64 " allocations failed, %" PRIu64 " of them unheard\n", injections, unheard);
 	return test_done("update", steps, "steps");
 }

@@ -623,3 +623,175 @@ def test_as_id_that_makes_the_numbers_more() -> None:
     with VM() as vm, pytest.raises(ValueError, match="shape"):
         vm.gfn_to_hva_many(gfns, out=out, as_id=Resizing())
     assert not out.any()
+
+
+# ---- collectors and threads inside an update ---------------------------------------------------------------------
+
+COLLECTED_INSIDE = """
+def old_handle(u, h): return u.active[-1]
+def of_the_other_set(u, h): return u.inactive[-1]
+def found(u, h): return u.find(299)
+def draft(u, h): return u.copy(h, base_gfn=9999)
+def invalid(u, h): return u.invalidate(h)
+
+def ends_inside(make, threshold):
+    "Whoever makes a handle may run the collector, and so what ends the run, frees its slots and begins the next."
+    vm = VM()
+    for n in range(300):
+        put(vm, n, n, 1)
+    u = vm.begin_update()
+    ran = []
+    class Ends:
+        def __del__(self):
+            gc.disable()
+            u.__exit__(ValueError, None, None)
+            for n in range(100, 300):
+                put(vm, n, 0, 0)
+            u.__enter__()
+            ran.append(True)
+    u.__enter__()
+    handle = u.find(298)
+    gc.collect()
+    gc.disable()
+    ring = [Ends()]
+    ring.append(ring)
+    del ring
+    gc.set_threshold(threshold)
+    gc.enable()
+    made = None
+    try:
+        made = make(u, handle)
+    except UpdateError:
+        pass
+    gc.enable()
+    gc.collect()
+    assert ran == [True]
+    if made is not None and make in (old_handle, of_the_other_set):
+        try:
+            known = made.memslot.id < 100  # all were made in the run that the collector began
+        except UpdateError:
+            known = True
+        assert known, (make, threshold)
+    elif made is not None:
+        assert refused(UpdateError, lambda: made.memslot).rule == "HANDLE", (make, threshold)
+    u.__exit__(ValueError, None, None)
+    vm.check()
+
+for make in (old_handle, of_the_other_set, found, draft, invalid):
+    for threshold in (*range(1, 30), 100, 250):
+        ends_inside(make, threshold)
+print("well")
+"""
+
+
+def test_collector_that_ends_the_run_in_which_a_handle_is_made() -> None:
+    """The handle leads nowhere, or is of the run of its call: never to a slot that is gone."""
+    runs(COLLECTED_INSIDE)
+
+
+SHARED_UPDATE = """
+sys.setswitchinterval(1e-5)
+vm = VM()
+for n in range(4):
+    put(vm, n, n, 1)
+u, stop, let_in = vm.begin_update(), threading.Event(), []
+def takes_turns():
+    while not stop.is_set():
+        with u:
+            time.sleep(0)
+            u.swap()
+            u.swap()
+            assert len(u.active) == 4
+def looks_on():
+    while not stop.is_set():
+        for use in (lambda: u.active, lambda: u.find(1), lambda: u.copy(None, id=9, npages=1)):
+            try:
+                let_in.append(use())
+            except MemslotsError:
+                pass
+owners, other = [threading.Thread(target=takes_turns) for _ in range(2)], threading.Thread(target=looks_on)
+for t in (*owners, other): t.start()
+time.sleep(1)
+stop.set()
+for t in (*owners, other): t.join()
+assert not let_in, len(let_in)
+vm.check()
+print("well")
+"""
+
+
+def test_threads_that_share_an_update() -> None:
+    """They take turns, and who leaves does not forget for the next one whose it is: nobody else is let in."""
+    runs(SHARED_UPDATE)
+
+
+DEAD_UPDATER = """
+def dies_plainly():
+    u.__enter__()
+    kept.append(u.find(0))
+    u.replace(kept[0], None)
+
+def suspended():
+    with u:
+        kept.append(u.find(0))
+        u.invalidate(kept[0])
+        yield
+def dies_in_a_generator():
+    generators.append(suspended())
+    next(generators[0])
+
+def dies_reading():
+    dies_plainly()
+    u.swap()
+    vm.read().__enter__()
+
+for dies in (dies_plainly, dies_in_a_generator, dies_reading):
+    vm, kept, generators = VM(), [], []
+    for n in range(4):
+        put(vm, n, n, 1)
+    u = vm.begin_update()
+    t = threading.Thread(target=dies)
+    t.start()
+    t.join()
+    put(vm, 9, 9, 1)  # once it waited for ever
+    assert len(vm) == 5 and vm.id_to_memslot(0).is_invalid is False, dies
+    own = vm.begin_update().__enter__()
+    for use in (lambda: u.active, lambda: u.inactive, lambda: u.find(0), u.swap, lambda: u.copy(None, id=7, npages=1),
+                lambda: u.replace(None, own.find(0)), lambda: u.__exit__(None, None, None),
+                lambda: u.__exit__(ValueError, None, None), lambda: u.invalidate(kept[0]), lambda: kept[0].memslot):
+        assert refused(MemslotsError, use).rule in ("UPDATE", "HANDLE")
+    own.__exit__(None, None, None)
+    def in_another_thread(): refused(MemslotsError, lambda: u.active)
+    t = threading.Thread(target=in_another_thread)
+    t.start()
+    t.join()
+    for generator in generators:
+        assert refused(MemslotsError, generator.close).rule == "UPDATE"
+    with u:  # it can be used again; handles of the run that was lost cannot
+        assert len(u.active) == 5
+        refused(UpdateError, lambda: kept[0].memslot)
+    vm.check()
+
+vm = VM()
+put(vm, 0, 0, 1)
+for n in range(200):  # and what is left of one goes with its object
+    u = vm.begin_update()
+    t = threading.Thread(target=u.__enter__)
+    t.start()
+    if n % 2: t.join()
+    else: t.join(); del u
+    with vm.begin_update(): pass
+    if n == 9: blocks = vm.stats()["blocks"]
+assert vm.stats()["blocks"] == blocks, (vm.stats()["blocks"], blocks)
+for n in range(200):  # the object goes while its thread is ending
+    u = VM().begin_update()
+    t = threading.Thread(target=u.__enter__)
+    t.start(); t.join()
+    del u
+print("well")
+"""
+
+
+def test_thread_that_ends_inside_an_update() -> None:
+    """Its update is taken back as one that is dropped; the object is nobody's, and may be entered again."""
+    runs(DEAD_UPDATER)

@@ -358,17 +358,19 @@ uint64_t ms_manual_dirty_log_protect(const struct ms_vm *vm);
 
 /*
  * [lock] For the study of the two sets.  From begin to end the caller holds slots_lock; a begin inside a hook of
- * another VM is -EBUSY.  Handles are slots of either set
- * or drafts; each step checks that they are where they must be (-EINVAL, MS_RULE_HANDLE).  Design "tree" only
- * (-ENOSYS).  end: 0 when both sets hold the same slots, none INVALID; else both are brought back to what they were
- * at begin, by another swap where one was made, and the answer is -EINVAL with MS_RULE_SETS_DIFFER.
+ * another VM is -EBUSY.  An update belongs to the thread that began it: from another one every call but abandon is
+ * -EBUSY, MS_RULE_UPDATE.  A thread that ends inside an update (but for its end) gives it up; the pointer may still be used
+ * until somebody abandons it, or the VM goes, and is nobody's: -EBUSY.  Handles are slots of either set or drafts;
+ * each step checks that they are where they must be (-EINVAL, MS_RULE_HANDLE).  Design "tree" only (-ENOSYS).
+ * end: 0 when both sets hold the same slots, none INVALID; else both are brought back to what they were at begin, by
+ * another swap where one was made, and the answer is -EINVAL with MS_RULE_SETS_DIFFER.
  */
 int ms_update_begin(struct ms_vm *vm, uint32_t as_id, struct ms_update **out, struct ms_error *err);
 int ms_update_end(struct ms_update *update, bool keep, struct ms_error *err); /* keep false: roll back, return 0 */
 
-/* Rolls back from any thread and anywhere, but not beside a step of another one, and without waiting: readers see at
- * once what they saw at begin (inside a read section or a hook: later), and what has to wait for them, the next call
- * that takes the VM's lock does. */
+/* The last call for this update.  Rolls back from any thread and anywhere, but not beside a step of another one, and
+ * without waiting: readers see at once what they saw at begin (inside a read section or a hook: later), and what has to
+ * wait for them, the next call that takes the VM's lock does. */
 void ms_update_abandon(struct ms_update *update);
 
 /* A draft with the values of *slot; its id, as_id and dirty log come from `old` (NULL: a slot of its own). */
@@ -379,11 +381,12 @@ int ms_update_invalidate(struct ms_update *update, struct ms_slot *slot, struct 
 int ms_update_swap(struct ms_update *update, struct ms_error *err);
 int ms_update_activate(struct ms_update *update, struct ms_slot *old, struct ms_slot *new_slot, struct ms_error *err);
 
-/* The slots of the active or the inactive set by ascending gfn; up to `room`, returns how many there are. */
+/* The slots of the active or the inactive set by ascending gfn; up to `room`, returns how many there are.  To another
+ * thread than the update's there are none. */
 size_t ms_update_slots(struct ms_update *update, bool active, struct ms_slot **out, size_t room);
 struct ms_slot *ms_update_find(struct ms_update *update, bool active, uint32_t id); /* or NULL */
 
-/* -EINVAL for NULL. */
+/* -EINVAL for NULL; -EBUSY from another thread. */
 int ms_update_value(struct ms_update *update, const struct ms_slot *slot, struct ms_memslot *out);
 
 /* ---- judges (check.c) --------------------------------------------------------------------------------------- */
