@@ -324,7 +324,9 @@ def in_update():
         time.sleep(100)
 
 def changes():
-    for n in range(10**9): put(vm, 1, 100 + n % 2, 1)
+    try:
+        for n in range(10**9): put(vm, 1, 100 + n % 2, 1)
+    except ClosedError: pass     # whoever closes it at the end
 
 """
 EXITS = {
