@@ -47,7 +47,9 @@ static void update_up(const struct rb_root *root, struct rb_node *node, const st
 	if (!root->update)
 		return;
 	for (; node && (news || moved); node = rb_parent(node)) {
-		news = root->update(root, node) || node == moved;
+		bool changed = root->update(root, node); /* of a moved node it compares with what may be nothing */
+
+		news = node == moved || changed;
 		if (node == moved)
 			moved = NULL;
 	}
