@@ -20,6 +20,17 @@ static always_inline uint64_t answer(uint64_t hit, uint64_t delta, uint64_t addr
 	return (hva & -hit) | (MS_HVA_ERR_BAD & (hit - 1));
 }
 
+/* From gfns to records. */
+static always_inline void find_block(const struct flat_index *f, struct block *b, const uint64_t *in, unsigned shift,
+				     size_t size, bool one)
+{
+	if (one)
+		front_one(f, b, in, shift, size);
+	else
+		front_many(f, b, in, shift, size);
+	search(f, b, size);
+}
+
 static always_inline void portable_blocks_of(const struct flat_index *f, const uint64_t *in, uint64_t *out, size_t n,
 					     unsigned shift, uint64_t deny, size_t size, bool one)
 {
@@ -27,11 +38,7 @@ static always_inline void portable_blocks_of(const struct flat_index *f, const u
 	struct block b;
 
 	for (size_t i = 0; i < n; i += size) {
-		if (one)
-			front_one(f, &b, in + i, shift, size);
-		else
-			front_many(f, &b, in + i, shift, size);
-		search(f, &b, size);
+		find_block(f, &b, in + i, shift, size, one);
 		for (size_t k = 0; k < size; k++) {
 			const struct flat_record *record = &records[b.place[k]];
 
@@ -171,11 +178,7 @@ static always_inline void ids_of_blocks(const struct flat_index *f, const uint64
 
 	(void)deny;
 	for (size_t i = 0; i < n; i += size) {
-		if (one)
-			front_one(f, &b, gfns + i, shift, size);
-		else
-			front_many(f, &b, gfns + i, shift, size);
-		search(f, &b, size);
+		find_block(f, &b, gfns + i, shift, size, one);
 		for (size_t k = 0; size > BLOCK && k < size; k++)
 			__builtin_prefetch(&f->ids[b.place[k]]);
 		for (size_t k = 0; k < size; k++) {

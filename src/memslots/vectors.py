@@ -433,7 +433,7 @@ def stem(path: str | Path) -> str:
 
 
 def packaged(name: str) -> str | None:
-    """The path of the packaged trace of that name, such as pc-boot; None: there is none, or a file has that name."""
+    """The path of the packaged trace of that name (pc-migrate-boot); None: there is none, or a file has that name."""
     if Path(name).exists():
         return None
     return {stem(path): str(path) for path in packaged_traces()}.get(name)

@@ -8,7 +8,8 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from typing import Any
+from contextlib import contextmanager
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -78,6 +79,19 @@ def test_vm_made_inside_a_section() -> None:
 
 def reported(vm: VM) -> Callable[[], bool]:
     return lambda: vm.stats()["stalls"] > 0
+
+
+@contextmanager
+def shown_by(
+    monkeypatch: pytest.MonkeyPatch,
+    show: Callable[..., None],
+    which: Literal["always", "default"] = "always",
+) -> Iterator[None]:
+    """Warnings are shown, each or each text once, and this is what shows them."""
+    with warnings.catch_warnings():
+        warnings.simplefilter(which)
+        monkeypatch.setattr(warnings, "showwarning", show)
+        yield
 
 
 def test_named_and_repeated(vm: VM) -> None:
@@ -251,9 +265,7 @@ def test_what_a_warning_may_do(vm: VM, monkeypatch: pytest.MonkeyPatch) -> None:
         with pytest.raises(ReentrantChangeError):
             vm.close()
 
-    with warnings.catch_warnings(), Reader(vm, lambda: len(seen) >= 2):
-        warnings.simplefilter("always")
-        monkeypatch.setattr(warnings, "showwarning", show)
+    with shown_by(monkeypatch, show), Reader(vm, lambda: len(seen) >= 2):
         put(vm, 1, 10, 1)
     assert seen[:2] == [0, 2]
     assert len(vm) == 2
@@ -263,11 +275,8 @@ def test_what_a_warning_raises(vm: VM, monkeypatch: pytest.MonkeyPatch) -> None:
     def show(*arguments: object, **more: object) -> None:
         raise KeyboardInterrupt
 
-    with warnings.catch_warnings(), Reader(vm, reported(vm)):
-        warnings.simplefilter("always")
-        monkeypatch.setattr(warnings, "showwarning", show)
-        with pytest.raises(KeyboardInterrupt):
-            put(vm, 1, 10, 1)
+    with shown_by(monkeypatch, show), Reader(vm, reported(vm)), pytest.raises(KeyboardInterrupt):
+        put(vm, 1, 10, 1)
     assert len(vm) == 2
     put(vm, 2, 30, 1)  # and is not raised again
 
@@ -344,11 +353,12 @@ def test_a_warning_that_is_interrupted_is_told_again(
         if len(seen) == 1:
             raise error
 
-    with warnings.catch_warnings(), Reader(vm, lambda: len(seen) > 1):
-        warnings.simplefilter("default")
-        monkeypatch.setattr(warnings, "showwarning", show)
-        with pytest.raises(error):
-            put(vm, 1, 10, 1)
+    with (
+        shown_by(monkeypatch, show, "default"),
+        Reader(vm, lambda: len(seen) > 1),
+        pytest.raises(error),
+    ):
+        put(vm, 1, 10, 1)
     assert len(vm) == 2
     first, second, *_ = seen
     assert second == f"{first}; an interrupt came while this was told"
@@ -365,9 +375,6 @@ def test_a_warning_that_cannot_be_shown_is_told_once(
         seen.append(str(message))
         raise ZeroDivisionError
 
-    with warnings.catch_warnings(), Reader(vm, reported(vm)):
-        warnings.simplefilter("always")
-        monkeypatch.setattr(warnings, "showwarning", show)
-        with pytest.raises(ZeroDivisionError):
-            put(vm, 1, 10, 1)
+    with shown_by(monkeypatch, show), Reader(vm, reported(vm)), pytest.raises(ZeroDivisionError):
+        put(vm, 1, 10, 1)
     assert all("interrupt" not in text for text in seen)
