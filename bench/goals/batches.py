@@ -10,7 +10,9 @@ from typing import Any
 import numpy as np
 
 from memslots import PAGE_SIZE, VM, layouts
+from memslots._memslots import time_lookups
 from memslots.lab import peers
+from memslots.layouts import Numbers
 
 from .book import Book
 from .timing import turns
@@ -24,6 +26,9 @@ MOST = 32_764  # the bounds against numpy's best and against a copy end here
 BESIDE_CHANGES = 0.9
 
 BATCHES = (100, 1000, 10_000)
+SINGLES = (300, 1000)  # some more than a policy waits for, and many more
+Pair = tuple[list[float], list[float]]
+
 LARGE_ROUNDS = 3  # beyond MOST the plain walk takes a second or more
 #: With a change before each batch: so many questions a round, so that a round takes milliseconds.
 ROUND_QUERIES = 20_000
@@ -111,29 +116,39 @@ def changing(book: Book, effort: Effort) -> None:
     """P3: a change before each batch.  Alone and with its change: an index must not hide in either."""
     for size in BATCHES:
         for n in effort.sizes:
-            beside_changes(book, effort, n, size)
+            what = f"walk / a batch of {size:,} after a change"
+            alone, whole = beside_changes(book, effort, n, size, Changing)
+            book.ratio("P3", f"{what}, batch alone", slots_of(n), *alone, bound=BESIDE_CHANGES)
+            book.ratio("P3", f"{what}, with its change", slots_of(n), *whole, bound=BESIDE_CHANGES)
+    for size in SINGLES:
+        for n in effort.sizes:
+            what = f"walk / {size:,} single lookups after a change, with its change"
+            _, whole = beside_changes(book, effort, n, size, ChangingOneByOne)
+            book.ratio("P3", what, slots_of(n), *whole)
 
 
-def beside_changes(book: Book, effort: Effort, n: int, size: int) -> None:
+def beside_changes(
+    book: Book, effort: Effort, n: int, size: int, kind: type[Changing]
+) -> tuple[Pair, Pair]:
+    """The lookups alone, and with their changes: of the walk, and of what the policy does."""
     on = stage(n, effort)
     victim = on.slots[n // 2]
     gfns = sorted_out(on.slots, on.gfns, victim)[: max(size, ROUND_QUERIES)]
-    runs = {policy: Changing(on.vm(policy), victim, gfns, size) for policy in (AUTO, WALK)}
+    runs = {policy: kind(on.vm(policy), victim, gfns, size) for policy in (AUTO, WALK)}
     for run in runs.values():
         run.round()
         run.alone.clear()
     whole = turns({name: run.round for name, run in runs.items()}, 2 * effort.rounds - 1)
     for name, run in runs.items():
         right = layouts.expected_hvas(on.slots, run.gfns)
-        book.check((run.out == right).all(), f"{name}, batches of {size} at {n} slots")
-    what, at = f"walk / a batch of {size:,} after a change", slots_of(n)
-    alone = {policy: run.alone for policy, run in runs.items()}
-    book.ratio("P3", f"{what}, batch alone", at, alone[WALK], alone[AUTO], bound=BESIDE_CHANGES)
-    book.ratio("P3", f"{what}, with its change", at, whole[WALK], whole[AUTO], bound=BESIDE_CHANGES)
+        book.check((run.out == right).all(), f"{name}, {kind.asked} of {size} at {n} slots")
+    return (runs[WALK].alone, runs[AUTO].alone), (whole[WALK], whole[AUTO])
 
 
 class Changing:
     """Deletes a slot, asks, creates it, asks, ...: as many deletes as creates in a round."""
+
+    asked = "batches"
 
     def __init__(self, vm: VM, victim: np.void, gfns: np.ndarray[Any, Any], size: int) -> None:
         pieces = max(2, len(gfns) // size // 2 * 2)
@@ -155,10 +170,22 @@ class Changing:
         for i, (gfns, out) in enumerate(self.pieces):
             self.change(i % 2 == 1)
             start = thread_time_ns()
-            self.vm.gfn_to_hva_many(gfns, out=out)
+            self.ask(gfns, out)
             spent += thread_time_ns() - start
         self.alone.append(float(spent))
+
+    def ask(self, gfns: Numbers, out: Numbers) -> None:
+        self.vm.gfn_to_hva_many(gfns, out=out)
 
     def change(self, create: bool) -> None:
         fields = self.create if create else {"guest_phys_addr": 0, "memory_size": 0}
         self.vm.set_user_memory_region(self.id, **fields)
+
+
+class ChangingOneByOne(Changing):
+    """The same, asked by as many calls in C."""
+
+    asked = "single lookups"
+
+    def ask(self, gfns: Numbers, out: Numbers) -> None:
+        out[:] = time_lookups(self.vm, "gfn_to_hva", gfns, group=len(gfns))[1]
