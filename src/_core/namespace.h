@@ -71,9 +71,9 @@
 #define rules_overlap ms_rules_overlap
 #define rules_request ms_rules_request
 #define set_index_is_true ms_set_index_is_true
-#define slots_lock_adopt ms_slots_lock_adopt
-#define slots_lock_orphan ms_slots_lock_orphan
+#define slots_lock_defer_end ms_slots_lock_defer_end
 #define slots_lock_release ms_slots_lock_release
+#define slots_lock_run_pending_end ms_slots_lock_run_pending_end
 #define slots_lock_try ms_slots_lock_try
 #define slots_lock_wait ms_slots_lock_wait
 #define srcu_cache ms_srcu_cache
@@ -98,7 +98,7 @@
 #define update_check_caller ms_update_check_caller
 #define update_step_end ms_update_step_end
 #define vm_flush ms_vm_flush
-#define vm_free_husks ms_vm_free_husks
+#define vm_free_deferred ms_vm_free_deferred
 #define vm_index_get ms_vm_index_get
 #define vm_index_make ms_vm_index_make
 #define vm_index_pays ms_vm_index_pays

@@ -64,7 +64,7 @@ static void replace_child(struct rb_root *root, struct rb_node *parent, struct r
 		root->node = heir;
 }
 
-static void adopt(struct rb_node *parent, int dir, struct rb_node *child)
+static void set_child(struct rb_node *parent, int dir, struct rb_node *child)
 {
 	parent->child[dir] = child;
 	if (child)
@@ -76,10 +76,10 @@ static void rotate(struct rb_root *root, struct rb_node *node, int dir)
 {
 	struct rb_node *riser = node->child[!dir], *parent = rb_parent(node);
 
-	adopt(node, !dir, riser->child[dir]);
+	set_child(node, !dir, riser->child[dir]);
 	replace_child(root, parent, node, riser);
 	set_parent(riser, parent);
-	adopt(riser, dir, node);
+	set_child(riser, dir, node);
 	update(root, node);
 	update(root, riser);
 }
@@ -181,17 +181,17 @@ static struct rb_node *swap_with_next(struct rb_root *root, struct rb_node *node
 
 	replace_child(root, rb_parent(node), node, next);
 	next->parent_color = node->parent_color;
-	adopt(next, 0, node->child[0]);
+	set_child(next, 0, node->child[0]);
 	if (next_parent == node) {
 		next_parent = next;
 		next->child[1] = node;
 	} else {
-		adopt(next, 1, node->child[1]);
+		set_child(next, 1, node->child[1]);
 		next_parent->child[0] = node;
 	}
 	node->parent_color = (uintptr_t)next_parent | next_color;
 	node->child[0] = NULL;
-	adopt(node, 1, next_right);
+	set_child(node, 1, next_right);
 	return next;
 }
 
@@ -219,8 +219,8 @@ void rb_replace(struct rb_root *root, struct rb_node *old, struct rb_node *new_n
 
 	replace_child(root, parent, old, new_node);
 	new_node->parent_color = old->parent_color;
-	adopt(new_node, 0, old->child[0]);
-	adopt(new_node, 1, old->child[1]);
+	set_child(new_node, 0, old->child[0]);
+	set_child(new_node, 1, old->child[1]);
 	update_up(root, new_node, new_node);
 }
 

@@ -17,15 +17,15 @@ static bool lock_try(struct slots_lock *lock)
 						       memory_order_relaxed);
 }
 
-bool slots_lock_adopt(struct slots_lock *lock)
+bool slots_lock_run_pending_end(struct slots_lock *lock)
 {
-	slots_lock_end_fn *end_update = NULL;
+	slots_lock_end_fn *end = NULL;
 
-	if (atomic_load_explicit(&lock->orphan, memory_order_relaxed))
-		end_update = atomic_exchange_explicit(&lock->orphan, NULL, memory_order_acquire);
-	if (!end_update)
+	if (atomic_load_explicit(&lock->pending_end, memory_order_relaxed))
+		end = atomic_exchange_explicit(&lock->pending_end, NULL, memory_order_acquire);
+	if (!end)
 		return false;
-	end_update(lock);
+	end(lock);
 	return true;
 }
 
@@ -37,7 +37,7 @@ static bool take_over(struct slots_lock *lock)
 
 bool slots_lock_try(struct slots_lock *lock)
 {
-	return (lock_try(lock) || slots_lock_adopt(lock)) && take_over(lock);
+	return (lock_try(lock) || slots_lock_run_pending_end(lock)) && take_over(lock);
 }
 
 void ms_set_poll(ms_poll_fn *poll)
@@ -56,7 +56,7 @@ static bool called_away(void)
 bool slots_lock_wait(struct slots_lock *lock)
 {
 	while (atomic_exchange_explicit(&lock->state, 2, memory_order_acquire)) {
-		if (slots_lock_adopt(lock))
+		if (slots_lock_run_pending_end(lock))
 			break;
 		if (thread_wait(&lock->state, 2, LOCK_NAP_US) && called_away())
 			return false;
@@ -71,9 +71,9 @@ void slots_lock_release(struct slots_lock *lock)
 		thread_wake_all(&lock->state);
 }
 
-void slots_lock_orphan(struct slots_lock *lock, slots_lock_end_fn *adopt)
+void slots_lock_defer_end(struct slots_lock *lock, slots_lock_end_fn *end)
 {
 	atomic_store_explicit(&lock->owner, 0, memory_order_relaxed);
-	atomic_store_explicit(&lock->orphan, adopt, memory_order_release);
+	atomic_store_explicit(&lock->pending_end, end, memory_order_release);
 	thread_wake_all(&lock->state);
 }

@@ -5,7 +5,7 @@
  * An update object can be collected in any thread, and a collector may not wait.  So the lock can be left behind, held,
  * with a function that finishes what the owner began: the next thread that wants the lock calls it, and owns the lock.
  *
- * Ordering (rows "slots_lock", "lock owner", "orphan" and "poll")
+ * Ordering (rows "slots_lock", "lock owner", "pending end" and "poll")
  *   taken by exchange, acquire; released by exchange, release; the function is stored with release, and taken over by
  *   exchange, acquire.
  * Locking: vm.h says who may take it, and inside of what.
@@ -24,7 +24,7 @@ typedef void slots_lock_end_fn(struct slots_lock *lock);
 struct slots_lock {
 	_Atomic uint32_t state; /* 0 free, 1 held, 2 held and somebody may sleep */
 	_Atomic uint64_t owner; /* thread_number(); only compared with one's own */
-	_Atomic(slots_lock_end_fn *) orphan; /* row "orphan": how to end an update that was dropped where nobody could wait */
+	_Atomic(slots_lock_end_fn *) pending_end; /* finishes an update that was dropped where nobody could wait */
 };
 
 /* Whether the calling thread holds it. */
@@ -41,10 +41,10 @@ bool slots_lock_wait(struct slots_lock *lock);
 
 void slots_lock_release(struct slots_lock *lock);
 
-/* Leaves the lock, held, to the next thread that wants it: that thread calls adopt, and then owns it. */
-void slots_lock_orphan(struct slots_lock *lock, slots_lock_end_fn *adopt);
+/* Leaves the lock, held, to the next thread that wants it: that thread calls end, and then owns it. */
+void slots_lock_defer_end(struct slots_lock *lock, slots_lock_end_fn *end);
 
-/* Whether the lock was an orphan; then it is the caller's now. */
-bool slots_lock_adopt(struct slots_lock *lock);
+/* Whether there was a pending end; then it has run, and the lock is the caller's now. */
+bool slots_lock_run_pending_end(struct slots_lock *lock);
 
 #endif

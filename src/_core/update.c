@@ -19,13 +19,13 @@ int update_check_caller(const struct ms_update *u, struct ms_error *err)
 	return thread_self.hooks ? vm_refuse(err, EDEADLK, MS_RULE_HOOK, 0, NULL) : 0;
 }
 
-static void finish_orphan(struct slots_lock *lock);
+static void finish_deferred(struct slots_lock *lock);
 
 bool update_step_end(struct ms_update *u)
 {
 	u->in_step = false;
 	if (u->abandoned)
-		slots_lock_orphan(&u->vm->slots_lock, finish_orphan);
+		slots_lock_defer_end(&u->vm->slots_lock, finish_deferred);
 	return !u->abandoned;
 }
 
@@ -61,7 +61,7 @@ int ms_update_begin(struct ms_vm *vm, uint32_t as_id, struct ms_update **out, st
 		vm_unlock(vm);
 		return vm_refuse(err, EBUSY, MS_RULE_HOOK, 0, NULL);
 	}
-	vm_free_husks(vm, false);
+	vm_free_deferred(vm, false);
 	u = alloc_update(vm);
 	if (!u) {
 		vm_unlock(vm);
@@ -90,7 +90,7 @@ static bool at_rest(const struct ms_update *u)
 }
 
 /* U1: first all of the inactive set's edits, then, where there are some, the other set's after a swap. */
-static void take_back_inactive(struct ms_update *u)
+static void roll_back_inactive(struct ms_update *u)
 {
 	struct memslot_set *set = inactive(u);
 
@@ -110,12 +110,12 @@ static bool edited(const struct ms_update *u, const struct memslot_set *set)
 	return false;
 }
 
-static void take_back(struct ms_update *u)
+static void roll_back(struct ms_update *u)
 {
-	take_back_inactive(u);
+	roll_back_inactive(u);
 	if (edited(u, vm_active_set(u->vm, u->as_id))) {
 		vm_swap(u->vm, u->as_id);
-		take_back_inactive(u);
+		roll_back_inactive(u);
 	}
 	u->edits.nr = 0;
 }
@@ -146,13 +146,13 @@ static void free_update(struct ms_update *u)
 	memory_free(&vm->memory, u->edits.items, u->edits.room * sizeof(struct edit));
 	memory_free(&vm->memory, u->touched.items, u->touched.room * sizeof(struct touched));
 	atomic_store_explicit(&vm->update, NULL, memory_order_relaxed);
-	if (!u->lost) {
+	if (!u->owner_ended) {
 		memory_free(&vm->memory, u, sizeof(*u));
 		return;
 	}
-	u->husk.size = sizeof(*u);
-	u->husk.next = vm->husks;
-	vm->husks = &u->husk;
+	u->deferred.size = sizeof(*u);
+	u->deferred.next = vm->deferred_frees;
+	vm->deferred_frees = &u->deferred;
 }
 
 /* Everything but the lock. */
@@ -161,14 +161,14 @@ static bool finish(struct ms_update *u, bool keep)
 	bool alike = at_rest(u);
 
 	if (!alike || !keep)
-		take_back(u);
+		roll_back(u);
 	settle(u);
 	free_update(u);
 	return alike;
 }
 
 /* A thread inside a read section would wait for itself, one inside a hook might pull the update from under a step. */
-static int may_end(const struct ms_update *u, struct ms_error *err)
+static int check_end(const struct ms_update *u, struct ms_error *err)
 {
 	if (u->vm->forks != process_forks())
 		return vm_refuse(err, EIO, MS_RULE_FORKED, 0, NULL);
@@ -193,19 +193,19 @@ int ms_update_end(struct ms_update *u, bool keep, struct ms_error *err)
 }
 
 /* What ms_update_abandon() left to whoever wants the lock next. */
-static void finish_orphan(struct slots_lock *lock)
+static void finish_deferred(struct slots_lock *lock)
 {
 	struct ms_vm *vm = container_of(lock, struct ms_vm, slots_lock);
 	struct ms_update *u = atomic_load_explicit(&vm->update, memory_order_relaxed);
 
 	if (u->in_step) /* its thread has ended in a hook of a swap, whose readers it may not have waited for */
 		vm_swap_end(vm, u->as_id);
-	if (!u->returning) {
+	if (!u->rolling_back) {
 		finish(u, false);
 		return;
 	}
 	vm_swap_end(vm, u->as_id);
-	take_back_inactive(u);
+	roll_back_inactive(u);
 	settle(u);
 	free_update(u);
 }
@@ -216,18 +216,18 @@ static bool inside_own_step(const struct ms_update *u)
 }
 
 /* All that needs no waiting: readers see the set of the beginning again. */
-static void go_back(struct ms_update *u)
+static void begin_roll_back(struct ms_update *u)
 {
-	take_back_inactive(u);
+	roll_back_inactive(u);
 	vm_swap_begin(u->vm, u->as_id);
-	u->returning = true;
+	u->rolling_back = true;
 }
 
 /* Waits for nobody: a reader might wait for what a collector's thread holds, and a thread that ends for neither. */
-static void give_up(struct ms_update *u)
+static void abandon(struct ms_update *u)
 {
 	struct ms_vm *vm = u->vm;
-	int r = may_end(u, NULL);
+	int r = check_end(u, NULL);
 
 	if (r == -EIO) /* a child has no writer that could wait for the lock */
 		return;
@@ -237,25 +237,25 @@ static void give_up(struct ms_update *u)
 		return;
 	}
 	if (!r)
-		go_back(u);
-	slots_lock_orphan(&vm->slots_lock, finish_orphan);
+		begin_roll_back(u);
+	slots_lock_defer_end(&vm->slots_lock, finish_deferred);
 }
 
 static void thread_ended(struct thread_end *end)
 {
 	struct ms_update *u = container_of(end, struct ms_update, end);
 
-	u->lost = true;
-	give_up(u);
+	u->owner_ended = true;
+	abandon(u);
 }
 
 /* A collector calls this, anywhere. */
 void ms_update_abandon(struct ms_update *u)
 {
 	if (!thread_end_remove(&u->end))
-		atomic_store_explicit(&u->husk.given_back, 1, memory_order_release); /* whose thread has ended */
+		atomic_store_explicit(&u->deferred.given_back, 1, memory_order_release); /* whose thread has ended */
 	else if (inside_own_step(u))
 		u->abandoned = true;
 	else
-		give_up(u);
+		abandon(u);
 }

@@ -11,8 +11,9 @@
  *   U1  the log, read backwards for one set, leads that set back to where it was at begin: the two sets' entries do
  *       not depend on each other;
  *   U2  every slot that is not in both sets, or was not at begin, is in `touched`, once;
- *   U3  whoever may have a pointer to an update can ask it whose it is: one whose thread has ended stays, as a husk,
- *       until it is given up or the VM goes.  Thread numbers are not used again, so no step ever enters a husk.
+ *   U3  whoever may have a pointer to an update can ask it whose it is.  One whose thread has ended is a deferred
+ *       free: it stays until it is given up or the VM is destroyed.  Thread numbers are not used again, so no step
+ *       of it can succeed.
  *
  * Locking: slots_lock from begin to end, by the thread that began.  ends_lock (thread.h) decides who gives an update
  * up: the end of its thread or another caller.
@@ -41,14 +42,14 @@ struct list {
 };
 
 struct ms_update {
-	struct vm_husk husk;
+	struct deferred_free deferred;
 	struct thread_end end; /* with the thread that began, the only one that makes steps */
 	struct ms_vm *vm;
 	uint32_t as_id;
-	bool in_step;   /* the owner's step is inside a flush hook, or waits for readers and may be reporting one */
-	bool abandoned; /* ... which has given the update up */
-	bool lost;      /* its thread has ended: a husk stays (U3) */
-	bool returning; /* abandoned: the set of the beginning is published, the grace period is still to come */
+	bool in_step;      /* the owner's step is inside a flush hook, or waits for readers and may be reporting one */
+	bool abandoned;    /* ... which has given the update up */
+	bool owner_ended;  /* its thread has ended: the free is deferred (U3) */
+	bool rolling_back; /* abandoned: the set of the beginning is published, the grace period is still to come */
 	struct list edits, touched;
 };
 

@@ -242,24 +242,24 @@ int ms_vm_close(struct ms_vm *vm, struct ms_error *err)
 	return 0;
 }
 
-void vm_free_husks(struct ms_vm *vm, bool all)
+void vm_free_deferred(struct ms_vm *vm, bool all)
 {
-	struct vm_husk *husk, **link = &vm->husks;
+	struct deferred_free *deferred, **link = &vm->deferred_frees;
 
-	while ((husk = *link)) {
-		if (!all && !atomic_load_explicit(&husk->given_back, memory_order_acquire)) {
-			link = &husk->next;
+	while ((deferred = *link)) {
+		if (!all && !atomic_load_explicit(&deferred->given_back, memory_order_acquire)) {
+			link = &deferred->next;
 			continue;
 		}
-		*link = husk->next;
-		memory_free(&vm->memory, husk, husk->size);
+		*link = deferred->next;
+		memory_free(&vm->memory, deferred, deferred->size);
 	}
 }
 
 /* And what else callers may have kept a pointer to until now. */
 static void free_vcpus(struct ms_vm *vm)
 {
-	vm_free_husks(vm, true);
+	vm_free_deferred(vm, true);
 	for (struct ms_vcpu *vcpu = vm->vcpus, *next; vcpu; vcpu = next) {
 		next = vcpu->next;
 		memory_free_lines(&vm->memory, vcpu, sizeof(*vcpu));
@@ -285,7 +285,7 @@ void ms_vm_destroy(struct ms_vm *vm)
 	if (!vm || left_to_parent(vm))
 		return;
 	srcu_end_sections(&vm->srcu);
-	slots_lock_adopt(&vm->slots_lock);
+	slots_lock_run_pending_end(&vm->slots_lock);
 	for (uint32_t i = 0; i < vm->config.address_spaces; i++) {
 		empty_set(vm, &vm->as[i].set[0], false);
 		empty_set(vm, &vm->as[i].set[1], true);

@@ -21,11 +21,12 @@
 #include "slots_lock.h"
 #include "stall_report.h"
 
-/* Begins what somebody may still have a pointer to when it is over: an update whose thread has ended. */
-struct vm_husk {
-	struct vm_husk *next;         /* under slots_lock */
-	size_t size;                  /* of all that it begins */
-	_Atomic uint32_t given_back;  /* nobody has a pointer any more; row "husk" */
+/* The first member of an object that is freed later, because a caller may still have a pointer to it: an update whose
+ * thread has ended. */
+struct deferred_free {
+	struct deferred_free *next;         /* under slots_lock */
+	size_t size;                  /* of the whole object */
+	_Atomic uint32_t given_back;  /* no caller has a pointer any more; row "deferred free" */
 };
 
 struct vm_counts { /* row "counters": relaxed, written under slots_lock */
@@ -49,8 +50,8 @@ struct ms_vm {
 	cache_aligned struct slots_lock slots_lock;
 	/* All below under slots_lock. */
 	bool closed;
-	_Atomic(struct ms_update *) update; /* the one that holds the lock, or NULL; row "orphan" */
-	struct vm_husk *husks;
+	_Atomic(struct ms_update *) update; /* the one that holds the lock, or NULL; row "pending end" */
+	struct deferred_free *deferred_frees;
 	const struct ms_listener **listeners;
 	size_t nr_listeners, listeners_size; /* size in bytes, of what was allocated */
 	struct ms_vcpu *vcpus;
@@ -118,8 +119,8 @@ void vm_swap_end(struct ms_vm *vm, uint32_t as_id);
 int vm_lock(struct ms_vm *vm, struct ms_error *err);
 void vm_unlock(struct ms_vm *vm);
 
-/* Frees the husks that were given back, or all.  Under slots_lock, or when nobody uses the VM any more. */
-void vm_free_husks(struct ms_vm *vm, bool all);
+/* Frees the deferred objects that were given back, or all.  Under slots_lock, or when nobody uses the VM any more. */
+void vm_free_deferred(struct ms_vm *vm, bool all);
 
 /* Puts the rule into *err, which may be NULL, and returns -code. */
 int vm_refuse(struct ms_error *err, int code, enum ms_rule rule, uint64_t limit, const struct memslot *other);

@@ -146,7 +146,7 @@ static inline void check_empty(struct ms_vm *vm)
 		blocks += r != &vm->srcu.shared;
 	for (struct ms_vcpu *vcpu = vm->vcpus; vcpu; vcpu = vcpu->next)
 		blocks++;
-	for (const struct vm_husk *husk = vm->husks; husk; husk = husk->next)
+	for (const struct deferred_free *d = vm->deferred_frees; d; d = d->next)
 		blocks++;
 	CHECK_EQ(stats.blocks, blocks);
 	CHECK_EQ(vm->memory.pool.bytes, 0);

@@ -1030,7 +1030,7 @@ static void check_taken_back(enum taker taker, const struct picture *before)
 	done();
 }
 
-static void test_orphans(void)
+static void test_deferred_ends(void)
 {
 	for (size_t i = 0; i < ARRAY_SIZE(halves); i++)
 		for (unsigned j = 0; j < 2 * NR_WHERES * NR_TAKERS; j++) {
@@ -1063,7 +1063,7 @@ static int take_in_prepare(void *opaque, const struct ms_change *to)
 	return 0;
 }
 
-static void test_orphan_in_hook(void)
+static void test_deferred_end_in_hook(void)
 {
 	static const struct ms_listener l = { .prepare = take_in_prepare };
 	struct ms_vm *other = new_vm(1);
@@ -1087,7 +1087,7 @@ static void abandon_in_flush(void *opaque, const struct ms_memslot *active, cons
 }
 
 /* In a hook of the update's own VM: the step ends first. */
-static void test_orphan_in_own_hook(void)
+static void test_deferred_end_in_own_hook(void)
 {
 	static const struct ms_listener l = { .flush = abandon_in_flush };
 	struct picture before, after;
@@ -1104,10 +1104,10 @@ static void test_orphan_in_own_hook(void)
 	done();
 }
 
-/* Several threads after one orphan: some asleep already, some come later, one ends it, and all get the lock. */
+/* Several threads after one pending end: some asleep already, some come later, one runs it, and all get the lock. */
 #define RIVALS 4
 
-static void race_for_orphan(const struct half *half, int early)
+static void race_for_pending_end(const struct half *half, int early)
 {
 	pthread_t thread[RIVALS];
 
@@ -1134,7 +1134,7 @@ static void race_for_orphan(const struct half *half, int early)
 static void test_races(void)
 {
 	for (uint64_t i = 0; i < test_times(200); i++)
-		race_for_orphan(&halves[i % ARRAY_SIZE(halves)], (int)(i % (RIVALS + 1)));
+		race_for_pending_end(&halves[i % ARRAY_SIZE(halves)], (int)(i % (RIVALS + 1)));
 }
 
 /* One that sleeps on the lock finds out by itself. */
@@ -1154,7 +1154,7 @@ static void test_sleeping_heir(void)
 }
 
 /* Nobody had to: the update is as good as one that never was. */
-static void test_orphan_and_close(void)
+static void test_deferred_end_and_close(void)
 {
 	struct ms_update *u;
 
@@ -1182,7 +1182,7 @@ static void in_child(void)
 	ms_update_abandon(update);
 	after = picture_of(vm);
 	CHECK(same_picture(&before, &after));
-	CHECK(!atomic_load(&vm->slots_lock.orphan));
+	CHECK(!atomic_load(&vm->slots_lock.pending_end));
 	check_locked(vm, -EIO, MS_RULE_FORKED);
 	own = vm_with_slots(SPACES);
 	update = begun(own, SPACE);
@@ -1468,7 +1468,7 @@ static void test_change_after_abandon_in_own_hook(void)
 	done();
 }
 
-static void destroy_in_child(bool orphan)
+static void destroy_in_child(bool deferred)
 {
 	int status = -1;
 	uint64_t blocks;
@@ -1477,13 +1477,13 @@ static void destroy_in_child(bool orphan)
 	make_vm();
 	half_invalid();
 	CHECK_EQ(ms_read_lock(vm), 0);
-	if (orphan)
+	if (deferred)
 		ms_update_abandon(update);
 	fflush(NULL);
 	child = fork();
 	if (!child) {
 		alarm(30);
-		if (!orphan)
+		if (!deferred)
 			ms_update_abandon(update);
 		blocks = stats_of(vm).blocks;
 		ms_vm_destroy(vm);
@@ -1493,7 +1493,7 @@ static void destroy_in_child(bool orphan)
 	CHECK_EQ(waitpid(child, &status, 0), child);
 	CHECK_EQ(status, 0);
 	ms_read_unlock(vm);
-	if (!orphan)
+	if (!deferred)
 		ended(false);
 	done();
 }
@@ -1565,12 +1565,12 @@ static void check_lost(void)
 static void let_go(void)
 {
 	uint64_t active = atomic_load(&vm->active);
-	slots_lock_end_fn *orphan = atomic_load(&vm->slots_lock.orphan);
+	slots_lock_end_fn *pending_end = atomic_load(&vm->slots_lock.pending_end);
 
 	ms_update_abandon(update);
 	CHECK_EQ(atomic_load(&vm->active), active);
-	CHECK(atomic_load(&vm->slots_lock.orphan) == orphan);
-	CHECK(!vm->husks || !vm->husks->next);
+	CHECK(atomic_load(&vm->slots_lock.pending_end) == pending_end);
+	CHECK(!vm->deferred_frees || !vm->deferred_frees->next);
 }
 
 /* As one that was dropped: the next call that wants the lock gets it.  What is left of it may be given up before
@@ -1583,7 +1583,7 @@ static void die(const struct half *half, enum end end, enum taker taker, unsigne
 	vm = vm_with_slots(SPACES);
 	before = picture_of(vm);
 	by_another_thread(die_inside, &how);
-	CHECK(!vm->update || atomic_load(&vm->slots_lock.orphan)); /* else the next one would wait for ever */
+	CHECK(!vm->update || atomic_load(&vm->slots_lock.pending_end)); /* else the next one would wait for ever */
 	if (given_up == 1)
 		let_go();
 	take(taker);
@@ -1596,7 +1596,7 @@ static void die(const struct half *half, enum end end, enum taker taker, unsigne
 		if (given_up != 1)
 			let_go();
 		CHECK_EQ(ms_update_end(begun(vm, SPACE), true, NULL), 0);
-		CHECK(!vm->husks); /* and nothing is left */
+		CHECK(!vm->deferred_frees); /* and nothing is left */
 	} else if (given_up == 2) {
 		let_go();
 	}
@@ -1779,10 +1779,10 @@ int main(int argc, char **argv)
 	test_waiting();
 	test_end_elsewhere();
 	test_begin_in_hook_of_another();
-	test_orphans();
-	test_orphan_in_hook();
-	test_orphan_in_own_hook();
-	test_orphan_and_close();
+	test_deferred_ends();
+	test_deferred_end_in_hook();
+	test_deferred_end_in_own_hook();
+	test_deferred_end_and_close();
 	test_sleeping_heir();
 	test_races();
 	test_fork();
