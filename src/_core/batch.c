@@ -8,7 +8,7 @@
  *   pieces       without one the set is walked (batch_walk.h), MS_BATCH_PIECE lookups a section; the state must be the
  *                same in each
  *   once more    where it was not, the batch starts again, on an index that is made for it
- *   at a stretch where there can be no index
+ *   one section  where there can be no index
  *
  * A batch that writes over its input is walked from a copy of it, so that it can start again.
  *
@@ -102,7 +102,7 @@ static int run_by_index(const struct job *job, const struct flat_index *index)
 
 /* ---- from a walk ---- */
 
-static int run_at_a_stretch(const struct job *job)
+static int run_in_one_section(const struct job *job)
 {
 	struct look look = look_begin(job->vm, job->as_id);
 
@@ -161,7 +161,7 @@ static int run_short(const struct job *job)
 	} else {
 		look_end(job->vm, look);
 		held = vm_index_get(job->vm, job->as_id, 0);
-		return held ? run_with(job, held) : run_at_a_stretch(job);
+		return held ? run_with(job, held) : run_in_one_section(job);
 	}
 	look_end(job->vm, look);
 	return 0;
@@ -176,7 +176,7 @@ static int run_walked(const struct job *job)
 	if (r != -EAGAIN)
 		return r;
 	index = vm_index_make(job->vm, job->as_id);
-	return index ? run_with(job, index) : run_at_a_stretch(job);
+	return index ? run_with(job, index) : run_in_one_section(job);
 }
 
 /* Writes over its input: a copy is read. */
@@ -189,7 +189,7 @@ static int run_copied(const struct job *job)
 	int r;
 
 	if (!in)
-		return run_at_a_stretch(job);
+		return run_in_one_section(job);
 	for (size_t i = 0; i < batch.n; i++)
 		in[i] = value_at(job->batch, i);
 	batch.in = in;

@@ -24,7 +24,7 @@ static void emit(const struct job *job, size_t i, const struct memslot *slot, ui
 	}
 }
 
-/* Searches that the hint did not spare, kept back until they are enough to go side by side. */
+/* Searches that the hint did not answer, deferred until there are enough to go side by side. */
 struct pending {
 	uint64_t gfn[TREE_LANES], value[TREE_LANES];
 	size_t at[TREE_LANES];
@@ -48,7 +48,7 @@ static void search_pending(const struct job *job, struct memslot_set *set, struc
 	p->nr = 0;
 }
 
-static void keep_back(struct pending *p, size_t i, uint64_t gfn, uint64_t value)
+static void defer_search(struct pending *p, size_t i, uint64_t gfn, uint64_t value)
 {
 	p->gfn[p->nr] = gfn;
 	p->value[p->nr] = value;
@@ -95,7 +95,7 @@ static void walk_side_by_side(const struct job *job, struct memslot_set *set, si
 			emit(job, i, slot, value);
 			in_hole = !slot;
 		} else {
-			keep_back(&p, i, gfn, value);
+			defer_search(&p, i, gfn, value);
 			if (p.nr == TREE_LANES)
 				search_pending(job, set, &p, counts);
 		}

@@ -2,7 +2,7 @@
 /*
  * batch_walk.h - one call for many gfns, and the walk that answers it from a set.
  *
- * Lookups that the hint does not answer are kept back until there are enough of them to go down the tree side by side
+ * Lookups that the hint does not answer are deferred until there are enough of them to go down the tree side by side
  * (TREE_LANES).  Where a run of lookups in one slot begins, its slot is searched for at once and becomes the hint.
  * A design without search_many, and the policy "walk", look up one gfn after the other, as the calls for one gfn do.
  *

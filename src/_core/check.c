@@ -157,7 +157,7 @@ static int check_set(struct walk *w, const struct memslot_set *set, uint64_t *pa
 	if (!r && hint && !has_slot(w, set, hint))
 		return broken(w, 'M', 6, "last_used_slot of set %" PRIu32 " of address space %" PRIu32 " is no member",
 			      set->node_idx, w->as_id);
-	if (!r && !set_index_is_true(w->vm, set))
+	if (!r && !set_index_is_valid(w->vm, set))
 		r = broken(w, 'M', 11, "the index of set %" PRIu32 " of address space %" PRIu32 " has other slots",
 			   set->node_idx, w->as_id);
 	return r;

@@ -41,11 +41,11 @@ static inline struct memslot *lookup(const struct ms_vm *vm, const struct look *
 	return slot;
 }
 
-/* Whether this thread has walked a set for long enough to say so. */
-static inline bool tells(const struct srcu_reader *reader, enum srcu_count found)
+/* Whether this search completes SEARCHES_PER_REPORT searches of this thread. */
+static inline bool report_is_due(const struct srcu_reader *reader, enum srcu_count found)
 {
 	return found == SRCU_HIT_SEARCH &&
-	       unlikely(atomic_load_explicit(&reader->count[found], memory_order_relaxed) % INDEX_TELLS == 0);
+	       unlikely(atomic_load_explicit(&reader->count[found], memory_order_relaxed) % SEARCHES_PER_REPORT == 0);
 }
 
 /* An index holds no slots: in a run of lookups of one record its slot is searched for after all, for the hint. */
@@ -83,13 +83,13 @@ static out_of_line uint64_t finish_lookup(struct ms_vm *vm, struct look look, ui
 {
 	enum srcu_count found = SRCU_MISS;
 	uint64_t hva = look.set ? hva_without_hint(vm, &look, gfn, write, &found) : MS_HVA_ERR_BAD;
-	bool tell;
+	bool report;
 
 	srcu_count(look.section.reader, found, 1);
-	tell = tells(look.section.reader, found);
+	report = report_is_due(look.section.reader, found);
 	look_end(vm, look);
-	if (unlikely(tell))
-		vm_index_tell(vm, as_id);
+	if (unlikely(report))
+		vm_index_report_searches(vm, as_id);
 	return hva;
 }
 
@@ -394,7 +394,7 @@ uint64_t ms_vcpu_gfn_to_hva(struct ms_vcpu *vcpu, uint64_t gfn)
 	struct look look = vcpu_look_begin(vcpu);
 	enum srcu_count found = SRCU_VCPU_BYPASS;
 	uint64_t hva;
-	bool tell;
+	bool report;
 
 	if (likely(vcpu_try_use(vcpu))) {
 		hva = vcpu_hva(vcpu, &look, gfn, &found);
@@ -403,10 +403,10 @@ uint64_t ms_vcpu_gfn_to_hva(struct ms_vcpu *vcpu, uint64_t gfn)
 		hva = translate(search(vcpu->vm, look.set, gfn), gfn, true);
 	}
 	srcu_count(look.section.reader, found, 1);
-	tell = tells(look.section.reader, found);
+	report = report_is_due(look.section.reader, found);
 	look_end(vcpu->vm, look);
-	if (unlikely(tell))
-		vm_index_tell(vcpu->vm, ms_vcpu_as_id(vcpu));
+	if (unlikely(report))
+		vm_index_report_searches(vcpu->vm, ms_vcpu_as_id(vcpu));
 	return hva;
 }
 

@@ -105,15 +105,15 @@ struct changes {
 	struct ms_vm *vm;
 	const struct ms_userspace_memory_region *region;
 	int32_t *result;
-	bool called_away; /* one got -EINTR, and so do all after it */
+	bool interrupted; /* one got -EINTR, and so do all after it */
 };
 
 static inline void change(void *context, size_t i)
 {
 	struct changes *c = context;
 
-	c->result[i] = c->called_away ? -EINTR : ms_set_user_memory_region(c->vm, &c->region[i], NULL);
-	c->called_away = c->result[i] == -EINTR;
+	c->result[i] = c->interrupted ? -EINTR : ms_set_user_memory_region(c->vm, &c->region[i], NULL);
+	c->interrupted = c->result[i] == -EINTR;
 }
 
 void ms_time_changes(struct ms_vm *vm, const struct ms_userspace_memory_region *regions, size_t n, size_t group,

@@ -77,8 +77,8 @@ struct memslot_set {
 	/* Readers write these. */
 	cache_aligned _Atomic(struct memslot *) last_used_slot;
 	_Atomic uint64_t walked; /* lookups without an index since the set was published; row "counters" */
-	_Atomic uint32_t would_have_paid; /* states whose lookups would have paid for a copy; row "counters" */
-	_Atomic uint32_t in_vain; /* indexes that were walked for that, and none was copied since; row "counters" */
+	_Atomic uint32_t worth_copy;   /* states with lookups enough for a copy of an index; row "counters" */
+	_Atomic uint32_t walk_backoff; /* walks for an index since the last copy of one; row "counters" */
 
 	/* What each edit or swap writes. */
 	cache_aligned _Atomic uint64_t generation;

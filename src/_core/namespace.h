@@ -70,7 +70,7 @@
 #define rules_gpa_limit ms_rules_gpa_limit
 #define rules_overlap ms_rules_overlap
 #define rules_request ms_rules_request
-#define set_index_is_true ms_set_index_is_true
+#define set_index_is_valid ms_set_index_is_valid
 #define slots_lock_defer_end ms_slots_lock_defer_end
 #define slots_lock_release ms_slots_lock_release
 #define slots_lock_run_pending_end ms_slots_lock_run_pending_end
@@ -102,8 +102,8 @@
 #define vm_index_get ms_vm_index_get
 #define vm_index_make ms_vm_index_make
 #define vm_index_pays ms_vm_index_pays
+#define vm_index_report_searches ms_vm_index_report_searches
 #define vm_index_share ms_vm_index_share
-#define vm_index_tell ms_vm_index_tell
 #define vm_lock ms_vm_lock
 #define vm_refuse ms_vm_refuse
 #define vm_replace ms_vm_replace

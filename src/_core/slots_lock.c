@@ -4,7 +4,7 @@
  */
 #include "slots_lock.h"
 
-/* One sleep on slots_lock; a missed wake-up costs no more, and so late is a waiter that is called away. */
+/* One sleep on slots_lock; a missed wake-up costs no more, and an interrupted waiter returns no later. */
 #define LOCK_NAP_US 10000
 
 static _Atomic(ms_poll_fn *) poll_fn; /* row "poll" */
@@ -45,7 +45,7 @@ void ms_set_poll(ms_poll_fn *poll)
 	atomic_store_explicit(&poll_fn, poll, memory_order_relaxed);
 }
 
-static bool called_away(void)
+static bool wait_interrupted(void)
 {
 	ms_poll_fn *poll = atomic_load_explicit(&poll_fn, memory_order_relaxed);
 
@@ -58,7 +58,7 @@ bool slots_lock_wait(struct slots_lock *lock)
 	while (atomic_exchange_explicit(&lock->state, 2, memory_order_acquire)) {
 		if (slots_lock_run_pending_end(lock))
 			break;
-		if (thread_wait(&lock->state, 2, LOCK_NAP_US) && called_away())
+		if (thread_wait(&lock->state, 2, LOCK_NAP_US) && wait_interrupted())
 			return false;
 	}
 	return take_over(lock);

@@ -4,7 +4,7 @@
 /* Slots that are walked in one section: some tens of microseconds. */
 #define PIECE 2048
 
-/* Tries to walk a state in pieces before it is walked at a stretch. */
+/* Tries to walk a state in pieces before it is walked in one section. */
 #define TRIES 2
 
 /* A lookup may make the index of so many slots for others. */
@@ -15,15 +15,15 @@
 
 /* By measurement (docs/benchmarks.md, "When an index pays"): what a slot costs that is walked, or copied, in lookups
  * that an index makes cheaper. */
-#define LOOKUPS_A_WALKED 3
-#define LOOKUPS_A_COPIED 1
+#define LOOKUPS_PER_WALKED_SLOT 3
+#define LOOKUPS_PER_COPIED_SLOT 1
 
 /* Nobody knows how many single lookups will follow: of so many one is worth the cost of an index, so that not a tenth is
  * lost when none does. */
 #define SINGLE_LOOKUPS 4
 
-/* Walks in vain that make the next one wait longer. */
-#define IN_VAIN_MAX 10
+/* Each walk without a copy doubles the wait for the next one, up to 2 to this power. */
+#define WALK_BACKOFF_MAX 10
 
 static struct flat_entry entry_of(const struct memslot *slot)
 {
@@ -56,13 +56,13 @@ void vm_index_share(struct ms_vm *vm, uint32_t as_id)
 		inactive->patch = patch_clone(active->patch);
 }
 
-/* What it leaves is X1 of what was there. */
-static void take_off_index(struct memslot_set *set)
+/* Detaches the index and keeps it as the base of the next one (X1). */
+static void detach_index(struct memslot_set *set)
 {
 	struct flat_index *index = atomic_load_explicit(&set->index, memory_order_relaxed);
 
 	if (index) {
-		point(WRITER_TAKES_INDEX);
+		point(WRITER_DETACHES_INDEX);
 		patch_destroy(set->patch);
 		set->patch = patch_create(index);
 		atomic_store_explicit(&set->index, NULL, memory_order_relaxed);
@@ -90,7 +90,7 @@ static void note_edit(struct memslot_set *set, const struct memslot *old, const 
 void vm_replace(struct ms_vm *vm, struct memslot_set *set, struct memslot *old, struct memslot *new_slot)
 {
 	if (vm->design->indexed) {
-		take_off_index(set);
+		detach_index(set);
 		if (set->patch)
 			note_edit(set, old, new_slot);
 	}
@@ -230,12 +230,12 @@ struct plan {
 
 static uint64_t cost_of_copy(const struct memslot_set *set)
 {
-	return FIXED_COST + (uint64_t)set->nr * LOOKUPS_A_COPIED;
+	return FIXED_COST + (uint64_t)set->nr * LOOKUPS_PER_COPIED_SLOT;
 }
 
 static uint64_t cost_of_walk(const struct memslot_set *set)
 {
-	return FIXED_COST + (uint64_t)set->nr * LOOKUPS_A_WALKED;
+	return FIXED_COST + (uint64_t)set->nr * LOOKUPS_PER_WALKED_SLOT;
 }
 
 /* Adds to what was walked in this set since it was published. */
@@ -244,21 +244,23 @@ static uint64_t count_walked(struct memslot_set *set, uint64_t lookups)
 	uint64_t before = atomic_fetch_add_explicit(&set->walked, lookups, memory_order_relaxed);
 
 	if (before < cost_of_copy(set) && before + lookups >= cost_of_copy(set))
-		atomic_fetch_add_explicit(&set->would_have_paid, 1, memory_order_relaxed);
+		atomic_fetch_add_explicit(&set->worth_copy, 1, memory_order_relaxed);
 	return before + lookups;
 }
 
 /*
- * When each state is asked for often enough for a copy, but never for a walk, one walk is an investment: the indexes of
- * later states are copied from it.  Where changes are too many for that it was in vain, and the next one waits for twice
- * as many states.
+ * Where each state has lookups enough for a copy, but never for a walk, one walk is an investment: the indexes of later
+ * states are copied from it.  Where changes are too many for a copy the walk backs off: the next one waits for twice as
+ * many states.
  */
 static bool walk_is_invested(const struct memslot_set *set)
 {
-	uint32_t in_vain = atomic_load_explicit(&set->in_vain, memory_order_relaxed);
-	uint32_t states = atomic_load_explicit(&set->would_have_paid, memory_order_relaxed);
+	uint32_t backoff = atomic_load_explicit(&set->walk_backoff, memory_order_relaxed);
+	uint32_t states = atomic_load_explicit(&set->worth_copy, memory_order_relaxed);
 
-	return states >> (in_vain < IN_VAIN_MAX ? in_vain : IN_VAIN_MAX) >= LOOKUPS_A_WALKED / LOOKUPS_A_COPIED;
+	if (backoff > WALK_BACKOFF_MAX)
+		backoff = WALK_BACKOFF_MAX;
+	return states >> backoff >= LOOKUPS_PER_WALKED_SLOT / LOOKUPS_PER_COPIED_SLOT;
 }
 
 static enum way way_that_pays(const struct ms_vm *vm, const struct memslot_set *set, uint64_t lookups)
@@ -271,16 +273,16 @@ static enum way way_that_pays(const struct ms_vm *vm, const struct memslot_set *
 	return any || lookups >= cost_of_walk(set) || (copied && walk_is_invested(set)) ? WALK : NO_WAY;
 }
 
-/* A walk is in vain until something was copied from it. */
+/* A walk raises the back-off; a copy resets it. */
 static void note_way(struct memslot_set *set, enum way way)
 {
 	if (way != WALK && way != PATCH)
 		return;
-	atomic_store_explicit(&set->would_have_paid, 0, memory_order_relaxed);
+	atomic_store_explicit(&set->worth_copy, 0, memory_order_relaxed);
 	if (way == WALK)
-		atomic_fetch_add_explicit(&set->in_vain, 1, memory_order_relaxed);
+		atomic_fetch_add_explicit(&set->walk_backoff, 1, memory_order_relaxed);
 	else
-		atomic_store_explicit(&set->in_vain, 0, memory_order_relaxed);
+		atomic_store_explicit(&set->walk_backoff, 0, memory_order_relaxed);
 }
 
 bool vm_index_pays(const struct ms_vm *vm, struct memslot_set *set, size_t lookups, bool brief)
@@ -344,7 +346,7 @@ struct flat_index *vm_index_get(struct ms_vm *vm, uint32_t as_id, size_t lookups
 	return index;
 }
 
-static struct flat_index *make_at_a_stretch(struct ms_vm *vm, uint32_t as_id)
+static struct flat_index *make_in_one_section(struct ms_vm *vm, uint32_t as_id)
 {
 	struct look look = look_begin(vm, as_id);
 	struct gathering g;
@@ -370,7 +372,7 @@ struct flat_index *vm_index_make(struct ms_vm *vm, uint32_t as_id)
 		look_end(vm, look);
 		index = carry_out(vm, as_id, &plan);
 	}
-	return index ? index : make_at_a_stretch(vm, as_id);
+	return index ? index : make_in_one_section(vm, as_id);
 }
 
 /* As far as the set knows: no single lookup would use an index of so few slots, or one like that before. */
@@ -381,13 +383,13 @@ static bool serves_single_lookups(const struct memslot_set *set)
 
 static bool pays_for_single_lookups(const struct ms_vm *vm, struct memslot_set *set)
 {
-	uint64_t walked = count_walked(set, INDEX_TELLS);
+	uint64_t walked = count_walked(set, SEARCHES_PER_REPORT);
 
 	return may_index(vm) && !set_index(set) && serves_single_lookups(set) &&
 	       way_that_pays(vm, set, walked / SINGLE_LOOKUPS) != NO_WAY;
 }
 
-void vm_index_tell(struct ms_vm *vm, uint32_t as_id)
+void vm_index_report_searches(struct ms_vm *vm, uint32_t as_id)
 {
 	struct look look = look_begin(vm, as_id);
 	bool pays = look.set && pays_for_single_lookups(vm, look.set);
@@ -427,7 +429,7 @@ static bool next_patched(void *cursor, struct flat_entry *entry)
 	return patch_next(cursor, entry);
 }
 
-bool set_index_is_true(const struct ms_vm *vm, const struct memslot_set *set)
+bool set_index_is_valid(const struct ms_vm *vm, const struct memslot_set *set)
 {
 	struct flat_cursor flat = { .index = set_index(set) };
 	struct patch_cursor patched;

@@ -53,10 +53,10 @@ struct flat_index *vm_index_get(struct ms_vm *vm, uint32_t as_id, size_t lookups
  * it.  When states move faster than pieces are walked, it is walked in one section. */
 struct flat_index *vm_index_make(struct ms_vm *vm, uint32_t as_id);
 
-/* One lookup in so many that walked tells of the others, and makes the index where that is soon done: a lookup that
- * happens to pay for the rest takes well below a millisecond. */
-#define INDEX_TELLS 256
-void vm_index_tell(struct ms_vm *vm, uint32_t as_id);
+/* After so many searches a thread adds them to the count of the set, and makes the index where that pays and is quick:
+ * the one lookup that does it takes well below a millisecond. */
+#define SEARCHES_PER_REPORT 256
+void vm_index_report_searches(struct ms_vm *vm, uint32_t as_id);
 
 /* ---- the writer ---- */
 
@@ -67,6 +67,6 @@ void vm_index_share(struct ms_vm *vm, uint32_t as_id);
 void vm_replace(struct ms_vm *vm, struct memslot_set *set, struct memslot *old, struct memslot *new_slot);
 
 /* M11: the index, and what the next would be derived from, are the slots of the set. */
-bool set_index_is_true(const struct ms_vm *vm, const struct memslot_set *set);
+bool set_index_is_valid(const struct ms_vm *vm, const struct memslot_set *set);
 
 #endif

@@ -168,7 +168,7 @@ static void replace(const struct writer *w, struct memslot *old, struct memslot 
 	vm_replace(w->vm, inactive(w), old, new_slot);
 }
 
-static struct ms_change told(const struct change *c)
+static struct ms_change change_value(const struct change *c)
 {
 	struct ms_change change = { .kind = c->kind };
 
@@ -220,7 +220,7 @@ static int prepare_listeners(const struct writer *w, struct change *c)
 
 	if (likely(!w->vm->nr_listeners))
 		return 0;
-	change = told(c);
+	change = change_value(c);
 	for (; c->prepared < w->vm->nr_listeners; c->prepared++) {
 		const struct ms_listener *l = w->vm->listeners[c->prepared];
 		int r = l->prepare ? l->prepare(l->opaque, &change) : 0;
@@ -252,7 +252,7 @@ static int prepare(const struct writer *w)
 /* Those who had prepared hear of it in reverse order. */
 static void abort_prepared(const struct writer *w, struct change *c)
 {
-	struct ms_change change = told(c);
+	struct ms_change change = change_value(c);
 
 	while (c->prepared > 0) {
 		const struct ms_listener *l = w->vm->listeners[--c->prepared];
@@ -262,9 +262,9 @@ static void abort_prepared(const struct writer *w, struct change *c)
 	}
 }
 
-/* The private set was edited in vain: staged slots leave it, invalidated ones return.  Sets that store copies of
+/* Takes back the edits of the private set: staged slots leave it, invalidated ones return.  Sets that store copies of
  * their own are thrown away as a whole. */
-static void mend_private(const struct writer *w)
+static void restore_private_set(const struct writer *w)
 {
 	if (!w->vm->design->shares_slots)
 		return;
@@ -285,7 +285,7 @@ static void roll_back(const struct writer *w, bool invalidated)
 		abort_prepared(w, &w->change[i]);
 	if (invalidated)
 		vm_swap(w->vm, w->as_id);
-	mend_private(w);
+	restore_private_set(w);
 	for (size_t i = 0; i < w->nr; i++)
 		writer_discard(w, &w->change[i]);
 }
@@ -334,7 +334,7 @@ static void count_change(struct vm_counts *counts, const struct change *c)
 
 static void commit_listeners(const struct writer *w, const struct change *c)
 {
-	struct ms_change change = told(c);
+	struct ms_change change = change_value(c);
 
 	for (size_t i = 0; i < w->vm->nr_listeners; i++) {
 		const struct ms_listener *l = w->vm->listeners[i];

@@ -361,7 +361,7 @@ static void taken_off_beside_a_batch(void)
 
 	begin_indexed("H1: an index is taken off beside a batch", LONG);
 	index = set_index(vm_active_set(vm, 0));
-	act_until(&writer, delete_5, POINT_WRITER_TAKES_INDEX);
+	act_until(&writer, delete_5, POINT_WRITER_DETACHES_INDEX);
 	CHECK(refs(index) >= 1);
 	act_until(&reader, ask_first, POINT_READER_INDEX_HELD);
 	finish(&writer);
@@ -434,7 +434,7 @@ static void overtaken(int times)
 	}
 	for (int i = 1; i < times && i < 3; i++) {
 		CHECK_EQ(delete(gone++), 0);
-		go_until(&reader, i < 2 ? POINT_READER_INDEX_GATHERED : POINT_READER_INDEX_MADE); /* at a stretch */
+		go_until(&reader, i < 2 ? POINT_READER_INDEX_GATHERED : POINT_READER_INDEX_MADE); /* in one section */
 	}
 	if (times > 0 && times < 3) {
 		CHECK_EQ(stats_of(vm).index_builds, 0);
@@ -460,7 +460,7 @@ static void overtaken_by_one_swap(void)
 	act(&writer, delete_5, NO_STOP);
 	await_end(&writer);
 	finish(&reader);
-	check_answers(&first, 5, 6); /* at a stretch: it must not have an index */
+	check_answers(&first, 5, 6); /* in one section: it must not have an index */
 	CHECK_EQ(stats_of(vm).index_builds, 0);
 	end();
 }

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * test_vm.c - who waits for slots_lock, and is called away from it; a change whose hook leaves a section open.
+ * test_vm.c - waits for slots_lock, and their interruption; a change whose hook leaves a section open.
  */
 #include "fixture.h"
 
@@ -147,7 +147,7 @@ static int (*const takers[])(struct ms_error *err) = { call_set,     call_load, 
 						       call_protect, call_begin, call_check,    call_close };
 
 /* Called away at once, or after some naps: -EINTR, and nothing has changed. */
-static void test_called_away(void)
+static void test_interrupted(void)
 {
 	for (size_t i = 0; i < ARRAY_SIZE(takers); i++)
 		for (patience = 0; patience < 3; patience++) {
@@ -166,7 +166,7 @@ static void test_called_away(void)
 		}
 }
 
-static void test_not_called_away(void)
+static void test_not_interrupted(void)
 {
 	for (size_t i = 0; i < ARRAY_SIZE(takers) - 1; i++) {
 		struct ms_error err = { 0 };
@@ -328,8 +328,8 @@ int main(int argc, char **argv)
 		test_section_left_open(3);
 	}
 	design_name = "tree";
-	test_called_away();
-	test_not_called_away();
+	test_interrupted();
+	test_not_interrupted();
 	test_poll_that_calls();
 	test_destroy_beside_a_section(false);
 	test_destroy_beside_a_section(true);
