@@ -3,8 +3,8 @@
 
 A file of the core includes headers of strictly lower layers, its own header, and memslots.h, the
 public one, which includes nothing of the core.  No file of the core includes Python.h.  So two
-files of one layer never see each other: region.c, the writer, and lookup.c, the reader, share vm.h
-and what is below it.
+files of one layer never see each other.  Nor do the writer's files and the reader's, in whatever
+layers they are: they share vm_index.h and what is below it.
 
 With --library every global symbol that the static library defines must begin with ms_: QEMU and
 other programs define interval_tree_insert() and its like too.
@@ -23,18 +23,45 @@ LAYERS = {
     "0a": ("namespace",),
     "0b": ("compiler",),
     "0c": ("memory", "points", "thread"),
-    "1": ("rbtree", "id_hash", "srcu"),
-    "2": ("interval_tree", "dirty_log", "flat_index"),
+    "1": ("rbtree", "id_hash", "srcu", "slots_lock"),
+    "2": ("interval_tree", "dirty_log", "flat_index", "stall_report"),
     "2b": ("designs", "flat_patch", "flat_kernel"),
     "2c": ("flat_many", "flat_avx2", "flat_avx512"),
     "3a": ("memslot_set",),
     "4a": ("vm",),
-    "4b": ("rules", "look"),
+    "4b": ("rules", "look", "listeners"),
     "4c": ("vm_index",),
-    "4d": ("search",),
-    "5": ("lookup", "batch", "region", "update", "dirty_ioctl", "measure", "check", "build_info"),
+    "4d": ("search", "writer", "update"),
+    "4e": ("batch_walk",),
+    "5": (
+        "lookup",
+        "batch",
+        "region",
+        "load",
+        "update_steps",
+        "dirty_ioctl",
+        "vcpu",
+        "stats",
+        "measure",
+        "check",
+        "build_info",
+    ),
 }
 LAYER_OF = {module: layer for layer, modules in LAYERS.items() for module in modules}
+SIDES = {
+    "writer": (
+        "rules",
+        "listeners",
+        "writer",
+        "update",
+        "region",
+        "load",
+        "update_steps",
+        "dirty_ioctl",
+    ),
+    "reader": ("search", "batch_walk", "lookup", "batch"),
+}
+SIDE_OF = {module: side for side, modules in SIDES.items() for module in modules}
 DESIGNS = "3b"  # every other *_set: adding one takes no line here
 PUBLIC = "memslots.h"
 
@@ -78,6 +105,10 @@ def objection(includer: Path, name: str, quoted: bool, headers: set[str]) -> str
         return f"{header} has no layer in tools/layers.py"
     if module == target and includer.suffix == ".c":
         return None
+    if {SIDE_OF.get(module), SIDE_OF.get(target)} == set(SIDES):
+        return (
+            f"{includer.name} of the {SIDE_OF[module]} includes {header} of the {SIDE_OF[target]}"
+        )
     mine, its = layer_of(module), layer_of(target)
     if its < mine:
         return None

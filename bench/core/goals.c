@@ -13,6 +13,7 @@
 #define _POSIX_C_SOURCE 199309L
 #include <string.h>
 
+#include "private/measure.h"
 #include "tree_set.h"
 
 #include "common.h"
@@ -143,7 +144,7 @@ static void kvm_hinted(struct bench *b, const uint64_t *gfns)
 	}
 }
 
-/* As find_hinted() of lookup.c. */
+/* As find_hinted() of search.h. */
 static inline const struct memslot *find_hinted(struct memslot_set *set, uint64_t gfn)
 {
 	struct memslot *slot = atomic_load_explicit(&set->last_used_slot, memory_order_relaxed);

@@ -5,30 +5,21 @@
  * All answers of a call come from one published state, and no writer waits for a long call:
  *
  *   an index     holds the state without a section; the batch has a reference and nothing else
- *   pieces       without one the set is walked, MS_BATCH_PIECE lookups a section; the state must be the same in each
+ *   pieces       without one the set is walked (batch_walk.h), MS_BATCH_PIECE lookups a section; the state must be the
+ *                same in each
  *   once more    where it was not, the batch starts again, on an index that is made for it
  *   at a stretch where there can be no index
  *
  * A batch that writes over its input is walked from a copy of it, so that it can start again.
  *
  * Locking: none.  Between pieces, outside of sections, the caller is polled.
- * Cost: an index 2 to 4 ns a lookup; a walk as search_many of the design, less where the hint answers.
+ * Cost: an index 2 to 4 ns a lookup; a walk see batch_walk.h.
  */
 #include <errno.h>
-#include <string.h>
 
+#include "batch_walk.h"
 #include "flat_many.h"
-#include "search.h"
-
-enum kind { GFN_TO_HVA, GPA_TO_HVA, GFN_TO_ID, MARK };
-
-struct job {
-	struct ms_vm *vm;
-	uint32_t as_id;
-	enum kind kind;
-	bool write;
-	const struct ms_batch *batch;
-};
+#include "vm_index.h"
 
 /* Lookups that go through buffers of the stack together, where strides or hints are in the way of going straight. */
 #define CHUNK ((size_t)256)
@@ -38,21 +29,6 @@ static bool is_plain(const struct job *job)
 	size_t out = job->kind == GFN_TO_ID ? sizeof(int32_t) : sizeof(uint64_t);
 
 	return job->batch->in_stride == sizeof(uint64_t) && job->batch->out_stride == (ptrdiff_t)out;
-}
-
-static uint64_t value_at(const struct ms_batch *batch, size_t i)
-{
-	return *(const uint64_t *)(const void *)((const char *)batch->in + (ptrdiff_t)i * batch->in_stride);
-}
-
-static void *result_at(const struct ms_batch *batch, size_t i)
-{
-	return (char *)batch->out + (ptrdiff_t)i * batch->out_stride;
-}
-
-static unsigned shift_of(const struct job *job)
-{
-	return job->kind == GPA_TO_HVA ? MS_PAGE_SHIFT : 0;
 }
 
 static int poll(const struct job *job)
@@ -126,144 +102,11 @@ static int run_by_index(const struct job *job, const struct flat_index *index)
 
 /* ---- from a walk ---- */
 
-static void emit(const struct job *job, size_t i, const struct memslot *slot, uint64_t value)
-{
-	uint64_t gfn = value >> shift_of(job), hva;
-
-	if (job->kind == GFN_TO_ID) {
-		*(int32_t *)result_at(job->batch, i) =
-			slot && !(slot->flags & MS_MEMSLOT_INVALID) ? (int32_t)slot->id : -1;
-	} else if (job->kind == MARK) {
-		point(READER_MARKS);
-		if (slot && slot->dirty)
-			dirty_log_mark(slot->dirty, gfn - slot->base_gfn);
-	} else {
-		hva = translate(slot, gfn, job->write);
-		*(uint64_t *)result_at(job->batch, i) =
-			hva < MS_HVA_ERR_MIN ? hva + (value - (gfn << shift_of(job))) : hva;
-	}
-}
-
-/* Searches that the hint did not spare, kept back until they are enough to go side by side. */
-struct pending {
-	uint64_t gfn[TREE_LANES], value[TREE_LANES];
-	size_t at[TREE_LANES];
-	size_t nr;
-};
-
-static void search_pending(const struct job *job, struct memslot_set *set, struct pending *p, uint64_t *counts)
-{
-	struct memslot *slots[TREE_LANES], *run = NULL;
-
-	job->vm->design->search_many(set, p->gfn, slots, p->nr);
-	for (size_t i = 0; i < p->nr; i++) {
-		counts[slots[i] ? SRCU_HIT_SEARCH : SRCU_MISS]++;
-		if (i && slots[i] == slots[i - 1])
-			run = slots[i];
-		emit(job, p->at[i], slots[i], p->value[i]);
-	}
-	point(READER_SLOT_FOUND);
-	if (run)
-		move_hint(set, run);
-	p->nr = 0;
-}
-
-static void keep_back(struct pending *p, size_t i, uint64_t gfn, uint64_t value)
-{
-	p->gfn[p->nr] = gfn;
-	p->value[p->nr] = value;
-	p->at[p->nr++] = i;
-}
-
-/* Two frames one after the other are rarely so near by chance: a run of lookups in one slot begins. */
-static bool is_near(uint64_t gfn, uint64_t before)
-{
-	return gfn - before + 64 < 128;
-}
-
-/* Its slot is searched for at once, and is the hint for the others. */
-static const struct memslot *search_for_run(const struct job *job, struct memslot_set *set, uint64_t before,
-					    uint64_t gfn, uint64_t *counts)
-{
-	struct memslot *slot = search(job->vm, set, gfn);
-
-	counts[slot ? SRCU_HIT_SEARCH : SRCU_MISS]++;
-	point(READER_SLOT_FOUND);
-	if (slot && memslot_contains(slot, before))
-		move_hint(set, slot);
-	return slot;
-}
-
-static void walk_side_by_side(const struct job *job, struct memslot_set *set, size_t from, size_t n, uint64_t *counts)
-{
-	struct pending p = { .nr = 0 };
-	uint64_t before = ~(uint64_t)0;
-	bool in_hole = false; /* where no slot is a run's hint */
-
-	for (size_t i = from, gfn; i < from + n; i++, before = gfn) {
-		uint64_t value = value_at(job->batch, i);
-		const struct memslot *slot;
-
-		gfn = value >> shift_of(job);
-		slot = hint_for(set, gfn);
-		if (slot) {
-			counts[SRCU_HIT_LAST_USED]++;
-			emit(job, i, slot, value);
-			in_hole = false;
-		} else if (is_near(gfn, before) && !in_hole) {
-			slot = search_for_run(job, set, before, gfn, counts);
-			emit(job, i, slot, value);
-			in_hole = !slot;
-		} else {
-			keep_back(&p, i, gfn, value);
-			if (p.nr == TREE_LANES)
-				search_pending(job, set, &p, counts);
-		}
-	}
-	if (p.nr)
-		search_pending(job, set, &p, counts);
-}
-
-static void walk_one_by_one(const struct job *job, const struct look *look, size_t from, size_t n, uint64_t *counts)
-{
-	struct srcu_reader *reader = look->section.reader;
-
-	for (size_t i = from; i < from + n; i++) {
-		uint64_t value = value_at(job->batch, i);
-		enum srcu_count found;
-		const struct memslot *slot =
-			find_hinted(job->vm, look->set, reader, value >> shift_of(job), &found);
-
-		counts[found]++;
-		emit(job, i, slot, value);
-	}
-}
-
-static bool side_by_side(const struct ms_vm *vm)
-{
-	return vm->design->search_many &&
-	       atomic_load_explicit(&vm->index_policy, memory_order_relaxed) != MS_INDEX_WALK;
-}
-
-/* Inside a section of the set. */
-static void walk(const struct job *job, const struct look *look, size_t from, size_t n)
-{
-	uint64_t counts[SRCU_NR_COUNTS] = { 0 };
-
-	if (side_by_side(job->vm))
-		walk_side_by_side(job, look->set, from, n, counts);
-	else
-		walk_one_by_one(job, look, from, n, counts);
-	for (unsigned i = 0; i < SRCU_NR_COUNTS; i++)
-		if (counts[i])
-			srcu_count(look->section.reader, i, counts[i]);
-}
-
 static int run_at_a_stretch(const struct job *job)
 {
 	struct look look = look_begin(job->vm, job->as_id);
 
-	walk(job, &look, 0, job->batch->n);
+	batch_walk(job, &look, 0, job->batch->n);
 	look_end(job->vm, look);
 	return 0;
 }
@@ -281,7 +124,7 @@ static int run_in_pieces(const struct job *job)
 		if (!done)
 			first = state_of(look.set);
 		if (same)
-			walk(job, &look, done, at_most(n - done, MS_BATCH_PIECE));
+			batch_walk(job, &look, done, at_most(n - done, MS_BATCH_PIECE));
 		look_end(job->vm, look);
 		point(READER_PIECE_OVER);
 		if (!same)
@@ -314,7 +157,7 @@ static int run_short(const struct job *job)
 		answer_by_index(job, index, 0, job->batch->n);
 		srcu_count(look.section.reader, SRCU_INDEXED, job->batch->n);
 	} else if (!vm_index_pays(job->vm, look.set, job->batch->n, job->batch->n <= MS_BATCH_BRIEF)) {
-		walk(job, &look, 0, job->batch->n);
+		batch_walk(job, &look, 0, job->batch->n);
 	} else {
 		look_end(job->vm, look);
 		held = vm_index_get(job->vm, job->as_id, 0);
@@ -366,20 +209,14 @@ static int run_long(const struct job *job)
 	return job->batch->in == job->batch->out ? run_copied(job) : run_walked(job);
 }
 
-/* There is no such address space: holes everywhere. */
-static int run_nowhere(const struct job *job)
-{
-	for (size_t i = 0; i < job->batch->n; i++)
-		emit(job, i, NULL, value_at(job->batch, i));
-	return 0;
-}
-
 static int run_job(struct ms_vm *vm, uint32_t as_id, const struct ms_batch *batch, enum kind kind, bool write)
 {
 	struct job job = { .vm = vm, .as_id = as_id, .kind = kind, .write = write, .batch = batch };
 
-	if (unlikely(as_id >= vm->config.address_spaces))
-		return run_nowhere(&job);
+	if (unlikely(as_id >= vm->config.address_spaces)) {
+		batch_answer_holes(&job);
+		return 0;
+	}
 	return batch->n <= MS_BATCH_PIECE ? run_short(&job) : run_long(&job);
 }
 
@@ -406,7 +243,7 @@ int ms_mark_page_dirty_many(struct ms_vm *vm, uint32_t as_id, const struct ms_ba
 	for (size_t done = 0; !r && as_id < vm->config.address_spaces && done < batch->n; done += MS_BATCH_PIECE) {
 		struct look look = look_begin(vm, as_id);
 
-		walk(&job, &look, done, at_most(batch->n - done, MS_BATCH_PIECE));
+		batch_walk(&job, &look, done, at_most(batch->n - done, MS_BATCH_PIECE));
 		look_end(vm, look);
 		if (done + MS_BATCH_PIECE < batch->n)
 			r = poll(&job);

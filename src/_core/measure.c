@@ -1,16 +1,13 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * measure.c - times calls of the engine from C, one by one or in groups, and keeps their answers.
- *
- * An interpreter around a call costs more than the call, and hides its tail.  Here two looks at the clock enclose
- * `group` calls; percentiles are the caller's business, and so is the comparison of the answers.
+ * measure.c - see private/measure.h.
  */
 #define _POSIX_C_SOURCE 199309L /* clock_gettime() */
 #include <errno.h>
 #include <time.h>
 
 #include "compiler.h"
-#include "include/memslots.h"
+#include "private/measure.h"
 
 static uint64_t now(void)
 {

@@ -8,6 +8,8 @@
 #ifndef MS_NAMESPACE_H
 #define MS_NAMESPACE_H
 
+#define batch_answer_holes ms_batch_answer_holes
+#define batch_walk ms_batch_walk
 #define dirty_log_check ms_dirty_log_check
 #define dirty_log_clear ms_dirty_log_clear
 #define dirty_log_create ms_dirty_log_create
@@ -69,6 +71,11 @@
 #define rules_overlap ms_rules_overlap
 #define rules_request ms_rules_request
 #define set_index_is_true ms_set_index_is_true
+#define slots_lock_adopt ms_slots_lock_adopt
+#define slots_lock_orphan ms_slots_lock_orphan
+#define slots_lock_release ms_slots_lock_release
+#define slots_lock_try ms_slots_lock_try
+#define slots_lock_wait ms_slots_lock_wait
 #define srcu_cache ms_srcu_cache
 #define srcu_deinit ms_srcu_deinit
 #define srcu_end_sections ms_srcu_end_sections
@@ -76,6 +83,7 @@
 #define srcu_init ms_srcu_init
 #define srcu_total ms_srcu_total
 #define srcu_wake_writer ms_srcu_wake_writer
+#define stall_report_set ms_stall_report_set
 #define synchronize_srcu ms_synchronize_srcu
 #define synchronize_srcu_others ms_synchronize_srcu_others
 #define thread_clock_ns ms_thread_clock_ns
@@ -87,6 +95,8 @@
 #define thread_wait ms_thread_wait
 #define thread_wake_all ms_thread_wake_all
 #define tree_search_many ms_tree_search_many
+#define update_check_caller ms_update_check_caller
+#define update_step_end ms_update_step_end
 #define vm_flush ms_vm_flush
 #define vm_free_husks ms_vm_free_husks
 #define vm_index_get ms_vm_index_get
@@ -95,12 +105,18 @@
 #define vm_index_share ms_vm_index_share
 #define vm_index_tell ms_vm_index_tell
 #define vm_lock ms_vm_lock
-#define vm_orphan ms_vm_orphan
 #define vm_refuse ms_vm_refuse
 #define vm_replace ms_vm_replace
 #define vm_swap ms_vm_swap
 #define vm_swap_begin ms_vm_swap_begin
 #define vm_swap_end ms_vm_swap_end
 #define vm_unlock ms_vm_unlock
+#define writer_admit ms_writer_admit
+#define writer_begin ms_writer_begin
+#define writer_carry_out ms_writer_carry_out
+#define writer_discard ms_writer_discard
+#define writer_end ms_writer_end
+#define writer_roll_back_staged ms_writer_roll_back_staged
+#define writer_stage ms_writer_stage
 
 #endif

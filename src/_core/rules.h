@@ -2,7 +2,7 @@
 /*
  * rules.h - KVM's rules for what a slot may be, in KVM's order.
  *
- * Each returns 0, or refuses with the errno and the rule in *err.  region.c and update.c ask the same rules.
+ * Each returns 0, or refuses with the errno and the rule in *err.  Every kind of change uses the same rules.
  */
 #ifndef MS_RULES_H
 #define MS_RULES_H

@@ -1,9 +1,10 @@
 /* SPDX-License-Identifier: MIT */
+/*
+ * vm.c - see vm.h.
+ */
 #include "vm.h"
 
 #include <errno.h>
-#include <inttypes.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -12,11 +13,6 @@ static const struct memslot_design *const designs[] = {
 #include "designs.h"
 #undef DESIGN
 };
-
-/* One sleep on slots_lock; a missed wake-up costs no more, and so late is a waiter that is called away. */
-#define LOCK_NAP_US 10000
-
-static _Atomic(ms_poll_fn *) poll_fn; /* row "poll" */
 
 int vm_refuse(struct ms_error *err, int code, enum ms_rule rule, uint64_t limit, const struct memslot *other)
 {
@@ -28,60 +24,7 @@ int vm_refuse(struct ms_error *err, int code, enum ms_rule rule, uint64_t limit,
 	return -code;
 }
 
-/* ---- slots_lock ---- */
-
-static bool lock_try(struct slots_lock *lock)
-{
-	uint32_t free_state = 0;
-
-	return atomic_compare_exchange_strong_explicit(&lock->state, &free_state, 1, memory_order_acquire,
-						       memory_order_relaxed);
-}
-
-/* Whether the lock was an orphan and is this thread's now. */
-static bool adopt(struct ms_vm *vm)
-{
-	vm_adopt_fn *end_update = NULL;
-
-	if (atomic_load_explicit(&vm->orphan, memory_order_relaxed))
-		end_update = atomic_exchange_explicit(&vm->orphan, NULL, memory_order_acquire);
-	if (!end_update)
-		return false;
-	end_update(vm);
-	return true;
-}
-
-void ms_set_poll(ms_poll_fn *poll)
-{
-	atomic_store_explicit(&poll_fn, poll, memory_order_relaxed);
-}
-
-static bool called_away(void)
-{
-	ms_poll_fn *poll = atomic_load_explicit(&poll_fn, memory_order_relaxed);
-
-	return poll && poll();
-}
-
-/* Giving up leaves state at 2: whoever releases the lock wakes nobody, at the worst. */
-static int lock_wait(struct ms_vm *vm, struct ms_error *err)
-{
-	struct slots_lock *lock = &vm->slots_lock;
-
-	while (atomic_exchange_explicit(&lock->state, 2, memory_order_acquire)) {
-		if (adopt(vm))
-			return 0;
-		if (thread_wait(&lock->state, 2, LOCK_NAP_US) && called_away())
-			return vm_refuse(err, EINTR, MS_RULE_INTERRUPTED, 0, NULL);
-	}
-	return 0;
-}
-
-static void lock_release(struct slots_lock *lock)
-{
-	if (atomic_exchange_explicit(&lock->state, 0, memory_order_release) == 2)
-		thread_wake_all(&lock->state);
-}
+/* ---- who may change the VM ---- */
 
 /* The update may be ended by a collector in another thread meanwhile; then it was that one that stood in the way. */
 static bool in_hook_alone(struct ms_vm *vm)
@@ -96,7 +39,7 @@ static int may_lock(struct ms_vm *vm, struct ms_error *err)
 		return vm_refuse(err, EIO, MS_RULE_FORKED, 0, NULL);
 	if (unlikely(thread_self.sections))
 		return vm_refuse(err, EDEADLK, MS_RULE_READ_SECTION, 0, NULL);
-	if (unlikely(atomic_load_explicit(&vm->slots_lock.owner, memory_order_relaxed) == thread_number()))
+	if (unlikely(slots_lock_is_own(&vm->slots_lock)))
 		return vm_refuse(err, EDEADLK, in_hook_alone(vm) ? MS_RULE_HOOK : MS_RULE_UPDATE, 0, NULL);
 	return 0;
 }
@@ -105,17 +48,11 @@ static int take_lock(struct ms_vm *vm, struct ms_error *err)
 {
 	int r = may_lock(vm, err);
 
-	if (r)
+	if (r || slots_lock_try(&vm->slots_lock))
 		return r;
-	if (!lock_try(&vm->slots_lock) && !adopt(vm)) {
-		if (thread_self.hooks)
-			return vm_refuse(err, EBUSY, MS_RULE_HOOK, 0, NULL);
-		r = lock_wait(vm, err);
-		if (r)
-			return r;
-	}
-	atomic_store_explicit(&vm->slots_lock.owner, thread_number(), memory_order_relaxed);
-	return 0;
+	if (thread_self.hooks)
+		return vm_refuse(err, EBUSY, MS_RULE_HOOK, 0, NULL);
+	return slots_lock_wait(&vm->slots_lock) ? 0 : vm_refuse(err, EINTR, MS_RULE_INTERRUPTED, 0, NULL);
 }
 
 int vm_lock(struct ms_vm *vm, struct ms_error *err)
@@ -131,15 +68,7 @@ int vm_lock(struct ms_vm *vm, struct ms_error *err)
 
 void vm_unlock(struct ms_vm *vm)
 {
-	atomic_store_explicit(&vm->slots_lock.owner, 0, memory_order_relaxed);
-	lock_release(&vm->slots_lock);
-}
-
-void vm_orphan(struct ms_vm *vm, vm_adopt_fn *adopt_fn)
-{
-	atomic_store_explicit(&vm->slots_lock.owner, 0, memory_order_relaxed);
-	atomic_store_explicit(&vm->orphan, adopt_fn, memory_order_release);
-	thread_wake_all(&vm->slots_lock.state);
+	slots_lock_release(&vm->slots_lock);
 }
 
 /* ---- the swap ---- */
@@ -187,66 +116,13 @@ void vm_swap(struct ms_vm *vm, uint32_t as_id)
 	vm_swap_end(vm, as_id);
 }
 
-void vm_flush(struct ms_vm *vm, const struct memslot *active, const struct memslot *old)
-{
-	struct ms_memslot active_value, old_value;
-
-	if (likely(!vm->nr_listeners))
-		return;
-	active_value = memslot_value(active);
-	old_value = memslot_value(old);
-	thread_self.hooks++;
-	for (size_t i = 0; i < vm->nr_listeners; i++) {
-		const struct ms_listener *l = vm->listeners[i];
-
-		if (l->flush)
-			l->flush(l->opaque, &active_value, &old_value);
-	}
-	thread_self.hooks--;
-}
-
-/* ---- readers that stay ---- */
-
-static void print_stall(const struct ms_stall *stall)
-{
-	uint64_t ms = stall->waited_ns / 1000000;
-	char who[32] = "a thread that is not known";
-
-	if (stall->thread_id)
-		snprintf(who, sizeof(who), "thread %" PRIu32, stall->thread_id);
-	fprintf(stderr, "memslots: a change has waited for %" PRIu64 ".%03" PRIu64 " s for the read section of %s\n",
-		ms / 1000,
-		ms % 1000, who);
-}
-
-/* As inside a hook: a change from here would wait for the one that is waiting. */
-static void stalled(void *opaque, uint32_t os_id, uint64_t waited_ns, uint32_t report)
-{
-	const struct ms_vm *vm = opaque;
-	struct ms_stall stall = { .thread_id = os_id, .report = report, .waited_ns = waited_ns };
-
-	thread_self.hooks++;
-	if (vm->report_stall)
-		vm->report_stall(vm->stall_opaque, &stall);
-	else
-		print_stall(&stall);
-	thread_self.hooks--;
-}
-
-static void set_stall(struct ms_vm *vm, uint32_t after_ms, ms_stall_fn *report, void *opaque)
-{
-	vm->srcu.stall = (struct srcu_stall){ (uint64_t)after_ms * 1000000, stalled, vm };
-	vm->report_stall = report;
-	vm->stall_opaque = opaque;
-}
-
 int ms_set_stall_report(struct ms_vm *vm, uint32_t after_ms, ms_stall_fn *report, void *opaque, struct ms_error *err)
 {
 	int r = vm_lock(vm, err);
 
 	if (r)
 		return r;
-	set_stall(vm, after_ms, report, opaque);
+	stall_report_set(&vm->stall_report, &vm->srcu, after_ms, report, opaque);
 	vm_unlock(vm);
 	return 0;
 }
@@ -309,7 +185,8 @@ static int init_vm(struct ms_vm *vm, const struct ms_config *config, const struc
 	for (uint32_t i = 0; i < config->address_spaces; i++)
 		init_address_space(vm, &vm->as[i], i);
 	srcu_init(&vm->srcu, &vm->memory);
-	set_stall(vm, MS_STALL_AFTER_MS_DEFAULT, config->report_stall, config->stall_opaque);
+	stall_report_set(&vm->stall_report, &vm->srcu, MS_STALL_AFTER_MS_DEFAULT, config->report_stall,
+			 config->stall_opaque);
 	return 0;
 }
 
@@ -408,7 +285,7 @@ void ms_vm_destroy(struct ms_vm *vm)
 	if (!vm || left_to_parent(vm))
 		return;
 	srcu_end_sections(&vm->srcu);
-	adopt(vm);
+	slots_lock_adopt(&vm->slots_lock);
 	for (uint32_t i = 0; i < vm->config.address_spaces; i++) {
 		empty_set(vm, &vm->as[i].set[0], false);
 		empty_set(vm, &vm->as[i].set[1], true);
@@ -450,103 +327,4 @@ uint64_t ms_nr_memslot_pages(const struct ms_vm *vm)
 uint64_t ms_manual_dirty_log_protect(const struct ms_vm *vm)
 {
 	return atomic_load_explicit(&vm->manual_dirty_log_protect, memory_order_relaxed);
-}
-
-/* ---- listeners and vCPUs ---- */
-
-static size_t find_listener(const struct ms_vm *vm, const struct ms_listener *listener)
-{
-	size_t i = 0;
-
-	while (i < vm->nr_listeners && vm->listeners[i] != listener)
-		i++;
-	return i;
-}
-
-static int append_listener(struct ms_vm *vm, const struct ms_listener *listener, struct ms_error *err)
-{
-	size_t size = vm->nr_listeners * sizeof(*vm->listeners);
-	const struct ms_listener **list = memory_zalloc(&vm->memory, size + sizeof(*list));
-
-	if (!list)
-		return vm_refuse(err, ENOMEM, MS_RULE_NO_MEMORY, 0, NULL);
-	if (size)
-		memcpy(list, vm->listeners, size);
-	memory_free(&vm->memory, vm->listeners, vm->listeners_size);
-	list[vm->nr_listeners++] = listener;
-	vm->listeners = list;
-	vm->listeners_size = size + sizeof(*list);
-	return 0;
-}
-
-int ms_add_listener(struct ms_vm *vm, const struct ms_listener *listener, struct ms_error *err)
-{
-	int r = vm_lock(vm, err);
-
-	if (r)
-		return r;
-	if (find_listener(vm, listener) < vm->nr_listeners)
-		r = vm_refuse(err, EEXIST, MS_RULE_LISTENER, 0, NULL);
-	else
-		r = append_listener(vm, listener, err);
-	vm_unlock(vm);
-	return r;
-}
-
-/* Needs no memory, so that it fails for no other reason than that the listener is not there. */
-int ms_remove_listener(struct ms_vm *vm, const struct ms_listener *listener, struct ms_error *err)
-{
-	int r = vm_lock(vm, err);
-	size_t i;
-
-	if (r)
-		return r;
-	i = find_listener(vm, listener);
-	if (i == vm->nr_listeners)
-		r = vm_refuse(err, ENOENT, MS_RULE_LISTENER, 0, NULL);
-	else
-		for (vm->nr_listeners--; i < vm->nr_listeners; i++)
-			vm->listeners[i] = vm->listeners[i + 1];
-	vm_unlock(vm);
-	return r;
-}
-
-/* One that was given back, or a new one; the list only grows. */
-static struct ms_vcpu *obtain_vcpu(struct ms_vm *vm)
-{
-	struct ms_vcpu *vcpu = vm->vcpus;
-
-	while (vcpu && !atomic_load_explicit(&vcpu->given_back, memory_order_acquire))
-		vcpu = vcpu->next;
-	if (!vcpu && (vcpu = memory_zalloc_lines(&vm->memory, sizeof(*vcpu)))) {
-		vcpu->vm = vm;
-		vcpu->next = vm->vcpus;
-		vm->vcpus = vcpu;
-	}
-	return vcpu;
-}
-
-int ms_vcpu_create(struct ms_vm *vm, struct ms_vcpu **out, struct ms_error *err)
-{
-	int r = vm_lock(vm, err);
-
-	*out = NULL;
-	if (r)
-		return r;
-	*out = obtain_vcpu(vm);
-	if (*out) {
-		(*out)->last_used_slot = NULL;
-		atomic_store_explicit(&(*out)->as_id, 0, memory_order_relaxed);
-		atomic_store_explicit(&(*out)->given_back, 0, memory_order_relaxed);
-	} else {
-		r = vm_refuse(err, ENOMEM, MS_RULE_NO_MEMORY, 0, NULL);
-	}
-	vm_unlock(vm);
-	return r;
-}
-
-void ms_vcpu_destroy(struct ms_vcpu *vcpu)
-{
-	if (vcpu)
-		atomic_store_explicit(&vcpu->given_back, 1, memory_order_release);
 }

@@ -2,7 +2,7 @@
 /*
  * vm.h - per address space two sets and which of them is active; the lock of the writers.
  *
- * The writer (region.c, update.c) and the readers (lookup.c) share this file and nothing above it.
+ * The writers (writer.c, update.c) and the readers (lookup.c, batch.c) share this file and vm_index.h, and nothing else.
  *
  * Which set is active is one bit per address space in one word, so that a read section sees all address spaces of one
  * moment.  vm_swap_begin() is the only place that changes it.
@@ -18,16 +18,8 @@
 #define MS_VM_H
 
 #include "memslot_set.h"
-#include "srcu.h"
-
-struct ms_vm;
-typedef void vm_adopt_fn(struct ms_vm *vm);
-
-/* A lock that knows its owner and that any thread may release: an update object can be collected anywhere. */
-struct slots_lock {
-	_Atomic uint32_t state; /* 0 free, 1 held, 2 held and somebody may sleep */
-	_Atomic uint64_t owner; /* thread_number(); only compared with one's own */
-};
+#include "slots_lock.h"
+#include "stall_report.h"
 
 /* Begins what somebody may still have a pointer to when it is over: an update whose thread has ended. */
 struct vm_husk {
@@ -58,14 +50,12 @@ struct ms_vm {
 	/* All below under slots_lock. */
 	bool closed;
 	_Atomic(struct ms_update *) update; /* the one that holds the lock, or NULL; row "orphan" */
-	_Atomic(vm_adopt_fn *) orphan; /* row "orphan": how to end an update that was dropped where nobody could wait */
 	struct vm_husk *husks;
 	const struct ms_listener **listeners;
 	size_t nr_listeners, listeners_size; /* size in bytes, of what was allocated */
 	struct ms_vcpu *vcpus;
 	_Atomic uint64_t manual_dirty_log_protect;
-	ms_stall_fn *report_stall; /* NULL: a line to stderr */
-	void *stall_opaque;
+	struct stall_report stall_report;
 	struct vm_counts counts;
 };
 
@@ -124,15 +114,9 @@ void vm_swap(struct ms_vm *vm, uint32_t as_id);
 void vm_swap_begin(struct ms_vm *vm, uint32_t as_id);
 void vm_swap_end(struct ms_vm *vm, uint32_t as_id);
 
-/* Tells the listeners that readers now see `active`, the INVALID copy of old.  Under slots_lock. */
-void vm_flush(struct ms_vm *vm, const struct memslot *active, const struct memslot *old);
-
 /* Takes slots_lock for a change, or says in *err why this thread may not have it. */
 int vm_lock(struct ms_vm *vm, struct ms_error *err);
 void vm_unlock(struct ms_vm *vm);
-
-/* Leaves the lock, held, to whoever wants it next: that thread calls adopt, and then has it. */
-void vm_orphan(struct ms_vm *vm, vm_adopt_fn *adopt);
 
 /* Frees the husks that were given back, or all.  Under slots_lock, or when nobody uses the VM any more. */
 void vm_free_husks(struct ms_vm *vm, bool all);

@@ -36,6 +36,7 @@ from libc.stdlib cimport free, malloc
 from libc.string cimport memset
 from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 
+from ._measure cimport *
 from .libmemslots cimport *
 
 

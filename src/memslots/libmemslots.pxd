@@ -249,15 +249,3 @@ cdef extern from "memslots.h" nogil:
     const char *ms_simd()
     const char *ms_simd_name(size_t i)
     int ms_set_simd(const char *name)
-
-    void ms_time_gfn_to_hva(ms_vm *vm, uint32_t as_id, const uint64_t *gfns, size_t n, size_t group, uint64_t *hvas,
-                            uint64_t *ns)
-    void ms_time_vcpu_gfn_to_hva(ms_vcpu *vcpu, const uint64_t *gfns, size_t n, size_t group, uint64_t *hvas,
-                                 uint64_t *ns)
-    void ms_time_id_to_memslot(ms_vm *vm, uint32_t as_id, const uint64_t *ids, size_t n, size_t group,
-                               uint64_t *addrs, uint64_t *ns)
-    void ms_time_hva_range(ms_vm *vm, uint32_t as_id, const uint64_t *starts, const uint64_t *lasts, size_t n,
-                           size_t group, uint64_t *counts, uint64_t *ns)
-    void ms_time_changes(ms_vm *vm, const ms_userspace_memory_region *regions, size_t n, size_t group,
-                         int32_t *results, uint64_t *ns)
-    void ms_time_nothing(size_t n, uint64_t *ns)

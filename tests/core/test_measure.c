@@ -9,6 +9,8 @@
 
 #include <time.h>
 
+#include "private/measure.h"
+
 #define LOG MS_MEM_LOG_DIRTY_PAGES
 #define SPACES 2u
 #define SPACE 1u

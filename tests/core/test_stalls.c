@@ -243,7 +243,7 @@ static void update_given_up(void)
 	act_until(&reader, look_up, POINT_READER_VIEW_LOADED);
 	act(&writer, swap_and_give_up, NO_STOP);
 	await_reports(1);
-	CHECK(!atomic_load(&vm->orphan)); /* nobody may take it back before the step is over */
+	CHECK(!atomic_load(&vm->slots_lock.orphan)); /* nobody may take it back before the step is over */
 	finish(&reader);
 	await_end(&writer);
 	CHECK_EQ(writer.r, 0);

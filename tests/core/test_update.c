@@ -2,7 +2,7 @@
 /*
  * test_update.c - the steps of a change one by one: what each does, who may not make it, how an update ends.
  *
- * The right steps in the right order must give what region.c gives.  Then the refusals, each of which changes
+ * The right steps in the right order must give what writer.c gives.  Then the refusals, each of which changes
  * nothing; the end by other threads and the end that waits for somebody to take the lock; and every allocation of
  * every step failed.  Steps in any order are test_update_model.c's.
  */
@@ -234,7 +234,7 @@ static const struct {
 	{ steps_of_flags_on, 2, LOG, GFN - NPAGES, NPAGES },
 };
 
-/* Made step by step and made by region.c: the same slots, bits and generations. */
+/* Made step by step and made by writer.c: the same slots, bits and generations. */
 static void test_changes(void)
 {
 	for (size_t i = 0; i < ARRAY_SIZE(changes); i++) {
@@ -1182,7 +1182,7 @@ static void in_child(void)
 	ms_update_abandon(update);
 	after = picture_of(vm);
 	CHECK(same_picture(&before, &after));
-	CHECK(!atomic_load(&vm->orphan));
+	CHECK(!atomic_load(&vm->slots_lock.orphan));
 	check_locked(vm, -EIO, MS_RULE_FORKED);
 	own = vm_with_slots(SPACES);
 	update = begun(own, SPACE);
@@ -1565,11 +1565,11 @@ static void check_lost(void)
 static void let_go(void)
 {
 	uint64_t active = atomic_load(&vm->active);
-	vm_adopt_fn *orphan = atomic_load(&vm->orphan);
+	slots_lock_end_fn *orphan = atomic_load(&vm->slots_lock.orphan);
 
 	ms_update_abandon(update);
 	CHECK_EQ(atomic_load(&vm->active), active);
-	CHECK(atomic_load(&vm->orphan) == orphan);
+	CHECK(atomic_load(&vm->slots_lock.orphan) == orphan);
 	CHECK(!vm->husks || !vm->husks->next);
 }
 
@@ -1583,7 +1583,7 @@ static void die(const struct half *half, enum end end, enum taker taker, unsigne
 	vm = vm_with_slots(SPACES);
 	before = picture_of(vm);
 	by_another_thread(die_inside, &how);
-	CHECK(!vm->update || atomic_load(&vm->orphan)); /* else the next one would wait for ever */
+	CHECK(!vm->update || atomic_load(&vm->slots_lock.orphan)); /* else the next one would wait for ever */
 	if (given_up == 1)
 		let_go();
 	take(taker);

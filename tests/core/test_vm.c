@@ -291,7 +291,7 @@ static void drop_update(struct ms_update *update, bool in_section)
 	if (in_section)
 		ms_read_unlock(other);
 	end_vm(other);
-	CHECK(atomic_load(&vm->orphan));
+	CHECK(atomic_load(&vm->slots_lock.orphan));
 }
 
 static void test_destroy_beside_a_section(bool in_section)

@@ -176,7 +176,7 @@ int ms_set_stall_report(struct ms_vm *vm, uint32_t after_ms, ms_stall_fn *report
 const struct ms_config *ms_vm_config(const struct ms_vm *vm);
 const char *ms_backend_name(size_t i); /* the i-th design of this build, NULL beyond the last */
 
-/* ---- changes (region.c) ------------------------------------------------------------------------------------ */
+/* ---- changes (region.c, load.c) -------------------------------------------------------------------------------- */
 
 /* struct kvm_userspace_memory_region2, with id and address space apart. */
 struct ms_userspace_memory_region {
@@ -332,7 +332,7 @@ uint32_t ms_vcpu_as_id(const struct ms_vcpu *vcpu);
 int ms_vcpu_gfn_to_memslot(struct ms_vcpu *vcpu, uint64_t gfn, struct ms_memslot *out);
 uint64_t ms_vcpu_gfn_to_hva(struct ms_vcpu *vcpu, uint64_t gfn);
 
-/* ---- dirty log (region.c and lookup.c; the bits live in dirty_log.c) ---------------------------------------- */
+/* ---- dirty log (writer.c and lookup.c; the bits live in dirty_log.c) ------------------------------------------- */
 
 /* mark_page_dirty(): nothing in a hole or where logging is off; READONLY is ignored.  Many are as many single marks:
  * each finds the state of its own moment.  -EINTR as above; `out` of the batch is not looked at. */
@@ -354,7 +354,7 @@ int ms_clear_dirty_log(struct ms_vm *vm, uint32_t as_id, uint32_t slot, uint64_t
 int ms_set_manual_dirty_log_protect(struct ms_vm *vm, uint64_t value, struct ms_error *err);
 uint64_t ms_manual_dirty_log_protect(const struct ms_vm *vm);
 
-/* ---- the dual-set steps one by one (update.c) --------------------------------------------------------------- */
+/* ---- the dual-set steps one by one (update.c, update_steps.c) -------------------------------------------------- */
 
 /*
  * [lock] For the study of the two sets.  From begin to end the caller holds slots_lock; a begin inside a hook of
@@ -389,7 +389,7 @@ struct ms_slot *ms_update_find(struct ms_update *update, bool active, uint32_t i
 /* -EINVAL for NULL; -EBUSY from another thread. */
 int ms_update_value(struct ms_update *update, const struct ms_slot *slot, struct ms_memslot *out);
 
-/* ---- judges (check.c) --------------------------------------------------------------------------------------- */
+/* ---- check and counters (check.c, stats.c) --------------------------------------------------------------------- */
 
 struct ms_violation {
 	char invariant[8]; /* its number in the headers: "R2", "T1", "M3", ... */
@@ -418,24 +418,7 @@ struct ms_stats {
 
 void ms_get_stats(struct ms_vm *vm, struct ms_stats *out);
 
-/* ---- times from C (measure.c) ------------------------------------------------------------------------------- */
-
-/*
- * Each makes n calls, writes the nanoseconds of each `group` of them (>= 1) to ns, ceil(n / group) numbers, and every
- * answer to the array before it.  A group of 1 shows the tail, a large one what a call costs without the clock, whose
- * share ms_time_nothing() tells.
- */
-void ms_time_gfn_to_hva(struct ms_vm *vm, uint32_t as_id, const uint64_t *gfns, size_t n, size_t group, uint64_t *hvas,
-			uint64_t *ns);
-void ms_time_vcpu_gfn_to_hva(struct ms_vcpu *vcpu, const uint64_t *gfns, size_t n, size_t group, uint64_t *hvas,
-			     uint64_t *ns);
-void ms_time_id_to_memslot(struct ms_vm *vm, uint32_t as_id, const uint64_t *ids, size_t n, size_t group,
-			   uint64_t *addrs, uint64_t *ns); /* userspace_addr, or 2^64 - 1 */
-void ms_time_hva_range(struct ms_vm *vm, uint32_t as_id, const uint64_t *starts, const uint64_t *lasts, size_t n,
-		       size_t group, uint64_t *counts, uint64_t *ns); /* how many slots have a byte in each */
-void ms_time_changes(struct ms_vm *vm, const struct ms_userspace_memory_region *regions, size_t n, size_t group,
-		     int32_t *results, uint64_t *ns); /* [lock] 0 or a negative errno each */
-void ms_time_nothing(size_t n, uint64_t *ns);
+/* ---- the build ------------------------------------------------------------------------------------------------- */
 
 const char *ms_build_info(void); /* compiler, flags, sanitizers: "key=value; ..." */
 

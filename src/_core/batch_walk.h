@@ -1,0 +1,48 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * batch_walk.h - one call for many gfns, and the walk that answers it from a set.
+ *
+ * Lookups that the hint does not answer are kept back until there are enough of them to go down the tree side by side
+ * (TREE_LANES).  Where a run of lookups in one slot begins, its slot is searched for at once and becomes the hint.
+ * A design without search_many, and the policy "walk", look up one gfn after the other, as the calls for one gfn do.
+ *
+ * Locking: none.  The caller is in a read section of the set.
+ * Cost: as search_many of the design, less where the hint answers.
+ */
+#ifndef MS_BATCH_WALK_H
+#define MS_BATCH_WALK_H
+
+#include "look.h"
+
+enum kind { GFN_TO_HVA, GPA_TO_HVA, GFN_TO_ID, MARK };
+
+struct job {
+	struct ms_vm *vm;
+	uint32_t as_id;
+	enum kind kind;
+	bool write;
+	const struct ms_batch *batch;
+};
+
+static inline uint64_t value_at(const struct ms_batch *batch, size_t i)
+{
+	return *(const uint64_t *)(const void *)((const char *)batch->in + (ptrdiff_t)i * batch->in_stride);
+}
+
+static inline void *result_at(const struct ms_batch *batch, size_t i)
+{
+	return (char *)batch->out + (ptrdiff_t)i * batch->out_stride;
+}
+
+static inline unsigned shift_of(const struct job *job)
+{
+	return job->kind == GPA_TO_HVA ? MS_PAGE_SHIFT : 0;
+}
+
+/* Answers n lookups of the batch, the first of them number `from`, inside a section of the set, and counts them. */
+void batch_walk(const struct job *job, const struct look *look, size_t from, size_t n);
+
+/* Answers the whole batch where there is no such address space: holes everywhere. */
+void batch_answer_holes(const struct job *job);
+
+#endif

@@ -1,0 +1,83 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * listeners.c - see listeners.h.
+ */
+#include "listeners.h"
+
+#include <errno.h>
+#include <string.h>
+
+static size_t find_listener(const struct ms_vm *vm, const struct ms_listener *listener)
+{
+	size_t i = 0;
+
+	while (i < vm->nr_listeners && vm->listeners[i] != listener)
+		i++;
+	return i;
+}
+
+static int append_listener(struct ms_vm *vm, const struct ms_listener *listener, struct ms_error *err)
+{
+	size_t size = vm->nr_listeners * sizeof(*vm->listeners);
+	const struct ms_listener **list = memory_zalloc(&vm->memory, size + sizeof(*list));
+
+	if (!list)
+		return vm_refuse(err, ENOMEM, MS_RULE_NO_MEMORY, 0, NULL);
+	if (size)
+		memcpy(list, vm->listeners, size);
+	memory_free(&vm->memory, vm->listeners, vm->listeners_size);
+	list[vm->nr_listeners++] = listener;
+	vm->listeners = list;
+	vm->listeners_size = size + sizeof(*list);
+	return 0;
+}
+
+int ms_add_listener(struct ms_vm *vm, const struct ms_listener *listener, struct ms_error *err)
+{
+	int r = vm_lock(vm, err);
+
+	if (r)
+		return r;
+	if (find_listener(vm, listener) < vm->nr_listeners)
+		r = vm_refuse(err, EEXIST, MS_RULE_LISTENER, 0, NULL);
+	else
+		r = append_listener(vm, listener, err);
+	vm_unlock(vm);
+	return r;
+}
+
+/* Needs no memory, so that it fails for no other reason than that the listener is not there. */
+int ms_remove_listener(struct ms_vm *vm, const struct ms_listener *listener, struct ms_error *err)
+{
+	int r = vm_lock(vm, err);
+	size_t i;
+
+	if (r)
+		return r;
+	i = find_listener(vm, listener);
+	if (i == vm->nr_listeners)
+		r = vm_refuse(err, ENOENT, MS_RULE_LISTENER, 0, NULL);
+	else
+		for (vm->nr_listeners--; i < vm->nr_listeners; i++)
+			vm->listeners[i] = vm->listeners[i + 1];
+	vm_unlock(vm);
+	return r;
+}
+
+void vm_flush(struct ms_vm *vm, const struct memslot *active, const struct memslot *old)
+{
+	struct ms_memslot active_value, old_value;
+
+	if (likely(!vm->nr_listeners))
+		return;
+	active_value = memslot_value(active);
+	old_value = memslot_value(old);
+	thread_self.hooks++;
+	for (size_t i = 0; i < vm->nr_listeners; i++) {
+		const struct ms_listener *l = vm->listeners[i];
+
+		if (l->flush)
+			l->flush(l->opaque, &active_value, &old_value);
+	}
+	thread_self.hooks--;
+}

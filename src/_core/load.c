@@ -1,0 +1,156 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * load.c - many new slots in one change: validate all, stage them in the private set, publish them with one swap.
+ *
+ * Either every entry is created or none.  An entry is validated against the slots of the VM and the entries that were
+ * staged before it; the error names the first entry that is refused.
+ *
+ * Locking: slots_lock throughout.
+ * Cost: O(n log n) for n entries, one grace period.
+ */
+#include <errno.h>
+#include <stdlib.h>
+
+#include "rules.h"
+#include "writer.h"
+
+static struct ms_userspace_memory_region region_of(const struct ms_memslot *slot, uint32_t as_id)
+{
+	return (struct ms_userspace_memory_region){
+		.slot = slot->id,
+		.as_id = as_id,
+		.flags = slot->flags,
+		.guest_memfd = -1,
+		.guest_phys_addr = slot->base_gfn << MS_PAGE_SHIFT,
+		.memory_size = slot->npages << MS_PAGE_SHIFT,
+		.userspace_addr = slot->userspace_addr,
+	};
+}
+
+/* What cannot be turned into bytes, and what would be a delete. */
+static int check_pages(const struct writer *w, const struct ms_memslot *slot)
+{
+	if (slot->base_gfn >> (64 - MS_PAGE_SHIFT))
+		return vm_refuse(w->err, EINVAL, MS_RULE_GPA_WRAP, 0, NULL);
+	if (!slot->npages || slot->npages > MS_MEM_MAX_NR_PAGES)
+		return vm_refuse(w->err, EINVAL, MS_RULE_NPAGES, MS_MEM_MAX_NR_PAGES, NULL);
+	return 0;
+}
+
+/* A load creates and nothing else. */
+static int check_new(const struct writer *w, const struct ms_memslot *slot)
+{
+	const struct memslot *same = w->vm->design->find(vm_inactive_set(w->vm, w->as_id), slot->id);
+
+	return same ? vm_refuse(w->err, EEXIST, MS_RULE_DUPLICATE_ID, 0, same) : 0;
+}
+
+/* Validates the entry against the private set, which has all that were staged before it, and adds it there. */
+static int stage(struct writer *w, const struct ms_memslot *slot, uint32_t entry)
+{
+	struct ms_userspace_memory_region region = region_of(slot, w->as_id);
+	struct change *c = &w->change[w->nr];
+	int r = check_new(w, slot);
+
+	if (!r)
+		r = writer_admit(w, c, vm_inactive_set(w->vm, w->as_id), &region);
+	if (!r)
+		r = writer_stage(w, c);
+	if (r)
+		return r;
+	c->entry = entry;
+	w->nr++;
+	return 0;
+}
+
+static int check_entries(const struct writer *w, const struct ms_memslot *slots, size_t n)
+{
+	int r = 0;
+
+	for (size_t i = 0; !r && i < n; i++) {
+		struct ms_userspace_memory_region region = region_of(&slots[i], w->as_id);
+
+		r = check_pages(w, &slots[i]);
+		if (!r)
+			r = rules_request(w->vm, &region, 0, w->vm->config.user_mem_slots, w->err);
+		at_entry(w, r, (uint32_t)i);
+	}
+	return r;
+}
+
+struct place {
+	uint64_t base_gfn;
+	uint32_t entry;
+};
+
+static int by_falling_gfn(const void *a, const void *b)
+{
+	const struct place *x = a, *y = b;
+
+	if (x->base_gfn != y->base_gfn)
+		return x->base_gfn < y->base_gfn ? 1 : -1;
+	return x->entry < y->entry ? -1 : 1;
+}
+
+/* From the highest gfn down: a sorted array takes each at its end, and neighbours are allocated side by side. */
+static int stage_all(struct writer *w, const struct ms_memslot *slots, struct place *places, size_t n)
+{
+	int r = writer_begin(w, n);
+
+	for (size_t i = 0; i < n; i++)
+		places[i] = (struct place){ slots[i].base_gfn, (uint32_t)i };
+	qsort(places, n, sizeof(*places), by_falling_gfn);
+	while (!r && w->nr < n) {
+		uint32_t entry = places[w->nr].entry;
+
+		r = at_entry(w, stage(w, &slots[entry], entry), entry);
+	}
+	return r;
+}
+
+static int load_locked(struct writer *w, const struct ms_memslot *slots, struct place *places, size_t n)
+{
+	int r = check_entries(w, slots, n);
+
+	if (r)
+		return r;
+	r = stage_all(w, slots, places, n);
+	if (r)
+		writer_roll_back_staged(w);
+	else
+		r = writer_carry_out(w);
+	writer_end(w);
+	return r;
+}
+
+static int load(struct writer *w, const struct ms_memslot *slots, size_t n)
+{
+	struct memory *memory = &w->vm->memory;
+	struct place *places;
+	int r;
+
+	if (w->as_id >= w->vm->config.address_spaces)
+		return vm_refuse(w->err, EINVAL, MS_RULE_AS_ID, w->vm->config.address_spaces, NULL);
+	if (!n)
+		return 0;
+	w->change = memory_zalloc(memory, n * sizeof(*w->change));
+	places = w->change ? memory_zalloc(memory, n * sizeof(*places)) : NULL;
+	r = places ? load_locked(w, slots, places, n) : vm_refuse(w->err, ENOMEM, MS_RULE_NO_MEMORY, 0, NULL);
+	memory_free(memory, places, n * sizeof(*places));
+	memory_free(memory, w->change, n * sizeof(*w->change));
+	return r;
+}
+
+int ms_load_memslots(struct ms_vm *vm, uint32_t as_id, const struct ms_memslot *slots, size_t n, struct ms_error *err)
+{
+	struct writer w = { .vm = vm, .as_id = as_id, .err = err };
+	int r = vm_lock(vm, err);
+
+	if (r)
+		return r;
+	r = load(&w, slots, n);
+	if (r)
+		count_add(&vm->counts.refused, 1);
+	vm_unlock(vm);
+	return r;
+}

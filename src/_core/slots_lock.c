@@ -1,0 +1,79 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * slots_lock.c - see slots_lock.h.
+ */
+#include "slots_lock.h"
+
+/* One sleep on slots_lock; a missed wake-up costs no more, and so late is a waiter that is called away. */
+#define LOCK_NAP_US 10000
+
+static _Atomic(ms_poll_fn *) poll_fn; /* row "poll" */
+
+static bool lock_try(struct slots_lock *lock)
+{
+	uint32_t free_state = 0;
+
+	return atomic_compare_exchange_strong_explicit(&lock->state, &free_state, 1, memory_order_acquire,
+						       memory_order_relaxed);
+}
+
+bool slots_lock_adopt(struct slots_lock *lock)
+{
+	slots_lock_end_fn *end_update = NULL;
+
+	if (atomic_load_explicit(&lock->orphan, memory_order_relaxed))
+		end_update = atomic_exchange_explicit(&lock->orphan, NULL, memory_order_acquire);
+	if (!end_update)
+		return false;
+	end_update(lock);
+	return true;
+}
+
+static bool take_over(struct slots_lock *lock)
+{
+	atomic_store_explicit(&lock->owner, thread_number(), memory_order_relaxed);
+	return true;
+}
+
+bool slots_lock_try(struct slots_lock *lock)
+{
+	return (lock_try(lock) || slots_lock_adopt(lock)) && take_over(lock);
+}
+
+void ms_set_poll(ms_poll_fn *poll)
+{
+	atomic_store_explicit(&poll_fn, poll, memory_order_relaxed);
+}
+
+static bool called_away(void)
+{
+	ms_poll_fn *poll = atomic_load_explicit(&poll_fn, memory_order_relaxed);
+
+	return poll && poll();
+}
+
+/* Giving up leaves state at 2: whoever releases the lock wakes nobody, at the worst. */
+bool slots_lock_wait(struct slots_lock *lock)
+{
+	while (atomic_exchange_explicit(&lock->state, 2, memory_order_acquire)) {
+		if (slots_lock_adopt(lock))
+			break;
+		if (thread_wait(&lock->state, 2, LOCK_NAP_US) && called_away())
+			return false;
+	}
+	return take_over(lock);
+}
+
+void slots_lock_release(struct slots_lock *lock)
+{
+	atomic_store_explicit(&lock->owner, 0, memory_order_relaxed);
+	if (atomic_exchange_explicit(&lock->state, 0, memory_order_release) == 2)
+		thread_wake_all(&lock->state);
+}
+
+void slots_lock_orphan(struct slots_lock *lock, slots_lock_end_fn *adopt)
+{
+	atomic_store_explicit(&lock->owner, 0, memory_order_relaxed);
+	atomic_store_explicit(&lock->orphan, adopt, memory_order_release);
+	thread_wake_all(&lock->state);
+}

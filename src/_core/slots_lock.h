@@ -1,0 +1,50 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * slots_lock.h - the lock of a VM's writers: it knows its owner, a waiter can give up, and any thread may release it.
+ *
+ * An update object can be collected in any thread, and a collector may not wait.  So the lock can be left behind, held,
+ * with a function that finishes what the owner began: the next thread that wants the lock calls it, and owns the lock.
+ *
+ * Ordering (rows "slots_lock", "lock owner", "orphan" and "poll")
+ *   taken by exchange, acquire; released by exchange, release; the function is stored with release, and taken over by
+ *   exchange, acquire.
+ * Locking: vm.h says who may take it, and inside of what.
+ * Cost: one compare-exchange and one exchange without a waiter; a waiter sleeps for ten milliseconds at most, then it
+ * looks again.
+ */
+#ifndef MS_SLOTS_LOCK_H
+#define MS_SLOTS_LOCK_H
+
+#include "include/memslots.h"
+#include "thread.h"
+
+struct slots_lock;
+typedef void slots_lock_end_fn(struct slots_lock *lock);
+
+struct slots_lock {
+	_Atomic uint32_t state; /* 0 free, 1 held, 2 held and somebody may sleep */
+	_Atomic uint64_t owner; /* thread_number(); only compared with one's own */
+	_Atomic(slots_lock_end_fn *) orphan; /* row "orphan": how to end an update that was dropped where nobody could wait */
+};
+
+/* Whether the calling thread holds it. */
+static inline bool slots_lock_is_own(const struct slots_lock *lock)
+{
+	return atomic_load_explicit(&lock->owner, memory_order_relaxed) == thread_number();
+}
+
+/* Takes it if that needs no waiting. */
+bool slots_lock_try(struct slots_lock *lock);
+
+/* Takes it, or returns false when ms_set_poll()'s function ends the wait. */
+bool slots_lock_wait(struct slots_lock *lock);
+
+void slots_lock_release(struct slots_lock *lock);
+
+/* Leaves the lock, held, to the next thread that wants it: that thread calls adopt, and then owns it. */
+void slots_lock_orphan(struct slots_lock *lock, slots_lock_end_fn *adopt);
+
+/* Whether the lock was an orphan; then it is the caller's now. */
+bool slots_lock_adopt(struct slots_lock *lock);
+
+#endif

@@ -1,0 +1,96 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * update.h - an update: the steps of one change, made one by one by the caller.
+ *
+ * writer.c makes these steps in the one order that is right.  Here the caller orders them, and may be wrong: each
+ * step (update_steps.c) checks that its slots are where they must be, and every replace is noted before it is made.
+ * The end (update.c) takes back whatever would leave the two sets different.  Slots that a step removed are kept until
+ * the end, because the roll-back needs them.
+ *
+ * Invariants
+ *   U1  the log, read backwards for one set, leads that set back to where it was at begin: the two sets' entries do
+ *       not depend on each other;
+ *   U2  every slot that is not in both sets, or was not at begin, is in `touched`, once;
+ *   U3  whoever may have a pointer to an update can ask it whose it is: one whose thread has ended stays, as a husk,
+ *       until it is given up or the VM goes.  Thread numbers are not used again, so no step ever enters a husk.
+ *
+ * Locking: slots_lock from begin to end, by the thread that began.  ends_lock (thread.h) decides who gives an update
+ * up: the end of its thread or another caller.
+ * Cost: as writer.h for each step; the roll-back O(steps log n), at most one swap, no memory.
+ */
+#ifndef MS_UPDATE_H
+#define MS_UPDATE_H
+
+#include <errno.h>
+
+#include "vm.h"
+
+struct edit {
+	struct memslot *old, *new_slot;
+	uint32_t node_idx;
+};
+
+struct touched {
+	struct memslot *slot;
+	bool was_member; /* at begin */
+};
+
+struct list {
+	void *items;
+	size_t nr, room;
+};
+
+struct ms_update {
+	struct vm_husk husk;
+	struct thread_end end; /* with the thread that began, the only one that makes steps */
+	struct ms_vm *vm;
+	uint32_t as_id;
+	bool in_step;   /* the owner's step is inside a flush hook, or waits for readers and may be reporting one */
+	bool abandoned; /* ... which has given the update up */
+	bool lost;      /* its thread has ended: a husk stays (U3) */
+	bool returning; /* abandoned: the set of the beginning is published, the grace period is still to come */
+	struct list edits, touched;
+};
+
+/* Membership bit of slots that are in update->touched. */
+#define TOUCHED ((uint8_t)0x80)
+
+static inline struct edit *edit_at(const struct ms_update *u, size_t i)
+{
+	return (struct edit *)u->edits.items + i;
+}
+
+static inline struct touched *touched_at(const struct ms_update *u, size_t i)
+{
+	return (struct touched *)u->touched.items + i;
+}
+
+static inline bool is_own(const struct ms_update *u)
+{
+	return u->end.owner == thread_number();
+}
+
+static inline struct memslot_set *inactive(const struct ms_update *u)
+{
+	return vm_inactive_set(u->vm, u->as_id);
+}
+
+static inline int no_memory(struct ms_error *err)
+{
+	return vm_refuse(err, ENOMEM, MS_RULE_NO_MEMORY, 0, NULL);
+}
+
+/* Refuses a step, or the end, by another thread than the owner, inside a read section or inside a hook. */
+int update_check_caller(const struct ms_update *u, struct ms_error *err);
+
+/* Around whatever calls the user's code: who gives the update up in there gets his wish once the step is over; then
+ * no handle is left. */
+static inline void update_step_begin(struct ms_update *u)
+{
+	u->in_step = true;
+}
+
+/* Whether the update is still the caller's. */
+bool update_step_end(struct ms_update *u);
+
+#endif

@@ -1,0 +1,280 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * update_steps.c - the steps of an update, and a look at its slots.  See update.h.
+ */
+#include <errno.h>
+#include <string.h>
+
+#include "listeners.h"
+#include "rules.h"
+#include "update.h"
+#include "vm_index.h"
+
+#define LIST_ROOM_MIN 8
+
+static struct memslot *slot_of(const struct ms_slot *handle)
+{
+	return (struct memslot *)(uintptr_t)handle;
+}
+
+static struct ms_slot *handle_of(struct memslot *slot)
+{
+	return (struct ms_slot *)(void *)slot;
+}
+
+/* ---- lists ---- */
+
+static bool list_reserve(struct memory *memory, struct list *list, size_t item)
+{
+	size_t room = list->room ? 2 * list->room : LIST_ROOM_MIN;
+	void *items;
+
+	if (list->nr < list->room)
+		return true;
+	items = memory_zalloc(memory, room * item);
+	if (!items)
+		return false;
+	if (list->nr)
+		memcpy(items, list->items, list->nr * item);
+	memory_free(memory, list->items, list->room * item);
+	list->items = items;
+	list->room = room;
+	return true;
+}
+
+static bool touch(struct ms_update *u, struct memslot *slot)
+{
+	if (!slot || slot->sets & TOUCHED)
+		return true;
+	if (!list_reserve(&u->vm->memory, &u->touched, sizeof(struct touched)))
+		return false;
+	*touched_at(u, u->touched.nr++) = (struct touched){ slot, slot->sets == 3 };
+	slot->sets |= TOUCHED;
+	return true;
+}
+
+/* ---- what each step checks ---- */
+
+static bool is_in(const struct memslot *slot, const struct memslot_set *set)
+{
+	return slot->sets >> set->node_idx & 1;
+}
+
+static int check_place(const struct ms_update *u, const struct memslot_set *set, const struct memslot *old,
+		       const struct memslot *new_slot, struct ms_error *err)
+{
+	const struct memslot *same = u->vm->design->find(set, new_slot->id);
+
+	if (same && same != old)
+		return vm_refuse(err, EEXIST, MS_RULE_DUPLICATE_ID, 0, same);
+	return rules_overlap(u->vm, set, new_slot->base_gfn, new_slot->npages, old ? old->id : new_slot->id, err);
+}
+
+/* Whether `set` can have new_slot in the place of old. */
+static int check_replace(const struct ms_update *u, const struct memslot_set *set, const struct memslot *old,
+			 const struct memslot *new_slot, struct ms_error *err)
+{
+	int r = update_check_caller(u, err);
+
+	if (r)
+		return r;
+	if ((!old && !new_slot) || (old && !is_in(old, set)) || (new_slot && is_in(new_slot, set)))
+		return vm_refuse(err, EINVAL, MS_RULE_HANDLE, 0, old ? old : new_slot);
+	return new_slot ? check_place(u, set, old, new_slot, err) : 0;
+}
+
+/* ---- the steps ---- */
+
+static bool note_edit(struct ms_update *u, struct memslot *old, struct memslot *new_slot)
+{
+	return touch(u, old) && touch(u, new_slot) && list_reserve(&u->vm->memory, &u->edits, sizeof(struct edit));
+}
+
+/* Checked and noted; cannot fail. */
+static void edit_inactive(struct ms_update *u, struct memslot *old, struct memslot *new_slot)
+{
+	struct memslot_set *set = inactive(u);
+	struct address_space *as = &u->vm->as[u->as_id];
+
+	u->vm->design->begin(&u->vm->memory, as, set, 1); /* never fails in design "tree" */
+	u->vm->design->end(&u->vm->memory, as, set);
+	vm_replace(u->vm, set, old, new_slot);
+	*edit_at(u, u->edits.nr++) = (struct edit){ old, new_slot, set->node_idx };
+}
+
+int ms_update_replace(struct ms_update *u, struct ms_slot *old, struct ms_slot *new_slot, struct ms_error *err)
+{
+	int r = check_replace(u, inactive(u), slot_of(old), slot_of(new_slot), err);
+
+	if (r)
+		return r;
+	if (!note_edit(u, slot_of(old), slot_of(new_slot)))
+		return no_memory(err);
+	edit_inactive(u, slot_of(old), slot_of(new_slot));
+	return 0;
+}
+
+int ms_update_swap(struct ms_update *u, struct ms_error *err)
+{
+	int r = update_check_caller(u, err);
+
+	if (r)
+		return r;
+	update_step_begin(u);
+	vm_swap(u->vm, u->as_id);
+	update_step_end(u);
+	return 0;
+}
+
+int ms_update_activate(struct ms_update *u, struct ms_slot *old, struct ms_slot *new_slot, struct ms_error *err)
+{
+	int r = check_replace(u, vm_active_set(u->vm, u->as_id), slot_of(old), slot_of(new_slot), err);
+
+	if (r)
+		return r;
+	if (!note_edit(u, slot_of(old), slot_of(new_slot)))
+		return no_memory(err);
+	update_step_begin(u);
+	vm_swap(u->vm, u->as_id);
+	edit_inactive(u, slot_of(old), slot_of(new_slot));
+	update_step_end(u);
+	return 0;
+}
+
+static struct memslot *alloc_draft(struct ms_update *u, struct ms_error *err)
+{
+	struct memslot *draft = u->vm->design->alloc_slot(&u->vm->memory);
+
+	if (draft && touch(u, draft))
+		return draft;
+	memslot_free(u->vm->design, &u->vm->memory, draft);
+	no_memory(err);
+	return NULL;
+}
+
+int ms_update_invalidate(struct ms_update *u, struct ms_slot *handle, struct ms_slot **out, struct ms_error *err)
+{
+	struct memslot *slot = slot_of(handle), *inv;
+	int r = update_check_caller(u, err);
+
+	if (!r && (!slot || (slot->sets & 3) != 3))
+		r = vm_refuse(err, EINVAL, MS_RULE_HANDLE, 0, slot);
+	if (r)
+		return r;
+	inv = alloc_draft(u, err);
+	if (!inv)
+		return -ENOMEM;
+	memslot_copy(inv, slot);
+	inv->flags |= MS_MEMSLOT_INVALID;
+	if (!note_edit(u, slot, inv))
+		return no_memory(err); /* the draft stays one, and goes at the end */
+	edit_inactive(u, slot, inv);
+	update_step_begin(u);
+	vm_swap(u->vm, u->as_id);
+	vm_flush(u->vm, inv, slot);
+	*out = update_step_end(u) ? handle_of(inv) : NULL;
+	return 0;
+}
+
+static int check_values(const struct ms_update *u, const struct ms_memslot *v, struct ms_error *err)
+{
+	struct ms_userspace_memory_region region = {
+		.slot = v->id, .as_id = u->as_id, .flags = v->flags, .guest_phys_addr = v->base_gfn << MS_PAGE_SHIFT,
+		.memory_size = v->npages << MS_PAGE_SHIFT, .userspace_addr = v->userspace_addr,
+	};
+
+	if (v->base_gfn >> (64 - MS_PAGE_SHIFT))
+		return vm_refuse(err, EINVAL, MS_RULE_GPA_WRAP, 0, NULL);
+	if (!v->npages || v->npages > MS_MEM_MAX_NR_PAGES)
+		return vm_refuse(err, EINVAL, MS_RULE_NPAGES, MS_MEM_MAX_NR_PAGES, NULL);
+	if (v->flags & MS_MEM_GUEST_MEMFD)
+		return vm_refuse(err, EBADF, MS_RULE_GMEM_FD, 0, NULL);
+	return rules_request(u->vm, &region, 0, u->vm->config.user_mem_slots, err);
+}
+
+/* As writer.c: logging that goes on keeps its log. */
+static bool give_dirty_log(struct ms_update *u, struct memslot *draft, const struct memslot *old)
+{
+	bool initially_set = ms_manual_dirty_log_protect(u->vm) & MS_DIRTY_LOG_INITIALLY_SET;
+
+	if (!(draft->flags & MS_MEM_LOG_DIRTY_PAGES))
+		return true;
+	if (old && old->dirty && old->npages == draft->npages)
+		draft->dirty = dirty_log_get(old->dirty);
+	else
+		draft->dirty = dirty_log_create(&u->vm->memory, draft->npages, initially_set);
+	return draft->dirty;
+}
+
+static void fill_draft(struct memslot *draft, const struct ms_memslot *v, uint32_t as_id)
+{
+	draft->base_gfn = v->base_gfn;
+	draft->npages = v->npages;
+	draft->hva = (struct interval){ v->userspace_addr, v->userspace_addr + (v->npages << MS_PAGE_SHIFT) - 1 };
+	draft->id = v->id;
+	draft->flags = v->flags;
+	draft->as_id = (uint16_t)as_id;
+}
+
+int ms_update_copy(struct ms_update *u, struct ms_slot *old, const struct ms_memslot *values, struct ms_slot **out,
+		   struct ms_error *err)
+{
+	struct ms_memslot v = *values;
+	struct memslot *draft;
+	int r = update_check_caller(u, err);
+
+	if (old)
+		v.id = slot_of(old)->id;
+	if (!r)
+		r = check_values(u, &v, err);
+	if (r)
+		return r;
+	draft = alloc_draft(u, err);
+	if (!draft)
+		return -ENOMEM;
+	fill_draft(draft, &v, u->as_id);
+	r = rules_gpa_limit(u->vm, draft, err);
+	if (r)
+		return r; /* a draft that nobody was told of goes at the end */
+	if (!give_dirty_log(u, draft, slot_of(old)))
+		return no_memory(err);
+	*out = handle_of(draft);
+	return 0;
+}
+
+/* ---- looking around ---- */
+
+static struct memslot_set *set_of(struct ms_update *u, bool active)
+{
+	return active ? vm_active_set(u->vm, u->as_id) : inactive(u);
+}
+
+size_t ms_update_slots(struct ms_update *u, bool active, struct ms_slot **out, size_t room)
+{
+	const struct memslot_set *set = set_of(u, active);
+	struct memslot *slot;
+	size_t nr = 0;
+
+	if (!is_own(u))
+		return 0;
+	slot = u->vm->design->first_from(set, 0);
+	for (; slot; slot = u->vm->design->next(set, slot), nr++)
+		if (nr < room)
+			out[nr] = handle_of(slot);
+	return nr;
+}
+
+struct ms_slot *ms_update_find(struct ms_update *u, bool active, uint32_t id)
+{
+	return is_own(u) ? handle_of(u->vm->design->find(set_of(u, active), id)) : NULL;
+}
+
+int ms_update_value(struct ms_update *u, const struct ms_slot *slot, struct ms_memslot *out)
+{
+	if (!is_own(u))
+		return -EBUSY;
+	if (!slot)
+		return -EINVAL;
+	*out = memslot_value(slot_of(slot));
+	return 0;
+}

@@ -1,0 +1,49 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * vcpu.c - vCPUs are handed out and given back.  lookup.c uses their hints.
+ *
+ * Locking: slots_lock to hand one out, nothing to give one back (row "vCPU given back").
+ */
+#include <errno.h>
+
+#include "vm.h"
+
+/* One that was given back, or a new one; the list only grows. */
+static struct ms_vcpu *obtain_vcpu(struct ms_vm *vm)
+{
+	struct ms_vcpu *vcpu = vm->vcpus;
+
+	while (vcpu && !atomic_load_explicit(&vcpu->given_back, memory_order_acquire))
+		vcpu = vcpu->next;
+	if (!vcpu && (vcpu = memory_zalloc_lines(&vm->memory, sizeof(*vcpu)))) {
+		vcpu->vm = vm;
+		vcpu->next = vm->vcpus;
+		vm->vcpus = vcpu;
+	}
+	return vcpu;
+}
+
+int ms_vcpu_create(struct ms_vm *vm, struct ms_vcpu **out, struct ms_error *err)
+{
+	int r = vm_lock(vm, err);
+
+	*out = NULL;
+	if (r)
+		return r;
+	*out = obtain_vcpu(vm);
+	if (*out) {
+		(*out)->last_used_slot = NULL;
+		atomic_store_explicit(&(*out)->as_id, 0, memory_order_relaxed);
+		atomic_store_explicit(&(*out)->given_back, 0, memory_order_relaxed);
+	} else {
+		r = vm_refuse(err, ENOMEM, MS_RULE_NO_MEMORY, 0, NULL);
+	}
+	vm_unlock(vm);
+	return r;
+}
+
+void ms_vcpu_destroy(struct ms_vcpu *vcpu)
+{
+	if (vcpu)
+		atomic_store_explicit(&vcpu->given_back, 1, memory_order_release);
+}

@@ -1,0 +1,412 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * writer.c - see writer.h.
+ */
+#include "writer.h"
+
+#include <errno.h>
+
+#include "listeners.h"
+#include "rules.h"
+#include "vm_index.h"
+
+/* ---- admit ---- */
+
+static int refuse(const struct writer *w, enum ms_rule rule, uint64_t limit, const struct memslot *other)
+{
+	return vm_refuse(w->err, EINVAL, rule, limit, other);
+}
+
+/* Checks 13, 14 and 14b: what an existing slot cannot change. */
+static int check_existing(const struct writer *w, const struct ms_userspace_memory_region *r, const struct memslot *old)
+{
+	if (r->flags & MS_MEM_GUEST_MEMFD)
+		return refuse(w, MS_RULE_GMEM_EXISTING, 0, old);
+	if (r->userspace_addr != old->hva.start)
+		return refuse(w, MS_RULE_HVA_CHANGE, 0, old);
+	if (r->memory_size >> MS_PAGE_SHIFT != old->npages)
+		return refuse(w, MS_RULE_SIZE_CHANGE, 0, old);
+	if ((r->flags ^ old->flags) & (MS_MEM_READONLY | MS_MEM_GUEST_MEMFD))
+		return refuse(w, MS_RULE_FLAGS_TOGGLE, 0, old);
+	return 0;
+}
+
+static void classify_existing(struct change *c, const struct ms_userspace_memory_region *r)
+{
+	const struct memslot *old = c->old;
+
+	if (r->guest_phys_addr >> MS_PAGE_SHIFT != old->base_gfn)
+		c->kind = MS_MOVE;
+	else if (r->flags != old->flags)
+		c->kind = MS_FLAGS_ONLY;
+	else
+		c->noop = true;
+}
+
+/* Checks 10 to 15 against `set`; sets what is to be done. */
+static int classify(const struct writer *w, struct change *c, const struct memslot_set *set,
+		    const struct ms_userspace_memory_region *r)
+{
+	uint64_t npages = r->memory_size >> MS_PAGE_SHIFT;
+	int refused = 0;
+
+	c->old = w->vm->design->find(set, r->slot);
+	if (!npages) {
+		c->kind = MS_DELETE;
+		return c->old ? 0 : refuse(w, MS_RULE_NO_SUCH_SLOT, 0, NULL);
+	}
+	c->kind = MS_CREATE;
+	if (c->old) {
+		refused = check_existing(w, r, c->old);
+		classify_existing(c, r);
+	} else if (ms_nr_memslot_pages(w->vm) + npages < npages) {
+		refused = refuse(w, MS_RULE_TOTAL_PAGES, 0, NULL);
+	}
+	if (!refused && (c->kind == MS_CREATE || c->kind == MS_MOVE))
+		refused = rules_overlap(w->vm, set, r->guest_phys_addr >> MS_PAGE_SHIFT, npages, r->slot, w->err);
+	return refused;
+}
+
+static void fill_slot(struct memslot *slot, const struct ms_userspace_memory_region *r)
+{
+	slot->base_gfn = r->guest_phys_addr >> MS_PAGE_SHIFT;
+	slot->npages = r->memory_size >> MS_PAGE_SHIFT;
+	slot->hva = (struct interval){ r->userspace_addr, r->userspace_addr + r->memory_size - 1 };
+	slot->id = r->slot;
+	slot->flags = r->flags;
+	slot->as_id = (uint16_t)r->as_id;
+}
+
+/* Check 17.  Binding a guest_memfd belongs here: between the slot's allocation and the first swap, undone by
+ * writer_discard(). */
+static int bind_guest_memfd(const struct writer *w, const struct memslot *slot)
+{
+	return slot->flags & MS_MEM_GUEST_MEMFD ? vm_refuse(w->err, EBADF, MS_RULE_GMEM_FD, 0, NULL) : 0;
+}
+
+static void free_slot(const struct writer *w, struct memslot *slot)
+{
+	memslot_free(w->vm->design, &w->vm->memory, slot);
+}
+
+static struct memslot *alloc_slot(const struct writer *w, int *r)
+{
+	struct memslot *slot = w->vm->design->alloc_slot(&w->vm->memory);
+
+	if (!slot)
+		*r = vm_refuse(w->err, ENOMEM, MS_RULE_NO_MEMORY, 0, NULL);
+	return slot;
+}
+
+/* Where sets store copies of their own, the writer keeps one too: the set's goes with the set. */
+static int keep_old(const struct writer *w, struct change *c)
+{
+	const struct memslot *old = c->old;
+	int r = 0;
+
+	if (!old || w->vm->design->shares_slots)
+		return 0;
+	c->old = alloc_slot(w, &r);
+	if (c->old)
+		*c->old = *old;
+	return r;
+}
+
+/* Checks 16 to 18: everything that the change needs, except the dirty log. */
+static int allocate(const struct writer *w, struct change *c, const struct ms_userspace_memory_region *region)
+{
+	int r = keep_old(w, c);
+
+	if (!r && c->kind != MS_DELETE && (c->new_slot = alloc_slot(w, &r))) {
+		fill_slot(c->new_slot, region);
+		r = bind_guest_memfd(w, c->new_slot);
+	}
+	if (!r && (c->kind == MS_DELETE || c->kind == MS_MOVE) && (c->inv = alloc_slot(w, &r))) {
+		memslot_copy(c->inv, c->old);
+		c->inv->flags |= MS_MEMSLOT_INVALID;
+	}
+	return r;
+}
+
+/* The writer's copy goes, the slot and its log stay. */
+static void drop_copy(const struct writer *w, struct memslot *copy)
+{
+	if (copy && !w->vm->design->shares_slots)
+		w->vm->design->free_slot(&w->vm->memory, copy);
+}
+
+/* Frees what allocate() and prepare_dirty_log() made. */
+void writer_discard(const struct writer *w, struct change *c)
+{
+	free_slot(w, c->inv);
+	free_slot(w, c->new_slot);
+	drop_copy(w, c->old);
+}
+
+int writer_admit(const struct writer *w, struct change *c, const struct memslot_set *set,
+		 const struct ms_userspace_memory_region *region)
+{
+	int r = classify(w, c, set, region);
+
+	if (r || c->noop)
+		return r;
+	r = allocate(w, c, region);
+	if (r)
+		writer_discard(w, c);
+	return r;
+}
+
+/* ---- the steps ---- */
+
+static struct memslot_set *inactive(const struct writer *w)
+{
+	return vm_inactive_set(w->vm, w->as_id);
+}
+
+static void replace(const struct writer *w, struct memslot *old, struct memslot *new_slot)
+{
+	vm_replace(w->vm, inactive(w), old, new_slot);
+}
+
+static struct ms_change told(const struct change *c)
+{
+	struct ms_change change = { .kind = c->kind };
+
+	if (c->old)
+		change.old_slot = memslot_value(c->old);
+	if (c->new_slot)
+		change.new_slot = memslot_value(c->new_slot);
+	return change;
+}
+
+static bool invalidates(const struct writer *w)
+{
+	bool any = false;
+
+	for (size_t i = 0; i < w->nr; i++)
+		any |= w->change[i].inv != NULL;
+	return any;
+}
+
+/* From the swap on no reader can derive anything new from the slots that go; flush says to drop what was. */
+static void invalidate(const struct writer *w)
+{
+	for (size_t i = 0; i < w->nr; i++)
+		if (w->change[i].inv)
+			replace(w, w->change[i].old, w->change[i].inv);
+	vm_swap(w->vm, w->as_id);
+	point(WRITER_INVALIDATED);
+	for (size_t i = 0; i < w->nr; i++)
+		if (w->change[i].inv)
+			vm_flush(w->vm, w->change[i].inv, w->change[i].old);
+}
+
+/* A bitmap lives as long as logging stays on, also across a MOVE; switched off and on it is a fresh one. */
+static int prepare_dirty_log(const struct writer *w, struct change *c)
+{
+	struct memslot *slot = c->new_slot;
+	bool initially_set = ms_manual_dirty_log_protect(w->vm) & MS_DIRTY_LOG_INITIALLY_SET;
+
+	if (!(slot->flags & MS_MEM_LOG_DIRTY_PAGES))
+		return 0;
+	slot->dirty = c->old && c->old->dirty ? dirty_log_get(c->old->dirty)
+					      : dirty_log_create(&w->vm->memory, slot->npages, initially_set);
+	return slot->dirty ? 0 : vm_refuse(w->err, ENOMEM, MS_RULE_NO_MEMORY, 0, NULL);
+}
+
+static int prepare_listeners(const struct writer *w, struct change *c)
+{
+	struct ms_change change;
+
+	if (likely(!w->vm->nr_listeners))
+		return 0;
+	change = told(c);
+	for (; c->prepared < w->vm->nr_listeners; c->prepared++) {
+		const struct ms_listener *l = w->vm->listeners[c->prepared];
+		int r = l->prepare ? l->prepare(l->opaque, &change) : 0;
+
+		if (r)
+			return vm_refuse(w->err, r < 0 ? -r : EINVAL, MS_RULE_LISTENER, 0, NULL);
+	}
+	return 0;
+}
+
+static int prepare(const struct writer *w)
+{
+	int r = 0;
+
+	for (size_t i = 0; !r && i < w->nr; i++) {
+		struct change *c = &w->change[i];
+
+		if (c->new_slot && !c->staged)
+			r = prepare_dirty_log(w, c);
+		if (!r && (c->kind == MS_CREATE || c->kind == MS_MOVE))
+			r = rules_gpa_limit(w->vm, c->new_slot, w->err); /* so late in KVM: a MOVE is INVALID by now */
+		if (!r)
+			r = prepare_listeners(w, c);
+		at_entry(w, r, c->entry);
+	}
+	return r;
+}
+
+/* Those who had prepared hear of it in reverse order. */
+static void abort_prepared(const struct writer *w, struct change *c)
+{
+	struct ms_change change = told(c);
+
+	while (c->prepared > 0) {
+		const struct ms_listener *l = w->vm->listeners[--c->prepared];
+
+		if (l->abort)
+			l->abort(l->opaque, &change);
+	}
+}
+
+/* The private set was edited in vain: staged slots leave it, invalidated ones return.  Sets that store copies of
+ * their own are thrown away as a whole. */
+static void mend_private(const struct writer *w)
+{
+	if (!w->vm->design->shares_slots)
+		return;
+	for (size_t i = w->nr; i-- > 0;) {
+		struct change *c = &w->change[i];
+
+		if (c->inv)
+			replace(w, c->inv, c->old);
+		else if (c->staged)
+			replace(w, c->new_slot, c->old);
+	}
+}
+
+/* The inactive set is the one that never saw an INVALID copy: it is published again, then the other is mended. */
+static void roll_back(const struct writer *w, bool invalidated)
+{
+	for (size_t i = w->nr; i-- > 0;)
+		abort_prepared(w, &w->change[i]);
+	if (invalidated)
+		vm_swap(w->vm, w->as_id);
+	mend_private(w);
+	for (size_t i = 0; i < w->nr; i++)
+		writer_discard(w, &w->change[i]);
+}
+
+void writer_roll_back_staged(const struct writer *w)
+{
+	roll_back(w, false);
+}
+
+static void apply(const struct writer *w, bool invalidated)
+{
+	const struct memslot_design *design = w->vm->design;
+
+	if (invalidated && design->resync)
+		design->resync(inactive(w), vm_active_set(w->vm, w->as_id));
+	for (size_t i = 0; i < w->nr; i++)
+		if (!w->change[i].staged)
+			replace(w, w->change[i].old, w->change[i].new_slot);
+	vm_swap(w->vm, w->as_id);
+}
+
+static void propagate(const struct writer *w)
+{
+	struct ms_vm *vm = w->vm;
+
+	if (vm->design->follow)
+		vm->design->follow(&vm->memory, &vm->as[w->as_id], inactive(w));
+	for (size_t i = 0; vm->design->shares_slots && i < w->nr; i++) {
+		struct change *c = &w->change[i];
+
+		replace(w, c->inv ? c->inv : c->old, c->new_slot);
+	}
+}
+
+static uint64_t npages_or_0(const struct memslot *slot)
+{
+	return slot ? slot->npages : 0;
+}
+
+static void count_change(struct vm_counts *counts, const struct change *c)
+{
+	count_add(&counts->change[c->kind], 1);
+	count_add(&counts->nr_memslots, (uint64_t)!c->old - (uint64_t)!c->new_slot);
+	count_add(&counts->nr_memslot_pages, npages_or_0(c->new_slot) - npages_or_0(c->old));
+}
+
+static void commit_listeners(const struct writer *w, const struct change *c)
+{
+	struct ms_change change = told(c);
+
+	for (size_t i = 0; i < w->vm->nr_listeners; i++) {
+		const struct ms_listener *l = w->vm->listeners[i];
+
+		if (l->commit)
+			l->commit(l->opaque, &change);
+	}
+}
+
+/* Nobody can see inv and old any more.  Where sets store copies of their own, the log of the new slot is theirs now
+ * and the writer's copy of it goes. */
+static void commit(const struct writer *w, struct change *c)
+{
+	if (w->vm->nr_listeners)
+		commit_listeners(w, c);
+	point(WRITER_FREES);
+	free_slot(w, c->inv);
+	free_slot(w, c->old);
+	drop_copy(w, c->new_slot);
+}
+
+int writer_carry_out(const struct writer *w)
+{
+	bool invalidated = invalidates(w);
+	int r;
+
+	thread_self.hooks++;
+	if (invalidated)
+		invalidate(w);
+	r = prepare(w);
+	if (r) {
+		roll_back(w, invalidated);
+	} else {
+		apply(w, invalidated);
+		point(WRITER_APPLIED);
+		propagate(w);
+		point(WRITER_PROPAGATED);
+		for (size_t i = 0; i < w->nr; i++)
+			count_change(&w->vm->counts, &w->change[i]);
+		for (size_t i = 0; i < w->nr; i++)
+			commit(w, &w->change[i]);
+	}
+	thread_self.hooks--;
+	return r;
+}
+
+int writer_stage(const struct writer *w, struct change *c)
+{
+	int r = prepare_dirty_log(w, c);
+
+	if (r) {
+		writer_discard(w, c);
+		return r;
+	}
+	replace(w, c->old, c->new_slot);
+	c->staged = true;
+	return 0;
+}
+
+int writer_begin(const struct writer *w, size_t more)
+{
+	struct ms_vm *vm = w->vm;
+	int r = vm->design->begin(&vm->memory, &vm->as[w->as_id], inactive(w), more);
+
+	vm_index_share(vm, w->as_id);
+	return r ? vm_refuse(w->err, -r, MS_RULE_NO_MEMORY, 0, NULL) : 0;
+}
+
+void writer_end(const struct writer *w)
+{
+	struct ms_vm *vm = w->vm;
+
+	if (vm->design->end)
+		vm->design->end(&vm->memory, &vm->as[w->as_id], inactive(w));
+}
