@@ -112,7 +112,7 @@ mutants: $(VENV)/.package $(VENV)/.with-test ## plant bugs, one at a time, and s
 	@$(BIN)/python tools/mutants.py $(ARGS)
 
 bench: $(VENV)/.package $(VENV)/.with-test $(VENV)/.with-bench ## the benchmarks, each of which checks the answer it times
-	@$(BIN)/python -m pytest bench $(ARGS)
+	@$(BIN)/python -m pytest bench/suite $(ARGS)
 
 bench-goals: $(VENV)/.package ## the goals of docs/benchmarks.md, each beside its yardstick in one run
 	@PYTHONPATH=bench $(BIN)/python -m goals $(ARGS)

@@ -34,7 +34,8 @@ from goals.timing import quartiles
 from goals.work import AUTO, NO_SWITCH, WALK, Effort, Stage, has_switch, simd_level, slots_of, stage
 
 import memslots
-from memslots import VM, layouts
+from memslots import VM
+from memslots.lab import layouts
 from memslots.lab.machine import machine
 
 SLOTS = 4096

@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from memslots import PAGE_SIZE, VM, layouts
+from memslots import PAGE_SIZE, VM
 from memslots._memslots import time_lookups
-from memslots.lab import peers
-from memslots.layouts import Numbers
+from memslots.lab import layouts, peers
+from memslots.lab.layouts import Numbers
 
 from .book import Book
 from .timing import turns

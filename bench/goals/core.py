@@ -12,8 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from memslots import PAGE_SIZE, VM, kvm, layouts
+from memslots import PAGE_SIZE, VM, kvm
 from memslots._memslots import time_changes
+from memslots.lab import layouts
 from memslots.lab.machine import on_one_cpu
 from memslots.lab.subjects import Kernel, alternating, regions
 

@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from memslots import HVA_ERR_MIN, VM, layouts
-from memslots.layouts import Numbers
+from memslots import HVA_ERR_MIN, VM
+from memslots.lab import layouts
+from memslots.lab.layouts import Numbers
 
 from .book import Book
 from .build import QUICK, cython_module

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from memslots.layouts import Numbers
+from memslots.lab.layouts import Numbers
 
 from .beside import BATCH, SCALAR, Background, Batches, Reader, Scalar, Spinner, Writer, run_for
 from .book import Book

@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 
 import memslots
-from memslots import VM, layouts
-from memslots.layouts import Layout, Numbers
+from memslots import VM
+from memslots.lab import layouts
+from memslots.lab.layouts import Layout, Numbers
 
 SIZES = (8, 64, 509, 4096, 32_764, 1_000_000)
 ROOM = 32_764  # ids of a VM on x86-64

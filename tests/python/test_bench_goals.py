@@ -22,6 +22,7 @@ import pytest
 
 import memslots
 from memslots import HVA_ERR_BAD, VM
+from memslots.lab import layouts
 
 ROOT = Path(__file__).resolve().parents[2]
 BENCH = ROOT / "bench"
@@ -157,7 +158,7 @@ def test_missed_goals_do_not_fail(bench: Any, capsys: pytest.CaptureFixture[str]
 
 def test_a_reader_finds_wrong_and_torn_answers(bench: Any) -> None:
     """Which answers for the slot that comes and goes are right, and that a batch may not mix them."""
-    beside, layouts = bench("goals.beside"), memslots.layouts
+    beside = bench("goals.beside")
     slots = layouts.uniform(8)
     victim = slots[3]
     gfns = np.arange(victim["base_gfn"], victim["base_gfn"] + 4, dtype=np.uint64)

@@ -12,21 +12,15 @@ import numpy as np
 import pytest
 
 import memslots
-from memslots import cli, kvm, layouts, perf
-from memslots.lab import (
-    costs,
-    crossover,
-    fit,
-    peers,
-    published,
-    sample,
-    show,
-    show_perf,
-    subjects,
-)
+from memslots import kvm
+from memslots.commands import cli, perf
+from memslots.lab import costs, layouts, peers, sample, subjects
 from memslots.lab.case import Effort
-from memslots.lab.rounds import Book, measure, plan
 from memslots.lab.subjects import INDEXED, Engine
+from memslots.measure import crossover, fit, published
+from memslots.measure.rounds import Book, measure, plan
+from memslots.report import perf as report_perf
+from memslots.report import show
 
 DOCS = Path(__file__).parents[2] / "docs" / "perf-json.md"
 
@@ -504,12 +498,12 @@ def test_who_wins_is_told_of_every_table() -> None:
 
     results = [*rows("RW", 8, 1, 1), *rows("RW", 509, 2, 1), *rows("RW", 4096, 2, 1)]
     results += rows("unmap", 4096, 1, 9)
-    told = list(show_perf._array_wins({"results": results, "crossover": []}))
+    told = list(report_perf._array_wins({"results": results, "crossover": []}))
     assert told == [
         "The array is the faster design (costs above): RW at 509 and 4,096; "
         "tree faster or even in all other rows of these."
     ]
-    told = list(show_perf._array_wins({"results": results[:2], "crossover": []}))
+    told = list(report_perf._array_wins({"results": results[:2], "crossover": []}))
     assert "(costs above): nowhere;" in told[0]
 
 

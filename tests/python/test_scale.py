@@ -10,9 +10,10 @@ import pytest
 from test_perf import NOT_RUN, NUMBER, PUBLISHED, TOP, assert_keys, assert_row
 
 import memslots
-from memslots import cli, scale
-from memslots.lab import fit, subjects
+from memslots.commands import cli, scale
+from memslots.lab import subjects
 from memslots.lab.case import Effort
+from memslots.measure import fit
 
 SCALE = {k: v for k, v in TOP.items() if k not in ("crossover", "floor_ns", "kvm_refused_ns")}
 SCALE |= {"fits": list, "selftest": list}

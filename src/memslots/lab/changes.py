@@ -14,11 +14,11 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from .. import layouts
 from ..constants import PAGE_SHIFT, MemFlag
-from ..layouts import Layout
+from . import layouts
 from .case import Case, Run
 from .costs import affordable
+from .layouts import Layout
 from .sample import Sample, difference, digest, first, typical
 from .subjects import CHANGES, Changeable, Changed, alternating, regions
 

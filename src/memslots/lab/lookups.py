@@ -17,11 +17,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .. import layouts
 from ..constants import HVA_ERR_BAD
-from ..layouts import Layout, Numbers
+from . import layouts
 from .case import Case, Run
 from .costs import RUN, affordable, spread
+from .layouts import Layout, Numbers
 from .sample import Sample, Times, difference, digest, per_operation, typical
 from .subjects import Answered, Engine
 

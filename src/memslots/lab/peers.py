@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..constants import HVA_ERR_BAD, PAGE_SHIFT
-from ..layouts import Layout, Numbers, sorted_by
 from .case import Effort, Run
+from .layouts import Layout, Numbers, sorted_by
 from .lookups import GfnLookup, time_batches, time_calls
 from .sample import Sample
 

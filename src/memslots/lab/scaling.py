@@ -10,12 +10,12 @@ from typing import ClassVar
 
 import numpy as np
 
-from .. import layouts
 from ..constants import PAGE_SIZE
-from ..layouts import Numbers
+from . import layouts
 from .case import Case, Effort, Run, duration
 from .changes import all_changes, misplaced
 from .costs import nominal
+from .layouts import Numbers
 from .lookups import GfnLookup, IdLookup, LookupCase, time_loop
 from .sample import Sample, difference, digest
 from .subjects import Answered, Engine, regions

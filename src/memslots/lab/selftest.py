@@ -17,12 +17,12 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from .. import layouts
 from ..constants import PAGE_SHIFT, PAGE_SIZE
-from ..layouts import Layout, Numbers
+from . import layouts
 from .case import Case, Effort, Run, duration
 from .changes import misplaced
 from .costs import RUN, affordable, nominal, spread
+from .layouts import Layout, Numbers
 from .lookups import engine_with, time_loop
 from .sample import Sample, Times, difference, digest, first, per_operation, typical
 from .subjects import Engine, Kernel, alternating, regions

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from pytest_benchmark.fixture import BenchmarkFixture
 
-from memslots import player, vectors
+from memslots.traces import player, vectors
 
 TRACES = (
     "pc-stdvga-boot",

@@ -9,14 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
+from ..lab.case import Case, Effort, matches
+from ..lab.changes import all_changes
+from ..lab.lookups import GfnLookup, IdLookup
+from ..lab.sample import Row
+from ..lab.selftest import MoveInactive, SlotSetup, Unmap
+from ..lab.subjects import ROOM
 from . import duel, fit
-from .case import Case, Effort, matches
-from .changes import all_changes
-from .lookups import GfnLookup, IdLookup
 from .rounds import Book, Cell, measure, plan, turns
-from .sample import Row
-from .selftest import MoveInactive, SlotSetup, Unmap
-from .subjects import ROOM
 
 OLD_ROOM = 509
 SMALL = (2, 4, 8, 16, 32, 64, 128, 256)

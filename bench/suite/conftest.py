@@ -32,9 +32,9 @@ DEFAULT_MAX_TIME = 1.0
 
 
 def _layouts() -> ModuleType:
-    """memslots.layouts of this checkout, whichever version is measured: two commits get the same work."""
-    path = Path(__file__).resolve().parents[1] / "src" / "memslots" / "layouts.py"
-    spec = importlib.util.spec_from_file_location("memslots.layouts", path)
+    """memslots.lab.layouts of this checkout, whichever version is measured: two commits get the same work."""
+    path = Path(__file__).resolve().parents[2] / "src" / "memslots" / "lab" / "layouts.py"
+    spec = importlib.util.spec_from_file_location("memslots.lab.layouts", path)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)

@@ -14,13 +14,13 @@ from pathlib import Path
 from time import perf_counter
 from typing import NamedTuple
 
-from . import __version__
-from .lab import deliver, peers, published, show_perf
-from .lab.case import Case, Effort
-from .lab.changes import all_changes
-from .lab.crossover import Crossover
-from .lab.lookups import all_lookups
-from .lab.machine import (
+from .. import __version__
+from ..lab import peers
+from ..lab.case import Case, Effort
+from ..lab.changes import all_changes
+from ..lab.layouts import SEED
+from ..lab.lookups import all_lookups
+from ..lab.machine import (
     available_backends,
     clock_ns,
     machine,
@@ -28,12 +28,15 @@ from .lab.machine import (
     progress_bar,
     python_call_ns,
 )
-from .lab.replays import Replay
-from .lab.rounds import Book, Cell, measure, plan, turns
-from .lab.sample import Row
-from .lab.selftest import all_tests
-from .lab.subjects import refused_call_ns
-from .layouts import SEED
+from ..lab.replays import Replay
+from ..lab.sample import Row
+from ..lab.selftest import all_tests
+from ..lab.subjects import refused_call_ns
+from ..measure import published
+from ..measure.crossover import Crossover
+from ..measure.rounds import Book, Cell, measure, plan, turns
+from ..report import perf as report_perf
+from . import deliver
 
 MIN_SLOTS = 2  # memslot_perf_test has a slot of code and one of data
 MAX_SLOTS = 32_764  # of a kernel
@@ -85,7 +88,7 @@ def run(args: argparse.Namespace) -> int:
             return 2
         lab.measure()
         report = lab.report(skipped, refused_call_ns() if "kvm" in names else None)
-    deliver.deliver(report, args, show_perf.text, _draws(args.picture))
+    deliver.deliver(report, args, report_perf.text, _draws(args.picture))
     return deliver.exit_code(report)
 
 

@@ -12,15 +12,17 @@ from collections.abc import Iterator
 from time import perf_counter
 from typing import NamedTuple
 
-from . import __version__
-from .lab import deliver, fit, published, show_scale
-from .lab.case import Case, Effort
-from .lab.machine import available_backends, clock_ns, machine, on_one_cpu, progress_bar
-from .lab.rounds import Book, Cell, measure, plan, turns
-from .lab.sample import Row
-from .lab.scaling import all_cases
-from .lab.selftest import all_tests
-from .layouts import SEED
+from .. import __version__
+from ..lab.case import Case, Effort
+from ..lab.layouts import SEED
+from ..lab.machine import available_backends, clock_ns, machine, on_one_cpu, progress_bar
+from ..lab.sample import Row
+from ..lab.scaling import all_cases
+from ..lab.selftest import all_tests
+from ..measure import fit, published
+from ..measure.rounds import Book, Cell, measure, plan, turns
+from ..report import scale as report_scale
+from . import deliver
 
 SIZES = (8, 32, 128, 509, 2048, 8192, 32_764, 262_144, 1_000_000)
 QUICK_MAX = 32_764
@@ -69,7 +71,7 @@ def run(args: argparse.Namespace) -> int:
         scaling.measure()
     report = scaling.report(skipped)
     draws = [("scale_picture", args.picture)] if args.picture else []
-    deliver.deliver(report, args, show_scale.text, draws)
+    deliver.deliver(report, args, report_scale.text, draws)
     return deliver.exit_code(report)
 
 

@@ -10,9 +10,9 @@ from itertools import groupby
 from random import Random
 from typing import NamedTuple
 
-from .case import Case, Effort, Run, matches
-from .sample import Row, Sample, row
-from .subjects import ROOM, Subjects
+from ..lab.case import Case, Effort, Run, matches
+from ..lab.sample import Row, Sample, row
+from ..lab.subjects import ROOM, Subjects
 
 Progress = Callable[[], object]
 Key = tuple[str, str, int | None]  # case, backend, n_slots
