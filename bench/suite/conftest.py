@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: MIT
 """What the benchmarks share: sizes, backends, streams of gfns, and VMs that hold seeded layouts.
 
+`make bench-compare` runs these files on an older package too, so they import only names that names.json lists.
+
 A row of the table that pytest-benchmark prints is one backend; a table is one operation at one number of slots, so
 that what belongs together stands together.  Every benchmark checks the answer that it timed.
 """
@@ -16,6 +18,8 @@ import pytest
 
 import memslots
 from memslots import MEMSLOT_DTYPE, VM
+
+CHECKOUT = Path(__file__).resolve().parents[2]
 
 SIZES = (8, 64, 509, 4096, 32764)
 ROOM = SIZES[-1] + 1  # one id is always free
@@ -33,7 +37,7 @@ DEFAULT_MAX_TIME = 1.0
 
 def _layouts() -> ModuleType:
     """memslots.lab.layouts of this checkout, whichever version is measured: two commits get the same work."""
-    path = Path(__file__).resolve().parents[2] / "src" / "memslots" / "lab" / "layouts.py"
+    path = CHECKOUT / "src" / "memslots" / "lab" / "layouts.py"
     spec = importlib.util.spec_from_file_location("memslots.lab.layouts", path)
     assert spec is not None
     assert spec.loader is not None
