@@ -42,7 +42,7 @@ class PairCase(Case):
 
     def chosen(self, run: Run) -> Layout:
         n = len(self.slots)
-        count = affordable("change", run.backend, n, run.effort.changes, run.effort.seconds) // 2
+        count = affordable("change", run.backend, n, run.budget.changes, run.budget.seconds) // 2
         return self.slots[np.random.default_rng((self.seed, 2)).integers(0, n, max(count, 1))]
 
     def pairs(self, chosen: Layout) -> tuple[NDArray[Any], NDArray[Any]]:
