@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 import memslots
-from memslots import VM, cli
+from memslots import VM
+from memslots.commands import cli
 
 ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
