@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What the tests of hostile callers share: slots in pages, scripts in processes of their own, the methods there are.
+"""Helpers that the Python tests share: slots in pages, a listener that records, scripts in their own process.
 
 A test that may crash or hang runs as a script: a crash is then a failed test and no more, a hang ends after a limit.
 The limit is far from tight, and all else that a script waits for is progress: a busy machine fails no test.
@@ -17,41 +17,52 @@ from memslots import VM, MemorySlot
 
 PAGE = 4096
 
-# What every script begins with.
-PRELUDE = """
+
+def put(
+    vm: VM,
+    id: int,
+    base: int,
+    npages: int,
+    flags: int = 0,
+    as_id: int = 0,
+    *,
+    hva: int | None = None,
+    **fields: int,
+) -> None:
+    """set_user_memory_region() in pages.
+
+    The host address is the id in units of 1 GiB unless `hva` gives another one.  `fields` are further
+    arguments, or replace those that put() computes: guest_phys_addr, for one that is not whole pages.
+    """
+    request = {
+        "guest_phys_addr": base * PAGE,
+        "memory_size": npages * PAGE,
+        "userspace_addr": id * 2**30 if hva is None else hva,
+        "flags": flags,
+        "as_id": as_id,
+    }
+    vm.set_user_memory_region(id, **request | fields)
+
+
+# The first lines of every script; put() is among them.
+PRELUDE = f"""
 import ctypes, errno, gc, os, signal, sys, threading, time, warnings, weakref
 import numpy as np
 import memslots
 from memslots import *
 warnings.simplefilter("ignore", DeprecationWarning)  # 3.12: threads and fork
 warnings.simplefilter("ignore", ReaderStallWarning)  # a busy machine makes any reader slow
+signal.signal(signal.SIGINT, signal.default_int_handler)  # the parent may be a job that ignores SIGINT
 
-def put(vm, id, base, npages, flags=0):
-    vm.set_user_memory_region(id, guest_phys_addr=base * 4096, memory_size=npages * 4096,
-                              userspace_addr=id << 30, flags=flags)
-
+PAGE = {PAGE}
+{inspect.getsource(put)}
 def refused(error, call, *args):
     try:
         call(*args)
     except error as caught:
         return caught
-    raise AssertionError(f"{call} was not refused")
-signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job may be started without
+    raise AssertionError(f"{{call}} was not refused")
 """
-
-
-def put(
-    vm: VM, id: int, base: int, npages: int, flags: int = 0, as_id: int = 0, hva: int | None = None
-) -> None:
-    """set_user_memory_region in pages; the host address says the id."""
-    vm.set_user_memory_region(
-        id,
-        guest_phys_addr=base * PAGE,
-        memory_size=npages * PAGE,
-        userspace_addr=id * 2**30 if hva is None else hva,
-        flags=flags,
-        as_id=as_id,
-    )
 
 
 def slot(id: int, base: int, npages: int, flags: int = 0, as_id: int = 0) -> MemorySlot:

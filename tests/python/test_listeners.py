@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from scene import put, slot
 
 from memslots import (
     MEMSLOT_DTYPE,
@@ -28,25 +29,8 @@ from memslots import (
     RegionOverlapError,
 )
 
-PAGE = 4096
 LOG, INVALID = MemFlag.LOG_DIRTY_PAGES, MemFlag.INVALID
 HOOKS = ("prepare", "abort", "flush", "commit")
-
-
-def put(vm: VM, id: int, base: int, npages: int, flags: int = 0, as_id: int = 0) -> None:
-    """set_user_memory_region in pages; the host address says the id."""
-    vm.set_user_memory_region(
-        id,
-        guest_phys_addr=base * PAGE,
-        memory_size=npages * PAGE,
-        userspace_addr=id * 2**30,
-        flags=flags,
-        as_id=as_id,
-    )
-
-
-def slot(id: int, base: int, npages: int, flags: int = 0, as_id: int = 0) -> MemorySlot:
-    return MemorySlot(id, as_id, base, npages, id * 2**30, flags)
 
 
 Heard = list[tuple[Any, ...]]
