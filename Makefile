@@ -67,7 +67,7 @@ asan-core: $(VENV)/.with-build
 	$(call run-preset,asan)
 
 # The lab and the tools stand on the binding and have nothing of their own that a sanitizer would see.
-ABOVE_BINDING := $(patsubst %,--ignore=tests/python/test_%.py,bench_example bench_goals layers layouts map mutants perf plot readme scale typing vectors)
+ABOVE_BINDING := $(patsubst %,--ignore=tests/python/test_%.py,anchors bench_example bench_goals bench_names layers layouts map mutants perf plot readme scale typing vectors)
 
 # The interpreter itself is not instrumented: the sanitizers' libraries must be there before it, and it must not
 # hide small blocks in an allocator of its own.  Leaks are judged in the core's run; an interpreter leaves many.
@@ -112,7 +112,7 @@ mutants: $(VENV)/.package $(VENV)/.with-test ## plant bugs, one at a time, and s
 	@$(BIN)/python tools/mutants.py $(ARGS)
 
 bench: $(VENV)/.package $(VENV)/.with-test $(VENV)/.with-bench ## the benchmarks, each of which checks the answer it times
-	@$(BIN)/python -m pytest bench $(ARGS)
+	@$(BIN)/python -m pytest bench/suite $(ARGS)
 
 bench-goals: $(VENV)/.package ## the goals of docs/benchmarks.md, each beside its yardstick in one run
 	@PYTHONPATH=bench $(BIN)/python -m goals $(ARGS)

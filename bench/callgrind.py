@@ -41,7 +41,8 @@ LEAST = 0.5  # instructions a lookup: below it is noise of the start-up
 
 PYTHON_LOOP = """
 import sys
-from memslots import VM, layouts
+from memslots import VM
+from memslots.lab import layouts
 lookups, empty, slots = map(int, sys.argv[1:])
 rows = layouts.uniform(slots)
 vm = VM()

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: MIT
 """Your own benchmark: pytest bench/example_user.py, with pytest-benchmark and memslots installed."""
 
-from memslots import VM, layouts
+from memslots import VM
+from memslots.lab import layouts
 
 
 def test_my_lookups(benchmark):

@@ -29,12 +29,23 @@ from goals.beside import (
     Writer,
     run_for,
 )
-from goals.book import number
+from goals.scorecard import number
 from goals.timing import quartiles
-from goals.work import AUTO, NO_SWITCH, WALK, Effort, Stage, has_switch, simd_level, slots_of, stage
+from goals.work import (
+    AUTO,
+    NO_SWITCH,
+    WALK,
+    Settings,
+    Stage,
+    has_switch,
+    simd_level,
+    slots_of,
+    stage,
+)
 
 import memslots
-from memslots import VM, layouts
+from memslots import VM
+from memslots.lab import layouts
 from memslots.lab.machine import machine
 
 SLOTS = 4096
@@ -282,9 +293,9 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
 
 def plan_of(args: argparse.Namespace) -> Plan:
     if args.quick:
-        return Plan(stage(64, Effort(queries=20_000)), (1, 2), 1, 0.02, BATCH)
+        return Plan(stage(64, Settings(queries=20_000)), (1, 2), 1, 0.02, BATCH)
     return Plan(
-        stage(args.slots, Effort(queries=100_000)),
+        stage(args.slots, Settings(queries=100_000)),
         tuple(args.threads),
         args.rounds,
         args.seconds,

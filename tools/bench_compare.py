@@ -5,10 +5,10 @@
 
 A and B are anything that git knows as a commit, or `.`, the files as they are.  Each is taken
 out of git into build/compare/, built there and installed beside it; nothing is written to the repository itself.
-Both run the benchmarks of *this* checkout's bench/, in turns, A B, B A, A B, ...: a busy minute of the machine hits
-both.  A round gives one ratio B / A of medians for each benchmark; the table has the median of these ratios, and the
-lowest and the highest: where 1 lies between them, nothing has been shown.  Of N rounds of equal versions all agree by
-chance in one benchmark of 2^(N-1).  A benchmark whose answer is wrong fails.
+Both run the benchmarks of *this* checkout's bench/suite, in turns, A B, B A, A B, ...: a busy minute of the machine
+hits both.  A round gives one ratio B / A of medians for each benchmark; the table has the median of these ratios, and
+the lowest and the highest: where 1 lies between them, nothing has been shown.  Of N rounds of equal versions all agree
+by chance in one benchmark of 2^(N-1).  A benchmark whose answer is wrong fails.
 """
 
 import argparse
@@ -110,7 +110,16 @@ def measure(version: Version, runs: Runs, arguments: list[str]) -> None:
     """One run of the suite in a process of its own."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "benchmarks.json"
-        command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-rfE", "bench"]
+        command = [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-q",
+            "-p",
+            "no:cacheprovider",
+            "-rfE",
+            "bench/suite",
+        ]
         command += [f"--benchmark-json={path}", "--benchmark-disable-gc", *arguments]
         environment = {**os.environ, "PYTHONPATH": str(version.site)}
         done = subprocess.run(

@@ -4,9 +4,10 @@
     mutants.py [-k PATTERN] [--quick] [--shard I/N] [--jobs N] [--every] [--list] [--json FILE] [--markdown FILE]
 
 tests/mutants/*.toml has the bugs: for each a name, the hazard of docs/reliability.md that it lets in, what is wrong in
-a sentence, a text of the sources that occurs once, the text to put there, and the tests that are to catch it, the one
-that is about it first.  A test is the name of a ctest, `asan:` or `tsan:` before it for a build with sanitizers, or the
-node id of a pytest; `scale=` and `seed=` behind it are what test.h reads.  A bug of code that only some CPUs run names
+a sentence, the function and a text in it that occurs once there (anchors.py says how they are compared), the text to
+put there, and the tests that are to catch it, the one that is about it first.  A test is the name of a ctest, `asan:`
+or `tsan:` before it for a build with sanitizers, or the node id of a pytest; `scale=` and `seed=` behind it are what
+test.h reads.  A bug of code that only some CPUs run names
 their flags in /proc/cpuinfo (`cpu`); on another CPU it is not planted, and the run says so.
 
 Bugs are put into copies of the sources under build/mutants/, never into the tree, and only what they touch is compiled
@@ -34,8 +35,11 @@ import time
 import tomllib
 from collections import deque
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from anchors import AnchorError, Place, Sources, applied
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "tests" / "mutants"
@@ -62,9 +66,15 @@ WATCHDOG = "watchdog"
 
 
 class Edit(NamedTuple):
-    file: str
+    """`old` becomes `new` in the function `name`, or in the files that `file` matches; see anchors.py."""
+
+    name: str
     old: str
     new: str
+    file: str = ""
+
+    def place(self, sources: Sources) -> Place:
+        return sources.find(self.name, self.file, self.old, self.new)
 
 
 class Test(NamedTuple):
@@ -120,7 +130,10 @@ def parse_test(text: str) -> Test:
 
 def parse_edit(entry: dict[str, Any]) -> Edit:
     """A text ends before the last line's end, so that three quotes may stand on a line of their own."""
-    return Edit(entry["file"], entry["old"].removesuffix("\n"), entry["new"].removesuffix("\n"))
+    if not entry.get("in") and not entry.get("file"):
+        raise KeyError("in")
+    old, new = (entry[key].removesuffix("\n") for key in ("old", "new"))
+    return Edit(entry.get("in", ""), old, new, entry.get("file", ""))
 
 
 def parse_mutant(entry: dict[str, Any], left_to: str = "") -> Mutant:
@@ -165,19 +178,31 @@ def read_catalogue(folder: Path = FOLDER) -> Catalogue:
     return catalogue
 
 
-def stale(mutant: Mutant, root: Path = ROOT) -> str:
-    """Why the mutant cannot be planted in the sources below root; nothing where it can."""
-    for edit in mutant.edits:
-        path = root / edit.file
-        count = path.read_text(encoding="utf-8").count(edit.old) if path.exists() else -1
-        if count != 1:
-            there = (
-                f"occurs {count} times, not once" if count >= 0 else "is in no file: there is none"
-            )
-            return f"{edit.file}: the old text {there}: {edit.old.strip().splitlines()[0]!r}"
-        if edit.old == edit.new:
-            return f"{edit.file}: old and new text are the same"
+def stale(mutant: Mutant, sources: Sources) -> str:
+    """Why the mutant cannot be planted in these sources; nothing where it can."""
+    try:
+        planted(mutant.edits, sources)
+    except AnchorError as error:
+        return f"mutant {mutant.name}: {error}"
     return ""
+
+
+def planted(edits: Iterable[Edit], sources: Sources) -> dict[str, str]:
+    """The files that the edits change, with their new texts."""
+    places: dict[str, list[Place]] = {}
+    for edit in edits:
+        place = edit.place(sources)
+        places.setdefault(place.file, []).append(place)
+    return {file: applied(sources.source(file).text, list_) for file, list_ in places.items()}
+
+
+def files_of(mutant: Mutant, sources: Sources) -> list[str]:
+    """The files that it changes, without those whose anchors are stale."""
+    found: dict[str, None] = {}
+    for edit in mutant.edits:
+        with suppress(AnchorError):
+            found[edit.place(sources).file] = None
+    return list(found)
 
 
 def uncovered(catalogue: Catalogue) -> list[str]:
@@ -187,12 +212,18 @@ def uncovered(catalogue: Catalogue) -> list[str]:
 
 
 def select(
-    mutants: list[Mutant], pattern: str, quick: bool, shard: tuple[int, int]
+    mutants: list[Mutant], pattern: str, quick: bool, shard: tuple[int, int], sources: Sources
 ) -> list[Mutant]:
-    """By a part of name, hazard, file or test, or by a pattern with * for all of one of them."""
+    """By a part of name, hazard, function, file or test, or by a pattern with * for all of one of them."""
 
     def fits(m: Mutant) -> bool:
-        words = [m.name, *m.hazards, *(e.file for e in m.edits), *map(str, m.tests)]
+        words = [
+            m.name,
+            *m.hazards,
+            *(e.name for e in m.edits),
+            *files_of(m, sources),
+            *map(str, m.tests),
+        ]
         if any(c in pattern for c in "*?["):
             return any(fnmatch.fnmatch(word, pattern) for word in words)
         return pattern in m.hazards or any(pattern in word for word in words if word not in HAZARDS)
@@ -275,33 +306,23 @@ class Copy:
         self.source = self.base / "source"
         self.configured: dict[str, dict[str, list[str]]] = {}  # build -> ctest -> command
         self.mutated: set[str] = set()
-        self.texts: dict[
-            str, str
-        ] = {}  # of the files that mutants touch, as they were when the run began
         wanted = set(files_below(ROOT))
         if self.source.exists():
             for file in set(files_below(self.source)) - wanted:
                 (self.source / file).unlink()
         for file in wanted:
             write_if_new(self.source / file, (ROOT / file).read_bytes())
+        self.sources = Sources(self.source)
+        self.sources.read_all()  # before anything is planted there
 
     def plant(self, edits: Iterable[Edit]) -> None:
-        """Heals what another mutant broke, and breaks this; files that both touch are written once."""
-        texts: dict[str, str] = {}
-        for edit in edits:
-            texts[edit.file] = (texts.get(edit.file) or self.text(edit.file)).replace(
-                edit.old, edit.new
-            )
+        """Takes the former mutant out and puts this one in; a file that both change is written once."""
+        texts = planted(edits, self.sources)
         for file in self.mutated - texts.keys():
-            write_if_new(self.source / file, self.text(file).encode())
+            write_if_new(self.source / file, self.sources.source(file).text.encode())
         for file, text in texts.items():
             write_if_new(self.source / file, text.encode())
         self.mutated = set(texts)
-
-    def text(self, file: str) -> str:
-        if file not in self.texts:  # nothing has been planted there
-            self.texts[file] = (self.source / file).read_text(encoding="utf-8")
-        return self.texts[file]
 
     def folder(self, build: str) -> Path:
         return self.base / build
@@ -432,12 +453,12 @@ class Verdict(NamedTuple):
         by = "; ".join(f"{test} ({how})" for test, how in self.caught)
         return f"{head}{by[:150]}  {self.seconds:.1f} s"
 
-    def as_json(self) -> dict[str, Any]:
+    def as_json(self, sources: Sources) -> dict[str, Any]:
         return {
             "name": self.mutant.name,
             "hazards": self.mutant.hazards,
             "wrong": self.mutant.wrong,
-            "files": sorted({e.file for e in self.mutant.edits}),
+            "files": sorted(files_of(self.mutant, sources)),
             "caught": [{"test": str(test), "how": how} for test, how in self.caught],
             "trouble": self.trouble,
             "seconds": round(self.seconds, 2),
@@ -458,8 +479,8 @@ def judge(copy: Copy, test: Test, limit: float) -> Outcome:
 class Run:
     """Workers with a copy each, who take groups of mutants that touch the same file."""
 
-    def __init__(self, mutants: list[Mutant], jobs: int, every: bool) -> None:
-        self.mutants, self.every = mutants, every
+    def __init__(self, mutants: list[Mutant], jobs: int, every: bool, sources: Sources) -> None:
+        self.mutants, self.every, self.sources = mutants, every, sources
         self.copies = [Copy(i) for i in range(jobs)]
         self.limits: dict[Test, float] = {}
         self.useless: dict[Test, str] = {}  # what fails without a bug
@@ -490,12 +511,12 @@ class Run:
             thread.join()
 
     # Python comes first, and in one copy: its build is the slow one.
-    @staticmethod
-    def groups(mutants: list[Mutant]) -> deque[list[Mutant]]:
+    def groups(self) -> deque[list[Mutant]]:
         by_place: dict[tuple[bool, str], list[Mutant]] = {}
-        for m in mutants:
+        for m in self.mutants:
             python = any(t.build == PYTHON for t in m.tests)
-            by_place.setdefault((not python, "" if python else m.edits[0].file), []).append(m)
+            place = "" if python else files_of(m, self.sources)[0]
+            by_place.setdefault((not python, place), []).append(m)
         return deque(
             by_place[place]
             for place in sorted(by_place, key=lambda p: (p[0], -len(by_place[p]), p[1]))
@@ -553,7 +574,7 @@ class Run:
                 self.say(verdict.line())
             copy.plant([])
 
-        self.in_parallel(self.groups(self.mutants), try_group)
+        self.in_parallel(self.groups(), try_group)
 
 
 # ---- the table ----------------------------------------------------------------------------------
@@ -584,12 +605,10 @@ def markdown(verdicts: list[Verdict], catalogue: Catalogue) -> str:
     return "\n".join(lines) + "\n"
 
 
-def list_all(mutants: list[Mutant], catalogue: Catalogue) -> None:
+def list_all(mutants: list[Mutant], catalogue: Catalogue, sources: Sources) -> None:
     for m in mutants:
         print(f"{','.join(m.hazards):8} {m.name:36} {m.wrong}")
-        print(
-            f"{'':8} {'':36} {', '.join({e.file: 0 for e in m.edits})}: {', '.join(map(str, m.tests))}"
-        )
+        print(f"{'':8} {'':36} {', '.join(files_of(m, sources))}: {', '.join(map(str, m.tests))}")
     for m in catalogue.left:
         print(
             f"{','.join(m.hazards):8} {m.name:36} not planted, left to {' '.join(m.left_to.split())}"
@@ -650,9 +669,11 @@ def have_it_alone() -> Any:
     return lock
 
 
-def report(verdicts: list[Verdict], catalogue: Catalogue, args: argparse.Namespace) -> None:
+def report(
+    verdicts: list[Verdict], catalogue: Catalogue, args: argparse.Namespace, sources: Sources
+) -> None:
     if args.json:
-        found = [v.as_json() for v in sorted(verdicts, key=lambda v: v.mutant.name)]
+        found = [v.as_json(sources) for v in sorted(verdicts, key=lambda v: v.mutant.name)]
         args.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     if args.markdown:
         args.markdown.write_text(markdown(verdicts, catalogue), encoding="utf-8")
@@ -664,9 +685,10 @@ def main(argv: list[str] | None = None) -> int:
         catalogue = read_catalogue()
     except (ListError, tomllib.TOMLDecodeError) as error:
         raise SystemExit(f"tests/mutants: {error}") from error
-    chosen = select(catalogue.mutants, args.k, args.quick, args.shard)
+    sources = Sources(ROOT)
+    chosen = select(catalogue.mutants, args.k, args.quick, args.shard, sources)
     if args.list:
-        list_all(chosen, catalogue)
+        list_all(chosen, catalogue, sources)
         return 0
     if not chosen:
         raise SystemExit("no mutant fits")
@@ -678,13 +700,13 @@ def main(argv: list[str] | None = None) -> int:
             )
     chosen = [m for m in chosen if m.cpu <= flags]
     lock = have_it_alone()  # until the end
-    reasons = {m.name: stale(m) for m in chosen}
+    reasons = {m.name: stale(m, sources) for m in chosen}
     verdicts = [Verdict(m, [], reasons[m.name], 0) for m in chosen if reasons[m.name]]
     for v in verdicts:
         print(v.line())
 
     start = time.monotonic()
-    run = Run([m for m in chosen if not reasons[m.name]], max(1, args.jobs), args.every)
+    run = Run([m for m in chosen if not reasons[m.name]], max(1, args.jobs), args.every, sources)
     run.prove()
     if not run.failures:
         print(
@@ -695,7 +717,7 @@ def main(argv: list[str] | None = None) -> int:
     for failure in run.failures:
         print(failure)
     verdicts += run.verdicts
-    report(verdicts, catalogue, args)
+    report(verdicts, catalogue, args, sources)
     caught = sum(bool(v.caught) and not v.trouble for v in verdicts)
     missed = sorted(v.mutant.name for v in verdicts if not v.caught or v.trouble)
     if missed:

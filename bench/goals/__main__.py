@@ -19,61 +19,63 @@ import memslots
 from memslots.lab.machine import machine
 
 from . import batches, core, memory, scalar, start, threads
-from .book import Book, Figure
-from .work import NO_SWITCH, QUICK, SIZES, Effort, has_switch, simd_level
+from .scorecard import Figure, Scorecard
+from .work import NO_SWITCH, QUICK, SIZES, Settings, has_switch, simd_level
 
 GOALS = tuple(f"P{i}" for i in range(1, 11))
 LEVELS = ("portable", "avx2")  # what MEMSLOTS_SIMD is forced to
 LEVELS_MOST, LEVELS_ROUNDS = 32_764, 3
 
 
-def parts(book: Book, effort: Effort, folder: Path) -> list[tuple[str, Callable[[], None]]]:
+def parts(
+    card: Scorecard, settings: Settings, folder: Path
+) -> list[tuple[str, Callable[[], None]]]:
     """The goals that a part is about, and the part."""
     return [
-        ("P1 P2", lambda: batches.steady(book, effort)),
-        ("P3", lambda: batches.changing(book, effort)),
-        ("P4", lambda: scalar.scalar(book, effort, folder)),
-        ("P5 P6 P7", lambda: core.core(book, effort, folder)),
-        ("P6", lambda: core.against_array(book, effort)),
-        ("P6", lambda: core.against_kernel(book, effort)),
-        ("P8", lambda: memory.memory(book, effort)),
-        ("P9", lambda: threads.scaling(book, effort, folder)),
-        ("P9", lambda: threads.beside(book, effort)),
-        ("P10", lambda: start.start(book, effort)),
+        ("P1 P2", lambda: batches.steady(card, settings)),
+        ("P3", lambda: batches.changing(card, settings)),
+        ("P4", lambda: scalar.scalar(card, settings, folder)),
+        ("P5 P6 P7", lambda: core.core(card, settings, folder)),
+        ("P6", lambda: core.against_array(card, settings)),
+        ("P6", lambda: core.against_kernel(card, settings)),
+        ("P8", lambda: memory.memory(card, settings)),
+        ("P9", lambda: threads.scaling(card, settings, folder)),
+        ("P9", lambda: threads.beside(card, settings)),
+        ("P10", lambda: start.start(card, settings)),
     ]
 
 
-def run(book: Book, effort: Effort, wanted: list[str]) -> None:
+def run(card: Scorecard, settings: Settings, wanted: list[str]) -> None:
     with tempfile.TemporaryDirectory() as folder:
-        for goals, part in parts(book, effort, Path(folder)):
+        for goals, part in parts(card, settings, Path(folder)):
             if set(goals.split()) & set(wanted):
                 began = time.monotonic()
                 part()
                 print(f"{goals}: {time.monotonic() - began:.0f} s", file=sys.stderr, flush=True)
-    book.figures[:] = [f for f in book.figures if f.goal in wanted]
+    card.figures[:] = [f for f in card.figures if f.goal in wanted]
 
 
 # ---- forced levels of SIMD ------------------------------------------------------------------------
 
 
-def forced(book: Book, effort: Effort) -> None:
+def forced(card: Scorecard, settings: Settings) -> None:
     """P1 once more with MEMSLOTS_SIMD, which is read when memslots is imported, in processes of their own."""
     for level in LEVELS:
         what = f"MEMSLOTS_SIMD={level}"
         if simd_level() is None:
-            book.skip("P1", what, "this build has no levels of SIMD")
-        elif not effort.up_to(LEVELS_MOST):
-            book.skip("P1", what, f"it is measured up to {LEVELS_MOST:,} slots")
-        elif (report := run_forced(level, effort))["simd"] != level:
-            book.skip("P1", what, f"the level in use is {report['simd']}")
+            card.skip("P1", what, "this build has no levels of SIMD")
+        elif not settings.up_to(LEVELS_MOST):
+            card.skip("P1", what, f"it is measured up to {LEVELS_MOST:,} slots")
+        elif (report := run_forced(level, settings))["simd"] != level:
+            card.skip("P1", what, f"the level in use is {report['simd']}")
         else:
-            take_over(book, report, level)
+            take_over(card, report, level)
 
 
-def run_forced(level: str, effort: Effort) -> dict[str, Any]:
+def run_forced(level: str, settings: Settings) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "report.json"
-        sizes = [str(n) for n in effort.up_to(LEVELS_MOST)]
+        sizes = [str(n) for n in settings.up_to(LEVELS_MOST)]
         command = [
             sys.executable,
             "-m",
@@ -84,8 +86,8 @@ def run_forced(level: str, effort: Effort) -> dict[str, Any]:
             "--json",
             str(file),
         ]
-        command += ["--rounds", str(min(LEVELS_ROUNDS, effort.rounds)), "--sizes", *sizes]
-        command += ["--quick"] if effort.quick else []
+        command += ["--rounds", str(min(LEVELS_ROUNDS, settings.rounds)), "--sizes", *sizes]
+        command += ["--quick"] if settings.quick else []
         paths = [str(Path(__file__).resolve().parents[1]), os.environ.get("PYTHONPATH", "")]
         path = os.pathsep.join(filter(None, paths))
         env = {**os.environ, "MEMSLOTS_SIMD": level, "PYTHONPATH": path}
@@ -94,14 +96,14 @@ def run_forced(level: str, effort: Effort) -> dict[str, Any]:
         return report
 
 
-def take_over(book: Book, report: dict[str, Any], level: str) -> None:
+def take_over(card: Scorecard, report: dict[str, Any], level: str) -> None:
     """Without bounds: the goals are about the level that the machine has."""
     for row in report["figures"]:
         fields = {k: v for k, v in row.items() if k not in ("verdict", "sure", "bound")}
         fields["what"] = f"{row['what']}, MEMSLOTS_SIMD={level}"
-        book.figures.append(Figure(**fields))
+        card.figures.append(Figure(**fields))
     for wrong in report["wrong"]:
-        book.check(False, f"{wrong}, MEMSLOTS_SIMD={level}")
+        card.check(False, f"{wrong}, MEMSLOTS_SIMD={level}")
 
 
 # ---- the command ----------------------------------------------------------------------------------
@@ -129,51 +131,51 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def effort_of(args: argparse.Namespace) -> Effort:
-    effort = QUICK if args.quick else Effort()
+def settings_of(args: argparse.Namespace) -> Settings:
+    settings = QUICK if args.quick else Settings()
     if args.sizes:
-        effort = replace(effort, sizes=tuple(sorted(args.sizes)))
-    return replace(effort, rounds=args.rounds) if args.rounds else effort
+        settings = replace(settings, sizes=tuple(sorted(args.sizes)))
+    return replace(settings, rounds=args.rounds) if args.rounds else settings
 
 
-def as_json(book: Book, effort: Effort, seconds: float) -> dict[str, Any]:
+def as_json(card: Scorecard, settings: Settings, seconds: float) -> dict[str, Any]:
     return {
         "memslots": memslots.__version__,
         "machine": machine(),
         "simd": simd_level(),
         "index_policy": has_switch(),
-        "rounds": effort.rounds,
-        "queries": effort.queries,
+        "rounds": settings.rounds,
+        "queries": settings.queries,
         "seconds": round(seconds, 1),
-        "figures": [figure.as_dict() for figure in book.figures],
-        "skipped": book.skipped,
-        "notes": book.notes,
-        "wrong": book.wrong,
+        "figures": [figure.as_dict() for figure in card.figures],
+        "skipped": card.skipped,
+        "notes": card.notes,
+        "wrong": card.wrong,
     }
 
 
 def main(argv: list[str] | None = None) -> int:
     args = arguments(argv)
-    book, effort, began = Book(), effort_of(args), time.monotonic()
+    card, settings, began = Scorecard(), settings_of(args), time.monotonic()
     if not has_switch():
-        book.note(NO_SWITCH)
-    run(book, effort, list(args.only))
+        card.note(NO_SWITCH)
+    run(card, settings, list(args.only))
     if "P1" in args.only and not args.no_levels:
-        forced(book, effort)
+        forced(card, settings)
     seconds = time.monotonic() - began
     if args.json:
         args.json.write_text(
-            json.dumps(as_json(book, effort, seconds), indent=1) + "\n", encoding="utf-8"
+            json.dumps(as_json(card, settings, seconds), indent=1) + "\n", encoding="utf-8"
         )
     if not args.markdown:
         level = simd_level() or "no levels"
         print(
             f"memslots {memslots.__version__}, {os.cpu_count()} CPUs, SIMD: {level}; {seconds:.0f} s"
         )
-    print("\n".join(book.markdown() if args.markdown else book.lines()))
-    if args.markdown and book.wrong:
-        print("\n".join(f"WRONG: {what}" for what in book.wrong), file=sys.stderr)
-    return 1 if book.wrong else 0
+    print("\n".join(card.markdown() if args.markdown else card.lines()))
+    if args.markdown and card.wrong:
+        print("\n".join(f"WRONG: {what}" for what in card.wrong), file=sys.stderr)
+    return 1 if card.wrong else 0
 
 
 if __name__ == "__main__":

@@ -9,14 +9,14 @@ from typing import Any
 
 import numpy as np
 
-from memslots import PAGE_SIZE, VM, layouts
+from memslots import PAGE_SIZE, VM
 from memslots._memslots import time_lookups
-from memslots.lab import peers
-from memslots.layouts import Numbers
+from memslots.lab import layouts, peers
+from memslots.lab.layouts import Numbers
 
-from .book import Book
+from .scorecard import Scorecard
 from .timing import turns
-from .work import AUTO, WALK, Effort, Stage, has_switch, slots_of, sorted_out, stage
+from .work import AUTO, WALK, Settings, Stage, has_switch, slots_of, sorted_out, stage
 
 #: At least so many times numpy searchsorted + where.
 AGAINST_NUMPY = {8: 10, 64: 14, 509: 18, 4096: 20, 32_764: 24, 1_000_000: 18}
@@ -34,23 +34,23 @@ LARGE_ROUNDS = 3  # beyond MOST the plain walk takes a second or more
 ROUND_QUERIES = 20_000
 
 
-def steady(book: Book, effort: Effort) -> None:
+def steady(card: Scorecard, settings: Settings) -> None:
     """P1, P2: a set that nobody changes."""
-    for n in effort.sizes:
+    for n in settings.sizes:
         at = slots_of(n)
-        times = measure(book, at, stage(n, effort), effort)
-        report(book, at, times, AGAINST_NUMPY.get(n), n)
-        book.ratio(
+        times = measure(card, at, stage(n, settings), settings)
+        report(card, at, times, AGAINST_NUMPY.get(n), n)
+        card.ratio(
             "P2", "batch / np.copyto of the questions", at, times["batch"], times["copyto"],
             "<=", AGAINST_COPY if n <= MOST else None,
         )  # fmt: skip
-    for n in effort.up_to(MOST)[-1:]:
+    for n in settings.up_to(MOST)[-1:]:
         at = f"{slots_of(n)}, adversarial"
-        times = measure(book, at, stage(n, effort, "adversarial"), effort)
-        report(book, at, times, AGAINST_NUMPY_ADVERSARIAL.get(n), None)
+        times = measure(card, at, stage(n, settings, "adversarial"), settings)
+        report(card, at, times, AGAINST_NUMPY_ADVERSARIAL.get(n), None)
 
 
-def measure(book: Book, at: str, on: Stage, effort: Effort) -> dict[str, list[float]]:
+def measure(card: Scorecard, at: str, on: Stage, settings: Settings) -> dict[str, list[float]]:
     numpy, argsort = peers.numpy_searchsorted(on.slots), peers.numpy_argsort(on.slots)
     outs = {
         name: np.zeros_like(on.gfns) for name in ("numpy", "argsort", "batch", "walk", "copyto")
@@ -71,10 +71,10 @@ def measure(book: Book, at: str, on: Stage, effort: Effort) -> dict[str, list[fl
     large = len(on.slots) > MOST
     if large:
         calls["gathers"] = gathers(on)
-    times = turns(calls, min(effort.rounds, LARGE_ROUNDS) if large else effort.rounds)
+    times = turns(calls, min(settings.rounds, LARGE_ROUNDS) if large else settings.rounds)
     for name, out in outs.items():
         right = on.gfns if name == "copyto" else on.expected
-        book.check((out == right).all(), f"{name} at {at}")
+        card.check((out == right).all(), f"{name} at {at}")
     return times
 
 
@@ -93,55 +93,55 @@ def gathers(on: Stage) -> Callable[[], object]:
 
 
 def report(
-    book: Book, at: str, times: dict[str, list[float]], least: float | None, n: int | None
+    card: Scorecard, at: str, times: dict[str, list[float]], least: float | None, n: int | None
 ) -> None:
     batch = times["batch"]
     what = "numpy searchsorted + where / a batch of random gfns"
-    book.ratio("P1", what, at, times["numpy"], batch, bound=least)
+    card.ratio("P1", what, at, times["numpy"], batch, bound=least)
     best = AGAINST_ARGSORT if n is not None and n <= MOST else None
-    book.ratio(
+    card.ratio(
         "P1", "numpy argsort + searchsorted / the same", at, times["argsort"], batch, bound=best
     )
     if "gathers" in times:
         what = "np.take of a bucket and of a record / the same"
-        book.ratio("P1", what, at, times["gathers"], batch)
+        card.ratio("P1", what, at, times["gathers"], batch)
     walk = AGAINST_WALK if n == MOST else None
-    book.ratio("P1", "the plain walk of the tree / the same", at, times["walk"], batch, bound=walk)
+    card.ratio("P1", "the plain walk of the tree / the same", at, times["walk"], batch, bound=walk)
 
 
 # ---- P3 -----------------------------------------------------------------------------------------
 
 
-def changing(book: Book, effort: Effort) -> None:
+def changing(card: Scorecard, settings: Settings) -> None:
     """P3: a change before each batch.  Alone and with its change: an index must not hide in either."""
     for size in BATCHES:
-        for n in effort.sizes:
+        for n in settings.sizes:
             what = f"walk / a batch of {size:,} after a change"
-            alone, whole = beside_changes(book, effort, n, size, Changing)
-            book.ratio("P3", f"{what}, batch alone", slots_of(n), *alone, bound=BESIDE_CHANGES)
-            book.ratio("P3", f"{what}, with its change", slots_of(n), *whole, bound=BESIDE_CHANGES)
+            alone, whole = beside_changes(card, settings, n, size, Changing)
+            card.ratio("P3", f"{what}, batch alone", slots_of(n), *alone, bound=BESIDE_CHANGES)
+            card.ratio("P3", f"{what}, with its change", slots_of(n), *whole, bound=BESIDE_CHANGES)
     for size in SINGLES:
-        for n in effort.sizes:
+        for n in settings.sizes:
             what = f"walk / {size:,} single lookups after a change, with its change"
-            _, whole = beside_changes(book, effort, n, size, ChangingOneByOne)
-            book.ratio("P3", what, slots_of(n), *whole)
+            _, whole = beside_changes(card, settings, n, size, ChangingOneByOne)
+            card.ratio("P3", what, slots_of(n), *whole)
 
 
 def beside_changes(
-    book: Book, effort: Effort, n: int, size: int, kind: type[Changing]
+    card: Scorecard, settings: Settings, n: int, size: int, kind: type[Changing]
 ) -> tuple[Pair, Pair]:
     """The lookups alone, and with their changes: of the walk, and of what the policy does."""
-    on = stage(n, effort)
+    on = stage(n, settings)
     victim = on.slots[n // 2]
     gfns = sorted_out(on.slots, on.gfns, victim)[: max(size, ROUND_QUERIES)]
     runs = {policy: kind(on.vm(policy), victim, gfns, size) for policy in (AUTO, WALK)}
     for run in runs.values():
         run.round()
         run.alone.clear()
-    whole = turns({name: run.round for name, run in runs.items()}, 2 * effort.rounds - 1)
+    whole = turns({name: run.round for name, run in runs.items()}, 2 * settings.rounds - 1)
     for name, run in runs.items():
         right = layouts.expected_hvas(on.slots, run.gfns)
-        book.check((run.out == right).all(), f"{name}, {kind.asked} of {size} at {n} slots")
+        card.check((run.out == right).all(), f"{name}, {kind.asked} of {size} at {n} slots")
     return (runs[WALK].alone, runs[AUTO].alone), (whole[WALK], whole[AUTO])
 
 

@@ -16,10 +16,11 @@ from typing import Any
 
 import numpy as np
 
-from memslots import HVA_ERR_BAD, VM, layouts
+from memslots import HVA_ERR_BAD, VM
 from memslots._memslots import time_changes, time_lookups
+from memslots.lab import layouts
+from memslots.lab.layouts import Layout, Numbers
 from memslots.lab.subjects import alternating, regions
-from memslots.layouts import Layout, Numbers
 
 BATCH = 10_000
 SCALAR = 50_000  # lookups in one call of the loop in C: a millisecond or more

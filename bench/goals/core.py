@@ -12,15 +12,16 @@ from typing import Any
 
 import numpy as np
 
-from memslots import PAGE_SIZE, VM, kvm, layouts
+from memslots import PAGE_SIZE, VM, kvm
 from memslots._memslots import time_changes
+from memslots.lab import layouts
 from memslots.lab.machine import on_one_cpu
 from memslots.lab.subjects import Kernel, alternating, regions
 
-from .book import Book
 from .build import QUICK, with_core
+from .scorecard import Scorecard
 from .timing import turns
-from .work import Effort, slots_of, stage
+from .work import Settings, slots_of, stage
 
 SIZES = (8, 64, 509, 4096, 32_764)
 RANDOM, RANDOM_FROM = 1.3, 509
@@ -33,21 +34,21 @@ PAIRS = 200  # delete + create, a round
 By = dict[int, dict[str, list[float]]]
 
 
-def core(book: Book, effort: Effort, folder: Path) -> None:
-    if not (sizes := [n for n in SIZES if n in effort.sizes]):
+def core(card: Scorecard, settings: Settings, folder: Path) -> None:
+    if not (sizes := [n for n in SIZES if n in settings.sizes]):
         return
-    program = with_core(folder / "goals", "goals.c", *(QUICK if effort.quick else ()))
-    rounds = effort.rounds if effort.quick else 3 * effort.rounds
+    program = with_core(folder / "goals", "goals.c", *(QUICK if settings.quick else ()))
+    rounds = settings.rounds if settings.quick else 3 * settings.rounds
     command = [str(program), str(rounds), *map(str, sizes)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
-    book.check(done.returncode == 0, f"bench/core/goals.c: {done.stderr.strip()}")
+    card.check(done.returncode == 0, f"bench/core/goals.c: {done.stderr.strip()}")
     if done.returncode == 0:
         by = {int(n): times for n, times in json.loads(done.stdout).items()}
-        searches(book, by)
-        edits(book, by)
+        searches(card, by)
+        edits(card, by)
 
 
-def searches(book: Book, by: By) -> None:
+def searches(card: Scorecard, by: By) -> None:
     for n, times in by.items():
         for stream, bound in (
             ("random", RANDOM if n >= RANDOM_FROM else None),
@@ -59,15 +60,15 @@ def searches(book: Book, by: By) -> None:
                 "hinted": "... hot lookups, each behind its last_used_slot",
                 "hot": "... hot searches without a last_used_slot",
             }[stream]
-            book.ratio(
+            card.ratio(
                 "P5", what, slots_of(n), times[f"kvm_{stream}"], times[f"our_{stream}"], bound=bound
             )
 
 
-def edits(book: Book, by: By) -> None:
+def edits(card: Scorecard, by: By) -> None:
     for n, times in by.items():
         what = "delete + create / the bare edits of both sets"
-        book.ratio(
+        card.ratio(
             "P6", what, slots_of(n), times["changes"], times["bare_edits"], "<=", BARE.get(n)
         )
     many = max(by)
@@ -75,41 +76,41 @@ def edits(book: Book, by: By) -> None:
     growth, ids = (GROWTH, IDS) if many == MANY else (None, None)
     at = f"{many:,} / {few} slots"
     a, b = by[many], by[few]
-    book.ratio(
+    card.ratio(
         "P6", "delete + create, many / few slots", at, a["changes"], b["changes"], "<=", growth
     )
-    book.ratio("P7", "a lookup by id, many / few slots", at, a["ids"], b["ids"], "<=", ids)
+    card.ratio("P7", "a lookup by id, many / few slots", at, a["ids"], b["ids"], "<=", ids)
 
 
 # ---- against others, from Python ----------------------------------------------------------------
 
 
-def against_array(book: Book, effort: Effort) -> None:
+def against_array(card: Scorecard, settings: Settings) -> None:
     """Both from Python, call by call, each in the middle of a run of changes and as the first after the other's."""
-    if not (sizes := effort.up_to(MANY)):
+    if not (sizes := settings.up_to(MANY)):
         return
     n = sizes[-1]
-    slots = stage(n, effort).slots
+    slots = stage(n, settings).slots
     vms = {backend: VM(backend=backend, user_mem_slots=32_764) for backend in ("tree", "array")}
-    victims = np.random.default_rng(layouts.SEED).choice(slots, 20 if effort.quick else 2 * PAIRS)
+    victims = np.random.default_rng(layouts.SEED).choice(slots, 20 if settings.quick else 2 * PAIRS)
     some, others = ([as_fields(slot) for slot in half] for half in np.split(victims, 2))
     for vm in vms.values():
         vm.load_memslots(slots)
     first = {backend: partial(replug_all, vm, others) for backend, vm in vms.items()}
     then = {backend: partial(replug_all, vm, some) for backend, vm in vms.items()}
-    running = turns(then, effort.rounds, before=first)
-    starting = turns(then, effort.rounds)
+    running = turns(then, settings.rounds, before=first)
+    starting = turns(then, settings.rounds)
     right = layouts.sorted_by(slots, "base_gfn")
     for backend, vm in vms.items():
-        book.check(
+        card.check(
             (vm.memslots_array() == right).all(), f"slots after changes, {backend}, {n} slots"
         )
         vm.close()
     what = "the array before Linux 5.17 / delete + create, from Python"
     bound = ARRAY if n == MANY else None
-    book.ratio("P6", what, slots_of(n), running["array"], running["tree"], bound=bound)
+    card.ratio("P6", what, slots_of(n), running["array"], running["tree"], bound=bound)
     what = "... in caches that the other's changes have filled"
-    book.ratio("P6", what, slots_of(n), starting["array"], starting["tree"])
+    card.ratio("P6", what, slots_of(n), starting["array"], starting["tree"])
 
 
 def as_fields(slot: np.void) -> tuple[int, dict[str, int]]:
@@ -126,32 +127,32 @@ def replug_all(vm: VM, slots: list[tuple[int, dict[str, int]]]) -> None:
         vm.set_user_memory_region(slot, **fields)
 
 
-def against_kernel(book: Book, effort: Effort) -> None:
+def against_kernel(card: Scorecard, settings: Settings) -> None:
     """The kernel's two ioctls pay for a system call and a grace period, which nobody here waits for."""
     what = "this machine's kernel, two ioctls / delete + create in C"
     if reason := kvm.available():
-        book.skip("P6", what, reason)
+        card.skip("P6", what, reason)
         return
     for n in sorted(KERNEL):
-        if n in effort.sizes:
+        if n in settings.sizes:
             with on_one_cpu(True):
-                race_kernel(book, effort, n, what)
+                race_kernel(card, settings, n, what)
 
 
-def race_kernel(book: Book, effort: Effort, n: int, what: str) -> None:
-    slots = stage(n, effort).slots
-    victims = np.random.default_rng(layouts.SEED).choice(slots, 20 if effort.quick else PAIRS)
+def race_kernel(card: Scorecard, settings: Settings, n: int, what: str) -> None:
+    slots = stage(n, settings).slots
+    victims = np.random.default_rng(layouts.SEED).choice(slots, 20 if settings.quick else PAIRS)
     rows = alternating(regions(victims, memory_size=0), regions(victims))
-    with closing(Kernel(slots)) as kernel, stage(n, effort).new_vm() as vm:
+    with closing(Kernel(slots)) as kernel, stage(n, settings).new_vm() as vm:
         times: dict[str, list[float]] = {"kernel": [], "engine": []}
-        for _ in range(effort.rounds):
-            keep(book, times["kernel"], *kernel.changes(rows, group=len(rows)))
-            keep(book, times["engine"], *time_changes(vm, rows, group=len(rows)))
-    book.ratio("P6", what, slots_of(n), times["kernel"], times["engine"], bound=KERNEL[n])
+        for _ in range(settings.rounds):
+            keep(card, times["kernel"], *kernel.changes(rows, group=len(rows)))
+            keep(card, times["engine"], *time_changes(vm, rows, group=len(rows)))
+    card.ratio("P6", what, slots_of(n), times["kernel"], times["engine"], bound=KERNEL[n])
 
 
 def keep(
-    book: Book, times: list[float], ns: np.ndarray[Any, Any], results: np.ndarray[Any, Any]
+    card: Scorecard, times: list[float], ns: np.ndarray[Any, Any], results: np.ndarray[Any, Any]
 ) -> None:
-    book.check(not results.any(), "every change is made")
+    card.check(not results.any(), "every change is made")
     times.append(float(ns.sum()))

@@ -9,13 +9,14 @@ from typing import Any
 
 import numpy as np
 
-from memslots import HVA_ERR_MIN, VM, layouts
-from memslots.layouts import Numbers
+from memslots import HVA_ERR_MIN, VM
+from memslots.lab import layouts
+from memslots.lab.layouts import Numbers
 
-from .book import Book
 from .build import QUICK, cython_module
+from .scorecard import Scorecard
 from .timing import quartiles, ratios, turns
-from .work import AUTO, Effort, slots_of, stage
+from .work import AUTO, Settings, slots_of, stage
 
 #: As Cython makes methods by default, and as it makes them with the directive that memslots is compiled with.  They
 #: take ints as small as gfns and return ints as large as host addresses: another size has another cost.
@@ -43,25 +44,25 @@ SMALL_QUERIES = 4096
 One = Callable[[int], int]
 
 
-def scalar(book: Book, effort: Effort, folder: Path) -> None:
-    floor = cython_module(folder, "floor_", FLOOR, *(QUICK if effort.quick else ())).Floor()
+def scalar(card: Scorecard, settings: Settings, folder: Path) -> None:
+    floor = cython_module(folder, "floor_", FLOOR, *(QUICK if settings.quick else ())).Floor()
     for n in HOT_SIZES:
-        if n in effort.sizes:
-            on = stage(n, effort)
-            gfns = layouts.hot(on.slots, min(CALLS, effort.queries))
-            one_by_one(book, effort, floor, n, gfns, "hot", HOT)
+        if n in settings.sizes:
+            on = stage(n, settings)
+            gfns = layouts.hot(on.slots, min(CALLS, settings.queries))
+            one_by_one(card, settings, floor, n, gfns, "hot", HOT)
     for n in RANDOM_SIZES:
-        if n in effort.sizes:
-            on = stage(n, effort)
+        if n in settings.sizes:
+            on = stage(n, settings)
             gfns = on.gfns[on.expected < HVA_ERR_MIN][:CALLS]  # a miss raises
-            one_by_one(book, effort, floor, n, gfns, "random", RANDOM)
-    small_batches(book, effort)
+            one_by_one(card, settings, floor, n, gfns, "random", RANDOM)
+    small_batches(card, settings)
 
 
 def one_by_one(
-    book: Book, effort: Effort, floor: Any, n: int, gfns: Numbers, stream: str, most: float
+    card: Scorecard, settings: Settings, floor: Any, n: int, gfns: Numbers, stream: str, most: float
 ) -> None:
-    on = stage(n, effort)
+    on = stage(n, settings)
     vm = on.vm(AUTO)
     vm.gfn_to_hva_many(on.gfns)  # where there is an index, single lookups use it
     right = layouts.expected_hvas(on.slots, gfns).tolist()
@@ -71,12 +72,12 @@ def one_by_one(
         "unbound": lambda: loop(floor.unbound, numbers),
         "lookup": lambda: loop(vm.gfn_to_hva, numbers),
     }
-    book.check(list(map(vm.gfn_to_hva, numbers)) == right, f"gfn_to_hva, {stream}, {n} slots")
-    times = turns(calls, 3 * effort.rounds)
+    card.check(list(map(vm.gfn_to_hva, numbers)) == right, f"gfn_to_hva, {stream}, {n} slots")
+    times = turns(calls, 3 * settings.rounds)
     what = "a lookup from Python / a Cython method that returns an int"
     at = f"{stream}, {slots_of(n)}"
-    book.ratio("P4", what, at, times["lookup"], times["method"], "<=", most)
-    book.ratio("P4", f"{what}, binding=False", at, times["lookup"], times["unbound"], "<=")
+    card.ratio("P4", what, at, times["lookup"], times["method"], "<=", most)
+    card.ratio("P4", f"{what}, binding=False", at, times["lookup"], times["unbound"], "<=")
 
 
 def loop(call: One, numbers: list[int]) -> None:
@@ -104,9 +105,9 @@ class Small:
         return list(map(self.vm.gfn_to_hva_many, self.pieces, self.outs))
 
 
-def small_batches(book: Book, effort: Effort) -> None:
+def small_batches(card: Scorecard, settings: Settings) -> None:
     """From how many elements on a batch beats a loop over the same numbers as ints."""
-    on = stage(SMALL_SLOTS, effort)
+    on = stage(SMALL_SLOTS, settings)
     hits = on.gfns[on.expected < HVA_ERR_MIN][:SMALL_QUERIES]
     right = layouts.expected_hvas(on.slots, hits)
     slower = 0
@@ -118,23 +119,23 @@ def small_batches(book: Book, effort: Effort) -> None:
             ("loop", small.loop()),
         ):
             flat = np.concatenate(answers)
-            book.check((flat == right[: len(flat)]).all(), f"{name}, {size} elements")
+            card.check((flat == right[: len(flat)]).all(), f"{name}, {size} elements")
         times = turns(
-            {"loop": small.loop, "batch": small.batch, "into": small.into}, 2 * effort.rounds
+            {"loop": small.loop, "batch": small.batch, "into": small.into}, 2 * settings.rounds
         )
-        report_small(book, size, times)
+        report_small(card, size, times)
         if quartiles(ratios(times["loop"], times["batch"]))[1] <= 1:
             slower = size
     first = next((size for size in SMALL if size > slower), None)
-    book.note(
+    card.note(
         f"a batch is faster than a loop of lookups from {first} elements on"
         if first
         else f"a loop of lookups is faster than a batch of {slower} elements"
     )
 
 
-def report_small(book: Book, size: int, times: dict[str, list[float]]) -> None:
+def report_small(card: Scorecard, size: int, times: dict[str, list[float]]) -> None:
     at = f"{size} elements" if size > 1 else "1 element"
     what = f"a loop of lookups / a batch of as many, {slots_of(SMALL_SLOTS)}"
-    book.ratio("P4", what, at, times["loop"], times["batch"])
-    book.ratio("P4", f"{what}, with out=", at, times["loop"], times["into"])
+    card.ratio("P4", what, at, times["loop"], times["batch"])
+    card.ratio("P4", f"{what}, with out=", at, times["loop"], times["into"])

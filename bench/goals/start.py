@@ -7,18 +7,18 @@ import subprocess
 import sys
 from collections.abc import Callable
 
-from .book import Book
+from .scorecard import Scorecard
 from .timing import WALL, turns
-from .work import Effort
+from .work import Settings
 
 MOST = 1.3
 
 
-def start(book: Book, effort: Effort) -> None:
+def start(card: Scorecard, settings: Settings) -> None:
     def program(code: str) -> Callable[[], object]:
         return lambda: subprocess.run([sys.executable, "-c", code], check=True)
 
     calls = {"numpy": program("import numpy"), "memslots": program("import memslots")}
-    times = turns(calls, 2 if effort.quick else 3 * effort.rounds, WALL)
+    times = turns(calls, 2 if settings.quick else 3 * settings.rounds, WALL)
     what = "import memslots / import numpy"
-    book.ratio("P10", what, "a new process", times["memslots"], times["numpy"], "<=", MOST)
+    card.ratio("P10", what, "a new process", times["memslots"], times["numpy"], "<=", MOST)

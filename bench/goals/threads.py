@@ -10,13 +10,13 @@ from pathlib import Path
 
 import numpy as np
 
-from memslots.layouts import Numbers
+from memslots.lab.layouts import Numbers
 
 from .beside import BATCH, SCALAR, Background, Batches, Reader, Scalar, Spinner, Writer, run_for
-from .book import Book
 from .build import HERE, compile_c
+from .scorecard import Scorecard
 from .timing import WALL, ratios, turns
-from .work import AUTO, WALK, Effort, Stage, has_switch, slots_of, stage
+from .work import AUTO, WALK, Settings, Stage, has_switch, slots_of, stage
 
 SLOTS = 4096
 SCALING, BESIDE = 0.9, 0.7
@@ -37,17 +37,17 @@ def path(policy: str) -> str:
 # ---- two threads --------------------------------------------------------------------------------
 
 
-def scaling(book: Book, effort: Effort, folder: Path) -> None:
+def scaling(card: Scorecard, settings: Settings, folder: Path) -> None:
     spin = c_loop(folder)
-    book.check(spin(2, 10) == 2 * spin(1, 10) != 0, "two C loops compute twice what one does")
-    n = min(SLOTS, effort.sizes[-1])
+    card.check(spin(2, 10) == 2 * spin(1, 10) != 0, "two C loops compute twice what one does")
+    n = min(SLOTS, settings.sizes[-1])
     for policy in policies():
-        calls, outs = two_and_one(spin, stage(n, effort), policy, effort)
-        got = turns(calls, 2 * effort.rounds - 1, WALL)
+        calls, outs = two_and_one(spin, stage(n, settings), policy, settings)
+        got = turns(calls, 2 * settings.rounds - 1, WALL)
         for out in outs:
-            right = (out == stage(n, effort).expected).all()
-            book.check(right, f"two threads of batches, {policy}")
-        report_scaling(book, got, f"{slots_of(n)}, {path(policy)}")
+            right = (out == stage(n, settings).expected).all()
+            card.check(right, f"two threads of batches, {policy}")
+        report_scaling(card, got, f"{slots_of(n)}, {path(policy)}")
 
 
 def c_loop(folder: Path) -> CLoop:
@@ -59,7 +59,7 @@ def c_loop(folder: Path) -> CLoop:
 
 
 def two_and_one(
-    spin: CLoop, on: Stage, policy: str, effort: Effort
+    spin: CLoop, on: Stage, policy: str, settings: Settings
 ) -> tuple[dict[str, Callable[[], object]], list[Numbers]]:
     """About the same time of each in one thread."""
     vm, outs = on.vm(policy), [np.zeros_like(on.gfns), np.zeros_like(on.gfns)]
@@ -68,8 +68,8 @@ def two_and_one(
         for _ in range(times):
             vm.gfn_to_hva_many(on.gfns, out=out)
 
-    times = repeats(lambda: batches(outs[0], 1), effort)
-    passes = repeats(lambda: spin(1, 10), effort) * 10
+    times = repeats(lambda: batches(outs[0], 1), settings)
+    passes = repeats(lambda: spin(1, 10), settings) * 10
     return {
         "one loop": lambda: spin(1, passes),
         "two loops": lambda: spin(2, passes),
@@ -78,21 +78,21 @@ def two_and_one(
     }, outs
 
 
-def report_scaling(book: Book, got: dict[str, list[float]], at: str) -> None:
+def report_scaling(card: Scorecard, got: dict[str, list[float]], at: str) -> None:
     """2 is perfect; what the C loop misses of it, the machine owes."""
     loops = [2 * x for x in ratios(got["one loop"], got["two loops"])]
     ours = [2 * x for x in ratios(got["one"], got["two"])]
     what = "scaling of two threads of batches / of two C loops"
-    book.ratio("P9", what, at, ours, loops, bound=SCALING)
+    card.ratio("P9", what, at, ours, loops, bound=SCALING)
     one = [1.0] * len(ours)
-    book.ratio("P9", "... two threads of batches against one", at, ours, one)
-    book.ratio("P9", "... two C loops against one", at, loops, one)
+    card.ratio("P9", "... two threads of batches against one", at, ours, one)
+    card.ratio("P9", "... two C loops against one", at, loops, one)
 
 
-def repeats(call: Callable[[], object], effort: Effort) -> int:
+def repeats(call: Callable[[], object], settings: Settings) -> int:
     """How often it fits into a round's work."""
     once = min(turns({"it": call}, 3, WALL)["it"])
-    return 1 if effort.quick else max(1, round(WORK_NS / once))
+    return 1 if settings.quick else max(1, round(WORK_NS / once))
 
 
 def together(calls: list[tuple[Callable[..., None], Numbers, int]]) -> None:
@@ -106,40 +106,40 @@ def together(calls: list[tuple[Callable[..., None], Numbers, int]]) -> None:
 # ---- beside each other --------------------------------------------------------------------------
 
 
-def beside(book: Book, effort: Effort) -> None:
-    n = min(SLOTS, effort.sizes[-1])
+def beside(card: Scorecard, settings: Settings) -> None:
+    n = min(SLOTS, settings.sizes[-1])
     for policy in policies():
         for kind, make in (("lookups", Scalar), ("batches", Batches)):
-            one_path(book, effort, n, policy, kind, make)
+            one_path(card, settings, n, policy, kind, make)
 
 
 def one_path(
-    book: Book, effort: Effort, n: int, policy: str, kind: str, make: type[Reader]
+    card: Scorecard, settings: Settings, n: int, policy: str, kind: str, make: type[Reader]
 ) -> None:
     """A reader alone, beside a thread that only keeps a CPU busy, and beside a writer: in turns."""
-    on = stage(n, effort)
+    on = stage(n, settings)
     vm, victim = on.vm(policy), on.slots[n // 2]
     gfns = on.gfns[: SCALAR if make is Scalar else BATCH]
     reached: dict[str, list[float]] = {"alone": [], "spinner": [], "writer": []}
     latencies = []
-    for _ in range(effort.rounds):
+    for _ in range(settings.rounds):
         readers = [make(vm, on.slots, gfns, victim) for _ in reached]
         changes = Writer(vm, victim)
         together_with: list[list[Background]] = [[], [Spinner()], [changes]]
         for others, one in zip(together_with, readers, strict=True):
-            run_for(0.05 if effort.quick else SECONDS, [*others, one])
+            run_for(0.05 if settings.quick else SECONDS, [*others, one])
         for name, one in zip(reached, readers, strict=True):
             reached[name].append(one.per_second)
-            book.check(not one.wrong, f"{kind} {name}, {policy}: {one.wrong} answers")
-        book.check(not changes.refused, "every change beside a reader is made")
+            card.check(not one.wrong, f"{kind} {name}, {policy}: {one.wrong} answers")
+        card.check(not changes.refused, "every change beside a reader is made")
         latencies.append(changes.latencies)
     at = f"{kind}, {path(policy)}"
     what = f"a reader beside a writer that never stops / undisturbed, {slots_of(n)}"
     bound = BESIDE if policy == WALK else None
-    book.ratio("P9", what, at, reached["writer"], reached["alone"], bound=bound)
-    book.ratio(
+    card.ratio("P9", what, at, reached["writer"], reached["alone"], bound=bound)
+    card.ratio(
         "P9", "... / beside a thread that only spins", at, reached["writer"], reached["spinner"]
     )
     for name, q in (("p50", 50), ("p99", 99), ("max", 100)):
         us = float(np.percentile(np.concatenate(latencies), q)) / 1000
-        book.value("P9", "a change beside that reader", f"{at}, {name}", us, "us")
+        card.value("P9", "a change beside that reader", f"{at}, {name}", us, "us")

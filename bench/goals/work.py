@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 
 import memslots
-from memslots import VM, layouts
-from memslots.layouts import Layout, Numbers
+from memslots import VM
+from memslots.lab import layouts
+from memslots.lab.layouts import Layout, Numbers
 
 SIZES = (8, 64, 509, 4096, 32_764, 1_000_000)
 ROOM = 32_764  # ids of a VM on x86-64
@@ -24,8 +25,8 @@ NO_SWITCH = (
 
 
 @dataclass(frozen=True)
-class Effort:
-    """How much is done; --quick does nearly nothing."""
+class Settings:
+    """Rounds, queries and sizes of one run of the goals; --quick does nearly nothing."""
 
     rounds: int = 5
     queries: int = 1_000_000
@@ -36,7 +37,7 @@ class Effort:
         return tuple(n for n in self.sizes if n <= most)
 
 
-QUICK = Effort(rounds=2, queries=4000, sizes=(8, 64), quick=True)
+QUICK = Settings(rounds=2, queries=4000, sizes=(8, 64), quick=True)
 
 
 def has_switch() -> bool:
@@ -92,12 +93,12 @@ class Stage:
 _stages: dict[tuple[str, int, int], Stage] = {}
 
 
-def stage(n: int, effort: Effort, layout: str = "uniform") -> Stage:
-    key = (layout, n, effort.queries)
+def stage(n: int, settings: Settings, layout: str = "uniform") -> Stage:
+    key = (layout, n, settings.queries)
     if key not in _stages:
         slots = layouts.layout(layout, n)
         make = _misses_anywhere if layout == "adversarial" else layouts.misses
-        _stages[key] = Stage(slots, make(slots, effort.queries))
+        _stages[key] = Stage(slots, make(slots, settings.queries))
     return _stages[key]
 
 

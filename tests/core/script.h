@@ -53,6 +53,7 @@ static const char *const point_names[] = {
 static const char *script_name = "";
 static struct actor *actors[ACTORS_MAX];
 static unsigned nr_actors;
+static uint64_t scripts; /* ended so far */
 static _Thread_local struct actor *this_actor;
 
 static inline void script_hangs(int signal_number)
@@ -160,6 +161,20 @@ static inline void check_waits(struct actor *writer, struct ms_vm *vm)
 	CHECK_EQ(atomic_load(&writer->ended), 0);
 }
 
+/* Starts the writer and waits until it waits for a reader. */
+static inline void act_until_waits(struct actor *writer, void (*run)(struct actor *me), struct ms_vm *vm)
+{
+	act(writer, run, NO_STOP);
+	check_waits(writer, vm);
+}
+
+/* The reader goes on to its end, and then so does the writer. */
+static inline void finish_both(struct actor *reader, struct actor *writer)
+{
+	finish(reader);
+	await_end(writer);
+}
+
 static inline void script_begin(const char *name)
 {
 	script_name = name;
@@ -174,6 +189,16 @@ static inline void script_end(void)
 	alarm(0);
 	point_set_hook(NULL);
 	nr_actors = 0;
+	scripts++;
+}
+
+static inline void script_end_vm(struct ms_vm *vm)
+{
+	if (!vm->closed)
+		check_sound(vm);
+	end_vm(vm);
+	CHECK_EQ(thread_self.sections + thread_self.hooks, 0);
+	script_end();
 }
 
 #endif

@@ -157,17 +157,30 @@ static void begin_indexed(const char *name, size_t n)
 	CHECK(set_index(vm_active_set(vm, 0)));
 }
 
-static uint64_t scripts;
+static void begin_either(const char *name, bool indexed, size_t n)
+{
+	if (indexed)
+		begin_indexed(name, n);
+	else
+		begin(name, NR, n);
+}
+
+static void stop_batch(uint32_t stop)
+{
+	act_until(&reader, ask_first, stop);
+}
+
+/* The batch has the answers of the state in which it began. */
+static void finish_batch(void)
+{
+	finish(&reader);
+	check_answers(&first, 0, 0);
+}
 
 static void end(void)
 {
-	if (!vm->closed)
-		check_sound(vm);
 	ms_vcpu_destroy(vcpu);
-	end_vm(vm);
-	CHECK_EQ(thread_self.sections + thread_self.hooks, 0);
-	script_end();
-	scripts++;
+	script_end_vm(vm);
 }
 
 static uint64_t blocks(void)
@@ -192,8 +205,7 @@ static void found_inside(void (*run)(struct actor *me), void (*change)(struct ac
 	old = vm_active_set(vm, 0);
 	index = set_index(old);
 	act_until(&reader, run, POINT_READER_INDEX_FOUND);
-	act(&writer, change, NO_STOP);
-	check_waits(&writer, vm);
+	act_until_waits(&writer, change, vm);
 	CHECK(set_index(old) == index && refs(index) >= 1);
 	finish(&reader);
 	if (run == ask_first)
@@ -211,13 +223,12 @@ static void found_inside(void (*run)(struct actor *me), void (*change)(struct ac
 static void held_across_changes(void)
 {
 	begin_indexed("H1 H15 H26: changes beside a batch that holds an index", LONG);
-	act_until(&reader, ask_first, POINT_READER_INDEX_HELD);
+	stop_batch(POINT_READER_INDEX_HELD);
 	CHECK_EQ(delete(5), 0);
 	CHECK_EQ(delete(6), 0);
 	CHECK_EQ(stats_of(vm).grace_waits, 0);
 	check_now(5, 7);
-	finish(&reader);
-	check_answers(&first, 0, 0);
+	finish_batch();
 	check_now(5, 7);
 	end();
 }
@@ -230,15 +241,14 @@ static void held_to_the_last(void)
 
 	begin_indexed("H1: a batch is the last that holds an index", LONG);
 	index = set_index(vm_active_set(vm, 0));
-	act_until(&reader, ask_first, POINT_READER_INDEX_HELD);
+	stop_batch(POINT_READER_INDEX_HELD);
 	change_for_long(5);
 	CHECK_EQ(set(vm, 0, 5, 50, NPAGES, 0), 0); /* both sets have forgotten by now */
 	CHECK_EQ(stats_of(vm).grace_waits, 0);
 	CHECK_EQ(refs(index), 1);
 	before = blocks();
 	size = stats_of(vm).bytes;
-	finish(&reader);
-	check_answers(&first, 0, 0);
+	finish_batch();
 	CHECK_EQ(blocks(), before - 1);
 	CHECK(stats_of(vm).bytes < size);
 	check_now(6, 6 + PATCH_MAX);
@@ -251,12 +261,11 @@ static void held_across_close(void)
 	uint64_t before;
 
 	begin_indexed("H31: a close beside a batch that holds an index", LONG);
-	act_until(&reader, ask_first, POINT_READER_INDEX_HELD);
+	stop_batch(POINT_READER_INDEX_HELD);
 	CHECK_EQ(ms_vm_close(vm, NULL), 0);
 	CHECK_EQ(stats_of(vm).grace_waits, 0);
 	before = blocks();
-	finish(&reader);
-	check_answers(&first, 0, 0);
+	finish_batch();
 	CHECK_EQ(blocks(), before - 1);
 	check_empty(vm);
 	end();
@@ -304,14 +313,13 @@ static void check_not_published(void)
 static void offered_to_another_state(bool two_swaps)
 {
 	begin("H12 H15: an index of a state that has gone", NR, LONG);
-	act_until(&reader, ask_first, POINT_READER_INDEX_MADE);
+	stop_batch(POINT_READER_INDEX_MADE);
 	if (two_swaps)
 		CHECK_EQ(delete(5), 0);
 	else
 		CHECK_EQ(set(vm, 0, 200, 5000, 1, 0), 0);
 	CHECK_EQ(stats_of(vm).grace_waits, 0);
-	finish(&reader);
-	check_answers(&first, 0, 0);
+	finish_batch();
 	check_not_published();
 	check_now(5, two_swaps ? 6 : 5);
 	end();
@@ -321,11 +329,10 @@ static void offered_to_another_state(bool two_swaps)
 static void offered_after_return(void)
 {
 	begin("H12: an index of a state that came again", NR, LONG);
-	act_until(&reader, ask_first, POINT_READER_INDEX_MADE);
+	stop_batch(POINT_READER_INDEX_MADE);
 	CHECK_EQ(delete(5), 0);
 	CHECK_EQ(set(vm, 0, 5, 50, NPAGES, 0), 0);
-	finish(&reader);
-	check_answers(&first, 0, 0);
+	finish_batch();
 	check_not_published();
 	check_now(0, 0);
 	end();
@@ -338,17 +345,15 @@ static void offered_to_an_old_set(void (*change)(struct actor *me))
 	struct memslot_set *old;
 
 	begin("H1: an index for a set that has just gone", NR, NR);
-	act_until(&reader, ask_first, POINT_READER_INDEX_OFFERED);
+	stop_batch(POINT_READER_INDEX_OFFERED);
 	old = vm_active_set(vm, 0);
-	act(&writer, change, NO_STOP);
-	check_waits(&writer, vm);
+	act_until_waits(&writer, change, vm);
 	CHECK(old != vm_active_set(vm, 0) && !set_index(old));
 	go_until(&reader, POINT_READER_LEFT);
 	await_end(&writer);
 	CHECK_EQ(writer.r, 0);
 	CHECK(!set_index(old));
-	finish(&reader);
-	check_answers(&first, 0, 0);
+	finish_batch();
 	if (!vm->closed)
 		check_now(5, change == delete_5 ? 6 : 5);
 	end();
@@ -363,7 +368,7 @@ static void taken_off_beside_a_batch(void)
 	index = set_index(vm_active_set(vm, 0));
 	act_until(&writer, delete_5, POINT_WRITER_DETACHES_INDEX);
 	CHECK(refs(index) >= 1);
-	act_until(&reader, ask_first, POINT_READER_INDEX_HELD);
+	stop_batch(POINT_READER_INDEX_HELD);
 	finish(&writer);
 	CHECK_EQ(writer.r, 0);
 	finish(&reader);
@@ -385,7 +390,7 @@ static void made_twice(bool patched)
 	}
 	made = stats_of(vm).index_builds + stats_of(vm).index_patches;
 	before = blocks();
-	act_until(&reader, ask_first, POINT_READER_INDEX_MADE);
+	stop_batch(POINT_READER_INDEX_MADE);
 	act_until(&second, ask_other, POINT_READER_INDEX_MADE);
 	go_until(&reader, POINT_READER_INDEX_HELD);
 	go_until(&second, POINT_READER_INDEX_HELD);
@@ -405,7 +410,7 @@ static void derived_beside_the_writer(bool for_long)
 {
 	begin_indexed("H1 H15: an index derived beside the writer", NR);
 	CHECK_EQ(delete(5), 0);
-	act_until(&reader, ask_first, POINT_READER_INDEX_PLANNED);
+	stop_batch(POINT_READER_INDEX_PLANNED);
 	CHECK_EQ(delete(6), 0);
 	if (for_long)
 		change_for_long(7);
@@ -427,7 +432,7 @@ static void overtaken(int times)
 
 	begin("H15 H26: a batch is overtaken", MANY, LONG);
 	ms_set_index_policy(vm, MS_INDEX_AUTO);
-	act_until(&reader, ask_first, POINT_READER_PIECE_OVER);
+	stop_batch(POINT_READER_PIECE_OVER);
 	if (times > 0) {
 		CHECK_EQ(delete(gone++), 0);
 		go_until(&reader, POINT_READER_INDEX_GATHERED);
@@ -454,7 +459,7 @@ static void overtaken_by_one_swap(void)
 {
 	begin("H15: a batch is overtaken by one swap", MANY, LONG);
 	ms_set_index_policy(vm, MS_INDEX_OFF);
-	act_until(&reader, ask_first, POINT_READER_PIECE_OVER);
+	stop_batch(POINT_READER_PIECE_OVER);
 	CHECK_EQ(set(vm, 0, MANY + 1, MANY * STEP, 1, 0), 0);
 	go_until(&reader, POINT_READER_PIECE_OVER); /* has seen it */
 	act(&writer, delete_5, NO_STOP);
@@ -471,15 +476,13 @@ static void settled_between_pieces(void)
 	begin("H12: a state settles between two pieces", MANY, LONG);
 	ms_set_index_policy(vm, MS_INDEX_OFF);
 	act_until(&second, look_up, POINT_READER_VIEW_LOADED);
-	act(&writer, create_one, NO_STOP);
-	check_waits(&writer, vm);
-	act_until(&reader, ask_first, POINT_READER_PIECE_OVER);
+	act_until_waits(&writer, create_one, vm);
+	stop_batch(POINT_READER_PIECE_OVER);
 	finish(&second);
 	await_end(&writer);
 	go_until(&reader, POINT_READER_PIECE_OVER);
 	go_until(&reader, POINT_READER_PIECE_OVER); /* of three: it has not begun again */
-	finish(&reader);
-	check_answers(&first, 0, 0);
+	finish_batch();
 	end();
 }
 
@@ -489,16 +492,11 @@ static void policy_between(uint32_t stop, bool indexed)
 {
 	uint64_t before;
 
-	if (indexed)
-		begin_indexed("the policy changes beside a batch", NR);
-	else
-		begin("the policy changes beside a batch", NR, NR);
-	before = stats_of(vm).indexed;
-	act_until(&reader, ask_first, stop);
+	begin_either("the policy changes beside a batch", indexed, NR);
+	stop_batch(stop);
 	ms_set_index_policy(vm, MS_INDEX_OFF);
 	CHECK_EQ(ms_gfn_to_hva(vm, 0, 53), hva_for(0, 5) + 3 * PAGE);
-	finish(&reader);
-	check_answers(&first, 0, 0);
+	finish_batch();
 	before = stats_of(vm).indexed;
 	ask(&first); /* there may be an index: it is not used */
 	check_answers(&first, 0, 0);
@@ -545,18 +543,14 @@ static void asked_in_hook(int refused, bool indexed)
 {
 	struct ms_listener listener = { .flush = ask_in_hook, .prepare = refuse_or_not };
 
-	if (indexed)
-		begin_indexed("H10 H27 H28: a batch from a hook", LONG);
-	else
-		begin("H10 H27 H28: a batch from a hook", NR, LONG);
+	begin_either("H10 H27 H28: a batch from a hook", indexed, LONG);
 	refuse = refused;
 	CHECK_EQ(ms_add_listener(vm, &listener, NULL), 0);
-	act_until(&reader, ask_first, indexed ? POINT_READER_INDEX_HELD : POINT_READER_INDEX_MADE);
+	stop_batch(indexed ? POINT_READER_INDEX_HELD : POINT_READER_INDEX_MADE);
 	CHECK_EQ(delete(5), refused);
 	memory_fail(&vm->memory, 0, false);
 	check_sound(vm);
-	finish(&reader);
-	check_answers(&first, 0, 0);
+	finish_batch();
 	CHECK_EQ(ms_remove_listener(vm, &listener, NULL), 0);
 	check_now(5, refused ? 5 : 6);
 	end();
@@ -581,8 +575,7 @@ static void section_from_a_hook(uint32_t id)
 	ask(&first);
 	check_answers(&first, id, id + 1);
 	vm->nr_listeners = 0; /* nobody may have the lock inside a section */
-	act(&writer, delete_5, NO_STOP);
-	check_waits(&writer, vm);
+	act_until_waits(&writer, delete_5, vm);
 	ask(&first);
 	check_answers(&first, id, id + 1);
 	ms_read_unlock(vm);
@@ -656,11 +649,8 @@ static void fork_beside(bool indexed, uint32_t writer_stop)
 {
 	if (TEST_SANITIZED) /* a sanitizer's own threads and locks do not survive a fork */
 		return;
-	if (indexed)
-		begin_indexed("H24: a fork beside a batch", LONG);
-	else
-		begin("H24: a fork beside a batch", NR, LONG);
-	act_until(&reader, ask_first, indexed ? POINT_READER_INDEX_HELD : POINT_READER_INDEX_MADE);
+	begin_either("H24: a fork beside a batch", indexed, LONG);
+	stop_batch(indexed ? POINT_READER_INDEX_HELD : POINT_READER_INDEX_MADE);
 	if (writer_stop != NO_STOP) {
 		act_until(&writer, delete_5, writer_stop);
 		fork_now(5, 6);
@@ -668,8 +658,7 @@ static void fork_beside(bool indexed, uint32_t writer_stop)
 	} else {
 		fork_now(0, 0);
 	}
-	finish(&reader);
-	check_answers(&first, 0, 0);
+	finish_batch();
 	end();
 }
 

@@ -1,11 +1,11 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * test_schedules.c - one schedule for each way in which a reader and a writer could hurt each other.
+ * test_schedules.c - one schedule for each way in which a reader and a writer could harm each other.
  *
- * Each script stops real threads at named points of the engine (script.h), lets another one run, goes on, and looks at
- * the answers.  It bears the numbers of the hazards of docs/reliability.md that it rules out.  What is freed is
- * poisoned, so that an answer from a slot that is gone is wrong in every build; ms_check() finds a hint or a link that
- * leads to one.  Everything runs on every design.
+ * Each script stops real threads at named points of the engine (script.h), lets another thread run, goes on, and checks
+ * the answers.  Its name has the numbers of the hazards of docs/reliability.md that it rules out.  Freed memory is
+ * poisoned, so an answer from a freed slot is wrong in every build; ms_check() finds a hint or a link to one.
+ * Everything runs on every design.
  */
 #include "script.h"
 
@@ -14,7 +14,7 @@
 #define LOG MS_MEM_LOG_DIRTY_PAGES
 #define ID 1u
 #define OTHER 2u
-#define NEXT 3u /* comes where ID was */
+#define NEXT 3u /* takes the place of ID in an exchange */
 #define NPAGES 16u
 #define OLD_GFN 0x100u
 #define NEW_GFN 0x500u
@@ -26,12 +26,13 @@ static struct ms_vm *vm;
 static struct ms_vcpu *vcpu;
 static struct actor reader, second, writer;
 
+/* The answer for the fifth page of the slot; without one (id 0), that of a hole. */
 static uint64_t hva_in(uint32_t as_id, uint32_t id)
 {
-	return hva_for(as_id, id) + (GFN - OLD_GFN) * PAGE;
+	return id ? hva_for(as_id, id) + (GFN - OLD_GFN) * PAGE : MS_HVA_ERR_BAD;
 }
 
-/* ---- what readers do ---- */
+/* ---- readers ---- */
 
 static void look_up(struct actor *me)
 {
@@ -70,7 +71,7 @@ static void mark(struct actor *me)
 	ms_mark_page_dirty(vm, 0, GFN);
 }
 
-/* ---- what writers do ---- */
+/* ---- writers ---- */
 
 static void create(struct actor *me)
 {
@@ -99,7 +100,7 @@ static void load(struct actor *me)
 	me->r = ms_load_memslots(vm, 0, slots, ARRAY_SIZE(slots), NULL);
 }
 
-/* The slot goes, and another comes to the same frames. */
+/* Deletes the slot and creates another one at the same frames. */
 static void exchange(struct actor *me)
 {
 	me->r = set(vm, 0, ID, 0, 0, 0);
@@ -112,7 +113,7 @@ static void close_vm(struct actor *me)
 	me->r = ms_vm_close(vm, NULL);
 }
 
-/* KVM's steps of a DELETE, by hand. */
+/* A DELETE by KVM's steps. */
 static void delete_by_steps(struct actor *me)
 {
 	struct ms_update *u;
@@ -145,18 +146,14 @@ static void begin(const char *name)
 
 static void end(void)
 {
-	if (!vm->closed)
-		check_sound(vm);
 	ms_vcpu_destroy(vcpu);
-	end_vm(vm);
-	CHECK_EQ(thread_self.sections + thread_self.hooks, 0);
-	script_end();
+	script_end_vm(vm);
 }
 
-/* What lookups of every kind answer for one frame: the slot with this id, or nothing. */
+/* Lookups of every kind find the slot with this id at the frame, or a hole (id 0). */
 static void check_at(uint32_t as_id, uint64_t gfn, uint32_t id)
 {
-	uint64_t hva = id ? hva_in(as_id, id) : MS_HVA_ERR_BAD, answer = 0;
+	uint64_t hva = hva_in(as_id, id), answer = 0;
 	struct ms_batch batch = { &gfn, 8, &answer, 8, 1, NULL, NULL };
 	int32_t found = 0;
 	struct ms_memslot slot;
@@ -180,7 +177,7 @@ static void check_at(uint32_t as_id, uint64_t gfn, uint32_t id)
 	}
 }
 
-/* Both sets: the next change makes the other one active. */
+/* Checks both sets: a change in between makes the other one active. */
 static void check_at_in_both(uint32_t as_id, uint64_t gfn, uint32_t id)
 {
 	check_at(as_id, gfn, id);
@@ -190,12 +187,12 @@ static void check_at_in_both(uint32_t as_id, uint64_t gfn, uint32_t id)
 	CHECK_EQ(set(vm, as_id, 30, 0, 0, 0), 0);
 }
 
-/* ---- changes, each of which must wait for whoever is inside ---- */
+/* ---- changes, each of which must wait for the readers inside ---- */
 
 static const struct change {
 	const char *name;
 	void (*run)(struct actor *me);
-	uint32_t then_old, then_new; /* which id is at GFN and at MOVED afterwards */
+	uint32_t then_old, then_new; /* the ids at GFN and at MOVED afterwards */
 	bool steps;
 } changes[] = {
 	{ "create", create, ID, 0, false },
@@ -220,49 +217,237 @@ static void check_after(const struct change *change)
 	check_at_in_both(1, GFN, ID);
 }
 
-/* H1, H2, H31: a reader has loaded the set, and the writer changes, moves on to the next swap or frees. */
-static void waits_for_lookup(const struct change *change)
+/* ---- one reader beside one change ---- */
+
+/* The reader stops at a point, the change begins, the reader goes on.  A script names what differs from that. */
+struct script {
+	const char *name;
+	void (*read)(struct actor *me);
+	uint32_t stop;
+	void (*check)(const struct change *change); /* the reader's answers, after both have ended */
+	void (*prepare)(void);                      /* before the reader starts */
+	void (*before_change)(void);                /* while the reader is stopped */
+	void (*while_waiting)(const struct change *change);
+	bool outside;   /* the reader is outside of sections: the change does not wait for it */
+	bool tree_only; /* it needs indexes */
+};
+
+static void check_old_hva(const struct change *change)
 {
-	begin("H1 H2 H31: a change waits for a lookup");
-	act_until(&reader, look_up, POINT_READER_VIEW_LOADED);
-	act(&writer, change->run, NO_STOP);
-	check_waits(&writer, vm);
-	finish(&reader);
+	(void)change;
 	CHECK_EQ(reader.hva, hva_in(0, ID));
-	await_end(&writer);
-	check_after(change);
-	end();
 }
 
-/* H1, H30: a walk goes through one state from its first slot to its last. */
-static void waits_for_walk(const struct change *change, void (*run)(struct actor *me), bool first_is_id)
+static void check_new_hva(const struct change *change)
 {
-	begin("H1 H30: a change waits for a walk");
-	act_until(&reader, run, POINT_READER_WALKS);
-	act(&writer, change->run, NO_STOP);
-	check_waits(&writer, vm);
-	finish(&reader);
+	CHECK_EQ(reader.hva, hva_in(0, change->then_old));
+}
+
+/* A walk sees one state from its first slot to its last. */
+static void check_old_walk(const struct change *change)
+{
+	(void)change;
 	CHECK_EQ(reader.nr, 2);
-	CHECK(reader.slot[!first_is_id].id == ID && reader.slot[!first_is_id].base_gfn == OLD_GFN);
-	CHECK(reader.slot[!first_is_id].flags == LOG && reader.slot[first_is_id].id == OTHER);
-	await_end(&writer);
+	CHECK(reader.slot[0].id == ID && reader.slot[1].id == OTHER);
+	CHECK(reader.slot[0].base_gfn == OLD_GFN && reader.slot[0].flags == LOG);
+}
+
+/* The bank that the reader has loaded is left by so many flips before the reader counts itself in. */
+static void flip(uint32_t times)
+{
+	for (uint32_t i = 0; i < times; i++)
+		CHECK_EQ(set(vm, 1, 20 + i, 0xA00 + i, 1, 0), 0);
+	go_until(&reader, POINT_READER_VIEW_LOADED);
+}
+
+static void flip_once(void)
+{
+	flip(1);
+}
+
+static void flip_twice(void)
+{
+	flip(2);
+}
+
+static void store_vcpu_hint(void)
+{
+	CHECK_EQ(ms_vcpu_gfn_to_hva(vcpu, GFN), hva_in(0, ID));
+}
+
+static void look_up_in_section(struct actor *me)
+{
+	CHECK_EQ(ms_read_lock(vm), 0);
+	me->hva = ms_gfn_to_hva(vm, 0, GFN);
+	me->r = ms_gfn_to_memslot(vm, 0, MOVED, &me->slot[0]);
+	me->nr = ms_memslots(vm, 0, me->slot, ARRAY_SIZE(me->slot));
+	ms_read_unlock(vm);
+}
+
+/* The reader has left the first nested section.  The writer goes on waiting while the reader leaves two more. */
+static void leave_nested_sections(const struct change *change)
+{
+	(void)change;
+	go_until(&reader, POINT_READER_LEFT);
+	CHECK_EQ(atomic_load(&writer.ended), 0);
+	go_until(&reader, POINT_READER_LEFT);
+	CHECK_EQ(atomic_load(&writer.ended), 0);
+	check_waits(&writer, vm);
+}
+
+/* Every answer in the section comes from the state that its first lookup saw. */
+static void check_old_section(const struct change *change)
+{
+	check_old_hva(change);
+	CHECK_EQ(reader.r, -ENOENT);
+	CHECK(reader.nr == 2 && reader.slot[0].id == ID && reader.slot[0].flags == LOG);
+}
+
+/* The mark is in the log if the slot keeps its log. */
+static void check_mark(const struct change *change)
+{
+	uint64_t word = 0;
+	size_t nwords;
+
+	if (change->run != create && change->run != move && change->run != load)
+		return;
+	CHECK_EQ(ms_get_dirty_log(vm, 0, ID, &word, 1, &nwords, NULL), 0);
+	CHECK_EQ(word, (uint64_t)1 << (GFN - OLD_GFN));
+}
+
+static void die_inside(struct actor *me)
+{
+	CHECK_EQ(ms_read_lock(vm), 0);
+	me->hva = ms_gfn_to_hva(vm, 0, GFN);
+}
+
+static int in_child(uint64_t other_hva)
+{
+	struct ms_error err = { 0 };
+
+	alarm(SCRIPT_SECONDS / 2); /* before the script's own watchdog, which waits for the child */
+	if (ms_gfn_to_hva(vm, 0, 0x204) != other_hva || ms_gfn_to_hva(vm, 1, GFN) != hva_in(1, ID))
+		return 10;
+	if (set(vm, 0, 9, 0x900, 1, 0) != -EIO || ms_vm_close(vm, &err) != -EIO || err.rule != MS_RULE_FORKED)
+		return 11;
+	vm = new_vm(1);
+	return set(vm, 0, ID, OLD_GFN, NPAGES, 0) ? 12 : 0;
+}
+
+/* The child looks up, and its changes are refused. */
+static void fork_and_look_up(const struct change *change)
+{
+	pid_t child;
+	int status;
+
+	if (TEST_SANITIZED) /* a sanitizer's own threads and locks do not survive a fork */
+		return;
+	child = fork();
+	if (!child)
+		_exit(in_child(change->run == close_vm ? MS_HVA_ERR_BAD : hva_in(0, OTHER)));
+	CHECK(child > 0);
+	CHECK_EQ(waitpid(child, &status, 0), child);
+	CHECK_EQ(status, 0);
+}
+
+#define BATCH 5
+static const uint64_t batch_in[BATCH] = { GFN, MOVED, GFN, 0x204, MOVED };
+static uint64_t batch_out[BATCH];
+
+static void look_up_batch(struct actor *me)
+{
+	struct ms_batch batch = { batch_in, 8, batch_out, 8, BATCH, NULL, NULL };
+
+	(void)me;
+	ms_gfn_to_hva_many(vm, 0, &batch, true);
+}
+
+/* The answers of a state with these ids at GFN, at MOVED and at 0x204. */
+static void check_batch(uint32_t at_old, uint32_t at_new, uint32_t other)
+{
+	CHECK_EQ(batch_out[0], hva_in(0, at_old));
+	CHECK_EQ(batch_out[1], hva_in(0, at_new));
+	CHECK_EQ(batch_out[2], hva_in(0, at_old));
+	CHECK_EQ(batch_out[3], hva_in(0, other));
+	CHECK_EQ(batch_out[4], hva_in(0, at_new));
+}
+
+static void index_eagerly(void)
+{
+	ms_set_index_policy(vm, MS_INDEX_EAGER);
+}
+
+static void check_batches(const struct change *change)
+{
+	check_batch(ID, 0, OTHER);
+	if (vm->closed) /* a batch would make an index, which only ms_vm_destroy() frees */
+		ms_set_index_policy(vm, MS_INDEX_OFF);
+	look_up_batch(NULL);
+	check_batch(change->then_old, change->then_new, vm->closed ? 0 : OTHER);
+}
+
+static const struct script one_reader[] = {
+	{ "H1 H2 H31: a change waits for a lookup", look_up, POINT_READER_VIEW_LOADED, .check = check_old_hva },
+	{ "H1 H30: a change waits for a walk", walk, POINT_READER_WALKS, .check = check_old_walk },
+	{ "H1 H30: a change waits for a walk by hva", walk_host, POINT_READER_WALKS, .check = check_old_walk },
+	{ "H7: a hint is stored while a change waits", look_up, POINT_READER_SLOT_FOUND, .check = check_old_hva },
+	{ "H3: a reader counts itself in after a flip", look_up, POINT_READER_BANK_LOADED, .check = check_old_hva,
+	  .before_change = flip_once },
+	{ "H3: a reader counts itself in after two flips", look_up, POINT_READER_BANK_LOADED, .check = check_old_hva,
+	  .before_change = flip_twice },
+	{ "H11: a vCPU has loaded its generation", look_up_by_vcpu, POINT_VCPU_GENERATION_LOADED, .check = check_old_hva,
+	  .prepare = store_vcpu_hint },
+	{ "H11: a vCPU has loaded its hint", look_up_by_vcpu, POINT_VCPU_HINT_LOADED, .check = check_old_hva,
+	  .prepare = store_vcpu_hint },
+	{ "H15 H19: a section sees one state", look_up_in_section, POINT_READER_LEFT, .check = check_old_section,
+	  .while_waiting = leave_nested_sections },
+	{ "H15: an index is offered while its set is replaced", look_up_batch, POINT_READER_INDEX_OFFERED, .check = check_batches,
+	  .prepare = index_eagerly, .tree_only = true },
+	{ "H16: a page is marked while its log may end", mark, POINT_READER_MARKS, .check = check_mark },
+	{ "H23: a thread ends inside a section", die_inside, POINT_READER_LEFT, .check = check_old_hva },
+	{ "H24: a fork beside a reader and a writer", look_up, POINT_READER_VIEW_LOADED, .check = check_old_hva,
+	  .while_waiting = fork_and_look_up },
+	{ "H8: a reader writes nothing after it has left", look_up, POINT_READER_LEFT, .check = check_old_hva, .outside = true },
+	{ "H11: a vCPU has not yet entered its section", look_up_by_vcpu, POINT_READER_BANK_LOADED, .check = check_new_hva,
+	  .prepare = store_vcpu_hint, .outside = true },
+};
+
+/* A change that must not wait runs in this thread: it would hang. */
+static void begin_change(const struct script *script, const struct change *change)
+{
+	if (!script->outside) {
+		act_until_waits(&writer, change->run, vm);
+		return;
+	}
+	change->run(&writer);
+	CHECK_EQ(stats_of(vm).grace_waits, 0);
+}
+
+static void run_script(const struct script *script, const struct change *change)
+{
+	char name[128];
+
+	snprintf(name, sizeof(name), "%s (%s)", script->name, change->name);
+	begin(name);
+	if (script->prepare)
+		script->prepare();
+	act_until(&reader, script->read, script->stop);
+	if (script->before_change)
+		script->before_change();
+	begin_change(script, change);
+	if (script->while_waiting)
+		script->while_waiting(change);
+	finish(&reader);
+	if (!script->outside)
+		await_end(&writer);
+	script->check(change);
+	if (!vm->closed)
+		check_sound(vm);
 	check_after(change);
 	end();
 }
 
-/* H7: the reader has found the slot and stores it as a hint while the writer waits; the hint must not stay. */
-static void late_hint(const struct change *change)
-{
-	begin("H7: a hint that is stored late");
-	act_until(&reader, look_up, POINT_READER_SLOT_FOUND);
-	act(&writer, change->run, NO_STOP);
-	check_waits(&writer, vm);
-	finish(&reader);
-	CHECK_EQ(reader.hva, hva_in(0, ID));
-	await_end(&writer);
-	check_after(change);
-	end();
-}
+/* ---- scripts with other steps ---- */
 
 /* H7: both sets have the slot as their hint before the change. */
 static void hints_in_both(const struct change *change)
@@ -274,90 +459,28 @@ static void hints_in_both(const struct change *change)
 	end();
 }
 
-/* H8: the reader has left; the writer need not wait; what the reader still does must not hurt. */
-static void after_leaving(const struct change *change)
-{
-	begin("H8: nothing is written after leaving");
-	act_until(&reader, look_up, POINT_READER_LEFT);
-	change->run(&writer);
-	CHECK_EQ(stats_of(vm).grace_waits, 0);
-	finish(&reader);
-	CHECK_EQ(reader.hva, hva_in(0, ID));
-	if (!vm->closed)
-		check_sound(vm);
-	check_after(change);
-	end();
-}
-
-/* H3: counted in by a bank that a flip, or two, have left since it was loaded. */
-static void late_count(const struct change *change, int flips)
-{
-	begin("H3: a reader that counts itself in late");
-	act_until(&reader, look_up, POINT_READER_BANK_LOADED);
-	for (int i = 0; i < flips; i++)
-		CHECK_EQ(set(vm, 1, 20 + (uint32_t)i, 0xA00 + (uint64_t)i, 1, 0), 0);
-	go_until(&reader, POINT_READER_VIEW_LOADED);
-	act(&writer, change->run, NO_STOP);
-	check_waits(&writer, vm);
-	finish(&reader);
-	CHECK_EQ(reader.hva, hva_in(0, ID));
-	await_end(&writer);
-	check_after(change);
-	end();
-}
-
-/* H11: the vCPU has the slot as its hint; a lookup on it is stopped somewhere; the slot goes. */
-static void vcpu_inside(const struct change *change, uint32_t stop)
-{
-	begin("H11: a vCPU inside a section");
-	CHECK_EQ(ms_vcpu_gfn_to_hva(vcpu, GFN), hva_in(0, ID));
-	act_until(&reader, look_up_by_vcpu, stop);
-	act(&writer, change->run, NO_STOP);
-	check_waits(&writer, vm);
-	finish(&reader);
-	CHECK_EQ(reader.hva, hva_in(0, ID));
-	await_end(&writer);
-	check_after(change);
-	end();
-}
-
-/* H11: ... before it is inside: it must look at the generation of the set that it will see. */
-static void vcpu_before(const struct change *change)
-{
-	begin("H11: a vCPU before its section");
-	CHECK_EQ(ms_vcpu_gfn_to_hva(vcpu, GFN), hva_in(0, ID));
-	act_until(&reader, look_up_by_vcpu, POINT_READER_BANK_LOADED);
-	change->run(&writer);
-	finish(&reader);
-	CHECK_EQ(reader.hva, change->then_old ? hva_in(0, change->then_old) : MS_HVA_ERR_BAD);
-	check_after(change);
-	end();
-}
-
-/* H25: who comes after the swap sees the new set and is not waited for. */
+/* H25: a reader that comes after the swap sees the new set, and the writer does not wait for it. */
 static void newcomer_inside(void)
 {
-	begin("H25: newcomers are not waited for");
-	act_until(&second, look_up_slot_twice, POINT_READER_LEFT); /* its record comes after the reader's in a drain */
+	begin("H25: the writer does not wait for a newcomer");
+	act_until(&second, look_up_slot_twice, POINT_READER_LEFT); /* a drain looks at the reader's record first */
 	act_until(&reader, look_up_slot, POINT_READER_VIEW_LOADED);
-	act(&writer, change_flags, NO_STOP);
-	check_waits(&writer, vm);
+	act_until_waits(&writer, change_flags, vm);
 	go_until(&second, POINT_READER_VIEW_LOADED);
-	finish(&reader);
-	await_end(&writer);
+	finish_both(&reader, &writer);
 	finish(&second);
 	CHECK_EQ(reader.slot[0].flags, LOG);
 	CHECK_EQ(second.slot[0].flags, 0);
 	end();
 }
 
-/* H5: the reader leaves after the flip, by the bank that it entered. */
+/* H5: the reader leaves after the flip, through the bank that it entered. */
 static void leaves_after_flip(void)
 {
-	begin("H5: out of the bank that it came into");
+	begin("H5: a reader leaves the bank that it entered");
 	act_until(&reader, look_up, POINT_READER_VIEW_LOADED);
 	act_until(&writer, create, POINT_WRITER_FLIPPED);
-	go_until(&reader, POINT_READER_LEFT); /* not to its end: that would mend its counts */
+	go_until(&reader, POINT_READER_LEFT); /* not to its end: that would complete its counts */
 	finish(&writer);
 	for (struct srcu_reader *r = atomic_load(&vm->srcu.readers); r; r = r->next)
 		for (int bank = 0; bank < 2; bank++)
@@ -366,11 +489,11 @@ static void leaves_after_flip(void)
 	end();
 }
 
-/* H4: in one record, one reader leaves and comes between the two looks of a writer, while another stays. */
+/* H4: two readers share a record; one leaves and enters again between two reads of the writer, the other stays. */
 static void leapfrog(void)
 {
 	begin("H4: two readers in one record");
-	memory_fail(&vm->memory, 1, true); /* no records: all share one, the only one that a drain looks at */
+	memory_fail(&vm->memory, 1, true); /* all readers share one record, the only one that a drain reads */
 	act_until(&reader, look_up, POINT_READER_VIEW_LOADED);
 	act_until(&second, look_up, POINT_READER_BANK_LOADED);
 	memory_fail(&vm->memory, 0, false);
@@ -379,8 +502,7 @@ static void leapfrog(void)
 	finish(&second);
 	go(&writer, NO_STOP);
 	check_waits(&writer, vm);
-	finish(&reader);
-	await_end(&writer);
+	finish_both(&reader, &writer);
 	CHECK_EQ(reader.hva, hva_in(0, ID));
 	check_at_in_both(0, GFN, 0);
 	end();
@@ -406,7 +528,7 @@ static void check_invisible(void)
 	check_at(1, GFN, ID);
 }
 
-/* H9, H10: lookups see an INVALID slot and make a hint of it; it is freed afterwards. */
+/* H9, H10: lookups find the INVALID slot and store it as a hint; then it is freed. */
 static void between_the_swaps(const struct change *change)
 {
 	begin("H9 H10: between the swaps");
@@ -417,7 +539,7 @@ static void between_the_swaps(const struct change *change)
 	end();
 }
 
-/* H2, H9: two readers, one in the old set, one in the set with the INVALID copy; each swap waits for its own. */
+/* H2, H9: one reader in the old set, one in the set with the INVALID copy; each swap waits for its reader. */
 static void a_reader_for_each_swap(const struct change *change)
 {
 	begin("H2 H9: a reader for each swap");
@@ -437,11 +559,11 @@ static void a_reader_for_each_swap(const struct change *change)
 	end();
 }
 
-/* H12: a set that is published again must not carry the generation that it had before. */
+/* H12: a set that is published again must not have its earlier generation. */
 static void generation_before_publish(void)
 {
-	begin("H12: the generation comes first");
-	CHECK_EQ(ms_vcpu_gfn_to_hva(vcpu, GFN), hva_in(0, ID)); /* a hint of this set's generation */
+	begin("H12: the generation is stored before the set is published");
+	CHECK_EQ(ms_vcpu_gfn_to_hva(vcpu, GFN), hva_in(0, ID)); /* stores a hint with this set's generation */
 	act_until(&writer, delete, POINT_WRITER_INVALIDATED);
 	go_until(&writer, POINT_WRITER_PUBLISHED);
 	CHECK_EQ(ms_vcpu_gfn_to_hva(vcpu, GFN), MS_HVA_ERR_BAD);
@@ -451,7 +573,7 @@ static void generation_before_publish(void)
 	end();
 }
 
-/* H12, H14: two address spaces never have the same generation, however many changes each has seen. */
+/* H12, H14: two address spaces never have the same generation, whatever changes each has had. */
 static void generations_of_two_spaces(void)
 {
 	begin("H12 H14: two address spaces");
@@ -464,7 +586,7 @@ static void generations_of_two_spaces(void)
 	end();
 }
 
-/* H13: a second thread on a vCPU does without the hint, and does not wait. */
+/* H13: a second thread on a vCPU uses no hint, and does not wait. */
 static void two_on_one_vcpu(void)
 {
 	begin("H13: two threads on one vCPU");
@@ -478,111 +600,29 @@ static void two_on_one_vcpu(void)
 	end();
 }
 
-/* ---- sections and batches ---- */
+/* ---- batches ---- */
 
-static void look_up_in_section(struct actor *me)
-{
-	CHECK_EQ(ms_read_lock(vm), 0);
-	me->hva = ms_gfn_to_hva(vm, 0, GFN);
-	me->r = ms_gfn_to_memslot(vm, 0, MOVED, &me->slot[0]);
-	me->nr = ms_memslots(vm, 0, me->slot, ARRAY_SIZE(me->slot));
-	ms_read_unlock(vm);
-}
-
-/* H15, H19: everything in a section comes from the state that it saw first, nested sections included, and the writer
- * waits for its end, not for that of a nested one. */
-static void section_across(const struct change *change)
-{
-	begin("H15 H19: one section, one state");
-	act_until(&reader, look_up_in_section, POINT_READER_LEFT); /* of the first nested section */
-	act(&writer, change->run, NO_STOP);
-	check_waits(&writer, vm);
-	go_until(&reader, POINT_READER_LEFT);
-	CHECK_EQ(atomic_load(&writer.ended), 0);
-	go_until(&reader, POINT_READER_LEFT);
-	CHECK_EQ(atomic_load(&writer.ended), 0);
-	check_waits(&writer, vm);
-	finish(&reader);
-	CHECK_EQ(reader.hva, hva_in(0, ID));
-	CHECK_EQ(reader.r, -ENOENT);
-	CHECK(reader.nr == 2 && reader.slot[0].id == ID && reader.slot[0].flags == LOG);
-	await_end(&writer);
-	check_after(change);
-	end();
-}
-
-#define BATCH 5
-static const uint64_t batch_in[BATCH] = { GFN, MOVED, GFN, 0x204, MOVED };
-static uint64_t batch_out[BATCH];
-
-static void look_up_batch(struct actor *me)
-{
-	struct ms_batch batch = { batch_in, 8, batch_out, 8, BATCH, NULL, NULL };
-
-	(void)me;
-	ms_gfn_to_hva_many(vm, 0, &batch, true);
-}
-
-static void check_batch(uint64_t at_old, uint64_t at_new)
-{
-	CHECK_EQ(batch_out[0], at_old);
-	CHECK_EQ(batch_out[1], at_new);
-	CHECK_EQ(batch_out[2], at_old);
-	CHECK_EQ(batch_out[3], hva_in(0, OTHER));
-	CHECK_EQ(batch_out[4], at_new);
-}
-
-/* H15: a batch over a move has the slot at one place, and never at both. */
+/* H15: a batch during a move finds the slot at one place, never at both. */
 static void batch_across(void)
 {
-	begin("H15: one batch, one state");
+	begin("H15: a batch sees one state");
 	act_until(&reader, look_up_batch, POINT_READER_VIEW_LOADED);
 	act(&writer, move, POINT_WRITER_INVALIDATED);
 	check_waits(&writer, vm);
 	finish(&reader);
-	check_batch(hva_in(0, ID), MS_HVA_ERR_BAD);
+	check_batch(ID, 0, OTHER);
 	await_stop(&writer);
 	look_up_batch(NULL);
-	check_batch(MS_HVA_ERR_BAD, MS_HVA_ERR_BAD); /* INVALID is a state of its own */
+	check_batch(0, 0, OTHER); /* the state with the INVALID slot */
 	finish(&writer);
 	look_up_batch(NULL);
-	check_batch(MS_HVA_ERR_BAD, hva_in(0, ID));
+	check_batch(0, ID, OTHER);
 	end();
 }
 
 /* ---- dirty pages ---- */
 
-/* H16: the reader has found the slot and not yet marked the page; the mark is in the log that the slot keeps. */
-static void mark_across_move(void)
-{
-	uint64_t word = 0;
-	size_t nwords;
-
-	begin("H16: a mark beside a move");
-	act_until(&reader, mark, POINT_READER_MARKS);
-	act(&writer, move, NO_STOP);
-	check_waits(&writer, vm);
-	finish(&reader);
-	await_end(&writer);
-	CHECK_EQ(ms_get_dirty_log(vm, 0, ID, &word, 1, &nwords, NULL), 0);
-	CHECK_EQ(word, (uint64_t)1 << (GFN - OLD_GFN));
-	end();
-}
-
-/* H16: ... that goes with the slot, or with its flag: it must not go under the reader. */
-static void mark_across(const struct change *change)
-{
-	begin("H16: a mark beside the end of its log");
-	act_until(&reader, mark, POINT_READER_MARKS);
-	act(&writer, change->run, NO_STOP);
-	check_waits(&writer, vm);
-	finish(&reader);
-	await_end(&writer);
-	check_after(change);
-	end();
-}
-
-/* H16: a bit that is set between a harvest's look and its taking is in this harvest or in the next. */
+/* H16: a bit that is set while a harvest reads and clears its word is in this harvest or in the next. */
 static void mark_across_harvest(void)
 {
 	uint64_t word = 0;
@@ -600,9 +640,9 @@ static void mark_across_harvest(void)
 	end();
 }
 
-/* ---- who would wait for himself, and who is not there any more ---- */
+/* ---- changes that would deadlock, newcomers ---- */
 
-/* H18: a change inside a section is refused at once. */
+/* H18: a change inside a section fails immediately. */
 static void change_in_section(const struct change *change)
 {
 	struct ms_error err = { 0 };
@@ -631,8 +671,8 @@ static int change_and_refuse(void *opaque, const struct ms_change *change)
 	return -EPERM;
 }
 
-/* H18, H27, H28: a hook looks, changes (refused at once) and refuses; a reader of the INVALID set is waited for before
- * the roll-back edits it. */
+/* H18, H27, H28: a hook looks up, tries a change, which fails immediately, and refuses.  The roll-back waits for the
+ * reader of the set with the INVALID slot before it edits that set. */
 static void refused_in_hook(const struct change *change)
 {
 	struct actor hook = { 0 };
@@ -657,167 +697,70 @@ static void refused_in_hook(const struct change *change)
 	end();
 }
 
-/* H21: a writer waits; a thread that never read in this VM gets its record all the same. */
+/* H21: while a writer waits, a thread that never read in this VM gets its record. */
 static void first_lookup_beside_waiting_writer(void)
 {
 	begin("H21: a newcomer's record beside a waiting writer");
 	act_until(&reader, look_up, POINT_READER_VIEW_LOADED);
-	act(&writer, delete, NO_STOP);
-	check_waits(&writer, vm);
+	act_until_waits(&writer, delete, vm);
 	act(&second, look_up, NO_STOP);
 	await_end(&second);
 	CHECK_EQ(second.hva, MS_HVA_ERR_BAD);
-	finish(&reader);
-	await_end(&writer);
-	end();
-}
-
-static void die_inside(struct actor *me)
-{
-	CHECK_EQ(ms_read_lock(vm), 0);
-	me->hva = ms_gfn_to_hva(vm, 0, GFN);
-}
-
-/* H23: the thread ends inside its section: the writer goes on. */
-static void reader_dies(const struct change *change)
-{
-	begin("H23: a thread ends inside a section");
-	act_until(&reader, die_inside, POINT_READER_LEFT);
-	act(&writer, change->run, NO_STOP);
-	check_waits(&writer, vm);
-	finish(&reader);
-	await_end(&writer);
-	check_after(change);
-	end();
-}
-
-static int in_child(uint64_t other_hva)
-{
-	struct ms_error err = { 0 };
-
-	alarm(SCRIPT_SECONDS / 2); /* before the script's own watchdog, which waits for the child */
-	if (ms_gfn_to_hva(vm, 0, 0x204) != other_hva || ms_gfn_to_hva(vm, 1, GFN) != hva_in(1, ID))
-		return 10;
-	if (set(vm, 0, 9, 0x900, 1, 0) != -EIO || ms_vm_close(vm, &err) != -EIO || err.rule != MS_RULE_FORKED)
-		return 11;
-	vm = new_vm(1);
-	return set(vm, 0, ID, OLD_GFN, NPAGES, 0) ? 12 : 0;
-}
-
-/* H24: a child of a process in which a reader is inside and a writer waits: it looks, and is refused a change. */
-static void fork_beside(const struct change *change)
-{
-	pid_t child;
-	int status;
-
-	if (TEST_SANITIZED) /* a sanitizer's own threads and locks do not survive a fork */
-		return;
-	begin("H24: a fork beside a reader and a writer");
-	act_until(&reader, look_up, POINT_READER_VIEW_LOADED);
-	act(&writer, change->run, NO_STOP);
-	check_waits(&writer, vm);
-	child = fork();
-	if (!child)
-		_exit(in_child(change->run == close_vm ? MS_HVA_ERR_BAD : hva_in(0, OTHER)));
-	CHECK(child > 0);
-	CHECK_EQ(waitpid(child, &status, 0), child);
-	CHECK_EQ(status, 0);
-	finish(&reader);
-	await_end(&writer);
-	check_after(change);
+	finish_both(&reader, &writer);
 	end();
 }
 
 /* ---- indexes ---- */
 
-static void begin_eager(const char *name)
-{
-	begin(name);
-	ms_set_index_policy(vm, MS_INDEX_EAGER);
-}
-
-/* H15: an index that was made of a state that is over is the maker's alone: nobody else gets it. */
+/* H15: an index of a state that is over belongs to the batch that made it; no other batch gets it. */
 static void index_comes_late(void)
 {
-	begin_eager("H15: an index of a state that is over");
-	act_until(&reader, look_up_batch, POINT_READER_LEFT); /* of the section that says that an index pays, */
-	go_until(&reader, POINT_READER_LEFT);                 /* of the one that plans it, */
-	go_until(&reader, POINT_READER_LEFT);                 /* and of the one that reads the slots */
+	begin("H15: an index of a state that is over");
+	index_eagerly();
+	act_until(&reader, look_up_batch, POINT_READER_LEFT); /* the section that finds that an index pays, */
+	go_until(&reader, POINT_READER_LEFT);                 /* the one that plans it, */
+	go_until(&reader, POINT_READER_LEFT);                 /* and the one that reads the slots */
 	CHECK_EQ(set(vm, 0, ID, NEW_GFN, NPAGES, LOG), 0);
 	finish(&reader);
-	check_batch(hva_in(0, ID), MS_HVA_ERR_BAD);
+	check_batch(ID, 0, OTHER);
 	look_up_batch(NULL);
-	check_batch(MS_HVA_ERR_BAD, hva_in(0, ID));
-	check_sound(vm);
+	check_batch(0, ID, OTHER);
 	end();
 }
 
-/* H15: one that is offered inside a section is of the set that the section sees, and the writer waits. */
-static void index_offered_beside_writer(void)
-{
-	begin_eager("H15: an index that is offered while its set goes");
-	act_until(&reader, look_up_batch, POINT_READER_INDEX_OFFERED);
-	act(&writer, move, NO_STOP);
-	check_waits(&writer, vm);
-	finish(&reader);
-	await_end(&writer);
-	check_batch(hva_in(0, ID), MS_HVA_ERR_BAD);
-	look_up_batch(NULL);
-	check_batch(MS_HVA_ERR_BAD, hva_in(0, ID));
-	check_sound(vm);
-	end();
-}
-
-/* H26, H30: who holds an index holds up no writer, and keeps it while the set that it came from drops it. */
+/* H26, H30: a writer does not wait for a batch that holds an index, and the index outlives its set. */
 static void index_held_beside_writer(void)
 {
-	begin_eager("H26 H30: an index that is held while its set goes");
+	begin("H26 H30: an index is held while its set is replaced");
+	index_eagerly();
 	act_until(&reader, look_up_batch, POINT_READER_INDEX_HELD);
-	for (int i = 0; i < 3; i++) {
+	for (uint32_t i = 0; i < 3; i++) {
 		CHECK_EQ(set(vm, 0, ID, i % 2 ? OLD_GFN : NEW_GFN, NPAGES, LOG), 0);
-		look_up_batch(NULL); /* an index of its own for each */
-		check_batch(i % 2 ? hva_in(0, ID) : MS_HVA_ERR_BAD, i % 2 ? MS_HVA_ERR_BAD : hva_in(0, ID));
+		look_up_batch(NULL); /* with a new index each time */
+		check_batch(i % 2 ? ID : 0, i % 2 ? 0 : ID, OTHER);
 	}
 	memset(batch_out, 0, sizeof(batch_out));
 	finish(&reader);
-	check_batch(hva_in(0, ID), MS_HVA_ERR_BAD);
-	check_sound(vm);
+	check_batch(ID, 0, OTHER);
 	end();
 }
 
 /* ---- all of them ---- */
 
-static uint64_t scripts;
-
 static void each_change(const struct change *change)
 {
-	bool two_swaps = change->run == delete || change->run == move;
-
 	if (change->steps && !design_is("tree"))
 		return;
-	waits_for_lookup(change);
-	waits_for_walk(change, walk, true);
-	waits_for_walk(change, walk_host, true);
-	late_hint(change);
+	for (size_t i = 0; i < ARRAY_SIZE(one_reader); i++)
+		if (!one_reader[i].tree_only || design_is("tree"))
+			run_script(&one_reader[i], change);
 	hints_in_both(change);
-	after_leaving(change);
-	late_count(change, 1);
-	late_count(change, 2);
-	vcpu_inside(change, POINT_VCPU_GENERATION_LOADED);
-	vcpu_inside(change, POINT_VCPU_HINT_LOADED);
-	vcpu_before(change);
-	section_across(change);
-	mark_across(change);
 	change_in_section(change);
-	reader_dies(change);
-	fork_beside(change);
-	scripts += 16 - TEST_SANITIZED;
-	if (!two_swaps)
+	if (change->run != delete && change->run != move)
 		return;
 	between_the_swaps(change);
 	a_reader_for_each_swap(change);
 	refused_in_hook(change);
-	scripts += 3;
 }
 
 static void once(void)
@@ -829,16 +772,12 @@ static void once(void)
 	generations_of_two_spaces();
 	two_on_one_vcpu();
 	batch_across();
-	mark_across_move();
 	mark_across_harvest();
 	first_lookup_beside_waiting_writer();
-	scripts += 10;
 	if (!design_is("tree"))
 		return;
 	index_comes_late();
-	index_offered_beside_writer();
 	index_held_beside_writer();
-	scripts += 3;
 }
 
 int main(int argc, char **argv)

@@ -90,11 +90,7 @@ static void begin(const char *name, uint32_t after_ms)
 
 static void end(void)
 {
-	if (!vm->closed)
-		check_sound(vm);
-	end_vm(vm);
-	CHECK_EQ(thread_self.hooks + thread_self.sections, 0);
-	script_end();
+	script_end_vm(vm);
 }
 
 /* Reports of one wait: numbered, by a name, older each time, and each after about twice the time. */
@@ -120,8 +116,7 @@ static void is_reported(void (*run)(struct actor *me))
 	await_reports(REPORTS);
 	check_waits(&writer, vm);
 	CHECK_EQ(stats_of(vm).stalls, 1);
-	finish(&reader);
-	await_end(&writer);
+	finish_both(&reader, &writer);
 	CHECK_EQ(writer.r, 0);
 	check_reports(0, REPORTS, atomic_load(&reader.os_id), 1000000);
 	CHECK_EQ(told.thread_id, atomic_load(&writer.os_id));
@@ -148,8 +143,7 @@ static void both_are_reported(void)
 	await_reports(2);
 	finish(&second);
 	first = first_report_of(atomic_load(&reader.os_id));
-	finish(&reader);
-	await_end(&writer);
+	finish_both(&reader, &writer);
 	CHECK_EQ(stats_of(vm).stalls, 2);
 	check_reports(0, 2, atomic_load(&second.os_id), 1000000);
 	CHECK_EQ(told.stall[first].report, 1);
@@ -167,8 +161,7 @@ static void name_of_the_next_owner(void)
 	CHECK_EQ(atomic_load(&vm->srcu.readers)->next, &vm->srcu.shared); /* one record for both */
 	act(&writer, create, NO_STOP);
 	await_reports(1);
-	finish(&reader);
-	await_end(&writer);
+	finish_both(&reader, &writer);
 	check_reports(0, 1, atomic_load(&reader.os_id), 1000000);
 	end();
 }
@@ -181,8 +174,7 @@ static void without_a_record(void)
 	memory_fail(&vm->memory, 0, false);
 	act(&writer, create, NO_STOP);
 	await_reports(1);
-	finish(&reader);
-	await_end(&writer);
+	finish_both(&reader, &writer);
 	check_reports(0, 1, 0, 1000000);
 	end();
 }
@@ -194,12 +186,10 @@ static void is_not_reported(uint32_t after_ms)
 
 	begin("nothing to report", after_ms);
 	act_until(&reader, look_up, POINT_READER_VIEW_LOADED);
-	act(&writer, delete, NO_STOP);
-	check_waits(&writer, vm);
+	act_until_waits(&writer, delete, vm);
 	nanosleep(&nap, NULL);
 	CHECK_EQ(atomic_load(&writer.ended), 0);
-	finish(&reader);
-	await_end(&writer);
+	finish_both(&reader, &writer);
 	CHECK_EQ(atomic_load(&told.nr) + stats_of(vm).stalls, 0);
 	end();
 }
@@ -244,8 +234,7 @@ static void update_given_up(void)
 	act(&writer, swap_and_give_up, NO_STOP);
 	await_reports(1);
 	CHECK(!atomic_load(&vm->slots_lock.pending_end)); /* nobody may take it back before the step is over */
-	finish(&reader);
-	await_end(&writer);
+	finish_both(&reader, &writer);
 	CHECK_EQ(writer.r, 0);
 	CHECK(step == -EDEADLK && left == -EDEADLK);
 	check_sound(vm); /* takes the lock, and takes the update back */
@@ -293,8 +282,7 @@ static void own_section_ended(void)
 	act_until(&reader, look_up, POINT_READER_VIEW_LOADED);
 	act(&writer, create_and_change_again, NO_STOP);
 	await_reports(1);
-	finish(&reader);
-	await_end(&writer);
+	finish_both(&reader, &writer);
 	CHECK_EQ(writer.r, 0);
 	end();
 }
@@ -319,8 +307,7 @@ static void default_report(uint32_t after_ms, bool known)
 	act(&writer, delete, NO_STOP);
 	while (!strchr(text, '\n')) /* waits for it */
 		CHECK(read(ends[0], text + strlen(text), sizeof(text) - 1 - strlen(text)) > 0);
-	finish(&reader);
-	await_end(&writer);
+	finish_both(&reader, &writer);
 	CHECK(dup2(own, STDERR_FILENO) == STDERR_FILENO);
 	close(own);
 	close(ends[0]);
@@ -379,5 +366,5 @@ int main(int argc, char **argv)
 		refusals();
 		default_time();
 	}
-	return test_done("stalls", 13 * 3 + 1, "scripts");
+	return test_done("stalls", scripts, "scripts");
 }

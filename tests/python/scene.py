@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""What the tests of hostile callers share: slots in pages, scripts in processes of their own, the methods there are.
+"""Helpers that the Python tests share: slots in pages, a listener that records, scripts in their own process.
 
-A test that may crash or hang runs as a script: a crash is then a failed test and no more, a hang ends after a limit.
-The limit is far from tight, and all else that a script waits for is progress: a busy machine fails no test.
+A test that may crash or hang runs as a script: a crash then fails one test, and a hang ends after a limit.
+The limit is far from tight, and a script waits for nothing but progress, so a busy machine fails no test.
 """
 
 from __future__ import annotations
@@ -11,56 +11,135 @@ import inspect
 import subprocess
 import sys
 import textwrap
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
 
-from memslots import VM, MemorySlot
+from memslots import VM, Change, Listener, MemorySlot
 
 PAGE = 4096
+HOOKS = ("prepare", "abort", "flush", "commit")
 
-# What every script begins with.
-PRELUDE = """
+
+def put(
+    vm: VM,
+    id: int,
+    base: int,
+    npages: int,
+    flags: int = 0,
+    as_id: int = 0,
+    *,
+    hva: int | None = None,
+    **fields: int,
+) -> None:
+    """set_user_memory_region() in pages.
+
+    The host address is the id in units of 1 GiB unless `hva` gives another one.  `fields` are further
+    arguments, or replace those that put() computes: guest_phys_addr, for one that is not whole pages.
+    """
+    request = {
+        "guest_phys_addr": base * PAGE,
+        "memory_size": npages * PAGE,
+        "userspace_addr": id * 2**30 if hva is None else hva,
+        "flags": flags,
+        "as_id": as_id,
+    }
+    vm.set_user_memory_region(id, **request | fields)
+
+
+# The first lines of every script; put() is among them.
+PRELUDE = f"""
 import ctypes, errno, gc, os, signal, sys, threading, time, warnings, weakref
 import numpy as np
 import memslots
 from memslots import *
 warnings.simplefilter("ignore", DeprecationWarning)  # 3.12: threads and fork
 warnings.simplefilter("ignore", ReaderStallWarning)  # a busy machine makes any reader slow
+signal.signal(signal.SIGINT, signal.default_int_handler)  # the parent may be a job that ignores SIGINT
 
-def put(vm, id, base, npages, flags=0):
-    vm.set_user_memory_region(id, guest_phys_addr=base * 4096, memory_size=npages * 4096,
-                              userspace_addr=id << 30, flags=flags)
-
+PAGE = {PAGE}
+{inspect.getsource(put)}
 def refused(error, call, *args):
     try:
         call(*args)
     except error as caught:
         return caught
-    raise AssertionError(f"{call} was not refused")
-signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job may be started without
+    raise AssertionError(f"{{call}} was not refused")
 """
 
 
-def put(
-    vm: VM, id: int, base: int, npages: int, flags: int = 0, as_id: int = 0, hva: int | None = None
-) -> None:
-    """set_user_memory_region in pages; the host address says the id."""
-    vm.set_user_memory_region(
-        id,
-        guest_phys_addr=base * PAGE,
-        memory_size=npages * PAGE,
-        userspace_addr=id * 2**30 if hva is None else hva,
-        flags=flags,
-        as_id=as_id,
-    )
-
-
 def slot(id: int, base: int, npages: int, flags: int = 0, as_id: int = 0) -> MemorySlot:
-    """The value of what put() makes."""
+    """The MemorySlot that put() makes with the same arguments."""
     return MemorySlot(id, as_id, base, npages, id * 2**30, flags)
 
 
+Calls = list[tuple[Any, ...]]
+
+
+class Recorder(Listener):
+    """Records every call of its hooks, then runs the action that was given for that hook.
+
+    `calls` gets one (name, hook, *arguments) for each call; several recorders may share one list.
+    With `once`, each action runs in the first call of its hook only.
+    """
+
+    def __init__(
+        self,
+        calls: Calls | None = None,
+        name: str = "recorder",
+        *,
+        once: bool = False,
+        **actions: Callable[[], object],
+    ) -> None:
+        self.calls: Calls = [] if calls is None else calls
+        self.name, self.once, self.actions = name, once, actions
+
+    @property
+    def hooks(self) -> list[str]:
+        return [hook for _, hook, *_ in self.calls]
+
+    def record(self, hook: str, *arguments: Any) -> None:
+        self.calls.append((self.name, hook, *arguments))
+        action = self.actions.pop(hook, None) if self.once else self.actions.get(hook)
+        if action:
+            action()
+
+    def prepare(self, change: Change) -> None:
+        self.record("prepare", *change)
+
+    def abort(self, change: Change) -> None:
+        self.record("abort", *change)
+
+    def flush(self, active: MemorySlot, old: MemorySlot) -> None:
+        self.record("flush", active, old)
+
+    def commit(self, change: Change) -> None:
+        self.record("commit", *change)
+
+
+@contextmanager
+def held(manager: AbstractContextManager[object]) -> Iterator[None]:
+    """Another thread is inside `manager` (a read section, an update) until the body ends."""
+    inside, leave = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with manager:
+            inside.set()
+            leave.wait()
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    inside.wait()
+    try:
+        yield
+    finally:
+        leave.set()
+        thread.join()
+
+
 def runs(script: str, *, prints: str = "well", limit: float = 120, imports: bool = True) -> None:
-    """The script, in a process of its own, prints this and nothing else, and ends by itself within the limit."""
+    """Run the script in its own process: it must print `prints` and nothing else, and end within the limit."""
     command = [sys.executable, "-c", PRELUDE * imports + textwrap.dedent(script)]
     try:
         done = subprocess.run(
@@ -75,7 +154,7 @@ def runs(script: str, *, prints: str = "well", limit: float = 120, imports: bool
 
 
 def parameters() -> Iterator[tuple[str, str]]:
-    """Every (call, parameter) of the package's own classes and timing functions, but for self."""
+    """Every (call, parameter) of the package's classes and timing functions, without self."""
     import memslots
     from memslots import _memslots
 
@@ -90,7 +169,7 @@ def parameters() -> Iterator[tuple[str, str]]:
 
 
 def methods(cls: type) -> Iterator[tuple[str, object]]:
-    """The methods of a class, those that `with` calls among them; not what every object has."""
+    """The public methods of a class, and those that `with` calls."""
     for name, value in vars(cls).items():
         if callable(value) and (not name.startswith("__") or name in ("__enter__", "__exit__")):
             yield name, value

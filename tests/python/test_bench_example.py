@@ -29,7 +29,7 @@ def test_a_users_own_benchmark_takes_ten_lines(tmp_path: Path) -> None:
 
 
 def test_lookups_by_gfn_and_nothing_else_are_measured_with_the_index() -> None:
-    told = pytest_in(ROOT, "bench", "--collect-only")
+    told = pytest_in(ROOT, "bench/suite", "--collect-only")
     found = {
         line.split("::")[1].partition("[")[0] for line in told.splitlines() if "tree+index" in line
     }
@@ -44,6 +44,8 @@ def test_lookups_by_gfn_and_nothing_else_are_measured_with_the_index() -> None:
 
 @pytest.mark.slow
 def test_the_suite_runs_each_benchmark_once() -> None:
-    told = pytest_in(ROOT, "bench", "--benchmark-disable", "-k", "8-slots or replay or dirty_log")
+    told = pytest_in(
+        ROOT, "bench/suite", "--benchmark-disable", "-k", "8-slots or replay or dirty_log"
+    )
     assert " passed" in told
     assert " failed" not in told

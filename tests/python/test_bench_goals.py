@@ -22,6 +22,7 @@ import pytest
 
 import memslots
 from memslots import HVA_ERR_BAD, VM
+from memslots.lab import layouts
 
 ROOT = Path(__file__).resolve().parents[2]
 BENCH = ROOT / "bench"
@@ -31,7 +32,7 @@ pytestmark = pytest.mark.skipif(not BENCH.exists(), reason="there is no checkout
 
 @pytest.fixture
 def bench(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """bench("goals.book"): a module of bench/."""
+    """bench("goals.scorecard"): a module of bench/."""
     monkeypatch.syspath_prepend(str(BENCH))
 
     def load(name: str) -> ModuleType:
@@ -157,7 +158,7 @@ def test_missed_goals_do_not_fail(bench: Any, capsys: pytest.CaptureFixture[str]
 
 def test_a_reader_finds_wrong_and_torn_answers(bench: Any) -> None:
     """Which answers for the slot that comes and goes are right, and that a batch may not mix them."""
-    beside, layouts = bench("goals.beside"), memslots.layouts
+    beside = bench("goals.beside")
     slots = layouts.uniform(8)
     victim = slots[3]
     gfns = np.arange(victim["base_gfn"], victim["base_gfn"] + 4, dtype=np.uint64)
@@ -202,30 +203,30 @@ def test_an_exception_in_a_thread_is_raised(bench: Any) -> None:
 def test_verdicts(
     bench: Any, value: float, relation: str, bound: float | None, verdict: str
 ) -> None:
-    figure = bench("goals.book").Figure(
+    figure = bench("goals.scorecard").Figure(
         "P1", "a / b", "8 slots", value, value, value, relation, bound
     )
     assert figure.verdict == verdict
-    assert ("**" in bench("goals.book").cell(figure)) == (verdict == "misses")
+    assert ("**" in bench("goals.scorecard").cell(figure)) == (verdict == "misses")
 
 
 def test_a_ratio_is_the_median_of_the_rounds_ratios(bench: Any) -> None:
     """A busy round hits both, and does not count more than another one."""
-    book = bench("goals.book").Book()
-    book.ratio("P1", "a / b", "8 slots", [2, 400, 2.2, 2.4, 9], [1, 200, 1, 1, 1], bound=3)
-    (figure,) = book.figures
+    card = bench("goals.scorecard").Scorecard()
+    card.ratio("P1", "a / b", "8 slots", [2, 400, 2.2, 2.4, 9], [1, 200, 1, 1, 1], bound=3)
+    (figure,) = card.figures
     assert (figure.low, figure.value, figure.high) == (2, 2.2, 2.4)
     assert figure.verdict == "misses"
 
 
 def test_tables_go_by_goal(bench: Any) -> None:
-    book = bench("goals.book").Book()
-    book.value("P10", "z", "a", 1, "us")
-    book.value("P2", "x", "8 slots", 1, "bytes", "<=", 2)
-    book.value("P9", "y", "a", 1, "us")
-    book.value("P2", "x", "64 slots", 3, "bytes", "<=", 2)
-    book.skip("P6", "w", "there is none")
-    rows = [line.split(" | ") for line in book.markdown()][2:]
+    card = bench("goals.scorecard").Scorecard()
+    card.value("P10", "z", "a", 1, "us")
+    card.value("P2", "x", "8 slots", 1, "bytes", "<=", 2)
+    card.value("P9", "y", "a", 1, "us")
+    card.value("P2", "x", "64 slots", 3, "bytes", "<=", 2)
+    card.skip("P6", "w", "there is none")
+    rows = [line.split(" | ") for line in card.markdown()][2:]
     assert [row[0] for row in rows] == ["| P2", "| P9", "| P10", "| P6"]
     assert rows[0][2:] == [
         "8 slots: 1.00 bytes (<= 2), 64 slots: **3.00 bytes** (<= 2)",

@@ -7,11 +7,11 @@ import os
 
 import numpy as np
 import pytest
+from scene import PAGE, put
 
 from memslots import errors, kvm
 from memslots.kvm import KvmVM, NotCompared
 
-PAGE = 4096
 LOG, READONLY, GUEST_MEMFD = 1, 2, 4
 TOO_LARGE = (kvm.MAX_BUILT_PAGES + 1) * PAGE
 
@@ -33,17 +33,6 @@ def no_ioctl(monkeypatch):
         raise AssertionError(f"the kernel was asked: {args}")
 
     return lambda: monkeypatch.setattr(fcntl, "ioctl", forbidden)
-
-
-def put(vm, slot, gpa, npages, hva=0, flags=0, **more):
-    vm.set_user_memory_region(
-        slot,
-        guest_phys_addr=gpa,
-        memory_size=npages * PAGE,
-        userspace_addr=hva,
-        flags=flags,
-        **more,
-    )
 
 
 def refused(number, call, *args, **fields):
@@ -85,9 +74,9 @@ def test_limits(vm):
     assert vm.user_mem_slots == vm.check_extension("nr_memslots") == vm.check_extension(10)
     assert vm.address_spaces >= 1
     assert not vm.translates
-    put(vm, 0, (1 << vm.gpa_bits) - PAGE, 1, vm.hva_end_max - PAGE)
-    refused(errno.EINVAL, put, vm, 1, 1 << vm.gpa_bits, 1)
-    refused(errno.EINVAL, put, vm, 1, 0, 1, vm.hva_end_max)
+    put(vm, 0, (1 << vm.gpa_bits) // PAGE - 1, 1, hva=vm.hva_end_max - PAGE)
+    refused(errno.EINVAL, put, vm, 1, (1 << vm.gpa_bits) // PAGE, 1)
+    refused(errno.EINVAL, put, vm, 1, 0, 1, hva=vm.hva_end_max)
 
 
 def test_check_extension_arguments(vm):
@@ -102,27 +91,27 @@ def test_check_extension_arguments(vm):
 
 
 def test_every_change(vm):
-    put(vm, 3, 0x10000, 4, 0x7000)
-    put(vm, 3, 0x10000, 4, 0x7000)
-    put(vm, 3, 0x11000, 4, 0x7000)
-    put(vm, 3, 0x11000, 4, 0x7000, LOG)
-    put(vm, 3, 0x20000, 4, 0x7000)
-    put(vm, 4, 0x11000, 4)
+    put(vm, 3, 0x10, 4, hva=0x7000)
+    put(vm, 3, 0x10, 4, hva=0x7000)
+    put(vm, 3, 0x11, 4, hva=0x7000)
+    put(vm, 3, 0x11, 4, LOG, hva=0x7000)
+    put(vm, 3, 0x20, 4, hva=0x7000)
+    put(vm, 4, 0x11, 4)
     put(vm, 3, 0, 0)
     refused(errno.EINVAL, put, vm, 3, 0, 0)
 
 
 def test_errors_are_those_of_the_engine(vm):
-    put(vm, 1, 0x1000, 2)
-    overlap = refused(errno.EEXIST, put, vm, 2, 0x2000, 1)
+    put(vm, 1, 1, 2)
+    overlap = refused(errno.EEXIST, put, vm, 2, 2, 1)
     assert isinstance(overlap, errors.RegionOverlapError)
     assert overlap.slot == 2
     assert "slot 2 [0x2000, 0x3000)" in str(overlap)
-    invalid = refused(errno.EINVAL, put, vm, 1, 0x1000, 3)
+    invalid = refused(errno.EINVAL, put, vm, 1, 1, 3)
     assert isinstance(invalid, errors.InvalidRegionError)
     missing = refused(errno.ENOENT, vm.get_dirty_log, 1)
     assert isinstance(missing, errors.NoSuchSlotError)
-    put(vm, 1, 0x1000, 2, 0, LOG)
+    put(vm, 1, 1, 2, LOG)
     fault = refused(errno.EFAULT, vm._get_dirty_log_null, 1)
     assert isinstance(fault, errors.GuestAccessError)
 
@@ -190,7 +179,7 @@ def test_wrong_types(vm, no_ioctl):
     no_ioctl()
     for wrong in ("1", 1.0, None, [1]):
         with pytest.raises(TypeError):
-            put(vm, wrong, 0, 1)
+            put(vm, wrong, 0, 1, hva=0)
         with pytest.raises(TypeError):
             vm.get_dirty_log(wrong)
         with pytest.raises(TypeError):
@@ -200,9 +189,9 @@ def test_wrong_types(vm, no_ioctl):
 
 
 def test_numpy_numbers(vm):
-    put(vm, np.int64(7), np.uint64(0x1000), 1)
-    refused(errno.EINVAL, put, vm, 8, np.uint64(2**64 - PAGE), 1)
-    put(vm, np.uint16(7), 0, 0)
+    put(vm, np.int64(7), 0, 1, hva=0, guest_phys_addr=np.uint64(0x1000))
+    refused(errno.EINVAL, put, vm, 8, 0, 1, guest_phys_addr=np.uint64(2**64 - PAGE))
+    put(vm, np.uint16(7), 0, 0, hva=0)
 
 
 # ---- dirty logs ----------------------------------------------------------------------------------
@@ -211,7 +200,7 @@ def test_numpy_numbers(vm):
 @pytest.mark.parametrize("npages", [1, 63, 64, 65, 128, 4097, 1 << 18])
 def test_size_of_a_dirty_log(vm, npages):
     vm.manual_dirty_log_protect = 3
-    put(vm, 5, 0x100000, npages, flags=LOG)
+    put(vm, 5, 0x100, npages, flags=LOG)
     words = vm.get_dirty_log(5)
     assert words.dtype == np.uint64
     assert words.size == -(-npages // 64)
@@ -232,7 +221,7 @@ def test_refused_changes_leave_the_size_alone(vm):
     vm.manual_dirty_log_protect = 3
     put(vm, 5, 0, 1000, flags=LOG)
     refused(errno.EINVAL, put, vm, 5, 0, 10, flags=LOG)
-    refused(errno.EINVAL, put, vm, 5, 1, 0)
+    refused(errno.EINVAL, put, vm, 5, 0, 0, guest_phys_addr=1)
     assert vm.get_dirty_log(5).size == 16
 
 
@@ -315,20 +304,20 @@ def test_the_largest_slot_that_is_built(vm):
 
 def test_a_huge_slot_that_is_certainly_refused_is_asked_for(vm):
     huge = kvm.MAX_NR_PAGES
-    put(vm, 1, 0x1000, 1)
+    put(vm, 1, 1, 1)
     refused(errno.EEXIST, put, vm, 2, 0, huge)
-    refused(errno.EINVAL, put, vm, 1, 0x1000, huge)
-    refused(errno.EINVAL, put, vm, 2, 0x100000, huge + 1)
-    refused(errno.EINVAL, put, vm, 2, 0x100001, huge)
-    refused(errno.EINVAL, put, vm, vm.user_mem_slots, 0x100000, huge)
-    refused(errno.EINVAL, put, vm, 2, 0x100000, huge, vm.hva_end_max)
-    refused(errno.EINVAL, put, vm, 2, 0x100000, huge, flags=8)
-    refused(errno.EINVAL, put, vm, 2, 2**64 - PAGE, huge)
+    refused(errno.EINVAL, put, vm, 1, 1, huge)
+    refused(errno.EINVAL, put, vm, 2, 0x100, huge + 1)
+    refused(errno.EINVAL, put, vm, 2, 0x100, huge, guest_phys_addr=0x100001)
+    refused(errno.EINVAL, put, vm, vm.user_mem_slots, 0x100, huge)
+    refused(errno.EINVAL, put, vm, 2, 0x100, huge, hva=vm.hva_end_max)
+    refused(errno.EINVAL, put, vm, 2, 0x100, huge, flags=8)
+    refused(errno.EINVAL, put, vm, 2, 2**52 - 1, huge)
     assert not vm._shadows
 
 
 def test_what_depends_on_a_huge_slot_is_not_asked(vm):
-    put(vm, 7, 1 << 50, 1)
+    put(vm, 7, 1 << 38, 1)
     with pytest.raises(NotCompared):
         put(vm, 1, 0, kvm.MAX_NR_PAGES, flags=LOG)
     for call in (vm.get_dirty_log, vm._get_dirty_log_null):
@@ -337,29 +326,29 @@ def test_what_depends_on_a_huge_slot_is_not_asked(vm):
     with pytest.raises(NotCompared):
         vm.clear_dirty_log(1, 0, 64, None)
     with pytest.raises(NotCompared):
-        put(vm, 2, 0x5000, 1)  # would overlap it
+        put(vm, 2, 5, 1)  # would overlap it
     with pytest.raises(NotCompared):
         vm.get_dirty_log(2)
-    put(vm, 3, 1 << 49, 1)  # beyond it
+    put(vm, 3, 1 << 37, 1)  # beyond it
     refused(errno.EINVAL, put, vm, 1, 0, 0, flags=8)  # whatever slot 1 is
-    refused(errno.EEXIST, put, vm, 4, 1 << 49, 1)
+    refused(errno.EEXIST, put, vm, 4, 1 << 37, 1)
 
 
 def test_a_huge_slot_is_forgotten_when_it_is_deleted(vm):
-    for slot, gpa, npages in ((1, 0, kvm.MAX_NR_PAGES), (2, 0x5000, 1), (1, 0, 0), (2, 0, 0)):
+    for slot, base, npages in ((1, 0, kvm.MAX_NR_PAGES), (2, 5, 1), (1, 0, 0), (2, 0, 0)):
         with pytest.raises(NotCompared):
-            put(vm, slot, gpa, npages)
-    put(vm, 1, 0x5000, 1)
-    put(vm, 2, 0x6000, 1)
+            put(vm, slot, base, npages)
+    put(vm, 1, 5, 1)
+    put(vm, 2, 6, 1)
 
 
 def test_a_slot_that_may_have_moved_is_deleted_for_certain(vm):
-    put(vm, 2, 1 << 50, 1)
-    for slot, gpa, npages in ((1, 0, kvm.MAX_NR_PAGES), (2, 0x5000, 1), (2, 0, 0)):
+    put(vm, 2, 1 << 38, 1)
+    for slot, base, npages in ((1, 0, kvm.MAX_NR_PAGES), (2, 5, 1), (2, 0, 0)):
         with pytest.raises(NotCompared):
-            put(vm, slot, gpa, npages)
+            put(vm, slot, base, npages)
     refused(errno.EINVAL, put, vm, 2, 0, 0)
-    put(vm, 3, 1 << 50, 1)
+    put(vm, 3, 1 << 38, 1)
 
 
 def test_a_delete_that_may_be_refused_forgets_nothing(vm):

@@ -4,8 +4,9 @@
 import numpy as np
 import pytest
 
-from memslots import HVA_ERR_BAD, VM, backends, layouts
+from memslots import HVA_ERR_BAD, VM, backends
 from memslots.constants import MEMSLOT_DTYPE, PAGE_SIZE
+from memslots.lab import layouts
 
 NAMES = tuple(layouts.LAYOUTS)
 STREAMS = tuple(layouts.STREAMS)

@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
-from memslots import cli, player, vectors
-from memslots import map as memory_map
+from memslots.commands import cli
+from memslots.commands import map as map_command
+from memslots.traces import history, player, vectors
 
 MIB = 1 << 20
 
@@ -39,7 +40,7 @@ def path(tmp_path: Path) -> str:
 
 
 def test_a_life_ends_with_the_change_of_its_slot(path: str) -> None:
-    lives = memory_map.lives(vectors.read(path))
+    lives = history.lives(vectors.read(path))
     told = [(life.id, life.gpa, life.kind, life.begin, life.end) for life in lives]
     assert told == [
         (0, 0, "RAM", 1, 4),
@@ -47,19 +48,19 @@ def test_a_life_ends_with_the_change_of_its_slot(path: str) -> None:
         (0, 0, "RAM, logged", 4, 7),
         (1, 8 * MIB, "READONLY", 6, 8),
     ]
-    assert memory_map.most_slots(lives) == 2
+    assert history.most_slots(lives) == 2
 
 
 @pytest.mark.parametrize("name", ["pc-migrate-boot", "pc-dimm-migrate", "q35-dimm-hotplug-63"])
 def test_the_map_is_what_the_engine_holds(name: str) -> None:
-    file = vectors.read(memory_map.find(name))
-    lives = memory_map.lives(file)
+    file = vectors.read(map_command.find(name))
+    lives = history.lives(file)
     for n in (len(file.ops) // 2, len(file.ops)):
         part = file._replace(ops=file.ops[:n])
         with closing(player.open_backend("tree", file.header)) as vm:
             player.play(part, vm)
             held = [(s.id, s.gpa, s.size, int(s.flags)) for s in vm.memslots()]
-        shown = memory_map.slots_at(lives, n)
+        shown = history.slots_at(lives, n)
         assert [(s.id, s.gpa, s.size, s.flags) for s in shown] == held
 
 

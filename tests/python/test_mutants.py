@@ -25,6 +25,9 @@ def tool() -> ModuleType:
     spec = importlib.util.spec_from_file_location("mutants", TOOL)
     assert spec
     assert spec.loader
+    sys.path.append(
+        str(TOOL.parent)
+    )  # last: tools/coverage.py must not hide the package of that name
     module = importlib.util.module_from_spec(spec)
     sys.modules["mutants"] = module
     spec.loader.exec_module(module)
@@ -36,12 +39,17 @@ def catalogue() -> Any:
     return tool().read_catalogue()
 
 
+@cache
+def sources() -> Any:
+    return tool().Sources(ROOT)
+
+
 # ---- the list ----------------------------------------------------------------------------------------
 
 
-def test_every_text_occurs_once() -> None:
-    """A change of the sources that moves a mutant's place mends the mutant too."""
-    stale = {m.name: tool().stale(m) for m in (*catalogue().mutants, *catalogue().left)}
+def test_every_anchor_is_found() -> None:
+    """A change of code that a mutant is anchored to must change the anchor too."""
+    stale = {m.name: tool().stale(m, sources()) for m in (*catalogue().mutants, *catalogue().left)}
     assert not {name: why for name, why in stale.items() if why}
 
 
@@ -91,7 +99,7 @@ ENTRY = {
     "name": "a",
     "hazard": "H1",
     "wrong": "It is\nwrong.",
-    "file": "x.c",
+    "in": "f",
     "old": "one\n",
     "new": "two\n",
     "caught_by": ["test_a", "asan:test_b scale=2 seed=7", "tests/python/test_c.py::test_d[e]"],
@@ -101,7 +109,7 @@ ENTRY = {
 def test_an_entry() -> None:
     m = tool().parse_mutant(ENTRY)
     assert m.wrong == "It is wrong."
-    assert m.edits == (tool().Edit("x.c", "one", "two"),)
+    assert m.edits == (tool().Edit("f", "one", "two", ""),)
     assert [t.build for t in m.tests] == ["plain", "asan", "python"]
     assert m.tests[0].scale == tool().SCALE
     assert m.tests[1][1:] == ("test_b", 2.0, "7")
@@ -117,6 +125,7 @@ def test_an_entry() -> None:
         ({"caught_by": []}, "must name the tests"),
         ({"caught_by": ["test_a times=3"]}, "only scale= and seed="),
         ({"also": [{"file": "x.c", "old": "three"}]}, "has no 'new'"),
+        ({"in": ""}, "has no 'in'"),
     ],
 )
 def test_bad_entries(change: dict[str, Any], why: str) -> None:
@@ -126,7 +135,7 @@ def test_bad_entries(change: dict[str, Any], why: str) -> None:
 
 def test_bad_lists(tmp_path: Path) -> None:
     two = (
-        '[[mutant]]\nname="a"\nhazard="H1"\nwrong="W."\nfile="x"\nold="o"\nnew="n"\ncaught_by=["t"]\n'
+        '[[mutant]]\nname="a"\nhazard="H1"\nwrong="W."\nin="x"\nold="o"\nnew="n"\ncaught_by=["t"]\n'
         * 2
     )
     (tmp_path / "a.toml").write_text(two)
@@ -137,21 +146,32 @@ def test_bad_lists(tmp_path: Path) -> None:
         tool().read_catalogue(tmp_path)
 
 
+def tree(tmp_path: Path, **bodies: str) -> Any:
+    """Sources with a file of C for each of these, whose function f has this body."""
+    (tmp_path / "src").mkdir()
+    for name, body in bodies.items():
+        (tmp_path / "src" / f"{name}.c").write_text(f"void f(void) {{ {body} }}\n")
+    return tool().Sources(tmp_path)
+
+
 @pytest.mark.parametrize(
     ("text", "why"),
-    [("one two", ""), ("nil", "occurs 0 times"), ("one one", "occurs 2 times"), (None, "no file")],
+    [
+        ("one two", ""),
+        ("nil", "mutant a: f: the old text occurs 0 times"),
+        ("one one", "mutant a: f: the old text occurs 2 times"),
+        (None, "mutant a: no function 'f'"),
+    ],
 )
 def test_stale(tmp_path: Path, text: str | None, why: str) -> None:
-    if text is not None:
-        (tmp_path / "x.c").write_text(text)
-    said = tool().stale(tool().parse_mutant(ENTRY), tmp_path)
+    said = tool().stale(tool().parse_mutant(ENTRY), tree(tmp_path, **({"x": text} if text else {})))
     assert why in said
     assert bool(said) == bool(why)
 
 
 def test_nothing_changed_is_stale(tmp_path: Path) -> None:
-    (tmp_path / "x.c").write_text("one")
-    assert "the same" in tool().stale(tool().parse_mutant({**ENTRY, "new": "one"}), tmp_path)
+    said = tool().stale(tool().parse_mutant({**ENTRY, "new": "one"}), tree(tmp_path, x="one"))
+    assert "the same" in said
 
 
 def test_flags_of_the_cpu(tmp_path: Path) -> None:
@@ -175,7 +195,7 @@ def test_what_this_cpu_cannot_run_is_not_planted(
     assert said.endswith("mutants: 0 planted, 0 caught\n")
 
 
-def test_selection() -> None:
+def test_selection(tmp_path: Path) -> None:
     mutants = [
         tool().parse_mutant({**ENTRY, "name": name, "hazard": hazard, "quick": quick})
         for name, hazard, quick in (
@@ -185,14 +205,16 @@ def test_selection() -> None:
         )
     ]
 
+    there = tree(tmp_path, x="one")
+
     def names(pattern: str = "", quick: bool = False, shard: tuple[int, int] = (1, 1)) -> list[str]:
-        return [m.name for m in tool().select(mutants, pattern, quick, shard)]
+        return [m.name for m in tool().select(mutants, pattern, quick, shard, there)]
 
     assert names() == ["fork", "forks", "hint"]
     assert names("fork") == ["fork", "forks"]
     assert names("H1") == ["fork"]
     assert names("fork?") == ["forks"]
-    assert names("asan:") == names()
+    assert names("asan:") == names("src/x.c") == names("f") == names()
     assert names(quick=True) == ["fork", "hint"]
     assert names(shard=(1, 2)) + names(shard=(2, 2)) == ["fork", "hint", "forks"]
     assert names("nothing") == []
@@ -207,22 +229,31 @@ def test_bugs_are_planted_in_the_copy_alone(
     root = tmp_path / "tree"
     (root / "src").mkdir(parents=True)
     files = {name: root / "src" / name for name in ("a.c", "b.c")}
+    whole = "void f(void) { one two three }"
     for path in files.values():
-        path.write_text("one two three")
+        path.write_text(whole)
     monkeypatch.setattr(tool(), "ROOT", root)
     monkeypatch.setattr(tool(), "WORK", tmp_path / "work")
     monkeypatch.setattr(tool(), "PARTS", ("src",))
-    edit = tool().Edit
     copy = tool().Copy(0)
 
+    def edit(file: str, old: str, new: str) -> Any:
+        return tool().Edit("f", old, new, file)
+
     def texts() -> list[str]:
-        assert [path.read_text() for path in files.values()] == ["one two three"] * 2
-        return [(copy.source / "src" / name).read_text() for name in files]
+        assert [path.read_text() for path in files.values()] == [whole] * 2
+        copies = [(copy.source / "src" / name).read_text() for name in files]
+        return [text[text.index("{") + 2 : -2] for text in copies]
 
     copy.plant([edit("src/a.c", "one", "1"), edit("src/a.c", "three", "3")])
     assert texts() == ["1 two 3", "one two three"]
     copy.plant([edit("src/a.c", "two", "2"), edit("src/b.c", "two", "2")])
     assert texts() == ["one 2 three"] * 2
+    copy.plant([edit("src/b.c", "one", "two one"), edit("src/b.c", "two", "2")])
+    assert texts() == [
+        "one two three",
+        "two one 2 three",
+    ]  # each edit is one of the text without a bug
     copy.plant([edit("src/b.c", "one", "1")])
     assert texts() == ["one two three", "1 two three"]
     (copy.source / "src" / "gone.c").write_text("")
@@ -312,8 +343,9 @@ def verdict(
     new: str, useless: tuple[str, ...] = (), every: bool = False, copy: FakeCopy | None = None
 ) -> Any:
     mutant = tool().parse_mutant({**ENTRY, "new": new, "caught_by": ["test_a", "test_b"]})
-    run = tool().Run([mutant], 0, every)
+    run = tool().Run([mutant], 0, every, sources())
     run.copies = [copy or FakeCopy()]
+    run.groups = lambda: tool().deque([[mutant]])  # it has no file
     run.prove()
     assert set(run.limits) == set(mutant.tests)
     run.useless = {t: "" for t in mutant.tests if t.name in useless}
@@ -348,7 +380,7 @@ def test_what_the_watchdog_ends_runs_again() -> None:
 
 def test_a_test_that_fails_without_a_bug_is_no_judge() -> None:
     mutant = tool().parse_mutant(ENTRY)
-    run = tool().Run([mutant], 0, False)
+    run = tool().Run([mutant], 0, False, sources())
     run.copies = [FakeCopy()]
     run.copies[0].planted = "test_b"
     run.prove()

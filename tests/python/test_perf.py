@@ -12,21 +12,15 @@ import numpy as np
 import pytest
 
 import memslots
-from memslots import cli, kvm, layouts, perf
-from memslots.lab import (
-    costs,
-    crossover,
-    fit,
-    peers,
-    published,
-    sample,
-    show,
-    show_perf,
-    subjects,
-)
-from memslots.lab.case import Effort
-from memslots.lab.rounds import Book, measure, plan
+from memslots import kvm
+from memslots.commands import cli, perf
+from memslots.lab import costs, layouts, peers, sample, subjects
+from memslots.lab.case import Budget
 from memslots.lab.subjects import INDEXED, Engine
+from memslots.measure import crossover, fit, published
+from memslots.measure.rounds import Results, measure, plan
+from memslots.report import perf as report_perf
+from memslots.report import show
 
 DOCS = Path(__file__).parents[2] / "docs" / "perf-json.md"
 
@@ -99,10 +93,10 @@ def assert_row(row: dict[str, Any]) -> None:
 @pytest.fixture
 def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
     """The same command, on less."""
-    effort = Effort(0.001, 1.0, 1.0, 256, 16, 64)
-    monkeypatch.setattr(perf, "QUICK", perf.Mode("quick", (8, 40), 1, effort))
+    budget = Budget(0.001, 1.0, 1.0, 256, 16, 64)
+    monkeypatch.setattr(perf, "QUICK", perf.Mode("quick", (8, 40), 1, budget))
     monkeypatch.setattr(crossover, "SIZES", {509: (2, 8), 32_764: (2, 8)})
-    monkeypatch.setattr(crossover, "EFFORT", effort)
+    monkeypatch.setattr(crossover, "BUDGET", budget)
 
 
 def run(capsys: pytest.CaptureFixture[str], *more: str) -> tuple[int, dict[str, Any], str]:
@@ -481,18 +475,18 @@ def test_lookups_find_the_slots_as_they_were_loaded() -> None:
             self.names, self.n_slots = (name,), 8
             self.moves_slots = moves_slots  # type: ignore[misc]
 
-        def refusal(self, backend: str, effort: Effort) -> str | None:
+        def refusal(self, backend: str, budget: Budget) -> str | None:
             return None
 
         def run(self, run: Any) -> list[sample.Sample]:
             order.append(self.names[0])
             return [sample.Sample(self.names[0], 1.0, np.array([1.0]), 1, 1, "0")]
 
-    book, effort = Book(), perf.QUICK.effort
-    cells = plan([Case("change", True), Case("lookup", False)], ["tree"], 2, effort, book)
-    measure(cells, effort, book, lambda: None)
+    results, budget = Results(), perf.QUICK.budget
+    cells = plan([Case("change", True), Case("lookup", False)], ["tree"], 2, budget, results)
+    measure(cells, budget, results, lambda: None)
     assert order == ["lookup", "change"] * 2
-    assert [row["case"] for row in book.rows()] == ["change", "lookup"]
+    assert [row["case"] for row in results.rows()] == ["change", "lookup"]
 
 
 def test_who_wins_is_told_of_every_table() -> None:
@@ -504,12 +498,12 @@ def test_who_wins_is_told_of_every_table() -> None:
 
     results = [*rows("RW", 8, 1, 1), *rows("RW", 509, 2, 1), *rows("RW", 4096, 2, 1)]
     results += rows("unmap", 4096, 1, 9)
-    told = list(show_perf._array_wins({"results": results, "crossover": []}))
+    told = list(report_perf._array_wins({"results": results, "crossover": []}))
     assert told == [
         "The array is the faster design (costs above): RW at 509 and 4,096; "
         "tree faster or even in all other rows of these."
     ]
-    told = list(show_perf._array_wins({"results": results[:2], "crossover": []}))
+    told = list(report_perf._array_wins({"results": results[:2], "crossover": []}))
     assert "(costs above): nowhere;" in told[0]
 
 
@@ -586,12 +580,12 @@ def test_a_slow_design_gets_some_of_the_same_operations() -> None:
 
 
 def test_what_takes_too_long_is_not_run() -> None:
-    effort, book = Effort(0.001, 1.0, 1.0, 64, 4, 4), Book()
-    cells = plan(perf.all_tests(32_764, 1), ["tree", "list"], 1, effort, book)
+    budget, results = Budget(0.001, 1.0, 1.0, 64, 4, 4), Results()
+    cells = plan(perf.all_tests(32_764, 1), ["tree", "list"], 1, budget, results)
     assert {cell.backend for cell in cells if cell.case.names == ("slot setup",)} == {"tree"}
-    told = {(row["case"], row["backend"]) for row in book.not_run}
+    told = {(row["case"], row["backend"]) for row in results.not_run}
     assert ("slot setup", "list") in told
-    assert all("takes about" in row["reason"] for row in book.not_run)
+    assert all("takes about" in row["reason"] for row in results.not_run)
 
 
 def test_backends_take_turns() -> None:
@@ -604,14 +598,14 @@ def test_backends_take_turns() -> None:
             order.append(run.backend)
             return []
 
-    effort = perf.QUICK.effort
-    cells = plan([Case(1)], ["a", "b", "c"], 20, effort, book := Book())
-    measure(cells, effort, book, lambda: None)
+    budget = perf.QUICK.budget
+    cells = plan([Case(1)], ["a", "b", "c"], 20, budget, results := Results())
+    measure(cells, budget, results, lambda: None)
     rounds = ["".join(order[i : i + 3]) for i in range(0, 60, 3)]
     assert {"".join(sorted(turns)) for turns in rounds} == {"abc"}
     assert {turns[0] for turns in rounds} == {turns[-1] for turns in rounds} == set("abc")
     assert len(set(rounds)) > 3
-    assert book.rows() == []
+    assert results.rows() == []
 
 
 def test_crossover_of_factors() -> None:

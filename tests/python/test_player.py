@@ -18,10 +18,12 @@ import pytest
 from model import ModelVM, Slot
 
 import memslots
-from memslots import build_info, cli, kvm, player, vectors
+from memslots import build_info, kvm
 from memslots._memslots import simd_levels
-from memslots.player import play
-from memslots.vectors import Op, VectorFile
+from memslots.commands import cli, info, replay
+from memslots.traces import player, vectors
+from memslots.traces.player import play
+from memslots.traces.vectors import Op, VectorFile
 
 VECTORS = Path(__file__).parents[1] / "vectors"
 EDGE = sorted((VECTORS / "edge").glob("*.jsonl"))
@@ -632,7 +634,7 @@ def test_replay_counts_all_mismatches_and_shows_some(tmp_path: Path, capsys: Any
     assert cli.main(["replay", str(path)]) == 1
     lines = capsys.readouterr().out.splitlines()
     shown = [line for line in lines if line.startswith(f"{path}:")]
-    assert len(shown) == cli.SHOWN_MISMATCHES + 1
+    assert len(shown) == replay.SHOWN_MISMATCHES + 1
     assert "and 10 more mismatches" in shown[-1]
     assert lines[-1] == summary(1, 30, 30)
 
@@ -773,15 +775,15 @@ def test_help_lists_the_commands(capsys: Any) -> None:
 
 
 def test_perf_runs_its_module(monkeypatch: Any) -> None:
-    perf = types.ModuleType("memslots.perf")
+    perf = types.ModuleType("memslots.commands.perf")
     perf.add_arguments = lambda parser: parser.add_argument("--seed", type=int)
     perf.run = lambda args: args.seed
-    monkeypatch.setitem(sys.modules, "memslots.perf", perf)
+    monkeypatch.setitem(sys.modules, "memslots.commands.perf", perf)
     assert cli.main(["perf", "--seed", "7"]) == 7
 
 
 def test_command_whose_module_is_missing(monkeypatch: Any, capsys: Any) -> None:
-    monkeypatch.setitem(sys.modules, "memslots.perf", None)
+    monkeypatch.setitem(sys.modules, "memslots.commands.perf", None)
     assert cli.main(["perf"]) == 2
     assert "pip install 'memslots[perf]'" in capsys.readouterr().err
     assert cli.main(["replay", str(EDGE[0])]) == 0
@@ -837,17 +839,17 @@ def test_module_is_the_command_line() -> None:
 def test_info(capsys: Any) -> None:
     assert cli.main(["info"]) == 0
     text = capsys.readouterr().out
-    assert [line.split(":")[0] for line in text.splitlines()] == list(cli._info())
+    assert [line.split(":")[0] for line in text.splitlines()] == list(info._info())
 
 
 def test_info_json(capsys: Any, monkeypatch: Any) -> None:
     monkeypatch.setattr(kvm, "available", lambda: "no such device")
     assert cli.main(["info", "--json"]) == 0
-    info = json.loads(capsys.readouterr().out)
-    assert set(info) == {"memslots", "python", "numpy", "platform", "build", "cpu", "simd", "kvm"}
-    assert info["kvm"] == {"usable": False, "reason": "no such device"}
-    assert info["python"] == sys.version.split()[0]
-    assert set(info["cpu"]) == {"model", "features", "cores"}
+    told = json.loads(capsys.readouterr().out)
+    assert set(told) == {"memslots", "python", "numpy", "platform", "build", "cpu", "simd", "kvm"}
+    assert told["kvm"] == {"usable": False, "reason": "no such device"}
+    assert told["python"] == sys.version.split()[0]
+    assert set(told["cpu"]) == {"model", "features", "cores"}
 
 
 def simd_line(wanted: str | None) -> str:
@@ -888,11 +890,11 @@ def test_info_tells_of_a_level_that_was_asked_for_too_late(monkeypatch: Any) -> 
     if not other:
         pytest.skip("this CPU has one level only")
     monkeypatch.setenv("MEMSLOTS_SIMD", other[0])
-    assert cli._info()["simd"]["note"] == "MEMSLOTS_SIMD IS IGNORED: it was set too late"
+    assert info._info()["simd"]["note"] == "MEMSLOTS_SIMD IS IGNORED: it was set too late"
 
 
 @pytest.mark.skipif(kvm.available() is not None, reason=f"no kernel to ask: {kvm.available()}")
 def test_info_of_the_kernel() -> None:
-    info = cli._info()["kvm"]
-    assert (info["usable"], info["api_version"]) == (True, 12)
-    assert info["nr_memslots"] > 0
+    told = info._info()["kvm"]
+    assert (told["usable"], told["api_version"]) == (True, 12)
+    assert told["nr_memslots"] > 0

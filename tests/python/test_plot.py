@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 
-from memslots import cli, vectors
-from memslots import map as memory_map
+from memslots.commands import cli
+from memslots.commands import map as map_command
+from memslots.traces import history, vectors
 
 pytest.importorskip("matplotlib", reason="no matplotlib: pip install 'memslots[plot]'")
 
@@ -195,7 +196,7 @@ def test_the_map_of_a_boot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     said = texts(figures[0])
     title = "pc-migrate-boot: 41 changes, never more than 9 slots"
     axes = ["guest physical address", "operations so far", "time since QEMU started"]
-    kinds = [*memory_map.KINDS, "0xfffc0000", "that no slot ever has", "12.3 s"]
+    kinds = [*history.KINDS, "0xfffc0000", "that no slot ever has", "12.3 s"]
     counts = [f"{n} \N{MULTIPLICATION SIGN} {kind}" for n, kind in ((22, "create"), (6, "flags"))]
     assert [text for text in (title, *axes, *kinds, *counts) if text not in said] == []
 
@@ -203,19 +204,19 @@ def test_the_map_of_a_boot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 def test_the_map_at_an_operation_names_every_slot(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    file = vectors.read(memory_map.find("pc-migrate-boot"))
+    file = vectors.read(map_command.find("pc-migrate-boot"))
     with drawn(monkeypatch) as figures:
         plot.memory_map_picture(file, tmp_path / "map.svg", at=13)
     said = texts(figures[0])
     assert "after 13 of 64 operations: 4 slots" in said
     assert "hole of 3.75 GiB" in said
-    for slot in memory_map.slots_at(memory_map.lives(file), 13):
+    for slot in history.slots_at(history.lives(file), 13):
         assert f"slot {slot.id}: " in said
 
 
 @pytest.mark.parametrize("name", ["q35-ivshmem-bars", "pc-pam-smram"])
 def test_long_traces_are_drawn_too(name: str, tmp_path: Path) -> None:
-    file = vectors.read(memory_map.find(name))
+    file = vectors.read(map_command.find(name))
     plot.memory_map_picture(file, tmp_path / "map.png")
     assert is_picture(tmp_path / "map.png")
 

@@ -263,7 +263,7 @@ TRY = """
 id = interpreters.create()
 words = run(id, "import memslots")
 assert "ImportError" in words and "sub-interpreter" in words and "main" in words, words
-for module in ("memslots._memslots", "memslots.cli"):
+for module in ("memslots._memslots", "memslots.commands"):
     assert "ImportError" in run(id, f"import {module}")
 assert run(id, "import json; json.loads('1')") == ""       # it is none the worse
 interpreters.destroy(id)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""README.md and docs/ keep their word: examples run, links lead somewhere, commands exist."""
+"""README.md and docs/ are true: examples run, links resolve, commands and calls exist."""
 
 from __future__ import annotations
 
@@ -13,10 +13,14 @@ import numpy as np
 import pytest
 
 import memslots
-from memslots import VM, cli
+from memslots import VM
+from memslots.commands import cli
 
 ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
+CALLS = ROOT / "docs" / "python.md"
+COMMANDS = ROOT / "docs" / "commands.md"
+C_PAGE = ROOT / "docs" / "c.md"
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("tests/**/*.md")])
 
 pytestmark = pytest.mark.skipif(not README.exists(), reason="there is no checkout around the tests")
@@ -96,9 +100,9 @@ def test_hole_of_the_example() -> None:
 # ---- tables ---------------------------------------------------------------------------------------------
 
 
-def table_rows(header: str) -> list[list[str]]:
-    """The rows of the table of README whose first line starts like this."""
-    lines = iter(text_of(README).splitlines())
+def table_rows(page: Path, header: str) -> list[list[str]]:
+    """The rows of the page's table whose first line starts with `header`."""
+    lines = iter(text_of(page).splitlines())
     for line in lines:
         if line.startswith(header):
             next(lines)
@@ -117,7 +121,7 @@ def test_calls_of_the_table_exist() -> None:
     names = set(dir(VM)) | set(dir(memslots.Update)) | {"add_listener", "Listener"}
     hooks = {"prepare", "abort", "flush", "commit"}
     found = 0
-    for _, calls in table_rows("| what | calls |"):
+    for _, calls in table_rows(CALLS, "| purpose | calls |"):
         for name in re.findall(r"`(\w+)(?:\(.*?\))?`", calls):
             found += 1
             assert name in names | hooks, name
@@ -125,9 +129,9 @@ def test_calls_of_the_table_exist() -> None:
 
 
 def test_every_call_is_in_the_table() -> None:
-    """Nothing public of VM is left out, but for limits and life."""
-    told = " ".join(calls for _, calls in table_rows("| what | calls |")) + text_of(README)
-    untold = {
+    """The page names every public member of VM, except limits, counts and close()."""
+    named = text_of(CALLS) + text_of(README)
+    excepted = {
         "close",
         "closed",
         "address_spaces",
@@ -136,10 +140,10 @@ def test_every_call_is_in_the_table() -> None:
         "hva_end_max",
         "backend",
     }
-    untold |= {"nr_memslot_pages", "memslots", "memslots_array", "remove_listener"}
+    excepted |= {"nr_memslot_pages", "memslots", "memslots_array", "remove_listener"}
     for name in dir(VM):
-        if not name.startswith("_") and not name.endswith("_many") and name not in untold:
-            assert name in told, name
+        if not name.startswith("_") and not name.endswith("_many") and name not in excepted:
+            assert name in named, name
 
 
 def help_of(*command: str) -> str:
@@ -157,7 +161,7 @@ def help_of(*command: str) -> str:
 def test_commands_of_the_table_exist() -> None:
     """And the options that the table names are in their --help, which has an example."""
     listed = help_of()
-    for command, description in table_rows("| command | what it does |"):
+    for command, description in table_rows(COMMANDS, "| command | what it does |"):
         name = re.match(r"`memslots (\w+)", command)
         assert name
         assert re.search(rf"^\s+{name[1]}\b", listed, re.MULTILINE)
@@ -168,10 +172,27 @@ def test_commands_of_the_table_exist() -> None:
 
 
 def test_every_command_is_in_the_table() -> None:
-    told = {
-        re.match(r"`memslots (\w+)", row[0])[1] for row in table_rows("| command | what it does |")
+    listed = {
+        re.match(r"`memslots (\w+)", row[0])[1] for row in table_rows(COMMANDS, "| command | what it does |")
     }
-    assert told == set(cli._COMMANDS)
+    assert listed == set(cli._COMMANDS)
+
+
+# ---- the C example ------------------------------------------------------------------------------------------
+
+
+def test_c_example(tmp_path: Path) -> None:
+    """The example of docs/c.md compiles without warnings and prints the address of its comment."""
+    source = blocks(C_PAGE, "c")[0]
+    (tmp_path / "example.c").write_text(source, encoding="utf-8")
+    core = ROOT / "src" / "_core"
+    compile_c = ["cc", "-std=gnu11", "-I", str(core / "include")]
+    strict = ["-Wall", "-Wextra", "-Werror", "-c", "example.c"]
+    library = [*map(str, sorted(core.glob("*.c"))), "-pthread", "-o", "example"]
+    subprocess.run([*compile_c, *strict], check=True, cwd=tmp_path, timeout=300)
+    subprocess.run([*compile_c, "example.o", *library], check=True, cwd=tmp_path, timeout=300)
+    done = subprocess.run([tmp_path / "example"], check=True, capture_output=True, text=True)
+    assert done.stdout.strip() == re.search(r"printf\(.*?/\* (\w+) \*/", source)[1]
 
 
 # ---- links and makefile -----------------------------------------------------------------------------------

@@ -10,9 +10,10 @@ import pytest
 from test_perf import NOT_RUN, NUMBER, PUBLISHED, TOP, assert_keys, assert_row
 
 import memslots
-from memslots import cli, scale
-from memslots.lab import fit, subjects
-from memslots.lab.case import Effort
+from memslots.commands import cli, scale
+from memslots.lab import subjects
+from memslots.lab.case import Budget
+from memslots.measure import fit
 
 SCALE = {k: v for k, v in TOP.items() if k not in ("crossover", "floor_ns", "kvm_refused_ns")}
 SCALE |= {"fits": list, "selftest": list}
@@ -21,8 +22,8 @@ FIT = {"case": str, "backend": str, "exponent": NUMBER, "sizes": int}
 
 @pytest.fixture(autouse=True)
 def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
-    effort = Effort(0.001, 1.0, 1.0, 256, 16, 64)
-    monkeypatch.setattr(scale, "QUICK", scale.Mode("quick", 130, 1, effort))
+    budget = Budget(0.001, 1.0, 1.0, 256, 16, 64)
+    monkeypatch.setattr(scale, "QUICK", scale.Mode("quick", 130, 1, budget))
 
 
 def run(capsys: pytest.CaptureFixture[str], *more: str) -> tuple[int, dict[str, Any], str]:
@@ -106,9 +107,9 @@ def test_a_wrong_answer_fails(
 
 def test_what_would_take_hours_is_not_run(capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["--only", "setup/one by one", "--max-slots", "8"]
-    mode = scale.Mode("quick", 1_000_000, 1, Effort(0.001, 1.0, 1.0, 64, 4, 4))
+    mode = scale.Mode("quick", 1_000_000, 1, Budget(0.001, 1.0, 1.0, 64, 4, 4))
     scaling = scale._Scaling(mode, ["array", "list", "kvm"], 1, "setup/one by one")
-    reasons = {(r["backend"], r["n_slots"]): r["reason"] for r in scaling.book.not_run}
+    reasons = {(r["backend"], r["n_slots"]): r["reason"] for r in scaling.results.not_run}
     assert "hours" in reasons["array", 1_000_000]
     assert "hours" in reasons["list", 1_000_000]
     assert reasons["kvm", 1_000_000] == "it has room for 32,764"

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from scene import PAGE, PRELUDE, put
 
 from memslots import (
     HVA_ERR_BAD,
@@ -32,14 +33,7 @@ from memslots import (
     ReentrantChangeError,
 )
 
-PAGE = 4096
 LOG = MemFlag.LOG_DIRTY_PAGES
-
-
-def put(vm: VM, id: int, base: int, npages: int, hva: int = 0, flags: int = 0) -> None:
-    vm.set_user_memory_region(
-        id, guest_phys_addr=base * PAGE, memory_size=npages * PAGE, userspace_addr=hva, flags=flags
-    )
 
 
 @pytest.fixture
@@ -113,13 +107,13 @@ def plausible(gfn: int, hva: int) -> bool:
 
 def fill(vm: VM) -> None:
     for i in range(SLOTS):
-        put(vm, i, 64 * i, 64, hva_of(64 * i, 0))
+        put(vm, i, 64 * i, 64, hva=hva_of(64 * i, 0))
 
 
 def shift_slot(vm: VM, i: int, shift: int) -> None:
     """Deleted and made again elsewhere in host memory."""
     put(vm, i, 0, 0)
-    put(vm, i, 64 * i, 64, hva_of(64 * i, shift))
+    put(vm, i, 64 * i, 64, hva=hva_of(64 * i, shift))
 
 
 def look_scalar(vm: VM) -> Callable[[Crew], None]:
@@ -674,16 +668,7 @@ def test_sections_in_many_generators(vm: VM) -> None:
 # ---- fork ---------------------------------------------------------------------------------------------
 
 FORK = """
-import os, sys, threading, time, warnings
-warnings.simplefilter("ignore", DeprecationWarning)  # 3.12: threads and fork
-import numpy as np
-from memslots import VM, ForkedError, Listener, MemFlag, ReaderStallWarning, MEMSLOT_DTYPE
-warnings.simplefilter("ignore", ReaderStallWarning)  # a busy machine makes any reader slow
-
 vm = VM()
-def put(vm, id, base, npages, flags=0):
-    vm.set_user_memory_region(id, guest_phys_addr=base * 4096, memory_size=npages * 4096,
-                              userspace_addr=id << 30, flags=flags)
 for id in range(20):
     put(vm, id, id * 10, 5, 1)
 vcpu = vm.create_vcpu()
@@ -788,7 +773,7 @@ def test_fork(kind: str) -> None:
     """The child looks and gets the parent's answers; a change is ForkedError; it never hangs; the
     parent goes on as if nothing had been."""
     after = "\nlooks(); vm.check(); put(vm, 50, 5000, 1); put(vm, 0, 0, 0); assert len(vm) == 20; print('well')\n"
-    script = FORK + FORKS[kind] + after
+    script = PRELUDE + FORK + FORKS[kind] + after
     done = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=False
     )
@@ -809,7 +794,7 @@ EXITS = {
     """,
     "daemon that changes": """
         def work():
-            while True: put(1, 5); put(1, 6)
+            while True: put(vm, 1, 5, 1); put(vm, 1, 6, 1)
     """,
     "daemon in an update": """
         def work():
@@ -822,14 +807,9 @@ EXITS = {
 @pytest.mark.parametrize("kind", EXITS)
 def test_interpreter_ends_beside(kind: str) -> None:
     """A daemon thread is wherever it is when the process ends: it ends, without a word."""
-    script = f"""
-import threading, time, warnings
-from memslots import VM, ReaderStallWarning
-warnings.simplefilter("ignore", ReaderStallWarning)  # a busy machine makes any reader slow
+    script = f"""{PRELUDE}
 vm = VM()
-def put(id, base):
-    vm.set_user_memory_region(id, guest_phys_addr=base * 4096, memory_size=4096)
-put(0, 0)
+put(vm, 0, 0, 1)
 {textwrap.dedent(EXITS[kind])}
 threading.Thread(target=work, daemon=True).start()
 time.sleep(0.1)

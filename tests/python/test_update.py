@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from scene import PAGE, put
 
 from memslots import (
     VM,
@@ -34,19 +35,7 @@ from memslots import (
     UpdateError,
 )
 
-PAGE = 4096
 LOG, READONLY = MemFlag.LOG_DIRTY_PAGES, MemFlag.READONLY
-
-
-def put(vm: VM, id: int, base: int, npages: int, flags: int = 0, as_id: int = 0) -> None:
-    vm.set_user_memory_region(
-        id,
-        guest_phys_addr=base * PAGE,
-        memory_size=npages * PAGE,
-        userspace_addr=id * 2**30,
-        flags=flags,
-        as_id=as_id,
-    )
 
 
 @pytest.fixture(params=[0, 1])

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from memslots import vectors
-from memslots.vectors import VectorError
+from memslots.traces import vectors
+from memslots.traces.vectors import VectorError
 
 FILES = sorted((Path(__file__).parents[1] / "vectors").rglob("*.jsonl*"))
 ARENA = 1 << 44

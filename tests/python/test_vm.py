@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from scene import PAGE, put
 
 import memslots
 from memslots import (
@@ -40,7 +41,6 @@ from memslots import (
     Snapshot,
 )
 
-PAGE = 4096
 LOG, READONLY = MemFlag.LOG_DIRTY_PAGES, MemFlag.READONLY
 HVA = 0x7F00_0000_0000
 SANITIZED = memslots.build_info()["sanitizer"] != "none"
@@ -50,20 +50,6 @@ SANITIZED = memslots.build_info()["sanitizer"] != "none"
 def vm() -> Iterator[VM]:
     with VM() as vm:
         yield vm
-
-
-def put(
-    vm: VM, id: int, base: int, npages: int, hva: int = 0, flags: int = 0, as_id: int = 0
-) -> None:
-    """set_user_memory_region in pages."""
-    vm.set_user_memory_region(
-        id,
-        guest_phys_addr=base * PAGE,
-        memory_size=npages * PAGE,
-        userspace_addr=hva,
-        flags=flags,
-        as_id=as_id,
-    )
 
 
 # ---- limits and properties ------------------------------------------------------------------------
@@ -141,10 +127,10 @@ def test_properties_cannot_be_set(vm: VM, name: str) -> None:
 def test_limits_work(vm: VM) -> None:
     """The last id, the last gpa, the last hva; one further is refused."""
     with VM(user_mem_slots=4, gpa_bits=20, hva_end_max=2**30) as small:
-        put(small, 3, 2**8 - 1, 1, 2**30 - PAGE)
+        put(small, 3, 2**8 - 1, 1, hva=2**30 - PAGE)
         for bad in ((4, 0, 1, 0), (0, 2**8, 1, 0), (0, 2**8, 3, 0), (0, 0, 1, 2**30)):
             with pytest.raises(InvalidRegionError):
-                put(small, *bad)
+                put(small, *bad[:3], hva=bad[3])
         assert len(small) == 1
 
 
@@ -152,7 +138,7 @@ def test_many_address_spaces() -> None:
     """64 of them, each with the same id and gfn."""
     with VM(address_spaces=64) as vm:
         for as_id in range(64):
-            put(vm, 5, 100, 2, as_id * 2**20, as_id=as_id)
+            put(vm, 5, 100, 2, hva=as_id * 2**20, as_id=as_id)
         assert len(vm) == 64
         assert [vm.gfn_to_hva(101, n) for n in range(64)] == [n * 2**20 + PAGE for n in range(64)]
         assert [vm.generation(n) for n in range(64)] == [n + 64 for n in range(64)]
@@ -227,7 +213,7 @@ def test_generations_of_address_spaces_never_meet() -> None:
 
 
 def test_create(vm: VM) -> None:
-    put(vm, 7, 0x100, 0x10, HVA, LOG)
+    put(vm, 7, 0x100, 0x10, hva=HVA, flags=LOG)
     slot = vm.id_to_memslot(7)
     assert slot == MemorySlot(7, 0, 0x100, 0x10, HVA, LOG)
     assert vm.gfn_to_memslot(0x10F) == slot
@@ -238,7 +224,7 @@ def test_create(vm: VM) -> None:
 
 def test_delete_ignores_the_other_values(vm: VM) -> None:
     """They are validated all the same."""
-    put(vm, 7, 0x100, 0x10, HVA, LOG)
+    put(vm, 7, 0x100, 0x10, hva=HVA, flags=LOG)
     with pytest.raises(InvalidRegionError):
         vm.set_user_memory_region(7, guest_phys_addr=1, memory_size=0)
     vm.set_user_memory_region(
@@ -250,8 +236,8 @@ def test_delete_ignores_the_other_values(vm: VM) -> None:
 
 def test_move(vm: VM) -> None:
     """Also onto its own old place, and with a change of flags."""
-    put(vm, 1, 100, 10, HVA)
-    put(vm, 1, 105, 10, HVA, LOG)
+    put(vm, 1, 100, 10, hva=HVA)
+    put(vm, 1, 105, 10, hva=HVA, flags=LOG)
     assert vm.memslots() == [MemorySlot(1, 0, 105, 10, HVA, LOG)]
     assert vm.gfn_to_memslot(104) is None
     assert vm.gfn_to_hva(105) == HVA
@@ -283,8 +269,8 @@ def test_numbers_may_be_numpys(vm: VM) -> None:
 @pytest.fixture
 def mapped(vm: VM) -> VM:
     """Slot 0 at gfn 16 (4 pages), slot 1 READONLY at gfn 32 (2 pages)."""
-    put(vm, 0, 16, 4, HVA)
-    put(vm, 1, 32, 2, HVA + 2**20, READONLY)
+    put(vm, 0, 16, 4, hva=HVA)
+    put(vm, 1, 32, 2, hva=HVA + 2**20, flags=READONLY)
     return vm
 
 
@@ -363,7 +349,7 @@ def test_invalid_slots_are_returned_but_not_used() -> None:
                     seen[name] = call(16)
 
     with VM() as vm:
-        put(vm, 0, 16, 4, HVA, LOG)
+        put(vm, 0, 16, 4, hva=HVA, flags=LOG)
         vcpu = vm.create_vcpu()
         assert vcpu.gfn_to_hva(16) == HVA
         vm.add_listener(Looks())
@@ -416,10 +402,10 @@ def test_hva_ranges(mapped: VM, start: int, last: int, ids: list[int]) -> None:
 def test_aliases() -> None:
     """Slots that share host memory come by (as_id, userspace_addr, base_gfn)."""
     with VM(address_spaces=2) as vm:
-        put(vm, 3, 400, 4, HVA)
-        put(vm, 1, 100, 4, HVA)
-        put(vm, 2, 200, 8, HVA - 2 * PAGE)
-        put(vm, 1, 50, 1, HVA + PAGE, as_id=1)
+        put(vm, 3, 400, 4, hva=HVA)
+        put(vm, 1, 100, 4, hva=HVA)
+        put(vm, 2, 200, 8, hva=HVA - 2 * PAGE)
+        put(vm, 1, 50, 1, hva=HVA + PAGE, as_id=1)
         hits = vm.hva_to_gfns(HVA + PAGE + 77)
         assert [(slot.as_id, slot.id, gfn) for slot, gfn in hits] == [
             (0, 2, 203),
@@ -435,7 +421,7 @@ def test_aliases() -> None:
 def test_more_slots_than_the_first_try_has_room_for(vm: VM) -> None:
     """Lists grow as needed: 1,000 slots that all share host memory."""
     for id in range(1000):
-        put(vm, id, 2 * id, 1, HVA)
+        put(vm, id, 2 * id, 1, hva=HVA)
     assert [slot.id for slot in vm.memslots()] == list(range(1000))
     assert len(vm.memslots_in_gfn_range(1, 1999)) == 999
     assert len(vm.memslots_in_hva_range(HVA, HVA)) == 1000
@@ -739,8 +725,8 @@ def test_memory_slots_have_no_order() -> None:
 def test_vcpu() -> None:
     """Its own address space; right after every change."""
     with VM(address_spaces=2) as vm:
-        put(vm, 0, 16, 4, HVA)
-        put(vm, 0, 16, 4, 2 * HVA // 3 // PAGE * PAGE, READONLY, as_id=1)
+        put(vm, 0, 16, 4, hva=HVA)
+        put(vm, 0, 16, 4, hva=2 * HVA // 3 // PAGE * PAGE, flags=READONLY, as_id=1)
         vcpu = vm.create_vcpu()
         assert vcpu.vm is vm
         assert vcpu.as_id == 0
@@ -751,7 +737,7 @@ def test_vcpu() -> None:
         with pytest.raises(ReadOnlySlotError):
             vcpu.gfn_to_hva(17)
         vcpu.as_id = 0
-        put(vm, 0, 50, 4, HVA)
+        put(vm, 0, 50, 4, hva=HVA)
         assert vcpu.gfn_to_memslot(17) is None
         assert vcpu.gfn_to_hva(50) == HVA
         with pytest.raises(InvalidRegionError):
@@ -996,7 +982,7 @@ def test_weakref_and_release() -> None:
 
 def test_results_outlive_the_vm() -> None:
     vm = VM()
-    put(vm, 0, 0, 100, HVA, LOG)
+    put(vm, 0, 0, 100, hva=HVA, flags=LOG)
     vm.mark_page_dirty(1)
     slot, log, rows, snapshot = (
         vm.gfn_to_memslot(0),
@@ -1067,14 +1053,14 @@ def test_32764_slots() -> None:
     rng.shuffle(ids)
     with VM() as vm:
         for id in ids:
-            put(vm, id, 4 * id, 2, HVA + 2 * id * PAGE)
+            put(vm, id, 4 * id, 2, hva=HVA + 2 * id * PAGE)
         vm.check()
         assert len(vm) == 32764
         with pytest.raises(InvalidRegionError):
             put(vm, 32764, 2**30, 1)
         rng.shuffle(ids)
         for id in ids:
-            put(vm, id, 4 * id + 2, 2, HVA + 2 * id * PAGE)
+            put(vm, id, 4 * id + 2, 2, hva=HVA + 2 * id * PAGE)
         vm.check()
         probes = np.arange(4 * 32764, dtype=np.uint64)
         hvas = vm.gfn_to_hva_many(probes)

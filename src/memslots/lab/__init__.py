@@ -1,11 +1,10 @@
 # SPDX-License-Identifier: MIT
-"""The benchmark lab: what `memslots perf` and `memslots scale` are made of.
+"""The laboratory: the cases that `memslots perf` and `memslots scale` measure.
 
-subjects  who is measured: designs of the engine, this machine's kernel
-case      one thing to measure; sample: what one run of it gave
-selftest, lookups, changes, replays, peers  the cases
-rounds    lets the subjects take turns, and keeps what came of it
-costs     roughly what operations cost, to choose how many fit into a round
-crossover, fit, published  what follows from the figures, and what others measured
-show      figures as text
+layouts   slots and streams of gfns from a seed, with the right answers
+subjects  the VMs that are measured: designs of the engine, the kernel of this machine
+case      one thing to measure; sample: one run of it
+selftest, changes, lookups, scaling, replays, peers  the cases
+costs     rough costs of operations, which decide how many fit into a round
+machine   the machine that figures come from
 """

@@ -13,8 +13,8 @@ from .sample import Sample
 from .subjects import INDEXED, ROOM, Subjects
 
 
-class Effort(NamedTuple):
-    """How much work a command may do."""
+class Budget(NamedTuple):
+    """The time and the operations that a command may spend on each case."""
 
     seconds: float  # a round of one case on one backend
     filling: float  # seconds, beyond which a VM is not filled
@@ -29,7 +29,7 @@ class Run(NamedTuple):
 
     backend: str
     subjects: Subjects
-    effort: Effort
+    budget: Budget
 
 
 class Case(ABC):
@@ -55,15 +55,15 @@ class Case(ABC):
         special = {"kvm": self.with_kvm, INDEXED: self.with_index}
         return [name for name in available if special.get(name, True)]
 
-    def refusal(self, backend: str, effort: Effort) -> str | None:
+    def refusal(self, backend: str, budget: Budget) -> str | None:
         """Why this backend would take too long here, or None."""
         n = self.n_slots or 0
         if backend == "kvm" and n > ROOM:
             return f"it has room for {ROOM:,}"
         seconds = nominal("load", backend, n) * n / 1e9
-        return f"filling a VM takes {duration(seconds)}" if seconds > effort.filling else None
+        return f"filling a VM takes {duration(seconds)}" if seconds > budget.filling else None
 
-    def rounds(self, backend: str, wanted: int, effort: Effort) -> int:
+    def rounds(self, backend: str, wanted: int, budget: Budget) -> int:
         """How often to run: fewer times where one takes long."""
         return wanted
 

@@ -14,11 +14,11 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from .. import layouts
 from ..constants import PAGE_SHIFT, MemFlag
-from ..layouts import Layout
+from . import layouts
 from .case import Case, Run
 from .costs import affordable
+from .layouts import Layout
 from .sample import Sample, difference, digest, first, typical
 from .subjects import CHANGES, Changeable, Changed, alternating, regions
 
@@ -42,7 +42,7 @@ class PairCase(Case):
 
     def chosen(self, run: Run) -> Layout:
         n = len(self.slots)
-        count = affordable("change", run.backend, n, run.effort.changes, run.effort.seconds) // 2
+        count = affordable("change", run.backend, n, run.budget.changes, run.budget.seconds) // 2
         return self.slots[np.random.default_rng((self.seed, 2)).integers(0, n, max(count, 1))]
 
     def pairs(self, chosen: Layout) -> tuple[NDArray[Any], NDArray[Any]]:

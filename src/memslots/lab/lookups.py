@@ -17,11 +17,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .. import layouts
 from ..constants import HVA_ERR_BAD
-from ..layouts import Layout, Numbers
+from . import layouts
 from .case import Case, Run
 from .costs import RUN, affordable, spread
+from .layouts import Layout, Numbers
 from .sample import Sample, Times, difference, digest, per_operation, typical
 from .subjects import Answered, Engine
 
@@ -55,7 +55,7 @@ class LookupCase(Case):
         return engine_with(run, self.layout_name, self.slots)
 
     def count(self, run: Run, wanted: int) -> int:
-        return affordable(self.kind, run.backend, len(self.slots), wanted, run.effort.seconds)
+        return affordable(self.kind, run.backend, len(self.slots), wanted, run.budget.seconds)
 
 
 def engine_with(run: Run, name: str, slots: Layout) -> Engine:
@@ -104,9 +104,9 @@ class GfnLookup(LookupCase):
         return self._known[count]
 
     def run(self, run: Run) -> Sequence[Sample]:
-        wanted = run.effort.lookups
+        wanted = run.budget.lookups
         numbers, expected = self.stream(wanted, self.count(run, wanted))
-        return [self.asked(self.engine(run), numbers, expected, run.effort.latencies)]
+        return [self.asked(self.engine(run), numbers, expected, run.budget.latencies)]
 
     def asked(self, engine: Engine, numbers: Numbers, expected: Numbers, latencies: int) -> Sample:
         if self.level == "batch":
@@ -189,9 +189,9 @@ class IdLookup(LookupCase):
     names = ("lookup/id/vm",)
 
     def run(self, run: Run) -> Sequence[Sample]:
-        wanted = run.effort.lookups
+        wanted = run.budget.lookups
         numbers = layouts.ids(self.slots, self.count(run, wanted), self.seed)
-        latencies = min(run.effort.latencies, len(numbers))
+        latencies = min(run.budget.latencies, len(numbers))
         value, singles, answers = time_loop(self.engine(run).ids, numbers, latencies)
         asked = np.concatenate([numbers, numbers[:latencies]])
         wrong = difference(answers, layouts.expected_addresses(self.slots, asked), "answers")

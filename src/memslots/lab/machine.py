@@ -8,24 +8,46 @@ import platform
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from time import perf_counter_ns
 from typing import Any
 
 import numpy as np
 
 from .. import kvm
-from .._memslots import backends, time_nothing
+from .._memslots import backends, build_info, time_nothing
 from .subjects import INDEXED, design_of
 
 #: Kernel changes wait for a grace period, which costs several times more away from the CPU that runs its work.
 KVM_CPU = 0
 
+CPU_FEATURES = ("avx2", "bmi2", "avx512f")
+
 
 def machine() -> dict[str, Any]:
     """Versions, build and CPU."""
-    from ..cli import machine_info
+    return {
+        "platform": platform.platform(),
+        "python": platform.python_version(),
+        "numpy": np.__version__,
+        "build": dict(build_info()),
+        "cpu": cpu(),
+    }
 
-    return {"platform": platform.platform(), "python": platform.python_version(), **machine_info()}
+
+def cpu() -> dict[str, Any]:
+    """The model, and which of the features that matter here it has, as Linux tells it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        lines = []
+    fields = {k.strip(): v.strip() for k, _, v in (line.partition(":") for line in lines)}
+    flags = fields.get("flags", "").split()
+    return {
+        "model": fields.get("model name") or platform.machine(),
+        "features": [f for f in CPU_FEATURES if f in flags],
+        "cores": os.cpu_count(),
+    }
 
 
 def available_backends(with_kvm: bool) -> tuple[list[str], list[str]]:

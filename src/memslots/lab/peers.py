@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..constants import HVA_ERR_BAD, PAGE_SHIFT
-from ..layouts import Layout, Numbers, sorted_by
-from .case import Effort, Run
+from .case import Budget, Run
+from .layouts import Layout, Numbers, sorted_by
 from .lookups import GfnLookup, time_batches, time_calls
 from .sample import Sample
 
@@ -134,7 +134,7 @@ class PeerLookup(GfnLookup):
     def backends(self, available: Any) -> list[str]:
         return [name for name in available if name in PEERS and PEERS[name].level == self.level]
 
-    def refusal(self, backend: str, effort: Effort) -> str | None:
+    def refusal(self, backend: str, budget: Budget) -> str | None:
         return None
 
     def setup(self, run: Run) -> None:
@@ -142,11 +142,11 @@ class PeerLookup(GfnLookup):
         self.made[run.backend] = PEERS[run.backend].make(self.slots)
 
     def run(self, run: Run) -> Sequence[Sample]:
-        peer, wanted = self.made[run.backend], run.effort.lookups
+        peer, wanted = self.made[run.backend], run.budget.lookups
         numbers, expected = self.stream(wanted, wanted)
         if self.level == "batch":
             return [self.sample(expected, *time_batches(peer, numbers))]
-        return [self.sample(expected, *time_calls(peer, numbers, run.effort.latencies))]
+        return [self.sample(expected, *time_calls(peer, numbers, run.budget.latencies))]
 
 
 def all_peers(n_slots: int, seed: int) -> list[PeerLookup]:

@@ -15,7 +15,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from .. import player, vectors
+from ..traces import player, vectors
 from .case import Case, Run
 from .sample import Sample, typical
 

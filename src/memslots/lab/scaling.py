@@ -10,12 +10,12 @@ from typing import ClassVar
 
 import numpy as np
 
-from .. import layouts
 from ..constants import PAGE_SIZE
-from ..layouts import Numbers
-from .case import Case, Effort, Run, duration
+from . import layouts
+from .case import Budget, Case, Run, duration
 from .changes import all_changes, misplaced
 from .costs import nominal
+from .layouts import Numbers
 from .lookups import GfnLookup, IdLookup, LookupCase, time_loop
 from .sample import Sample, difference, digest
 from .subjects import Answered, Engine, regions
@@ -28,7 +28,7 @@ class HvaLookup(LookupCase):
     names = ("lookup/hva/vm",)
 
     def run(self, run: Run) -> Sequence[Sample]:
-        wanted = run.effort.lookups
+        wanted = run.budget.lookups
         gfns = layouts.random(self.slots, self.count(run, wanted), self.seed)
         starts = layouts.expected_hvas(self.slots, gfns)
         hvas = self.engine(run).hvas
@@ -36,7 +36,7 @@ class HvaLookup(LookupCase):
         def loop(pages: Numbers, group: int) -> Answered:
             return hvas(pages, pages + np.uint64(PAGE_SIZE - 1), group)
 
-        value, singles, answers = time_loop(loop, starts, run.effort.latencies)
+        value, singles, answers = time_loop(loop, starts, run.budget.latencies)
         wrong = difference(answers, np.ones(len(answers), dtype=np.uint64), "ranges")
         made = digest(answers)
         return [Sample(self.names[0], value, singles, 1, len(answers), made, wrong)]
@@ -51,14 +51,14 @@ class Fill(LookupCase):
         n = self.n_slots or 1
         return nominal(self.cost, backend, n) * n / 1e9
 
-    def refusal(self, backend: str, effort: Effort) -> str | None:
-        too_many = super().refusal(backend, effort) if backend == "kvm" else None
+    def refusal(self, backend: str, budget: Budget) -> str | None:
+        too_many = super().refusal(backend, budget) if backend == "kvm" else None
         seconds = self.seconds(backend)
-        too_slow = f"one run takes {duration(seconds)}" if seconds > effort.at_most else None
+        too_slow = f"one run takes {duration(seconds)}" if seconds > budget.at_most else None
         return too_many or too_slow
 
-    def rounds(self, backend: str, wanted: int, effort: Effort) -> int:
-        return max(1, min(wanted, int(effort.at_most / 2 / self.seconds(backend))))
+    def rounds(self, backend: str, wanted: int, budget: Budget) -> int:
+        return max(1, min(wanted, int(budget.at_most / 2 / self.seconds(backend))))
 
     def sample(self, ns: int, wrong: str | None, made: str) -> Sample:
         n = len(self.slots)

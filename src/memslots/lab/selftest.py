@@ -17,12 +17,12 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from .. import layouts
 from ..constants import PAGE_SHIFT, PAGE_SIZE
-from ..layouts import Layout, Numbers
-from .case import Case, Effort, Run, duration
+from . import layouts
+from .case import Budget, Case, Run, duration
 from .changes import misplaced
 from .costs import RUN, affordable, nominal, spread
+from .layouts import Layout, Numbers
 from .lookups import engine_with, time_loop
 from .sample import Sample, Times, difference, digest, first, per_operation, typical
 from .subjects import Engine, Kernel, alternating, regions
@@ -82,13 +82,13 @@ class Timed(NamedTuple):
 def time_ranges(case: KernelTest, run: Run, ranges: tuple[Numbers, Numbers]) -> Timed:
     """Host ranges: which slots have a byte there."""
     starts, lasts = ranges
-    count = affordable("hva", run.backend, len(case.slots), len(starts), run.effort.seconds)
+    count = affordable("hva", run.backend, len(case.slots), len(starts), run.budget.seconds)
     chosen = spread(len(starts), count)
     starts, lasts = starts[chosen], lasts[chosen]
     hvas = case.engine(run).hvas
     hvas(starts, lasts, RUN)  # fills the caches: the turn before was another backend's
     ns, answers = hvas(starts, lasts, RUN)
-    few = slice(0, run.effort.latencies)
+    few = slice(0, run.budget.latencies)
     single_ns, more = hvas(starts[few], lasts[few], 1)
     expected = layouts.expected_counts(case.slots, starts, lasts)
     wrong = first(
@@ -100,10 +100,10 @@ def time_ranges(case: KernelTest, run: Run, ranges: tuple[Numbers, Numbers]) -> 
 
 def time_pages(case: KernelTest, run: Run, gfns: Numbers, by_vcpu: bool) -> Timed:
     """Pages that the guest (by_vcpu) or the host touches."""
-    count = affordable("gfn", run.backend, len(case.slots), len(gfns), run.effort.seconds)
+    count = affordable("gfn", run.backend, len(case.slots), len(gfns), run.budget.seconds)
     gfns = gfns[spread(len(gfns), count)]
     engine = case.engine(run)
-    latencies = min(run.effort.latencies, len(gfns))
+    latencies = min(run.budget.latencies, len(gfns))
     loop = engine.vcpu_gfns if by_vcpu else engine.gfns
     value, singles, answers = time_loop(loop, gfns, latencies)
     asked = np.concatenate([gfns, gfns[:latencies]])
@@ -182,8 +182,8 @@ class MoveArea(KernelTest):
 
     def run(self, run: Run) -> Sequence[Sample]:
         subject = run.subjects.get(run.backend, self.key, lambda: self.slots)
-        wanted = run.effort.changes
-        count = affordable("change", run.backend, len(self.slots), wanted, run.effort.seconds) // 2
+        wanted = run.budget.changes
+        count = affordable("change", run.backend, len(self.slots), wanted, run.budget.seconds) // 2
         if isinstance(subject, Engine):
             return [self.sample(*self.move_beside_guest(subject, count))]
         return [self.sample(*self.move_alone(subject, count))]
@@ -292,13 +292,13 @@ class SlotSetup(KernelTest):
         n = self.n_slots or 2
         return nominal("setup", backend, n) * n / 1e9
 
-    def refusal(self, backend: str, effort: Effort) -> str | None:
+    def refusal(self, backend: str, budget: Budget) -> str | None:
         seconds = self.seconds(backend)
-        return f"one run takes {duration(seconds)}" if seconds > effort.at_most else None
+        return f"one run takes {duration(seconds)}" if seconds > budget.at_most else None
 
-    def rounds(self, backend: str, wanted: int, effort: Effort) -> int:
+    def rounds(self, backend: str, wanted: int, budget: Budget) -> int:
         """As many as fit into `at_most` together."""
-        return max(1, min(wanted, int(effort.at_most / self.seconds(backend))))
+        return max(1, min(wanted, int(budget.at_most / self.seconds(backend))))
 
     def run(self, run: Run) -> Sequence[Sample]:
         with closing(run.subjects.new(run.backend, len(self.slots))) as subject:

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from .. import kvm
 from .._memslots import REGION_DTYPE, VM, time_changes, time_lookups
 from ..constants import PAGE_SHIFT, PAGE_SIZE
-from ..layouts import Layout, Numbers
+from .layouts import Layout, Numbers
 
 Answered = tuple[Numbers, Numbers]  # ns of each group, answers
 Changed = tuple[Numbers, NDArray[np.int32]]  # ns of each group, results

@@ -10,7 +10,7 @@ from matplotlib.collections import PolyCollection
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from .. import map as memory_map
+from ..traces import history as memory_map
 from .style import GREEN, LIGHT, ORANGE, PURPLE, SKY
 
 KIND_COLORS = dict(zip(memory_map.KINDS, (SKY, ORANGE, GREEN, PURPLE), strict=True))

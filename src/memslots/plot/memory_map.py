@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from matplotlib.ticker import NullLocator
 
-from .. import map as memory_map
-from ..vectors import VectorFile
+from ..traces import history as memory_map
+from ..traces.vectors import VectorFile
 from .addresses import (
     FINE_EDGES,
     KIND_NOTES,

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
-from ..lab import fit
+from ..measure import fit
 from .rows import Row, backends_of, factor_text, in_title, label, log_time_axis, measured
 from .style import BASE, BLACK, LIGHT, Look, looks, picture
 

@@ -32,7 +32,7 @@ from typing import NamedTuple, Self
 
 import numpy as np
 
-from .errors import MemslotsError, from_errno
+from ..errors import MemslotsError, from_errno
 
 DEVICE = "/dev/kvm"
 API_VERSION = 12  # of every kernel since 2.6.22; KVM tells users to refuse others

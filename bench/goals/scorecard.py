@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What was found: figures with their bounds, what was skipped and why, wrong answers; as text, table and JSON."""
+"""The figures of a run next to their bounds, skipped parts with reasons, and wrong answers; as text, table and JSON."""
 
 from __future__ import annotations
 
@@ -69,8 +69,8 @@ def number(value: float) -> str:
 
 
 @dataclass
-class Book:
-    """Filled by the parts of a run."""
+class Scorecard:
+    """The figures and verdicts of one run of the goals; each part adds its own."""
 
     figures: list[Figure] = field(default_factory=list)
     skipped: list[dict[str, str]] = field(default_factory=list)

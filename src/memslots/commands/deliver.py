@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from .sample import Row
+from ..lab.sample import Row
 
 Draw = tuple[str, Path]  # a function of memslots.plot, and where to
 

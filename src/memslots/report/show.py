@@ -6,9 +6,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from textwrap import fill
 
-from . import duel
-from .sample import Row
-from .subjects import INDEXED, design_of
+from ..lab.sample import Row
+from ..lab.subjects import INDEXED, design_of
+from ..measure import duel
 
 WIDTH = 118
 UNITS = (("ns", 1.0), ("us", 1e3), ("ms", 1e6), ("s", 1e9))

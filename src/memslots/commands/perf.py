@@ -14,13 +14,13 @@ from pathlib import Path
 from time import perf_counter
 from typing import NamedTuple
 
-from . import __version__
-from .lab import deliver, peers, published, show_perf
-from .lab.case import Case, Effort
-from .lab.changes import all_changes
-from .lab.crossover import Crossover
-from .lab.lookups import all_lookups
-from .lab.machine import (
+from .. import __version__
+from ..lab import peers
+from ..lab.case import Budget, Case
+from ..lab.changes import all_changes
+from ..lab.layouts import SEED
+from ..lab.lookups import all_lookups
+from ..lab.machine import (
     available_backends,
     clock_ns,
     machine,
@@ -28,12 +28,15 @@ from .lab.machine import (
     progress_bar,
     python_call_ns,
 )
-from .lab.replays import Replay
-from .lab.rounds import Book, Cell, measure, plan, turns
-from .lab.sample import Row
-from .lab.selftest import all_tests
-from .lab.subjects import refused_call_ns
-from .layouts import SEED
+from ..lab.replays import Replay
+from ..lab.sample import Row
+from ..lab.selftest import all_tests
+from ..lab.subjects import refused_call_ns
+from ..measure import published
+from ..measure.crossover import Crossover
+from ..measure.rounds import Cell, Results, measure, plan, turns
+from ..report import perf as report_perf
+from . import deliver
 
 MIN_SLOTS = 2  # memslot_perf_test has a slot of code and one of data
 MAX_SLOTS = 32_764  # of a kernel
@@ -43,14 +46,14 @@ class Mode(NamedTuple):
     name: str
     slots: tuple[int, ...]
     rounds: int
-    effort: Effort
+    budget: Budget
 
 
 FULL_SLOTS = (2, 8, 64, 509, 4096, 32_764)
 
-QUICK = Mode("quick", (8, 509, 32_764), 3, Effort(0.01, 1.0, 4.0, 16_384, 128, 1024))
-MIDDLE = Mode("middle", (8, 509, 32_764), 5, Effort(0.02, 1.0, 6.0, 16_384, 256, 2048))
-FULL = Mode("full", FULL_SLOTS, 21, Effort(0.2, 10.0, 60.0, 65_536, 1024, 8192))
+QUICK = Mode("quick", (8, 509, 32_764), 3, Budget(0.01, 1.0, 4.0, 16_384, 128, 1024))
+MIDDLE = Mode("middle", (8, 509, 32_764), 5, Budget(0.02, 1.0, 6.0, 16_384, 256, 2048))
+FULL = Mode("full", FULL_SLOTS, 21, Budget(0.2, 10.0, 60.0, 65_536, 1024, 8192))
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -85,7 +88,7 @@ def run(args: argparse.Namespace) -> int:
             return 2
         lab.measure()
         report = lab.report(skipped, refused_call_ns() if "kvm" in names else None)
-    deliver.deliver(report, args, show_perf.text, _draws(args.picture))
+    deliver.deliver(report, args, report_perf.text, _draws(args.picture))
     return deliver.exit_code(report)
 
 
@@ -102,7 +105,7 @@ class _Lab:
 
     def __init__(self, mode: Mode, backends: list[str], seed: int, pattern: str | None) -> None:
         self.mode, self.seed, self.pattern = mode, seed, pattern
-        self.book = Book()
+        self.results = Results()
         self.peers, self.no_peers = peers.available()
         self.cells = self._plan(backends)
         self.crossover = Crossover(seed, mode.rounds, pattern)
@@ -110,10 +113,10 @@ class _Lab:
 
     def _plan(self, backends: list[str]) -> list[Cell]:
         mode = self.mode
-        cells = plan(self._cases(), backends, mode.rounds, mode.effort, self.book)
+        cells = plan(self._cases(), backends, mode.rounds, mode.budget, self.results)
         compared = [c for n in mode.slots for c in peers.all_peers(n, self.seed)]
         wanted = [c for c in compared if c.is_wanted(self.pattern)]
-        cells += plan(wanted, self.peers, mode.rounds, mode.effort, self.book)
+        cells += plan(wanted, self.peers, mode.rounds, mode.budget, self.results)
         return sorted(cells, key=lambda cell: cell.case.n_slots or 0)
 
     def _cases(self) -> list[Case]:
@@ -127,12 +130,12 @@ class _Lab:
     def measure(self) -> None:
         start = perf_counter()
         with progress_bar(turns(self.cells) + self.crossover.turns) as progress:
-            measure(self.cells, self.mode.effort, self.book, progress)
+            measure(self.cells, self.mode.budget, self.results, progress)
             self.crossover.measure(progress)
         self.seconds = perf_counter() - start
 
     def report(self, skipped: list[str], kvm_refused_ns: float | None) -> Row:
-        results = self.book.rows(self.pattern)
+        results = self.results.rows(self.pattern)
         return {
             "memslots": __version__,
             "command": "perf",
@@ -148,9 +151,9 @@ class _Lab:
             "results": results,
             "crossover": self.crossover.rows(results),
             "published": published.rows(),
-            "not_run": self.book.not_run,
+            "not_run": self.results.not_run,
             "skipped": skipped + self.no_peers,
-            "wrong": self.book.wrong + self.crossover.wrong,
+            "wrong": self.results.wrong + self.crossover.wrong,
         }
 
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from . import duel, published, show
-from .peers import PEERS
-from .sample import Row
-from .subjects import INDEXED, design_of
+from ..lab.peers import PEERS
+from ..lab.sample import Row
+from ..lab.subjects import INDEXED, design_of
+from ..measure import duel, published
+from . import show
 
 GROUPS = (
     ("as the kernel's memslot_perf_test", ("map", "unmap", "move a", "move i", "RW", "slot s")),

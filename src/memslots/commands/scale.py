@@ -12,15 +12,17 @@ from collections.abc import Iterator
 from time import perf_counter
 from typing import NamedTuple
 
-from . import __version__
-from .lab import deliver, fit, published, show_scale
-from .lab.case import Case, Effort
-from .lab.machine import available_backends, clock_ns, machine, on_one_cpu, progress_bar
-from .lab.rounds import Book, Cell, measure, plan, turns
-from .lab.sample import Row
-from .lab.scaling import all_cases
-from .lab.selftest import all_tests
-from .layouts import SEED
+from .. import __version__
+from ..lab.case import Budget, Case
+from ..lab.layouts import SEED
+from ..lab.machine import available_backends, clock_ns, machine, on_one_cpu, progress_bar
+from ..lab.sample import Row
+from ..lab.scaling import all_cases
+from ..lab.selftest import all_tests
+from ..measure import fit, published
+from ..measure.rounds import Cell, Results, measure, plan, turns
+from ..report import scale as report_scale
+from . import deliver
 
 SIZES = (8, 32, 128, 509, 2048, 8192, 32_764, 262_144, 1_000_000)
 QUICK_MAX = 32_764
@@ -30,12 +32,12 @@ class Mode(NamedTuple):
     name: str
     max_slots: int
     rounds: int
-    effort: Effort
+    budget: Budget
 
 
-QUICK = Mode("quick", QUICK_MAX, 3, Effort(0.01, 1.0, 3.0, 16_384, 128, 256))
-MIDDLE = Mode("middle", SIZES[-1], 5, Effort(0.05, 6.0, 6.0, 65_536, 256, 1024))
-FULL = Mode("full", SIZES[-1], 15, Effort(0.5, 60.0, 300.0, 262_144, 1024, 8192))
+QUICK = Mode("quick", QUICK_MAX, 3, Budget(0.01, 1.0, 3.0, 16_384, 128, 256))
+MIDDLE = Mode("middle", SIZES[-1], 5, Budget(0.05, 6.0, 6.0, 65_536, 256, 1024))
+FULL = Mode("full", SIZES[-1], 15, Budget(0.5, 60.0, 300.0, 262_144, 1024, 8192))
 
 #: The cases of the kernel's own test, which have a published table.
 PUBLISHED_BACKENDS = ("tree", "array")
@@ -69,7 +71,7 @@ def run(args: argparse.Namespace) -> int:
         scaling.measure()
     report = scaling.report(skipped)
     draws = [("scale_picture", args.picture)] if args.picture else []
-    deliver.deliver(report, args, show_scale.text, draws)
+    deliver.deliver(report, args, report_scale.text, draws)
     return deliver.exit_code(report)
 
 
@@ -84,11 +86,11 @@ class _Scaling:
     def __init__(self, mode: Mode, backends: list[str], seed: int, pattern: str | None) -> None:
         self.mode, self.seed, self.pattern = mode, seed, pattern
         self.sizes = sizes_up_to(mode.max_slots)
-        self.book, self.test_book = Book(), Book()
+        self.results, self.test_results = Results(), Results()
         cases = self._wanted(case for n in self.sizes for case in all_cases(n, seed))
         tests = self._wanted(self._tests())
-        self.cells = self._plan(cases, backends, self.book)
-        self.test_cells = self._plan(tests, list(PUBLISHED_BACKENDS), self.test_book)
+        self.cells = self._plan(cases, backends, self.results)
+        self.test_cells = self._plan(tests, list(PUBLISHED_BACKENDS), self.test_results)
         self.seconds = 0.0
 
     def _tests(self) -> Iterator[Case]:
@@ -100,18 +102,18 @@ class _Scaling:
     def _wanted(self, cases: Iterator[Case]) -> list[Case]:
         return [case for case in cases if case.is_wanted(self.pattern)]
 
-    def _plan(self, cases: list[Case], backends: list[str], book: Book) -> list[Cell]:
-        return plan(cases, backends, self.mode.rounds, self.mode.effort, book)
+    def _plan(self, cases: list[Case], backends: list[str], results: Results) -> list[Cell]:
+        return plan(cases, backends, self.mode.rounds, self.mode.budget, results)
 
     def measure(self) -> None:
         start = perf_counter()
         with progress_bar(turns(self.cells) + turns(self.test_cells)) as progress:
-            measure(self.cells, self.mode.effort, self.book, progress, room=1)
-            measure(self.test_cells, self.mode.effort, self.test_book, progress)
+            measure(self.cells, self.mode.budget, self.results, progress, room=1)
+            measure(self.test_cells, self.mode.budget, self.test_results, progress)
         self.seconds = perf_counter() - start
 
     def report(self, skipped: list[str]) -> Row:
-        results = self.book.rows(self.pattern)
+        results = self.results.rows(self.pattern)
         return {
             "memslots": __version__,
             "command": "scale",
@@ -124,11 +126,11 @@ class _Scaling:
             "clock_ns": clock_ns(),
             "results": results,
             "fits": list(fits(results)),
-            "selftest": self.test_book.rows(self.pattern),
+            "selftest": self.test_results.rows(self.pattern),
             "published": published.rows(),
-            "not_run": self.book.not_run + self.test_book.not_run,
+            "not_run": self.results.not_run + self.test_results.not_run,
             "skipped": skipped,
-            "wrong": self.book.wrong + self.test_book.wrong,
+            "wrong": self.results.wrong + self.test_results.wrong,
         }
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from .sample import Row
+from ..lab.sample import Row
 
 SOURCE = "Scalable memslots v4, 2021-08-13, Xeon 8167M"
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from . import duel, published, show
-from .sample import Row
+from ..lab.sample import Row
+from ..measure import duel, published
+from . import show
 
 
 def text(report: Row) -> str:

@@ -9,14 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
+from ..lab.case import Budget, Case, matches
+from ..lab.changes import all_changes
+from ..lab.lookups import GfnLookup, IdLookup
+from ..lab.sample import Row
+from ..lab.selftest import MoveInactive, SlotSetup, Unmap
+from ..lab.subjects import ROOM
 from . import duel, fit
-from .case import Case, Effort, matches
-from .changes import all_changes
-from .lookups import GfnLookup, IdLookup
-from .rounds import Book, Cell, measure, plan, turns
-from .sample import Row
-from .selftest import MoveInactive, SlotSetup, Unmap
-from .subjects import ROOM
+from .rounds import Cell, Results, measure, plan, turns
 
 OLD_ROOM = 509
 SMALL = (2, 4, 8, 16, 32, 64, 128, 256)
@@ -24,7 +24,7 @@ SIZES = {OLD_ROOM: (*SMALL, 509), ROOM: (*SMALL, 512, 1024, 4096)}
 BACKENDS = (duel.BASE, duel.RIVAL)
 
 #: In every mode: numbers are small here, and so is the work.
-EFFORT = Effort(0.005, 1.0, 1.0, 4096, 64, 256)
+BUDGET = Budget(0.005, 1.0, 1.0, 4096, 64, 256)
 
 
 class Crossover:
@@ -32,30 +32,30 @@ class Crossover:
 
     def __init__(self, seed: int, rounds: int, pattern: str | None) -> None:
         self.pattern = pattern
-        self.books = {room: Book() for room in SIZES}
+        self.results = {room: Results() for room in SIZES}
         self._cells = {room: self._plan(room, seed, rounds) for room in SIZES}
         self.turns = sum(turns(cells) for cells in self._cells.values())
 
     def _plan(self, room: int, seed: int, rounds: int) -> list[Cell]:
         cases = [case for n in SIZES[room] for case in _cases(n, seed)]
         wanted = [case for case in cases if case.is_wanted(self.pattern)]
-        return plan(wanted, BACKENDS, rounds, EFFORT, self.books[room])
+        return plan(wanted, BACKENDS, rounds, BUDGET, self.results[room])
 
     def measure(self, progress: Callable[[], object]) -> None:
         for room, cells in self._cells.items():
-            measure(cells, EFFORT, self.books[room], progress, room)
+            measure(cells, BUDGET, self.results[room], progress, room)
 
     @property
     def wrong(self) -> list[Row]:
-        return [wrong for book in self.books.values() for wrong in book.wrong]
+        return [wrong for results in self.results.values() for wrong in results.wrong]
 
     def rows(self, main: list[Row]) -> list[Row]:
         """For each case and room who is faster where; `main` adds larger numbers of slots."""
         of_main = duels(main)
         return [
             _row(case, room, by_size | _larger(of_main.get(case, {}), max(by_size), room))
-            for room, book in self.books.items()
-            for case, by_size in duels(book.rows()).items()
+            for room, results in self.results.items()
+            for case, by_size in duels(results.rows()).items()
             if matches(case, self.pattern)
         ]
 

@@ -221,7 +221,7 @@ class _Player:
         self.not_played: tuple[type[Exception], ...] = (_NotPlayedError, _OutOfScopeError)
         self.ns = 0  # of the last call
         if not self.is_engine:
-            from .kvm import NotCompared
+            from ..kvm import NotCompared
 
             self.not_played += (NotCompared,)
             result.notes += _differing_limits(vm, file.header)
@@ -540,7 +540,7 @@ def _open_engine(name: str, header: dict[str, Any]) -> Any:
 
 def _open_kvm() -> Any:
     try:
-        from . import kvm
+        from .. import kvm
     except ImportError as e:
         raise BackendError(f"backend kvm: {e}") from e
     if reason := kvm.available():

@@ -10,9 +10,9 @@ from itertools import groupby
 from random import Random
 from typing import NamedTuple
 
-from .case import Case, Effort, Run, matches
-from .sample import Row, Sample, row
-from .subjects import ROOM, Subjects
+from ..lab.case import Budget, Case, Run, matches
+from ..lab.sample import Row, Sample, row
+from ..lab.subjects import ROOM, Subjects
 
 Progress = Callable[[], object]
 Key = tuple[str, str, int | None]  # case, backend, n_slots
@@ -26,8 +26,8 @@ class Cell(NamedTuple):
     rounds: int
 
 
-class Book:
-    """What came of all rounds."""
+class Results:
+    """The samples of all rounds, with wrong answers and cases that did not run."""
 
     def __init__(self) -> None:
         self.samples: dict[Key, list[Sample]] = {}
@@ -65,17 +65,17 @@ class Book:
 
 
 def plan(
-    cases: Iterable[Case], backends: Sequence[str], rounds: int, effort: Effort, book: Book
+    cases: Iterable[Case], backends: Sequence[str], rounds: int, budget: Budget, results: Results
 ) -> list[Cell]:
-    """Who runs what how often; what would take too long is noted in the book."""
+    """The cells to run.  A case that would take too long on a backend is noted in `results` instead."""
     cells = []
     for case in cases:
         for backend in case.backends(backends):
-            if reason := case.refusal(backend, effort):
-                book.note_not_run(case, backend, reason)
+            if reason := case.refusal(backend, budget):
+                results.note_not_run(case, backend, reason)
             else:
-                cells.append(Cell(case, backend, case.rounds(backend, rounds, effort)))
-                book.expect(cells[-1])
+                cells.append(Cell(case, backend, case.rounds(backend, rounds, budget)))
+                results.expect(cells[-1])
     return cells
 
 
@@ -85,16 +85,16 @@ def turns(cells: Iterable[Cell]) -> int:
 
 
 def measure(
-    cells: Sequence[Cell], effort: Effort, book: Book, progress: Progress, room: int = ROOM
+    cells: Sequence[Cell], budget: Budget, results: Results, progress: Progress, room: int = ROOM
 ) -> None:
     """Runs all cells; those of the same number of slots share the VMs of a round, which have `room` ids."""
     for _, group in groupby(cells, lambda cell: cell.case.n_slots):
         with Subjects(room) as subjects, _without_gc():
-            _measure_group(list(group), subjects, effort, book, progress)
+            _measure_group(list(group), subjects, budget, results, progress)
 
 
 def _measure_group(
-    cells: list[Cell], subjects: Subjects, effort: Effort, book: Book, progress: Progress
+    cells: list[Cell], subjects: Subjects, budget: Budget, results: Results, progress: Progress
 ) -> None:
     """Where the slots of a VM lie decides about its times, so that each round has its own.  What finds slots as they
     were loaded comes before what puts them elsewhere, and is the same whether that is measured or not."""
@@ -103,7 +103,7 @@ def _measure_group(
     for i in range(max(cell.rounds for cell in cells)):
         subjects.renew()
         for cell in _in_turn(cells, i):
-            if id(cell) not in failed and not _turn(cell, i, subjects, effort, book):
+            if id(cell) not in failed and not _turn(cell, i, subjects, budget, results):
                 failed.add(id(cell))
             progress()
 
@@ -120,15 +120,15 @@ def _in_turn(cells: list[Cell], i: int) -> Iterator[Cell]:
         yield from due
 
 
-def _turn(cell: Cell, i: int, subjects: Subjects, effort: Effort, book: Book) -> bool:
+def _turn(cell: Cell, i: int, subjects: Subjects, budget: Budget, results: Results) -> bool:
     """One run of one cell; False where it failed, which is a wrong answer too."""
-    run = Run(cell.backend, subjects, effort)
+    run = Run(cell.backend, subjects, budget)
     try:
         if i == 0:
             cell.case.setup(run)
-        book.note(cell, cell.case.run(run))
+        results.note(cell, cell.case.run(run))
     except Exception as e:  # whatever a backend does wrong must be named, not end the others' runs
-        book.note_wrong(cell.case.names[0], cell, f"{type(e).__name__}: {e}")
+        results.note_wrong(cell.case.names[0], cell, f"{type(e).__name__}: {e}")
         return False
     return True
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .constants import HVA_ERR_BAD, MEMSLOT_DTYPE, PAGE_SHIFT, PAGE_SIZE
+from ..constants import HVA_ERR_BAD, MEMSLOT_DTYPE, PAGE_SHIFT, PAGE_SIZE
 
 Layout = NDArray[Any]  # of MEMSLOT_DTYPE
 Numbers = NDArray[np.uint64]

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: MIT
 """What the benchmarks share: sizes, backends, streams of gfns, and VMs that hold seeded layouts.
 
+`make bench-compare` runs these files on an older package too, so they import only names that names.json lists.
+
 A row of the table that pytest-benchmark prints is one backend; a table is one operation at one number of slots, so
 that what belongs together stands together.  Every benchmark checks the answer that it timed.
 """
@@ -17,6 +19,8 @@ import pytest
 import memslots
 from memslots import MEMSLOT_DTYPE, VM
 
+CHECKOUT = Path(__file__).resolve().parents[2]
+
 SIZES = (8, 64, 509, 4096, 32764)
 ROOM = SIZES[-1] + 1  # one id is always free
 LOOKUPS = 1000  # a round; the plainest design walks 32,764 slots for each
@@ -32,9 +36,9 @@ DEFAULT_MAX_TIME = 1.0
 
 
 def _layouts() -> ModuleType:
-    """memslots.layouts of this checkout, whichever version is measured: two commits get the same work."""
-    path = Path(__file__).resolve().parents[1] / "src" / "memslots" / "layouts.py"
-    spec = importlib.util.spec_from_file_location("memslots.layouts", path)
+    """memslots.lab.layouts of this checkout, whichever version is measured: two commits get the same work."""
+    path = CHECKOUT / "src" / "memslots" / "lab" / "layouts.py"
+    spec = importlib.util.spec_from_file_location("memslots.lab.layouts", path)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)

@@ -1,0 +1,99 @@
+# SPDX-License-Identifier: MIT
+"""The slots that a vector file describes, over all its operations.
+
+Nothing is played: the slots follow from the changes that the recording kernel accepted.  A change that rewrites a slot
+ends one life and begins another, so the history of a file is a list of lives.  Each is a rectangle of guest addresses
+and operations.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
+
+from ..constants import MemFlag
+from . import vectors
+
+KINDS = ("RAM", "RAM, logged", "READONLY", "READONLY, logged")
+
+
+class Life(NamedTuple):
+    """One slot, unchanged while `begin` to `end` - 1 operations of its file are done; [gpa, end_gpa) are bytes."""
+
+    id: int
+    as_id: int
+    gpa: int
+    size: int
+    hva: str  # as the file has it
+    flags: int
+    begin: int
+    end: int
+
+    @property
+    def end_gpa(self) -> int:
+        return self.gpa + self.size
+
+    @property
+    def kind(self) -> str:
+        logged = bool(self.flags & MemFlag.LOG_DIRTY_PAGES)
+        return KINDS[2 * bool(self.flags & MemFlag.READONLY) + logged]
+
+
+def name_of(file: vectors.VectorFile) -> str:
+    """What to call it in a title."""
+    return str(file.header.get("name") or vectors.stem(file.path))
+
+
+def lives(file: vectors.VectorFile) -> list[Life]:
+    """Every slot of the file, as often as it changed, by its beginning."""
+    found: list[Life] = []
+    alive: dict[int, Life] = {}  # by the ioctl's slot, which includes the address space
+    for n, op in changes(file):
+        slot, new = op.fields["slot"], _born(op, n, len(file.ops) + 1)
+        old = alive.get(slot)
+        if old and new._replace(begin=old.begin) == old:
+            continue  # KVM found nothing to change
+        if old:
+            found.append(alive.pop(slot)._replace(end=n))
+        if new.size:
+            alive[slot] = new
+    return sorted(found + list(alive.values()), key=lambda life: (life.begin, life.gpa))
+
+
+def changes(file: vectors.VectorFile) -> Iterator[tuple[int, vectors.Op]]:
+    """Each change that was accepted, with its number among all operations, from 1."""
+    for n, op in enumerate(file.ops, 1):
+        if op.kind in ("set", "set2") and op.fields["ret"] == 0:
+            yield n, op
+
+
+def _born(op: vectors.Op, begin: int, end: int) -> Life:
+    f = op.fields
+    gpa, size = vectors.parse_number(f["gpa"]), vectors.parse_number(f["size"])
+    return Life(f["slot"] & 0xFFFF, f["slot"] >> 16, gpa, size, f["hva"], f["flags"], begin, end)
+
+
+def slots_at(all_lives: Iterable[Life], n: int) -> list[Life]:
+    """The slots after n operations, by address space and gpa."""
+    now = [life for life in all_lives if life.begin <= n < life.end]
+    return sorted(now, key=lambda life: (life.as_id, life.gpa))
+
+
+def most_slots(all_lives: Iterable[Life]) -> int:
+    """How many there were at the fullest moment."""
+    steps = sorted(
+        step for life in all_lives for step in ((life.begin, 1), (life.end, -1))
+    )  # at one operation the end (-1) sorts before the beginning
+    count = most = 0
+    for _, change in steps:
+        count += change
+        most = max(most, count)
+    return most
+
+
+def size_text(size: int) -> str:
+    """In the largest unit that keeps it at or above 1: 640 KiB, 3.5 GiB."""
+    for unit, shift in (("TiB", 40), ("GiB", 30), ("MiB", 20), ("KiB", 10)):
+        if size >> shift:
+            return f"{size / (1 << shift):.4g} {unit}"
+    return f"{size} B"
