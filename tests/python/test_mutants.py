@@ -485,6 +485,14 @@ def test_tables() -> None:
     assert {row[0] for row in equivalent} == {e.name for e in catalogue().equivalents}
 
 
+HAZARD = re.compile(r"^\| (H\d+) \|", re.MULTILINE)
+
+
+def test_every_hazard_has_its_row_in_the_document() -> None:
+    text = (ROOT / "docs" / "reliability.md").read_text(encoding="utf-8")
+    assert tuple(HAZARD.findall(text)) == lists().HAZARDS
+
+
 # ---- the program --------------------------------------------------------------------------------------
 
 
