@@ -1,28 +1,23 @@
 # SPDX-License-Identifier: MIT
-"""mutants.py - plants bugs, one at a time, and sees to it that a test catches each.
+"""mutants.py - plant bugs, one at a time, and see that a test catches each.
 
-    mutants.py [-k PATTERN] [--quick] [--shard I/N] [--jobs N] [--every] [--list] [--json FILE] [--markdown FILE]
+    mutants.py [-k PATTERN] [--quick] [--shard I/N] [--jobs N] [--every] [--list] [--json FILE] [--markdown]
 
-tests/mutants/*.toml has the bugs: for each a name, the hazard of docs/reliability.md that it lets in, what is wrong in
-a sentence, the function and a text in it that occurs once there (anchors.py says how they are compared), the text to
-put there, and the tests that are to catch it, the one that is about it first.  A test is the name of a ctest, `asan:`
-or `tsan:` before it for a build with sanitizers, or the node id of a pytest; `scale=` and `seed=` behind it are what
-test.h reads.  A bug of code that only some CPUs run names
-their flags in /proc/cpuinfo (`cpu`); on another CPU it is not planted, and the run says so.
+mutant_list.py describes the bugs, which are in tests/mutants/*.toml.  A bug of code that only some CPUs run names their
+flags in /proc/cpuinfo (`cpu`); on another CPU it is not planted, and the run says so.
 
-Bugs are put into copies of the sources under build/mutants/, never into the tree, and only what they touch is compiled
-again.  First the copies as they are must pass every test that is named: else a failure would prove nothing.  Then each
-mutant is built and its tests run until one fails.  What catches it is a check of the test, an assertion of the engine,
-a sanitizer, a crash, or the watchdog, which ends what takes five times as long as without the bug; a machine that
-stalls may do that to any test, so what the watchdog ended runs again, and the second run is the one that counts.  A
-mutant that does not compile, or whose text is not there any more, is not caught.
+The tool plants bugs into copies of the sources under build/mutants/, never into the tree, and compiles only what they
+change.  First the copies without a bug must pass every test that is named, because a test that fails anyway proves
+nothing.  Then the tool builds each mutant and runs its tests until one fails.  These catch a mutant: a check of the
+test, an assertion of the engine, a sanitizer, a crash, and the watchdog.  The watchdog ends a test that takes five
+times as long as without the bug.  A machine that stalls can cause that too, so such a test runs again, and the second
+run counts.  A mutant that does not compile, or whose anchor is not found, is not caught.
 
 The last line is `mutants: N planted, N caught`; the exit status is 0 when both numbers are the same.
 """
 
 import argparse
 import fcntl
-import fnmatch
 import json
 import os
 import re
@@ -35,14 +30,28 @@ import time
 import tomllib
 from collections import deque
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from anchors import AnchorError, Place, Sources, applied
+from anchors import Sources
+from flips import Flip
+from mutant_list import (
+    PYTHON,
+    ROOT,
+    SANITIZERS,
+    Edit,
+    ListError,
+    Mutant,
+    Test,
+    files_of,
+    list_all,
+    markdown,
+    planted,
+    read_catalogue,
+    select,
+    stale,
+)
 
-ROOT = Path(__file__).resolve().parent.parent
-FOLDER = ROOT / "tests" / "mutants"
 WORK = ROOT / "build" / "mutants"
 PARTS = (
     "CMakeLists.txt",
@@ -55,181 +64,9 @@ PARTS = (
     "tools",
 )
 
-HAZARDS = tuple(f"H{i}" for i in range(1, 33))
-BAD_INPUT = "input"  # the table "Bad input and lifetimes in Python", whose rows have no numbers
-SANITIZERS = {"plain": "", "asan": "address,undefined", "tsan": "thread"}
-PYTHON = "python"  # the build of the extension
-SCALE = 0.1  # of the random parts of the tests: what finds a bug at all finds it soon
 LIMIT_S = 10  # for a test that takes no time; five times its time is added
 LIMIT_MAX_S = 120  # for a test of the copy without a bug
 WATCHDOG = "watchdog"
-
-
-class Edit(NamedTuple):
-    """`old` becomes `new` in the function `name`, or in the files that `file` matches; see anchors.py."""
-
-    name: str
-    old: str
-    new: str
-    file: str = ""
-
-    def place(self, sources: Sources) -> Place:
-        return sources.find(self.name, self.file, self.old, self.new)
-
-
-class Test(NamedTuple):
-    """`name` is a ctest, or the node id of a pytest where build is "python"."""
-
-    build: str
-    name: str
-    scale: float = SCALE
-    seed: str = ""
-
-    def __str__(self) -> str:
-        prefix = "" if self.build in ("plain", PYTHON) else f"{self.build}:"
-        name = self.name.removeprefix("tests/python/")
-        return prefix + name
-
-
-class Mutant(NamedTuple):
-    name: str
-    hazards: tuple[str, ...]
-    wrong: str
-    edits: tuple[Edit, ...]
-    tests: tuple[Test, ...]
-    quick: bool  # one of those that stand for all others where a minute is all there is
-    left_to: str  # why it is not planted, where the text is only kept for another judge
-    cpu: frozenset[str]  # flags of a CPU that runs what is wrong
-
-
-class Catalogue(NamedTuple):
-    mutants: list[Mutant]
-    left: list[Mutant]
-    excused: dict[str, str]  # hazard -> why no mutant
-
-
-class ListError(Exception):
-    """The list of mutants is not what it should be; the text says which entry and why."""
-
-
-# ---- the list -----------------------------------------------------------------------------------
-
-
-def parse_test(text: str) -> Test:
-    name, *options = text.split()
-    values = dict(option.split("=", 1) for option in options)
-    if not values.keys() <= {"scale", "seed"}:
-        raise ListError(f"test {text!r}: only scale= and seed= may follow")
-    build, _, rest = name.partition(":")
-    if "/" in name:
-        build, rest = PYTHON, name
-    elif build not in SANITIZERS or not rest:
-        build, rest = "plain", name
-    return Test(build, rest, float(values.get("scale", SCALE)), values.get("seed", ""))
-
-
-def parse_edit(entry: dict[str, Any]) -> Edit:
-    """A text ends before the last line's end, so that three quotes may stand on a line of their own."""
-    if not entry.get("in") and not entry.get("file"):
-        raise KeyError("in")
-    old, new = (entry[key].removesuffix("\n") for key in ("old", "new"))
-    return Edit(entry.get("in", ""), old, new, entry.get("file", ""))
-
-
-def parse_mutant(entry: dict[str, Any], left_to: str = "") -> Mutant:
-    name = entry.get("name", "?")
-    try:
-        hazards = entry["hazard"] if isinstance(entry["hazard"], list) else [entry["hazard"]]
-        edits = [entry, *entry.get("also", [])]
-        mutant = Mutant(
-            name,
-            tuple(hazards),
-            " ".join(entry["wrong"].split()),
-            tuple(map(parse_edit, edits)),
-            tuple(map(parse_test, entry.get("caught_by", []))),
-            entry.get("quick", False),
-            left_to,
-            frozenset(entry.get("cpu", "").split()),
-        )
-    except KeyError as error:
-        raise ListError(f"mutant {name} has no {error.args[0]!r}") from error
-    unknown = set(hazards) - {*HAZARDS, BAD_INPUT}
-    if unknown or not mutant.hazards:
-        raise ListError(f"mutant {name}: no such hazard: {', '.join(unknown) or 'none is named'}")
-    if bool(mutant.tests) == bool(left_to):
-        raise ListError(
-            f"mutant {name} must name the tests that catch it, or be left to another judge"
-        )
-    return mutant
-
-
-def read_catalogue(folder: Path = FOLDER) -> Catalogue:
-    catalogue = Catalogue([], [], {})
-    for path in sorted(folder.glob("*.toml")):
-        data = tomllib.loads(path.read_text(encoding="utf-8"))
-        if strangers := data.keys() - {"mutant", "left", "excused"}:
-            raise ListError(f"{path.name}: what is {', '.join(strangers)}?")
-        catalogue.mutants.extend(map(parse_mutant, data.get("mutant", [])))
-        catalogue.left.extend(parse_mutant(e, e["left_to"]) for e in data.get("left", []))
-        catalogue.excused.update((e["hazard"], e["reason"]) for e in data.get("excused", []))
-    names = [m.name for m in (*catalogue.mutants, *catalogue.left)]
-    if twice := {name for name in names if names.count(name) > 1}:
-        raise ListError(f"two mutants have the name {', '.join(sorted(twice))}")
-    return catalogue
-
-
-def stale(mutant: Mutant, sources: Sources) -> str:
-    """Why the mutant cannot be planted in these sources; nothing where it can."""
-    try:
-        planted(mutant.edits, sources)
-    except AnchorError as error:
-        return f"mutant {mutant.name}: {error}"
-    return ""
-
-
-def planted(edits: Iterable[Edit], sources: Sources) -> dict[str, str]:
-    """The files that the edits change, with their new texts."""
-    places: dict[str, list[Place]] = {}
-    for edit in edits:
-        place = edit.place(sources)
-        places.setdefault(place.file, []).append(place)
-    return {file: applied(sources.source(file).text, list_) for file, list_ in places.items()}
-
-
-def files_of(mutant: Mutant, sources: Sources) -> list[str]:
-    """The files that it changes, without those whose anchors are stale."""
-    found: dict[str, None] = {}
-    for edit in mutant.edits:
-        with suppress(AnchorError):
-            found[edit.place(sources).file] = None
-    return list(found)
-
-
-def uncovered(catalogue: Catalogue) -> list[str]:
-    """Hazards that have neither a mutant nor an excuse."""
-    covered = {hazard for m in catalogue.mutants for hazard in m.hazards}
-    return [hazard for hazard in HAZARDS if hazard not in covered | catalogue.excused.keys()]
-
-
-def select(
-    mutants: list[Mutant], pattern: str, quick: bool, shard: tuple[int, int], sources: Sources
-) -> list[Mutant]:
-    """By a part of name, hazard, function, file or test, or by a pattern with * for all of one of them."""
-
-    def fits(m: Mutant) -> bool:
-        words = [
-            m.name,
-            *m.hazards,
-            *(e.name for e in m.edits),
-            *files_of(m, sources),
-            *map(str, m.tests),
-        ]
-        if any(c in pattern for c in "*?["):
-            return any(fnmatch.fnmatch(word, pattern) for word in words)
-        return pattern in m.hazards or any(pattern in word for word in words if word not in HAZARDS)
-
-    chosen = [m for m in mutants if (not quick or m.quick) and (not pattern or fits(m))]
-    return chosen[shard[0] - 1 :: shard[1]]
 
 
 def cpu_flags(path: Path = Path("/proc/cpuinfo")) -> set[str]:
@@ -242,7 +79,7 @@ def cpu_flags(path: Path = Path("/proc/cpuinfo")) -> set[str]:
 
 
 def files_below(root: Path) -> Iterator[Path]:
-    """What a build or a test reads, relative to root."""
+    """All files that a build or a test reads, relative to root."""
     for part in PARTS:
         path = root / part
         for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
@@ -255,7 +92,7 @@ def files_below(root: Path) -> Iterator[Path]:
 
 
 def write_if_new(path: Path, content: bytes) -> bool:
-    """Leaves the time of a file that has this content, so that nothing is compiled for it."""
+    """Keeps the time of a file that has this content already, so that nothing is compiled again."""
     if path.exists() and path.read_bytes() == content:
         return False
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -264,16 +101,16 @@ def write_if_new(path: Path, content: bytes) -> bool:
 
 
 def tool(name: str) -> str:
-    """cmake and ninja are installed beside the Python that runs this, or on the system."""
-    beside = Path(sys.executable).parent / name
-    found = str(beside) if beside.exists() else shutil.which(name)
+    """cmake and ninja are next to the Python that runs this, or on PATH."""
+    neighbour = Path(sys.executable).parent / name
+    found = str(neighbour) if neighbour.exists() else shutil.which(name)
     if not found:
         raise SystemExit(f"{name} is not installed: make mutants does that")
     return found
 
 
 class BuildError(Exception):
-    """A build failed; the text is the compiler's."""
+    """A build failed; the message is the compiler's."""
 
 
 def call(*command: str | Path, cwd: Path | None = None) -> str:
@@ -291,7 +128,7 @@ def call(*command: str | Path, cwd: Path | None = None) -> str:
 
 
 def environment(**more: str) -> dict[str, str]:
-    """Of builds and tests: the presets' sanitizer options, and the tools beside this Python on PATH."""
+    """The environment of builds and tests: the sanitizer options of the presets, and this Python's folder on PATH."""
     presets = json.loads((ROOT / "CMakePresets.json").read_text(encoding="utf-8"))["testPresets"]
     options = next(p["environment"] for p in presets if p["name"] == "base")
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
@@ -299,7 +136,7 @@ def environment(**more: str) -> dict[str, str]:
 
 
 class Copy:
-    """A copy of the sources, its builds, and whatever bug is in it at the moment."""
+    """A copy of the sources, its builds, and the mutant that is planted in it."""
 
     def __init__(self, number: int) -> None:
         self.base = WORK / f"copy-{number}"
@@ -315,7 +152,7 @@ class Copy:
         self.sources = Sources(self.source)
         self.sources.read_all()  # before anything is planted there
 
-    def plant(self, edits: Iterable[Edit]) -> None:
+    def plant(self, edits: Iterable[Edit | Flip]) -> None:
         """Takes the former mutant out and puts this one in; a file that both change is written once."""
         texts = planted(edits, self.sources)
         for file in self.mutated - texts.keys():
@@ -364,7 +201,7 @@ class Copy:
         if test.build == PYTHON:
             return [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", test.name]
         commands = self.configured[test.build]
-        if test.name not in commands:  # ctest tells the commands of what is built already
+        if test.name not in commands:  # ctest lists only the commands of built tests
             shown = json.loads(
                 call(tool("ctest"), "--show-only=json-v1", cwd=self.folder(test.build))
             )
@@ -372,7 +209,7 @@ class Copy:
         return commands[test.name]
 
     def run(self, test: Test, limit: float) -> "Outcome":
-        """Builds what the test needs, and runs it; its own children end with it."""
+        """Builds the test and runs it in a session of its own, so that its children can be killed with it."""
         self.build(test.build, [test.name])
         more = {"MEMSLOTS_TEST_SCALE": str(test.scale), "MEMSLOTS_SEED": test.seed}
         if test.build == PYTHON:
@@ -393,7 +230,7 @@ class Copy:
         return Outcome(status, output, time.monotonic() - start)
 
 
-# ---- what a run says ----------------------------------------------------------------------------
+# ---- the outcome of a test ----------------------------------------------------------------------------
 
 SANITIZER = re.compile(r"ERROR: (AddressSanitizer|LeakSanitizer): ([\w-]+)|WARNING: (ThreadSanitizer): ([\w ()-]+)|"
                        r"(runtime error): (.+)")  # fmt: skip
@@ -407,7 +244,7 @@ OWN_WATCHDOG = re.compile(
 
 
 class Outcome(NamedTuple):
-    status: int | None  # None: it had to be ended
+    status: int | None  # None: the watchdog killed it
     output: str
     seconds: float
 
@@ -417,7 +254,7 @@ class Outcome(NamedTuple):
 
     @property
     def how(self) -> str:
-        """What kind of judge it was, and what it says."""
+        """The kind of failure, and its message."""
         if self.status is None or OWN_WATCHDOG.search(self.output):
             return WATCHDOG
         if found := SANITIZER.search(self.output):
@@ -441,7 +278,7 @@ class Outcome(NamedTuple):
 class Verdict(NamedTuple):
     mutant: Mutant
     caught: list[tuple[Test, str]]
-    trouble: str  # why it could not be tried
+    trouble: str  # the reason why it could not be tried
     seconds: float
 
     def line(self) -> str:
@@ -468,8 +305,8 @@ class Verdict(NamedTuple):
 # ---- the run ------------------------------------------------------------------------------------
 
 
-def judge(copy: Copy, test: Test, limit: float) -> Outcome:
-    """A hang hangs twice; a machine that stalled does not."""
+def outcome_of(copy: Copy, test: Test, limit: float) -> Outcome:
+    """A hang hangs twice; a stall of the machine does not."""
     outcome = copy.run(test, limit)
     if outcome.failed and outcome.how == WATCHDOG:
         return copy.run(test, limit)
@@ -477,13 +314,13 @@ def judge(copy: Copy, test: Test, limit: float) -> Outcome:
 
 
 class Run:
-    """Workers with a copy each, who take groups of mutants that touch the same file."""
+    """Workers with a copy each; each takes a group of mutants of the same file at a time."""
 
     def __init__(self, mutants: list[Mutant], jobs: int, every: bool, sources: Sources) -> None:
         self.mutants, self.every, self.sources = mutants, every, sources
         self.copies = [Copy(i) for i in range(jobs)]
         self.limits: dict[Test, float] = {}
-        self.useless: dict[Test, str] = {}  # what fails without a bug
+        self.useless: dict[Test, str] = {}  # tests that fail without a bug
         self.verdicts: list[Verdict] = []
         self.failures: list[str] = []
         self.lock = threading.Lock()
@@ -501,7 +338,7 @@ class Run:
                     return
                 try:
                     do(copy, item)
-                except Exception as error:  # of this program or its tools: no verdict
+                except Exception as error:  # an error of this program or its tools is no verdict
                     self.failures.append(f"{type(error).__name__}: {error}")
 
         threads = [threading.Thread(target=worker, args=(copy,)) for copy in self.copies]
@@ -510,7 +347,7 @@ class Run:
         for thread in threads:
             thread.join()
 
-    # Python comes first, and in one copy: its build is the slow one.
+    # The Python mutants come first and stay in one copy, because their build is slow.
     def groups(self) -> deque[list[Mutant]]:
         by_place: dict[tuple[bool, str], list[Mutant]] = {}
         for m in self.mutants:
@@ -523,7 +360,7 @@ class Run:
         )
 
     def prove(self) -> None:
-        """The copies without a bug pass every test that is named; how long each takes sets its limit."""
+        """Runs every named test without a bug; the time that it takes sets its limit."""
         tests = sorted(
             {t for m in self.mutants for t in m.tests}, key=lambda t: (t.build != PYTHON, t)
         )
@@ -533,11 +370,11 @@ class Run:
 
         def prove_group(copy: Copy, group: list[Test]) -> None:
             for test in group:
-                outcome = judge(copy, test, LIMIT_MAX_S)
+                outcome = outcome_of(copy, test, LIMIT_MAX_S)
                 if outcome.failed:
                     self.useless[test] = f"{outcome.how}\n{outcome.output[-1000:]}"
                     self.say(
-                        f"{test} fails without any bug, and proves nothing: {self.useless[test]}"
+                        f"{test} fails without a bug, and so proves nothing: {self.useless[test]}"
                     )
                 else:
                     self.limits[test] = LIMIT_S + 5 * outcome.seconds
@@ -555,7 +392,7 @@ class Run:
             if test in self.useless:
                 continue
             try:
-                outcome = judge(copy, test, self.limits[test])
+                outcome = outcome_of(copy, test, self.limits[test])
             except BuildError as error:
                 errors = [line for line in str(error).splitlines() if "error" in line.lower()]
                 trouble = f"does not compile: {(errors or str(error).splitlines())[0][:300]}"
@@ -577,49 +414,6 @@ class Run:
         self.in_parallel(self.groups(), try_group)
 
 
-# ---- the table ----------------------------------------------------------------------------------
-
-
-def in_order(hazard: str) -> tuple[int, str]:
-    return (HAZARDS.index(hazard) if hazard in HAZARDS else len(HAZARDS), hazard)
-
-
-def markdown(verdicts: list[Verdict], catalogue: Catalogue) -> str:
-    """Hazard, mutant, caught by: a row for each hazard of each mutant's, in the hazards' order."""
-    lines = ["| hazard | mutant | what is wrong | caught by |", "|---|---|---|---|"]
-    rows = [(h, v) for v in verdicts for h in v.mutant.hazards]
-    for hazard, v in sorted(rows, key=lambda row: (in_order(row[0]), row[1].mutant.name)):
-        by = (
-            ", ".join(f"{test} ({how.partition(':')[0]})" for test, how in v.caught)
-            or "**nothing**"
-        )
-        lines.append(f"| {hazard} | {v.mutant.name} | {v.mutant.wrong} | {by} |".replace("\n", " "))
-    lines += ["", "| hazard | why nothing is planted |", "|---|---|"]
-    for hazard in sorted(catalogue.excused, key=in_order):
-        lines.append(f"| {hazard} | {' '.join(catalogue.excused[hazard].split())} |")
-    lines += ["", "| hazard | not planted | left to |", "|---|---|---|"]
-    for m in sorted(catalogue.left, key=lambda m: (in_order(m.hazards[0]), m.name)):
-        lines.append(
-            f"| {', '.join(m.hazards)} | {m.name}: {m.wrong} | {' '.join(m.left_to.split())} |"
-        )
-    return "\n".join(lines) + "\n"
-
-
-def list_all(mutants: list[Mutant], catalogue: Catalogue, sources: Sources) -> None:
-    for m in mutants:
-        print(f"{','.join(m.hazards):8} {m.name:36} {m.wrong}")
-        print(f"{'':8} {'':36} {', '.join(files_of(m, sources))}: {', '.join(map(str, m.tests))}")
-    for m in catalogue.left:
-        print(
-            f"{','.join(m.hazards):8} {m.name:36} not planted, left to {' '.join(m.left_to.split())}"
-        )
-    for hazard in sorted(catalogue.excused, key=in_order):
-        print(f"{hazard:8} {'':36} no mutant: {' '.join(catalogue.excused[hazard].split())}")
-    print(
-        f"{len(mutants)} mutants, {len(catalogue.left)} left to others, {len(catalogue.excused)} hazards excused"
-    )
-
-
 def parse_shard(text: str) -> tuple[int, int]:
     i, _, n = text.partition("/")
     shard = int(i), int(n)
@@ -634,10 +428,10 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
         "-k",
         metavar="PATTERN",
         default="",
-        help="only those whose name, hazard, file or test has it",
+        help="only those whose name, hazard, function, file or test contains it",
     )
     parser.add_argument(
-        "--quick", action="store_true", help="about a minute: one mutant for each kind of judge"
+        "--quick", action="store_true", help="plant a few of each kind: about a minute"
     )
     parser.add_argument(
         "--shard", type=parse_shard, default=(1, 1), metavar="I/N", help="every N-th, from the I-th"
@@ -648,18 +442,18 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--every",
         action="store_true",
-        help="run all the tests of a mutant, not just until one fails",
+        help="run all tests of a mutant, not only until one fails",
     )
-    parser.add_argument("--list", action="store_true", help="list them and plant none")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write what was found")
+    parser.add_argument("--list", action="store_true", help="list them as text, and plant none")
     parser.add_argument(
-        "--markdown", type=Path, metavar="FILE", help="write the table of docs/reliability.md"
+        "--markdown", action="store_true", help="list them as tables of Markdown, and plant none"
     )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the verdicts to a file")
     return parser.parse_args(argv)
 
 
 def have_it_alone() -> Any:
-    """The copies are one run's at a time; the lock goes with the process."""
+    """Only one run may use the copies at a time; the end of the process releases the lock."""
     WORK.mkdir(parents=True, exist_ok=True)
     lock = (WORK / "lock").open("w")
     try:
@@ -669,26 +463,20 @@ def have_it_alone() -> Any:
     return lock
 
 
-def report(
-    verdicts: list[Verdict], catalogue: Catalogue, args: argparse.Namespace, sources: Sources
-) -> None:
-    if args.json:
-        found = [v.as_json(sources) for v in sorted(verdicts, key=lambda v: v.mutant.name)]
-        args.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    if args.markdown:
-        args.markdown.write_text(markdown(verdicts, catalogue), encoding="utf-8")
-
-
 def main(argv: list[str] | None = None) -> int:
     args = arguments(argv)
+    sources = Sources(ROOT)
     try:
-        catalogue = read_catalogue()
+        catalogue = read_catalogue(sources=sources)
     except (ListError, tomllib.TOMLDecodeError) as error:
         raise SystemExit(f"tests/mutants: {error}") from error
-    sources = Sources(ROOT)
     chosen = select(catalogue.mutants, args.k, args.quick, args.shard, sources)
-    if args.list:
-        list_all(chosen, catalogue, sources)
+    if args.list or args.markdown:
+        print(
+            markdown(chosen, catalogue)
+            if args.markdown
+            else "\n".join(list_all(chosen, catalogue, sources))
+        )
         return 0
     if not chosen:
         raise SystemExit("no mutant fits")
@@ -717,7 +505,9 @@ def main(argv: list[str] | None = None) -> int:
     for failure in run.failures:
         print(failure)
     verdicts += run.verdicts
-    report(verdicts, catalogue, args, sources)
+    if args.json:
+        found = [v.as_json(sources) for v in sorted(verdicts, key=lambda v: v.mutant.name)]
+        args.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     caught = sum(bool(v.caught) and not v.trouble for v in verdicts)
     missed = sorted(v.mutant.name for v in verdicts if not v.caught or v.trouble)
     if missed:

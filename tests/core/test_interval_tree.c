@@ -373,8 +373,9 @@ static void empty_range_after_a_hit(void)
 	struct model *m = &models[0];
 
 	model_init(m, false, true);
-	fill(m, 2, 1, 20, 25);
-	CHECK(!interval_tree_next(&m->tree, interval_tree_first(&m->tree, 0, UINT64_MAX), 10, 5));
+	fill(m, 7, 1, 0, 25); /* each contains 5 and 10 */
+	for (size_t at = 0; at < m->nr; at++)
+		CHECK(!interval_tree_next(&m->tree, hook_of(m, m->item[at]), 10, 5));
 }
 
 /* One that starts and ties alike takes the place of another, with an end of its own, and gives it back. */

@@ -554,6 +554,22 @@ static void break_r5(struct rb_root *root, struct item *item)
 	item->key = sound;
 }
 
+/* The check recurses, so it must stop in a chain that is too deep for a tree, before its stack ends. */
+static void deep_chain(int dir)
+{
+	enum { DEEP = 1 << 20 };
+	struct item *chain = calloc(DEEP, sizeof(*chain));
+	struct rb_root root = { .node = &chain[0].rb };
+
+	for (uint32_t i = 0; i < DEEP; i++) {
+		chain[i].key = dir ? i : DEEP - i;
+		chain[i].rb.parent_color = (uintptr_t)(i ? &chain[i - 1].rb : NULL) | RB_BLACK;
+		chain[i].rb.child[dir] = i + 1 < DEEP ? &chain[i + 1].rb : NULL;
+	}
+	CHECK_EQ(rb_check(&root, before), 3);
+	free(chain);
+}
+
 static void planted_defects(void)
 {
 	struct rng rng = rng_stream(99);
@@ -585,6 +601,9 @@ int main(int argc, char **argv)
 {
 	test_init(argc, argv, 120);
 	empty_tree();
+	planted_defects();
+	deep_chain(0);
+	deep_chain(1);
 	printf("  %" PRIu64 " orders of insertion and erasure\n", every_order(test_slow ? 6 : ORDERS_MAX));
 	if (test_slow)
 		every_tree(9, 16384);
@@ -600,6 +619,5 @@ int main(int argc, char **argv)
 	ordered_tree(KEYS_MAX, true);
 	ordered_tree(KEYS_MAX, false);
 	ordered_tree(1000, true);
-	planted_defects();
 	return test_done("rbtree", steps, "steps");
 }

@@ -900,6 +900,17 @@ static void test_clear(void)
 	}
 }
 
+/* The end of a slot of whole words is a first page that a clear may name, with no page behind it. */
+static void test_clear_nothing_at_the_end(void)
+{
+	struct ms_vm *vm = new_vm(1);
+
+	CHECK_EQ(set(vm, 0, 1, 0x10, 64, MS_MEM_LOG_DIRTY_PAGES), 0);
+	CHECK_EQ(ms_clear_dirty_log(vm, 0, 1, 64, 0, NULL, 0, NULL), 0);
+	CHECK_EQ(ms_clear_dirty_log(vm, 0, 1, 128, 0, NULL, 0, NULL), -EINVAL);
+	ms_vm_destroy(vm);
+}
+
 /* ---- internal slots ---- */
 
 static void check_internal(struct ms_vm *vm, region_t r, int want, enum ms_rule rule, uint64_t limit)
@@ -968,6 +979,8 @@ static void test_load(void)
 	CHECK_EQ(ms_memslots(vm, 0, NULL, 0), 0);
 	CHECK_EQ(ms_load_memslots(vm, 1, NULL, 0, NULL), 0);
 	CHECK_EQ(stats_of(vm).swaps, 1);
+	list[0] = entry(0, 0, MS_MEM_MAX_NR_PAGES, 0); /* as large as a slot may be */
+	CHECK_EQ(ms_load_memslots(vm, 0, list, 1, NULL), 0);
 	check_sound(vm);
 	end_vm(vm);
 }
@@ -1230,6 +1243,7 @@ static void test_all(void)
 	test_get_refused();
 	test_null_buffer_in_manual_mode();
 	test_clear();
+	test_clear_nothing_at_the_end();
 	test_load();
 	test_load_refused();
 	test_slot_limits();

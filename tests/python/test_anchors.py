@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""tools/anchors.py finds texts by their functions, whatever happens around them, and names what it does not find."""
+"""tools/anchors.py finds texts by their functions, whatever changes around them, and names each missing one."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ const struct design DESIGN_OF(tree) = { .name = "tree" };
 
 static inline int prototype(int x);
 
-/* What it does. { */
+/* A comment. { */
 __attribute__((noinline)) static int grow(struct item *i, int (*way)(int))
 {
 	/* a comment */
@@ -173,7 +173,7 @@ def test_every_brace_of_the_core_is_in_a_part(path: Path) -> None:
     assert all(u.name and u.name != ")" for u in source.units)
 
 
-# ---- what is found, and what is kept -------------------------------------------------------------------
+# ---- texts that are found ------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -228,7 +228,7 @@ def test_comments_and_places_do_not_count(tmp_path: Path) -> None:
 
 
 def test_several_edits_of_one_file(tmp_path: Path) -> None:
-    """All are found in the text as it was: what one edit puts in is no hit of another."""
+    """All are searched in the original text: a replacement is no hit of another edit."""
     s = sources(tmp_path, a__c="void f(void)\n{\n\tone();\n\ttwo();\n}\n")
     edits = [s.find("f", "", "one();", ""), s.find("f", "", "two();", "one();\ntwo();")]
     assert (
@@ -241,7 +241,7 @@ def test_several_edits_of_one_file(tmp_path: Path) -> None:
         tool().applied(s.source("src/a.c").text, both)
 
 
-# ---- what is not found ---------------------------------------------------------------------------------
+# ---- texts that are not found --------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: MIT
-"""tests/mutants fits the sources of today, and tools/mutants.py tells what is caught from what is not."""
+"""tests/mutants fits the sources, and tools/mutants.py distinguishes a caught mutant from one that survives."""
 
 from __future__ import annotations
 
 import ast
 import importlib.util
+import re
 import subprocess
 import sys
 from functools import cache
@@ -34,14 +35,20 @@ def tool() -> ModuleType:
     return module
 
 
+def lists() -> ModuleType:
+    """tools/mutant_list.py, which the tool has imported."""
+    assert tool()
+    return sys.modules["mutant_list"]
+
+
 @cache
 def catalogue() -> Any:
-    return tool().read_catalogue()
+    return lists().read_catalogue()
 
 
 @cache
 def sources() -> Any:
-    return tool().Sources(ROOT)
+    return lists().Sources(ROOT)
 
 
 # ---- the list ----------------------------------------------------------------------------------------
@@ -49,22 +56,22 @@ def sources() -> Any:
 
 def test_every_anchor_is_found() -> None:
     """A change of code that a mutant is anchored to must change the anchor too."""
-    stale = {m.name: tool().stale(m, sources()) for m in (*catalogue().mutants, *catalogue().left)}
+    stale = {m.name: lists().stale(m, sources()) for m in (*catalogue().mutants, *catalogue().left)}
     assert not {name: why for name, why in stale.items() if why}
 
 
 def test_every_hazard_has_a_mutant_or_an_excuse() -> None:
-    assert tool().uncovered(catalogue()) == []
+    assert lists().uncovered(catalogue()) == []
     assert len(catalogue().mutants) >= 45
     for hazard, reason in catalogue().excused.items():
-        assert hazard in tool().HAZARDS
+        assert hazard in lists().HAZARDS
         assert len(reason) > 20
 
 
 def test_texts_are_sentences() -> None:
     for m in (*catalogue().mutants, *catalogue().left):
         first = m.wrong.split()[0]
-        assert first[0].isupper() or "_" in first or first.endswith("()")
+        assert first[0].isupper() or "_" in first or first.endswith(("()", "():"))
         assert m.wrong.endswith(".")
         assert m.name == m.name.lower().replace(" ", "-")
 
@@ -86,7 +93,7 @@ def test_every_test_is_there() -> None:
 
 
 def test_the_quick_ones_stand_for_all() -> None:
-    """Of every list of the core and of the binding; few enough for a minute."""
+    """They come from the core and the binding, and are few enough for a minute."""
     quick = [m for m in catalogue().mutants if m.quick]
     assert 12 <= len(quick) <= 30
     assert any(t.build == tool().PYTHON for m in quick for t in m.tests)
@@ -107,11 +114,11 @@ ENTRY = {
 
 
 def test_an_entry() -> None:
-    m = tool().parse_mutant(ENTRY)
+    m = lists().parse_mutant(ENTRY)
     assert m.wrong == "It is wrong."
-    assert m.edits == (tool().Edit("f", "one", "two", ""),)
+    assert m.edits == (lists().Edit("f", "one", "two", ""),)
     assert [t.build for t in m.tests] == ["plain", "asan", "python"]
-    assert m.tests[0].scale == tool().SCALE
+    assert m.tests[0].scale == lists().SCALE
     assert m.tests[1][1:] == ("test_b", 2.0, "7")
     assert m.tests[2].name == "tests/python/test_c.py::test_d[e]"
     assert [str(t) for t in m.tests] == ["test_a", "asan:test_b", "test_c.py::test_d[e]"]
@@ -129,8 +136,8 @@ def test_an_entry() -> None:
     ],
 )
 def test_bad_entries(change: dict[str, Any], why: str) -> None:
-    with pytest.raises(tool().ListError, match=why):
-        tool().parse_mutant({**ENTRY, **change})
+    with pytest.raises(lists().ListError, match=why):
+        lists().parse_mutant({**ENTRY, **change})
 
 
 def test_bad_lists(tmp_path: Path) -> None:
@@ -139,19 +146,19 @@ def test_bad_lists(tmp_path: Path) -> None:
         * 2
     )
     (tmp_path / "a.toml").write_text(two)
-    with pytest.raises(tool().ListError, match="two mutants have the name a"):
-        tool().read_catalogue(tmp_path)
+    with pytest.raises(lists().ListError, match="two mutants have the name a"):
+        lists().read_catalogue(tmp_path)
     (tmp_path / "a.toml").write_text("[[mutants]]\n")
-    with pytest.raises(tool().ListError, match="what is mutants"):
-        tool().read_catalogue(tmp_path)
+    with pytest.raises(lists().ListError, match="of the kind mutants"):
+        lists().read_catalogue(tmp_path)
 
 
 def tree(tmp_path: Path, **bodies: str) -> Any:
-    """Sources with a file of C for each of these, whose function f has this body."""
+    """Sources with one C file for each argument, whose function f has that body."""
     (tmp_path / "src").mkdir()
     for name, body in bodies.items():
         (tmp_path / "src" / f"{name}.c").write_text(f"void f(void) {{ {body} }}\n")
-    return tool().Sources(tmp_path)
+    return lists().Sources(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -164,19 +171,21 @@ def tree(tmp_path: Path, **bodies: str) -> Any:
     ],
 )
 def test_stale(tmp_path: Path, text: str | None, why: str) -> None:
-    said = tool().stale(tool().parse_mutant(ENTRY), tree(tmp_path, **({"x": text} if text else {})))
+    said = lists().stale(
+        lists().parse_mutant(ENTRY), tree(tmp_path, **({"x": text} if text else {}))
+    )
     assert why in said
     assert bool(said) == bool(why)
 
 
 def test_nothing_changed_is_stale(tmp_path: Path) -> None:
-    said = tool().stale(tool().parse_mutant({**ENTRY, "new": "one"}), tree(tmp_path, x="one"))
+    said = lists().stale(lists().parse_mutant({**ENTRY, "new": "one"}), tree(tmp_path, x="one"))
     assert "the same" in said
 
 
 def test_flags_of_the_cpu(tmp_path: Path) -> None:
-    assert tool().parse_mutant(ENTRY).cpu == frozenset()
-    assert tool().parse_mutant({**ENTRY, "cpu": "avx2 bmi2"}).cpu == {"avx2", "bmi2"}
+    assert lists().parse_mutant(ENTRY).cpu == frozenset()
+    assert lists().parse_mutant({**ENTRY, "cpu": "avx2 bmi2"}).cpu == {"avx2", "bmi2"}
     (tmp_path / "cpuinfo").write_text("flags first\nflags\t\t: sse avx2\nbugs\t: none\n")
     assert tool().cpu_flags(tmp_path / "cpuinfo") == {"sse", "avx2"}
     assert tool().cpu_flags(tmp_path / "none") == set()
@@ -185,8 +194,8 @@ def test_flags_of_the_cpu(tmp_path: Path) -> None:
 def test_what_this_cpu_cannot_run_is_not_planted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    alone = tool().Catalogue([tool().parse_mutant({**ENTRY, "cpu": "avx9 sse"})], [], {})
-    monkeypatch.setattr(tool(), "read_catalogue", lambda: alone)
+    alone = lists().Catalogue([lists().parse_mutant({**ENTRY, "cpu": "avx9 sse"})], [], {}, [])
+    monkeypatch.setattr(tool(), "read_catalogue", lambda sources: alone)
     monkeypatch.setattr(tool(), "cpu_flags", lambda: {"sse"})
     monkeypatch.setattr(tool(), "WORK", tmp_path)
     assert tool().main(["--jobs", "1"]) == 0
@@ -197,7 +206,7 @@ def test_what_this_cpu_cannot_run_is_not_planted(
 
 def test_selection(tmp_path: Path) -> None:
     mutants = [
-        tool().parse_mutant({**ENTRY, "name": name, "hazard": hazard, "quick": quick})
+        lists().parse_mutant({**ENTRY, "name": name, "hazard": hazard, "quick": quick})
         for name, hazard, quick in (
             ("fork", "H1", True),
             ("forks", "H11", False),
@@ -208,7 +217,7 @@ def test_selection(tmp_path: Path) -> None:
     there = tree(tmp_path, x="one")
 
     def names(pattern: str = "", quick: bool = False, shard: tuple[int, int] = (1, 1)) -> list[str]:
-        return [m.name for m in tool().select(mutants, pattern, quick, shard, there)]
+        return [m.name for m in lists().select(mutants, pattern, quick, shard, there)]
 
     assert names() == ["fork", "forks", "hint"]
     assert names("fork") == ["fork", "forks"]
@@ -218,6 +227,71 @@ def test_selection(tmp_path: Path) -> None:
     assert names(quick=True) == ["fork", "hint"]
     assert names(shard=(1, 2)) + names(shard=(2, 2)) == ["fork", "hint", "forks"]
     assert names("nothing") == []
+
+
+# ---- flips -------------------------------------------------------------------------------------------
+
+FLIPS = """
+[[flips]]
+in = "f"
+hazard = "H1"
+caught_by = ["test_a"]
+quick = ["flip:f:lt-le:1"]
+"""
+LT = '[[flips.equivalent]]\nflip = "lt-le:1"\ncode = "a<b"\nreason = "b is never a"\n'
+
+
+def flips(tmp_path: Path, text: str, body: str = "if (a < b) one;") -> Any:
+    there = tree(tmp_path, x=body)
+    (tmp_path / "flips.toml").write_text(text)
+    return lists().read_catalogue(tmp_path, there), there
+
+
+def test_flips_are_mutants(tmp_path: Path) -> None:
+    found, there = flips(tmp_path, FLIPS)
+    assert {m.name: m.quick for m in found.mutants} == {
+        "flip:f:if-true:1": False,
+        "flip:f:if-false:1": False,
+        "flip:f:lt-le:1": True,
+    }
+    lt_le = found.mutants[-1]
+    assert lt_le.wrong == "f(): `a < b` becomes `a <= b`."
+    assert lists().planted(lt_le.edits, there) == {"src/x.c": "void f(void) { if (a <= b) one; }\n"}
+    assert [m.name for m in lists().select(found.mutants, "flip:*:lt*", False, (1, 1), there)] == [
+        lt_le.name
+    ]
+
+
+def test_equivalent_flips_are_left_out(tmp_path: Path) -> None:
+    found, _ = flips(tmp_path, FLIPS + LT)
+    assert [m.name for m in found.mutants] == ["flip:f:if-true:1", "flip:f:if-false:1"]
+    assert found.equivalents == [lists().Equivalent("flip:f:lt-le:1", "a < b", "b is never a")]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "why"),
+    [
+        ("a<b", "a<c", "f:lt-le:1 is about `a<c`, but that flip changes `a < b`"),
+        ("lt-le:1", "lt-le:2", "no flip of the name f:lt-le:2"),
+        ("b is never a", "", "f:lt-le:1 needs a reason"),
+    ],
+)
+def test_equivalents_of_other_code(tmp_path: Path, old: str, new: str, why: str) -> None:
+    with pytest.raises(lists().ListError, match=re.escape(why)):
+        flips(tmp_path, FLIPS + LT.replace(old, new))
+
+
+def test_flips_of_a_function_that_is_gone(tmp_path: Path) -> None:
+    """It is a mutant that cannot be planted; the others can."""
+    found, there = flips(
+        tmp_path, FLIPS.replace('"f"', '["f", "gone"]') + LT.replace("lt-le", "f:lt-le")
+    )
+    assert [m.name for m in found.mutants] == [
+        "flip:f:if-true:1",
+        "flip:f:if-false:1",
+        "flip:gone:any",
+    ]
+    assert lists().stale(found.mutants[-1], there) == "mutant flip:gone:any: no function 'gone'"
 
 
 # ---- copies ------------------------------------------------------------------------------------------
@@ -238,7 +312,7 @@ def test_bugs_are_planted_in_the_copy_alone(
     copy = tool().Copy(0)
 
     def edit(file: str, old: str, new: str) -> Any:
-        return tool().Edit("f", old, new, file)
+        return lists().Edit("f", old, new, file)
 
     def texts() -> list[str]:
         assert [path.read_text() for path in files.values()] == [whole] * 2
@@ -308,7 +382,7 @@ def test_how_it_was_caught(status: int | None, output: str, how: str) -> None:
 
 
 class FakeCopy:
-    """Builds nothing: a test fails when the text that is planted has its name."""
+    """Builds nothing; a test fails if the planted text has its name."""
 
     planted = ""
 
@@ -322,7 +396,7 @@ class FakeCopy:
 
 
 class StallingCopy(FakeCopy):
-    """The first runs of every test, with a bug or without, are ended by the watchdog."""
+    """The watchdog ends the first runs of every test, with a bug or without."""
 
     def __init__(self, stalls: int) -> None:
         self.stalls = stalls
@@ -342,7 +416,7 @@ class StallingCopy(FakeCopy):
 def verdict(
     new: str, useless: tuple[str, ...] = (), every: bool = False, copy: FakeCopy | None = None
 ) -> Any:
-    mutant = tool().parse_mutant({**ENTRY, "new": new, "caught_by": ["test_a", "test_b"]})
+    mutant = lists().parse_mutant({**ENTRY, "new": new, "caught_by": ["test_a", "test_b"]})
     run = tool().Run([mutant], 0, every, sources())
     run.copies = [copy or FakeCopy()]
     run.groups = lambda: tool().deque([[mutant]])  # it has no file
@@ -369,17 +443,17 @@ def test_verdicts() -> None:
 
 
 def test_what_the_watchdog_ends_runs_again() -> None:
-    """Once is the machine's fault; what the second run says counts."""
+    """One hang may be the machine's fault; the second run counts."""
     assert "SURVIVED" in verdict("breaks nothing", copy=StallingCopy(1)).line()
     [(test, how)] = verdict("breaks test_b", copy=StallingCopy(1)).caught
     assert (test.name, how) == ("test_b", "check: exit 1")
-    copy, test = StallingCopy(2), tool().parse_test("test_a")
-    assert tool().judge(copy, test, 1.0).how == "watchdog"
+    copy, test = StallingCopy(2), lists().parse_test("test_a")
+    assert tool().outcome_of(copy, test, 1.0).how == "watchdog"
     assert copy.runs == {test: 2}
 
 
 def test_a_test_that_fails_without_a_bug_is_no_judge() -> None:
-    mutant = tool().parse_mutant(ENTRY)
+    mutant = lists().parse_mutant(ENTRY)
     run = tool().Run([mutant], 0, False, sources())
     run.copies = [FakeCopy()]
     run.copies[0].planted = "test_b"
@@ -388,35 +462,35 @@ def test_a_test_that_fails_without_a_bug_is_no_judge() -> None:
     assert len(run.limits) == 2
 
 
-def test_table() -> None:
-    mutant = tool().parse_mutant({**ENTRY, "hazard": ["H2", "H1"]})
-    by = [(mutant.tests[1], "sanitizer: AddressSanitizer x")]
-    text = tool().markdown([tool().Verdict(mutant, by, "", 1.0)], catalogue())
-    rows = [line for line in text.splitlines() if "| a |" in line]
-    assert rows == [f"| {h} | a | It is wrong. | asan:test_b (sanitizer) |" for h in ("H1", "H2")]
-    assert all(f"| {hazard} | " in text for hazard in catalogue().excused)
-
-
-def rows_below(head: str, text: str) -> list[list[str]]:
-    """The cells of a table's rows, by its first line."""
+def rows_of(text: str, head: str) -> list[list[str]]:
+    """The cells of the table that begins with this line."""
     table = text.partition(head + "\n")[2].partition("\n\n")[0].splitlines()
     assert table[0].startswith("|---")
     return [row.strip("| ").split(" | ") for row in table[1:]]
 
 
-def test_the_table_is_of_today() -> None:
-    """docs/reliability.md names the mutants that are there, and no others; `mutants.py --markdown` writes it."""
+MUTANTS = "| hazard | mutant | wrong | caught by |"
+
+
+def test_tables() -> None:
+    mutant = lists().parse_mutant({**ENTRY, "hazard": ["H2", "H1"], "wrong": "a || b."})
+    text = lists().markdown([mutant], catalogue())
+    by = "test_a, asan:test_b, test_c.py::test_d[e]"
+    assert rows_of(text, MUTANTS) == [[h, "a", "a &#124;&#124; b.", by] for h in ("H1", "H2")]
+    excused = rows_of(text, "| hazard | why it has no mutant |")
+    assert {row[0] for row in excused} == catalogue().excused.keys()
+    left = rows_of(text, "| hazard | not planted | wrong | left to |")
+    assert {row[1] for row in left} == {m.name for m in catalogue().left}
+    equivalent = rows_of(text, "| equivalent flip | code | reason |")
+    assert {row[0] for row in equivalent} == {e.name for e in catalogue().equivalents}
+
+
+HAZARD = re.compile(r"^\| (H\d+) \|", re.MULTILINE)
+
+
+def test_every_hazard_has_its_row_in_the_document() -> None:
     text = (ROOT / "docs" / "reliability.md").read_text(encoding="utf-8")
-    rows = rows_below("| hazard | mutant | what is wrong | caught by |", text)
-    assert {row[1] for row in rows} == {m.name for m in catalogue().mutants}
-    assert {(row[0], row[1]) for row in rows} == {
-        (hazard, m.name) for m in catalogue().mutants for hazard in m.hazards
-    }
-    excuses = rows_below("| hazard | why nothing is planted |", text)
-    assert {row[0] for row in excuses} == catalogue().excused.keys()
-    left = rows_below("| hazard | not planted | left to |", text)
-    assert {row[1].partition(":")[0] for row in left} == {m.name for m in catalogue().left}
-    assert f"; {len(catalogue().mutants)} are there." in text
+    assert tuple(HAZARD.findall(text)) == lists().HAZARDS
 
 
 # ---- the program --------------------------------------------------------------------------------------
@@ -433,6 +507,13 @@ def test_list() -> None:
     assert done.returncode == 0
     assert done.stdout.splitlines()[-1].startswith(f"{len(catalogue().mutants)} mutants, ")
     assert all(m.name in done.stdout for m in catalogue().mutants)
+
+
+def test_markdown_goes_to_the_output() -> None:
+    done = run("--markdown", "-k", "H16")
+    assert done.returncode == 0
+    chosen = {m.name for m in catalogue().mutants if "H16" in m.hazards}
+    assert {row[1] for row in rows_of(done.stdout, MUTANTS)} == chosen
 
 
 def test_no_mutant_fits() -> None:
