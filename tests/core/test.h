@@ -57,9 +57,12 @@
 #define TEST_SANITIZED TEST_THREAD_SANITIZED
 #endif
 
-static uint64_t test_seed = TEST_SEED;
-static double test_scale = 1;
-static bool test_slow = TEST_SANITIZED;
+/* Weak: a program of several files has one of each. */
+#define TEST_SHARED __attribute__((weak))
+
+TEST_SHARED uint64_t test_seed = TEST_SEED;
+TEST_SHARED double test_scale = 1;
+TEST_SHARED bool test_slow = TEST_SANITIZED;
 
 /* Not exit(): the thread that fails may be any, and others may hold any lock. */
 static inline void test_fail(void)
