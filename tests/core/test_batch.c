@@ -322,17 +322,17 @@ static void batch_when_invalid(void *opaque, const struct ms_memslot *active, co
 
 static void test_invalid(void)
 {
-	struct ms_listener asks = { .flush = batch_when_invalid };
+	struct ms_listener runs_batch = { .flush = batch_when_invalid };
 
 	vm = new_vm(1);
-	CHECK_EQ(ms_add_listener(vm, &asks, NULL), 0);
+	CHECK_EQ(ms_add_listener(vm, &runs_batch, NULL), 0);
 	fill(50);
 	run_batch(5000);
 	for (uint32_t id = 0; id < 50; id++) {
 		CHECK_EQ(set(vm, 0, id, id % 2 ? 2000 + id * 10 : 0, id % 2 ? 8 : 0, 0), 0);
 		run_batch(100);
 	}
-	CHECK_EQ(ms_remove_listener(vm, &asks, NULL), 0);
+	CHECK_EQ(ms_remove_listener(vm, &runs_batch, NULL), 0);
 	end_vm(vm);
 }
 

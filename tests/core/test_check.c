@@ -598,7 +598,7 @@ static void check_ring(int idx, bool behind_first)
 	check_sound(vm);
 }
 
-/* Stale hints are sound: nobody follows a hint of an older generation, even to a freed slot. */
+/* Stale hints are sound: no lookup follows a hint of an older generation, even to a freed slot. */
 static void test_stale_is_sound(void)
 {
 	CHECK_EQ(set(vm, 1, 1, 0x900, 0, 0), 0);

@@ -572,7 +572,7 @@ static bool has_hooks(const struct fault_case *c)
 	return c->change != add_listener && c->change != create_vcpu && !c->of_tree;
 }
 
-/* Each of three listeners, and each slot of a load, refuses in turn; then nobody does. */
+/* Each of three listeners, and each slot of a load, refuses in turn; then none does. */
 static void refuse_each(const struct fault_case *c, uint32_t n)
 {
 	static const struct ms_listener listeners[LISTENERS] = {
@@ -852,7 +852,7 @@ static void single_lookups(uint32_t n, uint32_t gone)
 
 static const struct index_case {
 	bool derived; /* from the index of the state before */
-	void (*ask)(uint32_t n, uint32_t gone);
+	void (*look_up)(uint32_t n, uint32_t gone);
 	enum ms_index_policy policy;
 } index_cases[] = {
 	{ false, batch_of_many, MS_INDEX_EAGER },
@@ -886,7 +886,7 @@ static bool fail_index(const struct index_case *c, uint32_t n, uint64_t nth, boo
 	made = indexes();
 	was = held();
 	memory_fail(&vm->memory, nth, onward);
-	c->ask(n, gone);
+	c->look_up(n, gone);
 	fired = atomic_load(&vm->memory.asked) >= nth;
 	memory_fail(&vm->memory, 0, false);
 	if (fired && onward) { /* no index was made */
@@ -897,7 +897,7 @@ static bool fail_index(const struct index_case *c, uint32_t n, uint64_t nth, boo
 	}
 	injections += fired;
 	silent += fired;
-	c->ask(n, gone);
+	c->look_up(n, gone);
 	ms_set_index_policy(vm, MS_INDEX_EAGER);
 	batch_of_many(n, gone);
 	if (design_is("tree"))
@@ -909,7 +909,7 @@ static bool fail_index(const struct index_case *c, uint32_t n, uint64_t nth, boo
 
 static void test_index(uint32_t n)
 {
-	for (size_t i = 0; i < ARRAY_SIZE(index_cases) && (n <= 1000 || index_cases[i].ask == batch_of_many); i++)
+	for (size_t i = 0; i < ARRAY_SIZE(index_cases) && (n <= 1000 || index_cases[i].look_up == batch_of_many); i++)
 		for (int onward = 0; onward < 2; onward++)
 			for (uint64_t nth = 1; fail_index(&index_cases[i], n, nth, onward); nth++)
 				;

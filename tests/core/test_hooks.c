@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * test_hooks.c - the steps of each change: its swaps and generations, and what its hooks get, see and may do.
+ * test_hooks.c - the steps of each change: its swaps and generations, and the arguments, views and rights of its hooks.
  *
  * Three listeners note each call with its arguments and with the answers of lookups at that time.  For each kind of
  * change and each way to refuse it, the notes, the swaps and the generations are compared with the tables of KVM.
@@ -307,12 +307,12 @@ static void check_note(const struct hook_case *c, const struct note *n, enum cal
 static void check_notes(const struct hook_case *c, const struct ms_stats *before, uint32_t spaces, uint64_t generation)
 {
 	bool listened = c->how == ACCEPTED || c->how == BY_LISTENER;
-	int told = c->how == BY_LISTENER ? refuser + 1 : LISTENERS;
+	int called = c->how == BY_LISTENER ? refuser + 1 : LISTENERS;
 	size_t i = 0;
 
 	for (int l = 0; swaps_of(c) == 2 && l < LISTENERS; l++)
 		check_note(c, &notes[i++], FLUSH, l);
-	for (int l = 0; !c->noop && listened && l < told; l++)
+	for (int l = 0; !c->noop && listened && l < called; l++)
 		check_note(c, &notes[i++], PREPARE, l);
 	for (int l = refuser - 1; c->how == BY_LISTENER && l >= 0; l--)
 		check_note(c, &notes[i++], ABORT, l);

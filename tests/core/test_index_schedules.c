@@ -310,8 +310,8 @@ static void check_not_published(void)
 	check_sound(vm);
 }
 
-/* H12, H15: the state changes while its index is made: the batch uses it, nobody else gets it.  After a change of two
- * swaps the set is the same one again, and only its generation differs. */
+/* H12, H15: the state changes while its index is made: the batch uses it, no other batch gets it.  After a change of
+ * two swaps the set is the same one again, and only its generation differs. */
 static void offered_to_another_state(bool two_swaps)
 {
 	begin("H12 H15: an index of a state that is over", NR, LONG);

@@ -409,7 +409,8 @@ static const struct script one_reader[] = {
 	{ "H15 H19: a section sees one state",
 	  look_up_in_section, POINT_READER_LEFT, .check = check_old_section, .while_waiting = leave_nested_sections },
 	{ "H15: an index is offered while its set is replaced",
-	  look_up_batch, POINT_READER_INDEX_OFFERED, .check = check_batches, .prepare = index_eagerly, .tree_only = true },
+	  look_up_batch, POINT_READER_INDEX_OFFERED, .check = check_batches,
+	  .prepare = index_eagerly, .tree_only = true },
 	{ "H16: a page is marked while its log may end",
 	  mark, POINT_READER_MARKS, .check = check_mark },
 	{ "H23: a thread ends inside a section",
@@ -419,7 +420,8 @@ static const struct script one_reader[] = {
 	{ "H8: a reader writes nothing after it has left",
 	  look_up, POINT_READER_LEFT, .check = check_old_hva, .outside = true },
 	{ "H11: a vCPU has not yet entered its section",
-	  look_up_by_vcpu, POINT_READER_BANK_LOADED, .check = check_new_hva, .prepare = store_vcpu_hint, .outside = true },
+	  look_up_by_vcpu, POINT_READER_BANK_LOADED, .check = check_new_hva,
+	  .prepare = store_vcpu_hint, .outside = true },
 };
 
 /* A change that must not wait runs in this thread: if it waited, the test would hang. */
@@ -583,7 +585,7 @@ static void generation_before_publish(void)
 	end();
 }
 
-/* H12, H14: two address spaces never have the same generation, whatever changes each has had. */
+/* H12, H14: two address spaces never have the same generation, after any changes. */
 static void generations_of_two_spaces(void)
 {
 	begin("H12 H14: two address spaces");

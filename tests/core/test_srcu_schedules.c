@@ -490,7 +490,7 @@ static void records_are_found_without_a_lock(void)
 	sections_cost(); /* the first call finds the records by a search */
 	cost = sections_cost();
 	idle_threads(SRCU_MET - 1);
-	CHECK_EQ(sections_cost(), cost); /* whatever the number of threads that have records and do not use them */
+	CHECK_EQ(sections_cost(), cost); /* for any number of threads with unused records */
 	idle_threads(1);        /* its number collides with this thread's: one search, and then no more */
 	CHECK(sections_cost() > cost);
 	CHECK_EQ(sections_cost(), cost);

@@ -38,7 +38,7 @@
 #define KEEPER_WORDS (READERS_MAX * PART_WORDS)
 #define KEEPER_PAGES (KEEPER_WORDS * 64)
 
-/* ---- words: what is known of an id in one state; 0: there is no slot ---- */
+/* ---- words: the slot with an id in one state; 0: there is none ---- */
 
 #define PRESENT ((uint64_t)1)
 #define LOGS ((uint64_t)2)

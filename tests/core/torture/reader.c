@@ -1,10 +1,10 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * reader.c - the calls of the readers: every lookup of the header, in and outside of sections, in threads that come and go.
+ * reader.c - the calls of the readers: every lookup of the header, in sections and outside, in threads of any length.
  *
- * Batches have all sizes, in place and with strides; a poll sleeps, or ends the batch.  Whether an index answers, and by
- * which kernel, changes at any moment.  A reader marks each page of its part of the keeper, and waits until the writer
- * has found these marks before it begins again.
+ * Batches have all sizes, in place and with strides; a poll sleeps, or ends the batch.  The policy and the kernel of
+ * indexes change at any moment.  A reader marks each page of its part of the keeper, and waits until the writer has
+ * found these marks before it begins again.
  */
 #include "oracle.h"
 
@@ -388,7 +388,8 @@ static void try_section(struct call *c)
 	self->sections++;
 }
 
-/* A thread that makes a few calls in the name of its maker, who waits for it; half of them end inside a section. */
+/* A short thread makes a few calls in the name of its maker, which waits for it; half of these threads end inside a
+ * section. */
 static void *short_thread(void *maker)
 {
 	struct inside outside = { 0 };

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * torture.h - readers of every kind beside a writer that never stops; the oracle checks every answer.
+ * torture.h - readers of every kind and a writer that never stops; the oracle checks every answer.
  *
  *	torture [-t seconds] [-s seed] [-r readers] [-b backend] [-o record] [-n name]
  *

@@ -288,7 +288,7 @@ static void change_one(void)
 		do_nothing(as_id, id);
 }
 
-/* While readers look up, who find holes from then on: one more state in each address space. */
+/* During lookups, which find only holes from then on: one more state in each address space. */
 static void do_close(void)
 {
 	doing("the close");
