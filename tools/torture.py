@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""torture.py - builds tests/core/torture.c plain and under each sanitizer of each compiler, and runs them in turn.
+"""torture.py - builds tests/core/torture plain and under each sanitizer of each compiler, and runs them in turn.
 
 The seconds are shared by the builds.  Each run appends a line to the record; the last line of the
 output is the sum.  Exit 1 for a wrong answer, a report of a sanitizer or a thread that hangs; a

@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * fixture.h - what the tests of whole VMs share: requests in pages, and a picture of a VM to compare with another.
+ * fixture.h - shared by the tests of whole VMs: requests in pages, and pictures of a VM to compare.
  *
- * A picture is taken from the inside, without a lookup: it moves no hint and allocates nothing, so it may be taken
- * while an allocation is made to fail.
+ * picture_of() reads the VM's fields without a lookup: it moves no hint and allocates nothing, so a test may call it
+ * while allocations are made to fail.
  */
 #ifndef MS_FIXTURE_H
 #define MS_FIXTURE_H
@@ -20,7 +20,7 @@ typedef struct ms_userspace_memory_region region_t;
 #define PAGE MS_PAGE_SIZE
 #define HVA_BASE ((uint64_t)1 << 44)
 
-/* Slots of the tests are told apart by id and address space, so their host addresses may as well be. */
+/* The host address contains id and address space, so it identifies the slot. */
 static inline uint64_t hva_for(uint32_t as_id, uint32_t id)
 {
 	return HVA_BASE + ((uint64_t)as_id << 32) + ((uint64_t)id << 20);
@@ -46,7 +46,7 @@ static inline int set(struct ms_vm *vm, uint32_t as_id, uint32_t id, uint64_t gf
 	return ms_set_user_memory_region(vm, &r, NULL);
 }
 
-/* Every design gives the same answers: a test goes through them with
+/* Every design gives the same answers.  A test runs on each of them with
  *	for (size_t i = 0; (design_name = ms_backend_name(i)); i++) */
 static const char *design_name = "tree";
 
@@ -80,8 +80,9 @@ static inline struct ms_vm *new_vm(uint32_t address_spaces)
 	return vm_with(&config);
 }
 
-/* Which allocation of a change is for what; 0: none is.  Where sets store copies of their own (the array), the writer
- * keeps a copy of the old slot, and the new set comes before the log.  The tree's hash does not grow meanwhile. */
+/* The number of the allocation of a change that is for this purpose; 0: there is none.  Where sets store their own
+ * copies (the array), the writer keeps a copy of the old slot, and the new set comes before the log.  The hash of the
+ * tree must not grow meanwhile. */
 enum purpose { FOR_SLOT, FOR_COPY, FOR_LOG };
 
 static inline unsigned allocation(enum ms_change_kind kind, enum purpose purpose)
@@ -104,7 +105,7 @@ static inline struct ms_stats stats_of(struct ms_vm *vm)
 	return stats;
 }
 
-/* Of the pool's chunks only the blocks in use: what a change leaves for the next one depends on what came before. */
+/* The statistics with the blocks in use instead of the pool's chunks: free blocks depend on earlier changes. */
 static inline struct ms_stats held_by(struct ms_vm *vm)
 {
 	const struct memory_pool *pool = &vm->memory.pool;
@@ -135,8 +136,8 @@ static inline bool no_slot(const struct ms_memslot *slot)
 	return same_slot(slot, &(struct ms_memslot){ 0 });
 }
 
-/* What a VM without slots holds: its sets, its readers' records, its vCPUs, its list of listeners, and what is left of
- * updates whose threads have ended. */
+/* A VM without slots has only its sets, the records of its readers, its vCPUs, its list of listeners, and the deferred
+ * frees of updates whose threads have ended. */
 static inline void check_empty(struct ms_vm *vm)
 {
 	struct ms_stats stats = stats_of(vm);
@@ -152,7 +153,7 @@ static inline void check_empty(struct ms_vm *vm)
 	CHECK_EQ(vm->memory.pool.bytes, 0);
 }
 
-/* The way out that proves that nothing leaked; ms_vm_destroy() alone is the other. */
+/* Ends the VM and proves that nothing leaked; ms_vm_destroy() alone does not. */
 static inline void end_vm(struct ms_vm *vm)
 {
 	CHECK_EQ(ms_vm_close(vm, NULL), 0);
@@ -163,8 +164,8 @@ static inline void end_vm(struct ms_vm *vm)
 /* ---- pictures ---- */
 
 struct picture {
-	uint64_t slots;       /* every value, and every dirty bit, of both sets of every address space */
-	uint64_t generations; /* of every address space, and which set is active */
+	uint64_t slots;       /* all values and dirty bits of both sets of each address space */
+	uint64_t generations; /* of each address space, and which set is active */
 	uint64_t nr, pages;
 	uint64_t manual;
 	uint64_t listeners;
@@ -210,7 +211,8 @@ static inline struct picture picture_of(struct ms_vm *vm)
 	return p;
 }
 
-/* What a call that fails leaves as it was; the generations of a DELETE or MOVE that prepare refused excepted. */
+/* True if a failed call has changed nothing.  The generations are not compared: a DELETE or MOVE that prepare refuses
+ * changes them. */
 static inline bool same_picture(const struct picture *a, const struct picture *b)
 {
 	return a->slots == b->slots && a->nr == b->nr && a->pages == b->pages && a->manual == b->manual &&

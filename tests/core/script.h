@@ -1,17 +1,16 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * script.h - threads that stop at named points of the engine and go on when the script says so.
+ * script.h - threads that stop at named points of the engine and go on when the script lets them.
  *
- *	struct actor reader = act(look_up, POINT_READER_VIEW_LOADED);
+ *	struct actor reader;
  *
- *	await_stop(&reader);                it is there, or the script fails
+ *	act_until(&reader, look_up, POINT_READER_VIEW_LOADED);   starts it and waits until it has stopped there
  *	... change ...
- *	go(&reader, POINT_READER_LEAVES);   on, to the next stop
- *	await_stop(&reader);
- *	finish(&reader);                    on, to the end
+ *	go_until(&reader, POINT_READER_LEAVES);                  lets it go on to the next stop
+ *	finish(&reader);                                         lets it go on to its end
  *
- * The script itself and threads without an actor pass every point.  Nothing here depends on time: who waits for
- * something that does not come is ended by the watchdog, which names the script and where each actor is.
+ * The script itself and threads without an actor pass every point.  Nothing here depends on time: the watchdog ends a
+ * script that waits for something that never comes, and prints its name and where each actor is.
  */
 #ifndef MS_SCRIPT_H
 #define MS_SCRIPT_H
@@ -26,7 +25,7 @@
 
 #define NO_STOP NR_POINTS
 #define ACTORS_MAX 4
-#define SCRIPT_SECONDS 60 /* far from tight, under every sanitizer, on a machine that stalls */
+#define SCRIPT_SECONDS 60 /* far from tight, under every sanitizer, on a slow machine */
 
 struct actor {
 	pthread_t thread;
@@ -36,7 +35,7 @@ struct actor {
 	_Atomic uint32_t where; /* the point at which it is stopped, or NO_STOP */
 	_Atomic uint32_t ended;
 	_Atomic uint32_t os_id;
-	/* What it did, for the script, once it has ended or stopped. */
+	/* Its results: the script reads them when the actor has ended or stopped. */
 	uint64_t hva;
 	struct ms_memslot slot[8];
 	size_t nr;
@@ -53,16 +52,16 @@ static const char *const point_names[] = {
 static const char *script_name = "";
 static struct actor *actors[ACTORS_MAX];
 static unsigned nr_actors;
-static uint64_t scripts; /* ended so far */
+static uint64_t scripts; /* that have ended */
 static _Thread_local struct actor *this_actor;
 
 static inline void script_hangs(int signal_number)
 {
 	(void)signal_number;
-	fprintf(stderr, "the watchdog ended the script \"%s\" of design %s\n", script_name, design_name);
+	fprintf(stderr, "the watchdog ended script \"%s\" of design %s\n", script_name, design_name);
 	for (unsigned i = 0; i < nr_actors; i++)
 		fprintf(stderr, "  actor %u: %s, at %s, is to stop at %s\n", i,
-			atomic_load(&actors[i]->ended) ? "has ended" : "is under way",
+			atomic_load(&actors[i]->ended) ? "has ended" : "is running",
 			point_names[atomic_load(&actors[i]->where)], point_names[atomic_load(&actors[i]->stop)]);
 	_exit(2);
 }
@@ -95,7 +94,7 @@ static inline void *actor_main(void *argument)
 	return NULL;
 }
 
-/* Starts the thread; it stops at the point when it gets there for the first time. */
+/* Starts the thread; it stops at the point when it first reaches it. */
 static inline void act(struct actor *actor, void (*run)(struct actor *me), uint32_t stop)
 {
 	*actor = (struct actor){ .run = run, .stop = stop, .where = NO_STOP };
@@ -111,14 +110,14 @@ static inline void await_arrival(struct actor *actor)
 		;
 }
 
-/* Until it is at its stop; it must not end before. */
+/* Waits until the actor has stopped; it must not end before. */
 static inline void await_stop(struct actor *actor)
 {
 	await_arrival(actor);
 	CHECK_EQ(atomic_load(&actor->ended), 0);
 }
 
-/* Starts it and waits until it is there. */
+/* Starts the actor and waits until it has stopped. */
 static inline void act_until(struct actor *actor, void (*run)(struct actor *me), uint32_t stop)
 {
 	act(actor, run, stop);
@@ -137,7 +136,7 @@ static inline void go_until(struct actor *actor, uint32_t stop)
 	await_stop(actor);
 }
 
-/* Until it has ended, by itself. */
+/* Waits until the actor has ended without a further stop. */
 static inline void await_end(struct actor *actor)
 {
 	await_arrival(actor);
@@ -153,7 +152,7 @@ static inline void finish(struct actor *actor)
 	await_end(actor);
 }
 
-/* The writer must be waiting for a reader: it sleeps, and has not got to its end without. */
+/* Waits until the writer sleeps because of a reader; it must not end before. */
 static inline void check_waits(struct actor *writer, struct ms_vm *vm)
 {
 	while (!atomic_load(&vm->srcu.waiting) && !atomic_load(&writer->ended))
@@ -161,14 +160,14 @@ static inline void check_waits(struct actor *writer, struct ms_vm *vm)
 	CHECK_EQ(atomic_load(&writer->ended), 0);
 }
 
-/* Starts the writer and waits until it waits for a reader. */
+/* Starts the writer and waits until it sleeps because of a reader. */
 static inline void act_until_waits(struct actor *writer, void (*run)(struct actor *me), struct ms_vm *vm)
 {
 	act(writer, run, NO_STOP);
 	check_waits(writer, vm);
 }
 
-/* The reader goes on to its end, and then so does the writer. */
+/* Lets the reader go on to its end; then the writer ends too. */
 static inline void finish_both(struct actor *reader, struct actor *writer)
 {
 	finish(reader);

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * test.h - what the C tests share: checks, seeded random numbers, sizes, a watchdog.
+ * test.h - shared by the C tests: checks, seeded random numbers, number of repetitions, a watchdog.
  *
  *   int main(int argc, char **argv)
  *   {
@@ -13,9 +13,9 @@
  *
  * A failure prints file, line, both values and the seed, and ends the process.  The seed is argv[1], else
  * MEMSLOTS_SEED, else fixed.  MEMSLOTS_TEST_SCALE multiplies the number of repetitions (1 unless set, fractions are
- * fine); sanitizers, and MEMSLOTS_TEST_SLOW=1 for whatever else slows a program down, divide it by TEST_SLOWDOWN.
+ * fine).  Sanitizers divide it by TEST_SLOWDOWN; MEMSLOTS_TEST_SLOW=1 does the same for any other slow tool.
  *
- * Include it first: it asks the C library for all it has.  Checks work under NDEBUG and in every thread.
+ * Include it first: it requests all extensions of the C library.  Checks work under NDEBUG and in every thread.
  */
 #ifndef MS_TEST_H
 #define MS_TEST_H
@@ -36,7 +36,7 @@
 #define TEST_SEED 20211206 /* the day on which the tree-based memslots were merged */
 #define TEST_SLOWDOWN 8
 
-#ifdef __has_feature /* Clang's way to tell */
+#ifdef __has_feature /* Clang has no __SANITIZE_* macros */
 #if __has_feature(address_sanitizer)
 #define __SANITIZE_ADDRESS__ 1
 #endif
@@ -57,11 +57,14 @@
 #define TEST_SANITIZED TEST_THREAD_SANITIZED
 #endif
 
-static uint64_t test_seed = TEST_SEED;
-static double test_scale = 1;
-static bool test_slow = TEST_SANITIZED;
+/* Weak, so that a program of several files has one of each. */
+#define TEST_SHARED __attribute__((weak))
 
-/* Not exit(): the thread that fails may be any, and others may hold any lock. */
+TEST_SHARED uint64_t test_seed = TEST_SEED;
+TEST_SHARED double test_scale = 1;
+TEST_SHARED bool test_slow = TEST_SANITIZED;
+
+/* Not exit(): any thread may fail while other threads hold locks. */
 static inline void test_fail(void)
 {
 	fprintf(stderr, "  seed %" PRIu64 " (argv[1] or MEMSLOTS_SEED repeats it)\n", test_seed);
@@ -89,10 +92,10 @@ static inline void test_check_eq(uint64_t a, uint64_t b, const char *file, int l
 
 #define CHECK(condition) test_check(condition, __FILE__, __LINE__, #condition)
 
-/* Integers or pointers; both are compared as 64 bits, a negative int as the 64 bits of its value. */
+/* For integers or pointers.  Both are compared as 64 bits; a negative int is sign-extended. */
 #define CHECK_EQ(a, b) test_check_eq((uint64_t)(a), (uint64_t)(b), __FILE__, __LINE__, #a, #b)
 
-/* splitmix64: every seed is as good as every other, and a state is one word. */
+/* splitmix64: all seeds are equally good, and the state is one word. */
 struct rng {
 	uint64_t state;
 };
@@ -106,13 +109,13 @@ static inline uint64_t rng_next(struct rng *rng)
 	return z ^ (z >> 31);
 }
 
-/* One of 0 .. n - 1; n is not 0. */
+/* One of 0 to n - 1; n is not 0. */
 static inline uint64_t rng_below(struct rng *rng, uint64_t n)
 {
 	return rng_next(rng) % n;
 }
 
-/* The numbered stream of this run's seed: one for each thread or part of a test. */
+/* A stream of this run's seed, by number: one for each thread or part of a test. */
 static inline struct rng rng_stream(uint64_t number)
 {
 	struct rng rng = { .state = test_seed };
@@ -122,7 +125,7 @@ static inline struct rng rng_stream(uint64_t number)
 	return rng;
 }
 
-/* How often to do what is done n times in a run of scale 1. */
+/* The number of repetitions for n in a run of scale 1. */
 static inline uint64_t test_times(uint64_t n)
 {
 	double times = (double)n * test_scale / (test_slow ? TEST_SLOWDOWN : 1);
@@ -132,14 +135,14 @@ static inline uint64_t test_times(uint64_t n)
 
 static inline void test_timeout(int signal_number)
 {
-	static const char message[] = "the watchdog ended a test that hangs\n";
+	static const char message[] = "the watchdog ended a test that hung\n";
 	ssize_t written = write(STDERR_FILENO, message, sizeof(message) - 1);
 
 	(void)signal_number;
 	_exit(written < 0 ? 3 : 2);
 }
 
-/* The limit is for a run of scale 1 and is far from tight: it turns a hang into a failure. */
+/* The limit is for scale 1 and far from tight: it turns a hang into a failure. */
 static inline void test_init(int argc, char **argv, unsigned limit_seconds)
 {
 	const char *seed = argc > 1 ? argv[1] : getenv("MEMSLOTS_SEED");
@@ -155,7 +158,7 @@ static inline void test_init(int argc, char **argv, unsigned limit_seconds)
 	alarm(test_scale > 1 ? (unsigned)(limit_seconds * test_scale) : limit_seconds);
 }
 
-/* The closing line, and the value for main() to return. */
+/* Prints the last line and returns main()'s value. */
 static inline int test_done(const char *name, uint64_t count, const char *what)
 {
 	printf("%s: %" PRIu64 " %s, seed %" PRIu64 "\n", name, count, what, test_seed);

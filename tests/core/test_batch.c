@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * test_batch.c - many lookups at once, with and without an index, beside changes.
+ * test_batch.c - batches of lookups, with and without an index, during changes.
  *
- * Changes between two pieces of a batch are made by its own poll, so that every order is the test's choice.
+ * The poll of a batch makes the changes between two of its pieces, so the test chooses every order.
  */
 #include "fixture.h"
 
@@ -11,7 +11,7 @@
 #define LOG MS_MEM_LOG_DIRTY_PAGES
 #define SPACES 2u
 #define IDS 300u
-#define SPAN 4000u /* gfns that slots are made in */
+#define SPAN 4000u /* the gfns of the slots */
 #define QUERIES 9000 /* more than two pieces */
 
 static struct rng rng;
@@ -22,7 +22,7 @@ static uint64_t answers;
 
 static const enum ms_index_policy policies[] = { MS_INDEX_AUTO, MS_INDEX_OFF, MS_INDEX_EAGER, MS_INDEX_WALK };
 
-/* ---- what a set must answer, from its slots one after the other ---- */
+/* ---- the right answers, from a copy of the slots ---- */
 
 struct truth {
 	struct ms_memslot slots[IDS];
@@ -46,7 +46,7 @@ static const struct ms_memslot *slot_at(const struct truth *t, uint64_t gfn)
 	return NULL;
 }
 
-static uint64_t true_hva(const struct truth *t, uint64_t gfn, bool write)
+static uint64_t right_hva(const struct truth *t, uint64_t gfn, bool write)
 {
 	const struct ms_memslot *slot = slot_at(t, gfn);
 
@@ -62,7 +62,7 @@ static uint64_t draw_gfn(void)
 	return rng_below(&rng, 50) ? rng_below(&rng, SPAN + 100) : rng_next(&rng);
 }
 
-/* ---- batches in all their shapes ---- */
+/* ---- batches of every shape ---- */
 
 static struct ms_batch batch_of(size_t n, ptrdiff_t step)
 {
@@ -77,12 +77,12 @@ static void check_hvas(const struct truth *t, uint32_t as_id, size_t n, ptrdiff_
 		in[i * step] = draw_gfn();
 	CHECK_EQ(ms_gfn_to_hva_many(vm, as_id, &batch, write), 0);
 	for (size_t i = 0; i < n; i++)
-		CHECK_EQ(out[i * step], true_hva(t, in[i * step], write));
+		CHECK_EQ(out[i * step], right_hva(t, in[i * step], write));
 	for (size_t i = 0; i < n; i++)
 		in[i * step] = in[i * step] << MS_PAGE_SHIFT | (i & 4095);
 	CHECK_EQ(ms_gpa_to_hva_many(vm, as_id, &batch, write), 0);
 	for (size_t i = 0; i < n; i++) {
-		uint64_t hva = true_hva(t, in[i * step] >> MS_PAGE_SHIFT, write);
+		uint64_t hva = right_hva(t, in[i * step] >> MS_PAGE_SHIFT, write);
 
 		CHECK_EQ(out[i * step], hva < MS_HVA_ERR_MIN ? hva + (i & 4095) : hva);
 	}
@@ -106,7 +106,7 @@ static void check_ids(const struct truth *t, uint32_t as_id, size_t n, ptrdiff_t
 	answers += n;
 }
 
-/* A batch may write over what it reads. */
+/* The output of a batch may be its input. */
 static void check_in_place(const struct truth *t, uint32_t as_id, size_t n)
 {
 	struct ms_batch batch = batch_of(n, 1);
@@ -116,7 +116,7 @@ static void check_in_place(const struct truth *t, uint32_t as_id, size_t n)
 	batch.in = out;
 	CHECK_EQ(ms_gfn_to_hva_many(vm, as_id, &batch, true), 0);
 	for (size_t i = 0; i < n; i++)
-		CHECK_EQ(out[i], true_hva(t, in[i], true));
+		CHECK_EQ(out[i], right_hva(t, in[i], true));
 	answers += n;
 }
 
@@ -128,10 +128,10 @@ static void check_singles(const struct truth *t, uint32_t as_id, struct ms_vcpu 
 
 		CHECK_EQ(ms_vcpu_set_as_id(vcpu, as_id), 0);
 		while (runs--) {
-			CHECK_EQ(ms_gfn_to_hva(vm, as_id, gfn), true_hva(t, gfn, true));
-			CHECK_EQ(ms_vcpu_gfn_to_hva(vcpu, gfn), true_hva(t, gfn, true));
+			CHECK_EQ(ms_gfn_to_hva(vm, as_id, gfn), right_hva(t, gfn, true));
+			CHECK_EQ(ms_vcpu_gfn_to_hva(vcpu, gfn), right_hva(t, gfn, true));
 		}
-		CHECK_EQ(ms_gfn_to_hva_prot(vm, as_id, gfn, &writable), true_hva(t, gfn, false));
+		CHECK_EQ(ms_gfn_to_hva_prot(vm, as_id, gfn, &writable), right_hva(t, gfn, false));
 	}
 }
 
@@ -146,7 +146,7 @@ static void check_all(uint32_t as_id, size_t n, struct ms_vcpu *vcpu)
 	check_singles(&t, as_id, vcpu);
 }
 
-/* ---- policies that flap beside changes ---- */
+/* ---- the policy changes during changes of slots ---- */
 
 static void change_something(void)
 {
@@ -157,7 +157,7 @@ static void change_something(void)
 	    flags[rng_below(&rng, 4)]);
 }
 
-static uint64_t test_flapping(void)
+static uint64_t test_changing_policy(void)
 {
 	uint64_t rounds = test_times(4000);
 	struct ms_vcpu *vcpu;
@@ -187,7 +187,7 @@ static uint64_t test_flapping(void)
 	return rounds;
 }
 
-/* ---- when an index is made, and of what ---- */
+/* ---- when a batch makes an index, and from what ---- */
 
 static void fill(uint32_t n)
 {
@@ -195,7 +195,7 @@ static void fill(uint32_t n)
 		CHECK_EQ(set(vm, 0, id, id * 10, 8, 0), 0);
 }
 
-static void ask(size_t n)
+static void run_batch(size_t n)
 {
 	struct ms_batch batch = batch_of(n, 1);
 	struct truth t = truth_of(0);
@@ -204,7 +204,7 @@ static void ask(size_t n)
 		in[i] = draw_gfn();
 	CHECK_EQ(ms_gfn_to_hva_many(vm, 0, &batch, true), 0);
 	for (size_t i = 0; i < n; i++)
-		CHECK_EQ(out[i], true_hva(&t, in[i], true));
+		CHECK_EQ(out[i], right_hva(&t, in[i], true));
 	check_sound(vm);
 }
 
@@ -220,41 +220,41 @@ static void test_policy(void)
 {
 	vm = new_vm(1);
 	fill(200);
-	ask(100); /* does not pay */
+	run_batch(100); /* too short for an index to pay */
 	check_made(0, 0);
-	ask(1000);
+	run_batch(1000);
 	check_made(1, 0);
-	ask(4000);
+	run_batch(4000);
 	CHECK_EQ(stats_of(vm).indexed, 5000);
 	check_made(1, 0);
 	CHECK_EQ(set(vm, 0, 7, 71, 8, 0), 0); /* a MOVE */
-	ask(20);
+	run_batch(20);
 	check_made(1, 0);
-	ask(300);
+	run_batch(300);
 	check_made(1, 1);
-	for (uint32_t i = 0; i < 5; i++) /* the changes of several in a row */
+	for (uint32_t i = 0; i < 5; i++) /* changes that a batch notices together */
 		CHECK_EQ(set(vm, 0, 7, i % 2 ? 71 : 70, 8, 0), 0);
-	ask(300);
+	run_batch(300);
 	check_made(1, 2);
 	for (uint32_t id = 0; id < PATCH_MAX + 1; id++)
 		CHECK_EQ(set(vm, 0, id, 0, 0, 0), 0);
-	ask(200); /* more changes than are worth noting */
+	run_batch(200); /* more changes than a patch can note */
 	check_made(1, 2);
-	ask(1000);
+	run_batch(1000);
 	check_made(2, 2);
 	ms_set_index_policy(vm, MS_INDEX_OFF);
 	CHECK_EQ(ms_index_policy(vm), MS_INDEX_OFF);
-	ask(9000);
+	run_batch(9000);
 	check_made(2, 2);
 	ms_set_index_policy(vm, MS_INDEX_EAGER);
 	CHECK_EQ(set(vm, 0, 100, 0, 0, 0), 0);
-	ask(1);
+	run_batch(1);
 	check_made(2, 3);
 	end_vm(vm);
 }
 
-/* A brief batch makes no index that would take it longer than it takes itself. */
-static void test_brief(void)
+/* A short batch makes no index if that takes longer than the batch. */
+static void test_short_batch(void)
 {
 	enum { MANY = 5000 };
 	struct ms_memslot *slots = calloc(MANY, sizeof(*slots));
@@ -275,8 +275,8 @@ static void test_brief(void)
 	free(slots);
 }
 
-/* A set that was refused a change is the one that it was, index and all. */
-static int no(void *opaque, const struct ms_change *change)
+/* After a refused change the set is the same one, with its index. */
+static int refuse(void *opaque, const struct ms_change *change)
 {
 	(void)opaque;
 	(void)change;
@@ -285,24 +285,24 @@ static int no(void *opaque, const struct ms_change *change)
 
 static void test_roll_back(void)
 {
-	struct ms_listener refuses = { .prepare = no };
+	struct ms_listener refuses = { .prepare = refuse };
 
 	vm = new_vm(1);
 	fill(100);
-	ask(5000);
+	run_batch(5000);
 	CHECK_EQ(ms_add_listener(vm, &refuses, NULL), 0);
 	CHECK_EQ(set(vm, 0, 7, 0, 0, 0), -EPERM);
 	CHECK_EQ(set(vm, 0, 8, 2000, 8, 0), -EPERM);
 	CHECK_EQ(set(vm, 0, 9, 90, 8, LOG), -EPERM);
 	check_sound(vm);
-	ask(5000);
+	run_batch(5000);
 	check_made(1, 0);
 	CHECK_EQ(ms_remove_listener(vm, &refuses, NULL), 0);
 	end_vm(vm);
 }
 
-/* Between the swaps of a DELETE its slot is a hole to batches, whatever answers them. */
-static void ask_invalid(void *opaque, const struct ms_memslot *active, const struct ms_memslot *old)
+/* Between the swaps of a DELETE, batches find a hole, with or without an index. */
+static void batch_when_invalid(void *opaque, const struct ms_memslot *active, const struct ms_memslot *old)
 {
 	(void)opaque;
 	(void)old;
@@ -315,30 +315,30 @@ static void ask_invalid(void *opaque, const struct ms_memslot *active, const str
 			in[k] = k % 2 ? active->base_gfn : draw_gfn();
 		CHECK_EQ(ms_gfn_to_hva_many(vm, 0, &batch, true), 0);
 		for (size_t k = 0; k < 500; k++)
-			CHECK_EQ(out[k], k % 2 ? MS_HVA_ERR_BAD : true_hva(&t, in[k], true));
+			CHECK_EQ(out[k], k % 2 ? MS_HVA_ERR_BAD : right_hva(&t, in[k], true));
 		CHECK_EQ(ms_gfn_to_hva(vm, 0, active->base_gfn), MS_HVA_ERR_BAD);
 	}
 }
 
 static void test_invalid(void)
 {
-	struct ms_listener asks = { .flush = ask_invalid };
+	struct ms_listener runs_batch = { .flush = batch_when_invalid };
 
 	vm = new_vm(1);
-	CHECK_EQ(ms_add_listener(vm, &asks, NULL), 0);
+	CHECK_EQ(ms_add_listener(vm, &runs_batch, NULL), 0);
 	fill(50);
-	ask(5000);
+	run_batch(5000);
 	for (uint32_t id = 0; id < 50; id++) {
 		CHECK_EQ(set(vm, 0, id, id % 2 ? 2000 + id * 10 : 0, id % 2 ? 8 : 0, 0), 0);
-		ask(100);
+		run_batch(100);
 	}
-	CHECK_EQ(ms_remove_listener(vm, &asks, NULL), 0);
+	CHECK_EQ(ms_remove_listener(vm, &runs_batch, NULL), 0);
 	end_vm(vm);
 }
 
 /* ---- single lookups ---- */
 
-static void test_singles_make_one(void)
+static void test_singles_make_an_index(void)
 {
 	vm = new_vm(1);
 	fill(100);
@@ -348,7 +348,7 @@ static void test_singles_make_one(void)
 	end_vm(vm);
 }
 
-/* n slots, so far apart that each is a segment where `far`; -> how many of the lookups an index answered. */
+/* Makes n slots, so far apart that each is a segment if `far`; returns how many of the lookups an index answered. */
 static uint64_t singles_indexed(uint32_t n, bool far)
 {
 	struct ms_vcpu *vcpu;
@@ -358,7 +358,7 @@ static uint64_t singles_indexed(uint32_t n, bool far)
 	for (uint32_t id = 0; id < n; id++)
 		CHECK_EQ(set(vm, 0, id, far ? (uint64_t)id << 33 : id * 10, 8, 0), 0);
 	ms_set_index_policy(vm, MS_INDEX_EAGER);
-	ask(5000);
+	run_batch(5000);
 	CHECK_EQ(ms_vcpu_create(vm, &vcpu, NULL), 0);
 	indexed = stats_of(vm).indexed;
 	for (uint32_t i = 0; i < 2000; i++) {
@@ -374,37 +374,39 @@ static uint64_t singles_indexed(uint32_t n, bool far)
 	return indexed;
 }
 
-/* Batches of 400 lookups among 200 slots: enough for an index that is copied, too few for one that is walked. */
-static struct ms_stats ask_after_changes(int rounds, uint32_t changes)
+/* Batches of 400 lookups among 200 slots: enough for an index that is derived, too few for one from a walk. */
+static struct ms_stats batches_after_changes(int rounds, uint32_t changes)
 {
 	vm = new_vm(1);
 	fill(200);
 	for (int i = 0; i < rounds; i++) {
 		for (uint32_t id = 0; id < changes; id++)
 			CHECK_EQ(set(vm, 0, id, id * 10 + (uint64_t)(i % 2), 8, 0), 0);
-		ask(400);
+		run_batch(400);
 	}
 	return stats_of(vm);
 }
 
-/* One walk is spent on the copies that later states can have of it; less and less often where changes are too many. */
-static void test_investment(void)
+/* A batch spends one walk on an index for later states to derive theirs from; less and less often if there are too many
+ * changes. */
+static void test_walk_for_later_states(void)
 {
-	struct ms_stats s = ask_after_changes(100, 1);
+	struct ms_stats s = batches_after_changes(100, 1);
 
 	CHECK(s.index_builds >= 1 && s.index_builds <= 2);
 	CHECK(s.index_patches >= 90);
 	end_vm(vm);
-	s = ask_after_changes(200, 40);
+	s = batches_after_changes(200, 40);
 	CHECK(s.index_builds >= 3 && s.index_builds <= 7);
 	CHECK_EQ(s.index_patches, 0);
 	end_vm(vm);
 }
 
-/* Without an index: the second question of a run has its slot searched for at once, and the others have the hint. */
+/* Without an index: the second lookup of a run searches for its slot immediately, the others use the hint. */
 static void test_runs_of_a_walked_batch(void)
 {
-	uint64_t run[] = { 500, 507, 503, 501, 502, 506, 505, 504 }, hole[] = { 508, 509, 508, 509, 508, 509, 508, 509 };
+	uint64_t run[] = { 500, 507, 503, 501, 502, 506, 505, 504 };
+	uint64_t hole[] = { 508, 509, 508, 509, 508, 509, 508, 509 };
 	uint64_t hvas[8];
 	struct ms_batch batch = { run, 8, hvas, 8, 8, NULL, NULL };
 	struct ms_stats s;
@@ -427,7 +429,8 @@ static void test_runs_of_a_walked_batch(void)
 	end_vm(vm);
 }
 
-/* An index that is there for batches makes no single lookup slower: among few slots or many segments it walks. */
+/* The index of the batches makes no single lookup slower: among few slots, and among many segments, single lookups
+ * walk. */
 static void test_singles_that_walk(void)
 {
 	CHECK_EQ(singles_indexed(8, false), 0);
@@ -437,21 +440,21 @@ static void test_singles_that_walk(void)
 	fill(8);
 	for (uint32_t i = 0; i < 10000; i++)
 		CHECK_EQ(ms_gfn_to_hva(vm, 0, i * 5 % 8 * 10), hva_for(0, i * 5 % 8));
-	CHECK_EQ(stats_of(vm).index_builds, 0); /* they would make it for nothing */
+	CHECK_EQ(stats_of(vm).index_builds, 0); /* single lookups must not make it */
 	end_vm(vm);
 }
 
-/* The second lookup in a row of one slot finds it, the third has the hint. */
-static void test_hint_beside_index(void)
+/* The second lookup of a slot in a row finds it by search, the third by the hint. */
+static void test_hint_and_index(void)
 {
 	struct ms_vcpu *vcpu;
 	struct ms_stats before, after;
 
 	vm = new_vm(1);
 	fill(100);
-	ask(5000);
+	run_batch(5000);
 	CHECK_EQ(ms_vcpu_create(vm, &vcpu, NULL), 0);
-	ms_gfn_to_hva(vm, 0, 990); /* another one than what the batch found last, if it is that */
+	ms_gfn_to_hva(vm, 0, 990); /* another slot than the batch's last one */
 	ms_gfn_to_hva(vm, 0, 990);
 	before = stats_of(vm);
 	for (int i = 0; i < 10; i++) {
@@ -459,8 +462,8 @@ static void test_hint_beside_index(void)
 		CHECK_EQ(ms_vcpu_gfn_to_hva(vcpu, 500), hva_for(0, 50));
 	}
 	after = stats_of(vm);
-	CHECK_EQ(after.indexed - before.indexed, 3);         /* two of the VM's, one of the vCPU's */
-	CHECK_EQ(after.hits_search - before.hits_search, 1); /* the vCPU's second */
+	CHECK_EQ(after.indexed - before.indexed, 3);         /* two of the VM, one of the vCPU */
+	CHECK_EQ(after.hits_search - before.hits_search, 1); /* the second one of the vCPU */
 	CHECK_EQ(after.hits_last_used - before.hits_last_used, 16);
 	ms_vcpu_destroy(vcpu);
 	end_vm(vm);
@@ -472,7 +475,7 @@ struct poller {
 	unsigned polls, stop_at, change_from, change_until;
 };
 
-/* Not in a section, so that a change is possible; it moves one slot to and fro. */
+/* It runs outside of sections, so it can make a change: it moves one slot back and forth. */
 static int poll_and_change(void *opaque)
 {
 	struct poller *p = opaque;
@@ -488,8 +491,8 @@ static int poll_and_change(void *opaque)
 
 static uint64_t *long_in, *long_out;
 
-/* All questions are about the slot that moves: its first frame before it moves, and after it has. */
-static int ask_long(struct poller *p, bool in_place)
+/* All frames are the first one of the moving slot, at its old or at its new place. */
+static int run_long_batch(struct poller *p, bool in_place)
 {
 	struct ms_batch batch = { in_place ? long_out : long_in, 8, long_out, 8, LONG, poll_and_change, p };
 
@@ -515,16 +518,16 @@ static void test_one_state(enum ms_index_policy policy, unsigned from, unsigned 
 
 	vm = new_vm(1);
 	fill(100);
-	CHECK_EQ(set(vm, 0, 5, 50, 5, 0), -EINVAL); /* its size is another */
+	CHECK_EQ(set(vm, 0, 5, 50, 5, 0), -EINVAL); /* a change of size is refused */
 	CHECK_EQ(set(vm, 0, 5, 0, 0, 0), 0);
 	ms_set_index_policy(vm, policy);
-	CHECK_EQ(ask_long(&p, in_place), 0);
+	CHECK_EQ(run_long_batch(&p, in_place), 0);
 	check_one_state();
 	CHECK(p.polls || policy == MS_INDEX_AUTO || policy == MS_INDEX_EAGER);
 	end_vm(vm);
 }
 
-/* The first pieces are as good as any where each answer is dear. */
+/* With expensive answers the first pieces are as good as any. */
 static void test_states(void)
 {
 	unsigned last = test_slow ? 2 : 4;
@@ -534,7 +537,7 @@ static void test_states(void)
 			test_one_state(policies[i], 0, 0, in_place);
 			for (unsigned from = 1; from <= last; from++) {
 				test_one_state(policies[i], from, from + 1, in_place);
-				test_one_state(policies[i], from, ~0u, in_place); /* never the same again */
+				test_one_state(policies[i], from, ~0u, in_place); /* a new state each time */
 			}
 		}
 }
@@ -549,11 +552,11 @@ static void test_interrupt(void)
 			fill(100);
 			CHECK_EQ(set(vm, 0, 5, 0, 0, 0), 0);
 			ms_set_index_policy(vm, policies[i]);
-			CHECK_EQ(ask_long(&p, false), -EINTR);
+			CHECK_EQ(run_long_batch(&p, false), -EINTR);
 			CHECK_EQ(p.polls, at);
-			CHECK_EQ(long_out[0], MS_HVA_ERR_BAD); /* what was answered stands */
+			CHECK_EQ(long_out[0], MS_HVA_ERR_BAD); /* the poll keeps the answers before it */
 			CHECK_EQ(long_out[1], hva_for(0, 5));
-			CHECK_EQ(long_out[LONG - 1], long_in[LONG - 1]); /* the rest was not touched */
+			CHECK_EQ(long_out[LONG - 1], long_in[LONG - 1]); /* and leaves the rest unchanged */
 			CHECK_EQ(thread_self.sections, 0);
 			end_vm(vm);
 		}
@@ -572,7 +575,7 @@ static void test_marks_are_polled(void)
 
 /* ---- sections ---- */
 
-/* A batch inside a section answers from the section's state, and what it publishes is that of its set. */
+/* A batch inside a section answers from the section's state, and publishes an index of the section's set. */
 static void test_inside_a_section(void)
 {
 	vm = new_vm(1);
@@ -580,13 +583,13 @@ static void test_inside_a_section(void)
 	CHECK_EQ(ms_read_lock(vm), 0);
 	for (size_t i = 0; i < ARRAY_SIZE(policies); i++) {
 		ms_set_index_policy(vm, policies[i]);
-		check_hvas(&(struct truth){ .nr = 0 }, SPACES, 10, 1, true); /* no such address space */
+		check_hvas(&(struct truth){ .nr = 0 }, SPACES, 10, 1, true); /* the address space does not exist */
 		struct truth t = truth_of(0);
 		check_hvas(&t, 0, QUERIES, 1, true);
 	}
 	ms_read_unlock(vm);
 	CHECK_EQ(set(vm, 0, 3, 0, 0, 0), 0);
-	ask(QUERIES);
+	run_batch(QUERIES);
 	end_vm(vm);
 }
 
@@ -600,21 +603,21 @@ static void test_no_memory(void)
 				vm = new_vm(1);
 				fill(100);
 				if (changed) {
-					ask(5000);
+					run_batch(5000);
 					CHECK_EQ(set(vm, 0, 3, 0, 0, 0), 0);
 				}
 				memory_fail(&vm->memory, nth, onward);
-				ask(100);
-				ask(4000);
-				ask(QUERIES);
+				run_batch(100);
+				run_batch(4000);
+				run_batch(QUERIES);
 				memory_fail(&vm->memory, 0, false);
-				ask(QUERIES);
+				run_batch(QUERIES);
 				CHECK(stats_of(vm).index_builds);
 				end_vm(vm);
 			}
 }
 
-/* ---- broken on purpose ---- */
+/* ---- a broken index ---- */
 
 static void check_m11(void)
 {
@@ -624,14 +627,14 @@ static void check_m11(void)
 	CHECK(!strcmp(violation.invariant, "M11"));
 }
 
-static void test_check_knows(void)
+static void test_check_finds(void)
 {
 	struct memslot_set *set_;
 	struct flat_record *record;
 
 	vm = new_vm(1);
 	fill(100);
-	ask(5000);
+	run_batch(5000);
 	set_ = vm_active_set(vm, 0);
 	record = (struct flat_record *)(uintptr_t)&set_index(set_)->records[3];
 	record->delta += PAGE;
@@ -657,9 +660,9 @@ int main(int argc, char **argv)
 	long_in = malloc(LONG * sizeof(*long_in));
 	long_out = malloc(LONG * sizeof(*long_out));
 	for (size_t i = 0; (design_name = ms_backend_name(i)); i++)
-		rounds += test_flapping();
+		rounds += test_changing_policy();
 	for (size_t i = 0; (design_name = ms_backend_name(i)); i++) {
-		test_singles_make_one();
+		test_singles_make_an_index();
 		test_runs_of_a_walked_batch();
 		test_states();
 		test_interrupt();
@@ -668,14 +671,14 @@ int main(int argc, char **argv)
 	}
 	design_name = "tree";
 	test_policy();
-	test_investment();
-	test_brief();
+	test_walk_for_later_states();
+	test_short_batch();
 	test_roll_back();
 	test_invalid();
 	test_singles_that_walk();
-	test_hint_beside_index();
+	test_hint_and_index();
 	test_no_memory();
-	test_check_knows();
+	test_check_finds();
 	free(long_in);
 	free(long_out);
 	return test_done("batch", answers, "answers");

@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * test_check.c - breaks every invariant of a live VM on purpose; ms_check() must say which one, and nothing else.
+ * test_check.c - breaks each invariant of a live VM; ms_check() must name that one and no other.
  *
- * Each breaker changes one thing and takes it back; before and after every one the VM is sound.  The numbers that the
- * headers give are listed once more at the end: none may be missing.
+ * Each breaker changes one thing and restores it; the VM is sound before and after each.  A list at the end has the
+ * numbers of all invariants in the headers: each must have a breaker.
  */
 #include "fixture.h"
 
@@ -15,7 +15,7 @@
 static struct ms_vm *vm;
 static struct ms_vcpu *vcpu;
 
-/* SLOTS slots of 100 pages in space 1, some that log, in an order that fills the trees; a few in space 0. */
+/* SLOTS slots of 100 pages in space 1, some with a log, created in an order that makes full trees; a few in space 0. */
 static void make_vm(void)
 {
 	vm = new_vm(2);
@@ -48,9 +48,9 @@ static struct tree_slot *tree_of(uint32_t id)
 	return tree_slot_of(slot_of(id));
 }
 
-/* ---- poking, and taking it back ---- */
+/* ---- overwriting and restoring ---- */
 
-/* Remembers what it overwrites; a breaker has a few of these. */
+/* The bytes that the breaker has overwritten; some breakers overwrite several. */
 static struct {
 	void *at;
 	unsigned char bytes[16];
@@ -153,7 +153,7 @@ static void wrong_parent(struct rb_node *root)
 	POKE(node->parent_color, (uintptr_t)root | (node->parent_color & RB_BLACK));
 }
 
-/* The R family in the gfn tree and in the hva tree of either set. */
+/* The R family, in the gfn tree and in the hva tree of either set. */
 #define TREE_BREAKER(name, breaker)          \
 	static void gfn_##name(int idx)      \
 	{                                    \
@@ -170,7 +170,7 @@ TREE_BREAKER(red_below_red, red_below_red)
 TREE_BREAKER(extra_black, extra_black)
 TREE_BREAKER(wrong_parent, wrong_parent)
 
-/* Slot 3 behind slot 4 by its own account. */
+/* By its base, slot 3 is behind slot 4. */
 static void base_out_of_order(int idx)
 {
 	(void)idx;
@@ -207,7 +207,7 @@ static void id_in_wrong_bucket(int idx)
 	POKE(slot_of(6)->id, 1000);
 }
 
-/* Two of one bucket with the same id: 6 takes the id of one that it shares its bucket with. */
+/* Two slots of one bucket have the same id: slot 6 gets the id of another slot in its bucket. */
 static void id_twice(int idx)
 {
 	struct id_hash *hash = &set_of(idx)->ids;
@@ -246,7 +246,7 @@ static void id_unlinked(int idx)
 static void bit_beyond(int idx)
 {
 	(void)idx;
-	POKE(slot_of(4)->dirty->live[1], (uint64_t)1 << 36); /* page 100 of 0 .. 99 */
+	POKE(slot_of(4)->dirty->live[1], (uint64_t)1 << 36); /* page 100 of pages 0 to 99 */
 }
 
 static void two_owners(int idx)
@@ -267,13 +267,13 @@ static void overlap(int idx)
 	POKE(slot_of(20)->base_gfn, slot_of(19)->base_gfn + 99);
 }
 
-/* What cannot be poked is undone by a call. */
-static void (*mend)(void);
+/* A call restores what POKE() cannot. */
+static void (*restore)(void);
 static struct memslot *original, *twin;
 static int edited;
 
-/* One set loses a slot, properly: its neighbour knows. */
-static void put_back(void)
+/* One set loses a slot, and the slot's own account (`sets`) agrees. */
+static void restore_slot(void)
 {
 	vm->design->replace(set_of(edited), NULL, original);
 }
@@ -283,18 +283,18 @@ static void in_one_set(int idx)
 	original = slot_of(12);
 	edited = idx;
 	vm->design->replace(set_of(idx), original, NULL);
-	mend = put_back;
+	restore = restore_slot;
 }
 
-/* ... or does not. */
+/* The same, but the slot's own account does not agree. */
 static void unknown_to_one_set(int idx)
 {
 	in_one_set(idx);
 	POKE(original->sets, 3);
 }
 
-/* The same number of slots and of pages, but not the same: another object in the place of one. */
-static void put_original_back(void)
+/* The same number of slots and of pages, but one slot is another object. */
+static void restore_original(void)
 {
 	vm->design->replace(set_of(edited), twin, original);
 	memslot_free(vm->design, &vm->memory, twin);
@@ -307,10 +307,10 @@ static void other_object(int idx)
 	twin = vm->design->alloc_slot(&vm->memory);
 	memslot_copy(twin, original);
 	vm->design->replace(set_of(idx), original, twin);
-	mend = put_original_back;
+	restore = restore_original;
 }
 
-/* At rest, an inactive set that stores copies of its own stores none. */
+/* At rest, an inactive set that stores its own copies has none. */
 static void empty_inactive(void)
 {
 	vm->design->end(&vm->memory, &vm->as[1], vm_inactive_set(vm, 1));
@@ -320,11 +320,11 @@ static void copies_at_rest(int idx)
 {
 	(void)idx;
 	CHECK_EQ(vm->design->begin(&vm->memory, &vm->as[1], vm_inactive_set(vm, 1), 0), 0);
-	mend = empty_inactive;
+	restore = empty_inactive;
 }
 
 /* Each index is sound, but one of them lacks a slot. */
-static void mend_hva_index(void)
+static void restore_hva_index(void)
 {
 	interval_tree_add(&set_of(edited)->hva_tree, &tree_slot_of(original)->hva_hook[edited]);
 }
@@ -334,7 +334,7 @@ static void hva_index_differs(int idx)
 	original = slot_of(12);
 	edited = idx;
 	interval_tree_del(&set_of(idx)->hva_tree, &tree_of(12)->hva_hook[idx]);
-	mend = mend_hva_index;
+	restore = restore_hva_index;
 }
 
 static void not_by_its_own_account(int idx)
@@ -418,7 +418,7 @@ static void log_of_other_size(int idx)
 static void id_beyond(int idx)
 {
 	(void)idx;
-	POKE(vm->config.user_mem_slots, SLOTS - 5); /* and three internal ones */
+	POKE(vm->config.user_mem_slots, SLOTS - 5); /* three slots are internal */
 }
 
 static void wrong_space(int idx)
@@ -465,7 +465,7 @@ static void vcpu_hint_of_other_space(int idx)
 	POKE(vcpu->last_used_slot, vm->design->find(vm_active_set(vm, 0), 1));
 }
 
-/* Which designs a breaker is for. */
+/* The designs that a breaker is for. */
 #define TREE 1u
 #define ARRAY 2u
 #define LIST 4u
@@ -539,12 +539,12 @@ static const char *const numbers[] = {
 	"M1", "M2", "M3", "M4", "M5", "M6", "M7", "M8", "M9", "M10",
 };
 
-static void repair(void)
+static void restore_all(void)
 {
 	unpoke();
-	if (mend)
-		mend();
-	mend = NULL;
+	if (restore)
+		restore();
+	restore = NULL;
 }
 
 static void check_breaker(size_t i, int idx)
@@ -556,13 +556,13 @@ static void check_breaker(size_t i, int idx)
 	breakers[i].apply(idx);
 	r = ms_check(vm, &v, NULL);
 	if (r != -EUCLEAN || strcmp(v.invariant, breakers[i].number))
-		fprintf(stderr, "%s, breaker %zu in set %d: want %s, got %s (%s)\n", design_name, i, idx,
+		fprintf(stderr, "%s, breaker %zu in set %d: expected %s, got %s (%s)\n", design_name, i, idx,
 			breakers[i].number, v.invariant, v.text);
 	CHECK_EQ(r, -EUCLEAN);
 	CHECK_EQ(strcmp(v.invariant, breakers[i].number), 0);
 	CHECK(v.text[0] && strlen(v.text) < sizeof(v.text));
 	CHECK_EQ(ms_check(vm, NULL, NULL), -EUCLEAN);
-	repair();
+	restore_all();
 	check_sound(vm);
 }
 
@@ -574,12 +574,12 @@ static void check_numbers(void)
 		for (size_t i = 0; i < ARRAY_SIZE(breakers); i++)
 			times += !strcmp(breakers[i].number, numbers[n]);
 		if (!times)
-			fprintf(stderr, "%s is never broken\n", numbers[n]);
+			fprintf(stderr, "no breaker for %s\n", numbers[n]);
 		CHECK(times > 0);
 	}
 }
 
-/* A chain that runs in a circle is entered twice: I2 or I3, as one likes, but the walk must end. */
+/* A chain that is a ring enters each slot twice: I2 or I3, either is right, but the walk must end. */
 static void check_ring(int idx, bool behind_first)
 {
 	struct id_hash *hash = &set_of(idx)->ids;
@@ -594,11 +594,11 @@ static void check_ring(int idx, bool behind_first)
 		POKE(hash->buckets[i]->next, hash->buckets[i]);
 	CHECK_EQ(ms_check(vm, &v, NULL), -EUCLEAN);
 	CHECK_EQ(v.invariant[0], 'I');
-	repair();
+	restore_all();
 	check_sound(vm);
 }
 
-/* What is right although it looks odd: hints of older generations, of freed slots even, are never followed. */
+/* Stale hints are sound: no lookup follows a hint of an older generation, even to a freed slot. */
 static void test_stale_is_sound(void)
 {
 	CHECK_EQ(set(vm, 1, 1, 0x900, 0, 0), 0);

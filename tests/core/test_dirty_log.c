@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * test_dirty_log.c - dirty logs beside a plain array, and marks that no harvest loses.
+ * test_dirty_log.c - dirty logs compared with a plain array, and marks that no harvest loses.
  */
 #include "test.h"
 
@@ -13,7 +13,7 @@
 #define PAGES_MAX ((1 << 20) + 1)
 
 static struct memory memory;
-static bool live[PAGES_MAX], scratch[PAGES_MAX]; /* what the log must hold */
+static bool live[PAGES_MAX], scratch[PAGES_MAX]; /* the log must equal it */
 static uint64_t marks;
 
 static bool bit(uint64_t word, uint64_t page)
@@ -30,7 +30,7 @@ static void check_equal(const struct dirty_log *log)
 	}
 }
 
-/* ---- beside the array ---- */
+/* ---- compared with the array ---- */
 
 static struct dirty_log *create(uint64_t npages, bool initially_set)
 {
@@ -76,7 +76,7 @@ static void peek(struct dirty_log *log)
 	memcpy(scratch, live, log->npages);
 }
 
-/* As a user clears: the scratch holds what he wants cleared, from its own beginning on. */
+/* A clear as a user makes it: the scratch has the bits to clear, from its own bit 0 on. */
 static void clear(struct dirty_log *log, struct rng *rng)
 {
 	size_t first = rng_below(rng, log->nwords), nwords = rng_below(rng, log->nwords - first + 1);
@@ -110,7 +110,7 @@ static void one_size(uint64_t npages, bool initially_set, uint64_t rounds)
 		check_equal(log);
 	}
 	harvest(log);
-	harvest(log); /* of nothing: the scratch is wiped */
+	harvest(log); /* nothing is harvested, but the scratch is wiped */
 	check_equal(log);
 	destroy(log);
 }
@@ -124,7 +124,7 @@ static void every_size(void)
 	one_size(PAGES_MAX, true, test_times(8));
 }
 
-/* Each page alone is one bit, its own. */
+/* Each page alone is one bit, and each has its own. */
 static void every_page(void)
 {
 	struct dirty_log *log = create(130, false);
@@ -177,7 +177,7 @@ static void no_memory(void)
 	destroy(create(100, true));
 }
 
-/* ---- D1 broken on purpose ---- */
+/* ---- a broken D1 ---- */
 
 static void break_d1(uint64_t npages)
 {
@@ -192,15 +192,15 @@ static void break_d1(uint64_t npages)
 	destroy(log);
 }
 
-/* ---- threads: every mark is harvested, and once ---- */
+/* ---- threads: each mark is harvested once ---- */
 
 #define MARKERS 3
-#define SHARED_PAGES 3001 /* prime to 64 and to MARKERS: every word has pages of every thread */
+#define SHARED_PAGES 3001 /* coprime to 64 and to MARKERS: every word has pages of every thread */
 
 struct marker {
 	pthread_t thread;
 	unsigned number;
-	_Atomic uint64_t marked; /* counted after the mark: no harvest from then on may miss it */
+	_Atomic uint64_t marked; /* counted after the mark: every later harvest must find it */
 };
 
 static struct dirty_log *shared;
@@ -208,7 +208,8 @@ static struct marker marker[MARKERS];
 static _Atomic uint64_t harvested[SHARED_PAGES]; /* a page is marked again after its last mark was harvested */
 static uint64_t rounds;
 
-/* -> the marks made of the own pages that are due: those behind nobody's harvest, and not done. */
+/* Marks the thread's own pages that are due: their last mark is harvested, and they need another one.  Returns the
+ * number of marks. */
 static uint64_t mark_due(struct marker *m, uint64_t *done)
 {
 	uint64_t made = 0;
@@ -250,7 +251,7 @@ static uint64_t all_marked(void)
 	return sum;
 }
 
-/* In turn the two ways of taking bits out: all at once, or look and then clear what was seen. */
+/* Takes bits out in two ways in turn: all of them, or those that a read found. */
 static uint64_t take_out(uint64_t turn)
 {
 	uint64_t taken = 0;
@@ -283,7 +284,7 @@ static void conservation(void)
 	for (uint64_t turn = 0; taken < all; turn++) {
 		before = all_marked();
 		taken += take_out(turn);
-		CHECK(taken >= before); /* none lost */
+		CHECK(taken >= before); /* no mark is lost */
 		CHECK(taken <= all_marked() + MARKERS); /* none twice; each thread may be about to count one */
 	}
 	for (int i = 0; i < MARKERS; i++)
@@ -297,7 +298,7 @@ static void conservation(void)
 	destroy(shared);
 }
 
-/* ---- one word: what comes in the middle of a mark or a clear is not undone ---- */
+/* ---- one word: no mark or clear undoes a change that comes in the middle ---- */
 
 static volatile sig_atomic_t interrupts;
 
@@ -306,7 +307,7 @@ static bool own_bit(uint64_t page)
 	return bit(atomic_load_explicit(&shared->live[0], memory_order_relaxed), page);
 }
 
-/* A signal is somebody else who comes between any two instructions, with one processor too. */
+/* A signal handler comes between any two instructions, also on one processor. */
 static void interrupt(int signal_number)
 {
 	bool set = interrupts++ % 2;
@@ -349,13 +350,13 @@ static void one_word(void)
 	destroy(shared);
 }
 
-/* ---- who harvests a bit sees the write that it stands for, also where the bit was set already ---- */
+/* ---- a harvest of a bit orders the writes before each mark, also if the bit was set already ---- */
 
-static _Atomic uint64_t written[64], seen[64]; /* relaxed: the log alone orders them */
+static _Atomic uint64_t written[64], seen[64]; /* relaxed: only the log orders them */
 static _Atomic uint64_t rounds_marked, rounds_seen;
 static uint64_t write_rounds;
 
-/* The second mark of a page may not rely on the first one, which a harvest may be taking out. */
+/* The second mark of a page must not rely on the first one: a harvest may be taking that out. */
 static void *write_and_mark(void *unused)
 {
 	for (uint64_t round = 1; round <= write_rounds; round++) {
@@ -371,7 +372,7 @@ static void *write_and_mark(void *unused)
 	return unused;
 }
 
-static void look_at_harvested(void)
+static void check_harvested(void)
 {
 	dirty_log_harvest(shared);
 	for (uint64_t page = 0; page < 64; page++)
@@ -389,8 +390,8 @@ static void writes_are_seen(void)
 	CHECK_EQ(pthread_create(&thread, NULL, write_and_mark, NULL), 0);
 	for (uint64_t round = 1; round <= write_rounds; round++) {
 		while (atomic_load_explicit(&rounds_marked, memory_order_acquire) < round)
-			look_at_harvested();
-		look_at_harvested();
+			check_harvested();
+		check_harvested();
 		for (uint64_t page = 0; page < 64; page++)
 			CHECK_EQ(atomic_load(&seen[page]), 2 * round + 1);
 		atomic_store_explicit(&rounds_seen, round, memory_order_release);

@@ -1,14 +1,14 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * test_faults.c - every allocation of every change fails once, and from it on, one after the other.
+ * test_faults.c - each allocation of each change fails in turn: alone, and together with all later ones.
  *
- * A change that lacks memory says so and has changed nothing: not a slot, not a bit, not a block.  Buckets of the id
- * hash are the exception that they are meant to be: they are an offer, whose failure nobody hears of, and what a
- * refused change has added of them may stay.
+ * A change without memory fails with an error and has changed nothing: no slot, no bit, no block.  The buckets of the
+ * id hash are an exception: their failure is silent, because the hash works without more of them, and buckets that a
+ * refused change has added may stay.
  *
- * The linker leads every call of memory.h's allocators through here (--wrap), so that each place in the sources that
- * allocates is known by its address, counted, and named in the end.  Roll-back and ends allocate nothing: they run
- * while no allocation would succeed, and none is asked for.
+ * The linker redirects every call of memory.h's allocators to this file (--wrap), so that each place in the sources
+ * that allocates is known by its address, counted, and named at the end.  Roll-backs and ends must not allocate: they
+ * run while every allocation would fail.
  */
 #include "fixture.h"
 
@@ -16,26 +16,26 @@
 
 #define LOG MS_MEM_LOG_DIRTY_PAGES
 #define SPACES 2u
-#define TARGET 20000u /* the slot that is changed; the others are 0 .. n - 1 */
+#define TARGET 20000u /* the slot that is changed; the others are 0 to n - 1 */
 #define TARGET_GFN 0x200000u
 #define FIRST_NEW 21000u
 #define LOADED 100u
 #define USER_SLOTS 22000u
 
 static struct ms_vm *vm;
-static uint64_t injections, unheard;
+static uint64_t injections, silent;
 static uint32_t loaded = LOADED;
 
-/* ---- who asks ---- */
+/* ---- the places that allocate ---- */
 
 struct site {
-	uintptr_t at; /* where the call returns to */
-	uint64_t asked, once, onward;
+	uintptr_t at; /* the call returns to it */
+	uint64_t calls, once, onward;
 };
 
 static struct site sites[64];
 static size_t nr_sites;
-static uint64_t fail_call; /* the so many-th call fails, whichever memory it is of; 0: none */
+static uint64_t fail_call; /* the number of the call that fails, in whichever memory; 0: none */
 
 static struct site *site_at(uintptr_t at)
 {
@@ -49,11 +49,11 @@ static struct site *site_at(uintptr_t at)
 	return &sites[i];
 }
 
-static void *noted(const struct memory *m, void *block, void *caller)
+static void *counted(const struct memory *m, void *block, void *caller)
 {
 	struct site *site = site_at((uintptr_t)caller);
 
-	site->asked++;
+	site->calls++;
 	site->once += !block && !m->fail_onward;
 	site->onward += !block && m->fail_onward;
 	return block;
@@ -69,7 +69,7 @@ static bool fails_here(void)
 	void *__wrap_ms_##name(struct memory *m, size_t size);                                                         \
 	void *__wrap_ms_##name(struct memory *m, size_t size)                                                          \
 	{                                                                                                              \
-		return noted(m, fails_here() ? NULL : __real_ms_##name(m, size), __builtin_return_address(0));         \
+		return counted(m, fails_here() ? NULL : __real_ms_##name(m, size), __builtin_return_address(0));       \
 	}
 
 WRAPPED(memory_zalloc)
@@ -80,11 +80,11 @@ WRAPPED(memory_pool_alloc)
 
 struct fault_case {
 	const char *name;
-	bool with_target; /* it is there before */
-	uint32_t flags;   /* of the target before */
+	bool with_target; /* the slot exists before the change */
+	uint32_t flags;   /* of the target before the change */
 	int (*change)(struct ms_error *err);
 	bool log_comes_late; /* its allocation fails after the first of two swaps */
-	bool of_tree;        /* no other design offers it; its swaps may be any number */
+	bool of_tree;        /* only the tree has it; the number of its swaps varies */
 };
 
 static int set_target(uint64_t gfn, uint64_t npages, uint32_t flags, struct ms_error *err)
@@ -160,7 +160,7 @@ static int create_vcpu(struct ms_error *err)
 	return ms_vcpu_create(vm, &vcpu, err);
 }
 
-/* A MOVE and ten CREATEs, step by step: more edits and drafts than the first lists have room for. */
+/* A MOVE and ten CREATEs in steps: more edits and drafts than the first lists have room for. */
 #define DRAFTS 10u
 
 static struct ms_update *update;
@@ -201,7 +201,7 @@ static int step(uint32_t i, struct ms_error *err)
 
 #define STEPS (2 * DRAFTS + 3 + DRAFTS + 1)
 
-/* A step that lacks memory has not been made; the end, which takes back what was, asks for none. */
+/* A step without memory does nothing; the end, which rolls back, allocates nothing. */
 static int update_in_steps(struct ms_error *err)
 {
 	int r = ms_update_begin(vm, 1, &update, err);
@@ -239,12 +239,12 @@ static const struct fault_case cases[] = {
 	{ "update", true, LOG, update_in_steps, false, true },
 };
 
-static bool offered(const struct fault_case *c)
+static bool in_design(const struct fault_case *c)
 {
 	return !c->of_tree || design_is("tree");
 }
 
-/* Slots 0 .. n - 1, in one go where they are many. */
+/* Slots 0 to n - 1, in one load if there are many. */
 static void fill(uint32_t n)
 {
 	struct ms_memslot *list = calloc(n + 1, sizeof(*list));
@@ -260,7 +260,7 @@ static void fill(uint32_t n)
 	free(list);
 }
 
-static bool indexed; /* the set that is changed has an index */
+static bool indexed; /* the set that changes has an index */
 
 static void make_index(void)
 {
@@ -291,7 +291,7 @@ static void make_vm(const struct fault_case *c, uint32_t n)
 		make_index();
 }
 
-/* ---- what is held, but for buckets, indexes and what is noted of them ---- */
+/* ---- the memory in use, without buckets, indexes and patches ---- */
 
 struct held {
 	uint64_t bytes, blocks;
@@ -313,7 +313,7 @@ static void less_index(struct held *h, const struct flat_index *index)
 	h->blocks--;
 }
 
-/* Several sets and notes may have one index. */
+/* Several sets and patches may share an index. */
 static void less_indexes(struct held *h)
 {
 	const struct flat_index *index[4 * SPACES];
@@ -360,7 +360,7 @@ struct before {
 	uint64_t nr_vcpus;
 };
 
-static struct before look_around(void)
+static struct before state_now(void)
 {
 	struct before b = { .picture = picture_of(vm), .held = held() };
 
@@ -369,10 +369,10 @@ static struct before look_around(void)
 	return b;
 }
 
-/* Spec 3.8: a MOVE that lacks memory for its bitmap has swapped twice, everything else not at all. */
+/* Spec 3.8: a MOVE without memory for its bitmap has swapped twice, any other change not at all. */
 static void check_unchanged(const struct before *b, bool swapped, bool any_swaps)
 {
-	struct before now = look_around();
+	struct before now = state_now();
 
 	CHECK(same_picture(&now.picture, &b->picture));
 	CHECK_EQ(now.held.bytes, b->held.bytes);
@@ -384,8 +384,8 @@ static void check_unchanged(const struct before *b, bool swapped, bool any_swaps
 	CHECK_EQ(now.picture.generations == b->picture.generations, !swapped);
 }
 
-/* Whether the failure comes after the first of two swaps.  Where there is an index, what is noted of it is allocated just
- * before that swap, and nobody hears of its failure. */
+/* True if the failure comes after the first of two swaps.  With an index, the writer allocates a patch just before that
+ * swap; the failure of a patch is silent. */
 static bool fails_late(const struct fault_case *c, uint64_t nth, bool onward)
 {
 	uint64_t log = allocation(MS_MOVE, FOR_LOG) + indexed;
@@ -393,10 +393,10 @@ static bool fails_late(const struct fault_case *c, uint64_t nth, bool onward)
 	return c->log_comes_late && (nth == log || (indexed && onward && nth == log - 1));
 }
 
-/* -> whether the failure was asked for at all. */
+/* Returns whether an allocation failed. */
 static bool inject(const struct fault_case *c, uint64_t nth, bool onward, int *r)
 {
-	struct before b = look_around();
+	struct before b = state_now();
 	struct ms_error err = { 0 };
 	uint64_t asked;
 
@@ -409,14 +409,14 @@ static bool inject(const struct fault_case *c, uint64_t nth, bool onward, int *r
 		CHECK_EQ(err.rule, MS_RULE_NO_MEMORY);
 		check_unchanged(&b, fails_late(c, nth, onward), c->of_tree);
 	}
-	if (nth < 6 || nth % 16 == 0 || !*r) /* the many of a load are much alike */
+	if (nth < 6 || nth % 16 == 0 || !*r) /* the many allocations of a load are alike */
 		check_sound(vm);
 	injections += asked >= nth;
-	unheard += asked >= nth && !*r;
+	silent += asked >= nth && !*r;
 	return asked >= nth;
 }
 
-/* Each injection on a VM of its own; what failed then succeeds. */
+/* Each injection has its own VM; the change succeeds when it is repeated. */
 static void fail_each(const struct fault_case *c, uint32_t n, bool onward)
 {
 	bool fired = true;
@@ -436,8 +436,8 @@ static void fail_each(const struct fault_case *c, uint32_t n, bool onward)
 	CHECK(injections > 0);
 }
 
-/* On one VM, each after the other's failure: a refusal leaves nothing that the next would stumble over.  Only a
- * failure that nobody heard of needs a new VM. */
+/* The injections share a VM: a refusal leaves nothing that disturbs the next one.  Only a silent failure needs a new
+ * VM, since the change was made. */
 static void fail_in_a_row(const struct fault_case *c, uint32_t n, bool onward)
 {
 	bool fired = true;
@@ -462,7 +462,7 @@ static void test_changes(void)
 	uint64_t before;
 
 	for (size_t i = 0; i < ARRAY_SIZE(cases); i++) {
-		if (!offered(&cases[i]))
+		if (!in_design(&cases[i]))
 			continue;
 		before = injections;
 		for (size_t j = 0; j < ARRAY_SIZE(counts); j++)
@@ -477,12 +477,12 @@ static void test_changes(void)
 static void fail_all_in_a_row(uint32_t n)
 {
 	for (size_t i = 0; i < ARRAY_SIZE(cases); i++)
-		for (int onward = 0; onward < 2 && offered(&cases[i]); onward++)
+		for (int onward = 0; onward < 2 && in_design(&cases[i]); onward++)
 			fail_in_a_row(&cases[i], n, onward);
 }
 
-/* The next index is derived from what a change notes, or is not. */
-static void test_changes_beside_an_index(void)
+/* The next index is derived from the patch, or made without one. */
+static void test_changes_with_an_index(void)
 {
 	static const uint32_t counts[] = { 0, 1, 8, 33, 100 };
 
@@ -506,14 +506,14 @@ static void test_many_counts(void)
 		fail_all_in_a_row(count);
 }
 
-/* Thousands of slots, and each side of where the hash grows; the list, which walks, has fewer. */
+/* Thousands of slots, on both sides of the sizes at which the hash grows; fewer for the list, which walks. */
 static void test_large(void)
 {
 	static const uint32_t counts[] = { 1000, 512, 513, 1024, 1025, 4096, 4097, 8192, 8193, 10000 };
 	size_t n = test_slow ? 2 : design_is("list") ? 3 : ARRAY_SIZE(counts);
 	uint32_t were = loaded;
 
-	loaded = 10; /* the many of a load are much alike */
+	loaded = 10; /* the many allocations of a load are alike */
 	for (size_t i = 0; i < n; i++)
 		fail_all_in_a_row(counts[i]);
 	loaded = were;
@@ -521,10 +521,10 @@ static void test_large(void)
 
 /* ---- roll-back needs no memory ---- */
 
-#define EARS 3u
+#define LISTENERS 3u
 
 static uint64_t refusals;
-static uint32_t prepares, aborts, refuse_at; /* which prepare of the change refuses, and how many there were */
+static uint32_t prepares, aborts, refuse_at; /* the prepare of the change that refuses, and their number */
 
 static int starve(void *opaque, const struct ms_change *change)
 {
@@ -543,10 +543,11 @@ static void count_abort(void *opaque, const struct ms_change *change)
 	aborts++;
 }
 
-/* -> whether the change had so many prepares.  From the refusal on there is no memory, and none is asked for. */
+/* Returns whether the change had that many prepares.  There is no memory after the refusal, and nothing must be
+ * allocated. */
 static bool refuse_one(const struct fault_case *c, uint32_t at)
 {
-	struct before b = look_around();
+	struct before b = state_now();
 	struct ms_error err = { 0 };
 	int r;
 
@@ -566,38 +567,40 @@ static bool refuse_one(const struct fault_case *c, uint32_t at)
 	return true;
 }
 
-static bool is_heard(const struct fault_case *c)
+static bool has_hooks(const struct fault_case *c)
 {
 	return c->change != add_listener && c->change != create_vcpu && !c->of_tree;
 }
 
-/* Each of three listeners, and each slot of a load, refuses in turn; then nobody does. */
+/* Each of three listeners, and each slot of a load, refuses in turn; then none does. */
 static void refuse_each(const struct fault_case *c, uint32_t n)
 {
-	static const struct ms_listener ears[EARS] = { { .prepare = starve, .abort = count_abort },
-						       { .prepare = starve, .abort = count_abort },
-						       { .prepare = starve, .abort = count_abort } };
+	static const struct ms_listener listeners[LISTENERS] = {
+		{ .prepare = starve, .abort = count_abort },
+		{ .prepare = starve, .abort = count_abort },
+		{ .prepare = starve, .abort = count_abort },
+	};
 	uint64_t before = refusals;
 	uint32_t at = 0;
 
 	make_vm(c, n);
-	for (uint32_t i = 0; i < EARS; i++)
-		CHECK_EQ(ms_add_listener(vm, &ears[i], NULL), 0);
+	for (uint32_t i = 0; i < LISTENERS; i++)
+		CHECK_EQ(ms_add_listener(vm, &listeners[i], NULL), 0);
 	while (refuse_one(c, at))
 		at++;
-	CHECK_EQ(refusals - before, c->change == load ? (uint64_t)EARS * loaded : EARS);
+	CHECK_EQ(refusals - before, c->change == load ? (uint64_t)LISTENERS * loaded : LISTENERS);
 	check_sound(vm);
 	end_vm(vm);
 }
 
-/* A set that has an index, and one that has what is noted of it, are taken back without memory as well. */
+/* The roll-back of a set with an index, and of a set with a patch, needs no memory either. */
 static void test_refusals(void)
 {
 	static const uint32_t counts[] = { 0, 1, 8, 100, 1000, 10000 };
 	size_t n = test_slow ? 4 : design_is("list") ? 5 : ARRAY_SIZE(counts);
 
 	for (size_t i = 0; i < ARRAY_SIZE(cases); i++)
-		for (size_t j = 0; j < n && is_heard(&cases[i]); j++)
+		for (size_t j = 0; j < n && has_hooks(&cases[i]); j++)
 			for (int with_index = 0; with_index <= design_is("tree"); with_index++) {
 				indexed = with_index;
 				refuse_each(&cases[i], counts[j]);
@@ -605,15 +608,16 @@ static void test_refusals(void)
 	indexed = false;
 }
 
-/* The end of an update takes back any prefix of its steps without memory, and so does a collector's. */
-static void take_back_prefix(uint32_t n, uint32_t steps, bool abandon)
+/* The end of an update rolls back any number of its steps without memory; so does the deferred end of an abandoned
+ * one. */
+static void roll_back_steps(uint32_t n, uint32_t steps, bool abandon)
 {
 	static const struct fault_case *const c = &cases[ARRAY_SIZE(cases) - 1];
 	struct before b;
 
 	CHECK(c->of_tree);
 	make_vm(c, n);
-	b = look_around();
+	b = state_now();
 	CHECK_EQ(ms_update_begin(vm, 1, &update, NULL), 0);
 	old_slot = ms_update_find(update, true, TARGET);
 	for (uint32_t i = 0; i < steps; i++)
@@ -623,7 +627,7 @@ static void take_back_prefix(uint32_t n, uint32_t steps, bool abandon)
 		ms_update_abandon(update);
 	else
 		CHECK_EQ(ms_update_end(update, false, NULL), 0);
-	check_sound(vm); /* takes the lock, and so ends what was abandoned */
+	check_sound(vm); /* takes the lock and so runs the deferred end */
 	CHECK_EQ(atomic_load(&vm->memory.asked), 0);
 	memory_fail(&vm->memory, 0, false);
 	check_unchanged(&b, false, true);
@@ -631,7 +635,7 @@ static void take_back_prefix(uint32_t n, uint32_t steps, bool abandon)
 	end_vm(vm);
 }
 
-static void test_taking_back(void)
+static void test_roll_back(void)
 {
 	static const uint32_t counts[] = { 0, 8, 100, 1000 };
 
@@ -639,18 +643,18 @@ static void test_taking_back(void)
 		for (uint32_t steps = 0; steps <= STEPS; steps++)
 			for (int how = 0; how < 4; how++) {
 				indexed = how / 2;
-				take_back_prefix(counts[i], steps, how % 2);
+				roll_back_steps(counts[i], steps, how % 2);
 			}
 	indexed = false;
 }
 
-/* The hash that could not grow still finds everything, and grows the next time. */
-static void test_growth_unheard(void)
+/* A hash that could not grow still finds everything, and grows the next time. */
+static void test_growth_fails(void)
 {
 	const uint32_t n = 300;
 
 	vm = new_vm(SPACES);
-	for (uint32_t id = 0; id < n; id++) { /* the slot is the first allocation, buckets are what follows */
+	for (uint32_t id = 0; id < n; id++) { /* the slot is the first allocation, the buckets are the later ones */
 		memory_fail(&vm->memory, 2, true);
 		CHECK_EQ(set(vm, 1, id, id, 1, 0), 0);
 		memory_fail(&vm->memory, 0, false);
@@ -671,9 +675,9 @@ static void test_growth_unheard(void)
 	end_vm(vm);
 }
 
-/* ---- what needs no memory ---- */
+/* ---- calls that need no memory ---- */
 
-static void test_without_any(void)
+static void test_without_memory(void)
 {
 	uint64_t words[2];
 	size_t nwords;
@@ -683,12 +687,12 @@ static void test_without_any(void)
 	ms_gfn_to_hva(vm, 1, 0);
 	ms_vcpu_destroy(vcpu);
 	memory_fail(&vm->memory, 1, true);
-	CHECK_EQ(set_target(TARGET_GFN, 70, LOG, NULL), 0); /* nothing to do */
+	CHECK_EQ(set_target(TARGET_GFN, 70, LOG, NULL), 0); /* no change */
 	CHECK_EQ(set_target(TARGET_GFN, 71, LOG, NULL), -EINVAL);
 	CHECK_EQ(ms_get_dirty_log(vm, 1, TARGET, words, 2, &nwords, NULL), 0);
 	CHECK_EQ(ms_clear_dirty_log(vm, 1, TARGET, 0, 64, words, 1, NULL), 0);
 	CHECK_EQ(ms_set_manual_dirty_log_protect(vm, 3, NULL), 0);
-	CHECK_EQ(ms_vcpu_create(vm, &vcpu, NULL), 0); /* the one that was given back */
+	CHECK_EQ(ms_vcpu_create(vm, &vcpu, NULL), 0); /* reuses the one that was destroyed */
 	CHECK_EQ(ms_remove_listener(vm, &first_listener, NULL), 0);
 	CHECK_EQ(ms_load_memslots(vm, 1, NULL, 0, NULL), 0);
 	check_sound(vm);
@@ -700,7 +704,7 @@ static void test_without_any(void)
 	ms_vm_destroy(vm);
 }
 
-/* A thread that cannot have a record of its own looks up all the same, but for sections that it would hold. */
+/* A thread that gets no record can look up, but cannot open a section. */
 static void *read_without_memory(void *arg)
 {
 	uint64_t gfn = 3, hva;
@@ -715,7 +719,7 @@ static void *read_without_memory(void *arg)
 	CHECK_EQ(hva, hva_for(1, 0) + 3 * PAGE);
 	CHECK_EQ(ms_read_lock(vm), -ENOMEM);
 	CHECK_EQ(ms_read_lock(vm), -ENOMEM);
-	CHECK_EQ(ms_remove_listener(vm, &first_listener, NULL), 0); /* no section has been left open */
+	CHECK_EQ(ms_remove_listener(vm, &first_listener, NULL), 0); /* no section is open */
 	memory_fail(&vm->memory, 0, false);
 	CHECK_EQ(set(vm, 1, 0, 0, 70, 0), 0);
 	CHECK_EQ(ms_read_lock(vm), 0);
@@ -724,7 +728,7 @@ static void *read_without_memory(void *arg)
 	return NULL;
 }
 
-/* ---- the first time that a thread looks ---- */
+/* ---- the first lookup of a thread ---- */
 
 struct look {
 	const char *name;
@@ -785,11 +789,11 @@ static void look_by_vcpu(void)
 static void look_in_section(void)
 {
 	CHECK_EQ(ms_read_lock(vm), -ENOMEM);
-	CHECK_EQ(ms_remove_listener(vm, &first_listener, NULL), 0); /* none has been left open */
+	CHECK_EQ(ms_remove_listener(vm, &first_listener, NULL), 0); /* no section is open */
 	CHECK_EQ(ms_add_listener(vm, &first_listener, NULL), vm->memory.fail_onward ? -ENOMEM : 0);
 }
 
-/* A section that a thread would hold is refused, a lookup never is. */
+/* Without memory, opening a section fails; a lookup never does. */
 static const struct look looks[] = {
 	{ "hva", look_hva },   { "slot", look_slot },    { "ranges", look_ranges },      { "many", look_many },
 	{ "mark", look_and_mark }, { "vcpu", look_by_vcpu }, { "section", look_in_section },
@@ -822,39 +826,39 @@ static void test_first_looks(void)
 	}
 }
 
-/* ---- an index of many lookups ---- */
+/* ---- the index of many lookups ---- */
 
-#define ASKED 200u
+#define LOOKUPS 200u
 
-/* Slot `gone` is not there; n: none is. */
-static void ask_many(uint32_t n, uint32_t gone)
+/* Slot `gone` is deleted; n: none is. */
+static void batch_of_many(uint32_t n, uint32_t gone)
 {
-	uint64_t gfns[ASKED], hvas[ASKED] = { 0 };
-	struct ms_batch batch = { .in = gfns, .in_stride = 8, .out = hvas, .out_stride = 8, .n = ASKED };
+	uint64_t gfns[LOOKUPS], hvas[LOOKUPS] = { 0 };
+	struct ms_batch batch = { .in = gfns, .in_stride = 8, .out = hvas, .out_stride = 8, .n = LOOKUPS };
 
-	for (uint64_t i = 0; i < ASKED; i++)
+	for (uint64_t i = 0; i < LOOKUPS; i++)
 		gfns[i] = i % n * 80 + i % 75;
 	CHECK_EQ(ms_gfn_to_hva_many(vm, 1, &batch, true), 0);
-	for (uint64_t i = 0; i < ASKED; i++)
+	for (uint64_t i = 0; i < LOOKUPS; i++)
 		CHECK_EQ(hvas[i], i % 75 < 70 && i % n != gone ? hva_for(1, i % n) + i % 75 * PAGE : MS_HVA_ERR_BAD);
 }
 
-/* As many as pay for an index, which one of them makes for all; slots in turn, so that the hint answers none. */
-static void ask_one_by_one(uint32_t n, uint32_t gone)
+/* Single lookups, enough for an index to pay; one of them makes it.  The slots alternate, so the hint answers none. */
+static void single_lookups(uint32_t n, uint32_t gone)
 {
 	for (uint64_t i = 0; i < 1024 + 4 * (uint64_t)n; i++)
 		CHECK_EQ(ms_gfn_to_hva(vm, 1, i % n * 80), i % n != gone ? hva_for(1, i % n) : MS_HVA_ERR_BAD);
 }
 
 static const struct index_case {
-	bool derived; /* from the one of the state before */
-	void (*ask)(uint32_t n, uint32_t gone);
+	bool derived; /* from the index of the state before */
+	void (*look_up)(uint32_t n, uint32_t gone);
 	enum ms_index_policy policy;
 } index_cases[] = {
-	{ false, ask_many, MS_INDEX_EAGER },
-	{ true, ask_many, MS_INDEX_EAGER },
-	{ false, ask_one_by_one, MS_INDEX_AUTO },
-	{ true, ask_one_by_one, MS_INDEX_AUTO },
+	{ false, batch_of_many, MS_INDEX_EAGER },
+	{ true, batch_of_many, MS_INDEX_EAGER },
+	{ false, single_lookups, MS_INDEX_AUTO },
+	{ true, single_lookups, MS_INDEX_AUTO },
 };
 
 static uint64_t indexes(void)
@@ -862,8 +866,8 @@ static uint64_t indexes(void)
 	return stats_of(vm).index_builds + stats_of(vm).index_patches;
 }
 
-/* It is an offer: without memory for it the answers are right all the same, nothing is left behind, and whoever asks
- * next makes it.  Says whether an allocation failed. */
+/* An index is optional: without memory the answers are right, nothing leaks, and the next lookup makes it.  Returns
+ * whether an allocation failed. */
 static bool fail_index(const struct index_case *c, uint32_t n, uint64_t nth, bool onward)
 {
 	uint32_t gone = c->derived ? n - 1 : n;
@@ -872,30 +876,30 @@ static bool fail_index(const struct index_case *c, uint32_t n, uint64_t nth, boo
 	bool fired;
 
 	make_vm(&cases[0], n);
-	ms_gfn_to_hva(vm, 1, 0); /* the thread's record is there */
+	ms_gfn_to_hva(vm, 1, 0); /* the thread has its record */
 	ms_set_index_policy(vm, MS_INDEX_EAGER);
 	if (c->derived) {
-		ask_many(n, n);
+		batch_of_many(n, n);
 		CHECK_EQ(set(vm, 1, gone, 0, 0, 0), 0);
 	}
 	ms_set_index_policy(vm, c->policy);
 	made = indexes();
 	was = held();
 	memory_fail(&vm->memory, nth, onward);
-	c->ask(n, gone);
+	c->look_up(n, gone);
 	fired = atomic_load(&vm->memory.asked) >= nth;
 	memory_fail(&vm->memory, 0, false);
-	if (fired && onward) { /* there was none in the end */
+	if (fired && onward) { /* no index was made */
 		struct held is = held();
 
 		CHECK_EQ(indexes(), made);
 		CHECK(is.bytes == was.bytes && is.blocks == was.blocks);
 	}
 	injections += fired;
-	unheard += fired;
-	c->ask(n, gone);
+	silent += fired;
+	c->look_up(n, gone);
 	ms_set_index_policy(vm, MS_INDEX_EAGER);
-	ask_many(n, gone);
+	batch_of_many(n, gone);
 	if (design_is("tree"))
 		CHECK(indexes() > made);
 	check_sound(vm);
@@ -905,7 +909,7 @@ static bool fail_index(const struct index_case *c, uint32_t n, uint64_t nth, boo
 
 static void test_index(uint32_t n)
 {
-	for (size_t i = 0; i < ARRAY_SIZE(index_cases) && (n <= 1000 || index_cases[i].ask == ask_many); i++)
+	for (size_t i = 0; i < ARRAY_SIZE(index_cases) && (n <= 1000 || index_cases[i].look_up == batch_of_many); i++)
 		for (int onward = 0; onward < 2; onward++)
 			for (uint64_t nth = 1; fail_index(&index_cases[i], n, nth, onward); nth++)
 				;
@@ -921,11 +925,11 @@ static void test_indexes(void)
 			test_index(counts[i]);
 }
 
-/* ---- the copy of a batch that writes over its input ---- */
+/* ---- the copy that a batch makes of an input that it overwrites ---- */
 
 #define OVERWRITTEN (2 * MS_BATCH_PIECE + 1)
 
-/* Without memory for it the batch is answered in one section. */
+/* Without memory for the copy, the batch is answered in one section. */
 static void test_copy(bool fails)
 {
 	static uint64_t values[OVERWRITTEN];
@@ -933,7 +937,7 @@ static void test_copy(bool fails)
 	struct held was, is;
 
 	make_vm(&cases[0], 5);
-	ms_gfn_to_hva(vm, 1, 0); /* the thread's record is there */
+	ms_gfn_to_hva(vm, 1, 0); /* the thread has its record */
 	ms_set_index_policy(vm, MS_INDEX_OFF);
 	for (uint64_t i = 0; i < OVERWRITTEN; i++)
 		values[i] = i % 5 * 80 + i % 75;
@@ -947,7 +951,7 @@ static void test_copy(bool fails)
 	for (uint64_t i = 0; i < OVERWRITTEN; i++)
 		CHECK_EQ(values[i], i % 75 < 70 ? hva_for(1, i % 5) + i % 75 * PAGE : MS_HVA_ERR_BAD);
 	injections += fails;
-	unheard += fails;
+	silent += fails;
 	end_vm(vm);
 }
 
@@ -968,8 +972,8 @@ static void test_reader(void)
 
 /* ---- a VM ---- */
 
-/* What it allocates from its own memory, before anybody could arm that. */
-static void test_vm_of_nothing(void)
+/* The sets are allocated from the VM's own memory, before a test can make that fail. */
+static void test_vm_without_memory(void)
 {
 	struct ms_config config = default_config(SPACES);
 
@@ -979,7 +983,7 @@ static void test_vm_of_nothing(void)
 	injections++;
 }
 
-/* Its own memory does not count yet when it is made, so the C library's is made to fail; sanitizers have another. */
+/* A new VM's own memory cannot be made to fail yet, so the C library's allocator is; sanitizers replace it. */
 #if defined(__GLIBC__) && !TEST_SANITIZED
 #include <malloc.h>
 
@@ -1030,8 +1034,8 @@ static void test_vm(void)
 	uint64_t nth = 0;
 	int r;
 
-	if (getenv("MEMSLOTS_VALGRIND")) { /* it has an allocator of its own in place of this one */
-		puts("faults: the C library's own allocator is not made to fail under valgrind");
+	if (getenv("MEMSLOTS_VALGRIND")) { /* valgrind replaces the allocator */
+		puts("faults: NOT tested under valgrind: failures of the C library's own allocator");
 		return;
 	}
 	ms_config_init(&config);
@@ -1052,16 +1056,16 @@ static void test_vm(void)
 #else
 static void test_vm(void)
 {
-	puts("faults: the C library's own allocator is not made to fail in this build");
+	puts("faults: NOT tested in this build: failures of the C library's own allocator");
 }
 #endif
 
-/* ---- where ---- */
+/* ---- the places by name ---- */
 
 extern char __executable_start;
 
-/* Each place that allocated: how often it was asked, and how often it was refused.  In the files of the sources, and of
- * the places that these have, none is missing. */
+/* Each place that allocated, with the number of its calls and failures.  There are as many places as calls in the
+ * sources. */
 #define PLACES 64
 
 static char places[PLACES][128];
@@ -1099,14 +1103,14 @@ static struct site at_place(size_t i)
 
 	for (size_t j = i; j < nr_sites; j++)
 		if (!strcmp(places[i], places[j])) {
-			sum.asked += sites[j].asked;
+			sum.calls += sites[j].calls;
 			sum.once += sites[j].once;
 			sum.onward += sites[j].onward;
 		}
 	return sum;
 }
 
-/* The calls of the allocators in the sources, memory.c itself excepted. */
+/* The calls of the allocators in the sources, without memory.c. */
 static uint64_t count_in_sources(void)
 {
 	uint64_t n = 0;
@@ -1126,7 +1130,7 @@ static void print_sites(void)
 	bool named = name_sites();
 	uint64_t distinct = 0;
 
-	printf("%-40s %12s %12s %12s\n", "place", "asked", "failed once", "from it on");
+	printf("%-40s %12s %12s %12s\n", "place", "calls", "failed alone", "and later");
 	for (size_t i = 0; i < nr_sites; i++) {
 		struct site site = named ? at_place(i) : sites[i];
 
@@ -1136,7 +1140,7 @@ static void print_sites(void)
 		else if (named_before(i))
 			continue;
 		distinct++;
-		printf("%-40s %12" PRIu64 " %12" PRIu64 " %12" PRIu64 "\n", places[i], site.asked, site.once,
+		printf("%-40s %12" PRIu64 " %12" PRIu64 " %12" PRIu64 "\n", places[i], site.calls, site.once,
 		       site.onward);
 		CHECK(site.once + site.onward > 0);
 	}
@@ -1152,24 +1156,24 @@ int main(int argc, char **argv)
 	if (test_slow)
 		loaded = LOADED / TEST_SLOWDOWN;
 	test_vm();
-	test_growth_unheard();
+	test_growth_fails();
 	for (size_t i = 0; (design_name = ms_backend_name(i)); i++) {
 		test_changes();
-		test_changes_beside_an_index();
+		test_changes_with_an_index();
 		test_many_counts();
 		test_large();
 		test_refusals();
-		test_taking_back();
-		test_without_any();
+		test_roll_back();
+		test_without_memory();
 		test_reader();
 		test_first_looks();
 		test_indexes();
 		test_copy(true);
 		test_copy(false);
-		test_vm_of_nothing();
+		test_vm_without_memory();
 	}
 	print_sites();
-	printf("faults: %" PRIu64 " refusals and takings back without any memory, none asked for\n", refusals);
-	printf("faults: %" PRIu64 " of them nobody needed to hear of\n", unheard);
+	printf("faults: %" PRIu64 "roll-backs without any memory, none allocated\n", refusals);
+	printf("faults: %" PRIu64 "silent ones among the failed allocations\n", silent);
 	return test_done("faults", injections, "failed allocations");
 }

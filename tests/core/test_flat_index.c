@@ -1,9 +1,10 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * test_flat_index.c - the index against the entries it was made from, at every level of vectors that this CPU has.
+ * test_flat_index.c - an index compared with the entries that it was made from, with every SIMD kernel that this CPU
+ * has.
  *
- * Layouts are drawn to hurt: dense, with holes of all sizes, terabytes apart, one page each, one slot of 2^31 - 1
- * pages.  Questions are drawn at edges, inside, in holes, and anywhere in 64 bits.
+ * The layouts are extreme: dense, with holes of all sizes, terabytes apart, one page each, one slot of 2^31 - 1 pages.
+ * The lookups are at edges, inside, in holes, and anywhere in 64 bits.
  */
 #include "test.h"
 
@@ -42,7 +43,8 @@ static uint64_t hole(enum style style, size_t i)
 	}
 }
 
-/* LONG: as few buckets as there can be for so many slots, so that a bucket has not enough bits for a frame of its own. */
+/* LONG: as few buckets as possible for so many slots, so that the bits of a bucket do not suffice for one frame
+ * each. */
 static uint32_t npages(enum style style, size_t wanted)
 {
 	if (style == LONG)
@@ -136,7 +138,7 @@ static void check_finds(const struct flat_index *f)
 static uint64_t in[QUERIES], out[QUERIES + BEYOND];
 static int32_t ids[QUERIES];
 
-/* Each length, since whole blocks and the rest go different ways; out may be in. */
+/* Each length, because whole blocks and the rest have different code; the output may be the input. */
 static void check_hvas(const struct flat_index *f, bool write)
 {
 	size_t n = rng_below(&rng, 2) ? QUERIES : rng_below(&rng, 100);
@@ -186,7 +188,7 @@ static void check_entries(const struct flat_index *f)
 	CHECK(!flat_next(&cursor, &e));
 }
 
-/* A few lines of its own, 26 bytes a slot, and as much again and more only where slots are terabytes apart. */
+/* A few cache lines, 26 bytes a slot, and more than twice that only if slots are terabytes apart. */
 static void check_size(const struct flat_index *f, enum style style)
 {
 	CHECK(f->size <= 1024 + (style == FAR || style == HUGE ? 96 : 32) * nr + 64 * (size_t)f->nr_segments);
@@ -205,7 +207,7 @@ static void check_index(enum style style, size_t wanted)
 	check_size(f, style);
 	for (size_t i = 0; ms_simd_name(i); i++) {
 		CHECK_EQ(ms_set_simd(ms_simd_name(i)), 0);
-		for (int size = 0; size < 3; size++) { /* an index of more slots takes its lookups in larger blocks */
+		for (int size = 0; size < 3; size++) { /* an index of more slots answers in larger blocks */
 			f->large = size >= 1;
 			f->larger = size == 2;
 			check_hvas(f, false);
@@ -217,7 +219,7 @@ static void check_index(enum style style, size_t wanted)
 	CHECK_EQ(atomic_load(&memory.blocks), 0);
 }
 
-/* Few and more in turn, so that a short run has both: what is for a few slots, and what is for the others. */
+/* Few and many slots in turn, so that a short run tests the code for each. */
 static size_t draw_nr(uint64_t i)
 {
 	if (i % 2 == 0 && i / 2 <= FLAT_FEW + 1)
@@ -235,9 +237,9 @@ static uint64_t test_layouts(void)
 	return made;
 }
 
-/* ---- levels ---- */
+/* ---- kernels ---- */
 
-static void test_levels(void)
+static void test_kernels(void)
 {
 	CHECK(!strcmp(ms_simd_name(0), "portable"));
 	CHECK_EQ(ms_set_simd("abacus"), -ENOSYS);
@@ -256,7 +258,7 @@ static void test_no_memory(void)
 	CHECK_EQ(atomic_load(&memory.blocks), 0);
 }
 
-/* ---- broken on purpose ---- */
+/* ---- a broken index ---- */
 
 static void test_check_finds(void)
 {
@@ -313,7 +315,7 @@ static bool drop_entry(struct flat_patch *patch)
 	return noted;
 }
 
-/* Into a hole, or none. */
+/* Adds an entry if there is a hole for it. */
 static bool add_entry(struct flat_patch *patch)
 {
 	struct flat_entry e = { draw_gfn() % END_GFN, rng_below(&rng, 1u << 20) << MS_PAGE_SHIFT, 1,
@@ -343,7 +345,7 @@ static void check_patch(const struct flat_patch *patch)
 
 static uint64_t test_patches(void)
 {
-	uint64_t rounds = test_times(3000), changes = 0, given_up = 0;
+	uint64_t rounds = test_times(3000), changes = 0, overflowed = 0;
 
 	for (uint64_t i = 0; i < rounds; i++) {
 		struct flat_patch *patch, *clone;
@@ -356,7 +358,7 @@ static uint64_t test_patches(void)
 			if (noted)
 				check_patch(patch);
 		}
-		given_up += !noted;
+		overflowed += !noted;
 		clone = patch_clone(patch);
 		CHECK_EQ(atomic_load(&patch->base->refs), 2);
 		patch_destroy(patch);
@@ -366,11 +368,11 @@ static uint64_t test_patches(void)
 		patch_destroy(NULL);
 		CHECK_EQ(atomic_load(&memory.blocks), 0);
 	}
-	CHECK(given_up); /* more changes than a patch holds */
+	CHECK(overflowed); /* more changes than a patch can hold */
 	return changes;
 }
 
-/* Without memory for a patch the index that it would have had is given back. */
+/* Without memory for a patch, its reference to the base is dropped. */
 static void test_no_patch(void)
 {
 	struct flat_index *f;
@@ -391,7 +393,7 @@ int main(int argc, char **argv)
 	test_init(argc, argv, 60);
 	memory_init(&memory);
 	rng = rng_stream(1);
-	test_levels();
+	test_kernels();
 	test_no_memory();
 	test_no_patch();
 	test_check_finds();

@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * test_hooks.c - what a change costs and publishes, step by step, and what its hooks are told, see and may do.
+ * test_hooks.c - the steps of each change: its swaps and generations, and the arguments, views and rights of its hooks.
  *
- * Three listeners note every call with its arguments and with what lookups answer meanwhile.  For each kind of change
- * and each way to be refused the notes, the swaps and the generations are held against the tables of KVM.
+ * Three listeners note each call with its arguments and with the answers of lookups at that time.  For each kind of
+ * change and each way to refuse it, the notes, the swaps and the generations are compared with the tables of KVM.
  */
 #include "fixture.h"
 
@@ -31,8 +31,8 @@ struct note {
 	enum call call;
 	int listener;
 	enum ms_change_kind kind;
-	struct ms_memslot old_slot, new_slot; /* FLUSH: old and active */
-	struct sight at_old, at_new;          /* in the first page of the old and of the new place */
+	struct ms_memslot old_slot, new_slot; /* FLUSH: the old slot and the active one */
+	struct sight at_old, at_new;          /* in the first page of the old place and of the new one */
 	struct ms_memslot by_id;
 	bool has_id;
 	size_t in_range;
@@ -64,7 +64,7 @@ static struct sight look(uint64_t gfn)
 	return s;
 }
 
-static struct note *take_note(enum call call, const void *opaque)
+static struct note *add_note(enum call call, const void *opaque)
 {
 	struct note *n = &notes[nr_notes++];
 	struct ms_stats stats = stats_of(vm);
@@ -87,7 +87,7 @@ static struct note *take_note(enum call call, const void *opaque)
 
 static struct note *note_change(enum call call, const void *opaque, const struct ms_change *change)
 {
-	struct note *n = take_note(call, opaque);
+	struct note *n = add_note(call, opaque);
 
 	n->kind = change->kind;
 	n->old_slot = change->old_slot;
@@ -113,7 +113,7 @@ static void on_commit(void *opaque, const struct ms_change *change)
 
 static void on_flush(void *opaque, const struct ms_memslot *active, const struct ms_memslot *old)
 {
-	struct note *n = take_note(FLUSH, opaque);
+	struct note *n = add_note(FLUSH, opaque);
 
 	n->new_slot = *active;
 	n->old_slot = *old;
@@ -134,13 +134,13 @@ struct hook_case {
 	enum ms_change_kind kind;
 	bool noop;
 	uint32_t flags_before, flags_after;
-	uint64_t to; /* MOVE: where */
+	uint64_t to; /* MOVE: the new place */
 	enum how how;
 	int code;
 };
 
 #define FAR 0x900u
-#define BEYOND ((uint64_t)1 << 24) /* of 36 bits */
+#define BEYOND ((uint64_t)1 << 24) /* above 36 bits */
 
 static const struct hook_case cases[] = {
 	{ "create", MS_CREATE, false, 0, 0, 0, ACCEPTED, 0 },
@@ -229,16 +229,16 @@ static void make_vm(const struct hook_case *c, uint32_t spaces, uint32_t as_id)
 	new_gfn = c->to ? c->to : OLD_GFN;
 	CHECK_EQ(ms_vcpu_create(vm, &vcpu, NULL), 0);
 	CHECK_EQ(ms_vcpu_set_as_id(vcpu, as_id), 0);
-	for (uint32_t i = 0; i < spaces; i++) /* neighbours, and life in every space */
+	for (uint32_t i = 0; i < spaces; i++) /* neighbours, and a slot in each space */
 		CHECK_EQ(set(vm, i, 1, OLD_GFN - 8, 8, LOG), 0);
 	if (c->kind != MS_CREATE)
 		CHECK_EQ(set(vm, as_id, ID, OLD_GFN, NPAGES, c->flags_before), 0);
 	ms_mark_page_dirty(vm, as_id, OLD_GFN + 3);
-	look(OLD_GFN); /* hints, and the thread's record */
+	look(OLD_GFN); /* stores hints, and makes the thread's record */
 	nr_notes = 0;
 }
 
-/* ---- what a note must say ---- */
+/* ---- the right notes ---- */
 
 static void check_sight(const struct sight *s, const struct ms_memslot *slot, uint64_t gfn)
 {
@@ -255,7 +255,7 @@ static void check_sight(const struct sight *s, const struct ms_memslot *slot, ui
 	CHECK_EQ(s->id, valid ? (int32_t)ID : -1);
 }
 
-/* What readers see: before the change, while it is under way, or after. */
+/* The slot that readers see: before the change, during it, or after it. */
 static struct ms_memslot published(const struct hook_case *c, enum call call)
 {
 	struct ms_memslot slot = slot_at(c, call == COMMIT);
@@ -302,16 +302,17 @@ static void check_note(const struct hook_case *c, const struct note *n, enum cal
 	CHECK_EQ(n->in_range, OLD_GFN - slot.base_gfn < slot.npages);
 }
 
-/* flush by all, prepare up to the one that refuses, then abort in reverse from the one before it, or commit by all. */
+/* flush of all listeners; prepare up to the one that refuses; then abort in reverse from the one before it, or commit
+ * of all. */
 static void check_notes(const struct hook_case *c, const struct ms_stats *before, uint32_t spaces, uint64_t generation)
 {
 	bool listened = c->how == ACCEPTED || c->how == BY_LISTENER;
-	int told = c->how == BY_LISTENER ? refuser + 1 : LISTENERS;
+	int called = c->how == BY_LISTENER ? refuser + 1 : LISTENERS;
 	size_t i = 0;
 
 	for (int l = 0; swaps_of(c) == 2 && l < LISTENERS; l++)
 		check_note(c, &notes[i++], FLUSH, l);
-	for (int l = 0; !c->noop && listened && l < told; l++)
+	for (int l = 0; !c->noop && listened && l < called; l++)
 		check_note(c, &notes[i++], PREPARE, l);
 	for (int l = refuser - 1; c->how == BY_LISTENER && l >= 0; l--)
 		check_note(c, &notes[i++], ABORT, l);
@@ -382,7 +383,7 @@ static void test_cases(void)
 
 /* ---- bit 63 ---- */
 
-/* While a swap waits for a reader, the generation says so; hooks only see settled ones. */
+/* While a swap waits for a reader, the generation has bit 63; hooks see generations without it. */
 static uint64_t published_while_waiting;
 static _Atomic int reader_step;
 
@@ -393,15 +394,15 @@ static void *hold_section(void *arg)
 
 	CHECK_EQ(ms_read_lock(of), 0);
 	atomic_store(&reader_step, 1);
-	while (atomic_load(&of->active) == was || !atomic_load(&of->srcu.waiting)) /* published, and waits */
+	while (atomic_load(&of->active) == was || !atomic_load(&of->srcu.waiting)) /* published, and the writer waits */
 		usleep(100);
-	CHECK_EQ(ms_generation(of, 0), 0); /* the section's set */
+	CHECK_EQ(ms_generation(of, 0), 0); /* the set of the section */
 	published_while_waiting = atomic_load(&vm_active_set(of, 0)->generation);
 	ms_read_unlock(of);
 	return NULL;
 }
 
-static void test_generation_in_flight(void)
+static void test_generation_during_swap(void)
 {
 	struct ms_vm *of = new_vm(1);
 	pthread_t reader;
@@ -464,8 +465,8 @@ static int refuse_with_positive(void *opaque, const struct ms_change *change)
 	return 1;
 }
 
-/* A load is many changes in one, told in an order of its own: each entry is prepared, then each committed in the same
- * order, or those that were prepared aborted in reverse; the totals are right before the first commit. */
+/* A load makes many changes in an order of its own: it prepares each entry, then commits each in the same order, or
+ * aborts the prepared ones in reverse.  The totals are right before the first commit. */
 static struct {
 	enum call call;
 	uint32_t id;
@@ -556,17 +557,17 @@ static void test_load_hooks(void)
 	CHECK_EQ(ms_load_memslots(of, 0, list, 5, NULL), 0);
 	check_done_load();
 	CHECK_EQ(ms_generation(of, 0), 1);
-	CHECK_EQ(ms_add_listener(of, &positive, NULL), 0); /* a refusal is a refusal, whatever its sign */
+	CHECK_EQ(ms_add_listener(of, &positive, NULL), 0); /* a positive number refuses, too */
 	CHECK(set(of, 0, 1, 0x900, 1, 0) < 0);
 	CHECK_EQ(ms_nr_memslots(of), 5);
 	end_vm(of);
 }
 
-/* ---- calls that take the lock, where they may not ---- */
+/* ---- calls that take the lock, in places where they may not ---- */
 
 static const struct ms_listener spare = { 0 };
 
-/* Makes the i-th [lock] call; -> its answer, or 1 when there is no such call. */
+/* Makes the i-th [lock] call; returns its result, or 1 if there is no such call. */
 static int lock_call(unsigned i, struct ms_vm *of, struct ms_error *err)
 {
 	region_t r = region(0, 50, 0x5000, 1, 0), bad = region(9, ~0u, 1, 1, 8);
@@ -580,7 +581,7 @@ static int lock_call(unsigned i, struct ms_vm *of, struct ms_error *err)
 	case 0:
 		return ms_set_user_memory_region(of, &r, err);
 	case 1:
-		return ms_set_user_memory_region(of, &bad, err); /* not even looked at */
+		return ms_set_user_memory_region(of, &bad, err); /* refused before its fields are checked */
 	case 2:
 		r.slot = MS_USER_MEM_SLOTS_DEFAULT;
 		return ms_set_internal_memory_region(of, &r, err);
@@ -702,7 +703,7 @@ static void test_change_from_own_hook(void)
 	CHECK_EQ(set(self, 0, 2, 0, 0, 0), 0);
 	for (int call = PREPARE; call <= COMMIT; call++)
 		CHECK(hooks_seen[call] >= 2);
-	check_sound(self); /* and now it may be had again */
+	check_sound(self); /* and now the lock is free again */
 	end_vm(self);
 }
 
@@ -742,7 +743,7 @@ static void change_in_flush(void *opaque, const struct ms_memslot *active, const
 	change_other();
 }
 
-/* The inner change comes back to the outer VM: that would wait for itself. */
+/* The inner change would change the outer VM: that would deadlock. */
 static int change_back(void *opaque, const struct ms_change *change)
 {
 	struct ms_error err;
@@ -776,14 +777,14 @@ static void test_change_of_another_vm(void)
 	end_vm(other_vm);
 }
 
-/* Two threads, each inside a hook of one VM, each after the other VM: neither may wait. */
+/* Two threads, each in a hook of its VM, each change the other's VM: neither may wait. */
 static pthread_barrier_t both;
 
 struct rival {
 	struct ms_vm *mine, *theirs;
 };
 
-static int want_theirs(void *opaque, const struct ms_change *change)
+static int change_other_vm(void *opaque, const struct ms_change *change)
 {
 	struct rival *rival = opaque;
 	struct ms_error err;
@@ -793,7 +794,7 @@ static int want_theirs(void *opaque, const struct ms_change *change)
 	for (unsigned i = 0; i <= 14; i++) {
 		int r = lock_call(i, rival->theirs, &err);
 
-		if (i == 13 && !design_is("tree")) { /* the design does not offer it */
+		if (i == 13 && !design_is("tree")) { /* the design does not have it */
 			CHECK_EQ(r, -ENOSYS);
 			continue;
 		}
@@ -804,7 +805,7 @@ static int want_theirs(void *opaque, const struct ms_change *change)
 	return 0;
 }
 
-static void *change_mine(void *arg)
+static void *change_own_vm(void *arg)
 {
 	struct rival *rival = arg;
 
@@ -812,19 +813,19 @@ static void *change_mine(void *arg)
 	return NULL;
 }
 
-static void test_rivals(void)
+static void test_two_threads_in_hooks(void)
 {
 	struct ms_vm *vms[2] = { new_vm(1), new_vm(1) };
 	struct rival rivals[2] = { { vms[0], vms[1] }, { vms[1], vms[0] } };
-	struct ms_listener l[2] = { { .opaque = &rivals[0], .prepare = want_theirs },
-				    { .opaque = &rivals[1], .prepare = want_theirs } };
+	struct ms_listener l[2] = { { .opaque = &rivals[0], .prepare = change_other_vm },
+				    { .opaque = &rivals[1], .prepare = change_other_vm } };
 	pthread_t thread[2];
 
 	CHECK_EQ(pthread_barrier_init(&both, NULL, 2), 0);
 	for (int i = 0; i < 2; i++)
 		CHECK_EQ(ms_add_listener(vms[i], &l[i], NULL), 0);
 	for (int i = 0; i < 2; i++)
-		CHECK_EQ(pthread_create(&thread[i], NULL, change_mine, &rivals[i]), 0);
+		CHECK_EQ(pthread_create(&thread[i], NULL, change_own_vm, &rivals[i]), 0);
 	for (int i = 0; i < 2; i++)
 		CHECK_EQ(pthread_join(thread[i], NULL), 0);
 	for (int i = 0; i < 2; i++) {
@@ -835,7 +836,7 @@ static void test_rivals(void)
 	pthread_barrier_destroy(&both);
 }
 
-/* ---- read sections, forks, the end ---- */
+/* ---- read sections, forks, close ---- */
 
 static void test_change_in_section(void)
 {
@@ -847,7 +848,7 @@ static void test_change_in_section(void)
 	check_lock_calls(unread, -EDEADLK, MS_RULE_READ_SECTION, true);
 	CHECK_EQ(ms_read_lock(read), 0);
 	ms_read_unlock(read);
-	check_lock_calls(unread, -EDEADLK, MS_RULE_READ_SECTION, true); /* the outer one is still open */
+	check_lock_calls(unread, -EDEADLK, MS_RULE_READ_SECTION, true); /* the outer section is still open */
 	CHECK_EQ(ms_gfn_to_hva(read, 0, 8), hva_for(0, 1) + 7 * PAGE);
 	ms_read_unlock(read);
 	CHECK_EQ(set(read, 0, 1, 2, 8, LOG), 0);
@@ -870,7 +871,7 @@ static void in_child(struct ms_vm *of)
 	check_lock_calls(of, -EIO, MS_RULE_FORKED, true);
 	ms_read_unlock(of);
 	own = new_vm(1);
-	CHECK_EQ(set(own, 0, 1, 1, 1, 0), 0); /* what is made here is this process's */
+	CHECK_EQ(set(own, 0, 1, 1, 1, 0), 0); /* a VM of the child itself works */
 	ms_vm_destroy(own);
 	_exit(0);
 }
@@ -929,7 +930,7 @@ static void test_close(void)
 	vcpu = on;
 	nr_notes = 0;
 	CHECK_EQ(ms_vm_close(of, &err), 0);
-	CHECK_EQ(nr_notes, 0); /* without hooks */
+	CHECK_EQ(nr_notes, 0); /* no hooks */
 	check_holes(of, on);
 	check_lock_calls(of, -EBADF, MS_RULE_CLOSED, false);
 	CHECK_EQ(ms_vm_close(of, &err), 0);
@@ -942,14 +943,14 @@ static void test_close(void)
 static void test_all(void)
 {
 	test_cases();
-	test_generation_in_flight();
+	test_generation_during_swap();
 	test_listener_list();
 	test_load_hooks();
 	test_change_of_another_vm();
 	test_close();
 	test_change_in_section();
 	test_change_from_own_hook();
-	test_rivals();
+	test_two_threads_in_hooks();
 	test_fork();
 }
 

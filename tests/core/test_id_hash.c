@@ -1,12 +1,12 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * test_id_hash.c - id hashes beside an array of what they hold, grown and never grown.
+ * test_id_hash.c - id hashes compared with an array of their items, with and without growth.
  */
 #include "test.h"
 
 #include "id_hash.h"
 
-/* One id and two links, one on either side of it: in two hashes at once. */
+/* An id with two links, so that it can be in two hashes at once. */
 struct item {
 	struct id_link front;
 	uint32_t id;
@@ -14,7 +14,7 @@ struct item {
 	bool is_in[2];
 };
 
-#define ITEMS_MAX 32764 /* KVM's number of user slots, where the longest chains would be */
+#define ITEMS_MAX 32764 /* KVM's number of user slots, for which chains would be longest */
 
 static struct item pool[ITEMS_MAX];
 static struct id_hash hashes[2];
@@ -101,7 +101,7 @@ static void empty(int which, size_t items)
 	deinit(which);
 }
 
-/* ---- one in the place of another ---- */
+/* ---- replacements ---- */
 
 static void replacements(int which)
 {
@@ -124,9 +124,9 @@ static void replacements(int which)
 	empty(which, NR);
 }
 
-/* ---- what it asks for ---- */
+/* ---- the wanted size ---- */
 
-static void wants(void)
+static void wanted_sizes(void)
 {
 	struct id_hash *hash = &hashes[0];
 
@@ -145,7 +145,7 @@ static void wants(void)
 	deinit(0);
 }
 
-/* ---- ids in a row: growth at each boundary, and the chains it leaves ---- */
+/* ---- ids in a row: growth at each boundary, and the length of chains ---- */
 
 static size_t longest_chain(const struct id_hash *hash)
 {
@@ -167,7 +167,7 @@ static void number_items(uint32_t first, uint32_t stride)
 		pool[i] = (struct item){ .id = first + i * stride };
 }
 
-/* The golden ratio puts n neighbouring ids into 2^b >= n buckets at most two together. */
+/* The golden ratio spreads n neighbouring ids over 2^b >= n buckets with at most two in one. */
 #define CHAIN_MAX 2
 
 static void ids_in_a_row(uint32_t first)
@@ -195,7 +195,7 @@ static void ids_in_a_row(uint32_t first)
 	empty(0, ITEMS_MAX);
 }
 
-/* Growth is an offer: without it the chains are long and the answers the same. */
+/* Growth is optional: without it the chains are long and the answers the same. */
 static void never_grown(void)
 {
 	size_t items = test_slow ? 4000 : ITEMS_MAX;
@@ -207,20 +207,20 @@ static void never_grown(void)
 	CHECK_EQ(hashes[0].bits, ID_HASH_BITS_MIN);
 	CHECK(longest_chain(&hashes[0]) >= items >> ID_HASH_BITS_MIN);
 	check_all(0, items);
-	rehash(0, 15); /* ... and it may still come late, and more than one step at a time */
+	rehash(0, 15); /* late growth, by several steps at once */
 	check_all(0, items);
 	rehash(0, 16);
 	check_all(0, items);
 	empty(0, items);
 }
 
-/* ---- random: two hashes, of which one grows ---- */
+/* ---- random: two hashes, one of which grows ---- */
 
 static uint32_t random_id(struct rng *rng, size_t i)
 {
 	static const uint32_t ends[] = { 0, UINT32_MAX, 1, UINT32_MAX - 1, 0x80000000u, 0x7FFFFFFFu };
 
-	/* The upper half keeps the ids distinct, the mask keeps them off the ends. */
+	/* The upper half keeps the ids distinct; the mask keeps them away from the ends. */
 	if (i < ARRAY_SIZE(ends))
 		return ends[i];
 	return (uint32_t)(((i + 2) << 16) | rng_below(rng, 1 << 16)) & 0x7FFFFFFEu;
@@ -260,7 +260,7 @@ static void random_ids(uint64_t stream, size_t items, uint64_t times)
 	empty(1, items);
 }
 
-/* Ids that all fall into one bucket are one chain: head, middle and tail leave it in every order. */
+/* All ids fall into one bucket: head, middle and tail leave the chain in every order. */
 static void one_chain(void)
 {
 	static const int orders[6][3] = { { 0, 1, 2 }, { 0, 2, 1 }, { 1, 0, 2 }, { 1, 2, 0 }, { 2, 0, 1 }, { 2, 1, 0 } };
@@ -281,7 +281,7 @@ static void one_chain(void)
 	empty(0, 3);
 }
 
-/* ---- each invariant broken on purpose ---- */
+/* ---- broken invariants ---- */
 
 static void break_i1(struct item *item)
 {
@@ -318,13 +318,13 @@ static void break_i3(struct item *item)
 
 	while (*at != &item->front)
 		at = &(*at)->next;
-	*at = item->front.next; /* lost, and still counted */
+	*at = item->front.next; /* unlinked, but still counted */
 	CHECK_EQ(id_hash_check(&hashes[0]), 3);
 	*at = &item->front;
 	CHECK_EQ(id_hash_check(&hashes[0]), 0);
 }
 
-/* A chain whose tail bites a middle link must not hold the judge up. */
+/* The check must end on a chain whose last link leads to a middle one. */
 static void break_i3_by_a_ring(void)
 {
 	struct id_link *a, *b, *c;
@@ -367,7 +367,7 @@ int main(int argc, char **argv)
 	test_init(argc, argv, 120);
 	replacements(0);
 	replacements(1);
-	wants();
+	wanted_sizes();
 	one_chain();
 	ids_in_a_row(0);
 	ids_in_a_row(UINT32_MAX - ITEMS_MAX + 1);

@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * test_index_schedules.c - one schedule for each way in which a batch, its index and a writer could hurt each other.
+ * test_index_schedules.c - one schedule for each way in which a batch, its index and a writer could harm each other.
  *
- * As test_schedules.c, of design "tree", whose sets have indexes.  The numbers are those of docs/reliability.md; H26 is
- * that no writer waits for a batch.
+ * As test_schedules.c, but only for design "tree", whose sets have indexes.  The numbers are those of
+ * docs/reliability.md; H26: no writer waits for a batch.
  */
 #include "script.h"
 
@@ -13,7 +13,7 @@
 
 #define SPACES 2
 #define NR 100u /* slots of 8 pages, ten frames apart */
-#define MANY 3000u /* too many for an index to pay in a batch of LONG */
+#define MANY 3000u /* too many slots for an index to pay in a batch of LONG */
 #define STEP 10u
 #define NPAGES 8u
 #define LONG (2 * MS_BATCH_PIECE + 100) /* three pieces */
@@ -23,7 +23,7 @@ static struct ms_vm *vm;
 static struct ms_vcpu *vcpu;
 static struct actor reader, second, writer;
 
-/* What a batch asks and is told: its first frames, one of each slot in turn. */
+/* The frames of a batch, one in each slot in turn, and its answers. */
 struct answers {
 	size_t n, nr_slots;
 	uint64_t in[POLLED], out[POLLED];
@@ -32,9 +32,9 @@ struct answers {
 
 static struct answers first, other;
 
-/* ---- what readers do ---- */
+/* ---- readers ---- */
 
-static void ask(struct answers *a)
+static void run_batch(struct answers *a)
 {
 	struct ms_batch batch = { a->in, 8, a->out, 8, a->n, NULL, NULL };
 
@@ -44,16 +44,16 @@ static void ask(struct answers *a)
 	a->r = ms_gfn_to_hva_many(vm, 0, &batch, true);
 }
 
-static void ask_first(struct actor *me)
+static void run_first(struct actor *me)
 {
 	(void)me;
-	ask(&first);
+	run_batch(&first);
 }
 
-static void ask_other(struct actor *me)
+static void run_other(struct actor *me)
 {
 	(void)me;
-	ask(&other);
+	run_batch(&other);
 }
 
 static void look_up(struct actor *me)
@@ -66,7 +66,7 @@ static void look_up_by_vcpu(struct actor *me)
 	me->hva = ms_vcpu_gfn_to_hva(vcpu, 53);
 }
 
-/* The answers are of the state in which the ids from `from` to below `end` are gone. */
+/* The answers match the state in which the slots with ids from `from` to end - 1 are deleted. */
 static void check_answers(const struct answers *a, uint32_t from, uint32_t end)
 {
 	CHECK_EQ(a->r, 0);
@@ -77,7 +77,7 @@ static void check_answers(const struct answers *a, uint32_t from, uint32_t end)
 	}
 }
 
-/* What is asked now is so, by whatever way. */
+/* Lookups of every kind match that state now. */
 static void check_now(uint32_t from, uint32_t end)
 {
 	static const enum ms_index_policy policies[] = { MS_INDEX_OFF, MS_INDEX_WALK, MS_INDEX_AUTO, MS_INDEX_EAGER };
@@ -86,7 +86,7 @@ static void check_now(uint32_t from, uint32_t end)
 	check_sound(vm);
 	for (size_t i = 0; i < ARRAY_SIZE(policies); i++) {
 		ms_set_index_policy(vm, policies[i]);
-		ask(&other);
+		run_batch(&other);
 		check_answers(&other, from, end);
 		CHECK_EQ(ms_gfn_to_hva(vm, 0, 53), from <= 5 && end > 5 ? MS_HVA_ERR_BAD : hva_for(0, 5) + 3 * PAGE);
 	}
@@ -94,7 +94,7 @@ static void check_now(uint32_t from, uint32_t end)
 	ms_set_index_policy(vm, policy);
 }
 
-/* ---- what writers do ---- */
+/* ---- writers ---- */
 
 static int delete(uint32_t id)
 {
@@ -116,8 +116,8 @@ static void close_vm(struct actor *me)
 	me->r = ms_vm_close(vm, NULL);
 }
 
-/* Beyond what a patch notes: the sets forget what they would derive from. */
-static void change_for_long(uint32_t id)
+/* More changes than a patch can note: the sets drop the base of the next index. */
+static void change_many(uint32_t id)
 {
 	for (uint32_t i = 0; i <= PATCH_MAX; i++)
 		CHECK_EQ(delete(id + i), 0);
@@ -143,16 +143,16 @@ static void begin(const char *name, size_t nr_slots, size_t n)
 	load(nr_slots);
 	CHECK_EQ(ms_vcpu_create(vm, &vcpu, NULL), 0);
 	first.n = n;
-	other.n = 2 * nr_slots; /* a short one, while slots are few */
+	other.n = 2 * nr_slots; /* short while there are few slots */
 	first.nr_slots = other.nr_slots = nr_slots;
 	ms_set_index_policy(vm, MS_INDEX_EAGER);
 }
 
-/* The same, and there is an index. */
+/* The same, with an index. */
 static void begin_indexed(const char *name, size_t n)
 {
 	begin(name, NR, n);
-	ask(&other);
+	run_batch(&other);
 	check_answers(&other, 0, 0);
 	CHECK(set_index(vm_active_set(vm, 0)));
 }
@@ -167,7 +167,7 @@ static void begin_either(const char *name, bool indexed, size_t n)
 
 static void stop_batch(uint32_t stop)
 {
-	act_until(&reader, ask_first, stop);
+	act_until(&reader, run_first, stop);
 }
 
 /* The batch has the answers of the state in which it began. */
@@ -193,9 +193,10 @@ static uint64_t refs(const struct flat_index *index)
 	return atomic_load(&index->refs);
 }
 
-/* ---- an index that was found, or is held ---- */
+/* ---- an index that a batch has found or holds ---- */
 
-/* H1, H31: whoever uses the index of a set inside its section is waited for before the index is taken off. */
+/* H1, H31: the writer waits for a reader that uses the index of a set inside its section before it detaches the
+ * index. */
 static void found_inside(void (*run)(struct actor *me), void (*change)(struct actor *me))
 {
 	struct memslot_set *old;
@@ -208,7 +209,7 @@ static void found_inside(void (*run)(struct actor *me), void (*change)(struct ac
 	act_until_waits(&writer, change, vm);
 	CHECK(set_index(old) == index && refs(index) >= 1);
 	finish(&reader);
-	if (run == ask_first)
+	if (run == run_first)
 		check_answers(&first, 0, 0);
 	else
 		CHECK_EQ(reader.hva, hva_for(0, 5) + 3 * PAGE);
@@ -219,10 +220,11 @@ static void found_inside(void (*run)(struct actor *me), void (*change)(struct ac
 	end();
 }
 
-/* H1, H15, H26: a batch holds a reference and no section: changes do not wait, and it has the state of its begin. */
+/* H1, H15, H26: a batch holds a reference and is outside of sections.  Changes do not wait, and the batch keeps the
+ * state in which it began. */
 static void held_across_changes(void)
 {
-	begin_indexed("H1 H15 H26: changes beside a batch that holds an index", LONG);
+	begin_indexed("H1 H15 H26: changes during a batch that holds an index", LONG);
 	stop_batch(POINT_READER_INDEX_HELD);
 	CHECK_EQ(delete(5), 0);
 	CHECK_EQ(delete(6), 0);
@@ -233,17 +235,17 @@ static void held_across_changes(void)
 	end();
 }
 
-/* H1: ... and is the last that has it: it is freed once, by the batch. */
-static void held_to_the_last(void)
+/* H1: a batch has the last reference and frees the index, once. */
+static void held_by_the_batch_alone(void)
 {
 	struct flat_index *index;
 	uint64_t before, size;
 
-	begin_indexed("H1: a batch is the last that holds an index", LONG);
+	begin_indexed("H1: a batch has the last reference to an index", LONG);
 	index = set_index(vm_active_set(vm, 0));
 	stop_batch(POINT_READER_INDEX_HELD);
-	change_for_long(5);
-	CHECK_EQ(set(vm, 0, 5, 50, NPAGES, 0), 0); /* both sets have forgotten by now */
+	change_many(5);
+	CHECK_EQ(set(vm, 0, 5, 50, NPAGES, 0), 0); /* both sets have dropped their bases by now */
 	CHECK_EQ(stats_of(vm).grace_waits, 0);
 	CHECK_EQ(refs(index), 1);
 	before = blocks();
@@ -255,12 +257,12 @@ static void held_to_the_last(void)
 	end();
 }
 
-/* H31: the VM is closed beside a batch; the index is there until the batch has ended, and gone then. */
+/* H31: the VM is closed during a batch; the index lives until the batch has ended. */
 static void held_across_close(void)
 {
 	uint64_t before;
 
-	begin_indexed("H31: a close beside a batch that holds an index", LONG);
+	begin_indexed("H31: a close during a batch that holds an index", LONG);
 	stop_batch(POINT_READER_INDEX_HELD);
 	CHECK_EQ(ms_vm_close(vm, NULL), 0);
 	CHECK_EQ(stats_of(vm).grace_waits, 0);
@@ -278,15 +280,15 @@ static int end_at_once(void *opaque)
 	return 1;
 }
 
-/* A batch that its poll ends gives back what it holds; only what was answered counts. */
+/* A batch that its poll ends drops its reference; only the frames that were answered count. */
 static void ended_by_poll(bool in_place)
 {
 	struct ms_batch batch = { in_place ? first.out : first.in, 8, first.out, 8, POLLED, end_at_once, NULL };
 	struct flat_index *index;
 	uint64_t before;
 
-	begin_indexed("a batch that its poll ends", POLLED);
-	ask(&first);
+	begin_indexed("a poll ends its batch", POLLED);
+	run_batch(&first);
 	index = set_index(vm_active_set(vm, 0));
 	before = stats_of(vm).indexed;
 	memcpy(first.out, first.in, sizeof(first.out));
@@ -298,9 +300,9 @@ static void ended_by_poll(bool in_place)
 	end();
 }
 
-/* ---- an index that is being made ---- */
+/* ---- an index in the making ---- */
 
-/* Whether a set has the index of a state that has gone. */
+/* Neither set has an index: the one that was made is of an old state. */
 static void check_not_published(void)
 {
 	for (uint32_t i = 0; i < 2; i++)
@@ -308,11 +310,11 @@ static void check_not_published(void)
 	check_sound(vm);
 }
 
-/* H12, H15: the state went while its index was made: the batch has it, nobody else gets it.  After a change of two
- * swaps the set is the same, and only its generation tells. */
+/* H12, H15: the state changes while its index is made: the batch uses it, no other batch gets it.  After a change of
+ * two swaps the set is the same one again, and only its generation differs. */
 static void offered_to_another_state(bool two_swaps)
 {
-	begin("H12 H15: an index of a state that has gone", NR, LONG);
+	begin("H12 H15: an index of a state that is over", NR, LONG);
 	stop_batch(POINT_READER_INDEX_MADE);
 	if (two_swaps)
 		CHECK_EQ(delete(5), 0);
@@ -325,10 +327,10 @@ static void offered_to_another_state(bool two_swaps)
 	end();
 }
 
-/* H12: ... went and came back, as far as slots go: it is another state. */
-static void offered_after_return(void)
+/* H12: the slots change and change back: it is a new state all the same. */
+static void offered_after_changing_back(void)
 {
-	begin("H12: an index of a state that came again", NR, LONG);
+	begin("H12: the slots change and change back", NR, LONG);
 	stop_batch(POINT_READER_INDEX_MADE);
 	CHECK_EQ(delete(5), 0);
 	CHECK_EQ(set(vm, 0, 5, 50, NPAGES, 0), 0);
@@ -338,13 +340,13 @@ static void offered_after_return(void)
 	end();
 }
 
-/* H1: published by a reader that is late in its section, into the set that the writer is about to edit: taken off first,
- * and what the next one is derived from. */
+/* H1: a reader that is late in its section publishes an index in the set that the writer is about to edit.  The writer
+ * detaches the index first and keeps it as the base for the next one. */
 static void offered_to_an_old_set(void (*change)(struct actor *me))
 {
 	struct memslot_set *old;
 
-	begin("H1: an index for a set that has just gone", NR, NR);
+	begin("H1: an index for a set that has just been replaced", NR, NR);
 	stop_batch(POINT_READER_INDEX_OFFERED);
 	old = vm_active_set(vm, 0);
 	act_until_waits(&writer, change, vm);
@@ -359,12 +361,12 @@ static void offered_to_an_old_set(void (*change)(struct actor *me))
 	end();
 }
 
-/* H1: the writer comes to take off the index while a batch that found it goes on with a reference. */
-static void taken_off_beside_a_batch(void)
+/* H1: the writer detaches the index while a batch that found it goes on with a reference. */
+static void detached_during_a_batch(void)
 {
 	struct flat_index *index;
 
-	begin_indexed("H1: an index is taken off beside a batch", LONG);
+	begin_indexed("H1: an index is detached during a batch", LONG);
 	index = set_index(vm_active_set(vm, 0));
 	act_until(&writer, delete_5, POINT_WRITER_DETACHES_INDEX);
 	CHECK(refs(index) >= 1);
@@ -372,12 +374,12 @@ static void taken_off_beside_a_batch(void)
 	finish(&writer);
 	CHECK_EQ(writer.r, 0);
 	finish(&reader);
-	check_answers(&first, 5, 6); /* between the swaps it was a hole already */
+	check_answers(&first, 5, 6); /* the slot was INVALID between the swaps */
 	check_now(5, 6);
 	end();
 }
 
-/* Two readers make one: the second to offer has its own and gives it back. */
+/* Two readers make an index: the second one to offer it uses its own and drops it. */
 static void made_twice(bool patched)
 {
 	uint64_t before, made;
@@ -385,17 +387,17 @@ static void made_twice(bool patched)
 	begin("two readers make an index", NR, LONG);
 	first.n = NR;
 	if (patched) {
-		ask(&other);
+		run_batch(&other);
 		CHECK_EQ(delete(99), 0);
 	}
 	made = stats_of(vm).index_builds + stats_of(vm).index_patches;
 	before = blocks();
 	stop_batch(POINT_READER_INDEX_MADE);
-	act_until(&second, ask_other, POINT_READER_INDEX_MADE);
+	act_until(&second, run_other, POINT_READER_INDEX_MADE);
 	go_until(&reader, POINT_READER_INDEX_HELD);
 	go_until(&second, POINT_READER_INDEX_HELD);
 	CHECK_EQ(stats_of(vm).index_builds + stats_of(vm).index_patches, made + 2);
-	CHECK_EQ(blocks(), before + 2 + 2); /* two records of readers */
+	CHECK_EQ(blocks(), before + 2 + 2); /* with the records of two readers */
 	finish(&second);
 	finish(&reader);
 	check_answers(&first, 99, patched ? 100 : 99);
@@ -405,41 +407,43 @@ static void made_twice(bool patched)
 	end();
 }
 
-/* H1, H15: an index is derived from an older one and what the writer noted, while the writer notes more, and drops it. */
-static void derived_beside_the_writer(bool for_long)
+/* H1, H15: a reader derives an index from an older one and the writer's notes, while the writer adds notes, and drops
+ * them. */
+static void derived_during_changes(bool many)
 {
-	begin_indexed("H1 H15: an index derived beside the writer", NR);
+	begin_indexed("H1 H15: an index derived during changes", NR);
 	CHECK_EQ(delete(5), 0);
 	stop_batch(POINT_READER_INDEX_PLANNED);
 	CHECK_EQ(delete(6), 0);
-	if (for_long)
-		change_for_long(7);
+	if (many)
+		change_many(7);
 	check_sound(vm);
 	finish(&reader);
 	check_answers(&first, 5, 6);
 	CHECK_EQ(stats_of(vm).index_patches, 1);
 	check_not_published();
-	check_now(5, for_long ? 8 + PATCH_MAX : 7);
+	check_now(5, many ? 8 + PATCH_MAX : 7);
 	end();
 }
 
 /* ---- pieces ---- */
 
-/* H15, H26: as often as it is overtaken, a batch has one state, and no change waits but for the last way out. */
+/* H15, H26: whenever changes overtake a batch, it restarts and sees one state.  No change waits, except for the last
+ * attempt. */
 static void overtaken(int times)
 {
 	uint32_t gone = 5;
 
-	begin("H15 H26: a batch is overtaken", MANY, LONG);
+	begin("H15 H26: changes overtake a batch", MANY, LONG);
 	ms_set_index_policy(vm, MS_INDEX_AUTO);
 	stop_batch(POINT_READER_PIECE_OVER);
 	if (times > 0) {
 		CHECK_EQ(delete(gone++), 0);
 		go_until(&reader, POINT_READER_INDEX_GATHERED);
 	}
-	for (int i = 1; i < times && i < 3; i++) {
+	for (int i = 1; i < times && i < 3; i++) { /* the last attempt reads all slots in one section */
 		CHECK_EQ(delete(gone++), 0);
-		go_until(&reader, i < 2 ? POINT_READER_INDEX_GATHERED : POINT_READER_INDEX_MADE); /* in one section */
+		go_until(&reader, i < 2 ? POINT_READER_INDEX_GATHERED : POINT_READER_INDEX_MADE);
 	}
 	if (times > 0 && times < 3) {
 		CHECK_EQ(stats_of(vm).index_builds, 0);
@@ -454,26 +458,26 @@ static void overtaken(int times)
 	end();
 }
 
-/* H15: a change of one swap, after which the other set is active. */
+/* H15: as before, with a change of one swap, which makes the other set active. */
 static void overtaken_by_one_swap(void)
 {
-	begin("H15: a batch is overtaken by one swap", MANY, LONG);
+	begin("H15: one swap overtakes a batch", MANY, LONG);
 	ms_set_index_policy(vm, MS_INDEX_OFF);
 	stop_batch(POINT_READER_PIECE_OVER);
 	CHECK_EQ(set(vm, 0, MANY + 1, MANY * STEP, 1, 0), 0);
-	go_until(&reader, POINT_READER_PIECE_OVER); /* has seen it */
+	go_until(&reader, POINT_READER_PIECE_OVER); /* it has noticed the change */
 	act(&writer, delete_5, NO_STOP);
 	await_end(&writer);
 	finish(&reader);
-	check_answers(&first, 5, 6); /* in one section: it must not have an index */
+	check_answers(&first, 5, 6); /* in one section: the policy allows no index */
 	CHECK_EQ(stats_of(vm).index_builds, 0);
 	end();
 }
 
-/* A swap that settles is not another state. */
+/* The end of a grace period does not make a new state. */
 static void settled_between_pieces(void)
 {
-	begin("H12: a state settles between two pieces", MANY, LONG);
+	begin("H12: a grace period ends between two pieces", MANY, LONG);
 	ms_set_index_policy(vm, MS_INDEX_OFF);
 	act_until(&second, look_up, POINT_READER_VIEW_LOADED);
 	act_until_waits(&writer, create_one, vm);
@@ -481,7 +485,7 @@ static void settled_between_pieces(void)
 	finish(&second);
 	await_end(&writer);
 	go_until(&reader, POINT_READER_PIECE_OVER);
-	go_until(&reader, POINT_READER_PIECE_OVER); /* of three: it has not begun again */
+	go_until(&reader, POINT_READER_PIECE_OVER); /* two pieces of three: it has not restarted */
 	finish_batch();
 	end();
 }
@@ -492,13 +496,13 @@ static void policy_between(uint32_t stop, bool indexed)
 {
 	uint64_t before;
 
-	begin_either("the policy changes beside a batch", indexed, NR);
+	begin_either("the policy changes during a batch", indexed, NR);
 	stop_batch(stop);
 	ms_set_index_policy(vm, MS_INDEX_OFF);
 	CHECK_EQ(ms_gfn_to_hva(vm, 0, 53), hva_for(0, 5) + 3 * PAGE);
 	finish_batch();
 	before = stats_of(vm).indexed;
-	ask(&first); /* there may be an index: it is not used */
+	run_batch(&first); /* there may be an index, but it is not used */
 	check_answers(&first, 0, 0);
 	for (uint32_t id = 0; id < NR; id++) {
 		CHECK_EQ(ms_gfn_to_hva(vm, 0, id * STEP), hva_for(0, id));
@@ -514,14 +518,15 @@ static void policy_between(uint32_t stop, bool indexed)
 
 static int refuse;
 
-/* Between the swaps: an index of this state is made, used, offered and, after the next swap, derived from. */
-static void ask_in_hook(void *opaque, const struct ms_memslot *active, const struct ms_memslot *old)
+/* Between the swaps: batches make an index of this state, use it and offer it; after the next swap one is derived from
+ * it. */
+static void batch_in_hook(void *opaque, const struct ms_memslot *active, const struct ms_memslot *old)
 {
 	(void)opaque;
 	(void)active;
 	(void)old;
 	for (int i = 0; i < 2; i++) {
-		ask(&other);
+		run_batch(&other);
 		check_answers(&other, 5, 6);
 	}
 	CHECK(set_index(vm_active_set(vm, 0)));
@@ -529,7 +534,7 @@ static void ask_in_hook(void *opaque, const struct ms_memslot *active, const str
 	CHECK_EQ(ms_vcpu_gfn_to_hva(vcpu, 53), MS_HVA_ERR_BAD);
 }
 
-/* What is taken back may then be noted in vain: it needs no memory. */
+/* The roll-back needs no memory: its notes may get lost. */
 static int refuse_or_not(void *opaque, const struct ms_change *change)
 {
 	(void)opaque;
@@ -538,10 +543,10 @@ static int refuse_or_not(void *opaque, const struct ms_change *change)
 	return refuse;
 }
 
-/* H10, H27, H28: a batch from a hook, beside one that holds the index of the old state. */
-static void asked_in_hook(int refused, bool indexed)
+/* H10, H27, H28: a batch from a hook while another batch holds the index of the old state. */
+static void batch_from_hook(int refused, bool indexed)
 {
-	struct ms_listener listener = { .flush = ask_in_hook, .prepare = refuse_or_not };
+	struct ms_listener listener = { .flush = batch_in_hook, .prepare = refuse_or_not };
 
 	begin_either("H10 H27 H28: a batch from a hook", indexed, LONG);
 	refuse = refused;
@@ -564,7 +569,7 @@ static int leave_open(void *opaque, const struct ms_change *change)
 	return 0;
 }
 
-/* H1, H27: the section that a hook left open goes on in the new state, and the next writer waits for it. */
+/* H1, H27: a section that a hook left open goes on in the new state, and the next writer waits for it. */
 static void section_from_a_hook(uint32_t id)
 {
 	struct ms_listener listener = { .prepare = leave_open };
@@ -572,11 +577,11 @@ static void section_from_a_hook(uint32_t id)
 	begin_indexed("H1 H27: a section that a hook left open", NR);
 	CHECK_EQ(ms_add_listener(vm, &listener, NULL), 0);
 	CHECK_EQ(id < NR ? delete(id) : set(vm, 0, id, 5000, 1, 0), 0);
-	ask(&first);
+	run_batch(&first);
 	check_answers(&first, id, id + 1);
-	vm->nr_listeners = 0; /* nobody may have the lock inside a section */
+	vm->nr_listeners = 0; /* a thread inside a section may not lock the VM to remove the listener */
 	act_until_waits(&writer, delete_5, vm);
-	ask(&first);
+	run_batch(&first);
 	check_answers(&first, id, id + 1);
 	ms_read_unlock(vm);
 	await_end(&writer);
@@ -586,9 +591,9 @@ static void section_from_a_hook(uint32_t id)
 	end();
 }
 
-/* ---- no memory, and children ---- */
+/* ---- no memory; child processes ---- */
 
-/* H13 of records: readers without one share a record, and what it keeps of the last lookup. */
+/* H13 of records: readers without a record share one, with its hint of the last lookup. */
 static void look_up_often(struct actor *me)
 {
 	for (uint64_t i = 0; i < 2000; i++) {
@@ -612,7 +617,7 @@ static void readers_without_records(void)
 	end();
 }
 
-/* A child asks, as before, and gives back the copy of a VM in which others were at work; half a change it leaves. */
+/* The child runs batches and destroys its copy of the VM.  It leaks the memory of a change that was in progress. */
 static int in_child(uint32_t from, uint32_t end_id)
 {
 	bool half_a_change = from != end_id;
@@ -621,7 +626,7 @@ static int in_child(uint32_t from, uint32_t end_id)
 	alarm(SCRIPT_SECONDS / 2); /* before the script's own watchdog, which waits for the child */
 	this_actor = NULL;
 	for (int i = 0; i < 2; i++) {
-		ask(&other);
+		run_batch(&other);
 		check_answers(&other, from, end_id);
 	}
 	ms_vcpu_destroy(vcpu);
@@ -644,12 +649,12 @@ static void fork_now(uint32_t from, uint32_t end_id)
 	CHECK_EQ(status, 0);
 }
 
-/* H24: a fork beside a batch that holds an index, or makes one; beside a change as well. */
-static void fork_beside(bool indexed, uint32_t writer_stop)
+/* H24: a fork during a batch that holds an index or makes one, and during a change. */
+static void fork_during_batch(bool indexed, uint32_t writer_stop)
 {
 	if (TEST_SANITIZED) /* a sanitizer's own threads and locks do not survive a fork */
 		return;
-	begin_either("H24: a fork beside a batch", indexed, LONG);
+	begin_either("H24: a fork during a batch", indexed, LONG);
 	stop_batch(indexed ? POINT_READER_INDEX_HELD : POINT_READER_INDEX_MADE);
 	if (writer_stop != NO_STOP) {
 		act_until(&writer, delete_5, writer_stop);
@@ -665,46 +670,46 @@ static void fork_beside(bool indexed, uint32_t writer_stop)
 int main(int argc, char **argv)
 {
 	test_init(argc, argv, 6 * SCRIPT_SECONDS);
-	found_inside(ask_first, delete_5);
-	found_inside(ask_first, create_one);
-	found_inside(ask_first, close_vm);
+	found_inside(run_first, delete_5);
+	found_inside(run_first, create_one);
+	found_inside(run_first, close_vm);
 	found_inside(look_up, delete_5);
 	found_inside(look_up_by_vcpu, delete_5);
 	held_across_changes();
-	held_to_the_last();
+	held_by_the_batch_alone();
 	held_across_close();
 	ended_by_poll(false);
 	ended_by_poll(true);
 	offered_to_another_state(false);
 	offered_to_another_state(true);
-	offered_after_return();
+	offered_after_changing_back();
 	offered_to_an_old_set(delete_5);
 	offered_to_an_old_set(create_one);
 	offered_to_an_old_set(close_vm);
-	taken_off_beside_a_batch();
+	detached_during_a_batch();
 	made_twice(false);
 	made_twice(true);
-	derived_beside_the_writer(false);
-	derived_beside_the_writer(true);
+	derived_during_changes(false);
+	derived_during_changes(true);
 	for (int times = 0; times <= 3; times++)
 		overtaken(times);
 	overtaken_by_one_swap();
 	settled_between_pieces();
 	policy_between(POINT_READER_VIEW_LOADED, true);
 	policy_between(POINT_READER_INDEX_FOUND, true);
-	policy_between(POINT_READER_LEFT, false); /* an index pays; it is not there yet */
+	policy_between(POINT_READER_LEFT, false); /* an index pays, but does not exist yet */
 	policy_between(POINT_READER_INDEX_PLANNED, false);
 	policy_between(POINT_READER_INDEX_MADE, false);
-	asked_in_hook(0, false);
-	asked_in_hook(0, true);
-	asked_in_hook(-EPERM, false);
-	asked_in_hook(-EPERM, true);
+	batch_from_hook(0, false);
+	batch_from_hook(0, true);
+	batch_from_hook(-EPERM, false);
+	batch_from_hook(-EPERM, true);
 	section_from_a_hook(7);
 	section_from_a_hook(200);
 	readers_without_records();
-	fork_beside(true, NO_STOP);
-	fork_beside(false, NO_STOP);
-	fork_beside(true, POINT_WRITER_APPLIED);
-	fork_beside(false, POINT_WRITER_INVALIDATED);
+	fork_during_batch(true, NO_STOP);
+	fork_during_batch(false, NO_STOP);
+	fork_during_batch(true, POINT_WRITER_APPLIED);
+	fork_during_batch(false, POINT_WRITER_INVALIDATED);
 	return test_done("index schedules", scripts, "scripts");
 }

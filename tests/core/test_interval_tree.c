@@ -1,15 +1,15 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * test_interval_tree.c - interval trees beside a sorted array.
+ * test_interval_tree.c - interval trees compared with a sorted array.
  *
- * A coordinate of a small axis stands for an address at the bottom or at the top of the 64-bit space, so that few
+ * A coordinate of a short axis stands for an address at the bottom or at the top of the 64-bit space, so that few
  * coordinates make many equal, touching and nested intervals and reach both ends of the space.
  */
 #include "test.h"
 
 #include "interval_tree.h"
 
-/* One interval and two hooks, one on either side of it: in two trees at once. */
+/* An interval with two hooks, so that it can be in two trees at once. */
 struct item {
 	struct interval_hook front;
 	struct interval interval;
@@ -23,7 +23,7 @@ struct model {
 	struct interval_tree tree;
 	bool rear;
 	bool ties;
-	struct item *item[ITEMS_MAX]; /* in the order that the tree must have */
+	struct item *item[ITEMS_MAX]; /* in the order of the tree */
 	size_t nr;
 };
 
@@ -84,7 +84,7 @@ static void del(struct model *m, const struct item *item)
 	del_at(m, at);
 }
 
-/* Every hit, in order, and nothing after it. */
+/* All hits in order, and nothing after them. */
 static void check_query(const struct model *m, uint64_t start, uint64_t last)
 {
 	struct interval_hook *hook = interval_tree_first(&m->tree, start, last);
@@ -108,13 +108,13 @@ static void check_tree(const struct model *m)
 	check_query(m, 0, UINT64_MAX);
 }
 
-/* The address of a coordinate: the lower half of the axis is at 0, the upper half ends at 2^64 - 1. */
+/* The address of a coordinate: the lower half of the axis starts at 0, the upper half ends at 2^64 - 1. */
 static uint64_t address(uint64_t coordinate, uint64_t axis)
 {
 	return coordinate < axis / 2 ? coordinate : UINT64_MAX - (axis - 1 - coordinate);
 }
 
-/* ---- every tree of a few intervals over a short axis, with every query ---- */
+/* ---- all trees of a few intervals on a short axis, with all queries ---- */
 
 #define AXIS 4
 
@@ -127,7 +127,7 @@ static void every_query(const struct model *m)
 			check_query(m, address(start, AXIS), address(last, AXIS));
 }
 
-/* With all but one: what a deletion leaves is right, and adding again puts the item behind its equals. */
+/* Deletes each item in turn, and adds it again behind its equals. */
 static void every_deletion(struct model *m)
 {
 	struct item *order[ITEMS_MAX];
@@ -184,7 +184,7 @@ static void random_interval(struct rng *rng, struct item *item, uint64_t axis)
 {
 	uint64_t a = random_address(rng, axis), b = random_address(rng, axis);
 
-	if (rng_below(rng, 2)) /* short ones too: else most touch most */
+	if (rng_below(rng, 2)) /* short ones too, or else most intervals touch */
 		b = a > UINT64_MAX - 2 ? a : a + rng_below(rng, 3);
 	item->interval.start = a < b ? a : b;
 	item->interval.last = a < b ? b : a;
@@ -200,7 +200,7 @@ static void random_step(struct model *m, struct rng *rng, size_t items, uint64_t
 	if (is_in[tree][i])
 		del(m, &pool[i]);
 	else {
-		if (!is_in[!tree][i]) /* an interval must not change in a tree */
+		if (!is_in[!tree][i]) /* an interval in a tree must not change */
 			random_interval(rng, &pool[i], axis);
 		add(m, &pool[i]);
 	}
@@ -219,7 +219,7 @@ static void check_ends(const struct model *m, const struct interval *interval)
 	if (last != UINT64_MAX)
 		check_query(m, last + 1, UINT64_MAX);
 	if (start < last)
-		check_query(m, last, start); /* empty */
+		check_query(m, last, start); /* an empty range */
 }
 
 static void random_queries(const struct model *m, struct rng *rng, uint64_t axis)
@@ -263,7 +263,7 @@ static void random_mixtures(void)
 	random_trees(201, ITEMS_MAX, 20000, test_times(20000));
 }
 
-/* ---- cases by name ---- */
+/* ---- special cases ---- */
 
 static void fill(struct model *m, size_t nr, uint64_t start, uint64_t step, uint64_t length)
 {
@@ -283,7 +283,7 @@ static void empty_tree(void)
 	check_tree(&models[0]);
 }
 
-/* Neighbours that touch at their ends: a point is in exactly one. */
+/* Neighbours that touch at their ends: each point is in exactly one. */
 static void touching(void)
 {
 	struct interval_hook *hook;
@@ -313,7 +313,7 @@ static void aliases(bool ties)
 	CHECK(!hook && !interval_tree_first(&models[0].tree, 10, 10) && !interval_tree_first(&models[0].tree, 6, 6));
 }
 
-/* One long interval first, all others short: a hit far to the left of the rest. */
+/* A long interval first, then short ones: a hit far to the left of the others. */
 static void long_shadow(void)
 {
 	model_init(&models[0], false, false);
@@ -326,7 +326,7 @@ static void long_shadow(void)
 	check_tree(&models[0]);
 }
 
-/* ---- each invariant broken on purpose ---- */
+/* ---- broken invariants ---- */
 
 static void break_t1(struct model *m, struct interval_hook *hook)
 {
@@ -360,7 +360,7 @@ static void break_tie(struct model *m, size_t at)
 	CHECK_EQ(interval_tree_check(&m->tree), 0);
 }
 
-/* A defect of the tree underneath keeps its own number. */
+/* A defect of the red-black tree is reported with its own number. */
 static void break_r1(struct model *m)
 {
 	m->tree.root.node->parent_color &= ~RB_BLACK;
@@ -378,7 +378,7 @@ static void empty_range_after_a_hit(void)
 		CHECK(!interval_tree_next(&m->tree, hook_of(m, m->item[at]), 10, 5));
 }
 
-/* One that starts and ties alike takes the place of another, with an end of its own, and gives it back. */
+/* An interval with the same start and tie, but another end, replaces an item, and the item replaces it again. */
 static void replacements(bool rear)
 {
 	struct model *m = &models[0];

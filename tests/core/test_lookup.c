@@ -1,9 +1,10 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * test_lookup.c - every lookup against what was put there, the hints that answer them, and one state per section.
+ * test_lookup.c - each lookup compared with the slots that were created, the hints that answer it, and one state per
+ * section.
  *
- * The layout has what is awkward: adjacent slots, holes of one page, host memory that several slots share, READONLY
- * and internal slots, the last page of the guest's addresses.
+ * The layout is awkward: adjacent slots, holes of one page, host memory that several slots share, READONLY and internal
+ * slots, the last page of the guest's addresses.
  */
 #include "fixture.h"
 
@@ -19,7 +20,7 @@ static uint64_t answers; /* that were compared */
 
 #define SAME(a, b) (answers++, CHECK_EQ(a, b))
 
-/* By ascending gfn in each space; INTERNAL is not the user's. */
+/* By ascending gfn in each space; INTERNAL is an internal slot. */
 #define INTERNAL (USER_SLOTS + 1)
 
 static const struct ms_memslot layout[] = {
@@ -100,7 +101,7 @@ static void check_gfn(struct ms_vm *vm, struct ms_vcpu *vcpu, uint32_t as_id, ui
 	CHECK(same_slot(&got, want ? want : &untouched));
 	SAME(ms_gfn_to_hva(vm, as_id, gfn), hva_at(as_id, gfn, true));
 	SAME(ms_gfn_to_hva_prot(vm, as_id, gfn, &writable), hva_at(as_id, gfn, false));
-	SAME(writable, !want || !(want->flags & RO)); /* untouched in a hole */
+	SAME(writable, !want || !(want->flags & RO)); /* unchanged in a hole */
 	SAME(ms_is_visible_gfn(vm, as_id, gfn), want && want->id < USER_SLOTS);
 	if (ms_vcpu_set_as_id(vcpu, as_id))
 		return;
@@ -110,7 +111,7 @@ static void check_gfn(struct ms_vm *vm, struct ms_vcpu *vcpu, uint32_t as_id, ui
 	SAME(ms_vcpu_gfn_to_hva(vcpu, gfn), hva_at(as_id, gfn, true));
 }
 
-/* In every order that the hints may care about: up, down, one space after the other, and mixed. */
+/* In each order that matters for hints: ascending, descending, one space after the other, and mixed. */
 static void test_gfn(struct ms_vm *vm)
 {
 	struct rng rng = rng_stream(1);
@@ -164,7 +165,7 @@ static bool is_one_of(const struct ms_memslot *slot, const struct ms_memslot *co
 	return false;
 }
 
-/* Too little room: which ones were written depends on the design; the tree gives the first. */
+/* With too little room the design decides which slots are written; the tree writes the first ones. */
 static void check_some(const struct ms_memslot *got, size_t room, const struct ms_memslot *const *want, size_t n)
 {
 	for (size_t i = 0; i < room; i++) {
@@ -175,8 +176,8 @@ static void check_some(const struct ms_memslot *got, size_t room, const struct m
 	}
 }
 
-/* Asks with every room from none to enough: the count is the same, nothing is written beyond. */
-static void check_range(range_fn *ask, struct ms_vm *vm, uint32_t as_id, uint64_t from, uint64_t to,
+/* Calls with every room from none to enough: the count is the same, and nothing is written beyond the room. */
+static void check_range(range_fn *list, struct ms_vm *vm, uint32_t as_id, uint64_t from, uint64_t to,
 			const struct ms_memslot *const *want, size_t n)
 {
 	const struct ms_memslot untouched = { .reserved = 77 };
@@ -186,7 +187,7 @@ static void check_range(range_fn *ask, struct ms_vm *vm, uint32_t as_id, uint64_
 
 		for (size_t i = 0; i < MANY; i++)
 			got[i] = untouched;
-		SAME(ask(vm, as_id, from, to, room ? got : NULL, room), n);
+		SAME(list(vm, as_id, from, to, room ? got : NULL, room), n);
 		for (size_t i = 0; room >= n && i < n; i++)
 			CHECK(same_slot(&got[i], want[i]));
 		if (room < n)
@@ -222,7 +223,7 @@ static void insert_by_hva(const struct ms_memslot **list, size_t n, const struct
 	list[n] = slot;
 }
 
-/* last is inside. */
+/* `last` is included. */
 static void check_hva_range(struct ms_vm *vm, uint32_t as_id, uint64_t start, uint64_t last)
 {
 	const struct ms_memslot *want[MANY];
@@ -256,7 +257,7 @@ static void test_ranges(struct ms_vm *vm)
 
 	for (uint32_t as_id = 0; as_id < 4; as_id++) {
 		for (size_t i = 0; i < nr_hvas; i++)
-			for (size_t j = 0; j < nr_hvas; j++) /* empty and reversed ones too */
+			for (size_t j = 0; j < nr_hvas; j++) /* empty and reversed ranges too */
 				check_hva_range(vm, as_id, hvas[i], hvas[j]);
 		check_gfn_range(vm, as_id, 0, ~(uint64_t)0);
 		check_gfn_range(vm, as_id, ~(uint64_t)0, ~(uint64_t)0);
@@ -283,7 +284,7 @@ static void test_all_slots(struct ms_vm *vm)
 	SAME(ms_nr_memslots(vm), ARRAY_SIZE(layout));
 }
 
-/* Every (slot, gfn) behind a byte: by (as_id, userspace_addr, base_gfn). */
+/* All (slot, gfn) for a byte, by (as_id, userspace_addr, base_gfn). */
 static void check_hits(struct ms_vm *vm, uint64_t hva)
 {
 	const struct ms_memslot *want[MANY];
@@ -310,7 +311,7 @@ static void check_hits(struct ms_vm *vm, uint64_t hva)
 		SAME(got[i].gfn, want[i]->base_gfn + (hva - want[i]->userspace_addr) / PAGE);
 	}
 	memset(got, 0x55, sizeof(got));
-	CHECK_EQ(ms_hva_to_gfns(vm, hva, got, n ? n - 1 : 0), n); /* too little room: some, and the number */
+	CHECK_EQ(ms_hva_to_gfns(vm, hva, got, n ? n - 1 : 0), n); /* too little room: some, and their number */
 	for (size_t i = 0; i + 1 < n; i++)
 		CHECK(is_one_of(&got[i].slot, want, n));
 	CHECK_EQ(got[n ? n - 1 : 0].gfn, 0x5555555555555555);
@@ -332,7 +333,7 @@ struct record {
 	int32_t id, guard;
 };
 
-/* shift is how far an input lies from its gfn; bytes within the page come along. */
+/* An input is its gfn shifted by `shift`, plus bytes within the page. */
 static void check_record(const struct record *r, uint32_t as_id, bool write, unsigned shift)
 {
 	uint64_t gfn = r->in >> shift, hva = hva_at(as_id, gfn, write);
@@ -346,7 +347,7 @@ static void check_record(const struct record *r, uint32_t as_id, bool write, uns
 	CHECK_EQ(r->guard, 3);
 }
 
-static void ask_batch(struct ms_vm *vm, uint32_t as_id, struct record *r, ptrdiff_t step, size_t n, bool write,
+static void run_batch(struct ms_vm *vm, uint32_t as_id, struct record *r, ptrdiff_t step, size_t n, bool write,
 		      unsigned shift)
 {
 	ptrdiff_t stride = step * (ptrdiff_t)sizeof(*r);
@@ -369,7 +370,7 @@ static void check_batch(struct ms_vm *vm, uint32_t as_id, ptrdiff_t step, bool w
 
 	for (size_t i = 0; i < n * width; i++)
 		records[i] = (struct record){ gfns[i % nr_gfns] << shift | (shift ? i * 37 % PAGE : 0), 1, 0, 2, 0, 3 };
-	ask_batch(vm, as_id, first, step, n, write, shift);
+	run_batch(vm, as_id, first, step, n, write, shift);
 	for (size_t i = 0; i < n * width; i++)
 		if (i % width == 0)
 			check_record(&records[i], as_id, write, shift);
@@ -411,7 +412,7 @@ static void test_odd_batches(struct ms_vm *vm)
 	SAME(alone, MS_HVA_ERR_BAD);
 }
 
-/* A batch over its own input: each answer is written after its question was read. */
+/* The output of a batch is its input: each value is read before its answer is written. */
 static void test_batch_in_place(struct ms_vm *vm)
 {
 	uint64_t data[64];
@@ -447,7 +448,7 @@ static void test_marks(struct ms_vm *vm)
 
 	ms_mark_page_dirty(vm, 0, 0x10);
 	ms_mark_page_dirty(vm, 0, 0x1f);
-	ms_mark_page_dirty(vm, 0, 0x20); /* READONLY, does not log */
+	ms_mark_page_dirty(vm, 0, 0x20); /* READONLY, without a log */
 	ms_mark_page_dirty(vm, 0, 0x30); /* a hole */
 	ms_mark_page_dirty(vm, 9, 0x12);
 	ms_mark_page_dirty(vm, 1, 0x12);
@@ -457,7 +458,7 @@ static void test_marks(struct ms_vm *vm)
 	mark_many(vm, 0, NULL, 8, 0);
 	take_log(vm, 3, words, 1);
 	SAME(words[0], 1u << 15 | 1u);
-	take_log(vm, 1, words, 1); /* READONLY is ignored */
+	take_log(vm, 1, words, 1); /* marks ignore READONLY */
 	SAME(words[0], 1);
 	take_log(vm, 0, words, 4);
 	SAME(words[0], (uint64_t)1 << 63 | 1);
@@ -487,8 +488,8 @@ static struct memslot *member(struct ms_vm *vm, uint32_t as_id, uint32_t id)
 	return vm->design->find(vm_active_set(vm, as_id), id);
 }
 
-/* Asks for a page and says what answered: 'h' the hint, 's' a search, 'm' nothing. */
-static char answered_by(struct ms_vm *vm, uint64_t gfn)
+/* Looks up a page and returns how it was answered: 'h' by the hint, 's' by a search, 'm' a miss. */
+static char answer_of(struct ms_vm *vm, uint64_t gfn)
 {
 	struct ms_stats was = stats_of(vm), now;
 	struct ms_memslot slot;
@@ -515,39 +516,40 @@ static void test_set_hint(void)
 	struct ms_vm *vm = two_slots();
 
 	SAME(hint(vm, 0, true), 0);
-	SAME(answered_by(vm, 0x10), 'm');
+	SAME(answer_of(vm, 0x10), 'm');
 	SAME(hint(vm, 0, true), 0);
-	SAME(answered_by(vm, 0x100), 's');
+	SAME(answer_of(vm, 0x100), 's');
 	SAME(hint(vm, 0, true), member(vm, 0, 1));
-	SAME(answered_by(vm, 0x10f), 'h');
-	SAME(answered_by(vm, 0x110), 'm'); /* a miss leaves it alone */
-	SAME(answered_by(vm, 0x100), 'h');
-	SAME(answered_by(vm, 0x200), 's'); /* it moves where a run begins: to what is met twice in a row */
+	SAME(answer_of(vm, 0x10f), 'h');
+	SAME(answer_of(vm, 0x110), 'm'); /* a miss does not change it */
+	SAME(answer_of(vm, 0x100), 'h');
+	SAME(answer_of(vm, 0x200), 's'); /* the hint moves at the second lookup of another slot in a row */
 	SAME(hint(vm, 0, true), member(vm, 0, 1));
-	SAME(answered_by(vm, 0x30), 'm');
-	SAME(answered_by(vm, 0x201), 's');
+	SAME(answer_of(vm, 0x30), 'm');
+	SAME(answer_of(vm, 0x201), 's');
 	SAME(hint(vm, 0, true), member(vm, 0, 2));
-	SAME(answered_by(vm, 0x202), 'h');
-	SAME(answered_by(vm, 0x100), 's');
+	SAME(answer_of(vm, 0x202), 'h');
+	SAME(answer_of(vm, 0x100), 's');
 	SAME(hint(vm, 0, true), member(vm, 0, 2));
-	SAME(hint(vm, 0, false), 0); /* each set has its own, */
-	SAME(hint(vm, 1, true), 0);  /* and each address space */
+	SAME(hint(vm, 0, false), 0); /* each set has its own hint, */
+	SAME(hint(vm, 1, true), 0);  /* and so has each address space */
 	end_vm(vm);
 }
 
-/* Gives each set of space 0 the hint that a lookup would: by looking while it is active.  Two changes of a slot
- * elsewhere bring the first set back. */
+/* Gives each set of space 0 a hint by a lookup while the set is active.  Two changes of another slot make the first set
+ * active again. */
 static void give_hints(struct ms_vm *vm, uint64_t gfn_active, uint64_t gfn_inactive)
 {
 	CHECK_EQ(set(vm, 0, 30, 0x9000, 1, 0), 0);
 	for (int i = 0; i < 2; i++)
-		answered_by(vm, gfn_inactive);
+		answer_of(vm, gfn_inactive);
 	CHECK_EQ(set(vm, 0, 30, 0x9000, 1, LOG), 0);
 	for (int i = 0; i < 2; i++)
-		answered_by(vm, gfn_active);
+		answer_of(vm, gfn_active);
 }
 
-/* After a change of slot 1 both sets' hints must be: slot 1 as it is now, or NULL when it is gone; slot 2 untouched. */
+/* After a change of slot 1, both sets' hints must be slot 1 as it is now, or NULL if it was deleted; a hint of slot 2
+ * stays. */
 static void check_hints(struct ms_vm *vm, uint32_t on_active, uint32_t on_inactive)
 {
 	SAME(hint(vm, 0, true), on_active ? member(vm, 0, on_active) : NULL);
@@ -575,7 +577,7 @@ static void make_step(struct ms_vm *vm, enum step step)
 	}
 }
 
-/* CREATE and FLAGS_ONLY flip the sets, so their hints change places; DELETE and MOVE do not. */
+/* CREATE and FLAGS_ONLY swap the sets once, so their hints change places; DELETE and MOVE swap twice. */
 static void test_set_hint_carried(void)
 {
 	for (enum step step = FLAGS; step <= CREATE; step++)
@@ -589,21 +591,21 @@ static void test_set_hint_carried(void)
 				check_hints(vm, active, inactive);
 				make_step(vm, step);
 				check_hints(vm, gone && a == 1 ? 0 : a, gone && b == 1 ? 0 : b);
-				SAME(answered_by(vm, a == 1 ? 0x108 : 0x208), gone && a == 1 ? 'm' : 'h');
+				SAME(answer_of(vm, a == 1 ? 0x108 : 0x208), gone && a == 1 ? 'm' : 'h');
 				end_vm(vm);
 			}
 }
 
-/* A lookup between the two swaps makes the INVALID copy the hint; it must not outlive the change. */
+/* A lookup between the two swaps stores the INVALID copy as the hint; the hint must not outlive the change. */
 static bool refuse;
 
-static int look_meanwhile(void *opaque, const struct ms_change *change)
+static int look_up_in_flush(void *opaque, const struct ms_change *change)
 {
 	struct ms_vm *vm = *(struct ms_vm **)opaque;
 
 	if (change->old_slot.npages) {
 		for (int i = 0; i < 2; i++)
-			answered_by(vm, change->old_slot.base_gfn);
+			answer_of(vm, change->old_slot.base_gfn);
 		CHECK(hint(vm, 0, true)->flags & MS_MEMSLOT_INVALID || change->kind == MS_FLAGS_ONLY);
 	}
 	return refuse ? -EPERM : 0;
@@ -612,23 +614,23 @@ static int look_meanwhile(void *opaque, const struct ms_change *change)
 static void test_set_hint_on_invalid(void)
 {
 	static struct ms_vm *vm;
-	static const struct ms_listener l = { .opaque = &vm, .prepare = look_meanwhile };
+	static const struct ms_listener l = { .opaque = &vm, .prepare = look_up_in_flush };
 
 	for (enum step step = MOVE; step <= DELETE; step++)
 		for (int refused = 0; refused < 2; refused++) {
 			vm = two_slots();
 			CHECK_EQ(ms_add_listener(vm, &l, NULL), 0);
-			answered_by(vm, 0x100);
+			answer_of(vm, 0x100);
 			refuse = refused;
 			SAME(step == MOVE ? set(vm, 0, 1, 0x108, 16, 0) : set(vm, 0, 1, 0, 0, 0), refused ? -EPERM : 0);
 			refuse = false;
 			check_hints(vm, refused || step == MOVE, refused || step == MOVE);
-			SAME(answered_by(vm, 0x10f), step == DELETE && !refused ? 'm' : 'h');
+			SAME(answer_of(vm, 0x10f), step == DELETE && !refused ? 'm' : 'h');
 			end_vm(vm);
 		}
 }
 
-static char vcpu_answered_by(struct ms_vcpu *vcpu, uint64_t gfn)
+static char vcpu_answer_of(struct ms_vcpu *vcpu, uint64_t gfn)
 {
 	struct ms_stats was = stats_of(vcpu->vm), now;
 	struct ms_memslot slot;
@@ -647,22 +649,22 @@ static void test_vcpu_hint(void)
 
 	CHECK_EQ(ms_vcpu_create(vm, &vcpu, NULL), 0);
 	CHECK_EQ(ms_vcpu_create(vm, &second, NULL), 0);
-	SAME(vcpu_answered_by(vcpu, 0x10), 'm');
-	SAME(vcpu_answered_by(vcpu, 0x100), 's');
-	SAME(vcpu_answered_by(vcpu, 0x101), 'h');
-	SAME(vcpu_answered_by(vcpu, 0x10), 'm');
-	SAME(vcpu_answered_by(vcpu, 0x102), 'h'); /* a miss leaves it alone */
-	SAME(vcpu_answered_by(second, 0x102), 's');
-	SAME(hint(vm, 0, true), 0); /* the set's is neither read nor written */
-	answered_by(vm, 0x200);
-	SAME(vcpu_answered_by(vcpu, 0x200), 's');
+	SAME(vcpu_answer_of(vcpu, 0x10), 'm');
+	SAME(vcpu_answer_of(vcpu, 0x100), 's');
+	SAME(vcpu_answer_of(vcpu, 0x101), 'h');
+	SAME(vcpu_answer_of(vcpu, 0x10), 'm');
+	SAME(vcpu_answer_of(vcpu, 0x102), 'h'); /* a miss does not change it */
+	SAME(vcpu_answer_of(second, 0x102), 's');
+	SAME(hint(vm, 0, true), 0); /* the set's hint is neither read nor written */
+	answer_of(vm, 0x200);
+	SAME(vcpu_answer_of(vcpu, 0x200), 's');
 	SAME(hint(vm, 0, true), member(vm, 0, 2));
 	ms_vcpu_destroy(second);
 	ms_vcpu_destroy(vcpu);
 	end_vm(vm);
 }
 
-/* Every change drops the hints of its address space, and those alone; a refused or empty one drops none. */
+/* A change drops the vCPU hints of its address space only; a refused or empty change drops none. */
 static void test_vcpu_hint_dropped(void)
 {
 	for (enum step step = FLAGS; step <= CREATE; step++) {
@@ -670,24 +672,24 @@ static void test_vcpu_hint_dropped(void)
 		struct ms_vcpu *vcpu;
 
 		CHECK_EQ(ms_vcpu_create(vm, &vcpu, NULL), 0);
-		vcpu_answered_by(vcpu, 0x200);
+		vcpu_answer_of(vcpu, 0x200);
 		CHECK_EQ(set(vm, 0, 1, 0x200, 16, 0), -EEXIST);
 		CHECK_EQ(set(vm, 0, 1, 0x100, 16, 0), 0);
 		CHECK_EQ(set(vm, 1, 7, 0x800, 1, 0), 0);
-		SAME(vcpu_answered_by(vcpu, 0x200), 'h');
+		SAME(vcpu_answer_of(vcpu, 0x200), 'h');
 		make_step(vm, step);
-		SAME(vcpu_answered_by(vcpu, 0x200), 's');
+		SAME(vcpu_answer_of(vcpu, 0x200), 's');
 		SAME(vcpu->last_used_slot, member(vm, 0, 2));
 		SAME(vcpu->last_used_slot_gen, ms_generation(vm, 0));
-		SAME(vcpu_answered_by(vcpu, 0x208), 'h');
+		SAME(vcpu_answer_of(vcpu, 0x208), 'h');
 		check_sound(vm);
 		ms_vcpu_destroy(vcpu);
 		end_vm(vm);
 	}
 }
 
-/* Generations have 64 bits: one that differs in the upper half alone is another one. */
-static void test_vcpu_hint_of_long_ago(void)
+/* Generations have 64 bits: two that differ only in the upper half are different. */
+static void test_vcpu_hint_of_old_generation(void)
 {
 	struct ms_vm *vm = two_slots();
 	struct ms_memslot slot;
@@ -695,19 +697,19 @@ static void test_vcpu_hint_of_long_ago(void)
 	uint64_t gen;
 
 	CHECK_EQ(ms_vcpu_create(vm, &vcpu, NULL), 0);
-	vcpu_answered_by(vcpu, 0x100);
+	vcpu_answer_of(vcpu, 0x100);
 	gen = vcpu->last_used_slot_gen;
 	make_step(vm, DELETE);
 	atomic_store(&vm_active_set(vm, 0)->generation, gen + ((uint64_t)1 << 32));
 	SAME(ms_vcpu_gfn_to_memslot(vcpu, 0x100, &slot), -ENOENT);
-	SAME(vcpu_answered_by(vcpu, 0x200), 's');
+	SAME(vcpu_answer_of(vcpu, 0x200), 's');
 	check_sound(vm);
 	ms_vcpu_destroy(vcpu);
 	end_vm(vm);
 }
 
-/* One that is given back is handed out again, before a new one is made. */
-static void test_vcpus_come_and_go(void)
+/* A new vCPU reuses one that was destroyed. */
+static void test_vcpus_are_reused(void)
 {
 	struct ms_vm *vm = two_slots();
 	struct ms_vcpu *vcpu[3], *again;
@@ -727,7 +729,7 @@ static void test_vcpus_come_and_go(void)
 	end_vm(vm);
 }
 
-/* Generations differ between address spaces at all times, so that a switch drops the hint. */
+/* Generations of address spaces always differ, so a switch of the space drops the hint. */
 static void test_vcpu_switch(void)
 {
 	struct ms_vm *vm = two_slots();
@@ -737,20 +739,20 @@ static void test_vcpu_switch(void)
 	CHECK_EQ(ms_vcpu_create(vm, &vcpu, NULL), 0);
 	for (int round = 0; round < 8; round++) {
 		CHECK_EQ(ms_vcpu_set_as_id(vcpu, 0), 0);
-		SAME(vcpu_answered_by(vcpu, 0x100), 's');
+		SAME(vcpu_answer_of(vcpu, 0x100), 's');
 		CHECK_EQ(ms_vcpu_set_as_id(vcpu, 1), 0);
 		SAME(ms_vcpu_gfn_to_memslot(vcpu, 0x100, &slot), 0);
 		SAME(slot.as_id, 1);
 		SAME(slot.userspace_addr, hva_for(1, 1));
-		SAME(vcpu_answered_by(vcpu, 0x200), 'm');
+		SAME(vcpu_answer_of(vcpu, 0x200), 'm');
 		CHECK_EQ(set(vm, (uint32_t)round & 1, 9, 0x900 + (uint64_t)round, 1, 0), 0);
 	}
 	CHECK_EQ(ms_vcpu_set_as_id(vcpu, 1), 0);
-	vcpu_answered_by(vcpu, 0x100);
+	vcpu_answer_of(vcpu, 0x100);
 	ms_vcpu_destroy(vcpu);
-	CHECK_EQ(ms_vcpu_create(vm, &again, NULL), 0); /* one that was given back starts like a new one */
+	CHECK_EQ(ms_vcpu_create(vm, &again, NULL), 0); /* a reused vCPU starts like a new one */
 	SAME(ms_vcpu_as_id(again), 0);
-	SAME(vcpu_answered_by(again, 0x100), 's');
+	SAME(vcpu_answer_of(again, 0x100), 's');
 	ms_vcpu_destroy(again);
 	end_vm(vm);
 }
@@ -762,22 +764,22 @@ static void test_vcpu_busy(void)
 	struct ms_vcpu *vcpu;
 
 	CHECK_EQ(ms_vcpu_create(vm, &vcpu, NULL), 0);
-	vcpu_answered_by(vcpu, 0x100);
-	CHECK(vcpu_try_use(vcpu)); /* as another thread would while it looks up */
-	SAME(vcpu_answered_by(vcpu, 0x100), 'b');
-	SAME(vcpu_answered_by(vcpu, 0x200), 'b');
-	SAME(vcpu_answered_by(vcpu, 0x300), 'b');
+	vcpu_answer_of(vcpu, 0x100);
+	CHECK(vcpu_try_use(vcpu)); /* as another thread does during its lookup */
+	SAME(vcpu_answer_of(vcpu, 0x100), 'b');
+	SAME(vcpu_answer_of(vcpu, 0x200), 'b');
+	SAME(vcpu_answer_of(vcpu, 0x300), 'b');
 	SAME(ms_vcpu_gfn_to_memslot(vcpu, 0x201, &slot), 0);
 	SAME(slot.id, 2);
 	SAME(ms_vcpu_gfn_to_hva(vcpu, 0x201), hva_for(0, 2) + PAGE);
 	SAME(vcpu->last_used_slot, member(vm, 0, 1));
 	vcpu_put(vcpu);
-	SAME(vcpu_answered_by(vcpu, 0x101), 'h');
+	SAME(vcpu_answer_of(vcpu, 0x101), 'h');
 	ms_vcpu_destroy(vcpu);
 	end_vm(vm);
 }
 
-/* Two threads on one vCPU, with a writer: right answers, whoever has the hint. */
+/* Two threads on one vCPU, with a writer: the answers are right, whichever has the hint. */
 static struct ms_vcpu *crowded;
 static _Atomic bool stop;
 
@@ -823,7 +825,7 @@ static void test_vcpu_crowd(void)
 
 static _Atomic int writer_done;
 
-/* Three changes in two spaces; the first cannot finish while the section is open. */
+/* Three changes in two spaces; the first one waits while the section is open. */
 static void *change_both(void *arg)
 {
 	struct ms_vm *vm = arg;
@@ -877,14 +879,14 @@ static void test_one_state(void)
 	CHECK_EQ(pthread_create(&writer, NULL, change_both, vm), 0);
 	while (atomic_load(&vm->active) == was)
 		usleep(100);
-	for (int i = 0; i < 3; i++) { /* another state is published, but not to us, nor to what nests in us */
+	for (int i = 0; i < 3; i++) { /* a new state is published, but this section and its nested ones do not see it */
 		check_old_state(vm, vcpu, gen);
 		CHECK_EQ(ms_read_lock(vm), 0);
 		check_old_state(vm, vcpu, gen);
 		ms_read_unlock(vm);
 		usleep(5000);
 	}
-	SAME(atomic_load(&writer_done), 0); /* it waits for us */
+	SAME(atomic_load(&writer_done), 0); /* the writer waits for this section */
 	ms_read_unlock(vm);
 	CHECK_EQ(pthread_join(writer, NULL), 0);
 	SAME(atomic_load(&writer_done), 3);
@@ -896,8 +898,8 @@ static void test_one_state(void)
 	end_vm(vm);
 }
 
-/* A slot on its way is at one place in any section: where it was, INVALID there, or where it goes. */
-static void *to_and_fro(void *arg)
+/* Any section sees a moving slot at one place: at the old one, INVALID there, or at the new one. */
+static void *move_back_and_forth(void *arg)
 {
 	struct ms_vm *vm = arg;
 
@@ -929,7 +931,7 @@ static void test_one_place(void)
 	pthread_t writer;
 
 	atomic_store(&stop, false);
-	CHECK_EQ(pthread_create(&writer, NULL, to_and_fro, vm), 0);
+	CHECK_EQ(pthread_create(&writer, NULL, move_back_and_forth, vm), 0);
 	for (uint64_t i = 0; !atomic_load(&stop) || i < 100; i++)
 		check_one_place(vm);
 	CHECK_EQ(pthread_join(writer, NULL), 0);
@@ -937,8 +939,8 @@ static void test_one_place(void)
 	end_vm(vm);
 }
 
-/* A writer changes space 0, then space 1, always in this order: in no section is space 1 ahead, nor behind by more
- * than one change, whichever is asked first; and the flags are those of the generation. */
+/* The writer changes space 0, then space 1, always in this order.  In no section space 1 is ahead, nor behind by more
+ * than one change, whichever space is read first; and the flags match the generation. */
 static void *flip_flags(void *arg)
 {
 	struct ms_vm *vm = arg;
@@ -969,7 +971,7 @@ static void test_spaces_in_step(void)
 		for (uint32_t i = 0; i < 2; i++) {
 			uint64_t gen = ms_generation(vm, i);
 
-			/* how many changes of this space the section sees */
+			/* the number of changes of this space that the section sees */
 			n[i] = (gen & ~MS_GEN_UPDATE_IN_PROGRESS) - base[i];
 			n[i] = n[i] / 2 + (gen >> 63);
 		}
@@ -984,7 +986,7 @@ static void test_spaces_in_step(void)
 	end_vm(vm);
 }
 
-/* ---- the end beside a reader ---- */
+/* ---- close and destroy ---- */
 
 static _Atomic int closing;
 
@@ -996,8 +998,8 @@ static void *close_it(void *vm)
 	return NULL;
 }
 
-/* Close waits for the section, in which everything is there until its end. */
-static void test_close_beside_a_section(void)
+/* Close waits for a section, which sees all slots until its end. */
+static void test_close_during_a_section(void)
 {
 	struct ms_vm *vm = two_slots();
 	struct ms_memslot slot;
@@ -1025,7 +1027,7 @@ static void test_close_beside_a_section(void)
 	ms_vm_destroy(vm);
 }
 
-/* A VM that is dropped, not closed, frees each slot once. */
+/* Destroying a VM that was not closed frees each slot once. */
 static void test_destroy_alone(void)
 {
 	struct ms_vm *vm = laid_out();
@@ -1034,7 +1036,7 @@ static void test_destroy_alone(void)
 	ms_vm_destroy(NULL);
 }
 
-/* The last frames of the largest slot that there is: offsets in bytes need 43 bits. */
+/* The last frames of the largest possible slot: offsets in bytes need 43 bits. */
 static void test_far_frames(void)
 {
 	struct ms_vm *vm = new_vm(1);
@@ -1059,7 +1061,7 @@ static void test_far_frames(void)
 	end_vm(vm);
 }
 
-/* Everything about what a VM holds. */
+/* All checks of a VM's content. */
 static void test_layout(void)
 {
 	struct ms_vm *vm = laid_out();
@@ -1081,21 +1083,21 @@ static void test_all(void)
 {
 	test_layout();
 	test_set_hint();
-	if (!design_is("array")) { /* whose hint is a place, not a slot */
+	if (!design_is("array")) { /* its hint is a place, not a slot */
 		test_set_hint_carried();
 		test_set_hint_on_invalid();
 	}
 	test_vcpu_hint();
 	test_vcpu_hint_dropped();
-	test_vcpu_hint_of_long_ago();
-	test_vcpus_come_and_go();
+	test_vcpu_hint_of_old_generation();
+	test_vcpus_are_reused();
 	test_vcpu_switch();
 	test_vcpu_busy();
 	test_vcpu_crowd();
 	test_one_state();
 	test_one_place();
 	test_spaces_in_step();
-	test_close_beside_a_section();
+	test_close_during_a_section();
 	test_destroy_alone();
 	test_far_frames();
 }

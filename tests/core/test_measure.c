@@ -1,9 +1,10 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * test_measure.c - calls that are timed in C give the answers of the same calls made one by one.
+ * test_measure.c - calls that are timed in C give the same answers as single calls.
  *
- * For each kind of call, for none, few and many of them, in groups of one, some, all and more than all: every answer,
- * how many times are written and nothing beyond, and that a time is that of its own group, in nanoseconds.
+ * For each kind of call, and for none, few and many of them, in groups of one, some, all and more than all: all answers
+ * are right, the right number of times is written and nothing beyond, and each time is that of its own group, in
+ * nanoseconds.
  */
 #include "fixture.h"
 
@@ -33,7 +34,7 @@ static uint64_t now(void)
 	return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
 }
 
-/* Slots with holes between them, some READONLY; host addresses in pairs that overlap. */
+/* Slots with holes between them, some READONLY; host addresses overlap in pairs. */
 static void make_vm(void)
 {
 	vm = new_vm(SPACES);
@@ -125,7 +126,7 @@ static size_t groups_of(size_t n, size_t group)
 	return n / group + (n % group != 0);
 }
 
-/* -> the sum of the times. */
+/* Returns the sum of the times. */
 static uint64_t check_times(size_t nr, uint64_t elapsed)
 {
 	uint64_t sum = 0;
@@ -152,7 +153,7 @@ static void check_answers(const struct timed *t, size_t n)
 		CHECK_EQ(out[i + 1], answer);
 		kinds |= 1u << (answer % 61 % 32);
 	}
-	CHECK(n < MANY || !t->call || kinds & (kinds - 1)); /* it made a difference what was asked */
+	CHECK(n < MANY || !t->call || kinds & (kinds - 1)); /* the arguments make a difference */
 	for (size_t i = n + 1; i < ARRAY_SIZE(out); i++)
 		CHECK_EQ(out[i], GUARD);
 }
@@ -185,7 +186,7 @@ static void test_lookups(void)
 		}
 }
 
-/* The order of the calls is that of the arguments: the hint of a vCPU shows it. */
+/* The calls run in the order of their arguments: a vCPU's hint proves it. */
 static void test_order(void)
 {
 	struct ms_stats before = stats_of(vm), after;
@@ -200,7 +201,7 @@ static void test_order(void)
 	      before.hits_last_used + before.hits_search + before.indexed + MANY);
 }
 
-/* With no calls nothing is looked at and nothing written. */
+/* With no calls nothing is read and nothing written. */
 static void test_none(void)
 {
 	ms_time_gfn_to_hva(vm, SPACE, NULL, 0, 1, NULL, NULL);
@@ -211,7 +212,7 @@ static void test_none(void)
 	ms_time_nothing(0, NULL);
 }
 
-/* An address space that is not there is a hole. */
+/* An address space that does not exist has holes only. */
 static void test_no_space(void)
 {
 	in[0] = 0;
@@ -286,7 +287,7 @@ static void test_changes(void)
 	}
 }
 
-/* Who may not change gets told so for each. */
+/* Where changes are not allowed, each of them fails. */
 static void test_refused_changes(void)
 {
 	struct ms_vm *of = new_vm(1);
@@ -304,10 +305,10 @@ static void test_refused_changes(void)
 	ms_vm_destroy(of);
 }
 
-/* ---- whose time it is ---- */
+/* ---- times of groups ---- */
 
 #define SLOW_NS 3000000u
-#define SLOW 4u /* the change that takes long */
+#define SLOW 4u /* the slow change */
 
 static int sleep_in_prepare(void *opaque, const struct ms_change *change)
 {
@@ -319,7 +320,7 @@ static int sleep_in_prepare(void *opaque, const struct ms_change *change)
 	return 0;
 }
 
-/* The group of the slow change has all of its time; the others together have no more than what is left. */
+/* The group of the slow change has all of its time; the other groups together have at most the rest. */
 static void test_slow_change(void)
 {
 	static const struct ms_listener sleeps = { .prepare = sleep_in_prepare };
@@ -343,7 +344,7 @@ static void test_slow_change(void)
 	}
 }
 
-/* A time that the clock's seconds change in. */
+/* A wait during which the clock's seconds change. */
 static uint64_t spent;
 
 static int wait_for_next_second(void *opaque, const struct ms_change *change)
@@ -372,7 +373,7 @@ static void test_seconds(void)
 	end_vm(of);
 }
 
-/* ---- what the build says of itself ---- */
+/* ---- build information ---- */
 
 static void test_build_info(void)
 {

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * test_memory.c - blocks are zeroed, aligned and counted, and fail when they are told to; a pool's lie side by side.
+ * test_memory.c - blocks are zeroed, aligned and counted, and fail on request; the blocks of a pool are adjacent.
  */
 #include "test.h"
 
@@ -36,7 +36,7 @@ static size_t rounded(size_t size)
 	return (size + 63) / 64 * 64;
 }
 
-/* Dirtied and freed, so that the next block of the size would show it. */
+/* Fills the block and frees it, so that the next block of this size would show the bytes. */
 static void one_block(size_t size, bool lines)
 {
 	void *block = lines ? memory_zalloc_lines(&memory, size) : memory_zalloc(&memory, size);
@@ -96,7 +96,7 @@ static void counters(void)
 	CHECK_EQ(bytes_now() + blocks_now(), 0);
 }
 
-/* -> does the i-th of a row of allocations, of both kinds in turn, succeed? */
+/* True if the i-th allocation succeeds; both kinds take turns. */
 static bool succeeds(unsigned i)
 {
 	void *block = i % 2 ? memory_zalloc(&memory, 10) : memory_zalloc_lines(&memory, 10);
@@ -128,7 +128,7 @@ static void failures(void)
 	CHECK(succeeds(1));
 }
 
-/* Sizes that would wrap in whole lines. */
+/* Sizes that would overflow when rounded up to cache lines. */
 static void too_large(void)
 {
 	CHECK(!memory_zalloc_lines(&memory, SIZE_MAX));
@@ -146,7 +146,7 @@ static size_t nr_pooled;
 
 static const struct memory_pool *pool = &memory.pool;
 
-/* Each block says whose it is, but for the pool's word. */
+/* Fills the block with bytes of its own, except for the pool's word. */
 static void mark(unsigned char *block)
 {
 	CHECK_EQ((uintptr_t)block % CACHE_LINE, 0);
@@ -188,7 +188,7 @@ static void pool_give(size_t i)
 	pooled[i] = pooled[--nr_pooled];
 }
 
-/* Comes and goes at random, to and from nothing: no two blocks overlap, nothing is left. */
+/* Takes and gives blocks at random, starting and ending with none: no two blocks overlap, and none leaks. */
 static void pool_at_random(void)
 {
 	struct rng rng = rng_stream(7);
@@ -213,13 +213,13 @@ static void pool_at_random(void)
 	check_pool();
 }
 
-/* Falling addresses: the last ones are side by side but for a line now and then. */
+/* Addresses descend: the blocks of a chunk are adjacent, with a cache line between some. */
 static bool is_below(const unsigned char *block, const unsigned char *before)
 {
 	return block == before - BLOCK || block == before - BLOCK - CACHE_LINE;
 }
 
-/* What is loaded at once is one chunk without room to spare. */
+/* A reserve is one chunk without spare room. */
 static void pool_reserved(void)
 {
 	size_t spare = 0;
@@ -234,7 +234,7 @@ static void pool_reserved(void)
 	CHECK(spare > POOL_MAX / 100 && spare < POOL_MAX / 20);
 	pool_take();
 	CHECK(pool->room > POOL_MAX && pool->room <= POOL_MAX + MEMORY_POOL_CHUNK_MAX);
-	pool_give(nr_pooled - 1); /* the chunk of one stays idle, and serves what was reserved */
+	pool_give(nr_pooled - 1); /* the chunk with one block becomes idle, and serves the reserve */
 	memory_pool_reserve(&memory, 3);
 	pool_take();
 	CHECK(pool->room <= POOL_MAX + MEMORY_POOL_CHUNK_MAX);
@@ -250,7 +250,7 @@ static void pool_reserved(void)
 	check_pool();
 }
 
-/* Chunks grow with the pool, and each goes when its last block does but for one. */
+/* Chunks grow with the pool; each is freed with its last block, except for one. */
 static void pool_shrinks(void)
 {
 	uint64_t full;
@@ -260,14 +260,14 @@ static void pool_shrinks(void)
 	full = pool->room;
 	CHECK(full <= POOL_MAX + POOL_MAX / 8);
 	for (size_t left = POOL_MAX / 2; nr_pooled > left;)
-		pool_give(nr_pooled - 1); /* the youngest: their chunks are all theirs */
+		pool_give(nr_pooled - 1); /* the newest blocks, which fill their chunks */
 	CHECK(pool->room <= full - POOL_MAX / 2 + 2 * MEMORY_POOL_CHUNK_MAX);
 	while (nr_pooled)
 		pool_give(nr_pooled - 1);
 	check_pool();
 }
 
-/* Blocks that were freed in full chunks come first, before a chunk is added. */
+/* Freed blocks of full chunks are reused before a chunk is added. */
 static void pool_reuses(void)
 {
 	struct rng rng = rng_stream(8);
@@ -288,7 +288,7 @@ static void pool_reuses(void)
 	check_pool();
 }
 
-/* A pool's block fails in the row of all others; so does the one whose chunk is not to be had. */
+/* A block of the pool fails by number like other allocations; so does a block without memory for its chunk. */
 static void pool_failures(void)
 {
 	memory_fail(&memory, 3, false);
@@ -298,7 +298,7 @@ static void pool_failures(void)
 	pool_take();
 	CHECK_EQ(atomic_load(&memory.asked), 4);
 	memory_fail(&memory, 0, false);
-	memory_pool_reserve(&memory, SIZE_MAX / BLOCK); /* wraps with its header */
+	memory_pool_reserve(&memory, SIZE_MAX / BLOCK); /* overflows with its header */
 	pool_take();
 	CHECK_EQ(pool->room, MEMORY_POOL_CHUNK_MIN);
 	while (nr_pooled)
@@ -307,7 +307,7 @@ static void pool_failures(void)
 }
 
 #if MEMORY_POISONS
-/* Ends the child in whatever way the build notices. */
+/* Ends the child in the way in which this build detects the access. */
 static void misuse(bool write)
 {
 	volatile unsigned char *block = memory_pool_alloc(&memory, BLOCK), *other = memory_pool_alloc(&memory, BLOCK);
@@ -354,7 +354,7 @@ static void test_pool(void)
 /* ---- threads ---- */
 
 #define THREADS 4
-#define THREAD_TIMES test_times(1500000) /* long enough for the threads to meet */
+#define THREAD_TIMES test_times(1500000) /* enough for the threads to overlap */
 
 static pthread_barrier_t together;
 

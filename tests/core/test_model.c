@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * test_model.c - random changes and lookups against plain arrays, and many slots at once.
+ * test_model.c - random changes and lookups compared with plain arrays, and many slots at once.
  *
- * The model is as naive as can be: a slot is an entry of an array, a lookup tries them all.  Few ids, few pages and
- * few host addresses make overlaps, aliases and refusals as frequent as successes.
+ * The model is naive: a slot is an entry of an array, and a lookup tries them all.  Few ids, few pages and few host
+ * addresses make overlaps, aliases and refusals as frequent as successes.
  */
 #include "fixture.h"
 
@@ -55,7 +55,7 @@ static bool holds(const struct model_slot *s, uint64_t gfn)
 	return s->used && gfn >= s->gfn && gfn < s->gfn + s->npages;
 }
 
-/* The id, or IDS. */
+/* The id of the slot at the gfn, or IDS. */
 static uint32_t at(uint32_t as_id, uint64_t gfn)
 {
 	uint32_t id = 0;
@@ -76,8 +76,8 @@ static bool overlaps(uint32_t as_id, uint32_t but, uint64_t gfn, uint64_t npages
 	return false;
 }
 
-/* What the request must answer; *kind is what it does, *swaps what it costs. */
-static int judge(const region_t *r, enum ms_change_kind *kind, bool *noop, uint64_t *swaps)
+/* The right result of the request; *kind is the kind of change, *swaps the number of its swaps. */
+static int expected_result(const region_t *r, enum ms_change_kind *kind, bool *noop, uint64_t *swaps)
 {
 	uint64_t gfn = r->guest_phys_addr / PAGE, npages = r->memory_size / PAGE;
 	const struct model_slot *old;
@@ -102,7 +102,7 @@ static int judge(const region_t *r, enum ms_change_kind *kind, bool *noop, uint6
 	*swaps = *noop ? 0 : *kind == MS_MOVE ? 2 : 1;
 	if (*kind == MS_FLAGS_ONLY || gfn + npages <= GFNS)
 		return 0;
-	*swaps = *kind == MS_MOVE ? 2 : 0; /* refused in prepare */
+	*swaps = *kind == MS_MOVE ? 2 : 0; /* prepare refuses it */
 	return -EINVAL;
 }
 
@@ -163,7 +163,7 @@ static region_t random_region(void)
 	};
 }
 
-/* A request for what is there, to be changed a little. */
+/* A request equal to the slot, to be changed a little. */
 static region_t region_of(uint32_t as_id, uint32_t id)
 {
 	const struct model_slot *s = &model.slot[as_id][id];
@@ -234,7 +234,7 @@ static void do_set(void)
 	enum ms_change_kind kind = MS_CREATE;
 	bool noop;
 	uint64_t swaps;
-	int want = judge(&r, &kind, &noop, &swaps), got = ms_set_user_memory_region(vm, &r, NULL);
+	int want = expected_result(&r, &kind, &noop, &swaps), got = ms_set_user_memory_region(vm, &r, NULL);
 
 	CHECK_EQ(got, want);
 	model.refused += want != 0;
@@ -249,7 +249,7 @@ static void do_set(void)
 
 #define LOAD_MAX 6
 
-/* All or none: the first entry that does not fit refuses all. */
+/* All or none: the first wrong entry refuses the load. */
 static void do_load(void)
 {
 	uint32_t as_id = (uint32_t)below(model.spaces);
@@ -420,7 +420,7 @@ static size_t model_backs(uint32_t as_id, uint64_t start, uint64_t last)
 	return n;
 }
 
-/* As many as there are, each one that is, in strictly ascending order: then they are the right ones. */
+/* The number is right, each slot is a right one, and the order is strictly ascending: so these are all. */
 static void look_up_hva(uint64_t hva)
 {
 	struct ms_hva_hit hits[SPACES_MAX * IDS];
@@ -494,7 +494,7 @@ static void look_up(void)
 	lookups++;
 }
 
-/* ---- everything ---- */
+/* ---- comparison of the whole state ---- */
 
 static void compare_totals(void)
 {
@@ -523,7 +523,7 @@ static void compare_space(uint32_t as_id)
 		look_up_gfn(as_id, gfn);
 }
 
-/* The bits without harvesting them. */
+/* Compares the bits without a harvest. */
 static void compare_bits(void)
 {
 	uint64_t manual = model.manual, refused = model.refused;
@@ -601,7 +601,7 @@ static uint32_t *shuffled(uint32_t n)
 	return order;
 }
 
-/* Every third slot's own host memory is shared with the next. */
+/* Every third slot shares its host memory with the next one. */
 static uint64_t many_hva(uint32_t id)
 {
 	return HVA_BASE + (uint64_t)(id - id % 3 % 2) * 2 * PAGE;
@@ -628,7 +628,7 @@ static void check_many(uint32_t n, uint64_t shift, uint32_t flags)
 		CHECK_EQ(ms_id_to_memslot(vm, 0, id, &got), 0);
 		CHECK(same_slot(&got, &want));
 		CHECK_EQ(ms_gfn_to_hva(vm, 0, want.base_gfn), want.userspace_addr);
-		CHECK_EQ(ms_gfn_to_hva(vm, 0, want.base_gfn ^ 1), MS_HVA_ERR_BAD); /* the pages between */
+		CHECK_EQ(ms_gfn_to_hva(vm, 0, want.base_gfn ^ 1), MS_HVA_ERR_BAD); /* the pages between the slots */
 	}
 	free(all);
 }
@@ -644,8 +644,8 @@ static void change_all(const uint32_t *order, uint32_t n, uint64_t shift, uint32
 	}
 }
 
-/* A slot costs 256 bytes or less from 64 slots on, and 32 for what indexes need, however slots came and whatever a delete
- * left to spare. */
+/* From 64 slots on, a slot costs at most 256 bytes, and 32 for the indexes, in any order of creation and
+ * deletion. */
 static void check_bytes(uint32_t n)
 {
 	CHECK(stats_of(vm).bytes <= (256 + 32) * (uint64_t)n);
@@ -767,6 +767,6 @@ int main(int argc, char **argv)
 		run_model(SPACES_MAX, n - n / 2);
 		done += n;
 	}
-	printf("model: %" PRIu64 " lookups, %" PRIu64 " times everything\n", lookups, compared);
+	printf("model: %" PRIu64 " lookups, %" PRIu64 " full comparisons\n", lookups, compared);
 	return test_done("model", done, "operations");
 }

@@ -1,10 +1,10 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * test_rbtree.c - every small tree there is, and large random ones beside a sorted array.
+ * test_rbtree.c - all small trees, and large random ones compared with a sorted array.
  *
- * Exhaustive in two ways: every order of insertion against every order of erasure, and every tree that any mixture of
- * insertions and erasures can reach, with every step from it.  What a step does depends on the nodes' bytes alone, so
- * that the second way covers sequences of any length.
+ * Exhaustive in two ways: each order of insertion with each order of erasure; and each tree that any mixture of
+ * insertions and erasures can reach, with each step from it.  A step depends on the nodes' bytes alone, so the second
+ * way covers sequences of any length.
  */
 #include "test.h"
 
@@ -30,9 +30,10 @@ static bool before(const struct rb_root *root, const struct rb_node *a, const st
 	return item_of(a)->key < item_of(b)->key;
 }
 
-/* ---- a summary, and whether it is updated as promised ---- */
+/* ---- a summary, and whether the tree updates it ---- */
 
-/* A summary that changes all the way up, or one that mostly is no news: the largest of what is spread over the keys. */
+/* One summary changes up to the root, the other one stops early: the largest of values that are spread over the
+ * keys. */
 static bool by_largest;
 
 static uint64_t spread(uint32_t key)
@@ -106,7 +107,7 @@ static void insert(struct rb_root *root, struct item *item)
 	rb_insert(root, parent, dir, &item->rb);
 }
 
-/* ---- every order of insertion against every order of erasure ---- */
+/* ---- each order of insertion with each order of erasure ---- */
 
 #define ORDERS_MAX 7
 
@@ -173,7 +174,7 @@ static uint64_t every_order(unsigned nr)
 	return orders;
 }
 
-/* ---- every tree that can be reached, and every step from it ---- */
+/* ---- all trees that can be reached, and each step from them ---- */
 
 #define REACH_MAX 12
 
@@ -188,7 +189,7 @@ static struct state *states;
 static uint32_t *state_slots; /* open addressing; 0 is free, else a state's index + 1 */
 static size_t nr_states, max_states;
 static unsigned reach_nr;
-static struct rb_root reach_root; /* the tree at work: all states have their pointers into it */
+static struct rb_root reach_root; /* the current tree: the pointers of all states refer to it */
 static struct item reach_item[REACH_MAX];
 
 static uint64_t hash_bytes(const void *bytes, size_t size)
@@ -207,7 +208,7 @@ static void load(const struct state *state)
 	memcpy(reach_item, state->item, sizeof(reach_item));
 }
 
-/* Keeps the tree at work unless it is known.  An absent node's bytes say nothing. */
+/* Stores the current tree unless it is known.  The bytes of an absent node have no meaning. */
 static void keep(unsigned present)
 {
 	struct state *state = &states[nr_states];
@@ -253,7 +254,7 @@ static void replace_each(const struct state *from)
 			check_tree(&reach_root);
 			rb_replace(&reach_root, &twin.rb, &reach_item[i].rb);
 			check_tree(&reach_root);
-			CHECK_EQ(memcmp(reach_item, from->item, sizeof(reach_item)), 0); /* the shape stayed */
+			CHECK_EQ(memcmp(reach_item, from->item, sizeof(reach_item)), 0); /* the shape is unchanged */
 		}
 }
 
@@ -303,12 +304,12 @@ static uint64_t every_tree(unsigned nr, size_t max)
 	return nr_states;
 }
 
-/* ---- large trees beside a sorted array ---- */
+/* ---- large trees compared with a sorted array ---- */
 
 #define KEYS_MAX 32768
 
 static struct item pool[2][KEYS_MAX]; /* a key's item and its twin */
-static uint8_t which[KEYS_MAX];       /* ... which of them is linked */
+static uint8_t which[KEYS_MAX];       /* which of them is linked */
 static uint32_t sorted[KEYS_MAX];     /* the keys in the tree */
 static size_t nr_sorted;
 
@@ -376,7 +377,7 @@ static void check_whole(const struct rb_root *root)
 	CHECK(!node);
 }
 
-/* Every path from a changed node up is right after each step; the whole tree is looked at now and then. */
+/* After each step the path from the changed node to the root is right; from time to time the whole tree is checked. */
 static void check_path(const struct rb_root *root, const struct rb_node *node)
 {
 	uint32_t size;
@@ -426,7 +427,7 @@ static void random_tree(uint64_t stream, uint32_t keys, rb_update_fn *fn)
 	CHECK(!root.node);
 }
 
-/* Ascending, descending, and all in: the depth is bounded by 2 log2(n + 1). */
+/* Ascending, descending, and all keys: the depth is at most 2 log2(n + 1). */
 static void check_depth(const struct rb_root *root, uint32_t keys)
 {
 	int depth, limit = 2 * (32 - __builtin_clz(keys));
@@ -452,7 +453,7 @@ static void ordered_tree(uint32_t keys, bool up)
 	CHECK(!root.node);
 }
 
-/* ---- each invariant broken on purpose ---- */
+/* ---- broken invariants ---- */
 
 #define PLANTED 64
 
@@ -491,7 +492,7 @@ static void break_r1(struct rb_root *root)
 	top->parent_color = RB_BLACK;
 }
 
-/* A black node under a red one turns red: R3 breaks with R2, and the check meets R2 first. */
+/* A black node under a red one turns red: R3 breaks with R2, and the check finds R2 first. */
 static void break_r2(struct rb_root *root, struct rb_node *node)
 {
 	if (is_red(node) || node == root->node || !is_red(rb_parent(node)))
@@ -501,7 +502,7 @@ static void break_r2(struct rb_root *root, struct rb_node *node)
 	node->parent_color |= RB_BLACK;
 }
 
-/* A red node turns black: one path is longer, nothing else. */
+/* A red node turns black: one path is longer, and nothing else is wrong. */
 static void break_r3(struct rb_root *root, struct rb_node *node)
 {
 	if (!is_red(node))
@@ -525,7 +526,7 @@ static void break_r4(struct rb_root *root, struct rb_node *node)
 	node->parent_color = sound;
 }
 
-/* A subtree that hangs from itself must not keep the check busy for ever. */
+/* The check must end on a subtree that is its own child. */
 static void break_r4_ring(struct rb_root *root, struct rb_node *node)
 {
 	struct rb_node *sound = node->child[1];
@@ -542,7 +543,7 @@ static void break_r5(struct rb_root *root, struct item *item)
 	uint32_t sound = item->key;
 
 	if (&item->rb != rb_last(root)) {
-		item->key = sound + 2; /* equal to the next: not ascending */
+		item->key = sound + 2; /* equal to the next key: not ascending */
 		CHECK_EQ(rb_check(root, before), 5);
 		item->key = sound + 3;
 		CHECK_EQ(rb_check(root, before), 5);

@@ -1,15 +1,15 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * test_region.c - KVM's rules in KVM's order, what a change does, limits as parameters.
+ * test_region.c - KVM's rules in KVM's order, the effects of changes, limits as parameters.
  *
- * The order is proved by a product: every value of every field that a rule looks at, combined with memory that runs
- * out, a listener that refuses and a total about to wrap.  For each request the test knows which rules it breaks, each
- * judged alone; the first of them must be the answer.  In the end every pair of rules has been broken by one request,
- * but for the pairs that exclude each other.  All of it in every design of sets.
+ * A product proves the order: each value of each field that a rule reads, combined with a lack of memory, a listener
+ * that refuses, and a total that is about to overflow.  The test knows which rules a request breaks, each checked
+ * alone; the first of them must be the answer.  At the end one request has broken each pair of rules, except for the
+ * pairs that exclude each other.  All of it runs on every design.
  */
 #include "fixture.h"
 
-/* ---- the rules as the specification lists them ---- */
+/* ---- the rules in the order of the specification ---- */
 
 enum position {
 	P_SLOT_ID, P_FLAGS, P_SIZE_ALIGN, P_GPA_ALIGN, P_HVA_ALIGN, P_HVA_RANGE, P_GMEM_OFFSET, P_AS_ID, P_GPA_WRAP,
@@ -51,7 +51,7 @@ static const struct {
 #define GPA_BITS 30u
 #define SPACES 2u
 
-/* What the VM of the product holds; the last one is internal. */
+/* The slots of the product's VM; the last one is internal. */
 static const struct ms_memslot placed[] = {
 	{ 0x100, 16, HVA_BASE + (1ull << 20), 1, 0, MS_MEM_LOG_DIRTY_PAGES, 0 },
 	{ 0x200, 16, HVA_BASE + (2ull << 20), 2, 0, MS_MEM_READONLY, 0 },
@@ -66,8 +66,8 @@ enum kind { K_CREATE = MS_CREATE, K_DELETE, K_MOVE, K_FLAGS, K_NOOP, K_NOTHING }
 struct environment {
 	bool total_wraps;
 	bool refuses;
-	unsigned fails; /* which allocation, from 1; 0: none */
-	bool onward;    /* and all that follow */
+	unsigned fails; /* the number of the allocation that fails, from 1; 0: none */
+	bool onward;    /* and all later ones */
 };
 
 static const struct environment environments[] = {
@@ -78,7 +78,7 @@ static const struct environment environments[] = {
 #undef WITH_MEMORY
 };
 
-/* Where sets store copies of their own, other allocations come between; test_faults.c goes through those. */
+/* Where sets store their own copies, there are other allocations in between; test_faults.c fails those. */
 static size_t nr_environments(void)
 {
 	return design_is("array") ? 4 : ARRAY_SIZE(environments);
@@ -109,7 +109,7 @@ static const struct ms_memslot *find_placed(uint32_t as_id, uint32_t id)
 	return NULL;
 }
 
-/* The lowest other slot that the request would cover. */
+/* The lowest other slot that the request would overlap. */
 static const struct ms_memslot *find_in_the_way(const region_t *r)
 {
 	wide start = r->guest_phys_addr / PAGE, end = start + r->memory_size / PAGE;
@@ -168,7 +168,7 @@ static uint32_t allowed_flags(uint32_t flags)
 					    MS_MEM_LOG_DIRTY_PAGES | MS_MEM_READONLY | MS_MEM_GUEST_MEMFD;
 }
 
-static void judge_request(struct request *q)
+static void broken_by_request(struct request *q)
 {
 	const region_t *r = &q->r;
 	const wide top = (wide)1 << 64;
@@ -187,7 +187,7 @@ static void judge_request(struct request *q)
 	q->breaks[P_NPAGES] = r->memory_size / PAGE > MS_MEM_MAX_NR_PAGES;
 }
 
-static void judge_against_slots(struct request *q)
+static void broken_by_slots(struct request *q)
 {
 	const region_t *r = &q->r;
 	bool changes = r->memory_size && q->old, gmem = r->flags & MS_MEM_GUEST_MEMFD;
@@ -202,7 +202,7 @@ static void judge_against_slots(struct request *q)
 	q->breaks[P_GMEM_FD] = makes_slot(q) && gmem;
 }
 
-static void judge_preparation(struct request *q)
+static void broken_in_preparation(struct request *q)
 {
 	wide end = (wide)q->r.guest_phys_addr + q->r.memory_size;
 
@@ -213,14 +213,14 @@ static void judge_preparation(struct request *q)
 	q->breaks[P_LISTENER] = q->env.refuses && is_change(q);
 }
 
-static void judge(struct request *q)
+static void find_broken_rules(struct request *q)
 {
 	q->old = find_placed(q->r.as_id, q->r.slot);
 	q->in_the_way = find_in_the_way(&q->r);
 	q->kind = kind_of(q);
-	judge_request(q);
-	judge_against_slots(q);
-	judge_preparation(q);
+	broken_by_request(q);
+	broken_by_slots(q);
+	broken_in_preparation(q);
 	q->first = 0;
 	while (q->first < P_NR && !q->breaks[q->first])
 		q->first++;
@@ -266,7 +266,7 @@ static struct ms_vm *product_vm(void)
 	return vm;
 }
 
-/* The total is brought to where `npages` more would wrap, and back. */
+/* The total is raised so far that `npages` more would overflow, and restored. */
 static int call_in_environment(struct ms_vm *vm, const struct request *q, struct ms_error *err)
 {
 	uint64_t pages = ms_nr_memslot_pages(vm);
@@ -328,7 +328,7 @@ static void check_error(const struct request *q, const struct ms_error *err)
 	CHECK(other ? same_slot(&err->other, other) : no_slot(&err->other));
 }
 
-/* Spec 3.8: only a DELETE or MOVE that was refused in prepare has moved its own generation, by two swaps. */
+/* Spec 3.8: only a DELETE or MOVE that prepare refused has advanced its own generation, by two swaps. */
 static uint64_t advance_of(const struct request *q)
 {
 	bool prepared = q->first >= P_NO_LOG_MEMORY, copied = q->kind == K_DELETE || q->kind == K_MOVE;
@@ -372,7 +372,7 @@ static void check_result(struct ms_vm *vm, const struct request *q)
 	CHECK_EQ(ms_nr_memslots(vm), ARRAY_SIZE(placed) + (q->kind == K_CREATE) - (q->kind == K_DELETE));
 }
 
-/* -> the VM for the next request. */
+/* Returns the VM for the next request. */
 static struct ms_vm *check_accepted(struct ms_vm *vm, struct request *q)
 {
 	struct picture before = picture_of(vm), after;
@@ -439,7 +439,7 @@ static void note(const struct request *q)
 static struct ms_vm *try_request(struct ms_vm *vm, struct request *q, size_t env)
 {
 	q->env = environments[env];
-	judge(q);
+	find_broken_rules(q);
 	requests++;
 	if (q->first == P_NR) {
 		accepted++;
@@ -450,13 +450,13 @@ static struct ms_vm *try_request(struct ms_vm *vm, struct request *q, size_t env
 	return vm;
 }
 
-/* A request that is refused by itself meets one environment after another, a good one meets all. */
+/* A request that is wrong by itself meets one environment in turn, a good one meets all. */
 static struct ms_vm *try_environments(struct ms_vm *vm, struct request *q)
 {
 	static unsigned turn;
 
 	q->env = (struct environment){ 0 };
-	judge(q);
+	find_broken_rules(q);
 	if (q->first < P_OVERLAP && !q->breaks[P_GMEM_EXISTING])
 		return try_request(vm, q, turn++ % nr_environments());
 	for (size_t env = 0; env < nr_environments(); env++)
@@ -487,33 +487,34 @@ static struct request request_number(uint64_t n)
 	return q;
 }
 
-/* Pairs that no request can break, and rules (twice the same) that none can break alone. */
+/* Pairs that no request can break, and rules (twice the same) that no request can break alone. */
 static bool exclude_each_other(int i, int j)
 {
 	static const struct {
 		int i, j;
 	} pairs[] = {
-		/* a bad address space has no slots, */
+		/* a wrong address space has no slots, */
 		{ P_AS_ID, P_GMEM_EXISTING }, { P_AS_ID, P_HVA_CHANGE }, { P_AS_ID, P_SIZE_CHANGE },
 		{ P_AS_ID, P_FLAGS_TOGGLE }, { P_AS_ID, P_OVERLAP }, { P_AS_ID, P_NO_COPY_MEMORY },
-		/* the flag of a memfd and that of logging are refused as flags, */
+		/* a wrong guest_memfd or logging flag is refused as a flag, */
 		{ P_GMEM_OFFSET, P_NO_LOG_MEMORY }, { P_GMEM_EXISTING, P_NO_LOG_MEMORY },
 		{ P_GMEM_FD, P_NO_LOG_MEMORY },
-		/* a memfd for what exists is refused whatever it is, */
+		/* a guest_memfd for an existing slot is always refused, */
 		{ P_GMEM_EXISTING, P_GMEM_EXISTING }, { P_HVA_CHANGE, P_GMEM_FD }, { P_SIZE_CHANGE, P_GMEM_FD },
 		{ P_FLAGS_TOGGLE, P_GMEM_FD },
-		/* what wraps or is too large is beyond the guest's addresses too, where no slot is (but see
-		 * test_gpa_limits() for 64 bits), */
+		/* a range that overflows or is too large is above the guest's addresses too, where there is no slot
+		 * (but see test_gpa_limits() for 64 bits), */
 		{ P_GPA_WRAP, P_GPA_WRAP }, { P_NPAGES, P_NPAGES }, { P_GPA_WRAP, P_OVERLAP },
-		/* a slot that is not there to be deleted is not created, changed, moved, allocated or prepared, */
+		/* a slot that does not exist cannot be deleted, so it is not created, changed, moved, allocated or
+		 * prepared, */
 		{ P_NO_SUCH_SLOT, P_TOTAL }, { P_NO_SUCH_SLOT, P_GMEM_EXISTING }, { P_NO_SUCH_SLOT, P_HVA_CHANGE },
 		{ P_NO_SUCH_SLOT, P_SIZE_CHANGE }, { P_NO_SUCH_SLOT, P_FLAGS_TOGGLE }, { P_NO_SUCH_SLOT, P_OVERLAP },
 		{ P_NO_SUCH_SLOT, P_NO_SLOT_MEMORY }, { P_NO_SUCH_SLOT, P_GMEM_FD },
 		{ P_NO_SUCH_SLOT, P_NO_COPY_MEMORY }, { P_NO_SUCH_SLOT, P_NO_LOG_MEMORY },
 		{ P_NO_SUCH_SLOT, P_GPA_LIMIT }, { P_NO_SUCH_SLOT, P_LISTENER },
-		/* nor does a delete have a size that wraps or is too large, */
+		/* a delete has no size that overflows or is too large, */
 		{ P_SIZE_ALIGN, P_NO_SUCH_SLOT }, { P_GPA_WRAP, P_NO_SUCH_SLOT }, { P_NPAGES, P_NO_SUCH_SLOT },
-		/* and what exists is not created, nor is what is created copied. */
+		/* and an existing slot is not created, nor is a created one copied. */
 		{ P_TOTAL, P_GMEM_EXISTING }, { P_TOTAL, P_HVA_CHANGE }, { P_TOTAL, P_SIZE_CHANGE },
 		{ P_TOTAL, P_FLAGS_TOGGLE }, { P_TOTAL, P_NO_COPY_MEMORY }, { P_GMEM_FD, P_NO_COPY_MEMORY },
 	};
@@ -541,7 +542,7 @@ static uint64_t check_pairs(void)
 	return pairs;
 }
 
-/* What AddressSanitizer does in seconds takes other tools minutes: they see a sample, without the proof of pairs. */
+/* AddressSanitizer needs seconds, other tools need minutes: they run a sample, without the proof of pairs. */
 #if defined(__SANITIZE_ADDRESS__)
 #define FAST_SANITIZER true
 #else
@@ -566,7 +567,7 @@ static uint64_t test_order(void)
 	return step > 1 || nr_environments() < ARRAY_SIZE(environments) ? 0 : check_pairs();
 }
 
-/* ---- what a change does ---- */
+/* ---- the effects of changes ---- */
 
 static struct ms_memslot slot_by_id(struct ms_vm *vm, uint32_t as_id, uint32_t id)
 {
@@ -601,7 +602,7 @@ static void test_create_and_delete(void)
 	CHECK_EQ(ms_nr_memslots(vm), 2);
 	CHECK_EQ(ms_nr_memslot_pages(vm), 8);
 
-	r.guest_phys_addr = 77 * PAGE; /* a delete looks at these, and does not care */
+	r.guest_phys_addr = 77 * PAGE; /* a delete checks these values and ignores them */
 	r.userspace_addr = 0;
 	r.flags = MS_MEM_GUEST_MEMFD;
 	CHECK_EQ(ms_set_user_memory_region(vm, &r, NULL), 0);
@@ -620,17 +621,17 @@ static void test_move(void)
 
 	CHECK_EQ(set(vm, 0, 1, 0x100, 16, 0), 0);
 	CHECK_EQ(set(vm, 0, 2, 0x200, 16, 0), 0);
-	CHECK_EQ(set(vm, 0, 1, 0x108, 16, 0), 0); /* over half of where it was */
+	CHECK_EQ(set(vm, 0, 1, 0x108, 16, 0), 0); /* overlaps half of its old place */
 	check_slot_is(vm, 1, 0x108, 16, 0);
 	CHECK_EQ(set(vm, 0, 1, 0x0f9, 16, 0), 0);
 	check_slot_is(vm, 1, 0x0f9, 16, 0);
 	CHECK_EQ(set(vm, 0, 1, 0x1f1, 16, 0), -EEXIST);
 	CHECK_EQ(set(vm, 0, 1, 0x20f, 16, 0), -EEXIST);
 	check_slot_is(vm, 1, 0x0f9, 16, 0);
-	CHECK_EQ(set(vm, 0, 1, 0x1f0, 16, 0), 0); /* up to the other */
-	CHECK_EQ(set(vm, 0, 1, 0x210, 16, 0), 0); /* over it, to its other side */
+	CHECK_EQ(set(vm, 0, 1, 0x1f0, 16, 0), 0); /* adjacent to the other slot */
+	CHECK_EQ(set(vm, 0, 1, 0x210, 16, 0), 0); /* past the other slot */
 	check_slot_is(vm, 1, 0x210, 16, 0);
-	CHECK_EQ(set(vm, 0, 1, 0, 16, MS_MEM_LOG_DIRTY_PAGES), 0); /* moves and changes flags in one */
+	CHECK_EQ(set(vm, 0, 1, 0, 16, MS_MEM_LOG_DIRTY_PAGES), 0); /* moves and changes flags at once */
 	check_slot_is(vm, 1, 0, 16, MS_MEM_LOG_DIRTY_PAGES);
 	CHECK_EQ(set(vm, 0, 1, 1, 16, 0), 0);
 	check_slot_is(vm, 1, 1, 16, 0);
@@ -663,7 +664,7 @@ static void test_shared_hva_and_spaces(void)
 	struct ms_vm *vm = new_vm(3);
 	region_t r = region(0, 1, 0x100, 16, 0);
 
-	for (r.as_id = 0; r.as_id < 3; r.as_id++) /* the same everywhere: spaces never conflict */
+	for (r.as_id = 0; r.as_id < 3; r.as_id++) /* the same in each space: slots of different spaces never conflict */
 		CHECK_EQ(ms_set_user_memory_region(vm, &r, NULL), 0);
 	r.as_id = 1;
 	r.slot = 2;
@@ -693,22 +694,22 @@ static void test_bitmap_life(void)
 	struct ms_vm *vm = new_vm(1);
 
 	CHECK_EQ(set(vm, 0, 1, 0x100, 100, 0), 0);
-	ms_mark_page_dirty(vm, 0, 0x103); /* nobody is logging */
+	ms_mark_page_dirty(vm, 0, 0x103); /* the slot has no log */
 	CHECK_EQ(set(vm, 0, 1, 0x100, 100, log), 0);
 	CHECK_EQ(log_word(vm, 1, 0), 0);
 	ms_mark_page_dirty(vm, 0, 0x105);
 	ms_mark_page_dirty(vm, 0, 0x163);
-	CHECK_EQ(set(vm, 0, 1, 0x120, 100, log), 0); /* MOVE keeps it */
+	CHECK_EQ(set(vm, 0, 1, 0x120, 100, log), 0); /* a MOVE keeps the log */
 	ms_mark_page_dirty(vm, 0, 0x122);
 	CHECK_EQ(set(vm, 0, 1, 0x900, 100, log), 0);
 	CHECK_EQ(set(vm, 0, 1, 0x900, 100, log), 0);
 	CHECK_EQ(log_word(vm, 1, 0), 1u << 5 | 1u << 2);
 	ms_mark_page_dirty(vm, 0, 0x963);
-	CHECK_EQ(set(vm, 0, 1, 0x900, 100, 0), 0); /* off and on is a fresh one */
+	CHECK_EQ(set(vm, 0, 1, 0x900, 100, 0), 0); /* off and on makes a new log */
 	CHECK_EQ(set(vm, 0, 1, 0x900, 100, log), 0);
 	CHECK_EQ(log_word(vm, 1, 1), 0);
 	ms_mark_page_dirty(vm, 0, 0x900);
-	CHECK_EQ(set(vm, 0, 1, 0x100, 100, 0), 0); /* a MOVE that switches it off, and one that switches it on */
+	CHECK_EQ(set(vm, 0, 1, 0x100, 100, 0), 0); /* a MOVE that switches the log off, and one that switches it on */
 	CHECK_EQ(set(vm, 0, 1, 0x900, 100, log), 0);
 	CHECK_EQ(log_word(vm, 1, 0), 0);
 	check_sound(vm);
@@ -723,7 +724,7 @@ static void test_initially_set(void)
 
 	CHECK_EQ(set(vm, 0, 1, 0x100, 100, MS_MEM_LOG_DIRTY_PAGES), 0);
 	CHECK_EQ(ms_set_manual_dirty_log_protect(vm, 3, NULL), 0);
-	CHECK_EQ(log_word(vm, 1, 0), 0); /* only bitmaps that are made later */
+	CHECK_EQ(log_word(vm, 1, 0), 0); /* only for logs that are created later */
 	CHECK_EQ(set(vm, 0, 2, 0x200, 100, MS_MEM_LOG_DIRTY_PAGES), 0);
 	CHECK_EQ(log_word(vm, 2, 0), all);
 	CHECK_EQ(log_word(vm, 2, 1), tail);
@@ -802,7 +803,7 @@ static void test_get_refused(void)
 	after = picture_of(vm);
 	CHECK(same_picture(&before, &after));
 
-	CHECK_EQ(ms_get_dirty_log(vm, 0, 1, NULL, 0, &nwords, &err), -EFAULT); /* harvests, and loses the bits */
+	CHECK_EQ(ms_get_dirty_log(vm, 0, 1, NULL, 0, &nwords, &err), -EFAULT); /* harvests the bits, and loses them */
 	CHECK_EQ(err.rule, MS_RULE_NULL_BUFFER);
 	CHECK_EQ(log_word(vm, 1, 0), 0);
 	end_vm(vm);
@@ -849,7 +850,7 @@ static const struct clear_case clear_cases[] = {
 	{ 0, 1, 0, 64, true, 9, -EFAULT, MS_RULE_NULL_BUFFER },
 	{ 0, 1, 0, 64, false, 0, -EINVAL, MS_RULE_BITMAP_SIZE },
 	{ 0, 1, 0, 64, false, 2, -EINVAL, MS_RULE_BITMAP_SIZE },
-	/* each with what comes after it wrong too */
+	/* each with a later field wrong as well */
 	{ 2, MS_USER_MEM_SLOTS_DEFAULT, 1, 7, true, 0, -EINVAL, MS_RULE_AS_ID },
 	{ 0, MS_USER_MEM_SLOTS_DEFAULT, 1, 7, true, 0, -EINVAL, MS_RULE_SLOT_ID },
 	{ 1, 1, 1, 7, true, 0, -EINVAL, MS_RULE_FIRST_PAGE },
@@ -884,7 +885,7 @@ static void test_clear(void)
 		struct ms_error err = { 0 };
 		uint64_t mask[4] = { 0 };
 
-		for (uint64_t bit = 0; bit < 256; bit++) /* garbage beyond the last page does no harm */
+		for (uint64_t bit = 0; bit < 256; bit++) /* bits beyond the last page are ignored */
 			if ((c->first + bit) % 3)
 				mask[bit / 64] |= (uint64_t)1 << bit % 64;
 		CHECK_EQ(ms_clear_dirty_log(vm, c->as_id, c->id, c->first, c->num, c->null ? NULL : mask, c->nwords,
@@ -939,7 +940,7 @@ static void test_internal_slots(void)
 	CHECK_EQ(stats_of(vm).refused, refused + 4);
 	for (uint32_t i = 0; i < MS_INTERNAL_MEM_SLOTS; i++)
 		check_internal(vm, region(0, first + i, 0x200 + i, 1, 0), 0, MS_RULE_NONE, 0);
-	CHECK_EQ(set(vm, 0, first, 0x200, 1, 0), -EINVAL); /* not the user's */
+	CHECK_EQ(set(vm, 0, first, 0x200, 1, 0), -EINVAL); /* users may not change it */
 	CHECK_EQ(set(vm, 0, 2, 0x201, 1, 0), -EEXIST);
 	CHECK(!ms_is_visible_gfn(vm, 0, 0x201));
 	CHECK_EQ(ms_gfn_to_hva(vm, 0, 0x201), hva_for(0, first + 1));
@@ -985,7 +986,7 @@ static void test_load(void)
 	end_vm(vm);
 }
 
-/* Of two entries that exclude each other, 3 and `rival`, either may be the one that is refused, for the other. */
+/* Two entries, 3 and `rival`, exclude each other: either one may be refused because of the other. */
 static void check_load_refused_for(struct ms_vm *vm, struct ms_memslot bad, int want, enum ms_rule rule,
 				   uint32_t other_id, uint32_t rival)
 {
@@ -1040,7 +1041,7 @@ static void test_load_refused(void)
 	end_vm(vm);
 }
 
-/* The limit of the guest's addresses is looked at late, yet belongs to an entry like any other rule. */
+/* The guest address limit is checked late, but belongs to an entry like any other rule. */
 static void test_load_beyond_gpa_limit(void)
 {
 	struct ms_config config = default_config(1);
@@ -1086,7 +1087,7 @@ static void test_slot_limits(void)
 {
 	static const uint32_t limits[] = { 1, 2, 1000000, MS_USER_MEM_SLOTS_MAX };
 
-	size_t n = ARRAY_SIZE(limits) - design_is("array"); /* which has a table of all ids */
+	size_t n = ARRAY_SIZE(limits) - design_is("array"); /* the array has a table of all ids */
 
 	for (size_t i = 0; i < n; i++) {
 		struct ms_vm *vm = vm_of(1, limits[i], 52, MS_HVA_END_MAX_DEFAULT);
@@ -1107,8 +1108,8 @@ static void test_slot_limits(void)
 	}
 }
 
-/* Two pages from the last slot's place on: with 64 bits they wrap, which comes before their overlap, which comes
- * before the limit. */
+/* Two pages from the last slot's place on.  With 64 bits they overflow; that rule comes before the overlap, and the
+ * overlap before the limit. */
 static void check_top(struct ms_vm *vm, uint32_t bits, uint64_t last)
 {
 	region_t r = region(0, 3, last, 2, 0);

@@ -95,7 +95,10 @@ static void change_flags(struct actor *me)
 
 static void load(struct actor *me)
 {
-	struct ms_memslot slots[] = { { 0x900, 1, hva_for(0, 9), 9, 0, 0, 0 }, { 0x910, 1, hva_for(0, 10), 10, 0, LOG, 0 } };
+	struct ms_memslot slots[] = {
+		{ 0x900, 1, hva_for(0, 9), 9, 0, 0, 0 },
+		{ 0x910, 1, hva_for(0, 10), 10, 0, LOG, 0 },
+	};
 
 	me->r = ms_load_memslots(vm, 0, slots, ARRAY_SIZE(slots), NULL);
 }
@@ -217,7 +220,7 @@ static void check_after(const struct change *change)
 	check_at_in_both(1, GFN, ID);
 }
 
-/* ---- one reader beside one change ---- */
+/* ---- one reader during one change ---- */
 
 /* The reader stops at a point, the change begins, the reader goes on.  A script names what differs from that. */
 struct script {
@@ -252,7 +255,7 @@ static void check_old_walk(const struct change *change)
 	CHECK(reader.slot[0].base_gfn == OLD_GFN && reader.slot[0].flags == LOG);
 }
 
-/* The bank that the reader has loaded is left by so many flips before the reader counts itself in. */
+/* The writer leaves the bank that the reader has loaded, before the reader counts itself in. */
 static void flip(uint32_t times)
 {
 	for (uint32_t i = 0; i < times; i++)
@@ -387,32 +390,41 @@ static void check_batches(const struct change *change)
 }
 
 static const struct script one_reader[] = {
-	{ "H1 H2 H31: a change waits for a lookup", look_up, POINT_READER_VIEW_LOADED, .check = check_old_hva },
-	{ "H1 H30: a change waits for a walk", walk, POINT_READER_WALKS, .check = check_old_walk },
-	{ "H1 H30: a change waits for a walk by hva", walk_host, POINT_READER_WALKS, .check = check_old_walk },
-	{ "H7: a hint is stored while a change waits", look_up, POINT_READER_SLOT_FOUND, .check = check_old_hva },
-	{ "H3: a reader counts itself in after a flip", look_up, POINT_READER_BANK_LOADED, .check = check_old_hva,
-	  .before_change = flip_once },
-	{ "H3: a reader counts itself in after two flips", look_up, POINT_READER_BANK_LOADED, .check = check_old_hva,
-	  .before_change = flip_twice },
-	{ "H11: a vCPU has loaded its generation", look_up_by_vcpu, POINT_VCPU_GENERATION_LOADED, .check = check_old_hva,
-	  .prepare = store_vcpu_hint },
-	{ "H11: a vCPU has loaded its hint", look_up_by_vcpu, POINT_VCPU_HINT_LOADED, .check = check_old_hva,
-	  .prepare = store_vcpu_hint },
-	{ "H15 H19: a section sees one state", look_up_in_section, POINT_READER_LEFT, .check = check_old_section,
-	  .while_waiting = leave_nested_sections },
-	{ "H15: an index is offered while its set is replaced", look_up_batch, POINT_READER_INDEX_OFFERED, .check = check_batches,
+	{ "H1 H2 H31: a change waits for a lookup",
+	  look_up, POINT_READER_VIEW_LOADED, .check = check_old_hva },
+	{ "H1 H30: a change waits for a walk",
+	  walk, POINT_READER_WALKS, .check = check_old_walk },
+	{ "H1 H30: a change waits for a walk by hva",
+	  walk_host, POINT_READER_WALKS, .check = check_old_walk },
+	{ "H7: a hint is stored while a change waits",
+	  look_up, POINT_READER_SLOT_FOUND, .check = check_old_hva },
+	{ "H3: a reader counts itself in after a flip",
+	  look_up, POINT_READER_BANK_LOADED, .check = check_old_hva, .before_change = flip_once },
+	{ "H3: a reader counts itself in after two flips",
+	  look_up, POINT_READER_BANK_LOADED, .check = check_old_hva, .before_change = flip_twice },
+	{ "H11: a vCPU has loaded its generation",
+	  look_up_by_vcpu, POINT_VCPU_GENERATION_LOADED, .check = check_old_hva, .prepare = store_vcpu_hint },
+	{ "H11: a vCPU has loaded its hint",
+	  look_up_by_vcpu, POINT_VCPU_HINT_LOADED, .check = check_old_hva, .prepare = store_vcpu_hint },
+	{ "H15 H19: a section sees one state",
+	  look_up_in_section, POINT_READER_LEFT, .check = check_old_section, .while_waiting = leave_nested_sections },
+	{ "H15: an index is offered while its set is replaced",
+	  look_up_batch, POINT_READER_INDEX_OFFERED, .check = check_batches,
 	  .prepare = index_eagerly, .tree_only = true },
-	{ "H16: a page is marked while its log may end", mark, POINT_READER_MARKS, .check = check_mark },
-	{ "H23: a thread ends inside a section", die_inside, POINT_READER_LEFT, .check = check_old_hva },
-	{ "H24: a fork beside a reader and a writer", look_up, POINT_READER_VIEW_LOADED, .check = check_old_hva,
-	  .while_waiting = fork_and_look_up },
-	{ "H8: a reader writes nothing after it has left", look_up, POINT_READER_LEFT, .check = check_old_hva, .outside = true },
-	{ "H11: a vCPU has not yet entered its section", look_up_by_vcpu, POINT_READER_BANK_LOADED, .check = check_new_hva,
+	{ "H16: a page is marked while its log may end",
+	  mark, POINT_READER_MARKS, .check = check_mark },
+	{ "H23: a thread ends inside a section",
+	  die_inside, POINT_READER_LEFT, .check = check_old_hva },
+	{ "H24: a fork with a reader and a writer active",
+	  look_up, POINT_READER_VIEW_LOADED, .check = check_old_hva, .while_waiting = fork_and_look_up },
+	{ "H8: a reader writes nothing after it has left",
+	  look_up, POINT_READER_LEFT, .check = check_old_hva, .outside = true },
+	{ "H11: a vCPU has not yet entered its section",
+	  look_up_by_vcpu, POINT_READER_BANK_LOADED, .check = check_new_hva,
 	  .prepare = store_vcpu_hint, .outside = true },
 };
 
-/* A change that must not wait runs in this thread: it would hang. */
+/* A change that must not wait runs in this thread: if it waited, the test would hang. */
 static void begin_change(const struct script *script, const struct change *change)
 {
 	if (!script->outside) {
@@ -573,7 +585,7 @@ static void generation_before_publish(void)
 	end();
 }
 
-/* H12, H14: two address spaces never have the same generation, whatever changes each has had. */
+/* H12, H14: two address spaces never have the same generation, after any changes. */
 static void generations_of_two_spaces(void)
 {
 	begin("H12 H14: two address spaces");
@@ -628,7 +640,7 @@ static void mark_across_harvest(void)
 	uint64_t word = 0;
 	size_t nwords;
 
-	begin("H16: a mark beside a harvest");
+	begin("H16: a mark during a harvest");
 	ms_mark_page_dirty(vm, 0, OLD_GFN);
 	act_until(&writer, harvest, POINT_WRITER_HARVESTS);
 	mark(NULL);
@@ -698,9 +710,9 @@ static void refused_in_hook(const struct change *change)
 }
 
 /* H21: while a writer waits, a thread that never read in this VM gets its record. */
-static void first_lookup_beside_waiting_writer(void)
+static void first_lookup_while_writer_waits(void)
 {
-	begin("H21: a newcomer's record beside a waiting writer");
+	begin("H21: a newcomer gets a record while a writer waits");
 	act_until(&reader, look_up, POINT_READER_VIEW_LOADED);
 	act_until_waits(&writer, delete, vm);
 	act(&second, look_up, NO_STOP);
@@ -729,7 +741,7 @@ static void index_comes_late(void)
 }
 
 /* H26, H30: a writer does not wait for a batch that holds an index, and the index outlives its set. */
-static void index_held_beside_writer(void)
+static void index_held_during_changes(void)
 {
 	begin("H26 H30: an index is held while its set is replaced");
 	index_eagerly();
@@ -773,11 +785,11 @@ static void once(void)
 	two_on_one_vcpu();
 	batch_across();
 	mark_across_harvest();
-	first_lookup_beside_waiting_writer();
+	first_lookup_while_writer_waits();
 	if (!design_is("tree"))
 		return;
 	index_comes_late();
-	index_held_beside_writer();
+	index_held_during_changes();
 }
 
 int main(int argc, char **argv)

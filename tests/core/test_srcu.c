@@ -2,9 +2,9 @@
 /*
  * test_srcu.c - read sections and grace periods between real threads.
  *
- * What a reader leaves behind in a section is an ordinary variable: -fsanitize=thread then proves that
- * synchronize_srcu() orders it.  test_srcu_schedules.c looks at every order of steps; this file at real threads that
- * sleep, end, die, share and fork.
+ * A reader writes an ordinary variable in its section: -fsanitize=thread then proves that synchronize_srcu() orders it.
+ * test_srcu_schedules.c tries each order of steps; this file has real threads that sleep, end, end inside a section,
+ * share a record and fork.
  */
 #include "test.h"
 
@@ -43,7 +43,7 @@ static void wait_for(_Atomic uint32_t *word, uint32_t value)
 		sched_yield();
 }
 
-/* Until the writer sleeps, or has returned without. */
+/* Waits until the writer sleeps or has returned. */
 static void wait_for_writer(void)
 {
 	while (!atomic_load(&domain.waiting) && !atomic_load(&domain.periods))
@@ -120,7 +120,7 @@ static void nest(uint32_t bank, uint64_t before)
 	check_record(a, 1, bank, before + 1, before);
 	b = srcu_read_lock(&domain);
 	CHECK(!b.outermost);
-	srcu_read_unlock(&domain, a); /* the outer one first: S1 holds whichever ends last */
+	srcu_read_unlock(&domain, a); /* the outer one first: S1 holds in any order */
 	check_record(b, 1, bank, before + 1, before);
 	srcu_read_unlock(&domain, b);
 	check_record(b, 0, bank, before + 1, before + 1);
@@ -151,7 +151,7 @@ static void no_readers(void)
 	domain_deinit();
 }
 
-/* More domains than a thread remembers, sections of all of them open at once, and a writer for each. */
+/* More domains than a thread caches, with open sections in all of them, and a writer for each. */
 #define DOMAINS (3 * SRCU_CACHED + 1)
 
 static void many_domains(void)
@@ -168,7 +168,7 @@ static void many_domains(void)
 			CHECK(section[i].outermost && section[i].reader->domain == &many[i]);
 			CHECK_EQ(thread_self.sections, i + 1);
 			if (i + 1 < DOMAINS)
-				synchronize_srcu(&many[i + 1]); /* nobody is inside there */
+				synchronize_srcu(&many[i + 1]); /* it has no reader inside */
 		}
 		for (int i = 0; i < DOMAINS; i++)
 			srcu_read_unlock(&many[i], section[i]);
@@ -183,7 +183,7 @@ static void many_domains(void)
 	CHECK_EQ(atomic_load(&memory.blocks), 0);
 }
 
-/* ---- a writer waits for those inside, and for no one else ---- */
+/* ---- a writer waits for the readers inside, and for no others ---- */
 
 /* A reader that stays inside until the writer sleeps. */
 struct guest {
@@ -201,7 +201,7 @@ static void *stay_until_awaited(void *argument)
 	CHECK_EQ(srcu_is_shared(section.reader), guest->fail);
 	atomic_store(&guest->inside, 1);
 	wait_for_writer();
-	nap_ms(2); /* awaited, and for longer than a nap of the writer's */
+	nap_ms(2); /* longer than a nap of the writer, which waits for it */
 	CHECK_EQ(domain.periods, 0);
 	guest->left = 1;
 	srcu_read_unlock(&domain, section);
@@ -233,7 +233,7 @@ static void waits_for(unsigned guests, bool shared)
 	domain_deinit();
 }
 
-/* Two readers that leave in turn, so that one of them is inside at every moment. */
+/* Two readers that leave in turn, so that one of them is always inside. */
 struct relay {
 	pthread_t thread;
 	uint32_t number;
@@ -270,7 +270,7 @@ static void stream_of_readers(bool shared)
 		memory_fail(&memory, 1, true);
 	atomic_store(&relay_inside, 0);
 	atomic_store(&relay_stop, 0);
-	atomic_store(&relay_turn, 2); /* nobody's: both enter first */
+	atomic_store(&relay_turn, 2); /* no reader's turn: both enter first */
 	for (int i = 0; i < 2; i++)
 		start(&me[i].thread, relay, &me[i]);
 	wait_for(&relay_inside, 2);
@@ -294,7 +294,7 @@ static void *write_once(void *unused)
 	return unused;
 }
 
-/* A nested section that begins after the flip belongs to the outermost one's bank. */
+/* A nested section that begins after the flip is in the bank of the outermost one. */
 static void nested_across_a_flip(void)
 {
 	struct srcu_section outer, inner;
@@ -322,7 +322,7 @@ static void nested_across_a_flip(void)
 
 /* ---- threads end ---- */
 
-static void *die_inside(void *argument)
+static void *end_inside(void *argument)
 {
 	struct guest *guest = argument;
 
@@ -336,7 +336,7 @@ static void *die_inside(void *argument)
 	return NULL;
 }
 
-static void check_taken_back(void)
+static void check_given_back(void)
 {
 	for (struct srcu_reader *r = atomic_load(&domain.readers); r; r = r->next)
 		CHECK(r->owner == SRCU_FREE || r == &domain.shared);
@@ -347,8 +347,8 @@ static void dead_threads(void)
 {
 	domain_init();
 	for (uint32_t round = 0; round < 4; round++) { /* in either bank */
-		run_thread(die_inside, NULL);
-		check_taken_back();
+		run_thread(end_inside, NULL);
+		check_given_back();
 		synchronize_srcu(&domain);
 		CHECK_EQ(domain.waits, 0);
 		CHECK_EQ(domain.bank, (round + 1) % 2);
@@ -357,19 +357,19 @@ static void dead_threads(void)
 	domain_deinit();
 }
 
-/* ... and while a writer waits for it. */
-static void awaited_thread_dies(void)
+/* The same while a writer waits for the thread. */
+static void awaited_thread_ends(void)
 {
 	struct guest guest = { 0 };
 
 	domain_init();
-	start(&guest.thread, die_inside, &guest);
+	start(&guest.thread, end_inside, &guest);
 	wait_for(&guest.inside, 1);
 	synchronize_srcu(&domain);
 	CHECK_EQ(guest.left, 1);
 	CHECK_EQ(domain.waits, 1);
 	join(guest.thread);
-	check_taken_back();
+	check_given_back();
 	CHECK_EQ(nr_records(&domain), 2);
 	domain_deinit();
 }
@@ -387,7 +387,7 @@ static void *read_a_little(void *unused)
 	return unused;
 }
 
-/* Records serve one thread after another: there are as many as threads lived at once. */
+/* Records serve one thread after another: there are as many as threads that lived at the same time. */
 static void records_are_reused(void)
 {
 	enum { AT_ONCE = 4 };
@@ -405,13 +405,13 @@ static void records_are_reused(void)
 		CHECK(nr_records(&domain) <= 1 + AT_ONCE);
 		CHECK_EQ(atomic_load(&memory.blocks), nr_records(&domain) - 1);
 	}
-	check_taken_back();
+	check_given_back();
 	CHECK_EQ(srcu_total(&domain, SRCU_MISS), rounds * AT_ONCE * 5 * 3);
 	sections += rounds * AT_ONCE * 5;
 	domain_deinit();
 }
 
-/* A section after the thread's record was taken back: in a destructor of other thread-specific data. */
+/* A section after the thread's record was given back: in a destructor of other thread-specific data. */
 static pthread_key_t late_key;
 
 static void read_late(void *left)
@@ -419,7 +419,7 @@ static void read_late(void *left)
 	uint32_t *times = left;
 
 	read_a_little(NULL);
-	if (--*times) /* comes round once more, after the engine's own destructor */
+	if (--*times) /* set again, so that it runs after the engine's own destructor */
 		pthread_setspecific(late_key, times);
 }
 
@@ -431,7 +431,7 @@ static void *end_late(void *times)
 
 static void sections_of_destructors(void)
 {
-	/* POSIX promises four rounds of destructors; the thread sanitizer is gone before the last. */
+	/* POSIX promises four rounds of destructors; the thread sanitizer is gone before the last one. */
 	uint32_t rounds = TEST_THREAD_SANITIZED ? 1 : 3, times = rounds;
 
 	domain_init();
@@ -445,7 +445,7 @@ static void sections_of_destructors(void)
 	domain_deinit();
 }
 
-/* A domain goes while threads that have records in it live; another comes to the same address; the threads end. */
+/* A domain ends while threads with records in it live; another one starts at the same address; then the threads end. */
 static _Atomic uint32_t stage, arrived;
 
 static void *live_longer(void *unused)
@@ -458,7 +458,7 @@ static void *live_longer(void *unused)
 	return unused;
 }
 
-static void domains_go_first(void)
+static void domains_end_first(void)
 {
 	enum { NR = 3 };
 	pthread_t thread[NR];
@@ -496,7 +496,7 @@ static void *wait_and_leave(void *argument)
 	return NULL;
 }
 
-/* Two in the shared record: one has left and come again, the other has not moved. */
+/* Two readers in the shared record: one has left and entered again, the other is still inside. */
 static void two_in_the_shared_record(void)
 {
 	struct guest guest = { 0 };
@@ -525,7 +525,7 @@ static void two_in_the_shared_record(void)
 	domain_deinit();
 }
 
-/* The shared record is a makeshift: as soon as there is memory a thread has its own, inside a section too. */
+/* As soon as there is memory, a thread gets its own record instead of the shared one, inside a section too. */
 static void memory_comes_back(void)
 {
 	struct srcu_section a, b, c;
@@ -569,7 +569,7 @@ static void stall_fails(void *what, uint32_t os_id, uint64_t waited_ns, uint32_t
 	(void)os_id;
 	(void)waited_ns;
 	(void)report;
-	fprintf(stderr, "%s waits for a section that is over\n", (const char *)what);
+	fprintf(stderr, "%s waits for a section that has ended\n", (const char *)what);
 	test_fail();
 }
 
@@ -587,7 +587,7 @@ static void stays(struct guest *guest, bool shared)
 	memory_fail(&memory, 0, false);
 }
 
-/* In either bank, with a record and without, and the calling thread's own. */
+/* In either bank, with and without a record, and in the calling thread's own sections. */
 static void ends_with_open_sections(void)
 {
 	struct guest guest[4] = { 0 };
@@ -669,8 +669,8 @@ static void *hold_until_stopped(void *unused)
 	return unused;
 }
 
-/* The last step before a fork, since it was registered first: the lock has been taken, and nobody gets further than
- * to where it asks for it. */
+/* The last step before a fork, since it was registered first: the lock is held, and other threads can only wait for
+ * it. */
 static void just_before_fork(void)
 {
 	uint64_t made = atomic_load(&domains_made);
@@ -693,7 +693,7 @@ static void in_child(void)
 	_exit(0);
 }
 
-/* Fork while another thread is busy with the list of domains: the child's lock is free. */
+/* A fork while another thread changes the list of domains: the child's lock is free. */
 static void forks(void)
 {
 	pthread_t thread;
@@ -722,7 +722,8 @@ static void forks(void)
 	domain_deinit();
 }
 
-/* Sections of other threads end in the child, those in the shared record too; the forking thread's own goes on. */
+/* In the child, sections of other threads end, those in the shared record too; the forking thread's own section goes
+ * on. */
 static void sections_end_in_child(void)
 {
 	struct guest guest[2] = { 0 };
@@ -751,7 +752,7 @@ static void sections_end_in_child(void)
 	CHECK_EQ(status, 0);
 	srcu_read_unlock(&domain, own);
 	for (struct srcu_reader *r = atomic_load(&domain.readers); r; r = r->next)
-		CHECK_EQ(r->lock[0] - r->unlock[0], r != own.reader); /* in the parent they are open */
+		CHECK_EQ(r->lock[0] - r->unlock[0], r != own.reader); /* they are open in the parent */
 	srcu_end_sections(&domain);
 	for (int i = 0; i < 2; i++) {
 		atomic_store(&guest[i].inside, 2);
@@ -765,7 +766,7 @@ static void sections_end_in_child(void)
 
 #define READERS 3
 
-/* What is protected.  Ordinary variables: after the grace period they are the writer's. */
+/* The protected object.  Its variables are ordinary: after the grace period they belong to the writer. */
 struct thing {
 	uint64_t value;
 	uint64_t complement;
@@ -791,7 +792,7 @@ static uint64_t look(struct rng *rng)
 	if (how < 8) {
 		struct srcu_section inner = srcu_read_lock(&domain);
 
-		/* A nested section sees at least what its outermost one saw. */
+		/* A nested section sees at least the state of its outermost one. */
 		CHECK(atomic_load_explicit(&current, memory_order_seq_cst)->value >= value);
 		srcu_read_unlock(&domain, inner);
 	}
@@ -812,7 +813,7 @@ static void *look_much(void *argument)
 		value = look(&rng);
 		if (!looks)
 			atomic_fetch_add(&arrived, 1);
-		CHECK(value >= last); /* time does not run back */
+		CHECK(value >= last); /* the value never decreases */
 		last = value;
 	}
 	return (void *)looks;
@@ -860,7 +861,7 @@ static void stress(bool shared)
 		sections += (uintptr_t)looks;
 	}
 	CHECK_EQ(nr_records(&domain), shared ? 1 : 1 + READERS);
-	printf("  %" PRIu64 " changes beside %d readers%s, %" PRIu64 " of them waited\n", atomic_load(&domain.periods),
+	printf("  %" PRIu64 " changes with %d readers%s, %" PRIu64 " of them waited\n", atomic_load(&domain.periods),
 	       READERS, shared ? " in the shared record" : "", atomic_load(&domain.waits));
 	free(atomic_load(&current));
 	domain_deinit();
@@ -881,10 +882,10 @@ int main(int argc, char **argv)
 	stream_of_readers(true);
 	nested_across_a_flip();
 	dead_threads();
-	awaited_thread_dies();
+	awaited_thread_ends();
 	records_are_reused();
 	sections_of_destructors();
-	domains_go_first();
+	domains_end_first();
 	two_in_the_shared_record();
 	memory_comes_back();
 	ends_with_open_sections();

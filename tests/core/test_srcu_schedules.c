@@ -3,11 +3,11 @@
  * test_srcu_schedules.c - read sections and grace periods in every order of their steps.
  *
  * srcu.c is compiled into this program with each of its atomic operations, locks and sleeps turned into a place where
- * another thread may go on.  The threads are coroutines of one real thread, and a run is decided by a list of choices,
- * so that all lists can be tried, depth first: every schedule with at most `preemptions` switches away from a thread
- * that could have gone on.  Bugs of this kind need two or three of them; a stress test meets such an order by luck.
+ * another thread may go on.  The threads are coroutines of one real thread.  A list of choices decides a run, so the
+ * test can try all lists, depth first: every schedule with at most `preemptions` switches away from a thread that could
+ * have gone on.  Faults of this kind need two or three such switches; a stress test meets them by luck only.
  *
- * The steps are sequentially consistent: this proves the algorithm, not the memory orders that srcu.h gives it.
+ * The steps are sequentially consistent: the test proves the algorithm, not the memory orders that srcu.h uses.
  */
 #include "test.h"
 
@@ -19,11 +19,11 @@
 #include "memory.h"
 #include "thread.h"
 
-static void step(void);     /* another thread may go on before what follows */
-static void wait_step(void); /* ... and should: this one waits for something */
+static void step(void);     /* another thread may go on here */
+static void wait_step(void); /* ... and should: this thread waits for something */
 static int yields;
 #define YIELDS yields
-static uint64_t clock_ns; /* moves when it is looked at */
+static uint64_t clock_ns; /* advances with each read */
 static void mutual_lock(pthread_mutex_t *mutex);
 static void mutual_unlock(pthread_mutex_t *mutex);
 
@@ -55,13 +55,13 @@ static void mutual_unlock(pthread_mutex_t *mutex);
 
 #define FIBERS_MAX 3
 #define STACK_SIZE 65536
-#define STEPS_MAX 5000 /* a run has some hundred; one that gets here hangs */
+#define STEPS_MAX 5000 /* a run has some hundred; more than this is a hang */
 
 struct fiber {
 	ucontext_t context;
 	void (*run)(void);
 	bool done;
-	bool waits; /* nobody else has made a step since it began to wait */
+	bool waits; /* no other thread has made a step since it began to wait */
 	struct thread self;
 	struct srcu_cache cache[SRCU_CACHED];
 	_Alignas(64) char stack[STACK_SIZE];
@@ -72,7 +72,7 @@ static unsigned nr_fibers, running;
 static ucontext_t outside;
 static bool exploring;
 static unsigned steps, preemptions, preemptions_max;
-static uint64_t operations, locks; /* of all threads, ever */
+static uint64_t operations, locks; /* of all threads, in all runs */
 
 /* ---- choices ---- */
 
@@ -94,7 +94,7 @@ static unsigned choose(unsigned nr)
 	return path[path_at++].taken;
 }
 
-/* The next list of choices in order; false: that was the last. */
+/* The next list of choices in order; false: there is none. */
 static bool next_path(void)
 {
 	while (path_length && path[path_length - 1].taken + 1 == path[path_length - 1].nr)
@@ -131,8 +131,8 @@ static void switch_to(unsigned next)
 	CHECK_EQ(swapcontext(&fibers[from].context, &fibers[next].context), 0);
 }
 
-/* The others that could go on, in turn from the running one. */
-static unsigned others(unsigned *list)
+/* The threads that could go on, in turn from the running one. */
+static unsigned runnable_others(unsigned *list)
 {
 	unsigned nr = 0;
 
@@ -158,17 +158,17 @@ static void step(void)
 	if (!exploring)
 		return;
 	count_step();
-	nr = preemptions < preemptions_max ? others(list) : 0;
+	nr = preemptions < preemptions_max ? runnable_others(list) : 0;
 	taken = choose(1 + nr);
 	if (taken) {
 		preemptions++;
 		switch_to(list[taken - 1]);
 	}
 	for (unsigned i = 0; i < nr_fibers; i++)
-		fibers[i].waits = false; /* this one goes on: what the others wait for may happen */
+		fibers[i].waits = false; /* this thread goes on: the others may find their condition met */
 }
 
-/* To go on with the next in turn costs nothing. */
+/* A switch to the next thread in turn is not a preemption. */
 static void wait_step(void)
 {
 	unsigned list[FIBERS_MAX], nr, taken;
@@ -177,7 +177,7 @@ static void wait_step(void)
 		return;
 	count_step();
 	fibers[running].waits = true;
-	nr = others(list);
+	nr = runnable_others(list);
 	taken = choose(preemptions < preemptions_max || !nr ? nr : 1);
 	preemptions += taken > 0;
 	if (nr)
@@ -203,7 +203,7 @@ static void mutual_unlock(pthread_mutex_t *mutex)
 	locked = false;
 }
 
-/* A thread's end: any other may be next. */
+/* The thread has ended: any other may be next. */
 static void end_fiber(void)
 {
 	unsigned list[FIBERS_MAX], nr;
@@ -211,7 +211,7 @@ static void end_fiber(void)
 	fibers[running].done = true;
 	for (unsigned i = 0; i < nr_fibers; i++)
 		fibers[i].waits = false;
-	nr = others(list);
+	nr = runnable_others(list);
 	if (nr)
 		switch_to(list[choose(nr)]);
 	setcontext(&outside);
@@ -223,7 +223,7 @@ static void fiber_main(void)
 	end_fiber();
 }
 
-/* ---- what the threads do ---- */
+/* ---- the threads ---- */
 
 #define UPDATES_MAX 3
 
@@ -271,7 +271,7 @@ static void read_nested(void)
 	srcu_read_unlock(&domain, outer);
 }
 
-/* The end of a thread that is inside; its record is free for the next. */
+/* The thread ends inside sections; its record is free for the next thread. */
 static void die_inside(void)
 {
 	srcu_read_lock(&domain);
@@ -287,7 +287,7 @@ static void read_and_end(void)
 	take_back_all((void *)(uintptr_t)thread_self.number);
 }
 
-/* A writer that waits says so, and whoever hears it reads, with the writer's own record. */
+/* The report of a waiting writer reads, in the writer's own record. */
 static unsigned reports;
 
 static void read_in_report(void *opaque, uint32_t os_id, uint64_t waited_ns, uint32_t report)
@@ -312,15 +312,15 @@ static void write_all(void)
 /* ---- scenarios ---- */
 
 enum records {
-	OWN,   /* the readers have their records beforehand */
-	NEW,   /* ... get them when they first read */
-	SHARED /* ... get none: no memory */
+	OWN,   /* the readers have their records before they start */
+	NEW,   /* the readers get their records in their first section */
+	SHARED /* the readers get no records: there is no memory */
 };
 
 enum writer {
-	YIELDING, /* as it is: a reader is gone before the writer would go to sleep */
-	SLEEPING, /* ... at once */
-	REPORTING /* ... and says so */
+	YIELDING, /* as in the engine: a reader leaves before the writer would sleep */
+	SLEEPING, /* the writer sleeps immediately */
+	REPORTING /* ... and reports that it waits */
 };
 
 struct scenario {
@@ -337,17 +337,17 @@ static const struct scenario scenarios[] = {
 	{ "one reader, three changes", OWN, 3, 3, { read_twice }, YIELDING },
 	{ "nested sections", OWN, 4, 2, { read_nested }, YIELDING },
 	{ "two readers", OWN, 3, 2, { read_once, read_once }, YIELDING },
-	{ "two readers, again and again", OWN, 2, 2, { read_twice, read_twice }, YIELDING },
+	{ "two readers, twice", OWN, 2, 2, { read_twice, read_twice }, YIELDING },
 	{ "a newcomer", NEW, 4, 2, { read_once }, YIELDING },
 	{ "two newcomers", NEW, 3, 1, { read_once, read_once }, YIELDING },
-	{ "one takes the other's record", NEW, 3, 1, { read_and_end, read_once }, YIELDING },
+	{ "a newcomer takes a record that was given back", NEW, 3, 1, { read_and_end, read_once }, YIELDING },
 	{ "a thread dies inside", NEW, 2, 2, { die_inside, read_once }, YIELDING },
 	{ "two in the shared record", SHARED, 3, 1, { read_once, read_once }, YIELDING },
-	{ "two in the shared record, again and again", SHARED, 2, 2, { read_twice, read_twice }, YIELDING },
+	{ "two in the shared record, twice", SHARED, 2, 2, { read_twice, read_twice }, YIELDING },
 	{ "nested in the shared record", SHARED, 2, 2, { read_nested, read_once }, YIELDING },
-	{ "asleep at once", OWN, 4, 2, { read_twice }, SLEEPING },
-	{ "asleep at once, two readers", OWN, 2, 2, { read_once, read_twice }, SLEEPING },
-	{ "asleep at once, in the shared record", SHARED, 2, 2, { read_twice, read_once }, SLEEPING },
+	{ "the writer sleeps immediately", OWN, 4, 2, { read_twice }, SLEEPING },
+	{ "the writer sleeps immediately, two readers", OWN, 2, 2, { read_once, read_twice }, SLEEPING },
+	{ "the writer sleeps immediately, in the shared record", SHARED, 2, 2, { read_twice, read_once }, SLEEPING },
 	{ "a report that reads", OWN, 3, 2, { read_twice }, REPORTING },
 	{ "a report that reads, of newcomers", NEW, 2, 2, { read_nested, read_once }, REPORTING },
 	{ "a report that reads, in the shared record", SHARED, 2, 2, { read_twice, read_once }, REPORTING },
@@ -434,7 +434,7 @@ static uint64_t explore(const struct scenario *scenario)
 
 /* ---- many domains, many threads ---- */
 
-/* Two domains whose numbers meet in a thread's cache. */
+/* Two domains whose numbers collide in a thread's cache. */
 static struct srcu colliding[SRCU_CACHED + 1];
 static struct srcu *const pair[2] = { &colliding[0], &colliding[SRCU_CACHED] };
 
@@ -446,8 +446,8 @@ static void new_thread(void)
 
 static struct srcu_reader *records[2];
 
-/* What a turn of sections costs; each is in the thread's own record, and takes no lock. */
-static uint64_t turn(void)
+/* The operations of one section in each domain.  Each uses the thread's own record and takes no lock. */
+static uint64_t sections_cost(void)
 {
 	uint64_t before = operations, locks_before = locks;
 
@@ -467,7 +467,7 @@ static void idle_threads(unsigned nr)
 
 	for (unsigned i = 0; i < nr; i++) {
 		new_thread();
-		for (int d = 0; d < 4; d++) { /* the second time it has a record to find */
+		for (int d = 0; d < 4; d++) { /* the second time it finds its record */
 			struct srcu_reader *r = srcu_find_reader(pair[d % 2]);
 
 			CHECK(r != records[d % 2] && r->owner == thread_self.number);
@@ -487,13 +487,13 @@ static void records_are_found_without_a_lock(void)
 	new_thread();
 	for (int d = 0; d < 2; d++)
 		records[d] = srcu_find_reader(pair[d]);
-	turn(); /* the first finds a record by looking at all of them */
-	cost = turn();
+	sections_cost(); /* the first call finds the records by a search */
+	cost = sections_cost();
 	idle_threads(SRCU_MET - 1);
-	CHECK_EQ(turn(), cost); /* however many threads have records and do not use them */
-	idle_threads(1);        /* whose number meets this one's: once all are looked at, and then no more */
-	CHECK(turn() > cost);
-	CHECK_EQ(turn(), cost);
+	CHECK_EQ(sections_cost(), cost); /* for any number of threads with unused records */
+	idle_threads(1);        /* its number collides with this thread's: one search, and then no more */
+	CHECK(sections_cost() > cost);
+	CHECK_EQ(sections_cost(), cost);
 	new_thread();
 	for (int i = 0; i <= SRCU_CACHED; i++)
 		srcu_deinit(&colliding[i]);
@@ -506,7 +506,7 @@ int main(int argc, char **argv)
 
 	test_init(argc, argv, 120);
 	if (TEST_THREAD_SANITIZED)
-		puts("  no schedules: this sanitizer does not follow coroutines");
+		puts("  no schedules: this sanitizer cannot follow coroutines");
 	for (size_t i = 0; !TEST_THREAD_SANITIZED && i < ARRAY_SIZE(scenarios); i++)
 		schedules += explore(&scenarios[i]);
 	records_are_found_without_a_lock();

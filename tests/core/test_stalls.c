@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * test_stalls.c - a reader that stays is reported by name, again and again, and the change still comes through.
+ * test_stalls.c - a reader that delays a change is reported by its thread, repeatedly, and the change still completes.
  *
- * No test here takes a time for granted but one: that a wait which goes on gets older.
+ * Only one check here depends on time: a wait that goes on gets longer.
  */
 #include "script.h"
 
@@ -22,7 +22,7 @@ static struct {
 	int change, other, close, look;
 	struct ms_error err;
 	uint32_t thread_id;
-} told;
+} seen;
 static struct ms_vm *other_vm;
 
 static void look_up(struct actor *me)
@@ -47,23 +47,23 @@ static void close_vm(struct actor *me)
 
 static void on_stall(void *opaque, const struct ms_stall *stall)
 {
-	uint32_t nr = atomic_load(&told.nr);
+	uint32_t nr = atomic_load(&seen.nr);
 
-	CHECK(opaque == &told);
-	if (nr < ARRAY_SIZE(told.stall))
-		told.stall[nr] = *stall;
-	told.thread_id = thread_os_id();
-	told.change = set(vm, 0, 8, 0x800, 1, 0);
-	told.close = ms_vm_close(vm, &told.err);
-	told.look = ms_gfn_to_hva(vm, 0, 0x9000) == MS_HVA_ERR_BAD; /* a section of the writer's own */
+	CHECK(opaque == &seen);
+	if (nr < ARRAY_SIZE(seen.stall))
+		seen.stall[nr] = *stall;
+	seen.thread_id = thread_os_id();
+	seen.change = set(vm, 0, 8, 0x800, 1, 0);
+	seen.close = ms_vm_close(vm, &seen.err);
+	seen.look = ms_gfn_to_hva(vm, 0, 0x9000) == MS_HVA_ERR_BAD; /* in a section of the writer's own */
 	if (other_vm)
-		told.other = set(other_vm, 0, 8, 0x800, 1, 0);
-	atomic_fetch_add(&told.nr, 1);
+		seen.other = set(other_vm, 0, 8, 0x800, 1, 0);
+	atomic_fetch_add(&seen.nr, 1);
 }
 
 static void await_reports(uint32_t nr)
 {
-	while (atomic_load(&told.nr) < nr)
+	while (atomic_load(&seen.nr) < nr)
 		sched_yield();
 }
 
@@ -72,8 +72,8 @@ static uint32_t first_report_of(uint32_t thread_id)
 	uint32_t i = 0, nr;
 
 	do {
-		nr = atomic_load(&told.nr);
-		while (i < nr && told.stall[i].thread_id != thread_id)
+		nr = atomic_load(&seen.nr);
+		while (i < nr && seen.stall[i].thread_id != thread_id)
 			i++;
 	} while (i == nr && !sched_yield());
 	return i;
@@ -82,10 +82,10 @@ static uint32_t first_report_of(uint32_t thread_id)
 static void begin(const char *name, uint32_t after_ms)
 {
 	script_begin(name);
-	memset(&told, 0, sizeof(told));
+	memset(&seen, 0, sizeof(seen));
 	vm = new_vm(1);
 	CHECK_EQ(set(vm, 0, ID, GFN - 4, 16, 0), 0);
-	CHECK_EQ(ms_set_stall_report(vm, after_ms, on_stall, &told, NULL), 0);
+	CHECK_EQ(ms_set_stall_report(vm, after_ms, on_stall, &seen, NULL), 0);
 }
 
 static void end(void)
@@ -93,11 +93,11 @@ static void end(void)
 	script_end_vm(vm);
 }
 
-/* Reports of one wait: numbered, by a name, older each time, and each after about twice the time. */
+/* The reports of one wait: numbered, with the thread's id, each after about twice the time of the one before. */
 static void check_reports(uint32_t from, uint32_t nr, uint32_t thread_id, uint64_t after_ns)
 {
 	for (uint32_t i = 0; i < nr; i++) {
-		const struct ms_stall *s = &told.stall[from + i];
+		const struct ms_stall *s = &seen.stall[from + i];
 
 		CHECK_EQ(s->report, i + 1);
 		CHECK_EQ(s->thread_id, thread_id);
@@ -106,10 +106,10 @@ static void check_reports(uint32_t from, uint32_t nr, uint32_t thread_id, uint64
 	}
 }
 
-/* A change, a delete (whose first swap waits), a close: the same. */
-static void is_reported(void (*run)(struct actor *me))
+/* A create, a delete (whose first swap waits) and a close are reported in the same way. */
+static void change_is_reported(void (*run)(struct actor *me))
 {
-	begin("a reader that stays is reported", 1);
+	begin("a reader that delays a change is reported", 1);
 	CHECK_EQ(ms_vm_create(&(struct ms_config){ 1, 10, 52, 1 << 30, "tree", NULL, NULL }, &other_vm), 0);
 	act_until(&reader, look_up, POINT_READER_VIEW_LOADED);
 	act(&writer, run, NO_STOP);
@@ -119,26 +119,26 @@ static void is_reported(void (*run)(struct actor *me))
 	finish_both(&reader, &writer);
 	CHECK_EQ(writer.r, 0);
 	check_reports(0, REPORTS, atomic_load(&reader.os_id), 1000000);
-	CHECK_EQ(told.thread_id, atomic_load(&writer.os_id));
-	CHECK_EQ(told.change, -EDEADLK);
-	CHECK_EQ(told.close, -EDEADLK);
-	CHECK_EQ(told.err.rule, MS_RULE_HOOK);
-	CHECK_EQ(told.look, 1);
-	CHECK_EQ(told.other, -EINVAL); /* its lock was free */
+	CHECK_EQ(seen.thread_id, atomic_load(&writer.os_id));
+	CHECK_EQ(seen.change, -EDEADLK);
+	CHECK_EQ(seen.close, -EDEADLK);
+	CHECK_EQ(seen.err.rule, MS_RULE_HOOK);
+	CHECK_EQ(seen.look, 1);
+	CHECK_EQ(seen.other, -EINVAL); /* it could lock that VM */
 	CHECK_EQ(stats_of(vm).stalls, 1);
 	ms_vm_destroy(other_vm);
 	other_vm = NULL;
 	end();
 }
 
-/* Two that stay: each is named, and what the second is told counts from when the writer began to wait. */
+/* Two readers stay: each is reported, and the second one's time counts from when the writer began to wait. */
 static void both_are_reported(void)
 {
 	uint32_t first;
 
-	begin("two readers that stay", 1);
+	begin("two readers delay a change", 1);
 	act_until(&reader, look_up, POINT_READER_VIEW_LOADED);
-	act_until(&second, look_up, POINT_READER_VIEW_LOADED); /* its record is the first that a drain looks at */
+	act_until(&second, look_up, POINT_READER_VIEW_LOADED); /* a drain looks at its record first */
 	act(&writer, delete, NO_STOP);
 	await_reports(2);
 	finish(&second);
@@ -146,19 +146,19 @@ static void both_are_reported(void)
 	finish_both(&reader, &writer);
 	CHECK_EQ(stats_of(vm).stalls, 2);
 	check_reports(0, 2, atomic_load(&second.os_id), 1000000);
-	CHECK_EQ(told.stall[first].report, 1);
-	CHECK(told.stall[first].waited_ns >= told.stall[first - 1].waited_ns);
+	CHECK_EQ(seen.stall[first].report, 1);
+	CHECK(seen.stall[first].waited_ns >= seen.stall[first - 1].waited_ns);
 	end();
 }
 
-/* The record of a thread that has ended bears the name of the next. */
-static void name_of_the_next_owner(void)
+/* A thread that gets the record of an ended thread is reported with its own id. */
+static void id_of_the_next_owner(void)
 {
-	begin("a record that is handed on", 1);
+	begin("a record that another thread gets", 1);
 	act(&second, look_up, NO_STOP);
 	await_end(&second);
 	act_until(&reader, look_up, POINT_READER_VIEW_LOADED);
-	CHECK_EQ(atomic_load(&vm->srcu.readers)->next, &vm->srcu.shared); /* one record for both */
+	CHECK_EQ(atomic_load(&vm->srcu.readers)->next, &vm->srcu.shared); /* both threads used one record */
 	act(&writer, create, NO_STOP);
 	await_reports(1);
 	finish_both(&reader, &writer);
@@ -179,7 +179,7 @@ static void without_a_record(void)
 	end();
 }
 
-/* 0, or a time that has not passed: nothing is said, however often the writer wakes. */
+/* With 0, or before the time has passed, nothing is reported, however often the writer wakes. */
 static void is_not_reported(uint32_t after_ms)
 {
 	struct timespec nap = { .tv_nsec = 20 * 1000000 };
@@ -190,16 +190,16 @@ static void is_not_reported(uint32_t after_ms)
 	nanosleep(&nap, NULL);
 	CHECK_EQ(atomic_load(&writer.ended), 0);
 	finish_both(&reader, &writer);
-	CHECK_EQ(atomic_load(&told.nr) + stats_of(vm).stalls, 0);
+	CHECK_EQ(atomic_load(&seen.nr) + stats_of(vm).stalls, 0);
 	end();
 }
 
-/* ---- an update that is given up in a report ---- */
+/* ---- a report that abandons the update ---- */
 
 static struct ms_update *update;
-static int step, left;
+static int copy_result, end_result;
 
-static void give_up(void *opaque, const struct ms_stall *stall)
+static void abandon_in_report(void *opaque, const struct ms_stall *stall)
 {
 	struct ms_slot *draft;
 	struct ms_memslot values = { 0x900, 1, hva_for(0, 9), 9, 0, 0, 0 };
@@ -207,13 +207,13 @@ static void give_up(void *opaque, const struct ms_stall *stall)
 	(void)opaque;
 	if (stall->report > 1)
 		return;
-	step = ms_update_copy(update, NULL, &values, &draft, NULL);
-	left = ms_update_end(update, false, NULL);
+	copy_result = ms_update_copy(update, NULL, &values, &draft, NULL);
+	end_result = ms_update_end(update, false, NULL);
 	ms_update_abandon(update);
-	atomic_fetch_add(&told.nr, 1);
+	atomic_fetch_add(&seen.nr, 1);
 }
 
-static void swap_and_give_up(struct actor *me)
+static void swap_and_abandon(struct actor *me)
 {
 	struct ms_slot *slot;
 
@@ -223,27 +223,27 @@ static void swap_and_give_up(struct actor *me)
 	me->r = ms_update_swap(update, NULL);
 }
 
-static void update_given_up(void)
+static void update_abandoned(void)
 {
 	struct picture before, after;
 
-	begin("an update that a report gives up", 1);
-	CHECK_EQ(ms_set_stall_report(vm, 1, give_up, NULL, NULL), 0);
+	begin("a report abandons the update", 1);
+	CHECK_EQ(ms_set_stall_report(vm, 1, abandon_in_report, NULL, NULL), 0);
 	before = picture_of(vm);
 	act_until(&reader, look_up, POINT_READER_VIEW_LOADED);
-	act(&writer, swap_and_give_up, NO_STOP);
+	act(&writer, swap_and_abandon, NO_STOP);
 	await_reports(1);
-	CHECK(!atomic_load(&vm->slots_lock.pending_end)); /* nobody may take it back before the step is over */
+	CHECK(!atomic_load(&vm->slots_lock.pending_end)); /* not deferred before the step is over */
 	finish_both(&reader, &writer);
 	CHECK_EQ(writer.r, 0);
-	CHECK(step == -EDEADLK && left == -EDEADLK);
-	check_sound(vm); /* takes the lock, and takes the update back */
+	CHECK(copy_result == -EDEADLK && end_result == -EDEADLK);
+	check_sound(vm); /* takes the lock and rolls the update back */
 	after = picture_of(vm);
 	CHECK(same_picture(&before, &after));
 	end();
 }
 
-/* ---- the section that a hook leaves open, and a report ends ---- */
+/* ---- a report that ends the section that a hook left open ---- */
 
 static int enter(void *opaque, const struct ms_change *change)
 {
@@ -261,12 +261,12 @@ static void leave(void *opaque, const struct ms_stall *stall)
 	CHECK(ms_gfn_to_hva(vm, 0, GFN) < MS_HVA_ERR_MIN); /* in the set that the section saw first */
 	ms_read_unlock(vm);
 	CHECK_EQ(thread_self.sections, 0);
-	atomic_fetch_add(&told.nr, 1);
+	atomic_fetch_add(&seen.nr, 1);
 }
 
 static const struct ms_listener enters = { .prepare = enter };
 
-/* The last change finds nobody inside, its own thread least of all. */
+/* The last change finds no reader inside, not even its own thread. */
 static void create_and_change_again(struct actor *me)
 {
 	create(me);
@@ -287,7 +287,7 @@ static void own_section_ended(void)
 	end();
 }
 
-/* ---- the report that nobody asked for ---- */
+/* ---- the default report ---- */
 
 static void default_report(uint32_t after_ms, bool known)
 {
@@ -295,7 +295,7 @@ static void default_report(uint32_t after_ms, bool known)
 	unsigned seconds, ms;
 	char text[256] = "", who[64] = "of a thread that is not known\n";
 
-	begin("the line on stderr", 0);
+	begin("the default report on stderr", 0);
 	CHECK_EQ(pipe2(ends, O_CLOEXEC), 0);
 	CHECK_EQ(ms_set_stall_report(vm, after_ms, NULL, NULL, NULL), 0);
 	memory_fail(&vm->memory, 1, !known);
@@ -305,7 +305,7 @@ static void default_report(uint32_t after_ms, bool known)
 	memory_fail(&vm->memory, 0, false);
 	CHECK(own >= 0 && dup2(ends[1], STDERR_FILENO) == STDERR_FILENO);
 	act(&writer, delete, NO_STOP);
-	while (!strchr(text, '\n')) /* waits for it */
+	while (!strchr(text, '\n')) /* blocks until the line is there */
 		CHECK(read(ends[0], text + strlen(text), sizeof(text) - 1 - strlen(text)) > 0);
 	finish_both(&reader, &writer);
 	CHECK(dup2(own, STDERR_FILENO) == STDERR_FILENO);
@@ -324,7 +324,7 @@ static void refusals(void)
 {
 	struct ms_error err = { 0 };
 
-	begin("who may set it", 1000);
+	begin("setting the report", 1000);
 	CHECK_EQ(vm->srcu.stall.after_ns, 1000000000u);
 	CHECK_EQ(ms_read_lock(vm), 0);
 	CHECK_EQ(ms_set_stall_report(vm, 5, NULL, NULL, &err), -EDEADLK);
@@ -340,7 +340,7 @@ static void refusals(void)
 
 static void default_time(void)
 {
-	script_begin("a new VM reports");
+	script_begin("a new VM has the default time");
 	vm = new_vm(1);
 	CHECK_EQ(vm->srcu.stall.after_ns, MS_STALL_AFTER_MS_DEFAULT * UINT64_C(1000000));
 	end();
@@ -350,16 +350,16 @@ int main(int argc, char **argv)
 {
 	test_init(argc, argv, SCRIPT_SECONDS);
 	for (size_t i = 0; (design_name = ms_backend_name(i)); i++) {
-		is_reported(create);
-		is_reported(delete);
-		is_reported(close_vm);
+		change_is_reported(create);
+		change_is_reported(delete);
+		change_is_reported(close_vm);
 		both_are_reported();
-		name_of_the_next_owner();
+		id_of_the_next_owner();
 		without_a_record();
 		is_not_reported(0);
 		is_not_reported(1000000);
 		if (design_is("tree"))
-			update_given_up();
+			update_abandoned();
 		own_section_ended();
 		default_report(1, true);
 		default_report(1, false);

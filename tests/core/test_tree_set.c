@@ -1,7 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * test_tree_set.c - searches by gfn, one at a time and side by side, against a walk over all slots; one slot in the
- * place of another.
+ * test_tree_set.c - searches by gfn, single and in lanes, compared with a walk over all slots; replacement of slots.
  */
 #include "test.h"
 
@@ -27,11 +26,11 @@ static struct memslot *new_slot(uint32_t id, uint64_t base, uint64_t npages)
 	return slot;
 }
 
-/* n slots, a third of them adjacent to the one before, linked in random order. */
+/* n slots in random order of creation; a third of them are adjacent to the slot before. */
 static void fill(struct rng *rng, uint32_t n)
 {
 	uint32_t order[SLOTS_MAX];
-	uint64_t gfn = rng_below(rng, 2); /* sometimes gfn 0 is taken */
+	uint64_t gfn = rng_below(rng, 2); /* gfn 0 is sometimes in a slot */
 
 	for (uint32_t i = 0; i < n; i++) {
 		slots[i] = new_slot(i, gfn, 1 + rng_below(rng, 4));
@@ -55,7 +54,7 @@ static const struct memslot *walk(uint32_t n, uint64_t gfn)
 	return NULL;
 }
 
-/* The two are compared at every edge of a slot and beyond every one. */
+/* A gfn at or next to an edge of a slot. */
 static uint64_t some_gfn(struct rng *rng, uint32_t n)
 {
 	const struct memslot *slot = n ? slots[rng_below(rng, n)] : NULL;
@@ -68,17 +67,17 @@ static uint64_t some_gfn(struct rng *rng, uint32_t n)
 static void check_lanes(struct rng *rng, const struct memslot_set *set, uint32_t n, size_t lanes)
 {
 	uint64_t gfns[TREE_LANES];
-	struct memslot *found[TREE_LANES], *untouched = (struct memslot *)(void *)gfns;
+	struct memslot *found[TREE_LANES], *unchanged = (struct memslot *)(void *)gfns;
 
 	for (size_t i = 0; i < TREE_LANES; i++) {
 		gfns[i] = some_gfn(rng, n);
-		found[i] = untouched;
+		found[i] = unchanged;
 	}
 	DESIGN_OF(tree).search_many(set, gfns, found, lanes);
 	for (size_t i = 0; i < TREE_LANES; i++) {
 		const struct memslot *want = walk(n, gfns[i]);
 
-		CHECK(found[i] == (i < lanes ? want : untouched));
+		CHECK(found[i] == (i < lanes ? want : unchanged));
 		CHECK(tree_search(set, gfns[i]) == want);
 		CHECK(DESIGN_OF(tree).search(set, gfns[i]) == want);
 		searches++;
@@ -116,7 +115,7 @@ static void replace_both(struct memslot *old, struct memslot *new_slot)
 	searches++;
 }
 
-/* Whatever of a slot is another's: places that stay are kept, places that do not are found. */
+/* The new slot differs in any combination of fields: it takes the old one's place where it can. */
 static void check_replace(uint32_t n, uint32_t at, unsigned what)
 {
 	struct memslot *old = slots[at], *other;
@@ -150,7 +149,7 @@ static void test_replace(struct rng *rng)
 	DESIGN_OF(tree).empty(&memory, &sets[1], true);
 }
 
-/* What a load wanted and did not take is not for the next change. */
+/* A change does not use memory that a refused load had reserved. */
 static void test_load_refused(void)
 {
 	struct memslot *slot;

@@ -1,10 +1,11 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * test_update.c - the steps of a change one by one: what each does, who may not make it, how an update ends.
+ * test_update.c - the steps of an update one by one: the effects of each, the callers that may not make it, how an
+ * update ends.
  *
- * The right steps in the right order must give what writer.c gives.  Then the refusals, each of which changes
- * nothing; the end by other threads and the end that waits for somebody to take the lock; and every allocation of
- * every step failed.  Steps in any order are test_update_model.c's.
+ * The right steps in the right order must give the same result as writer.c.  Then come the refusals, each of which
+ * changes nothing; ends by other threads, and ends that are deferred to the next lock; and the failure of each
+ * allocation of each step.  test_update_model.c makes steps in any order.
  */
 #include "fixture.h"
 
@@ -22,7 +23,7 @@ static struct ms_vm *vm;
 static struct ms_update *update;
 static uint64_t steps;
 
-/* ---- short ways ---- */
+/* ---- helpers ---- */
 
 static struct memslot *slot_of(struct ms_slot *handle)
 {
@@ -34,7 +35,7 @@ static struct ms_memslot value_of(uint32_t id, uint64_t gfn, uint64_t npages, ui
 	return (struct ms_memslot){ gfn, npages, hva_for(SPACE, id), id, SPACE, flags, 0 };
 }
 
-/* Slot ID in space SPACE, that logs, with a dirty bit, and neighbours. */
+/* Slot ID in space SPACE, with a log and a dirty bit, and neighbours. */
 static struct ms_vm *vm_with_slots(uint32_t spaces)
 {
 	struct ms_vm *of = new_vm(spaces);
@@ -133,7 +134,7 @@ static void by_another_thread(void *(*fn)(void *), void *arg)
 
 /* ---- the right steps in the right order ---- */
 
-/* Where a slot is: bit 0 the active set, bit 1 the inactive one. */
+/* The sets that have the slot: bit 0 the active one, bit 1 the inactive one. */
 static void check_where(struct ms_slot *handle, unsigned where)
 {
 	uint32_t idx = active_idx(vm, SPACE);
@@ -210,7 +211,7 @@ static void steps_of_flags_off(void)
 	activated(old, new_slot);
 }
 
-/* The hint of a set follows the slot that takes the old one's place. */
+/* The hint of a set becomes the slot that replaces the old one. */
 static void steps_of_flags_on(void)
 {
 	struct ms_slot *old = found(true, 2), *new_slot = copied(old, value_of(2, GFN - NPAGES, NPAGES, LOG));
@@ -234,7 +235,7 @@ static const struct {
 	{ steps_of_flags_on, 2, LOG, GFN - NPAGES, NPAGES },
 };
 
-/* Made step by step and made by writer.c: the same slots, bits and generations. */
+/* Steps and writer.c give the same slots, bits and generations. */
 static void test_changes(void)
 {
 	for (size_t i = 0; i < ARRAY_SIZE(changes); i++) {
@@ -251,7 +252,7 @@ static void test_changes(void)
 		CHECK_EQ(by_steps.generations, by_region.generations);
 		CHECK_EQ(stats_of(vm).blocks, stats_of(twin).blocks);
 		CHECK_EQ(held_by(vm).bytes, held_by(twin).bytes);
-		CHECK_EQ(stats_of(vm).creates, 6); /* steps are no changes */
+		CHECK_EQ(stats_of(vm).creates, 6); /* steps are not counted as changes */
 		done();
 		end_vm(twin);
 	}
@@ -268,14 +269,14 @@ static void test_dirty_logs(void)
 		old = found(true, ID);
 		same = copied(old, value_of(ID, 0x900, NPAGES, LOG));
 		smaller = copied(old, value_of(77, 0x900, NPAGES - 1, LOG));
-		CHECK_EQ(slot_of(smaller)->id, ID); /* old's, whatever the values say */
+		CHECK_EQ(slot_of(smaller)->id, ID); /* the id of the old slot, not that of the values */
 		CHECK_EQ(slot_of(same)->dirty, slot_of(old)->dirty);
 		CHECK_EQ(slot_of(old)->dirty->refs, 2);
 		CHECK(slot_of(smaller)->dirty != slot_of(old)->dirty);
 		CHECK_EQ(slot_of(smaller)->dirty->npages, NPAGES - 1);
 		CHECK_EQ(atomic_load(&slot_of(smaller)->dirty->live[1]), protect ? 31 : 0);
 		inv = invalidated(old);
-		ms_mark_page_dirty(vm, SPACE, GFN + 1); /* a mark on the INVALID copy is not lost */
+		ms_mark_page_dirty(vm, SPACE, GFN + 1); /* a mark on the INVALID copy is kept */
 		CHECK_EQ(atomic_load(&slot_of(old)->dirty->live[0]), 2);
 		CHECK_EQ(slot_of(inv)->dirty->refs, 3);
 		CHECK_EQ(ms_update_end(update, true, NULL), -EINVAL);
@@ -294,7 +295,7 @@ static void test_looking(void)
 	make_vm();
 	slots[2] = guard;
 	CHECK_EQ(ms_update_slots(update, true, NULL, 0), 6);
-	CHECK_EQ(ms_update_slots(update, false, slots, 2), 6); /* as many as there is room for */
+	CHECK_EQ(ms_update_slots(update, false, slots, 2), 6); /* as many as fit */
 	CHECK_EQ(slots[2], guard);
 	CHECK_EQ(ms_update_slots(update, true, slots, 8), 6);
 	for (uint32_t id = 0; id < 6; id++) {
@@ -305,7 +306,7 @@ static void test_looking(void)
 	}
 	CHECK_EQ(found(true, 6), NULL);
 	CHECK_EQ(ms_update_value(update, NULL, &value), -EINVAL);
-	ended(true); /* nothing is alike */
+	ended(true); /* the sets differ in every slot */
 	done();
 }
 
@@ -338,7 +339,7 @@ static void half_invalid(void)
 	invalidated(found(true, ID));
 }
 
-/* Alike, but not what users may find. */
+/* The sets are alike, but have a slot that users must not find. */
 static void half_invalid_twice(void)
 {
 	struct ms_slot *old = found(true, ID), *inv = invalidated(old);
@@ -346,8 +347,8 @@ static void half_invalid_twice(void)
 	replaced(old, inv);
 }
 
-/* There and back: nothing is different, and no step is forgotten. */
-static void half_mended(void)
+/* Steps and their opposites: the sets are alike, but their steps are remembered. */
+static void half_reverted(void)
 {
 	struct ms_slot *old = found(true, ID);
 
@@ -365,7 +366,7 @@ static void half_both(void)
 	replaced(found(false, 5), copied(NULL, value_of(21, 0xa00, 1, 0)));
 }
 
-/* Two slots that change places, which needs both of them gone for a moment. */
+/* Two slots change places: both have to be deleted for a moment. */
 static void half_exchanged(void)
 {
 	struct ms_slot *a = found(true, 1), *b = found(true, 2), *a2, *b2;
@@ -383,11 +384,11 @@ static void half_exchanged(void)
 static const struct half {
 	void (*steps)(void);
 	bool alike;
-	uint64_t swaps, more; /* its own, and those of taking it back */
+	uint64_t swaps, more; /* its own swaps, and those of the roll-back */
 } halves[] = {
 	{ half_nothing, true, 0, 0 },   { half_draft, true, 0, 0 },	    { half_inactive, false, 0, 0 },
 	{ half_published, false, 1, 1 }, { half_invalid, false, 1, 1 },     { half_invalid_twice, false, 1, 1 },
-	{ half_mended, true, 2, 0 },	{ half_both, false, 2, 1 },	    { half_exchanged, true, 2, 1 },
+	{ half_reverted, true, 2, 0 },	{ half_both, false, 2, 1 },	    { half_exchanged, true, 2, 1 },
 };
 
 static void test_ends(void)
@@ -418,7 +419,7 @@ static void test_ends(void)
 	}
 }
 
-/* Totals follow what was kept. */
+/* The totals follow the slots that were kept. */
 static void test_totals(void)
 {
 	make_vm();
@@ -436,7 +437,7 @@ static void test_totals(void)
 	done();
 }
 
-/* ---- what a draft may be ---- */
+/* ---- the values of drafts ---- */
 
 static const struct {
 	uint64_t gfn, npages, hva;
@@ -504,7 +505,7 @@ static void test_values(void)
 		CHECK(!r || (err.rule == drafts[i].rule && err.limit == drafts[i].limit));
 		CHECK(!r || no_slot(&err.other));
 	}
-	/* An internal slot is no user's to copy, but it can be taken out. */
+	/* Users may not copy an internal slot, but may delete it. */
 	CHECK_EQ(ms_update_copy(update, found(true, 32), &(struct ms_memslot){ 1, 1, HVA_BASE, 1, 0, 0, 0 }, &none, &err),
 		 -EINVAL);
 	CHECK_EQ(err.rule, MS_RULE_SLOT_ID);
@@ -516,7 +517,7 @@ static void test_values(void)
 	done();
 }
 
-/* ---- where a slot may go ---- */
+/* ---- the place of a slot ---- */
 
 static void check_refused(int r, const struct ms_error *err, int code, enum ms_rule rule, struct ms_slot *other)
 {
@@ -534,7 +535,7 @@ static void refuses(struct ms_slot *old, struct ms_slot *new_slot, int code, enu
 	check_refused(ms_update_replace(update, old, new_slot, &err), &err, code, rule, other);
 }
 
-/* The same for the set that activate would edit. */
+/* The same for the set that ms_update_activate() would edit. */
 static void refuses_active(struct ms_slot *old, struct ms_slot *new_slot, int code, enum ms_rule rule,
 			   struct ms_slot *other)
 {
@@ -591,32 +592,32 @@ static void test_places(void)
 	refuses_invalidate(NULL);
 	refuses_invalidate(draft);
 	replaced(a, NULL);
-	refuses(a, NULL, -EINVAL, MS_RULE_HANDLE, a); /* gone from there */
+	refuses(a, NULL, -EINVAL, MS_RULE_HANDLE, a); /* not in this set any more */
 	refuses(a, draft, -EINVAL, MS_RULE_HANDLE, a);
-	refuses_active(NULL, a, -EINVAL, MS_RULE_HANDLE, a); /* still here */
-	refuses_invalidate(a); /* one set is not enough */
+	refuses_active(NULL, a, -EINVAL, MS_RULE_HANDLE, a); /* still in this set */
+	refuses_invalidate(a); /* it is in one set only */
 	replaced(NULL, a);
 	inv = invalidated(a);
 	refuses_invalidate(a);
 	refuses_invalidate(inv);
 	replaced(a, inv);
-	inv = invalidated(inv); /* once in both sets, INVALID or not does not matter */
+	inv = invalidated(inv); /* only once in each set, INVALID or not */
 	CHECK_EQ(found(true, 1), inv);
 	ended(false);
 	done();
 }
 
-/* ---- who may not ---- */
+/* ---- callers that are refused ---- */
 
 enum { NR_STEPS = 6 };
 
-/* Without asking the update, which tells its own thread only. */
+/* Without a call of the update, which only its own thread may make. */
 static struct ms_slot *in_active_set(uint32_t id)
 {
 	return (struct ms_slot *)(void *)vm->design->find(vm_active_set(vm, SPACE), id);
 }
 
-/* Each would succeed now, were it let. */
+/* Each step would succeed now in the right thread. */
 static int step(unsigned i, struct ms_error *err)
 {
 	struct ms_memslot value = value_of(20, 0x900, 1, LOG);
@@ -709,7 +710,7 @@ static void *try_steps(void *unused)
 	check_end(-EBUSY, MS_RULE_UPDATE);
 	check_looks();
 	CHECK_EQ(ms_read_lock(vm), 0);
-	check_steps(-EBUSY, MS_RULE_UPDATE); /* says the first thing that is wrong */
+	check_steps(-EBUSY, MS_RULE_UPDATE); /* the first reason is reported */
 	check_end(-EBUSY, MS_RULE_UPDATE);
 	ms_read_unlock(vm);
 	return unused;
@@ -806,7 +807,7 @@ static void try_in_flush(void *opaque, const struct ms_memslot *active, const st
 	flushes++;
 }
 
-/* Of the update's own VM: an end would pull it from under the step. */
+/* A hook of the update's own VM may not end the update, whose step is still running. */
 static void test_own_hook(void)
 {
 	static const struct ms_listener l[2] = { { .flush = try_in_flush }, { .flush = try_in_flush } };
@@ -818,7 +819,7 @@ static void test_own_hook(void)
 	half_invalid();
 	CHECK_EQ(flushes, 2);
 	ended(false);
-	CHECK_EQ(flushes, 2); /* taking back tells nobody */
+	CHECK_EQ(flushes, 2); /* a roll-back calls no hooks */
 	done();
 }
 
@@ -933,7 +934,7 @@ static void *abandon_it(void *unused)
 	return unused;
 }
 
-/* Who did not begin an update may only give it up. */
+/* A thread that did not begin an update may only abandon it. */
 static void test_end_elsewhere(void)
 {
 	for (size_t i = 0; i < ARRAY_SIZE(halves); i++) {
@@ -944,7 +945,7 @@ static void test_end_elsewhere(void)
 		update = begun(vm, SPACE);
 		halves[i].steps();
 		by_another_thread(abandon_it, NULL);
-		check_sound(vm); /* takes the lock, and so ends what was abandoned */
+		check_sound(vm); /* takes the lock and so runs the deferred end */
 		CHECK_EQ(vm->update, NULL);
 		after = picture_of(vm);
 		CHECK(same_picture(&before, &after));
@@ -953,9 +954,9 @@ static void test_end_elsewhere(void)
 	}
 }
 
-/* ---- abandoned where nobody can wait ---- */
+/* ---- abandoned in a place that must not wait ---- */
 
-/* How the lock is taken next. */
+/* The call that takes the lock next. */
 enum taker { BY_SET, BY_CHECK, BY_BEGIN, BY_CLOSE, BY_DESTROY, BY_VCPU, BY_REFUSED, NR_TAKERS };
 
 static void take(enum taker taker)
@@ -994,7 +995,7 @@ static int abandon_in_prepare(void *opaque, const struct ms_change *to)
 
 enum where { IN_SECTION, IN_OTHER_SECTION, IN_OTHER_HOOK, NR_WHERES };
 
-/* Nothing happens before somebody takes the lock. */
+/* The update stays as it is until the lock is taken. */
 static void abandon(enum where where)
 {
 	static const struct ms_listener abandons = { .prepare = abandon_in_prepare };
@@ -1016,7 +1017,7 @@ static void abandon(enum where where)
 	ms_vm_destroy(other);
 }
 
-static void check_taken_back(enum taker taker, const struct picture *before)
+static void check_rolled_back(enum taker taker, const struct picture *before)
 {
 	struct picture after;
 
@@ -1048,11 +1049,11 @@ static void test_deferred_ends(void)
 			else
 				take(taker);
 			if (taker != BY_DESTROY)
-				check_taken_back(taker, &before);
+				check_rolled_back(taker, &before);
 		}
 }
 
-/* The thread that had the update asks first, from inside the hook of another VM: it need not wait. */
+/* The thread that had the update takes the lock first, in a hook of another VM: it need not wait. */
 static int take_in_prepare(void *opaque, const struct ms_change *to)
 {
 	(void)opaque;
@@ -1086,7 +1087,7 @@ static void abandon_in_flush(void *opaque, const struct ms_memslot *active, cons
 	ms_update_abandon(update);
 }
 
-/* In a hook of the update's own VM: the step ends first. */
+/* In a hook of the update's own VM: the step completes first. */
 static void test_deferred_end_in_own_hook(void)
 {
 	static const struct ms_listener l = { .flush = abandon_in_flush };
@@ -1104,12 +1105,13 @@ static void test_deferred_end_in_own_hook(void)
 	done();
 }
 
-/* Several threads after one pending end: some asleep already, some come later, one runs it, and all get the lock. */
-#define RIVALS 4
+/* Several threads want the lock of an abandoned update.  Some sleep already, some come later, one runs the deferred
+ * end, and all get the lock. */
+#define RACERS 4
 
-static void race_for_pending_end(const struct half *half, int early)
+static void race_for_deferred_end(const struct half *half, int early)
 {
-	pthread_t thread[RIVALS];
+	pthread_t thread[RACERS];
 
 	make_vm();
 	half->steps();
@@ -1119,13 +1121,13 @@ static void race_for_pending_end(const struct half *half, int early)
 	if (early)
 		usleep(200);
 	ms_update_abandon(update);
-	for (int i = early; i < RIVALS; i++)
+	for (int i = early; i < RACERS; i++)
 		thread[i] = started(change, (void *)(uintptr_t)(40 + i));
 	ms_gfn_to_hva(vm, SPACE, GFN);
-	ms_read_unlock(vm); /* whoever ends the update has waited for this, if there was a swap to make */
-	for (int i = 0; i < RIVALS; i++)
+	ms_read_unlock(vm); /* the thread that ran the deferred end has waited for this section, if there was a swap */
+	for (int i = 0; i < RACERS; i++)
 		joined(thread[i]);
-	CHECK_EQ(ms_nr_memslots(vm), 6 + RIVALS);
+	CHECK_EQ(ms_nr_memslots(vm), 6 + RACERS);
 	CHECK_EQ(ms_gfn_to_hva(vm, SPACE, GFN), hva_for(SPACE, ID));
 	check_sound(vm);
 	done();
@@ -1134,11 +1136,11 @@ static void race_for_pending_end(const struct half *half, int early)
 static void test_races(void)
 {
 	for (uint64_t i = 0; i < test_times(200); i++)
-		race_for_pending_end(&halves[i % ARRAY_SIZE(halves)], (int)(i % (RIVALS + 1)));
+		race_for_deferred_end(&halves[i % ARRAY_SIZE(halves)], (int)(i % (RACERS + 1)));
 }
 
-/* One that sleeps on the lock finds out by itself. */
-static void test_sleeping_heir(void)
+/* A thread that sleeps on the lock notices the deferred end by itself. */
+static void test_deferred_end_by_a_sleeper(void)
 {
 	pthread_t thread;
 
@@ -1153,7 +1155,7 @@ static void test_sleeping_heir(void)
 	done();
 }
 
-/* Nobody had to: the update is as good as one that never was. */
+/* No call has run the deferred end before the VM is closed: as if there had been no update. */
 static void test_deferred_end_and_close(void)
 {
 	struct ms_update *u;
@@ -1169,7 +1171,7 @@ static void test_deferred_end_and_close(void)
 
 /* ---- a child process ---- */
 
-/* exit(), so that what was run here is counted by who counts lines. */
+/* exit(), so that the lines that ran here are counted for coverage. */
 static void in_child(void)
 {
 	struct picture before = picture_of(vm), after;
@@ -1178,7 +1180,7 @@ static void in_child(void)
 	check_steps(-EIO, MS_RULE_FORKED);
 	check_end(-EIO, MS_RULE_FORKED);
 	check_locked(vm, -EIO, MS_RULE_FORKED);
-	CHECK_EQ(ms_gfn_to_hva(vm, SPACE, GFN), MS_HVA_ERR_BAD); /* as it was published */
+	CHECK_EQ(ms_gfn_to_hva(vm, SPACE, GFN), MS_HVA_ERR_BAD); /* the published set */
 	ms_update_abandon(update);
 	after = picture_of(vm);
 	CHECK(same_picture(&before, &after));
@@ -1210,9 +1212,9 @@ static void test_fork(void)
 	done();
 }
 
-/* ---- every allocation of every step fails ---- */
+/* ---- each allocation of each step fails ---- */
 
-static uint64_t injections, unheard;
+static uint64_t injections, silent;
 
 static struct ms_slot *made[4];
 enum { CREATED, INVALIDATED, MOVED, SPARE };
@@ -1295,7 +1297,7 @@ static int swap_back(struct ms_error *err)
 
 typedef int step_fn(struct ms_error *err);
 
-/* With enough drafts for the lists to grow. */
+/* Enough drafts for the lists to grow. */
 static step_fn *const script[] = {
 	begin_step,	copy_new,     replace_new,  activate_new, invalidate_old, copy_smaller, copy_old, replace_old,
 	activate_moved, copy_smaller, copy_smaller, copy_smaller, copy_smaller,	  delete_one,	delete_two, swap_back,
@@ -1305,7 +1307,7 @@ struct held {
 	uint64_t bytes, blocks;
 };
 
-/* Buckets are an offer, and stay. */
+/* Buckets are optional, and stay. */
 static struct held held_now(void)
 {
 	struct ms_stats stats = held_by(vm);
@@ -1331,7 +1333,8 @@ static void make_full_vm(void)
 	ms_mark_page_dirty(vm, SPACE, GFN + ID * NPAGES + 3);
 }
 
-/* -> whether there was an nth allocation.  Without it the step fails, or does without buckets; it can be repeated. */
+/* Returns whether there was an nth allocation.  If it fails, the step fails, or succeeds without buckets; a failed step
+ * can be repeated. */
 static bool fail_step(step_fn *fn, uint64_t nth)
 {
 	struct picture before = picture_of(vm), after;
@@ -1344,7 +1347,7 @@ static bool fail_step(step_fn *fn, uint64_t nth)
 	reached = atomic_load(&vm->memory.asked) >= nth;
 	memory_fail(&vm->memory, 0, false);
 	if (!r) {
-		unheard += reached;
+		silent += reached;
 		CHECK(!reached || fn == replace_new || fn == activate_new);
 		return reached;
 	}
@@ -1358,7 +1361,7 @@ static bool fail_step(step_fn *fn, uint64_t nth)
 	return true;
 }
 
-/* The script with the nth allocation of step k failing, and an end after it or after all steps. */
+/* The nth allocation of step k fails; the update ends after that step or after all steps. */
 static bool fail_script(size_t k, uint64_t nth, bool go_on, const struct picture *want)
 {
 	size_t nr = go_on ? ARRAY_SIZE(script) : k + 1;
@@ -1382,7 +1385,7 @@ static bool fail_script(size_t k, uint64_t nth, bool go_on, const struct picture
 	after = picture_of(vm);
 	CHECK(same_picture(&after, go_on ? want : &before));
 	CHECK(!go_on || after.generations == want->generations);
-	if (!go_on) { /* nothing more, nothing less */
+	if (!go_on) { /* the failed step has done nothing */
 		CHECK_EQ(held_now().blocks, held.blocks);
 		CHECK_EQ(held_now().bytes, held.bytes);
 	}
@@ -1421,12 +1424,12 @@ static void test_faults(void)
 			if (script[k] == copy_new || script[k] == copy_smaller) /* a slot, a log, and a longer list */
 				CHECK(nth > 2);
 		}
-	CHECK(unheard > 0);
+	CHECK(silent > 0);
 }
 
 
-/* The thread that had the update changes the VM while another one ends it. */
-static void test_end_beside_change(void)
+/* The thread that had the update changes the VM while another thread ends the update. */
+static void test_end_during_change(void)
 {
 	for (uint64_t i = 0; i < test_times(300); i++) {
 		region_t r = region(SPACE, 40, 0x1000, 1, 0);
@@ -1468,7 +1471,7 @@ static void test_change_after_abandon_in_own_hook(void)
 	done();
 }
 
-static void destroy_in_child(bool deferred)
+static void destroy_in_child(bool abandoned)
 {
 	int status = -1;
 	uint64_t blocks;
@@ -1477,23 +1480,23 @@ static void destroy_in_child(bool deferred)
 	make_vm();
 	half_invalid();
 	CHECK_EQ(ms_read_lock(vm), 0);
-	if (deferred)
+	if (abandoned)
 		ms_update_abandon(update);
 	fflush(NULL);
 	child = fork();
 	if (!child) {
 		alarm(30);
-		if (!deferred)
+		if (!abandoned)
 			ms_update_abandon(update);
 		blocks = stats_of(vm).blocks;
 		ms_vm_destroy(vm);
-		CHECK_EQ(stats_of(vm).blocks, blocks); /* half a change is left as it is */
+		CHECK_EQ(stats_of(vm).blocks, blocks); /* the child leaves half a change as it is */
 		exit(0);
 	}
 	CHECK_EQ(waitpid(child, &status, 0), child);
 	CHECK_EQ(status, 0);
 	ms_read_unlock(vm);
-	if (!deferred)
+	if (!abandoned)
 		ended(false);
 	done();
 }
@@ -1504,7 +1507,7 @@ static void begin_in_commit(void *other, const struct ms_change *change)
 	struct ms_error err;
 
 	(void)change;
-	CHECK_EQ(ms_update_begin(other, 0, &theirs, &err), -EBUSY); /* no step could be made in here */
+	CHECK_EQ(ms_update_begin(other, 0, &theirs, &err), -EBUSY); /* no step could be made in a hook */
 	CHECK_EQ(err.rule, MS_RULE_HOOK);
 	CHECK(!theirs);
 }
@@ -1516,7 +1519,7 @@ static void test_begin_in_hook_of_another(void)
 
 	CHECK_EQ(ms_add_listener(one, &l, NULL), 0);
 	CHECK_EQ(set(one, 0, 1, 1, 1, 0), 0);
-	CHECK_EQ(set(other, 0, 1, 1, 1, 0), 0); /* it was not left locked */
+	CHECK_EQ(set(other, 0, 1, 1, 1, 0), 0); /* the VM is not locked */
 	end_vm(one);
 	end_vm(other);
 }
@@ -1530,7 +1533,7 @@ struct dying {
 	enum end end;
 };
 
-static void *die_inside(void *arg)
+static void *end_inside(void *arg)
 {
 	const struct dying *how = arg;
 
@@ -1541,7 +1544,7 @@ static void *die_inside(void *arg)
 	return NULL;
 }
 
-/* In a thread that never held it, and that holds the next update of the same VM. */
+/* In a thread that was not there before, which makes the next update of the same VM. */
 static void check_lost(void)
 {
 	struct ms_update *lost = update, *next = begun(vm, SPACE);
@@ -1561,57 +1564,57 @@ static void check_lost(void)
 	CHECK_EQ(ms_update_end(next, true, NULL), 0);
 }
 
-/* Its thread's end has done all that there was to do. */
-static void let_go(void)
+/* The end of its thread has done everything: to abandon the update then changes nothing. */
+static void abandon_ended(void)
 {
 	uint64_t active = atomic_load(&vm->active);
-	slots_lock_end_fn *pending_end = atomic_load(&vm->slots_lock.pending_end);
+	slots_lock_end_fn *orphan = atomic_load(&vm->slots_lock.pending_end);
 
 	ms_update_abandon(update);
 	CHECK_EQ(atomic_load(&vm->active), active);
-	CHECK(atomic_load(&vm->slots_lock.pending_end) == pending_end);
+	CHECK(atomic_load(&vm->slots_lock.pending_end) == orphan);
 	CHECK(!vm->deferred_frees || !vm->deferred_frees->next);
 }
 
-/* As one that was dropped: the next call that wants the lock gets it.  What is left of it may be given up before
- * that, after it, or never. */
-static void die(const struct half *half, enum end end, enum taker taker, unsigned given_up)
+/* Like an abandoned update: the next call that takes the lock runs the deferred end.  Its handle may be abandoned
+ * before that, after it, or never. */
+static void end_thread_inside(const struct half *half, enum end end, enum taker taker, unsigned abandoned_at)
 {
 	struct dying how = { half, end };
 	struct picture before;
 
 	vm = vm_with_slots(SPACES);
 	before = picture_of(vm);
-	by_another_thread(die_inside, &how);
-	CHECK(!vm->update || atomic_load(&vm->slots_lock.pending_end)); /* else the next one would wait for ever */
-	if (given_up == 1)
-		let_go();
+	by_another_thread(end_inside, &how);
+	CHECK(!vm->update || atomic_load(&vm->slots_lock.pending_end)); /* else the next call would wait for ever */
+	if (abandoned_at == 1)
+		abandon_ended();
 	take(taker);
 	steps++;
 	if (taker == BY_DESTROY)
 		return;
 	if (taker == BY_CHECK) {
-		if (!given_up)
+		if (!abandoned_at)
 			check_lost();
-		if (given_up != 1)
-			let_go();
+		if (abandoned_at != 1)
+			abandon_ended();
 		CHECK_EQ(ms_update_end(begun(vm, SPACE), true, NULL), 0);
-		CHECK(!vm->deferred_frees); /* and nothing is left */
-	} else if (given_up == 2) {
-		let_go();
+		CHECK(!vm->deferred_frees); /* no deferred frees */
+	} else if (abandoned_at == 2) {
+		abandon_ended();
 	}
-	check_taken_back(taker, &before);
+	check_rolled_back(taker, &before);
 }
 
-static void test_dying_threads(void)
+static void test_ending_threads(void)
 {
 	for (size_t i = 0; i < ARRAY_SIZE(halves); i++)
 		for (unsigned j = 0; j < NR_ENDS * NR_TAKERS * 3; j++)
-			die(&halves[i], j / 3 / NR_TAKERS, j / 3 % NR_TAKERS, j % 3);
+			end_thread_inside(&halves[i], j / 3 / NR_TAKERS, j / 3 % NR_TAKERS, j % 3);
 }
 
 /* Two updates of one thread, and one of a thread that goes on. */
-static void *die_inside_two(void *vms)
+static void *end_inside_two(void *vms)
 {
 	struct ms_vm **of = vms;
 
@@ -1620,12 +1623,12 @@ static void *die_inside_two(void *vms)
 	return NULL;
 }
 
-static void test_dying_inside_two(void)
+static void test_ending_inside_two(void)
 {
 	struct ms_vm *vms[3] = { vm_with_slots(SPACES), vm_with_slots(SPACES), vm_with_slots(SPACES) };
 	struct ms_update *own = begun(vms[2], 0);
 
-	by_another_thread(die_inside_two, vms);
+	by_another_thread(end_inside_two, vms);
 	CHECK_EQ(set(vms[0], 0, 40, 0x1000, 1, 0), 0);
 	CHECK_EQ(set(vms[1], 0, 40, 0x1000, 1, 0), 0);
 	CHECK_EQ(vms[2]->update, own);
@@ -1637,7 +1640,7 @@ static void test_dying_inside_two(void)
 	}
 }
 
-/* A thread ends inside a hook of its own step: of the flush, or of the report that a reader holds its swap up. */
+/* A thread ends in a hook of its own step: in flush, or in the report that a reader delays its swap. */
 static void end_in_flush(void *opaque, const struct ms_memslot *active, const struct ms_memslot *old)
 {
 	(void)opaque;
@@ -1653,7 +1656,7 @@ static void end_in_report(void *opaque, const struct ms_stall *stall)
 	pthread_exit(NULL);
 }
 
-static void *invalidate_and_die(void *unused)
+static void *invalidate_and_end(void *unused)
 {
 	struct ms_slot *out;
 
@@ -1663,7 +1666,7 @@ static void *invalidate_and_die(void *unused)
 	return unused;
 }
 
-static void test_dying_in_flush(void)
+static void test_ending_in_flush(void)
 {
 	static const struct ms_listener ends = { .flush = end_in_flush };
 	struct picture before, after;
@@ -1671,7 +1674,7 @@ static void test_dying_in_flush(void)
 	vm = vm_with_slots(SPACES);
 	CHECK_EQ(ms_add_listener(vm, &ends, NULL), 0);
 	before = picture_of(vm);
-	by_another_thread(invalidate_and_die, NULL);
+	by_another_thread(invalidate_and_end, NULL);
 	check_sound(vm);
 	after = picture_of(vm);
 	CHECK(same_picture(&before, &after));
@@ -1679,8 +1682,8 @@ static void test_dying_in_flush(void)
 	done();
 }
 
-/* Whoever is next waits for the reader that the dead thread was waiting for. */
-static void test_dying_in_report(void)
+/* The next call waits for the reader that the ended thread was waiting for. */
+static void test_ending_in_report(void)
 {
 	struct picture before, after;
 	uint64_t periods;
@@ -1689,19 +1692,19 @@ static void test_dying_in_report(void)
 	before = picture_of(vm);
 	CHECK_EQ(ms_set_stall_report(vm, 1, end_in_report, NULL, NULL), 0);
 	CHECK_EQ(ms_read_lock(vm), 0);
-	by_another_thread(invalidate_and_die, NULL);
+	by_another_thread(invalidate_and_end, NULL);
 	periods = atomic_load(&vm->srcu.periods);
-	CHECK_EQ(ms_generation(vm, SPACE) >> 63, 0); /* of what this section sees */
+	CHECK_EQ(ms_generation(vm, SPACE) >> 63, 0); /* the generation of this section */
 	ms_read_unlock(vm);
 	check_sound(vm);
-	CHECK_EQ(atomic_load(&vm->srcu.periods), periods + 2); /* the dead thread's, and the one of the way back */
+	CHECK_EQ(atomic_load(&vm->srcu.periods), periods + 2); /* those of the ended thread and of the roll-back */
 	after = picture_of(vm);
 	CHECK(same_picture(&before, &after));
 	ms_update_abandon(update);
 	done();
 }
 
-/* A thread ends while another one gives its update up and a third waits for the lock. */
+/* A thread ends while another one abandons its update and a third waits for the lock. */
 static _Atomic int has_begun;
 
 static void *begin_and_end(void *unused)
@@ -1712,7 +1715,7 @@ static void *begin_and_end(void *unused)
 	return unused;
 }
 
-static void test_dying_beside_abandon(void)
+static void test_ending_during_abandon(void)
 {
 	for (uint64_t i = 0; i < test_times(300); i++) {
 		pthread_t dying, waiting;
@@ -1736,8 +1739,8 @@ static void *begin_and_leave(void *unused)
 	return unused;
 }
 
-/* A fork finds the list of ends whole; in the child only its own thread is there to end. */
-static void test_dying_beside_fork(void)
+/* A fork finds the list of ends complete; in the child only its own thread can end. */
+static void test_ending_during_fork(void)
 {
 	vm = vm_with_slots(SPACES);
 	for (uint64_t i = 0; i < test_times(60); i++) {
@@ -1749,7 +1752,7 @@ static void test_dying_beside_fork(void)
 		if (!child) {
 			alarm(5);
 			vm = vm_with_slots(SPACES);
-			by_another_thread(die_inside, &how);
+			by_another_thread(end_inside, &how);
 			check_sound(vm);
 			ms_vm_destroy(vm);
 			_exit(0);
@@ -1783,21 +1786,21 @@ int main(int argc, char **argv)
 	test_deferred_end_in_hook();
 	test_deferred_end_in_own_hook();
 	test_deferred_end_and_close();
-	test_sleeping_heir();
+	test_deferred_end_by_a_sleeper();
 	test_races();
 	test_fork();
 	test_faults();
-	test_end_beside_change();
+	test_end_during_change();
 	test_change_after_abandon_in_own_hook();
 	destroy_in_child(false);
 	destroy_in_child(true);
-	test_dying_threads();
-	test_dying_inside_two();
-	test_dying_in_flush();
-	test_dying_in_report();
-	test_dying_beside_abandon();
-	if (!TEST_THREAD_SANITIZED) /* it knows no threads in a child */
-		test_dying_beside_fork();
-	printf("update: %" PRIu64 " allocations failed, %" PRIu64 " of them unheard\n", injections, unheard);
+	test_ending_threads();
+	test_ending_inside_two();
+	test_ending_in_flush();
+	test_ending_in_report();
+	test_ending_during_abandon();
+	if (!TEST_THREAD_SANITIZED) /* it supports no threads in a child */
+		test_ending_during_fork();
+	printf("update: %" PRIu64 " allocations failed, %" PRIu64 "of them silent\n", injections, silent);
 	return test_done("update", steps, "steps");
 }

@@ -1,18 +1,17 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * test_update_model.c - steps of updates in any order, against two plain lists of slots.
+ * test_update_model.c - steps of updates in any order, compared with two plain lists of slots.
  *
- * The model knows of each slot its values, which of the two sets it is in, and which log it has; it predicts what
- * every step answers, what both sets hold after it, what lookups see and what an update leaves behind however it
- * ends: kept, rolled back, or abandoned where nobody could wait.  Now and then an allocation fails, which may change
- * nothing but that one answer.
+ * The model has for each slot its values, the sets that have it, and its log.  It predicts the result of each step, the
+ * content of both sets after it, the answers of lookups, and the state after the update's end: kept, rolled back, or
+ * abandoned in a place that must not wait.  Sometimes an allocation fails, which must change nothing but that result.
  */
 #include "fixture.h"
 
 #include "tree_set.h"
 
 #define SPACES 2u
-#define USER_SLOTS 24u /* more than the hash of an empty set has buckets */
+#define USER_SLOTS 24u /* more than the buckets of an empty set's hash */
 #define GPA_BITS 21u
 #define END_GFN ((uint64_t)1 << (GPA_BITS - MS_PAGE_SHIFT))
 #define PAGES_MAX 100u
@@ -45,7 +44,7 @@ struct rest {
 };
 
 static struct rest rest[SPACES];
-static struct known known[KNOWN_MAX + 1]; /* the last one is no slot */
+static struct known known[KNOWN_MAX + 1]; /* the last one stands for no slot */
 static struct log logs[KNOWN_MAX];
 static size_t nr_known, edits[2];
 static uint64_t empty_bytes, empty_blocks;
@@ -54,9 +53,9 @@ static struct ms_vm *vm, *other_vm;
 static struct ms_vcpu *vcpu;
 static struct ms_update *update;
 static uint32_t space;
-static size_t crowd; /* about how many slots an address space has */
+static size_t crowd; /* the approximate number of slots of an address space */
 static struct rng rng;
-static uint64_t answers[64], kept, taken_back, without_memory, flushes;
+static uint64_t answers[64], kept, rolled_back, without_memory, flushes;
 
 static struct rest *here(void)
 {
@@ -86,7 +85,7 @@ static bool overlap(const struct ms_memslot *a, const struct ms_memslot *b)
 	return a->base_gfn < b->base_gfn + b->npages && b->base_gfn < a->base_gfn + a->npages;
 }
 
-/* The lowest slot of the set that is in the way of new_slot, old excepted. */
+/* The lowest slot of the set that new_slot would overlap, except for old. */
 static size_t in_the_way(uint32_t idx, size_t old, size_t new_slot)
 {
 	size_t found = NONE;
@@ -115,7 +114,7 @@ static uint64_t hva_at(size_t i, uint64_t gfn)
 	return v->flags & MS_MEM_READONLY ? MS_HVA_ERR_RO_BAD : v->userspace_addr + (gfn - v->base_gfn) * PAGE;
 }
 
-/* ---- what is expected of a step ---- */
+/* ---- the expected result of a step ---- */
 
 static int refusal(struct ms_error *want, int code, enum ms_rule rule, size_t other)
 {
@@ -157,7 +156,7 @@ static void apply_swap(void)
 	here()->generation += SPACES;
 }
 
-static uint64_t armed; /* which allocation of the step fails, 0: none */
+static uint64_t armed; /* the number of the allocation of the step that fails, 0: none */
 
 static void arm(void)
 {
@@ -165,7 +164,7 @@ static void arm(void)
 	memory_fail(&vm->memory, armed, rng_below(&rng, 2));
 }
 
-/* Whether the step lacked memory; else it has answered what was wanted. */
+/* Returns whether the step had no memory; else its result was the expected one. */
 static bool lacked_memory(int r, const struct ms_error *err, int want, const struct ms_error *rule)
 {
 	bool failed = armed && atomic_load(&vm->memory.asked) >= armed;
@@ -188,7 +187,7 @@ static bool lacked_memory(int r, const struct ms_error *err, int want, const str
 	return false;
 }
 
-/* ---- both sets, and what readers see ---- */
+/* ---- both sets, and the answers of lookups ---- */
 
 static size_t sorted(uint32_t idx, size_t *list)
 {
@@ -326,7 +325,7 @@ static void invalidate(size_t i)
 	apply_swap();
 }
 
-/* Readers see the INVALID copy by now. */
+/* Lookups find the INVALID copy now. */
 static void on_flush(void *opaque, const struct ms_memslot *active, const struct ms_memslot *old)
 {
 	struct ms_memslot slot;
@@ -351,7 +350,7 @@ static size_t add_log(const struct ms_memslot *value, size_t old)
 		return known[old].log;
 	for (uint64_t page = 0; ms_manual_dirty_log_protect(vm) & MS_DIRTY_LOG_INITIALLY_SET && page < log.npages; page++)
 		log.bits[page / 64] |= (uint64_t)1 << page % 64;
-	logs[nr_known] = log; /* a log is made by at most one slot */
+	logs[nr_known] = log; /* at most one slot makes a log */
 	return nr_known;
 }
 
@@ -362,7 +361,7 @@ static struct ms_memslot random_value(size_t old)
 		.npages = 1 + rng_below(&rng, rng_below(&rng, 2 + crowd) ? 8 : PAGES_MAX),
 		.userspace_addr = HVA_BASE + rng_below(&rng, 64) * PAGE,
 		.id = (uint32_t)rng_below(&rng, USER_SLOTS),
-		.as_id = 77, /* nobody looks at it */
+		.as_id = 77, /* ignored */
 		.flags = (uint32_t)rng_below(&rng, 4),
 	};
 
@@ -408,7 +407,7 @@ static void mark(void)
 	}
 }
 
-/* ---- any step, mostly one that can work ---- */
+/* ---- a random step, mostly a valid one ---- */
 
 static size_t any(void)
 {
@@ -467,7 +466,7 @@ static void fill(void)
 	}
 }
 
-/* Makes both sets alike, as the active one is but for what is INVALID.  Not while memory fails. */
+/* Makes both sets like the active one, without its INVALID slots.  Only while there is memory. */
 static void make_alike(void)
 {
 	for (size_t i = 0; i < nr_known; i++)
@@ -522,7 +521,7 @@ static void check_space(uint32_t as_id, struct ms_stats *want)
 	}
 }
 
-/* Indexes and what the next would be derived from; the two sets may hold the same one. */
+/* Indexes, and the bases of the next ones; the two sets may share one. */
 static void count_indexes(const struct address_space *as, struct ms_stats *want)
 {
 	const struct flat_patch *patch[] = { as->set[0].patch, as->set[1].patch };
@@ -546,7 +545,7 @@ static void check_rest(void)
 	struct ms_stats want = { .blocks = empty_blocks, .bytes = empty_bytes }, stats;
 	uint64_t pages = 0;
 
-	check_sound(vm); /* takes the lock, and so ends what was abandoned */
+	check_sound(vm); /* takes the lock and so runs the deferred end */
 	for (uint32_t as_id = 0; as_id < SPACES; as_id++) {
 		check_space(as_id, &want);
 		count_indexes(&vm->as[as_id], &want);
@@ -590,7 +589,7 @@ static bool alike(void)
 	return true;
 }
 
-/* What remains: the slots of both sets, or those of the beginning, with the bits that their logs have by now. */
+/* The slots of both sets, or those from before the update, with the bits that their logs have now. */
 static void settle(bool keep)
 {
 	struct rest *r = here();
@@ -609,7 +608,7 @@ static void settle(bool keep)
 	}
 }
 
-/* Inside a section nothing happens yet; inside a hook neither. */
+/* Inside a section the end is deferred; in a hook as well. */
 static void abandon_in_section(struct ms_vm *of)
 {
 	CHECK_EQ(ms_read_lock(of), 0);
@@ -643,7 +642,7 @@ static void end(void)
 	struct ms_error err = { .rule = MS_RULE_NONE };
 	int r = 0;
 
-	memory_fail(&vm->memory, 1, true); /* an end needs none */
+	memory_fail(&vm->memory, 1, true); /* an end needs no memory */
 	if (way < 2)
 		r = ms_update_end(update, keep, &err);
 	else if (way < 3)
@@ -656,7 +655,7 @@ static void end(void)
 	CHECK_EQ(err.rule, r ? MS_RULE_SETS_DIFFER : MS_RULE_NONE);
 	settle(keep && same);
 	kept += keep && same && edits[0];
-	taken_back += !(keep && same) && edits[0] + edits[1];
+	rolled_back += !(keep && same) && edits[0] + edits[1];
 	check_rest();
 	memory_fail(&vm->memory, 0, false);
 }
@@ -693,13 +692,13 @@ static void make_vm(void)
 		rest[as_id] = (struct rest){ .generation = as_id };
 	CHECK_EQ(ms_vcpu_create(vm, &vcpu, NULL), 0);
 	CHECK_EQ(ms_add_listener(vm, &listener, NULL), 0);
-	CHECK_EQ(ms_gfn_to_hva(vm, 0, 0), MS_HVA_ERR_BAD); /* this thread's record */
+	CHECK_EQ(ms_gfn_to_hva(vm, 0, 0), MS_HVA_ERR_BAD); /* makes this thread's record */
 	stats = stats_of(vm);
 	empty_bytes = stats.bytes;
 	empty_blocks = stats.blocks;
 }
 
-/* Every so often from the start: a new VM. */
+/* A new VM, so that each run starts again from time to time. */
 static uint64_t one_vm(uint64_t number)
 {
 	uint64_t steps = 0;
@@ -726,9 +725,9 @@ int main(int argc, char **argv)
 	test_init(argc, argv, 60);
 	for (uint64_t i = 0; i < test_times(100); i++)
 		steps += one_vm(i);
-	printf("update: %" PRIu64 " kept, %" PRIu64 " taken back, %" PRIu64 " steps without memory\n", kept, taken_back,
-	       without_memory);
-	CHECK(kept && taken_back && without_memory && flushes);
+	printf("update: %" PRIu64 " kept, %" PRIu64 " rolled back, %" PRIu64 " steps without memory\n", kept,
+	       rolled_back, without_memory);
+	CHECK(kept && rolled_back && without_memory && flushes);
 	CHECK(answers[MS_RULE_NONE] && answers[MS_RULE_HANDLE] && answers[MS_RULE_DUPLICATE_ID] &&
 	      answers[MS_RULE_OVERLAP] && answers[MS_RULE_GPA_LIMIT]);
 	return test_done("update model", steps, "steps");

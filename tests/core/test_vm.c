@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * test_vm.c - waits for slots_lock, and their interruption; a change whose hook leaves a section open.
+ * test_vm.c - calls that wait for slots_lock, and polls that end the wait; a change whose hook leaves a section open.
  */
 #include "fixture.h"
 
@@ -10,11 +10,11 @@
 static struct ms_vm *vm;
 static uint64_t calls;
 
-/* ---- a holder, and a poll ---- */
+/* ---- a thread that holds the lock, and polls ---- */
 
 static _Atomic bool held, let_go;
 static _Atomic uint32_t polls;
-static uint32_t patience; /* so many polls answer 0 */
+static uint32_t polls_to_wait; /* the number of polls that return 0 */
 
 static void *hold(void *unused)
 {
@@ -30,7 +30,7 @@ static void *hold(void *unused)
 
 static int poll_counts(void)
 {
-	return atomic_fetch_add(&polls, 1) >= patience;
+	return atomic_fetch_add(&polls, 1) >= polls_to_wait;
 }
 
 static int poll_lets_go(void)
@@ -40,7 +40,7 @@ static int poll_lets_go(void)
 	return 0;
 }
 
-/* A poll may make any call: of another VM, and of this one. */
+/* A poll may make any call, of another VM and of this one. */
 static int poll_calls(void)
 {
 	struct ms_vm *other = new_vm(1);
@@ -76,12 +76,12 @@ static void end_hold(pthread_t thread)
 	atomic_store(&let_go, true);
 	CHECK_EQ(pthread_join(thread, NULL), 0);
 	ms_set_poll(NULL);
-	CHECK_EQ(set(vm, 0, 9, 900, 1, 0), 0); /* the lock is none the worse */
+	CHECK_EQ(set(vm, 0, 9, 900, 1, 0), 0); /* the lock still works */
 	check_sound(vm);
 	end_vm(vm);
 }
 
-/* ---- every call that takes the lock ---- */
+/* ---- all calls that take the lock ---- */
 
 static const struct ms_listener listener;
 
@@ -146,18 +146,18 @@ static int call_close(struct ms_error *err)
 static int (*const takers[])(struct ms_error *err) = { call_set,     call_load,  call_listener, call_vcpu, call_get_log,
 						       call_protect, call_begin, call_check,    call_close };
 
-/* Called away at once, or after some naps: -EINTR, and nothing has changed. */
-static void test_interrupted(void)
+/* A poll ends the wait, at the first call or later: -EINTR, and nothing has changed. */
+static void test_poll_ends_the_wait(void)
 {
 	for (size_t i = 0; i < ARRAY_SIZE(takers); i++)
-		for (patience = 0; patience < 3; patience++) {
+		for (polls_to_wait = 0; polls_to_wait < 3; polls_to_wait++) {
 			pthread_t thread = begin_hold(poll_counts);
 			struct picture before = picture_of(vm), after;
 			struct ms_error err = { 0 };
 
 			CHECK_EQ(takers[i](&err), -EINTR);
 			CHECK_EQ(err.rule, MS_RULE_INTERRUPTED);
-			CHECK_EQ(atomic_load(&polls), patience + 1);
+			CHECK_EQ(atomic_load(&polls), polls_to_wait + 1);
 			after = picture_of(vm);
 			CHECK(same_picture(&before, &after));
 			CHECK_EQ(before.generations, after.generations);
@@ -166,13 +166,13 @@ static void test_interrupted(void)
 		}
 }
 
-static void test_not_interrupted(void)
+static void test_poll_does_not_end_the_wait(void)
 {
 	for (size_t i = 0; i < ARRAY_SIZE(takers) - 1; i++) {
 		struct ms_error err = { 0 };
 		pthread_t thread;
 
-		if (takers[i] == call_begin) /* it would have to be ended */
+		if (takers[i] == call_begin) /* the update would have to end first */
 			continue;
 		thread = begin_hold(poll_lets_go);
 		CHECK_EQ(takers[i](&err), 0);
@@ -195,10 +195,10 @@ static void test_poll_that_calls(void)
 	calls++;
 }
 
-/* Nobody is asked who does not wait. */
+/* A call that does not wait calls no poll. */
 static void test_no_wait_no_poll(void)
 {
-	patience = 0;
+	polls_to_wait = 0;
 	atomic_store(&polls, 0);
 	ms_set_poll(poll_counts);
 	vm = new_vm(1);
@@ -229,7 +229,7 @@ static void *change_elsewhere(void *done)
 	return NULL;
 }
 
-/* The change, and its second swap, do not wait for their own thread; others' changes do. */
+/* The change, and its second swap, do not wait for their own thread; changes of other threads do. */
 static void test_section_left_open(uintptr_t times)
 {
 	const struct ms_listener enters = { .opaque = (void *)times, .prepare = enter };
@@ -247,10 +247,10 @@ static void test_section_left_open(uintptr_t times)
 	for (uintptr_t i = 1; i < times; i++)
 		ms_read_unlock(vm);
 	CHECK(!atomic_load(&done));
-	CHECK_EQ(ms_gfn_to_hva(vm, 0, 500), MS_HVA_ERR_BAD); /* though it is in the set that is edited by now */
+	CHECK_EQ(ms_gfn_to_hva(vm, 0, 500), MS_HVA_ERR_BAD); /* though the set that is edited now has it */
 	CHECK_EQ(ms_gfn_to_hva(vm, 0, 10), hva_for(0, 1));
 	ms_read_unlock(vm);
-	/* It runs the hook as well, in its own thread, which then ends. */
+	/* The other change runs the hook too, in its own thread, which then ends. */
 	CHECK_EQ(pthread_join(thread, NULL), 0);
 	CHECK(atomic_load(&done));
 	CHECK_EQ(ms_gfn_to_hva(vm, 0, 10), hva_for(0, 1));
@@ -260,7 +260,7 @@ static void test_section_left_open(uintptr_t times)
 	calls++;
 }
 
-/* ---- the end of a VM beside a section that is open for ever ---- */
+/* ---- destroying a VM while a section stays open ---- */
 
 static void stall_fails(void *unused, const struct ms_stall *stall)
 {
@@ -269,7 +269,7 @@ static void stall_fails(void *unused, const struct ms_stall *stall)
 	CHECK(!"the end of a VM waits for a reader");
 }
 
-/* Its thread ends later than the VM, and has no way back into it. */
+/* The thread outlives the VM and does not use it again. */
 static void *stay_inside(void *hva)
 {
 	CHECK_EQ(ms_read_lock(vm), 0);
@@ -280,8 +280,9 @@ static void *stay_inside(void *hva)
 	return NULL;
 }
 
-/* Gone back, published and not waited for; or, from a section of another VM, all of it left to who comes next. */
-static void drop_update(struct ms_update *update, bool in_section)
+/* Abandons the update.  The roll-back is published, but its grace period is deferred; inside a section of another VM
+ * the whole end is deferred. */
+static void abandon_update(struct ms_update *update, bool in_section)
 {
 	struct ms_vm *other = new_vm(1);
 
@@ -294,7 +295,7 @@ static void drop_update(struct ms_update *update, bool in_section)
 	CHECK(atomic_load(&vm->slots_lock.pending_end));
 }
 
-static void test_destroy_beside_a_section(bool in_section)
+static void test_destroy_during_a_section(bool in_section)
 {
 	uint64_t hva = in_section ? MS_HVA_ERR_BAD : hva_for(0, 1);
 	struct ms_update *update;
@@ -307,7 +308,7 @@ static void test_destroy_beside_a_section(bool in_section)
 	CHECK_EQ(ms_update_replace(update, ms_update_find(update, true, 1), NULL, NULL), 0);
 	CHECK_EQ(ms_update_swap(update, NULL), 0);
 	CHECK_EQ(ms_gfn_to_hva(vm, 0, 1), MS_HVA_ERR_BAD);
-	drop_update(update, in_section);
+	abandon_update(update, in_section);
 	atomic_store(&held, false);
 	atomic_store(&let_go, false);
 	CHECK_EQ(pthread_create(&thread, NULL, stay_inside, &hva), 0);
@@ -328,10 +329,10 @@ int main(int argc, char **argv)
 		test_section_left_open(3);
 	}
 	design_name = "tree";
-	test_interrupted();
-	test_not_interrupted();
+	test_poll_ends_the_wait();
+	test_poll_does_not_end_the_wait();
 	test_poll_that_calls();
-	test_destroy_beside_a_section(false);
-	test_destroy_beside_a_section(true);
-	return test_done("vm", calls, "calls that waited, or need not have");
+	test_destroy_during_a_section(false);
+	test_destroy_during_a_section(true);
+	return test_done("vm", calls, "calls that may wait");
 }

@@ -396,7 +396,7 @@ def test_next_change_raises_nothing_again() -> None:
 
 
 def test_lookups_in_hooks() -> None:
-    """What lookups find in each hook of a MOVE."""
+    """The results of lookups in each hook of a MOVE."""
     seen: dict[str, Any] = {}
 
     class Looks(Listener):

@@ -1,0 +1,263 @@
+/* SPDX-License-Identifier: MIT */
+/* See oracle.h. */
+#include "oracle.h"
+
+/* The last HISTORY words of an id, each with its first state. */
+#define HISTORY 1024u
+
+struct history {
+	struct {
+		_Atomic uint64_t from, word;
+	} entry[HISTORY];
+	_Atomic uint64_t nr;
+};
+
+static struct history history[SPACES][IDS + 1];
+_Atomic uint64_t noted[SPACES];
+_Atomic uint64_t over[SPACES];
+
+void oracle_reset(void)
+{
+	memset(history, 0, sizeof(history));
+	memset(noted, 0, sizeof(noted));
+	memset(over, 0, sizeof(over));
+}
+
+void note_word(uint32_t as_id, uint32_t id, uint64_t from, uint64_t word)
+{
+	struct history *h = &history[as_id][id];
+	uint64_t nr = atomic_load_explicit(&h->nr, memory_order_relaxed);
+
+	atomic_store_explicit(&h->entry[nr % HISTORY].from, from, memory_order_release);
+	atomic_store_explicit(&h->entry[nr % HISTORY].word, word, memory_order_release);
+	atomic_store_explicit(&h->nr, nr + 1, memory_order_release);
+}
+
+/* The word of the id in a state; false: the history does not go back that far.  An entry that the writer overwrites is
+ * detected: the writer stores the new value after the count that covers it. */
+static bool word_in(uint32_t as_id, uint32_t id, uint64_t state, uint64_t *word)
+{
+	struct history *h = &history[as_id][id];
+	uint64_t nr = atomic_load_explicit(&h->nr, memory_order_acquire);
+
+	for (uint64_t i = nr; i-- > 0;) {
+		uint64_t from = atomic_load_explicit(&h->entry[i % HISTORY].from, memory_order_acquire);
+
+		*word = atomic_load_explicit(&h->entry[i % HISTORY].word, memory_order_acquire);
+		if (atomic_load_explicit(&h->nr, memory_order_acquire) - i >= HISTORY)
+			return false;
+		if (from <= state)
+			return true;
+	}
+	*word = 0;
+	return true;
+}
+
+/* ---- calls ---- */
+
+struct call *new_call(void)
+{
+	struct call *c = calloc(1, sizeof(*c));
+
+	CHECK(c);
+	c->in = calloc(BATCH_MAX, sizeof(*c->in));
+	c->out = calloc(BATCH_MAX, sizeof(*c->out));
+	c->ids = calloc(BATCH_MAX, sizeof(*c->ids));
+	CHECK(c->in && c->out && c->ids);
+	return c;
+}
+
+void free_call(struct call *c)
+{
+	free(c->in);
+	free(c->out);
+	free(c->ids);
+	free(c);
+}
+
+/* The slot that has the gfn in the state; *word is 0 for a hole.  False: unknown, as in word_in(). */
+static bool at_gfn(uint32_t as_id, uint64_t gfn, uint64_t state, uint32_t *id, uint64_t *word)
+{
+	uint64_t place = gfn / PLACE_PAGES;
+
+	*word = 0;
+	*id = (uint32_t)(place / 2);
+	if (place >= PLACES)
+		return true;
+	if (!word_in(as_id, *id, state, word))
+		return false;
+	if (place % 2 != !!(*word & AT_SECOND) || gfn % PLACE_PAGES >= npages_of(*word))
+		*word = 0;
+	return true;
+}
+
+static uint64_t right_hva(uint32_t as_id, uint32_t id, uint64_t gfn, uint64_t word, bool write)
+{
+	if (!(word & PRESENT) || word & INVALID)
+		return MS_HVA_ERR_BAD;
+	if (write && word & READONLY)
+		return MS_HVA_ERR_RO_BAD;
+	return hva_for(as_id, id, word) + gfn % PLACE_PAGES * MS_PAGE_SIZE;
+}
+
+enum verdict match_hvas(const struct call *c, uint64_t state)
+{
+	for (size_t i = 0; i < c->n; i++) {
+		size_t at = place_of(c, i);
+		uint64_t word, hva;
+		uint32_t id;
+
+		if (!at_gfn(c->as_id, c->in[at], state, &id, &word))
+			return UNKNOWN;
+		hva = right_hva(c->as_id, id, c->in[at], word, c->write);
+		if (c->out[at] != (hva < MS_HVA_ERR_MIN ? hva + c->low : hva))
+			return DIFFERS;
+	}
+	return MATCHES;
+}
+
+enum verdict match_ids(const struct call *c, uint64_t state)
+{
+	for (size_t i = 0; i < c->n; i++) {
+		size_t at = place_of(c, i);
+		uint64_t word;
+		uint32_t id;
+
+		if (!at_gfn(c->as_id, c->in[at], state, &id, &word))
+			return UNKNOWN;
+		if (c->ids[at] != (word & PRESENT && !(word & INVALID) ? (int32_t)id : -1))
+			return DIFFERS;
+	}
+	return MATCHES;
+}
+
+enum verdict match_visible(const struct call *c, uint64_t state)
+{
+	uint64_t word;
+	uint32_t id;
+
+	if (!at_gfn(c->as_id, c->in[0], state, &id, &word))
+		return UNKNOWN;
+	return (bool)c->out[0] == (word & PRESENT && !(word & INVALID)) ? MATCHES : DIFFERS;
+}
+
+static bool is_slot(const struct ms_memslot *slot, uint32_t as_id, uint32_t id, uint64_t word)
+{
+	return slot->id == id && slot->as_id == as_id && slot->base_gfn == base_of(id, word) &&
+	       slot->npages == npages_of(word) && slot->userspace_addr == hva_for(as_id, id, word) &&
+	       slot->flags == flags_of(word);
+}
+
+enum verdict match_slot(const struct call *c, uint64_t state)
+{
+	uint64_t word;
+	uint32_t id;
+
+	if (!at_gfn(c->as_id, c->in[0], state, &id, &word))
+		return UNKNOWN;
+	if (!(word & PRESENT))
+		return c->n ? DIFFERS : MATCHES;
+	return c->n && is_slot(&c->slot[0], c->as_id, id, word) ? MATCHES : DIFFERS;
+}
+
+enum verdict match_id(const struct call *c, uint64_t state)
+{
+	uint64_t word;
+
+	if (!word_in(c->as_id, (uint32_t)c->in[0], state, &word))
+		return UNKNOWN;
+	if (!(word & PRESENT))
+		return c->n ? DIFFERS : MATCHES;
+	return c->n && is_slot(&c->slot[0], c->as_id, (uint32_t)c->in[0], word) ? MATCHES : DIFFERS;
+}
+
+enum verdict match_gfn_range(const struct call *c, uint64_t state)
+{
+	size_t nr = 0;
+
+	for (uint32_t place = 0; place < PLACES; place++) {
+		uint32_t id = place / 2;
+		uint64_t word, base = place * (uint64_t)PLACE_PAGES;
+
+		if (!word_in(c->as_id, id, state, &word))
+			return UNKNOWN;
+		if (!(word & PRESENT) || place % 2 != !!(word & AT_SECOND))
+			continue;
+		if (c->start >= c->end || base >= c->end || base + npages_of(word) <= c->start)
+			continue;
+		if (nr >= c->n || !is_slot(&c->slot[nr++], c->as_id, id, word))
+			return DIFFERS;
+	}
+	return nr == c->n ? MATCHES : DIFFERS;
+}
+
+static bool has_byte(uint32_t as_id, uint32_t id, uint64_t word, uint64_t start, uint64_t last)
+{
+	uint64_t hva = hva_for(as_id, id, word);
+
+	return word & PRESENT && hva <= last && hva + npages_of(word) * MS_PAGE_SIZE > start;
+}
+
+enum verdict match_hva_range(const struct call *c, uint64_t state)
+{
+	size_t nr = 0;
+
+	for (uint32_t id = 0; id < IDS; id++) {
+		uint64_t word;
+		size_t i = 0;
+
+		if (!word_in(c->as_id, id, state, &word))
+			return UNKNOWN;
+		if (!has_byte(c->as_id, id, word, c->start, c->end))
+			continue;
+		while (i < c->n && !is_slot(&c->slot[i], c->as_id, id, word))
+			i++;
+		if (i == c->n || (i && c->slot[i - 1].userspace_addr >= c->slot[i].userspace_addr))
+			return DIFFERS;
+		nr++;
+	}
+	return nr == c->n ? MATCHES : DIFFERS;
+}
+
+/* A call that more changes overtook is checked against this many states only. */
+#define STATES_MAX 1024u
+
+/* The newest of the states from `from` to `last` that all answers match, or NO_STATE. */
+static uint64_t matching_state(const struct call *c, match_fn *match, uint64_t from, uint64_t last, bool *known)
+{
+	for (uint64_t state = last + 1; state-- > from;) {
+		enum verdict verdict = match(c, state);
+
+		if (verdict == MATCHES)
+			return state;
+		*known &= verdict == DIFFERS;
+	}
+	return NO_STATE;
+}
+
+/* An answer that matches one of the 64 states before the call's first one is out of date. */
+static void report_mismatch(const struct call *c, match_fn *match)
+{
+	bool known = true;
+	uint64_t older = c->lo > 64 ? c->lo - 64 : 0, state = NO_STATE;
+
+	if (c->lo)
+		state = matching_state(c, match, older, c->lo - 1, &known);
+	wrong(state == NO_STATE ? c->what : "an answer that is out of date", c->as_id, c->in[c->at], c->lo, c->hi);
+}
+
+uint64_t check_call(const struct call *c, match_fn *match, uint64_t answers)
+{
+	uint64_t from = c->hi - c->lo < STATES_MAX ? c->lo : c->hi - STATES_MAX, state;
+	bool known = from == c->lo;
+
+	self->lookups += answers;
+	state = matching_state(c, match, from, c->hi, &known);
+	if (state != NO_STATE)
+		return state;
+	if (known)
+		report_mismatch(c, match);
+	else
+		self->unchecked++;
+	return NO_STATE;
+}

@@ -1,0 +1,130 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * oracle.h - the states that readers may see, and whether the answers of a call match one of them.
+ *
+ * Slots are incarnations: a CREATE makes a new one, and its host address contains its number, id and address space.
+ * Each id has two places of its own in the guest, so a MOVE never meets another slot.  Before each change the writer
+ * notes the states that readers may see from then on, in order; the generation of a set gives the number of its state.
+ * A reader
+ *
+ *	inside a section        knows the state by its generation, and each answer has one right value;
+ *	outside of sections     gets answers that all match one state, from the last whose grace period was over before
+ *	                        the call to the last that was noted after it.
+ *
+ * A section in state s must end before the grace period after s ends: the record has a histogram of their ages.
+ *
+ * Ordering: the writer stores entries, then counts, with release; readers load them with acquire.
+ */
+#ifndef MS_TORTURE_ORACLE_H
+#define MS_TORTURE_ORACLE_H
+
+#include "torture.h"
+
+#define SPACES 2u
+#define IDS 24u
+#define FEW_IDS 7u /* ids in play in every other round: few enough for an index that compares all at once */
+#define PLACES (2 * IDS)
+#define PLACE_PAGES 64u
+#define GFNS ((uint64_t)PLACES * PLACE_PAGES)
+#define BATCH_MAX (2 * MS_BATCH_POLL + 5000)
+
+/* The keeper is one more slot, which keeps its log from the first state to the close: no mark in it may be lost.  Each
+ * reader has a part of its pages (PART_WORDS of bits, more than a piece of a batch). */
+#define KEEPER IDS
+#define KEEPER_SPACE 1u
+#define KEEPER_GFN ((uint64_t)1 << 30)
+#define KEEPER_HVA ((uint64_t)1 << 62)
+#define PART_PAGES (PART_WORDS * 64)
+#define KEEPER_WORDS (READERS_MAX * PART_WORDS)
+#define KEEPER_PAGES (KEEPER_WORDS * 64)
+
+/* ---- words: the slot with an id in one state; 0: there is none ---- */
+
+#define PRESENT ((uint64_t)1)
+#define LOGS ((uint64_t)2)
+#define READONLY ((uint64_t)4)
+#define INVALID ((uint64_t)8)
+#define AT_SECOND ((uint64_t)16) /* at the second of its two places */
+#define INCARNATION_SHIFT 8
+
+static inline uint64_t incarnation_of(uint64_t word)
+{
+	return word >> INCARNATION_SHIFT;
+}
+
+static inline uint64_t npages_of(uint64_t word)
+{
+	return incarnation_of(word) % 3 ? PLACE_PAGES : 1 + incarnation_of(word) % PLACE_PAGES;
+}
+
+static inline uint64_t base_of(uint32_t id, uint64_t word)
+{
+	return (2 * id + !!(word & AT_SECOND)) * (uint64_t)PLACE_PAGES;
+}
+
+/* Bits: page of the slot from 12, id from 18, address space 23, incarnation from 24. */
+static inline uint64_t hva_for(uint32_t as_id, uint32_t id, uint64_t word)
+{
+	return incarnation_of(word) << 24 | (uint64_t)as_id << 23 | (uint64_t)id << 18;
+}
+
+static inline uint32_t flags_of(uint64_t word)
+{
+	return (word & LOGS ? MS_MEM_LOG_DIRTY_PAGES : 0) | (word & READONLY ? MS_MEM_READONLY : 0) |
+	       (word & INVALID ? MS_MEMSLOT_INVALID : 0);
+}
+
+/* ---- states ---- */
+
+extern _Atomic uint64_t noted[SPACES]; /* the last state that readers may see */
+extern _Atomic uint64_t over[SPACES];  /* the last one whose grace period is over: no reader sees an older one */
+
+void oracle_reset(void);
+
+/* The word of the id from this state on.  The writer calls it, and then publishes the state in noted[]. */
+void note_word(uint32_t as_id, uint32_t id, uint64_t from, uint64_t word);
+
+/* ---- calls ---- */
+
+/* One call: its arguments and its answers. */
+struct call {
+	const char *what;
+	uint32_t as_id;
+	uint64_t lo, hi; /* the states that the answers may match */
+	uint64_t begun;  /* the last state that was noted when it began */
+	bool write;
+	size_t n;
+	uint64_t *in, *out; /* BATCH_MAX of each */
+	int32_t *ids;
+	ptrdiff_t step; /* of a batch: its first value is at place `at`, the next ones `step` places on */
+	size_t at;
+	uint64_t low;      /* bits of an address below its frame */
+	bool ended;        /* by its poll */
+	uint32_t sections; /* open when it was made */
+	struct ms_memslot slot[PLACES + 1];
+	uint64_t start, end;
+};
+
+struct call *new_call(void);
+void free_call(struct call *call);
+
+/* The place of the batch's i-th value in `in`, `out` and `ids`. */
+static inline size_t place_of(const struct call *c, size_t i)
+{
+	return c->at + (size_t)((ptrdiff_t)i * c->step);
+}
+
+enum verdict { MATCHES, DIFFERS, UNKNOWN };
+typedef enum verdict match_fn(const struct call *call, uint64_t state);
+
+match_fn match_hvas, match_ids, match_visible;
+match_fn match_slot, match_id;               /* one slot, or none (n 0) */
+match_fn match_gfn_range, match_hva_range;   /* all slots in [start, end) by gfn, in [start, end] by host address */
+
+#define NO_STATE (~(uint64_t)0)
+
+/* Counts the answers of a call, and reports them if they match none of its states.  Returns the state that they match,
+ * or NO_STATE. */
+uint64_t check_call(const struct call *call, match_fn *match, uint64_t answers);
+
+#endif
