@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import argparse
-import importlib
 import json
 import sys
 from collections.abc import Callable
@@ -12,7 +11,7 @@ from pathlib import Path
 
 from ..lab.sample import Row
 
-Draw = tuple[str, Path]  # a function of memslots.plot, and where to
+Draw = tuple[Callable[[Row, Path], object], Path]  # a function that imports memslots.plot; the file
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -47,15 +46,14 @@ def deliver(
     print(json.dumps(report, indent=1) if args.json else text(report))
     if args.output:
         args.output.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-    for name, path in draws:
-        _draw(name, report, path)
+    for draw, path in draws:
+        _draw(draw, report, path)
 
 
-def _draw(name: str, report: Row, path: Path) -> None:
+def _draw(draw: Callable[[Row, Path], object], report: Row, path: Path) -> None:
     """Says on stderr what came of it, so that stdout stays what was asked for."""
     try:
-        plot = importlib.import_module("memslots.plot")
-        getattr(plot, name)(report, path)
+        draw(report, path)
     except ImportError as e:
         _say(f"no picture: {e}; pip install 'memslots[plot]'")
         return

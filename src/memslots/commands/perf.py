@@ -97,7 +97,19 @@ def _draws(path: Path | None) -> list[deliver.Draw]:
     if path is None:
         return []
     latencies = path.with_stem(f"{path.stem}-latency")
-    return [("perf_picture", path), ("latency_picture", latencies)]
+    return [(_draw_costs, path), (_draw_latencies, latencies)]
+
+
+def _draw_costs(report: Row, path: Path) -> None:
+    from ..plot import perf_picture
+
+    perf_picture(report, path)
+
+
+def _draw_latencies(report: Row, path: Path) -> None:
+    from ..plot import latency_picture
+
+    latency_picture(report, path)
 
 
 class _Lab:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from time import perf_counter
 from typing import NamedTuple
 
@@ -70,9 +71,15 @@ def run(args: argparse.Namespace) -> int:
     with on_one_cpu("kvm" in names):
         scaling.measure()
     report = scaling.report(skipped)
-    draws = [("scale_picture", args.picture)] if args.picture else []
+    draws: list[deliver.Draw] = [(_draw, args.picture)] if args.picture else []
     deliver.deliver(report, args, report_scale.text, draws)
     return deliver.exit_code(report)
+
+
+def _draw(report: Row, path: Path) -> None:
+    from ..plot import scale_picture
+
+    scale_picture(report, path)
 
 
 def sizes_up_to(max_slots: int) -> tuple[int, ...]:
