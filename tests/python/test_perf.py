@@ -558,6 +558,17 @@ def test_who_is_faster_is_plain() -> None:
     assert show.verdict({"tree": {"median": 1}}) == ""
 
 
+def test_a_table_has_headings_and_aligned_columns() -> None:
+    body = [["changes"], ["  move", "1.00 us  ±3%", "-"], ["  a long name", "-", "12"]]
+    assert show.table(body, ["8 slots", "tree", "array / tree"]).splitlines() == [
+        "8 slots                tree  array / tree",
+        "-------------  ------------  ------------",
+        "changes",
+        "  move         1.00 us  ±3%             -",
+        "  a long name             -            12",
+    ]
+
+
 @pytest.mark.parametrize(
     ("ns", "text"),
     [(0.5, "0.50 ns"), (12.34, "12.3 ns"), (999, "999 ns"), (1500, "1.50 us"), (2e6, "2.00 ms"),

@@ -25,9 +25,9 @@ from ..lab.machine import (
     clock_ns,
     machine,
     on_one_cpu,
-    progress_bar,
     python_call_ns,
 )
+from ..lab.progress import progress_bar
 from ..lab.replays import Replay
 from ..lab.sample import Row
 from ..lab.selftest import all_tests
@@ -141,7 +141,8 @@ class _Lab:
 
     def measure(self) -> None:
         start = perf_counter()
-        with progress_bar(turns(self.cells) + self.crossover.turns) as progress:
+        total = turns(self.cells) + self.crossover.turns
+        with progress_bar(lambda: total, "turn") as progress:
             measure(self.cells, self.mode.budget, self.results, progress)
             self.crossover.measure(progress)
         self.seconds = perf_counter() - start

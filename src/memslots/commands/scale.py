@@ -16,7 +16,8 @@ from typing import NamedTuple
 from .. import __version__
 from ..lab.case import Budget, Case
 from ..lab.layouts import SEED
-from ..lab.machine import available_backends, clock_ns, machine, on_one_cpu, progress_bar
+from ..lab.machine import available_backends, clock_ns, machine, on_one_cpu
+from ..lab.progress import progress_bar
 from ..lab.sample import Row
 from ..lab.scaling import all_cases
 from ..lab.selftest import all_tests
@@ -114,7 +115,8 @@ class _Scaling:
 
     def measure(self) -> None:
         start = perf_counter()
-        with progress_bar(turns(self.cells) + turns(self.test_cells)) as progress:
+        total = turns(self.cells) + turns(self.test_cells)
+        with progress_bar(lambda: total, "turn") as progress:
             measure(self.cells, self.mode.budget, self.results, progress, room=1)
             measure(self.test_cells, self.mode.budget, self.test_results, progress)
         self.seconds = perf_counter() - start

@@ -7,4 +7,5 @@ case      one thing to measure; sample: one run of it
 selftest, changes, lookups, scaling, replays, peers  the cases
 costs     rough costs of operations, which decide how many fit into a round
 machine   the machine that figures come from
+progress  a progress bar
 """

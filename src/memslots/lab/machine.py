@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import os
 import platform
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -89,16 +88,3 @@ def python_call_ns() -> float:
         call()
         ns.append(perf_counter_ns() - start)
     return float(np.median(ns))
-
-
-@contextmanager
-def progress_bar(total: int) -> Iterator[Callable[[], object]]:
-    """A bar on a terminal, once a second has passed; nothing where tqdm is not installed."""
-    try:
-        from tqdm import tqdm
-    except ImportError:
-        yield lambda: None
-        return
-    hidden = not sys.stderr.isatty()
-    with tqdm(total=total, unit="turn", delay=1, disable=hidden, leave=False) as bar:
-        yield bar.update

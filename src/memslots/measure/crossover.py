@@ -7,11 +7,12 @@ The array copies a table of all ids with each change, however few slots there ar
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 
 from ..lab.case import Budget, Case, matches
 from ..lab.changes import all_changes
 from ..lab.lookups import GfnLookup, IdLookup
+from ..lab.progress import Progress
 from ..lab.sample import Row
 from ..lab.selftest import MoveInactive, SlotSetup, Unmap
 from ..lab.subjects import ROOM
@@ -41,7 +42,7 @@ class Crossover:
         wanted = [case for case in cases if case.is_wanted(self.pattern)]
         return plan(wanted, BACKENDS, rounds, BUDGET, self.results[room])
 
-    def measure(self, progress: Callable[[], object]) -> None:
+    def measure(self, progress: Progress) -> None:
         for room, cells in self._cells.items():
             measure(cells, BUDGET, self.results[room], progress, room)
 

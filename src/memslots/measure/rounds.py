@@ -4,17 +4,17 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import groupby
 from random import Random
 from typing import NamedTuple
 
 from ..lab.case import Budget, Case, Run, matches
+from ..lab.progress import Progress
 from ..lab.sample import Row, Sample, row
 from ..lab.subjects import ROOM, Subjects
 
-Progress = Callable[[], object]
 Key = tuple[str, str, int | None]  # case, backend, n_slots
 
 

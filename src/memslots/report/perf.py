@@ -12,7 +12,7 @@ from ..measure import duel, published
 from . import show
 
 GROUPS = (
-    ("as the kernel's memslot_perf_test", ("map", "unmap", "move a", "move i", "RW", "slot s")),
+    ("memslot_perf_test", ("map", "unmap", "move a", "move i", "RW", "slot s")),
     ("changes", ("change/",)),
     ("lookups", ("lookup/",)),
 )

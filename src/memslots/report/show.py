@@ -6,6 +6,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from textwrap import fill
 
+from tabulate import SEPARATING_LINE, DataRow, Line, TableFormat, tabulate
+
 from ..lab.sample import Row
 from ..lab.subjects import INDEXED, design_of
 from ..measure import duel
@@ -102,18 +104,26 @@ def columns(rows: Iterable[Row]) -> list[str]:
     return [n for n in (*FIRST, *others, *LAST) if n in names]
 
 
+#: Columns apart by two spaces, a rule below the headers; no header is wider than its text.
+FORMAT = TableFormat(
+    lineabove=None,
+    linebelowheader=Line("", "-", "  ", ""),
+    linebetweenrows=None,
+    linebelow=None,
+    headerrow=None,
+    datarow=DataRow("", "  ", ""),
+    padding=0,
+    with_header_hide=None,
+)
+
+
 def table(body: Sequence[Sequence[str]], headers: Sequence[str]) -> str:
     """The first column to the left, the others to the right; a row of one cell is a heading."""
-    rows = [list(headers), *map(list, body)]
-    full = [row for row in rows if len(row) == len(headers)]
-    widths = [max(map(len, column)) for column in zip(*full, strict=True)]
-    lines = [_aligned(row, widths) for row in rows]
-    rule = "  ".join("-" * width for width in widths)
-    return "\n".join([lines[0], rule, *lines[1:]])
-
-
-def _aligned(row: Sequence[str], widths: Sequence[int]) -> str:
-    first, *others = row
-    cells = [first.ljust(widths[0])]
-    cells += [cell.rjust(width) for cell, width in zip(others, widths[1:], strict=False)]
-    return "  ".join(cells).rstrip()
+    text: str = tabulate(
+        [headers, SEPARATING_LINE, *body],
+        tablefmt=FORMAT,
+        colalign=["left"] + ["right"] * (len(headers) - 1),
+        disable_numparse=True,
+        preserve_whitespace=True,
+    )
+    return text
