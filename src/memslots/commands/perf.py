@@ -29,7 +29,7 @@ from ..lab.machine import (
 )
 from ..lab.progress import progress_bar
 from ..lab.replays import Replay
-from ..lab.sample import Row
+from ..lab.schema import PerfReport
 from ..lab.selftest import all_tests
 from ..lab.subjects import refused_call_ns
 from ..measure import published
@@ -92,7 +92,7 @@ def run(args: argparse.Namespace) -> int:
     return deliver.exit_code(report)
 
 
-def _draws(path: Path | None) -> list[deliver.Draw]:
+def _draws(path: Path | None) -> list[deliver.Draw[PerfReport]]:
     """The costs, and beside them the latencies."""
     if path is None:
         return []
@@ -100,16 +100,16 @@ def _draws(path: Path | None) -> list[deliver.Draw]:
     return [(_draw_costs, path), (_draw_latencies, latencies)]
 
 
-def _draw_costs(report: Row, path: Path) -> None:
+def _draw_costs(report: PerfReport, path: Path) -> None:
     from ..plot import perf_picture
 
-    perf_picture(report, path)
+    perf_picture(dict(report), path)
 
 
-def _draw_latencies(report: Row, path: Path) -> None:
+def _draw_latencies(report: PerfReport, path: Path) -> None:
     from ..plot import latency_picture
 
-    latency_picture(report, path)
+    latency_picture(dict(report), path)
 
 
 class _Lab:
@@ -147,7 +147,7 @@ class _Lab:
             self.crossover.measure(progress)
         self.seconds = perf_counter() - start
 
-    def report(self, skipped: list[str], kvm_refused_ns: float | None) -> Row:
+    def report(self, skipped: list[str], kvm_refused_ns: float | None) -> PerfReport:
         results = self.results.rows(self.pattern)
         return {
             "memslots": __version__,

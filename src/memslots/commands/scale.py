@@ -18,8 +18,8 @@ from ..lab.case import Budget, Case
 from ..lab.layouts import SEED
 from ..lab.machine import available_backends, clock_ns, machine, on_one_cpu
 from ..lab.progress import progress_bar
-from ..lab.sample import Row
 from ..lab.scaling import all_cases
+from ..lab.schema import FitRow, Row, ScaleReport
 from ..lab.selftest import all_tests
 from ..measure import fit, published
 from ..measure.rounds import Cell, Results, measure, plan, turns
@@ -72,15 +72,15 @@ def run(args: argparse.Namespace) -> int:
     with on_one_cpu("kvm" in names):
         scaling.measure()
     report = scaling.report(skipped)
-    draws: list[deliver.Draw] = [(_draw, args.picture)] if args.picture else []
+    draws: list[deliver.Draw[ScaleReport]] = [(_draw, args.picture)] if args.picture else []
     deliver.deliver(report, args, report_scale.text, draws)
     return deliver.exit_code(report)
 
 
-def _draw(report: Row, path: Path) -> None:
+def _draw(report: ScaleReport, path: Path) -> None:
     from ..plot import scale_picture
 
-    scale_picture(report, path)
+    scale_picture(dict(report), path)
 
 
 def sizes_up_to(max_slots: int) -> tuple[int, ...]:
@@ -121,7 +121,7 @@ class _Scaling:
             measure(self.test_cells, self.mode.budget, self.test_results, progress)
         self.seconds = perf_counter() - start
 
-    def report(self, skipped: list[str]) -> Row:
+    def report(self, skipped: list[str]) -> ScaleReport:
         results = self.results.rows(self.pattern)
         return {
             "memslots": __version__,
@@ -143,11 +143,12 @@ class _Scaling:
         }
 
 
-def fits(results: list[Row]) -> Iterator[Row]:
+def fits(results: list[Row]) -> Iterator[FitRow]:
     """For each case and backend how its cost grows."""
     series: dict[tuple[str, str], dict[int, float]] = {}
     for row in results:
-        series.setdefault((row["case"], row["backend"]), {})[row["n_slots"]] = row["median"]
+        if row["n_slots"] is not None:
+            series.setdefault((row["case"], row["backend"]), {})[row["n_slots"]] = row["median"]
     for (case, backend), costs in series.items():
         x = fit.exponent(list(costs), list(costs.values()))
         if x is not None:

@@ -9,12 +9,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from time import perf_counter_ns
-from typing import Any
 
 import numpy as np
 
 from .. import kvm
 from .._memslots import backends, build_info, time_nothing
+from .schema import Cpu, Machine
 from .subjects import INDEXED, design_of
 
 #: Kernel changes wait for a grace period, which costs several times more away from the CPU that runs its work.
@@ -23,7 +23,7 @@ KVM_CPU = 0
 CPU_FEATURES = ("avx2", "bmi2", "avx512f")
 
 
-def machine() -> dict[str, Any]:
+def machine() -> Machine:
     """Versions, build and CPU."""
     return {
         "platform": platform.platform(),
@@ -34,7 +34,7 @@ def machine() -> dict[str, Any]:
     }
 
 
-def cpu() -> dict[str, Any]:
+def cpu() -> Cpu:
     """The model, and which of the features that matter here it has, as Linux tells it."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()

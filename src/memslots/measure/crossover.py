@@ -13,7 +13,7 @@ from ..lab.case import Budget, Case, matches
 from ..lab.changes import all_changes
 from ..lab.lookups import GfnLookup, IdLookup
 from ..lab.progress import Progress
-from ..lab.sample import Row
+from ..lab.schema import CrossoverRow, Row, WrongAnswer
 from ..lab.selftest import MoveInactive, SlotSetup, Unmap
 from ..lab.subjects import ROOM
 from . import duel, fit
@@ -47,10 +47,10 @@ class Crossover:
             measure(cells, BUDGET, self.results[room], progress, room)
 
     @property
-    def wrong(self) -> list[Row]:
+    def wrong(self) -> list[WrongAnswer]:
         return [wrong for results in self.results.values() for wrong in results.wrong]
 
-    def rows(self, main: list[Row]) -> list[Row]:
+    def rows(self, main: list[Row]) -> list[CrossoverRow]:
         """For each case and room who is faster where; `main` adds larger numbers of slots."""
         of_main = duels(main)
         return [
@@ -92,7 +92,7 @@ def _larger(
     return {n: both for n, both in of_main.items() if n > smallest and room == ROOM}
 
 
-def _row(case: str, room: int, by_size: dict[int, dict[str, Row]]) -> Row:
+def _row(case: str, room: int, by_size: dict[int, dict[str, Row]]) -> CrossoverRow:
     factors = {n: duel.factor(both) for n, both in by_size.items()}
     winners = {n: duel.winner(both) for n, both in by_size.items()}
     return {

@@ -8,7 +8,7 @@ from textwrap import fill
 
 from tabulate import SEPARATING_LINE, DataRow, Line, TableFormat, tabulate
 
-from ..lab.sample import Row
+from ..lab.schema import NotRun, Row
 from ..lab.subjects import INDEXED, design_of
 from ..measure import duel
 
@@ -67,9 +67,9 @@ def paragraphs(lines: Iterable[str]) -> str:
     return "\n".join(fill(line, WIDTH, subsequent_indent="  ") for line in lines)
 
 
-def not_run(told: Iterable[Row]) -> Iterator[str]:
+def not_run(told: Iterable[NotRun]) -> Iterator[str]:
     """One line for each backend and reason."""
-    found: dict[tuple[str, str], list[Row]] = {}
+    found: dict[tuple[str, str], list[NotRun]] = {}
     for row in told:
         found.setdefault((row["backend"], row["reason"]), []).append(row)
     for (backend, reason), rows in found.items():
@@ -90,10 +90,11 @@ def index_note(rows: Iterable[Row]) -> Iterator[str]:
 
 
 def by_case_and_size(rows: Iterable[Row]) -> dict[tuple[str, int], dict[str, Row]]:
-    """(case, number of slots) -> backend -> row."""
+    """(case, number of slots) -> backend -> row; without the traces, which bring their own slots."""
     found: dict[tuple[str, int], dict[str, Row]] = {}
     for row in rows:
-        found.setdefault((row["case"], row["n_slots"]), {})[row["backend"]] = row
+        if row["n_slots"] is not None:
+            found.setdefault((row["case"], row["n_slots"]), {})[row["backend"]] = row
     return found
 
 
