@@ -126,14 +126,15 @@ callgrind: build/.callgrind-package ## instructions of a scalar lookup, and wher
 bench-compare: $(VENV)/.with-build $(VENV)/.with-test $(VENV)/.with-bench ## is B faster than A?  Two commits in turns; A=HEAD B=. (the files)
 	@$(BIN)/python tools/bench_compare.py $(A) $(B) $(ARGS)
 
-lint: $(VENV)/.package $(VENV)/.with-lint ## style, types, who includes and who imports whom
+lint: $(VENV)/.package $(VENV)/.with-lint ## style, types, spelling, who includes and who imports whom
 	@failed=; \
 	$(BIN)/ruff check . || failed="$$failed ruff-check"; \
-	$(BIN)/ruff format --check --quiet . || failed="$$failed ruff-format (make format mends it)"; \
+	$(BIN)/ruff format --check --quiet . || failed="$$failed ruff-format (make format repairs it)"; \
 	$(BIN)/mypy || failed="$$failed mypy"; \
+	$(BIN)/codespell || failed="$$failed codespell"; \
 	$(BIN)/python tools/layers.py || failed="$$failed layers"; \
 	$(BIN)/python tools/python_layers.py || failed="$$failed python-layers"; \
-	echo "lint:$${failed:- nothing to mend}"; [ -z "$$failed" ]
+	echo "lint:$${failed:- all passed}"; [ -z "$$failed" ]
 
 format: $(VENV)/.with-lint ## format the Python files
 	@$(BIN)/ruff format .
