@@ -23,6 +23,8 @@ CALLGRIND_SITE := build/callgrind-python
 # With folders, so that a file that was removed counts as a change.
 SOURCES := CMakeLists.txt pyproject.toml README.md LICENSE $(shell find src -not -name '*.py[co]' -not -name __pycache__)
 
+C_FILES := $(shell find src tests bench -name '*.[ch]' -o -name '*.cpp')
+
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_NO_INPUT := 1
 unexport PYTHONPATH PYTHONHOME
@@ -126,16 +128,20 @@ callgrind: build/.callgrind-package ## instructions of a scalar lookup, and wher
 bench-compare: $(VENV)/.with-build $(VENV)/.with-test $(VENV)/.with-bench ## is B faster than A?  Two commits in turns; A=HEAD B=. (the files)
 	@$(BIN)/python tools/bench_compare.py $(A) $(B) $(ARGS)
 
-lint: $(VENV)/.package $(VENV)/.with-lint ## style, types, who includes whom
+lint: $(VENV)/.package $(VENV)/.with-lint ## style of Python and C, types, spelling, who includes and who imports whom
 	@failed=; \
 	$(BIN)/ruff check . || failed="$$failed ruff-check"; \
-	$(BIN)/ruff format --check --quiet . || failed="$$failed ruff-format (make format mends it)"; \
+	$(BIN)/ruff format --check --quiet . || failed="$$failed ruff-format (make format repairs it)"; \
 	$(BIN)/mypy || failed="$$failed mypy"; \
+	$(BIN)/clang-format --dry-run --Werror $(C_FILES) || failed="$$failed clang-format (make format repairs it)"; \
+	$(BIN)/codespell || failed="$$failed codespell"; \
 	$(BIN)/python tools/layers.py || failed="$$failed layers"; \
-	echo "lint:$${failed:- nothing to mend}"; [ -z "$$failed" ]
+	$(BIN)/python tools/python_layers.py || failed="$$failed python-layers"; \
+	echo "lint:$${failed:- all passed}"; [ -z "$$failed" ]
 
-format: $(VENV)/.with-lint ## format the Python files
+format: $(VENV)/.with-lint ## format the Python and C files
 	@$(BIN)/ruff format .
+	@$(BIN)/clang-format -i $(C_FILES)
 
 ci: lint asan tsan coverage torture-short ## what continuous integration runs after make test
 

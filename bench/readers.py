@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
 """Readers beside a writer, and a writer beside readers: `make bench-readers`.
 
-Needs numpy and the package alone.  Every answer is checked: a frame of the slot that the writer deletes and creates is
-its address or a hole, all others never change, and a batch answers from one set.
+Needs the package with its extra `perf`.  Every answer is checked: a frame of the slot that the writer deletes and
+creates is its address or a hole, all others never change, and a batch answers from one set.
 """
 
 from __future__ import annotations
@@ -42,6 +42,7 @@ from goals.work import (
     slots_of,
     stage,
 )
+from tabulate import tabulate
 
 import memslots
 from memslots import VM
@@ -238,18 +239,11 @@ def latency_rows(report: Report) -> Iterator[list[str]]:
         yield [row.beside, str(row.readers), f"{row.changes:,}", *times]
 
 
-def as_text(rows: Iterator[list[str]]) -> list[str]:
-    table = list(rows)
-    widths = [max(len(row[i]) for row in table) for i in range(len(table[0]))]
-    return [
-        "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in table
-    ]
-
-
-def as_markdown(rows: Iterator[list[str]]) -> list[str]:
-    table = list(rows)
-    rule = ["---", *["---:"] * (len(table[0]) - 1)]
-    return [f"| {' | '.join(row)} |" for row in [table[0], rule, *table[1:]]]
+def table(rows: Iterator[list[str]], tablefmt: str) -> str:
+    """The first row has the headers.  The first column is aligned to the left, the others to the right."""
+    headers, *body = rows
+    columns = ("left", *["right"] * (len(headers) - 1))
+    return tabulate(body, headers, tablefmt, disable_numparse=True, colalign=columns)
 
 
 def as_json(plan: Plan, report: Report, seconds: float) -> dict[str, Any]:
@@ -314,8 +308,9 @@ def main(argv: list[str] | None = None) -> int:
     if args.json:
         text = json.dumps(as_json(plan, report, seconds), indent=1)
         args.json.write_text(f"{text}\n", encoding="utf-8")
-    show = as_markdown if args.markdown else as_text
-    print("\n".join([*show(throughput_rows(report)), "", *show(latency_rows(report)), ""]))
+    tablefmt = "pipe" if args.markdown else "plain"
+    for rows in (throughput_rows(report), latency_rows(report)):
+        print(table(rows, tablefmt), end="\n\n")
     print(
         "\n".join([*(f"note: {n}" for n in report.notes), *(f"WRONG: {w}" for w in report.wrong)])
     )

@@ -22,6 +22,8 @@ from pathlib import Path
 from statistics import median
 from typing import NamedTuple
 
+from tabulate import tabulate
+
 ROOT = Path(__file__).resolve().parent.parent
 HERE = "."  # the files as they are
 ROUNDS = 5
@@ -182,15 +184,19 @@ def compared(a: Runs, b: Runs) -> list[Compared]:
 
 
 def table(rows: list[Compared]) -> str:
-    width = max(len(row.name) for row in rows)
-    lines = [f"{'benchmark':{width}}  {'A':>9}  {'B':>9}  {'B / A':>6}  {'lowest .. highest':^17}"]
-    for row in rows:
-        spread = f"{min(row.ratios):7.3f} .. {max(row.ratios):.3f}"
-        lines.append(
-            f"{row.name:{width}}  {seconds(row.a):>9}  {seconds(row.b):>9}"
-            f"  {median(row.ratios):6.3f}  {spread:17}  {row.verdict}".rstrip()
-        )
-    return "\n".join(lines)
+    headers = ("benchmark", "A", "B", "B / A", "lowest", "highest", "verdict")
+    return tabulate(
+        map(cells, rows),
+        headers,
+        tablefmt="plain",
+        colalign=("left", *["right"] * 5, "left"),
+        disable_numparse=True,
+    )
+
+
+def cells(row: Compared) -> tuple[str, ...]:
+    ratios = (median(row.ratios), min(row.ratios), max(row.ratios))
+    return row.name, seconds(row.a), seconds(row.b), *map("{:.3f}".format, ratios), row.verdict
 
 
 def seconds(value: float) -> str:

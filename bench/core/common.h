@@ -9,7 +9,7 @@
 
 #include "include/memslots.h"
 
-#define HOT_RUN 64 /* lookups in one slot before the next, as in memslots.layouts */
+#define HOT_RUN 64 /* lookups in one slot before the next, as in memslots.lab.layouts */
 #define NPAGES_MAX 512
 #define HOLE_MAX 128 /* on average a fifth of all frames */
 

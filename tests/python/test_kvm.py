@@ -10,7 +10,9 @@ import pytest
 from scene import PAGE, put
 
 from memslots import errors, kvm
-from memslots.kvm import KvmVM, NotCompared
+from memslots.kvm import KvmVM, NotCompared, ioctls
+from memslots.kvm.ioctls import MAX_NR_PAGES
+from memslots.kvm.vm import _Range
 
 LOG, READONLY, GUEST_MEMFD = 1, 2, 4
 TOO_LARGE = (kvm.MAX_BUILT_PAGES + 1) * PAGE
@@ -47,7 +49,7 @@ def refused(number, call, *args, **fields):
 
 def test_available_names_path_and_errno(monkeypatch, tmp_path):
     missing = str(tmp_path / "kvm")
-    monkeypatch.setattr(kvm, "DEVICE", missing)
+    monkeypatch.setattr(ioctls, "DEVICE", missing)
     assert missing in kvm.available()
     assert "ENOENT" in kvm.available()
 
@@ -56,17 +58,17 @@ def test_available_without_permission(monkeypatch):
     def denied(*args):
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
 
-    monkeypatch.setattr(kvm.os, "open", denied)
+    monkeypatch.setattr(os, "open", denied)
     assert "EACCES" in kvm.available()
 
 
 def test_available_with_another_device(monkeypatch):
-    monkeypatch.setattr(kvm, "DEVICE", "/dev/null")
+    monkeypatch.setattr(ioctls, "DEVICE", "/dev/null")
     assert "ENOTTY" in kvm.available()
 
 
 def test_available_with_another_version(monkeypatch):
-    monkeypatch.setattr(kvm, "_api_version", lambda: 11)
+    monkeypatch.setattr(ioctls, "api_version", lambda: 11)
     assert "version 11" in kvm.available()
 
 
@@ -288,7 +290,7 @@ def test_manual_protect(vm):
 # ---- slots that are too large to ask for ---------------------------------------------------------
 
 
-@pytest.mark.parametrize("npages", [kvm.MAX_BUILT_PAGES + 1, kvm.MAX_NR_PAGES])
+@pytest.mark.parametrize("npages", [kvm.MAX_BUILT_PAGES + 1, MAX_NR_PAGES])
 @pytest.mark.parametrize("flags", [0, LOG, READONLY])
 def test_a_huge_slot_is_not_asked_for(vm, no_ioctl, npages, flags):
     assert vm.hva_end_max  # probed now, since the next line puts the kernel out of bounds
@@ -298,12 +300,12 @@ def test_a_huge_slot_is_not_asked_for(vm, no_ioctl, npages, flags):
 
 
 def test_the_largest_slot_that_is_built(vm):
-    assert not vm._would_be_built((0, 1), kvm._Range(0, kvm.MAX_BUILT_PAGES * PAGE))
-    assert vm._would_be_built((0, 1), kvm._Range(0, TOO_LARGE))
+    assert not vm._would_be_built((0, 1), _Range(0, kvm.MAX_BUILT_PAGES * PAGE))
+    assert vm._would_be_built((0, 1), _Range(0, TOO_LARGE))
 
 
 def test_a_huge_slot_that_is_certainly_refused_is_asked_for(vm):
-    huge = kvm.MAX_NR_PAGES
+    huge = MAX_NR_PAGES
     put(vm, 1, 1, 1)
     refused(errno.EEXIST, put, vm, 2, 0, huge)
     refused(errno.EINVAL, put, vm, 1, 1, huge)
@@ -319,7 +321,7 @@ def test_a_huge_slot_that_is_certainly_refused_is_asked_for(vm):
 def test_what_depends_on_a_huge_slot_is_not_asked(vm):
     put(vm, 7, 1 << 38, 1)
     with pytest.raises(NotCompared):
-        put(vm, 1, 0, kvm.MAX_NR_PAGES, flags=LOG)
+        put(vm, 1, 0, MAX_NR_PAGES, flags=LOG)
     for call in (vm.get_dirty_log, vm._get_dirty_log_null):
         with pytest.raises(NotCompared):
             call(1)
@@ -335,7 +337,7 @@ def test_what_depends_on_a_huge_slot_is_not_asked(vm):
 
 
 def test_a_huge_slot_is_forgotten_when_it_is_deleted(vm):
-    for slot, base, npages in ((1, 0, kvm.MAX_NR_PAGES), (2, 5, 1), (1, 0, 0), (2, 0, 0)):
+    for slot, base, npages in ((1, 0, MAX_NR_PAGES), (2, 5, 1), (1, 0, 0), (2, 0, 0)):
         with pytest.raises(NotCompared):
             put(vm, slot, base, npages)
     put(vm, 1, 5, 1)
@@ -344,7 +346,7 @@ def test_a_huge_slot_is_forgotten_when_it_is_deleted(vm):
 
 def test_a_slot_that_may_have_moved_is_deleted_for_certain(vm):
     put(vm, 2, 1 << 38, 1)
-    for slot, base, npages in ((1, 0, kvm.MAX_NR_PAGES), (2, 5, 1), (2, 0, 0)):
+    for slot, base, npages in ((1, 0, MAX_NR_PAGES), (2, 5, 1), (2, 0, 0)):
         with pytest.raises(NotCompared):
             put(vm, slot, base, npages)
     refused(errno.EINVAL, put, vm, 2, 0, 0)
@@ -353,7 +355,7 @@ def test_a_slot_that_may_have_moved_is_deleted_for_certain(vm):
 
 def test_a_delete_that_may_be_refused_forgets_nothing(vm):
     with pytest.raises(NotCompared):
-        put(vm, 1, 0, kvm.MAX_NR_PAGES)
+        put(vm, 1, 0, MAX_NR_PAGES)
     for flags in (GUEST_MEMFD, GUEST_MEMFD | LOG):
         with pytest.raises(NotCompared):
             put(vm, 1, 0, 0, flags=flags, guest_memfd=-1)

@@ -1,19 +1,31 @@
 # SPDX-License-Identifier: MIT
-"""tools/layers.py accepts the core as it is, and sees each kind of violation."""
+"""tools/layers.py and tools/python_layers.py accept the tree as it is, and find each kind of violation."""
 
+import importlib.util
+import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def layers(*args: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(ROOT / "tools" / "layers.py"), *map(str, args)]
+def run(tool: str, *args: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(ROOT / "tools" / tool), *map(str, args)]
     return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+# ---- the core ------------------------------------------------------------------------------------
+
+
+def layers(*args: object) -> subprocess.CompletedProcess[str]:
+    return run("layers.py", *args)
 
 
 @pytest.fixture
@@ -99,3 +111,183 @@ def test_a_library_without_symbols_proves_nothing(tmp_path: Path) -> None:
     done = layers("--library", tmp_path / "liba.a")
     assert done.returncode == 1
     assert "defines no symbol" in done.stdout
+
+
+# ---- the Python package --------------------------------------------------------------------------
+
+
+Findings = Callable[[], list[str]]
+
+
+@pytest.fixture
+def package(tmp_path: Path) -> Path:
+    copy = tmp_path / "memslots"
+    skipped = shutil.ignore_patterns("data", "__pycache__")
+    shutil.copytree(ROOT / "src" / "memslots", copy, ignore=skipped)
+    return copy
+
+
+def plant(package: Path, file: str, text: str) -> int:
+    """Appends the text; returns the line of its last line."""
+    path = package / file
+    path.write_text(path.read_text(encoding="utf-8") + "\n" + text + "\n", encoding="utf-8")
+    return len(path.read_text(encoding="utf-8").splitlines())
+
+
+@cache
+def python_layers() -> ModuleType:
+    path = ROOT / "tools" / "python_layers.py"
+    spec = importlib.util.spec_from_file_location("python_layers", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def findings(package: Path, capsys: pytest.CaptureFixture[str]) -> Findings:
+    def run() -> list[str]:
+        code = python_layers().main(["--package", str(package)])
+        *found, last = capsys.readouterr().out.splitlines()
+        assert last.endswith(f" {len(found)} wrong")
+        assert code == (1 if found else 0)
+        return found
+
+    return run
+
+
+def test_the_package_keeps_its_layers() -> None:
+    done = run("python_layers.py")
+    assert done.returncode == 0, done.stdout
+    assert done.stdout.endswith(" 0 wrong\n")
+
+
+# Each file is imported by the one that it imports here.
+CIRCLES = {
+    "plain": ("lab/sample.py", "import memslots.lab.case"),
+    "plain from": ("lab/sample.py", "from memslots.lab.case import Case"),
+    "relative": ("lab/sample.py", "from .case import Case"),
+    "relative module": ("lab/sample.py", "from . import case"),
+    "its own package": ("plot/style.py", "from . import perf_picture"),
+    "in a function": ("lab/sample.py", "def f():\n    from .case import Case"),
+    "in a method": ("lab/sample.py", "class A:\n    def f(self):\n        from . import case"),
+    "in a try": ("lab/sample.py", "try:\n    pass\nexcept ImportError:\n    from . import case"),
+    "not for checkers": (
+        "lab/sample.py",
+        "if TYPE_CHECKING:\n    pass\nelse:\n    from . import case",
+    ),
+    "import_module": ("lab/sample.py", 'importlib.import_module("memslots.lab.case")'),
+    "import_module relative": ("lab/sample.py", 'import_module(".case", __package__)'),
+    "import_module of some": ("lab/sample.py", 'import_module(f"memslots.lab.{name}")'),
+    "__import__": ("lab/sample.py", 'x = [__import__("memslots.lab.case")]'),
+    "cimport in a pxd": ("libmemslots.pxd", "from ._memslots cimport VM"),
+    "plain cimport": ("libmemslots.pxd", "cimport memslots._memslots as core"),
+    "cimport over lines": ("libmemslots.pxd", "from memslots._memslots cimport (VM,\n VCPU)"),
+    "include": ("_integers.pxi", 'include "_memslots.pyx"'),
+    "include of itself": ("_integers.pxi", 'include "_integers.pxi"'),
+    "import in a pxi": ("_integers.pxi", "def f():\n    from ._memslots import VM"),
+    "import_module in a pxi": ("_integers.pxi", 'import_module("memslots._memslots")'),
+    "import in a pyx": ("_memslots.pyx", "def f():\n    from ._memslots import VM"),
+}
+
+
+@pytest.mark.parametrize("kind", CIRCLES)
+def test_a_circle_is_found(package: Path, findings: Findings, kind: str) -> None:
+    file, text = CIRCLES[kind]
+    plant(package, file, text)
+    assert any("closes the circle" in line and file in line for line in findings())
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "reason"),
+    [
+        ("lab/machine.py", "from ..commands import cli", "lab imports commands/cli.py of a higher"),
+        ("lab/costs.py", "def f():\n    from memslots import plot", "lab imports plot/__init__.py"),
+        ("measure/fit.py", 'import_module("memslots.plot.scale")', "measure imports plot/scale.py"),
+        ("plot/rows.py", "import memslots.report.show", "plot imports report/show.py of a higher"),
+        ("traces/vectors.py", "from ..lab import layouts", "traces imports lab/layouts.py"),
+        ("kvm/__init__.py", "from ..traces import player", "kvm imports traces/player.py of a"),
+        ("__init__.py", "from . import kvm", "__init__ imports kvm/__init__.py of a higher layer"),
+        ("constants.py", "from . import errors", "constants imports errors.py of the same layer"),
+        ("_hooks.pxi", "from .kvm import KvmVM", "_memslots imports kvm/__init__.py of a higher"),
+        ("stray.py", "", "stray has no layer"),
+        ("lab/case.py", "from .nowhere import x", "imports memslots.lab.nowhere, which does not"),
+        ("lab/case.py", "from .... import x", "imports beyond the package: ...., which does not"),
+        ("_hooks.pxi", 'include "_gone.pxi"', "imports _gone.pxi, which does not exist"),
+        ("lab/case.py", "import_module(name)", "imports a computed name"),
+        ("_hooks.pxi", "import_module(name)", "imports a computed name"),
+    ],
+)
+def test_a_wrong_import_is_named_with_file_line_and_reason(
+    package: Path, findings: Findings, file: str, text: str, reason: str
+) -> None:
+    (package / file).touch()
+    line = plant(package, file, text) if text else 1
+    assert any(f.startswith(f"{package / file}:{line}: {reason}") for f in findings())
+
+
+@pytest.mark.parametrize(
+    ("file", "text"),
+    [
+        ("lab/sample.py", "if TYPE_CHECKING:\n    from .case import Case"),
+        ("lab/sample.py", 'TEXT = """\nfrom .case import Case\n"""'),
+        ("_integers.pxi", "# from ._memslots import VM"),
+        ("_integers.pxi", '"""\ninclude "_memslots.pyx"\n"""'),
+        ("_integers.pxi", "x = 'from .kvm import y'"),
+        ("libmemslots.pxd", "cimport numpy\nfrom libc.string cimport memcpy"),
+    ],
+)
+def test_other_lines_are_no_imports(
+    package: Path, findings: Findings, file: str, text: str
+) -> None:
+    plant(package, file, text)
+    assert findings() == []
+
+
+def test_a_tolerated_import_is_accepted_until_it_is_gone(
+    package: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tool = python_layers()
+    tolerated = {*tool.TOLERATED, ("lab/sample.py", "lab/case.py")}
+    monkeypatch.setattr(tool, "TOLERATED", tolerated)
+    assert tool.main(["--package", str(package)]) == 1
+    assert "it no longer imports lab/case.py" in capsys.readouterr().out
+    plant(package, "lab/sample.py", "from . import case")
+    assert tool.main(["--package", str(package)]) == 0
+
+
+def test_a_folder_without_python_proves_nothing(tmp_path: Path) -> None:
+    assert run("python_layers.py", "--package", tmp_path).returncode == 2
+
+
+# ---- what `import memslots` loads ------------------------------------------------------------------
+
+NEW_MODULES = """
+import json, sys
+before = set(sys.modules)
+import memslots
+print(json.dumps(sorted(set(sys.modules) - before)))
+"""
+
+
+def loaded() -> list[str]:
+    """The modules that `import memslots` adds to a fresh interpreter."""
+    command = [sys.executable, "-c", NEW_MODULES]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    names: list[str] = json.loads(done.stdout)
+    return names
+
+
+def test_import_loads_the_library_alone() -> None:
+    below = {name.split(".")[1] for name in loaded() if name.startswith("memslots.")}
+    layer_of = python_layers().LAYER_OF
+    assert "_memslots" in below
+    assert {part for part in below if layer_of[part] > layer_of["__init__"]} == set()
+
+
+def test_import_needs_numpy_and_nothing_else() -> None:
+    tops = {name.split(".")[0] for name in loaded()}
+    hidden = {"_interpreters", "_xxsubinterpreters"}  # of Python itself, but not in its list
+    own = {name for name in tops if name.startswith("_cython_")} | {"cython_runtime", "memslots"}
+    assert tops - sys.stdlib_module_names - hidden - own == {"numpy"}

@@ -782,9 +782,15 @@ def test_perf_runs_its_module(monkeypatch: Any) -> None:
     assert cli.main(["perf", "--seed", "7"]) == 7
 
 
-def test_command_whose_module_is_missing(monkeypatch: Any, capsys: Any) -> None:
-    monkeypatch.setitem(sys.modules, "memslots.commands.perf", None)
-    assert cli.main(["perf"]) == 2
+@pytest.mark.parametrize("command", ["perf", "scale"])
+def test_a_command_without_its_library_names_the_extra(
+    command: str, monkeypatch: Any, capsys: Any
+) -> None:
+    for name in [name for name in sys.modules if name.startswith("memslots.report")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.delitem(sys.modules, f"memslots.commands.{command}", raising=False)
+    monkeypatch.setitem(sys.modules, "tabulate", None)
+    assert cli.main([command]) == 2
     assert "pip install 'memslots[perf]'" in capsys.readouterr().err
     assert cli.main(["replay", str(EDGE[0])]) == 0
 

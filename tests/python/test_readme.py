@@ -173,7 +173,8 @@ def test_commands_of_the_table_exist() -> None:
 
 def test_every_command_is_in_the_table() -> None:
     listed = {
-        re.match(r"`memslots (\w+)", row[0])[1] for row in table_rows(COMMANDS, "| command | what it does |")
+        re.match(r"`memslots (\w+)", row[0])[1]
+        for row in table_rows(COMMANDS, "| command | what it does |")
     }
     assert listed == set(cli._COMMANDS)
 

@@ -19,6 +19,7 @@ from .terminal import EXIT_FOUND, EXIT_USAGE, complain
 class _Command(NamedTuple):
     help: str
     example: str
+    extra: str | None = None  # of pyproject.toml, with the libraries that it needs
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -48,18 +49,20 @@ def _parser(argv: Sequence[str]) -> argparse.ArgumentParser:
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         if argv and argv[0] == name:
-            module = _module(name)
+            module = _module(name, command.extra)
             module.add_arguments(sub)
             sub.set_defaults(run=module.run)
     return parser
 
 
-def _module(name: str) -> Any:
-    """The module of a command; a library that it needs may be missing."""
+def _module(name: str, extra: str | None) -> Any:
+    """The module of a command; a library of its extra may be missing."""
     try:
         return importlib.import_module(f"memslots.commands.{name}")
     except ImportError as e:
-        complain(f"{name} needs what is not installed here ({e}): pip install 'memslots[{name}]'")
+        if extra is None:
+            raise
+        complain(f"{name} needs a library that is missing ({e}): pip install 'memslots[{extra}]'")
         raise SystemExit(EXIT_USAGE) from e
 
 
@@ -67,10 +70,12 @@ _COMMANDS = {
     "perf": _Command(
         "measure lookups and changes against the array and the kernel",
         "memslots perf --quick --only unmap -o perf.json --picture perf.png",
+        extra="perf",
     ),
     "scale": _Command(
         "measure cost against the number of slots, 8 to 1,000,000",
         "memslots scale --max-slots 32764 --only change --picture scale.png",
+        extra="perf",
     ),
     "replay": _Command(
         "run vector files and compare every result",

@@ -4,15 +4,16 @@
 from __future__ import annotations
 
 import argparse
-import importlib
 import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
-from ..lab.sample import Row
+from ..lab.schema import Report
 
-Draw = tuple[str, Path]  # a function of memslots.plot, and where to
+R = TypeVar("R", bound=Report)
+Draw = tuple[Callable[[R, Path], object], Path]  # a function that imports memslots.plot; the file
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -41,21 +42,20 @@ def positive(text: str) -> int:
 
 
 def deliver(
-    report: Row, args: argparse.Namespace, text: Callable[[Row], str], draws: list[Draw]
+    report: R, args: argparse.Namespace, text: Callable[[R], str], draws: list[Draw[R]]
 ) -> None:
     """Prints and writes; what cannot be written or drawn raises OSError or is said on stderr."""
     print(json.dumps(report, indent=1) if args.json else text(report))
     if args.output:
         args.output.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-    for name, path in draws:
-        _draw(name, report, path)
+    for draw, path in draws:
+        _draw(draw, report, path)
 
 
-def _draw(name: str, report: Row, path: Path) -> None:
+def _draw(draw: Callable[[R, Path], object], report: R, path: Path) -> None:
     """Says on stderr what came of it, so that stdout stays what was asked for."""
     try:
-        plot = importlib.import_module("memslots.plot")
-        getattr(plot, name)(report, path)
+        draw(report, path)
     except ImportError as e:
         _say(f"no picture: {e}; pip install 'memslots[plot]'")
         return
@@ -69,7 +69,7 @@ def _say(message: str) -> None:
     print(f"memslots: {message}", file=sys.stderr)
 
 
-def exit_code(report: Row) -> int:
+def exit_code(report: Report) -> int:
     """1 where an answer was wrong; each is named."""
     for wrong in report["wrong"]:
         slots = f" at {wrong['n_slots']:,} slots" if wrong["n_slots"] else ""

@@ -11,6 +11,7 @@ import numpy as np
 
 from .. import __version__, build_info, kvm
 from .._memslots import simd_levels
+from ..kvm import ioctls
 from ..lab.machine import cpu
 from .terminal import EXIT_OK, print_json
 
@@ -77,4 +78,4 @@ def _kvm() -> dict[str, Any]:
         return {"usable": False, "reason": reason}
     with closing(kvm.KvmVM()) as vm:
         nr_memslots = vm.check_extension("nr_memslots")
-    return {"usable": True, "api_version": kvm.API_VERSION, "nr_memslots": nr_memslots}
+    return {"usable": True, "api_version": ioctls.API_VERSION, "nr_memslots": nr_memslots}

@@ -59,10 +59,10 @@ def _checked(at: int | None, ops: int) -> int:
 
 def _draw(file: vectors.VectorFile, path: str, at: int | None) -> None:
     try:
-        from .. import plot
+        from ..plot import memory_map_picture
     except ImportError as e:
         raise ImportError(f"{path}: pictures need matplotlib: pip install 'memslots[plot]'") from e
-    plot.memory_map_picture(file, path, at)
+    memory_map_picture(file, path, at)
 
 
 # ---- text ---------------------------------------------------------------------------------------

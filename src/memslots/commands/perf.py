@@ -25,11 +25,11 @@ from ..lab.machine import (
     clock_ns,
     machine,
     on_one_cpu,
-    progress_bar,
     python_call_ns,
 )
+from ..lab.progress import progress_bar
 from ..lab.replays import Replay
-from ..lab.sample import Row
+from ..lab.schema import PerfReport
 from ..lab.selftest import all_tests
 from ..lab.subjects import refused_call_ns
 from ..measure import published
@@ -92,12 +92,24 @@ def run(args: argparse.Namespace) -> int:
     return deliver.exit_code(report)
 
 
-def _draws(path: Path | None) -> list[deliver.Draw]:
+def _draws(path: Path | None) -> list[deliver.Draw[PerfReport]]:
     """The costs, and beside them the latencies."""
     if path is None:
         return []
     latencies = path.with_stem(f"{path.stem}-latency")
-    return [("perf_picture", path), ("latency_picture", latencies)]
+    return [(_draw_costs, path), (_draw_latencies, latencies)]
+
+
+def _draw_costs(report: PerfReport, path: Path) -> None:
+    from ..plot import perf_picture
+
+    perf_picture(dict(report), path)
+
+
+def _draw_latencies(report: PerfReport, path: Path) -> None:
+    from ..plot import latency_picture
+
+    latency_picture(dict(report), path)
 
 
 class _Lab:
@@ -129,12 +141,13 @@ class _Lab:
 
     def measure(self) -> None:
         start = perf_counter()
-        with progress_bar(turns(self.cells) + self.crossover.turns) as progress:
+        total = turns(self.cells) + self.crossover.turns
+        with progress_bar(lambda: total, "turn") as progress:
             measure(self.cells, self.mode.budget, self.results, progress)
             self.crossover.measure(progress)
         self.seconds = perf_counter() - start
 
-    def report(self, skipped: list[str], kvm_refused_ns: float | None) -> Row:
+    def report(self, skipped: list[str], kvm_refused_ns: float | None) -> PerfReport:
         results = self.results.rows(self.pattern)
         return {
             "memslots": __version__,

@@ -3,14 +3,14 @@
 
 import argparse
 import json
-import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 from .. import __version__, backends
+from ..lab.progress import progress_bar
 from ..traces import player, vectors
 from .terminal import EXIT_FOUND, EXIT_OK, EXIT_USAGE, complain, print_json
 
@@ -72,7 +72,7 @@ def run(args: argparse.Namespace) -> int:
     replay = _Replay()
     try:
         paths = _vector_paths(args.files)
-        with _progress_bar(paths) as progress:
+        with progress_bar(lambda: sum(map(_announced_ops, paths)), "op") as progress:
             for path in paths:
                 _replay_file(replay, path, args.backend, progress)
     except (player.BackendError, FileNotFoundError) as e:
@@ -108,20 +108,6 @@ def _replay_file(
         with closing(player.open_backend(backend, file.header)) as vm:
             result = player.play(file, vm, progress=progress)
         replay.results.append((result, file.scope))
-
-
-@contextmanager
-def _progress_bar(paths: Iterable[str]) -> Iterator[Callable[[int], object]]:
-    """A bar on a terminal, once a second has passed; nothing where tqdm is not installed."""
-    try:
-        from tqdm import tqdm
-    except ImportError:
-        yield lambda n: None
-        return
-    terminal = sys.stderr.isatty()
-    total = sum(map(_announced_ops, paths)) if terminal else None
-    with tqdm(total=total, unit="op", delay=1, disable=not terminal, leave=False) as bar:
-        yield bar.update
 
 
 def _announced_ops(path: str) -> int:

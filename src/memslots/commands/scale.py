@@ -9,15 +9,17 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from time import perf_counter
 from typing import NamedTuple
 
 from .. import __version__
 from ..lab.case import Budget, Case
 from ..lab.layouts import SEED
-from ..lab.machine import available_backends, clock_ns, machine, on_one_cpu, progress_bar
-from ..lab.sample import Row
+from ..lab.machine import available_backends, clock_ns, machine, on_one_cpu
+from ..lab.progress import progress_bar
 from ..lab.scaling import all_cases
+from ..lab.schema import FitRow, Row, ScaleReport
 from ..lab.selftest import all_tests
 from ..measure import fit, published
 from ..measure.rounds import Cell, Results, measure, plan, turns
@@ -70,9 +72,15 @@ def run(args: argparse.Namespace) -> int:
     with on_one_cpu("kvm" in names):
         scaling.measure()
     report = scaling.report(skipped)
-    draws = [("scale_picture", args.picture)] if args.picture else []
+    draws: list[deliver.Draw[ScaleReport]] = [(_draw, args.picture)] if args.picture else []
     deliver.deliver(report, args, report_scale.text, draws)
     return deliver.exit_code(report)
+
+
+def _draw(report: ScaleReport, path: Path) -> None:
+    from ..plot import scale_picture
+
+    scale_picture(dict(report), path)
 
 
 def sizes_up_to(max_slots: int) -> tuple[int, ...]:
@@ -107,12 +115,13 @@ class _Scaling:
 
     def measure(self) -> None:
         start = perf_counter()
-        with progress_bar(turns(self.cells) + turns(self.test_cells)) as progress:
+        total = turns(self.cells) + turns(self.test_cells)
+        with progress_bar(lambda: total, "turn") as progress:
             measure(self.cells, self.mode.budget, self.results, progress, room=1)
             measure(self.test_cells, self.mode.budget, self.test_results, progress)
         self.seconds = perf_counter() - start
 
-    def report(self, skipped: list[str]) -> Row:
+    def report(self, skipped: list[str]) -> ScaleReport:
         results = self.results.rows(self.pattern)
         return {
             "memslots": __version__,
@@ -134,11 +143,12 @@ class _Scaling:
         }
 
 
-def fits(results: list[Row]) -> Iterator[Row]:
+def fits(results: list[Row]) -> Iterator[FitRow]:
     """For each case and backend how its cost grows."""
     series: dict[tuple[str, str], dict[int, float]] = {}
     for row in results:
-        series.setdefault((row["case"], row["backend"]), {})[row["n_slots"]] = row["median"]
+        if row["n_slots"] is not None:
+            series.setdefault((row["case"], row["backend"]), {})[row["n_slots"]] = row["median"]
     for (case, backend), costs in series.items():
         x = fit.exponent(list(costs), list(costs.values()))
         if x is not None:

@@ -23,6 +23,7 @@ from .case import Case, Run
 from .costs import RUN, affordable, spread
 from .layouts import Layout, Numbers
 from .sample import Sample, Times, difference, digest, per_operation, typical
+from .schema import More
 from .subjects import Answered, Engine
 
 LEVELS = ("vm", "vcpu", "batch", "python")
@@ -122,7 +123,7 @@ class GfnLookup(LookupCase):
         self, expected: Numbers, value: float, singles: Times, answers: Numbers, group: int
     ) -> Sample:
         wrong = difference(answers, expected, "answers")
-        extra = {"pattern": self.pattern, "level": self.level, "layout": self.layout_name}
+        extra: More = {"pattern": self.pattern, "level": self.level, "layout": self.layout_name}
         return Sample(
             self.names[0], value, singles, group, len(answers), digest(answers), wrong, extra
         )
@@ -195,7 +196,7 @@ class IdLookup(LookupCase):
         value, singles, answers = time_loop(self.engine(run).ids, numbers, latencies)
         asked = np.concatenate([numbers, numbers[:latencies]])
         wrong = difference(answers, layouts.expected_addresses(self.slots, asked), "answers")
-        extra = {"pattern": "random", "level": "vm", "layout": self.layout_name}
+        extra: More = {"pattern": "random", "level": "vm", "layout": self.layout_name}
         made = digest(answers)
         return [Sample(self.names[0], value, singles, 1, len(asked), made, wrong, extra)]
 

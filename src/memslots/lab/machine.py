@@ -5,17 +5,16 @@ from __future__ import annotations
 
 import os
 import platform
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from time import perf_counter_ns
-from typing import Any
 
 import numpy as np
 
 from .. import kvm
 from .._memslots import backends, build_info, time_nothing
+from .schema import Cpu, Machine
 from .subjects import INDEXED, design_of
 
 #: Kernel changes wait for a grace period, which costs several times more away from the CPU that runs its work.
@@ -24,7 +23,7 @@ KVM_CPU = 0
 CPU_FEATURES = ("avx2", "bmi2", "avx512f")
 
 
-def machine() -> dict[str, Any]:
+def machine() -> Machine:
     """Versions, build and CPU."""
     return {
         "platform": platform.platform(),
@@ -35,7 +34,7 @@ def machine() -> dict[str, Any]:
     }
 
 
-def cpu() -> dict[str, Any]:
+def cpu() -> Cpu:
     """The model, and which of the features that matter here it has, as Linux tells it."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
@@ -89,16 +88,3 @@ def python_call_ns() -> float:
         call()
         ns.append(perf_counter_ns() - start)
     return float(np.median(ns))
-
-
-@contextmanager
-def progress_bar(total: int) -> Iterator[Callable[[], object]]:
-    """A bar on a terminal, once a second has passed; nothing where tqdm is not installed."""
-    try:
-        from tqdm import tqdm
-    except ImportError:
-        yield lambda: None
-        return
-    hidden = not sys.stderr.isatty()
-    with tqdm(total=total, unit="turn", delay=1, disable=hidden, leave=False) as bar:
-        yield bar.update

@@ -3,9 +3,9 @@
 
 from __future__ import annotations
 
-import importlib
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
+from importlib.util import find_spec
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -75,9 +75,10 @@ def bisect_list(slots: Layout) -> One:
 
 
 def sorted_dict(slots: Layout) -> One:
-    sorted_dict_type = importlib.import_module("sortedcontainers").SortedDict
+    from sortedcontainers import SortedDict
+
     rows = [column.tolist() for column in _sorted_columns(slots)]
-    by_base = sorted_dict_type({b: (b, n, a) for b, n, a in zip(*rows, strict=True)})
+    by_base = SortedDict({b: (b, n, a) for b, n, a in zip(*rows, strict=True)})
     find, at = by_base.bisect_right, by_base.peekitem
 
     def one(gfn: int) -> int:
@@ -91,11 +92,10 @@ def sorted_dict(slots: Layout) -> One:
 
 
 def interval_tree(slots: Layout) -> One:
-    module = importlib.import_module("intervaltree")
+    from intervaltree import Interval, IntervalTree
+
     rows = [column.tolist() for column in _sorted_columns(slots)]
-    tree = module.IntervalTree(
-        module.Interval(b, b + n, (b, a)) for b, n, a in zip(*rows, strict=True)
-    )
+    tree = IntervalTree(Interval(b, b + n, (b, a)) for b, n, a in zip(*rows, strict=True))
 
     def one(gfn: int) -> int:
         for found in tree[gfn]:
@@ -119,12 +119,10 @@ def available() -> tuple[list[str], list[str]]:
     """Names of peers, and those that are not here, with the reason."""
     names, skipped = [], []
     for name, peer in PEERS.items():
-        try:
-            importlib.import_module(peer.needs or "numpy")
-        except ImportError:
-            skipped.append(f"peer {name}: {peer.needs} is not installed")
-        else:
+        if peer.needs is None or find_spec(peer.needs):
             names.append(name)
+        else:
+            skipped.append(f"peer {name}: {peer.needs} is not installed")
     return names, skipped
 
 

@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .schema import More, Row
+
 Times = NDArray[np.float64]  # nanoseconds of one operation each
-Row = dict[str, Any]
 
 
 @dataclass
@@ -26,7 +27,7 @@ class Sample:
     ops: int  # timed in this run
     digest: str  # of the answers
     wrong: str | None = None
-    extra: Row = field(default_factory=dict)  # further keys of the row, alike in each round
+    extra: More = field(default_factory=More)  # further keys of the row, alike in each round
     iteration_ops: int | None = None  # operations of one iteration of the case
 
 
@@ -82,7 +83,7 @@ def row(samples: Sequence[Sample], backend: str, n_slots: int | None) -> Row:
     singles = np.concatenate([s.singles for s in samples])
     p50, p99, p999 = (float(p) for p in np.percentile(singles, [50, 99, 99.9]))
     low, high = (float(q) for q in np.percentile(values, [25, 75]))
-    return {
+    found: Row = {
         "case": samples[0].case,
         "backend": backend,
         "n_slots": n_slots,
@@ -99,11 +100,7 @@ def row(samples: Sequence[Sample], backend: str, n_slots: int | None) -> Row:
         "checked": not any(s.wrong for s in samples),
         "digest": samples[0].digest,
         **samples[0].extra,
-        **_iteration(samples[0], float(np.median(values))),
     }
-
-
-def _iteration(sample: Sample, median: float) -> Row:
-    """What all operations of an iteration take, where the case has such."""
-    n = sample.iteration_ops
-    return {} if n is None else {"iteration_ns": median * n, "iteration_ops": n}
+    if (n := samples[0].iteration_ops) is not None:
+        found["iteration_ns"], found["iteration_ops"] = found["median"] * n, n
+    return found

@@ -16,9 +16,9 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from .. import kvm
 from .._memslots import REGION_DTYPE, VM, time_changes, time_lookups
 from ..constants import PAGE_SHIFT, PAGE_SIZE
+from ..kvm import ioctls
 from .layouts import Layout, Numbers
 
 Answered = tuple[Numbers, Numbers]  # ns of each group, answers
@@ -123,11 +123,7 @@ class Kernel:
     backend = "kvm"
 
     def __init__(self, slots: Layout | None = None) -> None:
-        device = os.open(kvm.DEVICE, os.O_RDWR | os.O_CLOEXEC)
-        try:
-            self._fd = fcntl.ioctl(device, kvm.KVM_CREATE_VM, 0)
-        finally:
-            os.close(device)
+        self._fd = ioctls.create_vm()
         if slots is not None and self.changes(regions(slots))[1].any():
             raise OSError(errno.EIO, "the kernel refused a slot of the layout")
 
@@ -138,7 +134,7 @@ class Kernel:
         for i, call in enumerate(calls):
             start = perf_counter_ns()
             try:
-                fcntl.ioctl(self._fd, kvm.KVM_SET_USER_MEMORY_REGION, call)
+                fcntl.ioctl(self._fd, ioctls.KVM_SET_USER_MEMORY_REGION, call)
             except OSError as e:
                 results[i] = -(e.errno or errno.EIO)
             ns[i] = perf_counter_ns() - start

@@ -7,12 +7,13 @@ The array copies a table of all ids with each change, however few slots there ar
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 
 from ..lab.case import Budget, Case, matches
 from ..lab.changes import all_changes
 from ..lab.lookups import GfnLookup, IdLookup
-from ..lab.sample import Row
+from ..lab.progress import Progress
+from ..lab.schema import CrossoverRow, Row, WrongAnswer
 from ..lab.selftest import MoveInactive, SlotSetup, Unmap
 from ..lab.subjects import ROOM
 from . import duel, fit
@@ -41,15 +42,15 @@ class Crossover:
         wanted = [case for case in cases if case.is_wanted(self.pattern)]
         return plan(wanted, BACKENDS, rounds, BUDGET, self.results[room])
 
-    def measure(self, progress: Callable[[], object]) -> None:
+    def measure(self, progress: Progress) -> None:
         for room, cells in self._cells.items():
             measure(cells, BUDGET, self.results[room], progress, room)
 
     @property
-    def wrong(self) -> list[Row]:
+    def wrong(self) -> list[WrongAnswer]:
         return [wrong for results in self.results.values() for wrong in results.wrong]
 
-    def rows(self, main: list[Row]) -> list[Row]:
+    def rows(self, main: list[Row]) -> list[CrossoverRow]:
         """For each case and room who is faster where; `main` adds larger numbers of slots."""
         of_main = duels(main)
         return [
@@ -91,7 +92,7 @@ def _larger(
     return {n: both for n, both in of_main.items() if n > smallest and room == ROOM}
 
 
-def _row(case: str, room: int, by_size: dict[int, dict[str, Row]]) -> Row:
+def _row(case: str, room: int, by_size: dict[int, dict[str, Row]]) -> CrossoverRow:
     factors = {n: duel.factor(both) for n, both in by_size.items()}
     winners = {n: duel.winner(both) for n, both in by_size.items()}
     return {

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from ..lab.sample import Row
+from ..lab.schema import Row
 
 BASE, RIVAL = "tree", "array"
 EVEN = (0.9, 1.1)  # factors between these are no difference on a machine that others use too

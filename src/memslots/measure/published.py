@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from ..lab.sample import Row
+from ..lab.schema import PublishedRow
 
 SOURCE = "Scalable memslots v4, 2021-08-13, Xeon 8167M"
 
@@ -63,7 +63,7 @@ TABLE = {
 }
 
 
-def rows() -> list[Row]:
+def rows() -> list[PublishedRow]:
     """The table, as `--json` prints it."""
     return [
         {

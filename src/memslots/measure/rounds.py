@@ -4,17 +4,18 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import groupby
 from random import Random
 from typing import NamedTuple
 
 from ..lab.case import Budget, Case, Run, matches
-from ..lab.sample import Row, Sample, row
+from ..lab.progress import Progress
+from ..lab.sample import Sample, row
+from ..lab.schema import NotRun, Row, WrongAnswer
 from ..lab.subjects import ROOM, Subjects
 
-Progress = Callable[[], object]
 Key = tuple[str, str, int | None]  # case, backend, n_slots
 
 
@@ -31,8 +32,8 @@ class Results:
 
     def __init__(self) -> None:
         self.samples: dict[Key, list[Sample]] = {}
-        self.wrong: list[Row] = []
-        self.not_run: list[Row] = []
+        self.wrong: list[WrongAnswer] = []
+        self.not_run: list[NotRun] = []
 
     def expect(self, cell: Cell) -> None:
         """Rows come in the order in which their cells were planned."""
@@ -47,14 +48,20 @@ class Results:
                 self.note_wrong(sample.case, cell, sample.wrong)
 
     def note_wrong(self, name: str, cell: Cell, what: str) -> None:
-        found = {"case": name, "backend": cell.backend, "n_slots": cell.case.n_slots, "what": what}
+        found: WrongAnswer = {
+            "case": name,
+            "backend": cell.backend,
+            "n_slots": cell.case.n_slots,
+            "what": what,
+        }
         if found not in self.wrong:
             self.wrong.append(found)
 
     def note_not_run(self, case: Case, backend: str, reason: str) -> None:
         for name in case.names:
-            told = {"case": name, "backend": backend, "n_slots": case.n_slots, "reason": reason}
-            self.not_run.append(told)
+            self.not_run.append(
+                {"case": name, "backend": backend, "n_slots": case.n_slots, "reason": reason}
+            )
 
     def rows(self, pattern: str | None = None) -> list[Row]:
         return [

@@ -6,13 +6,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 from ..lab.peers import PEERS
-from ..lab.sample import Row
+from ..lab.schema import CrossoverRow, PerfReport, Row
 from ..lab.subjects import INDEXED, design_of
 from ..measure import duel, published
 from . import show
 
 GROUPS = (
-    ("as the kernel's memslot_perf_test", ("map", "unmap", "move a", "move i", "RW", "slot s")),
+    ("memslot_perf_test", ("map", "unmap", "move a", "move i", "RW", "slot s")),
     ("changes", ("change/",)),
     ("lookups", ("lookup/",)),
 )
@@ -39,7 +39,7 @@ PEER_TABLES = (
 HEADLINES = ("unmap", "unmap chunked", "move active area", "move inactive area", "slot setup")
 
 
-def text(report: Row) -> str:
+def text(report: PerfReport) -> str:
     parts = [
         *_size_tables(report),
         *_crossovers(report),
@@ -53,7 +53,7 @@ def text(report: Row) -> str:
     return "\n\n".join(part for part in parts if part)
 
 
-def _of_size(report: Row, n: int) -> list[Row]:
+def _of_size(report: PerfReport, n: int) -> list[Row]:
     """The rows of n slots; those of a case that has no room for so many stand with them."""
     capped = published.MAP_SLOTS if n > published.MAP_SLOTS else n
     return [
@@ -67,7 +67,7 @@ def _of_size(report: Row, n: int) -> list[Row]:
 # ---- cost by number of slots --------------------------------------------------------------------
 
 
-def _size_tables(report: Row) -> Iterator[str]:
+def _size_tables(report: PerfReport) -> Iterator[str]:
     for n in report["slots"]:
         rows = _of_size(report, n)
         if rows:
@@ -96,7 +96,7 @@ def _line(case: str, by_backend: dict[str, Row], names: list[str], n: int) -> li
 # ---- where designs cross ------------------------------------------------------------------------
 
 
-def _crossovers(report: Row) -> Iterator[str]:
+def _crossovers(report: PerfReport) -> Iterator[str]:
     """array / tree by number of slots, for VMs with few and with many ids."""
     for room in dict.fromkeys(row["user_mem_slots"] for row in report["crossover"]):
         rows = [row for row in report["crossover"] if row["user_mem_slots"] == room]
@@ -106,7 +106,7 @@ def _crossovers(report: Row) -> Iterator[str]:
         yield show.table(body, [title, *(f"{n:,}" for n in sizes)])
 
 
-def _factor_cell(row: Row, n: int) -> str:
+def _factor_cell(row: CrossoverRow, n: int) -> str:
     if (value := row["factors"].get(str(n))) is None:
         return "-"
     return ("*" if n in row["array_wins_at"] else "") + show.factor(value)
@@ -115,9 +115,9 @@ def _factor_cell(row: Row, n: int) -> str:
 # ---- the index ----------------------------------------------------------------------------------
 
 
-def _index_gains(report: Row) -> str:
+def _index_gains(report: PerfReport) -> str:
     """tree / tree+index of each lookup, by number of slots."""
-    cases = show.by_case_and_size(row for row in report["results"] if row["n_slots"])
+    cases = show.by_case_and_size(report["results"])
     gains = {key: gain for key, rows in cases.items() if (gain := _index_gain(rows))}
     sizes = sorted({n for _, n in gains})
     body = [
@@ -138,7 +138,7 @@ def _index_gain(by_backend: dict[str, Row]) -> str:
 # ---- latencies ----------------------------------------------------------------------------------
 
 
-def _latencies(report: Row) -> str:
+def _latencies(report: PerfReport) -> str:
     if not report["slots"]:
         return ""
     n = max(report["slots"])
@@ -154,13 +154,13 @@ def _latencies(report: Row) -> str:
 
 
 def _percentiles(row: Row | None) -> str:
-    return " / ".join(show.time(row[p]) for p in ("p50", "p99", "p999")) if row else "-"
+    return " / ".join(show.time(ns) for ns in (row["p50"], row["p99"], row["p999"])) if row else "-"
 
 
 # ---- peers --------------------------------------------------------------------------------------
 
 
-def _peers(report: Row) -> Iterator[str]:
+def _peers(report: PerfReport) -> Iterator[str]:
     for case, title in PEER_TABLES:
         rows = [r for r in report["results"] if r["case"] == case]
         names = show.columns(rows)
@@ -178,7 +178,7 @@ def _peer_table(rows: list[Row], names: list[str], title: str) -> str:
 # ---- traces -------------------------------------------------------------------------------------
 
 
-def _traces(report: Row, prefix: str, title: str) -> str:
+def _traces(report: PerfReport, prefix: str, title: str) -> str:
     rows = [r for r in report["results"] if r["case"].startswith(prefix)]
     names = show.columns(rows)
     body = [
@@ -205,7 +205,7 @@ def _trace_cell(row: Row | None) -> str:
 # ---- what follows -------------------------------------------------------------------------------
 
 
-def _closing(report: Row) -> Iterator[str]:
+def _closing(report: PerfReport) -> Iterator[str]:
     yield from _headlines(report)
     yield from _array_wins(report)
     yield from show.index_note(report["results"])
@@ -218,7 +218,7 @@ def _closing(report: Row) -> Iterator[str]:
     yield _checked(report)
 
 
-def _headlines(report: Row) -> Iterator[str]:
+def _headlines(report: PerfReport) -> Iterator[str]:
     for n in report["slots"]:
         cases = show.by_case(_of_size(report, n))
         told = [_headline(case, cases[case], n) for case in HEADLINES if case in cases]
@@ -235,7 +235,7 @@ def _headline(case: str, by_backend: dict[str, Row], n: int) -> str:
     )
 
 
-def _array_wins(report: Row) -> Iterator[str]:
+def _array_wins(report: PerfReport) -> Iterator[str]:
     """Where the old design is the better one: in the costs, and by number of slots for each kind of VM."""
     if any(duel.has_both(rows) for rows in _sized(report).values()):
         yield _array_wins_at("costs above", _wins_in_costs(report))
@@ -251,11 +251,11 @@ def _array_wins_at(table: str, wins: list[str]) -> str:
     return f"The array is the faster design ({table}): {told}; tree faster or even in all other rows of these."
 
 
-def _sized(report: Row) -> dict[tuple[str, int], dict[str, Row]]:
-    return show.by_case_and_size(row for row in report["results"] if row["n_slots"] is not None)
+def _sized(report: PerfReport) -> dict[tuple[str, int], dict[str, Row]]:
+    return show.by_case_and_size(report["results"])
 
 
-def _wins_in_costs(report: Row) -> list[str]:
+def _wins_in_costs(report: PerfReport) -> list[str]:
     sizes: dict[str, list[int]] = {}
     for (case, n), rows in sorted(_sized(report).items(), key=lambda item: item[0][1]):
         if duel.has_both(rows) and duel.winner(rows) == duel.RIVAL:
@@ -263,7 +263,7 @@ def _wins_in_costs(report: Row) -> list[str]:
     return [f"{case} at {' and '.join(f'{n:,}' for n in at)}" for case, at in sizes.items()]
 
 
-def _ranges(row: Row) -> str:
+def _ranges(row: CrossoverRow) -> str:
     """The sizes at which the array wins, neighbours joined: "2 to 16, 32,764 slots"."""
     sizes = [int(n) for n in row["factors"]]
     runs: list[list[int]] = []
@@ -276,7 +276,7 @@ def _ranges(row: Row) -> str:
     return " and ".join(told) + " slots"
 
 
-def _overheads(report: Row) -> str:
+def _overheads(report: PerfReport) -> str:
     known = (
         f"medians of {report['rounds']} rounds, ± half the distance of their quartiles; the clock takes "
         f"{report['clock_ns']:.0f} ns of each percentile, an empty call from Python {report['floor_ns']:.0f} ns"
@@ -288,7 +288,7 @@ def _overheads(report: Row) -> str:
     return f"Times are per operation, {known}."
 
 
-def _checked(report: Row) -> str:
+def _checked(report: PerfReport) -> str:
     rows = report["results"]
     ops = sum(row["ops"] for row in rows)
     wrong = len(report["wrong"])

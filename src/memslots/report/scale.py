@@ -5,17 +5,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from ..lab.sample import Row
+from ..lab.schema import Row, ScaleReport
 from ..measure import duel, published
 from . import show
 
 
-def text(report: Row) -> str:
+def text(report: ScaleReport) -> str:
     parts = [_costs(report), _published(report), show.paragraphs(_closing(report))]
     return "\n\n".join(part for part in parts if part)
 
 
-def _costs(report: Row) -> str:
+def _costs(report: ScaleReport) -> str:
     """One line an operation and backend, one column a number of slots."""
     sizes = report["slots"]
     rows = {(r["case"], r["backend"], r["n_slots"]): r for r in report["results"]}
@@ -37,7 +37,7 @@ def _cell(row: Row | None, not_run: bool) -> str:
     return show.time(row["median"]) + ("" if row["checked"] else " WRONG")
 
 
-def _exponent(report: Row, case: str, backend: str) -> str:
+def _exponent(report: ScaleReport, case: str, backend: str) -> str:
     for fit in report["fits"]:
         if (fit["case"], fit["backend"]) == (case, backend):
             return f"{fit['exponent']:.2f}"
@@ -47,7 +47,7 @@ def _exponent(report: Row, case: str, backend: str) -> str:
 # ---- beside the published table -----------------------------------------------------------------
 
 
-def _published(report: Row) -> str:
+def _published(report: ScaleReport) -> str:
     """array / tree of memslot_perf_test's cases: here, and in the table of the patch series."""
     cases = show.by_case_and_size(report["selftest"])
     sizes = sorted({n for _, n in published.TABLE if n != published.MAP_SLOTS})
@@ -67,7 +67,7 @@ def _both(cases: dict[tuple[str, int], dict[str, Row]], case: str, n: int) -> st
 # ---- what follows -------------------------------------------------------------------------------
 
 
-def _closing(report: Row) -> Iterator[str]:
+def _closing(report: ScaleReport) -> Iterator[str]:
     yield (
         f"Times are per operation (setup: per slot), medians of up to {report['rounds']} rounds; n^x is fitted to "
         "the upper half of the sizes that were run.  VMs have no more ids than slots, so that the array's table of "

@@ -6,7 +6,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from textwrap import fill
 
-from ..lab.sample import Row
+from tabulate import SEPARATING_LINE, DataRow, Line, TableFormat, tabulate
+
+from ..lab.schema import NotRun, Row
 from ..lab.subjects import INDEXED, design_of
 from ..measure import duel
 
@@ -65,9 +67,9 @@ def paragraphs(lines: Iterable[str]) -> str:
     return "\n".join(fill(line, WIDTH, subsequent_indent="  ") for line in lines)
 
 
-def not_run(told: Iterable[Row]) -> Iterator[str]:
+def not_run(told: Iterable[NotRun]) -> Iterator[str]:
     """One line for each backend and reason."""
-    found: dict[tuple[str, str], list[Row]] = {}
+    found: dict[tuple[str, str], list[NotRun]] = {}
     for row in told:
         found.setdefault((row["backend"], row["reason"]), []).append(row)
     for (backend, reason), rows in found.items():
@@ -88,10 +90,11 @@ def index_note(rows: Iterable[Row]) -> Iterator[str]:
 
 
 def by_case_and_size(rows: Iterable[Row]) -> dict[tuple[str, int], dict[str, Row]]:
-    """(case, number of slots) -> backend -> row."""
+    """(case, number of slots) -> backend -> row; without the traces, which bring their own slots."""
     found: dict[tuple[str, int], dict[str, Row]] = {}
     for row in rows:
-        found.setdefault((row["case"], row["n_slots"]), {})[row["backend"]] = row
+        if row["n_slots"] is not None:
+            found.setdefault((row["case"], row["n_slots"]), {})[row["backend"]] = row
     return found
 
 
@@ -102,18 +105,26 @@ def columns(rows: Iterable[Row]) -> list[str]:
     return [n for n in (*FIRST, *others, *LAST) if n in names]
 
 
+#: Columns apart by two spaces, a rule below the headers; no header is wider than its text.
+FORMAT = TableFormat(
+    lineabove=None,
+    linebelowheader=Line("", "-", "  ", ""),
+    linebetweenrows=None,
+    linebelow=None,
+    headerrow=None,
+    datarow=DataRow("", "  ", ""),
+    padding=0,
+    with_header_hide=None,
+)
+
+
 def table(body: Sequence[Sequence[str]], headers: Sequence[str]) -> str:
     """The first column to the left, the others to the right; a row of one cell is a heading."""
-    rows = [list(headers), *map(list, body)]
-    full = [row for row in rows if len(row) == len(headers)]
-    widths = [max(map(len, column)) for column in zip(*full, strict=True)]
-    lines = [_aligned(row, widths) for row in rows]
-    rule = "  ".join("-" * width for width in widths)
-    return "\n".join([lines[0], rule, *lines[1:]])
-
-
-def _aligned(row: Sequence[str], widths: Sequence[int]) -> str:
-    first, *others = row
-    cells = [first.ljust(widths[0])]
-    cells += [cell.rjust(width) for cell, width in zip(others, widths[1:], strict=False)]
-    return "  ".join(cells).rstrip()
+    text: str = tabulate(
+        [headers, SEPARATING_LINE, *body],
+        tablefmt=FORMAT,
+        colalign=["left"] + ["right"] * (len(headers) - 1),
+        disable_numparse=True,
+        preserve_whitespace=True,
+    )
+    return text

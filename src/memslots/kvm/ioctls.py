@@ -1,0 +1,74 @@
+# SPDX-License-Identifier: MIT
+"""The calls of /dev/kvm by number, with the layout of their arguments.
+
+Layouts are those of little-endian machines with 4 KiB pages, ioctl numbers the common ones (not those of ppc, mips and
+sparc).
+"""
+
+import fcntl
+import os
+import struct
+
+DEVICE = "/dev/kvm"
+API_VERSION = 12  # of every kernel since 2.6.22; KVM tells users to refuse others
+PAGE_SIZE = 4096
+MAX_NR_PAGES = (1 << 31) - 1  # KVM_MEM_MAX_NR_PAGES
+MEM_LOG_DIRTY_PAGES, MEM_READONLY, MEM_GUEST_MEMFD = 1, 2, 4
+
+KVM_GET_API_VERSION = 0xAE00
+KVM_CREATE_VM = 0xAE01
+KVM_CHECK_EXTENSION = 0xAE03
+KVM_GET_DIRTY_LOG = 0x4010AE42
+KVM_SET_USER_MEMORY_REGION = 0x4020AE46
+KVM_SET_USER_MEMORY_REGION2 = 0x40A0AE49
+KVM_ENABLE_CAP = 0x4068AEA3
+KVM_CLEAR_DIRTY_LOG = 0xC018AEC0
+
+# The numbers of <linux/kvm.h>, under its names without KVM_CAP_ and in lower case.
+EXTENSIONS = {
+    "user_memory": 3,
+    "nr_memslots": 10,
+    "sync_mmu": 16,
+    "readonly_mem": 81,
+    "x86_smm": 117,
+    "multi_address_space": 118,
+    "manual_dirty_log_protect2": 168,
+    "dirty_log_ring": 192,
+    "disable_quirks2": 213,
+    "dirty_log_ring_acq_rel": 223,
+    "dirty_log_ring_with_bitmap": 225,
+    "user_memory2": 231,
+    "memory_attributes": 233,
+    "guest_memfd": 234,
+    "vm_types": 235,
+    "guest_memfd_flags": 244,
+}
+
+# The 32-bit `slot` of every structure is the id (low half) and the address space (high half).
+REGION = struct.Struct("<HHIQQQ")  # kvm_userspace_memory_region
+REGION2 = struct.Struct(
+    "<HHIQQQQi116x"
+)  # kvm_userspace_memory_region2, guest_memfd signed so that -1 fits
+DIRTY_LOG = struct.Struct("<HHIQ")  # kvm_dirty_log
+CLEAR_LOG = struct.Struct("<HHIQQ")  # kvm_clear_dirty_log
+ENABLE_CAP = struct.Struct("<IIQ88x")  # kvm_enable_cap
+
+
+def open_device() -> int:
+    return os.open(DEVICE, os.O_RDWR | os.O_CLOEXEC)
+
+
+def api_version() -> int:
+    device = open_device()
+    try:
+        return fcntl.ioctl(device, KVM_GET_API_VERSION, 0)
+    finally:
+        os.close(device)
+
+
+def create_vm() -> int:
+    device = open_device()
+    try:
+        return fcntl.ioctl(device, KVM_CREATE_VM, 0)
+    finally:
+        os.close(device)

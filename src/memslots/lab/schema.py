@@ -1,0 +1,121 @@
+# SPDX-License-Identifier: MIT
+"""The object that `memslots perf --json` and `memslots scale --json` print.
+
+docs/perf-json.md describes each key, and tests compare that text and real reports with these types.
+"""
+
+from __future__ import annotations
+
+from typing import Any, TypedDict
+
+
+class More(TypedDict, total=False):
+    """Keys of some rows alone."""
+
+    pattern: str  # of lookups: which gfns, asked how, on which slots
+    level: str
+    layout: str
+    iteration_ns: float  # of cases with whole iterations
+    iteration_ops: int
+
+
+class Row(More):
+    """One case on one backend at one number of slots."""
+
+    case: str
+    backend: str
+    n_slots: int | None  # None: traces have their own slots
+    unit: str
+    median: float
+    low: float
+    high: float
+    p50: float
+    p99: float
+    p999: float
+    group: int
+    ops: int
+    rounds: int
+    checked: bool
+    digest: str
+
+
+class CrossoverRow(TypedDict):
+    case: str
+    user_mem_slots: int
+    tree_from: float | None
+    array_wins_at: list[int]
+    tree_wins_at: list[int]
+    factors: dict[str, float]
+
+
+class FitRow(TypedDict):
+    case: str
+    backend: str
+    exponent: float
+    sizes: int
+
+
+class PublishedRow(TypedDict):
+    case: str
+    n_slots: int
+    before_s: float
+    after_s: float
+    factor: float
+
+
+class NotRun(TypedDict):
+    case: str
+    backend: str
+    n_slots: int | None
+    reason: str
+
+
+class WrongAnswer(TypedDict):
+    case: str
+    backend: str
+    n_slots: int | None
+    what: str
+
+
+class Cpu(TypedDict):
+    model: str
+    features: list[str]
+    cores: int | None
+
+
+class Machine(TypedDict):
+    platform: str
+    python: str
+    numpy: str
+    build: dict[str, Any]
+    cpu: Cpu
+
+
+class Report(TypedDict):
+    """What both commands print."""
+
+    memslots: str
+    command: str
+    mode: str
+    machine: Machine
+    seed: int
+    slots: list[int]
+    rounds: int
+    seconds: float
+    clock_ns: float
+    results: list[Row]
+    published: list[PublishedRow]
+    not_run: list[NotRun]
+    skipped: list[str]
+    wrong: list[WrongAnswer]
+
+
+class PerfReport(Report):
+    floor_ns: float
+    kvm_refused_ns: float | None
+    crossover: list[CrossoverRow]
+
+
+class ScaleReport(Report):
+    fits: list[FitRow]
+    selftest: list[Row]
