@@ -1568,11 +1568,11 @@ static void check_lost(void)
 static void abandon_ended(void)
 {
 	uint64_t active = atomic_load(&vm->active);
-	slots_lock_end_fn *orphan = atomic_load(&vm->slots_lock.pending_end);
+	slots_lock_end_fn *pending_end = atomic_load(&vm->slots_lock.pending_end);
 
 	ms_update_abandon(update);
 	CHECK_EQ(atomic_load(&vm->active), active);
-	CHECK(atomic_load(&vm->slots_lock.pending_end) == orphan);
+	CHECK(atomic_load(&vm->slots_lock.pending_end) == pending_end);
 	CHECK(!vm->deferred_frees || !vm->deferred_frees->next);
 }
 
