@@ -38,7 +38,9 @@ from .regions import (
 from .runs import pages_of, runs_to_words, words_to_runs
 from .schema import (
     CHANGES,
+    NAMES,
     PAGE_SIZE,
+    errno_of,
     format_address,
     parse_address,
     parse_number,
@@ -211,7 +213,7 @@ class _Player:
         except self.not_played:
             raise
         except OSError as e:
-            ret, out = errno.errorcode.get(e.errno or 0, str(e)), None
+            ret, out = errno.errorcode.get(e.errno or 0, f"{type(e).__name__}: {e}"), None
         except Exception as e:  # whatever an engine does wrong is a wrong result
             ret, out = f"{type(e).__name__}: {e}", None
         if self.timings is not None:
@@ -222,8 +224,7 @@ class _Player:
         expected_ret, expected_out = op.fields["ret"], op.fields.get("out")
         if op.kind == "get_dirty":
             expected_out, out = self._comparable_logs(op, expected_out, out)
-        same_ret = ret == expected_ret and type(ret) is type(expected_ret)
-        if same_ret and (out == expected_out or _canonical(out) == _canonical(expected_out)):
+        if _same_ret(ret, expected_ret) and _same_out(out, expected_out):
             return
         expected, got = _result(expected_ret, expected_out), _result(ret, out)
         self.result.mismatches.append(Mismatch(self.result.path, op.line, op.kind, expected, got))
@@ -246,7 +247,12 @@ class _Player:
         if op.kind in CHANGES and ret == 0:
             self.accepted.change(op.fields["slot"], region_of(op.fields))
 
-    # ---- time ----
+    # ---- calls and their time ----
+
+    def _do(self, call: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
+        """A call that returns None.  Any other result, such as a status, is an error."""
+        if (returned := self._call(call, *args, **kwargs)) is not None:
+            raise TypeError(f"{call.__name__} returned {returned!r}, not None")
 
     def _call(self, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         self.ns = 0
@@ -287,7 +293,7 @@ class _Player:
     def _set_region(self, op: Op, more: dict[str, int]) -> Outcome:
         f = op.fields
         slot, as_id = _unpack(f["slot"])
-        self._call(
+        self._do(
             self.vm.set_user_memory_region,
             slot,
             guest_phys_addr=parse_number(f["gpa"]),
@@ -311,11 +317,13 @@ class _Player:
     def get_dirty(self, op: Op) -> Outcome:
         slot, as_id = _unpack(op.fields["slot"])
         if op.fields.get("buf") == "fault":
-            self._call(self.vm._get_dirty_log_null, slot, as_id=as_id)
+            self._do(self.vm._get_dirty_log_null, slot, as_id=as_id)
             return 0, None
         if self.is_engine and "observed" in op.fields:
             self._mark_observed(op)
         words = self._call(self.vm.get_dirty_log, slot, as_id=as_id)
+        if not isinstance(words, np.ndarray) or words.dtype != np.uint64 or words.ndim != 1:
+            raise TypeError(f"get_dirty_log returned {type(words).__name__}, not uint64 words")
         recorded = op.fields.get("out", {}).get("dirty", [])
         dirty = words_to_runs(words, len(recorded) + SURPLUS_RUNS)
         return 0, {"bytes": 8 * len(words), "dirty": dirty}
@@ -325,13 +333,13 @@ class _Player:
         if slot is not None:
             base, as_id = slot.gpa // PAGE_SIZE, op.fields["slot"] >> 16
             for pages in pages_of(op.fields["observed"]["dirty"]):
-                self._call(self.vm.mark_page_dirty_many, pages + np.uint64(base), as_id=as_id)
+                self._do(self.vm.mark_page_dirty_many, pages + np.uint64(base), as_id=as_id)
 
     def clear_dirty(self, op: Op) -> Outcome:
         f = op.fields
         slot, as_id = _unpack(f["slot"])
         first = parse_number(f["first"])
-        self._call(self.vm.clear_dirty_log, slot, first, f["num"], self._bits(f), as_id=as_id)
+        self._do(self.vm.clear_dirty_log, slot, first, f["num"], self._bits(f), as_id=as_id)
         return 0, None
 
     def _bits(self, f: dict[str, Any]) -> np.ndarray | None:
@@ -402,15 +410,17 @@ class _Player:
         try:
             hva, writable = self._call(self.vm.gfn_to_hva_prot, gpa // PAGE_SIZE)
         except LookupError as e:
-            if getattr(e, "errno", None) != errno.EFAULT:
+            if not isinstance(e, OSError) or e.errno != errno.EFAULT:
                 raise
             return None, False
         finally:
             self._note("lookup")
-        return hva + gpa % PAGE_SIZE, bool(writable)
+        if type(hva) is not int or type(writable) is not bool:
+            raise TypeError(f"gfn_to_hva_prot returned ({hva!r}, {writable!r}), not (int, bool)")
+        return hva + gpa % PAGE_SIZE, writable
 
     def _mark(self, gpa: int) -> None:
-        self._call(self.vm.mark_page_dirty, gpa // PAGE_SIZE)
+        self._do(self.vm.mark_page_dirty, gpa // PAGE_SIZE)
         self._note("mark")
 
     # ---- what the kernel cannot be asked ----
@@ -443,6 +453,19 @@ _HANDLERS: dict[str, Callable[[_Player, Op], Outcome]] = {
 }
 
 
+def _same_ret(got: Any, expected: Any) -> bool:
+    """EDEADLK and EDEADLOCK are the same errno.  0, False and 0.0 are different results."""
+    if isinstance(got, str) and isinstance(expected, str):
+        return got == expected or (errno_of(got) or 0) == errno_of(expected)
+    return type(got) is type(expected) and bool(got == expected)
+
+
+def _same_out(got: Out, expected: Out) -> bool:
+    """As JSON: 1 and true are different results."""
+    texts = (json.dumps(_canonical(out), sort_keys=True) for out in (got, expected))
+    return next(texts) == next(texts)
+
+
 def _size_alone(log: Out) -> Out:
     return log and {"bytes": log["bytes"]}
 
@@ -465,10 +488,10 @@ def _hva_text(hva: int | None) -> str | None:
 
 
 def _canonical(out: Out) -> Out:
-    """The same result however its numbers are spelled."""
+    """The same result for every spelling of its numbers, without keys that the format does not know."""
     if out is None:
         return None
-    out = dict(out)
+    out = {name: value for name, value in out.items() if name in NAMES}
     if isinstance(out.get("hva"), str):
         out["hva"] = parse_address(out["hva"], ARENA_BASE)
     if "value" in out:
