@@ -97,16 +97,16 @@ def _vector_paths(names: Iterable[str]) -> list[str]:
 def _replay_file(
     replay: _Replay, path: str, backend: str, progress: Callable[[int], object]
 ) -> None:
-    """A file that cannot be read is noted and the others are played all the same."""
+    """An error of one file is noted; the others are played all the same."""
     try:
         file = vectors.read(path)
+        with closing(player.open_backend(backend, file.header)) as vm:
+            result = player.play(file, vm, progress=progress)
     except vectors.VectorError as e:
         replay.errors.append(str(e))
     except OSError as e:
         replay.errors.append(f"{path}: {e.strerror or e}")
     else:
-        with closing(player.open_backend(backend, file.header)) as vm:
-            result = player.play(file, vm, progress=progress)
         replay.results.append((result, file.scope))
 
 

@@ -63,7 +63,7 @@ def lives(file: vectors.VectorFile) -> list[Life]:
 def changes(file: vectors.VectorFile) -> Iterator[tuple[int, vectors.Op]]:
     """Each change that was accepted, with its number among all operations, from 1."""
     for n, op in enumerate(file.ops, 1):
-        if op.kind in ("set", "set2") and op.fields["ret"] == 0:
+        if op.kind in vectors.CHANGES and op.fields["ret"] == 0:
             yield n, op
 
 

@@ -25,31 +25,32 @@ from dataclasses import dataclass, field
 from time import perf_counter_ns
 from typing import Any, NamedTuple
 
-from .vectors import (
+import numpy as np
+
+from .regions import (
+    ARENA_BASE,
+    LOG_DIRTY_PAGES,
+    READONLY,
+    Regions,
+    machine_of,
+    region_of,
+)
+from .runs import pages_of, runs_to_words, words_to_runs
+from .schema import (
+    CHANGES,
+    NAMES,
     PAGE_SIZE,
-    SCOPE,
-    U64,
-    Op,
-    VectorFile,
+    errno_of,
     format_address,
     parse_address,
     parse_number,
-    runs_to_pages,
-    runs_to_words,
-    words_to_runs,
+    parts_of_access,
 )
-
-ARENA_BASE = 1 << 44  # where the recording machine had it; 16 TiB from here stay below hva_end_max
-LOG_DIRTY_PAGES = 1
-READONLY = 2
-
-# Used where a file does not say: x86-64 with shadow paging and 4-level page tables.
-DEFAULT_GPA_BITS = 52
-DEFAULT_HVA_END_MAX = 0x7FFFFFFFF000
-DEFAULT_USER_MEM_SLOTS = 32764
+from .vectors import SCOPE, Op, VectorError, VectorFile, too_many_logged
 
 MANUAL_PROTECT = "manual_dirty_log_protect2"
 PROGRESS_STEP = 256  # operations between two calls of `progress`
+SURPLUS_RUNS = 8  # a mismatch shows so many runs of a dirty log more than were recorded
 
 Timings = dict[str, list[int]]
 Out = dict[str, Any] | None
@@ -126,51 +127,7 @@ def play(
     return result
 
 
-# ---- the slots as recorded ----------------------------------------------------------------------
-
-
-class _Recorded(NamedTuple):
-    gpa: int
-    size: int
-    flags: int
-
-
-class _RecordedSlots:
-    """The slots that the recording had at this point: what tells the kinds of change apart."""
-
-    def __init__(self) -> None:
-        self.slots: dict[int, _Recorded] = {}  # by the ioctl's slot, which includes the as_id
-
-    def kind_of_change(self, op: Op) -> str:
-        """What the change is if it is accepted."""
-        new, old = _recorded(op), self.slots.get(op.fields["slot"])
-        if not new.size:
-            return "delete"
-        if old is None:
-            return "create"
-        if new.gpa != old.gpa:
-            return "move"
-        return "no-op" if new.flags == old.flags else "flags"
-
-    def change(self, op: Op) -> None:
-        new = _recorded(op)
-        if new.size:
-            self.slots[op.fields["slot"]] = new
-        else:
-            self.slots.pop(op.fields["slot"], None)
-
-    def logged_at(self, gpa: int) -> list[int]:
-        """The slot of address space 0 that holds gpa, if it logs."""
-        return [
-            slot
-            for slot, s in self.slots.items()
-            if slot >> 16 == 0 and s.flags & LOG_DIRTY_PAGES and s.gpa <= gpa < s.gpa + s.size
-        ]
-
-
-def _recorded(op: Op) -> _Recorded:
-    f = op.fields
-    return _Recorded(parse_number(f["gpa"]), parse_number(f["size"]), f["flags"])
+# ---- logs that the kernel cannot have in full ---------------------------------------------------
 
 
 class _IncompleteLogs:
@@ -183,13 +140,13 @@ class _IncompleteLogs:
     def __contains__(self, slot: int) -> bool:
         return slot in self._slots
 
-    def follow(self, op: Op, recorded: _RecordedSlots) -> None:
-        """Call it with each operation, before `recorded` learns of it."""
+    def follow(self, op: Op, recorded: Regions) -> None:
+        """Call it with each operation, before `recorded` changes."""
         kind, f = op.kind, op.fields
         if kind in ("write", "host_write") and f.get("out", {}).get("wrote"):
             self._slots.update(recorded.logged_at(parse_number(f["gpa"])))
         elif kind == "access" and f["write"]:
-            for gpa, _ in _split(parse_number(f["gpa"]), f["len"]):
+            for gpa, _ in parts_of_access(parse_number(f["gpa"]), f["len"]):
                 self._slots.update(recorded.logged_at(gpa))
         elif kind == "enable_cap" and f["ret"] == 0:
             self._manual = bool(parse_number(f["arg"]) & 1)
@@ -200,10 +157,9 @@ class _IncompleteLogs:
         """Whatever is missing now is gone from the recorded log as well."""
         if op.kind == "get_dirty":
             return not self._manual and op.fields["ret"] in (0, "EFAULT")
-        if op.kind not in ("set", "set2") or op.fields["ret"] != 0:
+        if op.kind not in CHANGES or op.fields["ret"] != 0:
             return False
-        new = _recorded(op)
-        return not new.size or not new.flags & LOG_DIRTY_PAGES
+        return not region_of(op.fields).is_logged
 
 
 # ---- one operation ------------------------------------------------------------------------------
@@ -212,11 +168,14 @@ class _IncompleteLogs:
 class _Player:
     def __init__(self, file: VectorFile, vm: Any, result: PlayResult, timings: Timings | None):
         self.vm = vm
+        self.file = file
         self.result = result
         self.timings = timings
         self.caps = _caps(file.header)
         self.is_engine = getattr(vm, "translates", True)
-        self.recorded = _RecordedSlots()
+        self.machine = machine_of(file.header)
+        self.recorded = Regions()
+        self.accepted = Regions()  # by this VM
         self.incomplete = _IncompleteLogs()
         self.not_played: tuple[type[Exception], ...] = (_NotPlayedError, _OutOfScopeError)
         self.ns = 0  # of the last call
@@ -227,6 +186,8 @@ class _Player:
             result.notes += _differing_limits(vm, file.header)
 
     def play(self, op: Op) -> None:
+        if op.kind in CHANGES:
+            self._bound_logs(op)
         try:
             got = self._outcome(op)
         except _OutOfScopeError:
@@ -235,7 +196,15 @@ class _Player:
             self.result.skipped[_reason(e)] += 1
         else:
             self._compare(op, *got)
+            self._follow_vm(op, got[0])
         self._follow(op)
+
+    def _bound_logs(self, op: Op) -> None:
+        """The reader limits the recorded changes.  This VM may accept one that was recorded as refused."""
+        slot, new = op.fields["slot"], region_of(op.fields)
+        pages = self.accepted.logged_after(slot, new, self.machine)
+        if wrong := too_many_logged(pages, self.file.limits):
+            raise VectorError(self.file.path, op.line, f"{op.kind}: {wrong}")
 
     def _outcome(self, op: Op) -> Outcome:
         """An error of any call is a result; one that is no OSError never is the recorded one."""
@@ -244,7 +213,7 @@ class _Player:
         except self.not_played:
             raise
         except OSError as e:
-            ret, out = errno.errorcode.get(e.errno or 0, str(e)), None
+            ret, out = errno.errorcode.get(e.errno or 0, f"{type(e).__name__}: {e}"), None
         except Exception as e:  # whatever an engine does wrong is a wrong result
             ret, out = f"{type(e).__name__}: {e}", None
         if self.timings is not None:
@@ -255,8 +224,7 @@ class _Player:
         expected_ret, expected_out = op.fields["ret"], op.fields.get("out")
         if op.kind == "get_dirty":
             expected_out, out = self._comparable_logs(op, expected_out, out)
-        same_ret = ret == expected_ret and type(ret) is type(expected_ret)
-        if same_ret and (out == expected_out or _canonical(out) == _canonical(expected_out)):
+        if _same_ret(ret, expected_ret) and _same_out(out, expected_out):
             return
         expected, got = _result(expected_ret, expected_out), _result(ret, out)
         self.result.mismatches.append(Mismatch(self.result.path, op.line, op.kind, expected, got))
@@ -272,10 +240,19 @@ class _Player:
     def _follow(self, op: Op) -> None:
         if not self.is_engine:
             self.incomplete.follow(op, self.recorded)
-        if op.kind in ("set", "set2") and op.fields["ret"] == 0:
-            self.recorded.change(op)
+        if op.kind in CHANGES and op.fields["ret"] == 0:
+            self.recorded.change(op.fields["slot"], region_of(op.fields))
 
-    # ---- time ----
+    def _follow_vm(self, op: Op, ret: Any) -> None:
+        if op.kind in CHANGES and ret == 0:
+            self.accepted.change(op.fields["slot"], region_of(op.fields))
+
+    # ---- calls and their time ----
+
+    def _do(self, call: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
+        """A call that returns None.  Any other result, such as a status, is an error."""
+        if (returned := self._call(call, *args, **kwargs)) is not None:
+            raise TypeError(f"{call.__name__} returned {returned!r}, not None")
 
     def _call(self, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         self.ns = 0
@@ -292,8 +269,9 @@ class _Player:
         self.ns = 0
 
     def _note_time(self, op: Op, ret: Any) -> None:
-        if op.kind in ("set", "set2"):
-            self._note("refused" if ret != 0 else self.recorded.kind_of_change(op))
+        if op.kind in CHANGES:
+            slot, new = op.fields["slot"], region_of(op.fields)
+            self._note("refused" if ret != 0 else self.recorded.kind_of_change(slot, new))
         elif op.kind in ("get_dirty", "clear_dirty"):
             self._note(op.kind)
         self.ns = 0
@@ -315,7 +293,7 @@ class _Player:
     def _set_region(self, op: Op, more: dict[str, int]) -> Outcome:
         f = op.fields
         slot, as_id = _unpack(f["slot"])
-        self._call(
+        self._do(
             self.vm.set_user_memory_region,
             slot,
             guest_phys_addr=parse_number(f["gpa"]),
@@ -339,27 +317,35 @@ class _Player:
     def get_dirty(self, op: Op) -> Outcome:
         slot, as_id = _unpack(op.fields["slot"])
         if op.fields.get("buf") == "fault":
-            self._call(self.vm._get_dirty_log_null, slot, as_id=as_id)
+            self._do(self.vm._get_dirty_log_null, slot, as_id=as_id)
             return 0, None
         if self.is_engine and "observed" in op.fields:
             self._mark_observed(op)
         words = self._call(self.vm.get_dirty_log, slot, as_id=as_id)
-        return 0, {"bytes": 8 * len(words), "dirty": words_to_runs(words)}
+        if not isinstance(words, np.ndarray) or words.dtype != np.uint64 or words.ndim != 1:
+            raise TypeError(f"get_dirty_log returned {type(words).__name__}, not uint64 words")
+        recorded = op.fields.get("out", {}).get("dirty", [])
+        dirty = words_to_runs(words, len(recorded) + SURPLUS_RUNS)
+        return 0, {"bytes": 8 * len(words), "dirty": dirty}
 
     def _mark_observed(self, op: Op) -> None:
         slot = self.recorded.slots.get(op.fields["slot"])
         if slot is not None:
-            gfns = runs_to_pages(op.fields["observed"]["dirty"]) + slot.gpa // PAGE_SIZE
-            self.vm.mark_page_dirty_many(gfns, as_id=op.fields["slot"] >> 16)
+            base, as_id = slot.gpa // PAGE_SIZE, op.fields["slot"] >> 16
+            for pages in pages_of(op.fields["observed"]["dirty"]):
+                self._do(self.vm.mark_page_dirty_many, pages + np.uint64(base), as_id=as_id)
 
     def clear_dirty(self, op: Op) -> Outcome:
         f = op.fields
         slot, as_id = _unpack(f["slot"])
-        fault = f.get("buf") == "fault"
-        bitmap = None if fault else runs_to_words(f.get("bits", []), f["num"])
         first = parse_number(f["first"])
-        self._call(self.vm.clear_dirty_log, slot, first, f["num"], bitmap, as_id=as_id)
+        self._do(self.vm.clear_dirty_log, slot, first, f["num"], self._bits(f), as_id=as_id)
         return 0, None
+
+    def _bits(self, f: dict[str, Any]) -> np.ndarray | None:
+        """None is a bad pointer.  No slot has more pages than the limit: a larger `num` is refused before the read."""
+        unread = f.get("buf") == "fault" or f["num"] > self.file.limits.logged_pages
+        return None if unread else runs_to_words(f.get("bits", []), f["num"])
 
     # ---- capabilities, and calls that set a guest up ----
 
@@ -375,7 +361,7 @@ class _Player:
             return self.vm.check_extension(cap), None
         address_spaces = getattr(self.vm, "address_spaces", 1)
         own = {
-            "nr_memslots": getattr(self.vm, "user_mem_slots", _user_mem_slots(self.caps)),
+            "nr_memslots": getattr(self.vm, "user_mem_slots", self.machine.user_mem_slots),
             "multi_address_space": address_spaces if address_spaces > 1 else 0,
             MANUAL_PROTECT: 3,
         }
@@ -404,7 +390,7 @@ class _Player:
         """Each page's part is RAM or one exit, in ascending order."""
         self._needs_guest()
         exits, data = [], b""
-        for gpa, nbytes in _split(parse_number(op.fields["gpa"]), op.fields["len"]):
+        for gpa, nbytes in parts_of_access(parse_number(op.fields["gpa"]), op.fields["len"]):
             hva, writable = self._translate(gpa)
             store = op.fields["write"]
             if hva is None or (store and not writable):
@@ -420,19 +406,21 @@ class _Player:
         return 0, out
 
     def _translate(self, gpa: int) -> tuple[int | None, bool]:
-        """Where a load goes, and whether a store goes there too.  A hole is no error here."""
+        """The address of a load, and whether a store reaches it too.  A hole is no error here."""
         try:
             hva, writable = self._call(self.vm.gfn_to_hva_prot, gpa // PAGE_SIZE)
         except LookupError as e:
-            if getattr(e, "errno", None) != errno.EFAULT:
+            if not isinstance(e, OSError) or e.errno != errno.EFAULT:
                 raise
             return None, False
         finally:
             self._note("lookup")
-        return hva + gpa % PAGE_SIZE, bool(writable)
+        if type(hva) is not int or type(writable) is not bool:
+            raise TypeError(f"gfn_to_hva_prot returned ({hva!r}, {writable!r}), not (int, bool)")
+        return hva + gpa % PAGE_SIZE, writable
 
     def _mark(self, gpa: int) -> None:
-        self._call(self.vm.mark_page_dirty, gpa // PAGE_SIZE)
+        self._do(self.vm.mark_page_dirty, gpa // PAGE_SIZE)
         self._note("mark")
 
     # ---- what the kernel cannot be asked ----
@@ -465,6 +453,19 @@ _HANDLERS: dict[str, Callable[[_Player, Op], Outcome]] = {
 }
 
 
+def _same_ret(got: Any, expected: Any) -> bool:
+    """EDEADLK and EDEADLOCK are the same errno.  0, False and 0.0 are different results."""
+    if isinstance(got, str) and isinstance(expected, str):
+        return got == expected or (errno_of(got) or 0) == errno_of(expected)
+    return type(got) is type(expected) and bool(got == expected)
+
+
+def _same_out(got: Out, expected: Out) -> bool:
+    """As JSON: 1 and true are different results."""
+    texts = (json.dumps(_canonical(out), sort_keys=True) for out in (got, expected))
+    return next(texts) == next(texts)
+
+
 def _size_alone(log: Out) -> Out:
     return log and {"bytes": log["bytes"]}
 
@@ -472,13 +473,6 @@ def _size_alone(log: Out) -> Out:
 def _unpack(slot: int) -> tuple[int, int]:
     """The ioctl's slot -> (id, as_id)."""
     return slot & 0xFFFF, slot >> 16
-
-
-def _split(gpa: int, length: int) -> list[tuple[int, int]]:
-    """The parts of [gpa, gpa + length) by page, each (gpa, bytes)."""
-    head = min(length, PAGE_SIZE - gpa % PAGE_SIZE)
-    tail = ((gpa + head) % U64, length - head)
-    return [(gpa, head), tail] if tail[1] else [(gpa, head)]
 
 
 def _pattern(offset: int, nbytes: int) -> bytes:
@@ -494,10 +488,10 @@ def _hva_text(hva: int | None) -> str | None:
 
 
 def _canonical(out: Out) -> Out:
-    """The same result however its numbers are spelled."""
+    """The same result for every spelling of its numbers, without keys that the format does not know."""
     if out is None:
         return None
-    out = dict(out)
+    out = {name: value for name, value in out.items() if name in NAMES}
     if isinstance(out.get("hva"), str):
         out["hva"] = parse_address(out["hva"], ARENA_BASE)
     if "value" in out:
@@ -528,12 +522,8 @@ def open_backend(name: str, header: dict[str, Any]) -> Any:
 def _open_engine(name: str, header: dict[str, Any]) -> Any:
     import memslots
 
-    gpa_bits, hva_end_max = _limits(header)
-    slots = _user_mem_slots(_caps(header))
     try:
-        return memslots.VM(
-            user_mem_slots=slots, gpa_bits=gpa_bits, hva_end_max=hva_end_max, backend=name
-        )
+        return memslots.VM(**machine_of(header)._asdict(), backend=name)
     except (NotImplementedError, ValueError, OverflowError) as e:
         raise BackendError(f"backend {name}: {e}") from e
 
@@ -553,20 +543,9 @@ def _caps(header: dict[str, Any]) -> dict[str, int]:
     return caps
 
 
-def _user_mem_slots(caps: dict[str, int]) -> int:
-    return caps.get("nr_memslots", DEFAULT_USER_MEM_SLOTS)
-
-
-def _limits(header: dict[str, Any]) -> tuple[int, int]:
-    limits = header.get("oracle", {}).get("limits", {})
-    gpa_bits = limits.get("gpa_bits", DEFAULT_GPA_BITS)
-    return gpa_bits, parse_number(limits.get("hva_end_max", DEFAULT_HVA_END_MAX))
-
-
 def _differing_limits(vm: Any, header: dict[str, Any]) -> list[str]:
     """Another machine's limits explain differences that are no faults."""
-    recorded = dict(zip(("gpa_bits", "hva_end_max"), _limits(header), strict=True))
-    recorded["user_mem_slots"] = _user_mem_slots(_caps(header))
+    recorded = machine_of(header)._asdict()
     return [
         f"{name} is {getattr(vm, name):#x} here, {value:#x} where the file was recorded"
         for name, value in recorded.items()

@@ -1,0 +1,116 @@
+# SPDX-License-Identifier: MIT
+"""The slots that a series of accepted changes leaves, as a vector file writes them; no engine is involved.
+
+The reader of a file follows the changes that the recording kernel accepted.  The player also follows the changes that
+its VM accepts.  Both limit the pages under dirty logging before the VM allocates a log.
+"""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from .schema import MAX_NR_PAGES, PAGE_SIZE, parse_address, parse_number
+
+ARENA_BASE = 1 << 44  # where the recording machine had it; 16 TiB from here stay below hva_end_max
+LOG_DIRTY_PAGES = 1
+READONLY = 2
+
+# Used where a file does not say: x86-64 with shadow paging and 4-level page tables.
+DEFAULT_GPA_BITS = 52
+DEFAULT_HVA_END_MAX = 0x7FFFFFFFF000
+DEFAULT_USER_MEM_SLOTS = 32764
+
+
+class Machine(NamedTuple):
+    """The limits of the machine that a file was recorded on."""
+
+    user_mem_slots: int
+    gpa_bits: int
+    hva_end_max: int
+
+
+def machine_of(header: Mapping[str, Any]) -> Machine:
+    oracle = header.get("oracle", {})
+    caps, limits = oracle.get("caps", {}), oracle.get("limits", {})
+    return Machine(
+        caps.get("nr_memslots", DEFAULT_USER_MEM_SLOTS),
+        limits.get("gpa_bits", DEFAULT_GPA_BITS),
+        parse_number(limits.get("hva_end_max", DEFAULT_HVA_END_MAX)),
+    )
+
+
+class Region(NamedTuple):
+    gpa: int
+    size: int
+    flags: int
+    hva: int
+
+    @property
+    def pages(self) -> int:
+        return self.size // PAGE_SIZE
+
+    @property
+    def is_logged(self) -> bool:
+        return bool(self.size and self.flags & LOG_DIRTY_PAGES)
+
+    def fits(self, machine: Machine) -> bool:
+        """False only for a region that every engine refuses in every state."""
+        return (
+            self.pages <= MAX_NR_PAGES
+            and self.gpa + self.size <= 1 << machine.gpa_bits
+            and self.hva + self.size <= machine.hva_end_max
+        )
+
+
+def region_of(fields: Mapping[str, Any]) -> Region:
+    """The region of a `set` or `set2`."""
+    return Region(
+        parse_number(fields["gpa"]),
+        parse_number(fields["size"]),
+        fields["flags"],
+        parse_address(fields["hva"], ARENA_BASE),
+    )
+
+
+class Regions:
+    """Slots by the ioctl's slot number, which includes the address space."""
+
+    def __init__(self) -> None:
+        self.slots: dict[int, Region] = {}
+        self.logged_pages = 0
+
+    def change(self, slot: int, new: Region) -> None:
+        """A `set` or `set2` was accepted."""
+        self.logged_pages = self._logged_after(slot, new)
+        if new.size:
+            self.slots[slot] = new
+        else:
+            self.slots.pop(slot, None)
+
+    def kind_of_change(self, slot: int, new: Region) -> str:
+        """The kind of a change, should it be accepted."""
+        old = self.slots.get(slot)
+        if not new.size:
+            return "delete"
+        if old is None:
+            return "create"
+        if new.gpa != old.gpa:
+            return "move"
+        return "no-op" if new.flags == old.flags else "flags"
+
+    def logged_at(self, gpa: int) -> list[int]:
+        """The slot of address space 0 that holds gpa, if it logs.  Cost: O(slots)."""
+        return [
+            slot
+            for slot, s in self.slots.items()
+            if slot >> 16 == 0 and s.is_logged and s.gpa <= gpa < s.gpa + s.size
+        ]
+
+    def logged_after(self, slot: int, new: Region, machine: Machine) -> int:
+        """The pages under dirty logging after the change, should it be accepted."""
+        accepted = not new.is_logged or new.fits(machine)
+        return self._logged_after(slot, new) if accepted else self.logged_pages
+
+    def _logged_after(self, slot: int, new: Region) -> int:
+        old = self.slots.get(slot)
+        less = old.pages if old and old.is_logged else 0
+        return self.logged_pages - less + (new.pages if new.is_logged else 0)
