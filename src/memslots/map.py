@@ -63,12 +63,11 @@ def run(args: argparse.Namespace) -> int:
     try:
         file = vectors.read(find(args.file))
         at = _checked(args.at, len(file.ops))
-        if args.output:
-            _draw(file, args.output, args.at)
+        picture = _draw(file, args.output, args.at) if args.output else None
     except (OSError, ValueError, ImportError) as e:
         print(f"memslots: {e}", file=sys.stderr)
         return EXIT_USAGE
-    print(json.dumps(_summary(file, at), indent=1) if args.json else _text(file, at, args.output))
+    print(json.dumps(_summary(file, at), indent=1) if args.json else _text(file, at, picture))
     return EXIT_OK
 
 
@@ -92,12 +91,14 @@ def _checked(at: int | None, ops: int) -> int:
     return ops if at is None else at
 
 
-def _draw(file: vectors.VectorFile, path: str, at: int | None) -> None:
+def _draw(file: vectors.VectorFile, path: str, at: int | None) -> Path:
+    """Returns the file written: matplotlib's is a .png where `path` has no suffix."""
     try:
         from . import plot
     except ImportError as e:
         raise ImportError(f"{path}: pictures need matplotlib: pip install 'memslots[plot]'") from e
-    plot.memory_map_picture(file, path, at)
+    plot.check_picture(path)
+    return plot.memory_map_picture(file, path, at)
 
 
 # ---- lives --------------------------------------------------------------------------------------
@@ -161,7 +162,7 @@ def size_text(size: int) -> str:
     return f"{size} B"
 
 
-def _text(file: vectors.VectorFile, at: int, picture: str | None) -> str:
+def _text(file: vectors.VectorFile, at: int, picture: Path | None) -> str:
     if picture:
         return f"{name_of(file)}: drawn to {picture}"
     slots = slots_at(lives(file), at)
