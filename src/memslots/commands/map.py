@@ -31,14 +31,13 @@ def run(args: argparse.Namespace) -> int:
     try:
         file = vectors.read(find(args.file))
         at = _checked(args.at, len(file.ops))
-        if args.output:
-            _draw(file, args.output, args.at)
+        picture = _draw(file, args.output, args.at) if args.output else None
     except (OSError, ValueError, ImportError) as e:
         return complain(e)
     if args.json:
         print_json(_summary(file, at))
     else:
-        print(_text(file, at, args.output))
+        print(_text(file, at, picture))
     return EXIT_OK
 
 
@@ -57,18 +56,20 @@ def _checked(at: int | None, ops: int) -> int:
     return ops if at is None else at
 
 
-def _draw(file: vectors.VectorFile, path: str, at: int | None) -> None:
+def _draw(file: vectors.VectorFile, path: str, at: int | None) -> Path:
+    """Returns the path of the picture: matplotlib writes a .png where `path` has no suffix."""
     try:
-        from ..plot import memory_map_picture
+        from ..plot import check_picture, memory_map_picture
     except ImportError as e:
         raise ImportError(f"{path}: pictures need matplotlib: pip install 'memslots[plot]'") from e
-    memory_map_picture(file, path, at)
+    check_picture(path)
+    return memory_map_picture(file, path, at)
 
 
 # ---- text ---------------------------------------------------------------------------------------
 
 
-def _text(file: vectors.VectorFile, at: int, picture: str | None) -> str:
+def _text(file: vectors.VectorFile, at: int, picture: Path | None) -> str:
     if picture:
         return f"{history.name_of(file)}: drawn to {picture}"
     slots = history.slots_at(history.lives(file), at)

@@ -10,12 +10,16 @@ import numpy as np
 
 def exponent(sizes: Sequence[float], costs: Sequence[float]) -> float | None:
     """x of cost ~ n^x: least squares on logarithms, over the upper half of the sizes; None for fewer than 2."""
-    points = sorted(zip(sizes, costs, strict=True))
-    upper = points[len(points) // 2 :] if len(points) > 3 else points
+    upper = fitted(sorted(zip(sizes, costs, strict=True)))
     if len(upper) < 2:
         return None
     n, cost = np.log(np.array(upper)).T
     return float(np.polyfit(n, cost, 1)[0])
+
+
+def fitted(points: Sequence[tuple[float, float]]) -> Sequence[tuple[float, float]]:
+    """Of points by rising size, those that `exponent` uses: the upper half, or all where there are three or fewer."""
+    return points[len(points) // 2 :] if len(points) > 3 else points
 
 
 def crossover(factors: Mapping[int, float]) -> float | None:

@@ -1,12 +1,21 @@
 # SPDX-License-Identifier: MIT
-"""Pictures of what `memslots perf`, `memslots scale` and vector files hold, as PNG or SVG by the suffix of the path.
+"""Pictures of the results of `memslots perf` and `memslots scale` and of vector files: PNG or SVG by the suffix.
 
-The first three take the object that `--json` prints.  Needs matplotlib; no display, no global state of pyplot.
+The first three functions take the object that `--json` prints.  Each returns the path of the file that it wrote.
+`check_picture` checks before the work whether a file of this name can be written.  All need matplotlib; they need no
+display and leave pyplot's global state alone.
 """
 
+from .files import check_picture
 from .latency import latency_picture
 from .memory_map import memory_map_picture
 from .perf import perf_picture
 from .scale import scale_picture
 
-__all__ = ["latency_picture", "memory_map_picture", "perf_picture", "scale_picture"]
+__all__ = [
+    "check_picture",
+    "latency_picture",
+    "memory_map_picture",
+    "perf_picture",
+    "scale_picture",
+]

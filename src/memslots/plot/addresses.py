@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What both pictures of a memory map share: a scale for guest addresses, boxes in the colours of their kinds."""
+"""The parts that both pictures of a memory map share: a scale for guest addresses, and boxes by kind of slot."""
 
 from __future__ import annotations
 
@@ -7,18 +7,23 @@ from typing import Any
 
 import numpy as np
 from matplotlib.collections import PolyCollection
-from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from ..traces import history as memory_map
-from .style import GREEN, LIGHT, ORANGE, PURPLE, SKY
+from ..traces import history
+from .style import GREEN, LIGHT, ORANGE, PURPLE, SKY, SMALL
 
-KIND_COLORS = dict(zip(memory_map.KINDS, (SKY, ORANGE, GREEN, PURPLE), strict=True))
-KIND_HATCHES = dict(zip(memory_map.KINDS, ("", "..", "//", "xx"), strict=True))
-KIND_NOTES = dict(zip(memory_map.KINDS, ("", "logged", "ROM", "ROM, logged"), strict=True))
+KIND_COLORS = dict(zip(history.KINDS, (SKY, ORANGE, GREEN, PURPLE), strict=True))
+KIND_HATCHES = dict(zip(history.KINDS, ("", "..", "//", "xx"), strict=True))
+KIND_NOTES = dict(
+    zip(history.KINDS, ("", "logged", "READONLY", "READONLY, logged"), strict=True)
+)
 
 DOUBLING = 0.15  # a slot of one page has height 1, each doubling adds this
 HOLE_SHARE, HOLES_SHARE = 0.045, 0.4  # of the height of all slots: for one hole, for all at most
+NOT_TO_SCALE = (
+    "Addresses are not to scale: a range of one page has some height and each doubling adds a little.  "
+    "Grey bands are ranges without a slot, cut to the same height."
+)
 
 MAP_HEIGHT = 4.6  # inches
 FINE_EDGES = 400  # rectangles; beyond it edges would hide the colours
@@ -27,9 +32,9 @@ LABELLED_ROWS = 160  # with more, a picture of the whole instead of a list
 
 
 class Scale:
-    """Guest addresses -> heights: what slots ever held takes room by its order of magnitude, holes hardly any."""
+    """Guest addresses -> heights: a range that a slot ever had gets room by its order of magnitude, a hole little."""
 
-    def __init__(self, lives: list[memory_map.Life]) -> None:
+    def __init__(self, lives: list[history.Life]) -> None:
         edges = sorted({edge for life in lives for edge in (life.gpa, life.end_gpa)})
         self.edges = edges
         self.holes = _uncovered(edges, lives)
@@ -38,7 +43,7 @@ class Scale:
         self.top = float(self._at[edges[-1]])
 
     def _heights(self, sizes: Any) -> Any:
-        """Of the stretches between neighbouring edges."""
+        """The heights of the ranges between neighbouring edges."""
         heights = 1 + DOUBLING * np.log2(np.maximum(sizes / 4096, 1))
         heights[self.holes] = 0
         share = min(HOLE_SHARE, HOLES_SHARE / max(len(self.holes), 1))
@@ -50,7 +55,7 @@ class Scale:
         return float(self._at[gpa])
 
     def ticks(self) -> list[int]:
-        """Edges to label: those beside the tallest first, as many as fit."""
+        """Edges to label, as many as fit; those next to the tallest ranges first."""
         chosen: list[int] = []
         heights = [self(edge) for edge in self.edges]
         room = np.diff([heights[0], *heights, heights[-1]])
@@ -60,8 +65,8 @@ class Scale:
         return chosen
 
 
-def _uncovered(edges: list[int], lives: list[memory_map.Life]) -> list[int]:
-    """Which stretches between two neighbouring edges no slot ever had."""
+def _uncovered(edges: list[int], lives: list[history.Life]) -> list[int]:
+    """The numbers of the ranges between neighbouring edges that no slot ever had."""
     place = {edge: i for i, edge in enumerate(edges)}
     steps = np.zeros(len(edges), dtype=int)
     for life in lives:
@@ -71,7 +76,7 @@ def _uncovered(edges: list[int], lives: list[memory_map.Life]) -> list[int]:
 
 
 class Rows(Scale):
-    """Here a slot needs a line of text, a larger one a little more; a hole needs a line too."""
+    """A scale for a list: a slot has a line of text, a larger one a little more; a hole has a line too."""
 
     def _heights(self, sizes: Any) -> Any:
         heights = 1.2 + 0.05 * np.log2(np.maximum(sizes / 4096, 1))
@@ -84,9 +89,9 @@ class Rows(Scale):
 Box = tuple[float, float, float, float]  # left, bottom, right, top
 
 
-def draw_boxes(ax: Any, lives: list[memory_map.Life], boxes: list[Box], edge: float) -> None:
-    """One collection a kind: there may be 32,764 lives and more."""
-    for kind in memory_map.KINDS:
+def draw_boxes(ax: Any, lives: list[history.Life], boxes: list[Box], edge: float) -> None:
+    """Adds one collection of boxes a kind, as there may be 32,764 lives and more."""
+    for kind in history.KINDS:
         of_kind = [box for life, box in zip(lives, boxes, strict=True) if life.kind == kind]
         look = {"facecolor": KIND_COLORS[kind], "hatch": KIND_HATCHES[kind]}
         _add_boxes(ax, of_kind, edgecolor="white", linewidth=edge, zorder=1, **look)
@@ -98,7 +103,7 @@ def _add_boxes(ax: Any, boxes: list[Box], **look: Any) -> None:
 
 
 def draw_holes(ax: Any, scale: Scale, right: float) -> list[tuple[int, int]]:
-    """Grey bands: there the axis is cut.  Gives the ranges."""
+    """Grey bands where the axis is cut.  Returns their ranges."""
     holes = [(scale.edges[i], scale.edges[i + 1]) for i in scale.holes]
     boxes = [(0.0, scale(low), right, scale(high)) for low, high in holes]
     _add_boxes(ax, boxes, facecolor=LIGHT, alpha=0.6, linewidth=0, zorder=0)
@@ -107,16 +112,29 @@ def draw_holes(ax: Any, scale: Scale, right: float) -> list[tuple[int, int]]:
 
 def address_axis(ax: Any, scale: Scale) -> None:
     ticks = sorted(scale.ticks())
-    ax.set_yticks([scale(gpa) for gpa in ticks], [f"{gpa:#x}" for gpa in ticks])
-    ax.tick_params(axis="y", labelsize=8)
+    ax.set_yticks([scale(gpa) for gpa in ticks], [address_text(gpa) for gpa in ticks])
+    ax.tick_params(axis="y", labelsize=SMALL)
     ax.set_ylim(0, scale.top)
 
 
-def kind_legend(figure: Figure, lives: list[memory_map.Life]) -> None:
-    """Below the axes, where it hides nothing."""
-    used = [kind for kind in memory_map.KINDS if any(life.kind == kind for life in lives)]
-    patches = [
+def address_label(space: int) -> str:
+    """The label in two lines, as a picture of a few slots is not high."""
+    return f"guest physical address\n(not to scale{f', space {space}' if space else ''})"
+
+
+def address_text(gpa: int) -> str:
+    """The address in hexadecimal, and as a size if that is short: 0x100000000 and 0x10000000 look alike without."""
+    for unit, shift in (("TiB", 40), ("GiB", 30), ("MiB", 20), ("KiB", 10)):
+        hundredths, rest = divmod(100 * gpa, 1 << shift)
+        if not rest and 100 <= hundredths < 1_000_000:
+            return f"{gpa:#x} ({hundredths / 100:g} {unit})"
+    return f"{gpa:#x}"
+
+
+def kind_handles(lives: list[history.Life]) -> list[Patch]:
+    """Entries of the legend."""
+    used = [kind for kind in history.KINDS if any(life.kind == kind for life in lives)]
+    return [
         Patch(facecolor=KIND_COLORS[kind], hatch=KIND_HATCHES[kind], edgecolor="white", label=kind)
         for kind in used
     ]
-    figure.legend(handles=patches, loc="outside lower center", ncols=len(used), fontsize=9)

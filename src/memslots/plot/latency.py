@@ -3,25 +3,37 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 
+from .files import written_path
 from .rows import (
     Cases,
+    Missing,
     Row,
+    absence_notes,
+    backend_rows,
     backends_of,
     by_size,
-    factor_text,
+    decades,
     in_title,
     label,
-    log_time_axis,
+    log_axis,
+    looks_of,
     marker,
     measured,
+    not_run,
+    short,
     slots_text,
+    tick_time,
+    time_text,
+    with_slots,
+    wrong_notes,
 )
-from .style import BASE, GREY, LIGHT, Look, looks, picture
+from .style import BASE, GREY, LIGHT, RIVAL, SMALL, Look, picture
 
 PERCENTILES = ("p50", "p99", "p999")
 LATENCY_CASES = (
@@ -34,76 +46,110 @@ LATENCY_CASES = (
     "change/move",
     "change/log on",
 )
-LINE = 0.13  # inches a backend
+#: For the title, the first that is there: a vCPU that waits for one of these changes sees its tail.
+HEADLINES = ("change/delete", "change/move", "change/create", "change/log on", "lookup/random/vm")
+LINE = 0.135  # inches a backend
 
 
-def latency_picture(report: Row, path: str | Path) -> None:
-    """p50, p99 and p99.9 of single operations, a row a case, at the fewest and the most slots."""
+class Panel(NamedTuple):
+    """The parts that all columns have in common."""
+
+    lanes: dict[str, list[str]]  # case -> backends, in the order of their lines
+    styles: dict[str, Look]
+    missing: Missing
+    clock: float | None  # ns that each time includes
+
+
+def latency_picture(report: Row, path: str | Path) -> Path:
+    """p50, p99 and p99.9 of single operations, a row a case, at the fewest and the most slots.
+
+    Returns the path of the file that it wrote.
+    """
     rows = [row for row in measured(report) if row.get("group", 1) == 1 and row.get("p999")]
     rows = [row for row in rows if row["case"] in LATENCY_CASES] or rows
-    sizes = by_size(rows)
-    if not sizes:
-        raise ValueError("no percentiles of single operations to draw")
-    ends = {n: sizes[n] for n in (min(sizes, key=_rank), max(sizes, key=_rank))}
-    names = list(dict.fromkeys(case for cases in ends.values() for case in cases))
-    styles, lanes = looks(backends_of(rows)), _lanes(rows)
-    height = 1.6 + (LINE * max(map(len, lanes.values())) + 0.1) * len(names)
-    with picture(path, height, _latency_title(ends)) as figure:
+    ends = _ends(rows)
+    rows = [row for cases in ends.values() for found in cases.values() for row in found.values()]
+    names = list(dict.fromkeys(row["case"] for row in rows))
+    missing = not_run(report, [(case, n) for case in names for n in ends])
+    lanes, styles = _lanes(rows, missing), looks_of(report, [*rows, *backend_rows(missing)])
+    panel = Panel(lanes, styles, missing, report.get("clock_ns"))
+    height = 1.2 + (LINE * max(map(len, lanes.values())) + 0.1) * len(names)
+    notes = [*wrong_notes(rows), *_clock_note(panel), *absence_notes(report, missing, styles)]
+    with picture(path, height, _latency_title(ends), _legend(panel), notes) as figure:
         axes = figure.subplots(1, len(ends), sharey=True, sharex=True, squeeze=False)[0]
         for ax, (n, cases) in zip(axes, ends.items(), strict=True):
             ax.set_title(slots_text(n), loc="left", fontweight="bold")
-            _draw_tails(ax, cases, names, lanes, styles)
-            ax.set_xlabel("time of one operation")
+            _draw_tails(ax, n, cases, names, panel)
+            ax.set_xlabel("time of one operation (logarithmic)")
+        _set_range(axes, rows, panel)
         axes[0].set_yticks(range(len(names)), [label(name) for name in names], fontsize=9)
         axes[0].set_ylim(len(names) - 0.5, -0.5)
-        _tails_legend(figure, styles)
+    return written_path(path)
 
 
-def _lanes(rows: list[Row]) -> dict[str, list[str]]:
-    """case -> the backends that ran it at any number of slots: each has a line of its own there."""
-    cases = dict.fromkeys(row["case"] for row in rows)
-    return {case: backends_of(row for row in rows if row["case"] == case) for case in cases}
+def _ends(rows: list[Row]) -> dict[int | None, Cases]:
+    """The fewest and the most slots; the traces, which have no number, count as the fewest."""
+    sizes = by_size(rows)
+    if not sizes:
+        raise ValueError("no percentiles of single operations to draw")
+    return {n: sizes[n] for n in (min(sizes, key=_rank), max(sizes, key=_rank))}
 
 
 def _rank(n: int | None) -> int:
-    """Numbers of slots in order; the replays, which have none, between them all and nothing."""
     return -1 if n is None else n
 
 
+def _lanes(rows: list[Row], missing: Missing) -> dict[str, list[str]]:
+    """case -> the backends that ran it or should have: each has a line of its own there."""
+    wanted = [(row["case"], row["backend"]) for row in rows]
+    wanted += [(case, name) for (case, _), names in missing.items() for name in names]
+    cases = dict.fromkeys(case for case, _ in wanted)
+    return {
+        case: backends_of({"backend": name} for other, name in wanted if other == case)
+        for case in cases
+    }
+
+
 def _latency_title(sizes: dict[int | None, Cases]) -> str:
-    """How far the tail of the tree's lookups and of its changes is from the median."""
-    tails = [
-        (rows[BASE]["p999"] / rows[BASE]["p50"], f"{in_title(case)} at {slots_text(n)}")
-        for n, cases in sizes.items()
-        for case, rows in cases.items()
-        if BASE in rows
-    ]
-    if not tails:
+    """States the p99.9 with the most slots: of a delete, or of the first of HEADLINES that the report has."""
+    n = max(sizes, key=_rank)
+    found = {case: rows for case, rows in sizes[n].items() if BASE in rows}
+    case = next((case for case in (*HEADLINES, *found) if case in found), None)
+    if case is None:
         return "Latency of single operations"
-    tail, case = max(tails)
-    return f"One {BASE} operation in 1,000 takes up to {factor_text(tail)} the median:\n{case}"
+    tails = " and ".join(
+        f"{time_text(found[case][name]['p999'])} ({name})"
+        for name in (BASE, RIVAL)
+        if name in found[case]
+    )
+    return f"{with_slots(n)}, 999 of 1,000 times {in_title(case)}\ntakes no more than {tails}"
 
 
-def _draw_tails(
-    ax: Any,
-    cases: Cases,
-    names: list[str],
-    lanes: dict[str, list[str]],
-    styles: dict[str, Look],
-) -> None:
-    """Backends of a case lie under each other within its row."""
+def _clock_note(panel: Panel) -> Iterator[str]:
+    if panel.clock:
+        yield (
+            f"Each time includes the {panel.clock:.0f} ns that the clock itself takes.  "
+            "For times near that, compare the medians in the picture of costs: there 64 calls share one reading."
+        )
+
+
+def _draw_tails(ax: Any, n: int | None, cases: Cases, names: list[str], panel: Panel) -> None:
+    """Draws the backends of a case under each other within its row; a text replaces a backend that was not run."""
     ax.set_xscale("log")
-    step = 0.8 / max(map(len, lanes.values()))
-    for case, rows in cases.items():
-        top = names.index(case) - (len(lanes[case]) - 1) / 2 * step
-        for i, name in enumerate(lanes[case]):
+    step = 0.8 / max(map(len, panel.lanes.values()))
+    for case in names:
+        lanes = panel.lanes[case]
+        top = names.index(case) - (len(lanes) - 1) / 2 * step
+        for i, name in enumerate(lanes):
+            y, rows = top + i * step, cases.get(case, {})
             if name in rows:
-                _draw_tail(ax, top + i * step, rows[name], styles[name])
+                _draw_tail(ax, y, rows[name], panel.styles[name])
+            elif name in panel.missing.get((case, n), []):
+                _write_not_run(ax, y, name, panel.styles[name])
     for y in range(1, len(names)):
         ax.axhline(y - 0.5, color=LIGHT, linewidth=0.8)
     ax.grid(axis="x", color=LIGHT)
-    log_time_axis(ax.xaxis)
-    ax.tick_params(axis="x", labelsize=8)
+    ax.tick_params(axis="x", labelsize=SMALL)
     ax.tick_params(axis="y", length=0)
 
 
@@ -115,9 +161,27 @@ def _draw_tail(ax: Any, y: float, row: Row, look: Look) -> None:
         ax.plot(p, y, look.marker, color=look.color, markerfacecolor=face, markersize=5, zorder=4)
 
 
-def _tails_legend(figure: Figure, styles: dict[str, Look]) -> None:
+def _write_not_run(ax: Any, y: float, name: str, look: Look) -> None:
+    style = {"color": look.color, "fontsize": 7.5, "va": "center", "ha": "right"}
+    ax.text(0.99, y, f"{short(name)}: not run", transform=ax.get_yaxis_transform(), **style)
+
+
+def _set_range(axes: Any, rows: list[Row], panel: Panel) -> None:
+    """Fits the axis to all times and to the clock's own, which is a grey band from the left edge."""
+    times = [row[p] for row in rows for p in PERCENTILES] + ([panel.clock] if panel.clock else [])
+    low, high = min(times) / 1.5, max(times) * 1.5
+    axes[0].set_xlim(low, high)
+    log_axis(axes[0].xaxis, decades(low, high, 8), tick_time)
+    for ax in axes:
+        if panel.clock:
+            ax.axvspan(low, panel.clock, color=LIGHT, zorder=0)
+
+
+def _legend(panel: Panel) -> list[Any]:
     grey = Look(GREY, "o")
-    handles = [marker(name, look, look.color) for name, look in styles.items()]
+    handles = [marker(name, look, look.color) for name, look in panel.styles.items()]
     handles += [marker("p50", grey, GREY), marker("p99", Look(GREY, "|"), GREY)]
     handles += [marker("p99.9", grey, "white")]
-    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), fontsize=9)
+    if panel.clock:
+        handles.append(Patch(color=LIGHT, label=f"the clock's own {panel.clock:.0f} ns"))
+    return handles

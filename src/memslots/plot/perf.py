@@ -1,65 +1,134 @@
 # SPDX-License-Identifier: MIT
-"""What the others cost beside the tree: bars and markers, a column a number of slots."""
+"""Times as multiples of the tree's: bars and markers, a row an operation, a column a number of slots."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from fnmatch import fnmatch
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
-from matplotlib.ticker import FuncFormatter
 
+from .files import written_path
 from .rows import (
     TIMES,
     Cases,
+    Missing,
     Row,
-    backends_of,
+    absence_notes,
+    backend_rows,
     by_size,
+    decades,
     factor_text,
     in_title,
     label,
+    log_axis,
+    looks_of,
     marker,
     measured,
+    not_run,
     slots_text,
     time_text,
+    with_slots,
+    wrong_notes,
 )
-from .style import BASE, LIGHT, Look, looks, picture
+from .style import BASE, GREY, LIGHT, RIVAL, SMALL, Look, picture
 
 MAX_COLUMNS = 3
-ROW = 0.25  # inches
-BAR = 0.5  # of a row
+ROW = 0.26  # inches
+MANY, ROW_MORE = 7, 0.02  # backends; inches that each further one adds to a row
+BAR = 0.6  # of a row
+LANE = 0.27  # of a row: from one marker to the next where they would cover each other
+LANES = 0.85  # of a row: for all of them at most
+TOUCHING = 0.055  # of the width of a column: closer markers cover each other
 
-#: Other ways to ask for the same lookup, but for one batch, and the single calls of whole traces: the table has them.
+#: Shares of a column's width.
+LEFT_ROOM = 0.34  # for the multiples of the rival
+RIGHT_ROOM = 0.06
+LANE_NOT_RUN = 0.045  # for each backend that was not run
+
+COLUMNS_WIDTH = 5.2  # inches: of all columns, without the times between them
+TICK_WIDTH = 0.095  # inches: a character of a label, with room to the next label
+
+#: Other ways to make the same lookup, but for one batch, and the single calls of whole traces: only the table has them.
 LEFT_OUT = ("lookup/*/vcpu", "lookup/[!m]*/batch", "lookup/*/python", "replay/*")
 
+#: Headings, and how the names of their cases begin.
+GROUPS = {
+    "memslot_perf_test": ("map", "unmap", "move a", "move i", "RW", "slot s"),
+    "changes": ("change/",),
+    "lookups": ("lookup/",),
+}
 
-def perf_picture(report: Row, path: str | Path) -> None:
-    """A row a case, a column a number of slots: what the others cost as multiples of what the tree costs."""
+#: Cases for the title.  The trees were made for changes; lookups must not pay for them.
+HEADLINES = (
+    ("change/delete", "change/move", "change/create", "change/log on", "unmap"),
+    ("lookup/random/vm", "lookup/misses/vm", "lookup/hot/vm"),
+)
+
+
+class Places(NamedTuple):
+    """The heights of the rows in a panel, counted from the top."""
+
+    cases: dict[str, int]
+    headings: dict[str, int]
+
+    @property
+    def total(self) -> int:
+        return len(self.cases) + len(self.headings)
+
+
+class Panel(NamedTuple):
+    """Columns with the same rows."""
+
+    columns: dict[int | None, Cases]
+    places: Places
+    styles: dict[str, Look]
+    missing: Missing
+
+
+def perf_picture(report: Row, path: str | Path) -> Path:
+    """A row a case, a column a number of slots: times as multiples of the tree's.
+
+    Returns the path of the file that it wrote.
+    """
     rows = measured(report)
     rows = [row for row in rows if not any(fnmatch(row["case"], p) for p in LEFT_OUT)] or rows
-    sizes = {n: found for n, cases in by_size(rows).items() if (found := _compared(cases))}
-    replays = sizes.pop(None, {})
-    columns = _columns(sizes)
-    if not columns and not replays:
+    anywhere = not_run(report)
+    sizes = {
+        n: found for n, cases in by_size(rows).items() if (found := _compared(cases, anywhere))
+    }
+    if not sizes:
         raise ValueError(f"nothing to compare: no case has both {BASE} and another backend")
-    styles = looks(backends_of(rows))
-    names = list(dict.fromkeys(case for cases in columns.values() for case in cases))
-    heights = [ROW * (2 + len(cases)) for cases in (names, replays) if cases]
-    with picture(path, 1.2 + sum(heights), _perf_title(sizes)) as figure:
-        parts = iter(figure.subfigures(len(heights), 1, height_ratios=heights, squeeze=False)[:, 0])
-        if columns:
-            _draw_columns(next(parts), columns, names, styles)
-        if replays:
-            _draw_columns(next(parts), {None: replays}, list(replays), styles)
-        handles = [_legend_entry(name, styles[name]) for name in styles if name != BASE]
-        figure.legend(handles=handles, loc="outside lower center", ncols=len(handles), fontsize=9)
+    columns = _columns({n: cases for n, cases in sizes.items() if n is not None})
+    missing = not_run(report, _cells(columns))
+    styles = looks_of(report, [*rows, *backend_rows(missing)])
+    panels = list(_panels(columns, sizes.get(None, {}), styles, missing))
+    row = ROW + ROW_MORE * max(0, len(styles) - MANY)
+    heights = [row * (2.6 + panel.places.total) for panel in panels]
+    notes = [*wrong_notes(rows), _how_to_read(styles), *absence_notes(report, missing, styles)]
+    legend = _legend(styles, bool(missing))
+    with picture(path, 0.8 + sum(heights), _perf_title(sizes), legend, notes) as figure:
+        parts = figure.subfigures(len(heights), 1, height_ratios=heights, squeeze=False)[:, 0]
+        for part, panel in zip(parts, panels, strict=True):
+            _draw_columns(part, panel)
+    return written_path(path)
 
 
-def _compared(cases: Cases) -> Cases:
-    """The cases that the tree and another backend ran."""
-    return {case: rows for case, rows in cases.items() if BASE in rows and len(rows) > 1}
+# ---- choice -------------------------------------------------------------------------------------
+
+
+def _compared(cases: Cases, missing: Missing) -> Cases:
+    """The cases that the tree ran and another backend too, or would have run with more time."""
+    return {
+        case: rows
+        for case, rows in cases.items()
+        if BASE in rows and (len(rows) > 1 or (case, rows[BASE]["n_slots"]) in missing)
+    }
 
 
 def _columns(sizes: dict[int | None, Cases]) -> dict[int | None, Cases]:
@@ -75,95 +144,249 @@ def _columns(sizes: dict[int | None, Cases]) -> dict[int | None, Cases]:
     return columns
 
 
+def _cells(columns: dict[int | None, Cases]) -> set[tuple[str, int | None]]:
+    """Case and number of slots of everything in these columns."""
+    return {
+        (case, rows[BASE]["n_slots"]) for cases in columns.values() for case, rows in cases.items()
+    }
+
+
+def _panels(
+    columns: dict[int | None, Cases], replays: Cases, styles: dict[str, Look], missing: Missing
+) -> Iterator[Panel]:
+    if columns:
+        names = list(dict.fromkeys(case for cases in columns.values() for case in cases))
+        yield Panel(columns, _grouped(names), styles, missing)
+    if replays:
+        yield Panel({None: replays}, _grouped(list(replays)), styles, {})
+
+
 def _ratio(rows: dict[str, Row], backend: str) -> float:
     return float(rows[backend]["median"] / rows[BASE]["median"])
 
 
+# ---- text ---------------------------------------------------------------------------------------
+
+
 def _perf_title(sizes: dict[int | None, Cases]) -> str:
-    """Where the array loses most and where it wins most."""
-    found = [
-        (_ratio(rows, "array"), f"{in_title(case)} at {slots_text(n)}")
-        for n, cases in sizes.items()
-        for case, rows in cases.items()
-        if "array" in rows
-    ]
-    if not found:
-        return f"What others cost beside the {BASE}"
-    (most, worst), (least, best) = max(found), min(found)
-    title = f"The array costs up to {factor_text(most)} the {BASE}: {worst}"
-    return title if least >= 1 else title + f",\nand as little as {factor_text(least)}: {best}"
+    """The multiples of a change and of a lookup with the most slots: always the same two cases, if they are there."""
+    for n, cases in reversed(_by_slots(sizes)):
+        found = {case: rows for case, rows in cases.items() if RIVAL in rows}
+        chosen = [next((c for c in group if c in found), None) for group in HEADLINES]
+        told = [
+            f"{factor_text(_ratio(found[case], RIVAL))} as long as the {BASE} for {in_title(case)}"
+            for case in [case for case in chosen if case] or list(found)[:1]
+        ]
+        if told:
+            second = told[1:] and [told[1].replace(f" as the {BASE}", "")]
+            return f"{with_slots(n)} the {RIVAL} takes " + "\nand ".join([told[0], *second])
+    return f"Times as multiples of the {BASE}'s"
 
 
-def _draw_columns(
-    part: Any, columns: dict[int | None, Cases], names: list[str], styles: dict[str, Look]
-) -> None:
-    axes = part.subplots(1, len(columns), sharex=True, sharey=True, squeeze=False)[0]
-    for ax, (n, cases) in zip(axes, columns.items(), strict=True):
-        ax.set_title(slots_text(n), loc="left", fontweight="bold")
-        _draw_factors(ax, cases, names, styles)
-        _tell_base(ax, cases, names, styles[BASE].color)
-    _make_room(axes[0])
-    axes[0].set_yticks(range(len(names)), _labels(columns, names), fontsize=8.5)
-    axes[0].set_ylim(len(names) - 0.4, -0.6)
-    part.supxlabel(
-        f"multiple of the {BASE}'s cost; that cost in blue, the array's multiple in orange",
-        fontsize=9,
+def _by_slots(sizes: dict[int | None, Cases]) -> list[tuple[int | None, Cases]]:
+    """Puts the traces first, which have no number of slots."""
+    return sorted(sizes.items(), key=lambda item: -1 if item[0] is None else item[0])
+
+
+def _how_to_read(styles: dict[str, Look]) -> str:
+    inside = f"{RIVAL} {chr(0xF7)} {BASE} (left) and " if RIVAL in styles else ""
+    return (
+        f"Left of the line at 1{TIMES} is faster than the {BASE}, right of it slower; the scale is logarithmic.  "
+        f"Numbers in the columns: {inside}the time of one operation on the {BASE} (right)."
     )
 
 
-def _labels(columns: dict[int | None, Cases], names: list[str]) -> list[str]:
-    """A case with fewer slots than its column says so."""
+def _legend(styles: dict[str, Look], with_missing: bool) -> list[Any]:
+    line = Line2D([], [], color=styles[BASE].color, linewidth=2, label=f"{BASE} (line at 1{TIMES})")
+    handles: list[Any] = [line]
+    for name, look in styles.items():
+        if name == RIVAL:
+            handles.append(Patch(color=look.color, label=name))
+        elif name != BASE:
+            handles.append(marker(name, look, look.color))
+    if with_missing:
+        hollow = marker("", Look(GREY, "o"), "none")
+        hollow.set_label("hollow, at the right edge: not run")
+        handles.append(hollow)
+    return handles
+
+
+# ---- panels -------------------------------------------------------------------------------------
+
+
+def _grouped(names: list[str]) -> Places:
+    """Places the cases by GROUPS, each group below its heading; cases of no group come last, without one."""
+    cases: dict[str, int] = {}
+    headings: dict[str, int] = {}
+    rest = list(names)
+    for heading, prefixes in GROUPS.items():
+        of_group = [name for name in rest if name.startswith(prefixes)]
+        if of_group:
+            headings[heading] = len(cases) + len(headings)
+        for name in of_group:
+            cases[name] = len(cases) + len(headings)
+            rest.remove(name)
+    return Places(
+        {**cases, **{name: len(cases) + len(headings) + i for i, name in enumerate(rest)}}, headings
+    )
+
+
+def _draw_columns(part: Any, panel: Panel) -> None:
+    columns = panel.columns
+    axes = part.subplots(1, len(columns), sharex=True, sharey=True, squeeze=False)[0]
+    for ax, cases in zip(axes, columns.values(), strict=True):
+        ax.set_xscale("log")
+        _draw_bars(ax, cases, panel)
+    _set_range(axes[0], panel)
+    for ax, (n, cases) in zip(axes, columns.items(), strict=True):
+        ax.set_title(slots_text(n), loc="left", fontweight="bold", pad=17)
+        _draw_markers(ax, cases, panel)
+        _draw_missing(ax, cases, panel)
+        _write_base_times(ax, cases, panel)
+        _write_column_heads(ax, cases, panel)
+        ax.tick_params(axis="x", labelsize=SMALL)
+        ax.tick_params(axis="y", length=0)
+    _label_rows(axes[0], columns, panel.places)
+    part.supxlabel(f"time as a multiple of the {BASE}'s", fontsize=9)
+
+
+def _set_range(ax: Any, panel: Panel) -> None:
+    """Fits the axis to the data, with room for text (left) and hollow markers (right); that room has no ticks."""
+    columns = panel.columns
+    ratios = [
+        _ratio(rows, name) for cases in columns.values() for rows in cases.values() for name in rows
+    ]
+    low, high = np.log10(min(ratios)) - 0.1, np.log10(max(ratios)) + 0.1
+    low, high = min(low, -0.3), max(high, 0.5)
+    lanes = max(map(len, panel.missing.values()), default=0)
+    right = RIGHT_ROOM + LANE_NOT_RUN * lanes
+    width = (high - low) / (1 - LEFT_ROOM - right)
+    ax.set_xlim(10 ** (low - LEFT_ROOM * width), 10 ** (high + right * width))
+    room = COLUMNS_WIDTH / len(columns) * (1 - LEFT_ROOM - right)
+    most = 1 + int(room / (TICK_WIDTH * len(_ratio_text(10 ** np.floor(high)))))
+    log_axis(ax.xaxis, decades(10**low, 10**high, most), _ratio_text)
+
+
+def _ratio_text(ratio: float) -> str:
+    return f"{ratio:,g}{TIMES}"
+
+
+def _draw_bars(ax: Any, cases: Cases, panel: Panel) -> None:
+    """Draws the line of the tree, and a bar from it to the rival's multiple; the bar's end is visible even at 1."""
+    ax.axvline(1, color=panel.styles[BASE].color, linewidth=1.5, zorder=1.5)
+    ax.grid(axis="x", color=LIGHT)
+    for y in panel.places.headings.values():
+        ax.axhline(y + 0.42, color=LIGHT, linewidth=0.8, zorder=1)
+    for case, rows in cases.items():
+        if RIVAL not in rows:
+            continue
+        y, ratio, color = panel.places.cases[case], _ratio(rows, RIVAL), panel.styles[RIVAL].color
+        ax.barh(y, ratio - 1, BAR, left=1, color=color, alpha=0.5, zorder=2)
+        end = [y - BAR / 2, y + BAR / 2]
+        ax.plot([ratio, ratio], end, color=color, linewidth=2.2, zorder=2.5, solid_capstyle="butt")
+
+
+def _draw_markers(ax: Any, cases: Cases, panel: Panel) -> None:
+    """Draws all other backends; markers that would cover each other are spread over the height of their row."""
+    low, high = np.log10(ax.get_xlim())
+    for case, rows in cases.items():
+        names = [name for name in panel.styles if name in rows and name not in (BASE, RIVAL)]
+        xs = [float((np.log10(_ratio(rows, name)) - low) / (high - low)) for name in names]
+        for name, lane in zip(names, lanes(xs), strict=True):
+            look, y = panel.styles[name], panel.places.cases[case] + lane
+            ax.plot(
+                _ratio(rows, name), y, look.marker, color=look.color, markersize=6, zorder=3,
+                markeredgecolor="white", markeredgewidth=0.4, label=name,
+            )  # fmt: skip
+
+
+def lanes(xs: list[float]) -> list[float]:
+    """Distances from the middle of the row, for places from 0 to 1: 0 where no other is closer than TOUCHING."""
+    order = sorted(range(len(xs)), key=lambda i: xs[i])
+    runs: list[list[int]] = [order[:1]]
+    for i, j in pairwise(order):
+        if xs[j] - xs[i] < TOUCHING:
+            runs[-1].append(j)
+        else:
+            runs.append([j])
+    found = {
+        i: (k - (len(run) - 1) / 2) * min(LANE, LANES / len(run))
+        for run in runs
+        for k, i in enumerate(run)
+    }
+    return [found[i] for i in range(len(xs))]
+
+
+def _draw_missing(ax: Any, cases: Cases, panel: Panel) -> None:
+    """Draws hollow markers at the right edge, a lane a backend; for the rival writes it in the place of its number."""
+    shown = list(dict.fromkeys(name for names in panel.missing.values() for name in names))
+    shown = [name for name in shown if name != RIVAL]
+    for case, rows in cases.items():
+        names = panel.missing.get((case, rows[BASE]["n_slots"]), [])
+        for name in names:
+            look, y = panel.styles[name], panel.places.cases[case]
+            if name == RIVAL:
+                _write_left(ax, y, "not run", look.color)
+                continue
+            x = 0.98 - LANE_NOT_RUN * (shown.index(name) + 0.5)
+            ax.plot(
+                x, y, look.marker, color=look.color, markersize=5, markerfacecolor="none",
+                transform=ax.get_yaxis_transform(), label=f"{name}: not run", zorder=3,
+            )  # fmt: skip
+        if RIVAL in rows:
+            text, color = factor_text(_ratio(rows, RIVAL)), panel.styles[RIVAL].color
+            _write_left(ax, panel.places.cases[case], text, color)
+
+
+def _write_left(ax: Any, y: float, text: str, color: str) -> None:
+    where = {"xytext": (3, 0), "textcoords": "offset points", "va": "center"}
+    edge = {"xycoords": ax.get_yaxis_transform(), "fontsize": SMALL, "fontweight": "bold"}
+    ax.annotate(text, (0, y), color=color, **where, **edge)
+
+
+def _write_base_times(ax: Any, cases: Cases, panel: Panel) -> None:
+    right = ax.secondary_yaxis("right")
+    right.set_yticks(
+        [panel.places.cases[case] for case in cases],
+        [time_text(rows[BASE]["median"]) for rows in cases.values()],
+    )
+    right.tick_params(length=0, labelsize=SMALL, labelcolor=panel.styles[BASE].color, pad=1)
+    right.spines["right"].set_visible(False)
+
+
+def _write_column_heads(ax: Any, cases: Cases, panel: Panel) -> None:
+    """Writes the names of the two columns of numbers above them."""
+    style = {"xycoords": "axes fraction", "textcoords": "offset points", "fontsize": SMALL}
+    if any(RIVAL in rows for rows in cases.values()):
+        text = f"{RIVAL} {chr(0xF7)} {BASE}"
+        ax.annotate(text, (0, 1), (3, 4), color=panel.styles[RIVAL].color, **style)
+    ax.annotate(BASE, (1, 1), (3, 4), color=panel.styles[BASE].color, **style)
+
+
+def _label_rows(ax: Any, columns: dict[int | None, Cases], places: Places) -> None:
+    texts = {y: heading for heading, y in places.headings.items()}
+    texts |= {places.cases[case]: text for case, text in _labels(columns, places).items()}
+    heights = sorted(texts)
+    ax.set_yticks(heights, [texts[y] for y in heights], fontsize=8.5)
+    for y, tick in zip(heights, ax.get_yticklabels(), strict=True):
+        if y in places.headings.values():
+            tick.set_fontweight("bold")
+    ax.set_ylim(places.total - 0.4, -0.6)
+
+
+def _labels(columns: dict[int | None, Cases], places: Places) -> dict[str, str]:
+    """The names of the cases; a case with fewer slots than its column has their number too."""
     limits = {
-        case: f" (at most {own:,})"
+        case: f" ({own:,} slots)"
         for n, cases in columns.items()
         for case, rows in cases.items()
         if (own := rows[BASE]["n_slots"]) != n
     }
-    return [label(name) + limits.get(name, "") for name in names]
+    return {case: _row_label(case, places) + limits.get(case, "") for case in places.cases}
 
 
-def _make_room(ax: Any) -> None:
-    """On the left, where the array's multiples stand in a column; a little on the right, before the tree's costs."""
-    low, high = np.log10(ax.get_xlim())
-    ax.set_xlim(10 ** (low - 0.42 * (high - low)), 10 ** (high + 0.03 * (high - low)))
-
-
-def _draw_factors(ax: Any, cases: Cases, names: list[str], styles: dict[str, Look]) -> None:
-    ax.set_xscale("log")
-    ax.axvline(1, color=styles[BASE].color, linewidth=2)
-    for case, rows in cases.items():
-        y = names.index(case)
-        if "array" in rows:
-            _draw_bar(ax, y, _ratio(rows, "array"), styles["array"].color)
-        for name, look in styles.items():
-            if name in rows and name not in (BASE, "array"):
-                ax.plot(
-                    _ratio(rows, name), y, look.marker, color=look.color, markersize=5, zorder=3
-                )
-    ax.xaxis.set_major_formatter(FuncFormatter(lambda ratio, _: f"{ratio:,g}{TIMES}"))
-    ax.tick_params(axis="x", labelsize=8)
-    ax.tick_params(axis="y", length=0)
-    ax.grid(axis="x", color=LIGHT)
-
-
-def _draw_bar(ax: Any, y: int, ratio: float, color: str) -> None:
-    """From 1 to the multiple, which is written at the left edge."""
-    ax.barh(y, ratio - 1, BAR, left=1, color=color, alpha=0.85)
-    where = {"xytext": (3, 0), "textcoords": "offset points", "va": "center"}
-    edge = {"xycoords": ax.get_yaxis_transform(), "fontsize": 8, "fontweight": "bold"}
-    ax.annotate(factor_text(ratio), (0, y), color=color, **where, **edge)
-
-
-def _tell_base(ax: Any, cases: Cases, names: list[str], color: str) -> None:
-    """The tree's own cost, at the right edge."""
-    right = ax.secondary_yaxis("right")
-    places = [names.index(case) for case in cases]
-    right.set_yticks(places, [time_text(rows[BASE]["median"]) for rows in cases.values()])
-    right.tick_params(length=0, labelsize=8, labelcolor=color, pad=1)
-    right.spines["right"].set_visible(False)
-
-
-def _legend_entry(name: str, look: Look) -> Any:
-    if name == "array":
-        return Patch(color=look.color, alpha=0.85, label=name)
-    return marker(name, look, look.color)
+def _row_label(case: str, places: Places) -> str:
+    """The name of a case, without its kind where a heading has that."""
+    text = label(case)
+    kind, _, what = text.partition(": ")
+    return what if f"{kind}s" in places.headings or kind == "scenario" else text

@@ -1,25 +1,57 @@
 # SPDX-License-Identifier: MIT
-"""Rows of a report: which there are, and their numbers as text."""
+"""The rows of a report: which there are, which are missing and why, and their numbers as text."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Iterator
+from math import ceil, floor, log10
 from typing import Any
 
+import numpy as np
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FuncFormatter, NullFormatter
+from matplotlib.ticker import FixedLocator, NullFormatter
 
-from .style import LOOKS, Look
+from .style import LOOKS, Look, looks
 
 Row = dict[str, Any]
 Cases = dict[str, dict[str, Row]]  # case -> backend -> row
+Missing = dict[tuple[str, int | None], list[str]]  # case, slots -> backends that were not run
 
 MARKER = 6.5  # points
 TIMES = "\N{MULTIPLICATION SIGN}"
+LONGEST_NAME = 24  # characters of a backend
+
+DESIGNS = (
+    "tree",
+    "array",
+    "list",
+)  # before the designs that a user adds, which come before all others
+
+#: Operations in a sentence.
+OPERATIONS = {
+    "change/create": "a create",
+    "change/delete": "a delete",
+    "change/move": "a move",
+    "change/log on": "a start of dirty logging",
+    "move active area": "a move",
+    "move inactive area": "a move",
+    "unmap": "an unmap of a page",
+    "lookup/random/vm": "a random lookup",
+    "lookup/misses/vm": "a lookup with misses",
+    "lookup/hot/vm": "a repeated lookup",
+}
+
+#: Backends that do not take part in all operations.
+SCOPES = {
+    "tree+index": "tree+index differs from the tree in lookups by gfn only",
+    "kvm": "kvm has changes only, as its lookups stay inside the kernel",
+    "numpy": "numpy has batches only",
+    "numpy argsort": "numpy argsort has batches only",
+}
 
 
 def time_text(ns: float) -> str:
-    """In the unit that leaves one to three digits before the point."""
+    """A time in the unit that leaves one to three digits before the point."""
     for unit, size in (("ns", 1.0), ("µs", 1e3), ("ms", 1e6), ("s", 1e9)):
         if ns < 999.5 * size or unit == "s":
             break
@@ -27,7 +59,7 @@ def time_text(ns: float) -> str:
 
 
 def factor_text(ratio: float) -> str:
-    """Two or more digits that count."""
+    """A multiple with two significant digits or more."""
     digits = 0 if ratio >= 9.95 else 1 if ratio >= 0.995 else 2
     return f"{ratio:.{digits}f}{TIMES}"
 
@@ -36,8 +68,22 @@ def slots_text(n: int | None) -> str:
     return "real QEMU traces" if n is None else f"{n:,} slots"
 
 
+def with_slots(n: int | None) -> str:
+    """The number of slots at the beginning of a sentence."""
+    return "In real QEMU traces" if n is None else f"With {n:,} slots"
+
+
+def short(name: str, most: int = LONGEST_NAME) -> str:
+    """A backend's name, without the middle if it has more than `most` characters."""
+    half = most // 2
+    return name if len(name) <= most else f"{name[: half - 1]}…{name[-half:]}"
+
+
+# ---- rows ---------------------------------------------------------------------------------------
+
+
 def measured(report: Row) -> list[Row]:
-    """The rows that have figures; what was not run has none."""
+    """The rows with figures."""
     return [row for row in report["results"] if row.get("median")]
 
 
@@ -50,30 +96,119 @@ def by_size(rows: Iterable[Row]) -> dict[int | None, Cases]:
 
 
 def backends_of(rows: Iterable[Row]) -> list[str]:
-    """Those with a look of their own first, in the order of the looks; the others as they come."""
+    """The known designs, then the others as they come, then the index, the kernel and the peers."""
     names = list(dict.fromkeys(row["backend"] for row in rows))
-    return [n for n in LOOKS if n in names] + [n for n in names if n not in LOOKS]
+    own = [name for name in names if name not in LOOKS]
+    last = [name for name in LOOKS if name not in DESIGNS]
+    return [name for name in (*DESIGNS, *own, *last) if name in names]
 
 
-def log_time_axis(axis: Any) -> None:
-    axis.set_major_formatter(FuncFormatter(lambda ns, _: time_text(ns).replace(".0", "")))
+def looks_of(report: Row, rows: Iterable[Row]) -> dict[str, Look]:
+    """The looks of the backends of these rows, the same for each choice of rows."""
+    everywhere = report["results"] + report.get("selftest", []) + report.get("not_run", [])
+    found = looks(backends_of(everywhere))
+    return {name: found[name] for name in backends_of(rows)}
+
+
+def not_run(report: Row, cells: Collection[tuple[str, int | None]] | None = None) -> Missing:
+    """The backends that would have taken too long: everywhere, or in these cells."""
+    found: Missing = {}
+    for row in report.get("not_run", []):
+        cell = row["case"], row["n_slots"]
+        if cells is None or cell in cells:
+            found.setdefault(cell, []).append(row["backend"])
+    return found
+
+
+def backend_rows(missing: Missing) -> list[Row]:
+    """Rows without figures for the backends that were not run."""
+    return [{"backend": name} for names in missing.values() for name in names]
+
+
+# ---- notes --------------------------------------------------------------------------------------
+
+
+def absence_notes(report: Row, missing: Missing, backends: Iterable[str]) -> Iterator[str]:
+    """Why a backend is missing from a picture, or from the cells in `missing`."""
+    reported = report.get("not_run", [])
+    yield from _not_run_notes(row for row in reported if (row["case"], row["n_slots"]) in missing)
+    if scopes := [SCOPES[name] for name in backends if name in SCOPES]:
+        yield f"Not offered: {'; '.join(scopes)}."
+    for reason in report.get("skipped", []):
+        if not reason.startswith("peer "):  # they take part in tables only
+            yield f"Not here: {reason}."
+
+
+def _not_run_notes(rows: Iterable[Row]) -> Iterator[str]:
+    """A line for each reason, cases and sizes, with all backends that they are true of."""
+    missing: dict[tuple[str, str], list[Row]] = {}
+    for row in rows:
+        missing.setdefault((row["backend"], row["reason"]), []).append(row)
+    backends: dict[tuple[str, str], list[str]] = {}
+    for (backend, reason), found in missing.items():
+        backends.setdefault((_where(found), reason), []).append(short(backend))
+    for (where, reason), names in backends.items():
+        yield f"Not run: {', '.join(names)}, {where}: {reason}."
+
+
+def _where(rows: list[Row]) -> str:
+    names = list(dict.fromkeys(row["case"] for row in rows))
+    sizes = sorted({row["n_slots"] for row in rows})
+    what = label(names[0]) if len(names) == 1 else f"{len(names)} operations"
+    return f"{what} at {' and '.join(f'{n:,}' for n in sizes)} slots"
+
+
+def wrong_notes(rows: Iterable[Row]) -> Iterator[str]:
+    """The rows whose answers were wrong."""
+    wrong = dict.fromkeys(
+        (row["backend"], row["case"]) for row in rows if not row.get("checked", True)
+    )
+    if wrong:
+        told = ", ".join(f"{short(backend)} in {label(case)}" for backend, case in wrong)
+        yield f"WRONG ANSWERS, so these times mean nothing: {told}."
+
+
+# ---- axes and labels ----------------------------------------------------------------------------
+
+
+def decades(low: float, high: float, most: int = 99) -> list[float]:
+    """Powers of ten from low to high: all, or every second, third ..., so that there are not more than `most`.
+
+    1 is among them whenever it is in between.
+    """
+    exponents = range(ceil(log10(low) - 1e-9), floor(log10(high) + 1e-9) + 1)
+    step = max(1, ceil(len(exponents) / most))
+    return [10.0**e for e in exponents if e % step == 0]
+
+
+def log_axis(axis: Any, ticks: list[float], text: Any) -> None:
+    """Labelled ticks, and short ones in between, at 2 to 9 times each, or at the powers of ten without a label."""
+    axis.set_major_locator(FixedLocator(ticks))
+    axis.set_ticklabels([text(tick) for tick in ticks])
+    step = ticks[1] / ticks[0] if len(ticks) > 1 else 10
+    inner = decades(10, step / 5) if step > 11 else np.arange(2, 10)
+    between = np.outer([ticks[0] / step, *ticks], inner).ravel().tolist()
+    axis.set_minor_locator(FixedLocator(between))
     axis.set_minor_formatter(NullFormatter())
 
 
+def tick_time(ns: float) -> str:
+    return time_text(ns).replace(".0", "") if ns >= 1 else f"{ns:g} ns"
+
+
 def label(case: str) -> str:
-    """As it stands beside an axis."""
+    """The name of a case next to an axis."""
     kind, _, what = case.removesuffix("/vm").partition("/")
     return f"{kind}: {what.replace('/', ', ')}" if what else kind
 
 
 def in_title(case: str) -> str:
-    """As it stands in a sentence."""
-    return case.removesuffix("/vm")
+    """The name of a case in a sentence."""
+    return OPERATIONS.get(case, f'"{label(case)}"')
 
 
 def marker(name: str, look: Look, face: str) -> Any:
     """A legend's entry."""
-    edge = 2.0 if look.marker == "|" else 1.0
     return Line2D(
         [],
         [],
@@ -81,7 +216,7 @@ def marker(name: str, look: Look, face: str) -> Any:
         color=look.color,
         marker=look.marker,
         markerfacecolor=face,
-        markeredgewidth=edge,
+        markeredgewidth=2.0 if look.marker == "|" else 1.0,
         markersize=MARKER,
-        label=name,
+        label=short(name),
     )

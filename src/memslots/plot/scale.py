@@ -1,20 +1,39 @@
 # SPDX-License-Identifier: MIT
-"""Cost against number of slots, and how it grows."""
+"""Time against number of slots, and how it grows."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
-from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from ..measure import fit
-from .rows import Row, backends_of, factor_text, in_title, label, log_time_axis, measured
-from .style import BASE, BLACK, LIGHT, Look, looks, picture
+from .files import written_path
+from .rows import (
+    Row,
+    absence_notes,
+    decades,
+    factor_text,
+    in_title,
+    label,
+    log_axis,
+    looks_of,
+    measured,
+    not_run,
+    short,
+    tick_time,
+    wrong_notes,
+)
+from .style import BASE, BLACK, LIGHT, RIVAL, SMALL, Look, picture
 
-PANEL = 1.8  # inches
+COLUMNS = 2
+PANEL = 1.8  # inches at least
+LABEL = 0.155  # inches from one label to the next
+LONGEST_LABEL = 16  # characters of a name: a longer one would take the width of the panels
+AROUND = 0.45  # inches of a panel that its axes do not get
 
 #: Drawn where no others are asked for: with more a page is too small.
 CASES = (
@@ -31,142 +50,250 @@ CASES = (
     "slot setup",
     "setup/load",
 )
-LABEL_GAP = 0.1  # of a panel's height, from one label to the next
+PER_SLOT = (
+    "slot setup",
+    "setup/load",
+    "setup/one by one",
+)  # their time is that of one slot of a new VM
+HEADLINES = ("change/delete", "change/move", "move inactive area", "move active area")
+
+SOURCE = "patch series KVM: Scalable memslots implementation, v4, 2021"  # of the published factors
 
 Line = list[tuple[int, float]]  # number of slots, ns; by rising number
+Lines = dict[str, dict[str, Line]]  # case -> backend -> points
 
 
-def scale_picture(report: Row, path: str | Path, cases: Sequence[str] = ()) -> None:
-    """A panel an operation (of `cases`), a line a backend, labelled with how it grows; log-log."""
+class Published(NamedTuple):
+    """How much longer the array took than the tree in the authors' measurement, and in this report."""
+
+    n_slots: int
+    factor: float
+    here: float | None
+
+
+def scale_picture(report: Row, path: str | Path, cases: Sequence[str] = ()) -> Path:
+    """A panel an operation (of `cases`), a line a backend, labelled with how it grows; log-log.
+
+    Returns the path of the file that it wrote.
+    """
     rows = _chosen(measured(report) + measured({"results": report.get("selftest", [])}), cases)
     lines = {
-        case: found for case, found in _lines(rows).items() if any(map(_grows, found.values()))
+        case: found
+        for case, found in _lines(rows).items()
+        if any(len(line) > 1 for line in found.values())
     }
     if not lines:
         raise ValueError("no case with more than one number of slots to draw")
-    styles, published = looks(backends_of(rows)), _published(report)
-    with picture(path, 0.9 + PANEL * -(-len(lines) // 2), _scale_title(lines)) as figure:
-        axes = figure.subplots(-(-len(lines) // 2), 2, sharex=True, squeeze=False).ravel()
-        for ax, (case, by_backend) in zip(axes, lines.items(), strict=False):
-            ax.set_title(label(case), loc="left", fontweight="bold")
+    rows = [row for row in rows if row["case"] in lines]
+    styles, published = looks_of(report, rows), _published(report, lines)
+    height = _panel_height(lines, published)
+    missing = {cell: names for cell, names in not_run(report).items() if cell[0] in lines}
+    notes = [*wrong_notes(rows), *_how_to_read(published), *absence_notes(report, missing, styles)]
+    nr_rows = -(-len(lines) // COLUMNS)
+    with picture(path, 0.5 + height * nr_rows, _scale_title(lines), (), notes) as figure:
+        axes = figure.subplots(nr_rows, COLUMNS, sharex=True, sharey="row", squeeze=False)
+        for ax, (case, by_backend) in zip(axes.flat, lines.items(), strict=False):
+            ax.set_title(_panel_title(case), loc="left", fontweight="bold")
             _draw_lines(ax, by_backend, styles)
-            _mark_published(ax, by_backend, published.get(case, {}))
-        _finish_panels(axes, len(lines))
+            _mark_published(ax, by_backend, published.get(case))
+        _set_ranges(axes, lines, published)
+        for ax, (case, by_backend) in zip(axes.flat, lines.items(), strict=False):
+            _label_lines(ax, by_backend, styles, published.get(case), LABEL / (height - AROUND))
+        _finish_panels(axes.ravel(), len(lines))
+        figure.supylabel("time of one operation", fontsize=10)
+    return written_path(path)
+
+
+# ---- choice -------------------------------------------------------------------------------------
 
 
 def _chosen(rows: list[Row], cases: Sequence[str]) -> list[Row]:
     """In the order of `cases`, or of CASES; all, where none of them is there."""
     rows = [row for row in rows if row["n_slots"]]
-    wanted = cases or [case for case in CASES if any(row["case"] == case for row in rows)]
+    wanted = list(cases or [case for case in CASES if any(row["case"] == case for row in rows)])
     if not wanted:
         return rows
-    by_place = sorted(
-        rows, key=lambda row: wanted.index(row["case"]) if row["case"] in wanted else -1
+    return sorted(
+        (row for row in rows if row["case"] in wanted), key=lambda row: wanted.index(row["case"])
     )
-    return [row for row in by_place if row["case"] in wanted]
 
 
-def _lines(rows: list[Row]) -> dict[str, dict[str, Line]]:
+def _lines(rows: list[Row]) -> Lines:
     """case -> backend -> points."""
-    found: dict[str, dict[str, Line]] = {}
+    found: Lines = {case: {} for case in dict.fromkeys(row["case"] for row in rows)}
     for row in sorted(rows, key=lambda row: row["n_slots"]):
-        line = found.setdefault(row["case"], {}).setdefault(row["backend"], [])
-        line.append((row["n_slots"], row["median"]))
-    order = dict.fromkeys(row["case"] for row in rows)
-    return {case: found[case] for case in order}
+        found[row["case"]].setdefault(row["backend"], []).append((row["n_slots"], row["median"]))
+    return found
 
 
-def _grows(line: Line) -> bool:
-    return len(line) > 1
+def _published(report: Row, lines: Lines) -> dict[str, Published]:
+    """case -> the published factor with the most slots that the tree was measured with here too."""
+    found: dict[str, Published] = {}
+    for row in sorted(report.get("published", []), key=lambda row: row["n_slots"]):
+        case, n = row["case"], row["n_slots"]
+        tree, rival = (dict(lines.get(case, {}).get(name, [])) for name in (BASE, RIVAL))
+        if n in tree:
+            here = rival[n] / tree[n] if n in rival else None
+            found[case] = Published(n, row["factor"], here)
+    return found
+
+
+# ---- text ---------------------------------------------------------------------------------------
+
+
+def _panel_title(case: str) -> str:
+    return label(case) + (", per slot" if case in PER_SLOT else "")
 
 
 def _exponent(line: Line) -> float | None:
     return fit.exponent(*zip(*line, strict=True))
 
 
-def _scale_title(lines: dict[str, dict[str, Line]]) -> str:
-    """How a change grows in tree and array, if the report has one."""
-    for case in ("change/delete", "move inactive area", *lines):
+def _scale_title(lines: Lines) -> str:
+    """How a change grows on tree and array, if the report has one."""
+    for case in (*HEADLINES, *lines):
         grown = {name: _exponent(line) for name, line in lines.get(case, {}).items()}
-        if grown.get(BASE) is not None and grown.get("array") is not None:
-            told = " and ".join(f"{_power(grown[name])} ({name})" for name in (BASE, "array"))
-            return f"With n slots, {in_title(case)} grows as {told}"
-    return "Cost against number of slots"
+        if grown.get(BASE) is not None and grown.get(RIVAL) is not None:
+            told = " and ".join(f"{_power(grown[name])} ({name})" for name in (BASE, RIVAL))
+            return f"With n slots the time of {in_title(case)} grows as {told}"
+    return "Time against number of slots"
 
 
 def _power(exponent: float | None) -> str:
     return "" if exponent is None else f"n$^{{{exponent:.2f}}}$"
 
 
+def _how_to_read(published: dict[str, Published]) -> Iterator[str]:
+    yield (
+        "All scales are logarithmic; panels side by side share theirs.  n^x: the straight line that fits the filled "
+        "markers best, by least squares on logarithms; the hollow markers (fewer slots) are left out of the fit."
+    )
+    if published:
+        yield (
+            f"Arrow: the {RIVAL} would be at its tip if it took as much longer than our {BASE} as in the kernel that "
+            f"the authors of the {BASE} measured, guest included ({SOURCE})."
+        )
+
+
+# ---- panels -------------------------------------------------------------------------------------
+
+
+def _panel_height(lines: Lines, published: dict[str, Published]) -> float:
+    """The height with room for the labels of the panel that has most of them."""
+    most = max(len(found) + 2 * (case in published) for case, found in lines.items())
+    return max(PANEL, AROUND + LABEL * most)
+
+
 def _draw_lines(ax: Any, by_backend: dict[str, Line], styles: dict[str, Look]) -> None:
+    """Draws each line twice: hollow markers for all sizes, filled ones over those of the fit."""
     ax.set_xscale("log")
     ax.set_yscale("log")
     for name, line in by_backend.items():
         look = styles[name]
-        ax.plot(*zip(*line, strict=True), color=look.color, marker=look.marker, markersize=4)
-    log_time_axis(ax.yaxis)
+        mark = {"marker": look.marker, "markersize": 4.5, "linewidth": 1.4}
+        ax.plot(
+            *zip(*line, strict=True), color=look.color, markerfacecolor="white", label=name, **mark
+        )
+        used = zip(*fit.fitted(line), strict=True)
+        ax.plot(*used, look.marker, color=look.color, markersize=4.5, label=f"{name}, fitted")
     ax.grid(color=LIGHT)
-    ax.margins(y=0.12)
-    _label_lines(ax, by_backend, styles)
 
 
-def _label_lines(ax: Any, by_backend: dict[str, Line], styles: dict[str, Look]) -> None:
-    """Beyond the right end of the panel, at the height where the line ends, pushed apart where they would touch."""
+def _mark_published(ax: Any, by_backend: dict[str, Line], known: Published | None) -> None:
+    """Draws an arrow from the tree up to the place of the array by the published factor."""
+    if known is None:
+        return
+    tree = dict(by_backend[BASE])[known.n_slots]
+    style = {"arrowstyle": "-|>", "color": BLACK, "linewidth": 1.2, "shrinkA": 3, "shrinkB": 0}
+    ax.annotate("", (known.n_slots, tree * known.factor), (known.n_slots, tree), arrowprops=style)
+
+
+def _set_ranges(axes: Any, lines: Lines, published: dict[str, Published]) -> None:
+    """Every axis goes from one power of ten to another, and each power of ten is a tick, in all panels."""
+    sizes = [n for found in lines.values() for line in found.values() for n, _ in line]
+    low, high = min(sizes) / 1.4, max(sizes) * 1.4
+    axes[0, 0].set_xlim(low, high)
+    log_axis(axes[0, 0].xaxis, decades(low, high), _short_count)
+    names = list(lines)
+    for i, row in enumerate(axes):
+        cases = names[i * COLUMNS : (i + 1) * COLUMNS]
+        times = list(
+            chain.from_iterable(_heights(lines[case], published.get(case)) for case in cases)
+        )
+        low = 10 ** np.floor(np.log10(min(times)))
+        high = 10 ** np.ceil(np.log10(max(times)))
+        high = max(high, 10 * low)
+        row[0].set_ylim(low / 1.2, high * 1.2)
+        log_axis(row[0].yaxis, decades(low, high), tick_time)
+
+
+def _heights(by_backend: dict[str, Line], known: Published | None) -> Iterator[float]:
+    for line in by_backend.values():
+        yield from (ns for _, ns in line)
+    if known:
+        yield dict(by_backend[BASE])[known.n_slots] * known.factor
+
+
+def _label_lines(
+    ax: Any,
+    by_backend: dict[str, Line],
+    styles: dict[str, Look],
+    known: Published | None,
+    gap: float,
+) -> None:
+    """Writes the labels to the right of the panel; a thin line leads from the end of each line to its label."""
+    ends = [
+        (
+            *line[-1],
+            f"{short(name, LONGEST_LABEL)}  {_power(_exponent(line))}",
+            styles[name].color,
+            9.0,
+            name,
+        )
+        for name, line in by_backend.items()
+    ]
+    if known:
+        tip = dict(by_backend[BASE])[known.n_slots] * known.factor
+        here = f", here {factor_text(known.here)}" if known.here else ""
+        text = f"published {factor_text(known.factor)}{here}"
+        ends.append((known.n_slots, tip, text, BLACK, float(SMALL), "published"))
+    ends.sort(key=lambda end: end[1])
     low, high = np.log10(ax.get_ylim())
-    ends = sorted((np.log10(line[-1][1]), name) for name, line in by_backend.items())
-    heights = _apart([float((end - low) / (high - low)) for end, _ in ends])
-    for height, (_, name) in zip(heights, ends, strict=True):
-        text = f"{name}  {_power(_exponent(by_backend[name]))}"
-        where = {"transform": ax.transAxes, "va": "center", "fontsize": 9}
-        ax.text(1.02, height, text, color=styles[name].color, fontweight="bold", **where)
+    places = apart([float((np.log10(end[1]) - low) / (high - low)) for end in ends], gap)
+    for place, (n, ns, text, color, size, name) in zip(places, ends, strict=True):
+        lead = {
+            "arrowstyle": "-",
+            "color": color,
+            "linewidth": 0.7,
+            "alpha": 0.6,
+            "shrinkA": 1,
+            "shrinkB": 3,
+        }
+        ax.annotate(
+            text, (n, ns), (1.04, place), textcoords="axes fraction", va="center", fontsize=size, color=color,
+            fontweight="normal" if name == "published" else "bold", arrowprops={**lead, "relpos": (0, 0.5)},
+            annotation_clip=False,
+        )  # fmt: skip
 
 
-def _apart(heights: list[float]) -> list[float]:
-    """Rising heights, each LABEL_GAP above the one below at least, none above 1 if there is room."""
+def apart(heights: list[float], gap: float) -> list[float]:
+    """Moves rising heights so that each is at least `gap` above the one below, and none above 1 if there is room."""
     placed: list[float] = []
     for height in heights:
-        placed.append(max(height, placed[-1] + LABEL_GAP) if placed else height)
+        placed.append(max(height, placed[-1] + gap) if placed else height)
     for i in reversed(range(len(placed))):
-        placed[i] = min(placed[i], placed[i + 1] - LABEL_GAP if i + 1 < len(placed) else 1.0)
+        placed[i] = min(placed[i], placed[i + 1] - gap if i + 1 < len(placed) else 1.0)
     return placed
 
 
-def _published(report: Row) -> dict[str, dict[int, float]]:
-    """case -> number of slots -> array / tree, as the authors of the trees measured it."""
-    found: dict[str, dict[int, float]] = {}
-    for row in report.get("published", []):
-        found.setdefault(row["case"], {})[row["n_slots"]] = row["factor"]
-    return found
-
-
-def _mark_published(ax: Any, by_backend: dict[str, Line], factors: dict[int, float]) -> None:
-    """Where the array would be by the published factor: an arrow up from the tree, at the largest number of slots."""
-    tree = dict(by_backend.get(BASE, []))
-    known = [n for n in factors if n in tree]
-    if not known:
-        return
-    n = max(known)
-    top = tree[n] * factors[n]
-    style = {"arrowstyle": "-|>", "color": BLACK, "linewidth": 1.2, "shrinkA": 3, "shrinkB": 0}
-    ax.annotate("", (n, top), (n, tree[n]), arrowprops=style)
-    text = f"published {factor_text(factors[n])}"
-    where = {"xytext": (-4, 0), "textcoords": "offset points", "ha": "right", "va": "center"}
-    middle = float(np.sqrt(top * tree[n]))
-    box = {"facecolor": "white", "alpha": 0.8, "linewidth": 0, "pad": 0.5}
-    ax.annotate(text, (n, middle), fontsize=8, bbox=box, **where)
-
-
 def _finish_panels(axes: Any, used: int) -> None:
-    """Numbers of slots below the lowest panel of each column; no empty panel."""
+    """Puts the numbers of slots below the lowest panel of each column, and hides a panel without a case."""
     for i, ax in enumerate(axes):
         ax.set_visible(i < used)
-        if used - 2 <= i < used:
+        ax.tick_params(axis="both", labelsize=SMALL, labelleft=True)
+        if used - COLUMNS <= i < used:
             ax.set_xlabel("slots")
             ax.tick_params(axis="x", labelbottom=True)
-        if i % 2 == 0:
-            ax.set_ylabel("time of one")
-        ax.xaxis.set_major_formatter(FuncFormatter(lambda n, _: _short_count(n)))
-        ax.xaxis.set_minor_formatter(NullFormatter())
 
 
 def _short_count(n: float) -> str:

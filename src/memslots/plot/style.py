@@ -1,24 +1,31 @@
 # SPDX-License-Identifier: MIT
-"""Colours, markers, sizes, and the file that a picture becomes.
+"""Colours, markers and sizes; the figure that all pictures have in common: a title, a legend and notes below.
 
-Colours are Okabe and Ito's, which colour-blind readers tell apart; every series has a marker of its own too, and its
-name beside it.  Sizes are for a page 800 pixels wide.
+Colour-blind readers can tell the colours apart (Okabe and Ito's, two of Paul Tol's).  Every backend also has a marker
+of its own.  Sizes are for a page 800 pixels wide.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from textwrap import fill
 from typing import Any, NamedTuple
+from zlib import crc32
 
 import matplotlib as mpl
 from matplotlib.figure import Figure
+from matplotlib.legend import Legend
+
+from .files import written_path
 
 WIDTH = 8.0  # inches; at 100 dots an inch the page's 800 pixels, at DPI sharp on fine screens
 DPI = 160
 TITLE_LENGTH = 72  # characters in a line
+NOTE_LENGTH = 136
+SMALL = 8  # points: the smallest text, 11 pixels on the page
+FOOT_PAD = 0.06  # inches: below the notes, and between notes and legend
 
 STYLE: Any = {
     "font.family": "DejaVu Sans",  # ships with matplotlib
@@ -37,12 +44,14 @@ STYLE: Any = {
 BLACK, GREY, LIGHT = "#000000", "#666666", "#dddddd"
 ORANGE, SKY, GREEN, YELLOW = "#E69F00", "#56B4E9", "#009E73", "#F0E442"
 BLUE, VERMILLION, PURPLE = "#0072B2", "#D55E00", "#CC79A7"
+WINE, OLIVE = "#882255", "#999933"
 
-BASE = "tree"  # what the others are compared with
+BASE = "tree"  # the others are compared with it
+RIVAL = "array"  # it is drawn as a bar, the others as markers
 
 
 class Look(NamedTuple):
-    """How a backend is drawn, in every picture."""
+    """The colour and the marker of a backend, in every picture."""
 
     color: str
     marker: str
@@ -54,28 +63,84 @@ LOOKS = {
     "list": Look(GREEN, "^"),
     "tree+index": Look(SKY, "X"),
     "kvm": Look(BLACK, "D"),
+    "numpy": Look(PURPLE, "v"),
+    "numpy argsort": Look(ORANGE, "P"),
+    "bisect": Look(GREY, "<"),
+    "SortedDict": Look(GREY, ">"),
+    "intervaltree": Look(GREY, "*"),
 }
-FURTHER_LOOKS = (
-    Look(PURPLE, "v"),
-    Look(ORANGE, "P"),
-    Look(GREY, "<"),
-    Look(GREY, ">"),
-)
+#: For designs that a user adds; none of them is in LOOKS.
+OWN_LOOKS = [Look(c, m) for m in "pd<>*hvP" for c in (WINE, OLIVE, PURPLE, ORANGE)]
+OWN_LOOKS = [look for look in OWN_LOOKS if look not in LOOKS.values()]
 
 
 def looks(backends: Iterable[str]) -> dict[str, Look]:
-    """A look for each; peers beyond the known ones get what is left, in order."""
-    spare = iter(FURTHER_LOOKS)
-    return {name: LOOKS.get(name) or next(spare, Look(GREY, "*")) for name in backends}
+    """A look for each backend.  It follows from the name: adding or removing a design does not change it.
+
+    Two new names may lead to the same look; then the later one gets the next that is free.
+    """
+    found: dict[str, Look] = {}
+    for name in backends:
+        found[name] = LOOKS.get(name) or _own_look(name, found)
+    return found
+
+
+def _own_look(name: str, taken: dict[str, Look]) -> Look:
+    first = crc32(name.encode()) % len(OWN_LOOKS)
+    turned = OWN_LOOKS[first:] + OWN_LOOKS[:first]
+    return next((look for look in turned if look not in taken.values()), turned[0])
 
 
 @contextmanager
-def picture(path: str | Path, height: float, title: str) -> Iterator[Figure]:
-    """A figure that is written when the block ends."""
+def picture(
+    path: str | Path,
+    height: float,
+    title: str,
+    handles: Sequence[Any] = (),
+    notes: Sequence[str] = (),
+) -> Iterator[Figure]:
+    """A figure that is written when the block ends.  Legend and notes add to its height."""
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(WIDTH, height), layout="constrained")
         lines = [line if "$" in line else fill(line, TITLE_LENGTH) for line in title.splitlines()]
         figure.suptitle("\n".join(lines), x=0.01, ha="left")
         yield figure
-        stamp = {"Date": None} if str(path).endswith(".svg") else None
-        figure.savefig(path, dpi=DPI, metadata=stamp)
+        _add_foot(figure, handles, notes)
+        target = written_path(path)
+        stamp = {"Date": None} if target.suffix.lower() == ".svg" else None
+        figure.savefig(target, dpi=DPI, metadata=stamp)
+
+
+def _add_foot(figure: Figure, handles: Sequence[Any], notes: Sequence[str]) -> None:
+    """The notes at the bottom, the legend above them, all axes above both."""
+    text = figure.text(0.01, 0, _wrapped(notes), fontsize=SMALL, color=GREY, va="bottom")
+    legend = _fitting_legend(figure, handles) if handles else None
+    above = _height(text) + 2 * FOOT_PAD if notes else 0.0
+    foot = above + (_height(legend) if legend else 0.0)
+    total = figure.get_figheight() + foot
+    figure.set_size_inches(WIDTH, total)
+    text.set_y(FOOT_PAD / total)
+    text.set_in_layout(False)
+    if legend:
+        legend.set_bbox_to_anchor((0.5, above / total), transform=figure.transFigure)
+        legend.set_in_layout(False)
+    figure.get_layout_engine().set(rect=(0, foot / total, 1, 1 - foot / total))  # type: ignore[union-attr, call-arg]
+
+
+def _wrapped(notes: Iterable[str]) -> str:
+    return "\n".join(fill(note, NOTE_LENGTH, subsequent_indent="   ") for note in notes)
+
+
+def _height(artist: Any) -> float:
+    """The height in inches."""
+    return float(artist.get_window_extent().height / artist.get_figure().dpi)
+
+
+def _fitting_legend(figure: Figure, handles: Sequence[Any]) -> Legend:
+    """A legend in as many columns as the width has room for."""
+    for columns in range(len(handles), 0, -1):
+        legend = figure.legend(handles=handles, loc="lower center", ncols=columns, fontsize=9)
+        if columns == 1 or legend.get_window_extent().width <= 0.98 * figure.bbox.width:
+            break
+        legend.remove()
+    return legend
