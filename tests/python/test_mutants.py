@@ -89,7 +89,9 @@ def test_every_test_is_there() -> None:
                 file, _, name = test.name.partition("::")
                 assert name.partition("[")[0] in functions_of(ROOT / file), f"{m.name}: {test.name}"
             else:
-                source, folder = (ROOT / f"tests/core/{test.name}{end}" for end in (".c", "/main.c"))
+                source, folder = (
+                    ROOT / f"tests/core/{test.name}{end}" for end in (".c", "/main.c")
+                )
                 assert source.exists() or folder.exists(), f"{m.name}: {test.name}"
 
 

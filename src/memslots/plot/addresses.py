@@ -14,9 +14,7 @@ from .style import GREEN, LIGHT, ORANGE, PURPLE, SKY, SMALL
 
 KIND_COLORS = dict(zip(history.KINDS, (SKY, ORANGE, GREEN, PURPLE), strict=True))
 KIND_HATCHES = dict(zip(history.KINDS, ("", "..", "//", "xx"), strict=True))
-KIND_NOTES = dict(
-    zip(history.KINDS, ("", "logged", "READONLY", "READONLY, logged"), strict=True)
-)
+KIND_NOTES = dict(zip(history.KINDS, ("", "logged", "READONLY", "READONLY, logged"), strict=True))
 
 DOUBLING = 0.15  # a slot of one page has height 1, each doubling adds this
 HOLE_SHARE, HOLES_SHARE = 0.045, 0.4  # of the height of all slots: for one hole, for all at most

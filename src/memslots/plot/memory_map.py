@@ -170,9 +170,7 @@ def _draw_clock(ax: Any, file: VectorFile) -> None:
 def _draw_map_at(file: VectorFile, slots: list[history.Life], at: int, path: str | Path) -> None:
     """Draws one column a space, each slot with its numbers next to it."""
     spaces = sorted({life.as_id for life in slots})
-    title = (
-        f"{history.name_of(file)} after {at} of {len(file.ops)} operations: {len(slots)} slots"
-    )
+    title = f"{history.name_of(file)} after {at} of {len(file.ops)} operations: {len(slots)} slots"
     scales = [Rows([s for s in slots if s.as_id == space]) for space in spaces]
     heights = [ROW_HEIGHT * scale.top if scale.labelled else MAP_HEIGHT for scale in scales]
     height = max(LEAST_HEIGHT, *heights)
