@@ -312,10 +312,9 @@ def test_signature_of_vm() -> None:
         signature = inspect.signature(cls)
         real = [(p.name, KINDS[p.kind], p.default) for p in signature.parameters.values()]
         assert real == parameters(node)
-    assert (
-        pydoc.render_doc(memslots.VM, renderer=pydoc.plaintext).count("VM(*, address_spaces=1,")
-        == 1
-    )
+    shown = pydoc.render_doc(memslots.VM, renderer=pydoc.plaintext)
+    # 3.13 and later show each parameter of a long signature on a line of its own
+    assert "".join(shown.split()).count("VM(*,address_spaces=1,") == 1
     assert (memslots.VM.__doc__ or "").startswith("A virtual machine's memory slots")
 
 
