@@ -6,8 +6,8 @@ from __future__ import annotations
 import pytest
 from hypothesis import HealthCheck, Phase, settings
 
-# The same examples in every run, and no limit that a busy machine could exceed.  The phase "explain" may take longer than
-# faulthandler_timeout, which would end the process before the report.
+# The same examples in every run, and no limit that a busy machine could exceed.  The phase "explain" may take longer
+# than faulthandler_timeout, which would end the process before the report.
 settings.register_profile(
     "memslots",
     derandomize=True,  # also: no database of earlier failures

@@ -59,7 +59,7 @@ def slot(id: int, base: int, npages: int, flags: int = 0, as_id: int = 0) -> Mem
     return MemorySlot(id, as_id, base, npages, id * 2**30, flags)
 
 
-def runs(script: str, *, prints: str = "well", limit: float = 120, imports: bool = True) -> None:
+def runs(script: str, *, prints: str = "well", limit: float = 300, imports: bool = True) -> None:
     """The script, in a process of its own, prints this and nothing else, and ends by itself within the limit."""
     command = [sys.executable, "-c", PRELUDE * imports + textwrap.dedent(script)]
     try:
