@@ -89,7 +89,7 @@ asan-core: $(VENV)/.with-build
 	$(call run-preset,asan)
 
 # The lab and the tools stand on the binding and have nothing of their own that a sanitizer would see.
-ABOVE_BINDING := $(patsubst %,--ignore=tests/python/test_%.py,bench_example bench_goals layers layouts map mutants perf plot readme scale typing vectors)
+ABOVE_BINDING := $(patsubst %,--ignore=tests/python/test_%.py,bench_example bench_goals interpreters layers layouts map mutants perf plot readme scale typing vectors)
 
 # The interpreter itself is not instrumented: the sanitizers' libraries must be there before it, and it must not
 # hide small blocks in an allocator of its own.  Leaks are judged in the core's run; an interpreter leaves many.
