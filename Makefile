@@ -5,12 +5,14 @@
 #   PYTHON   the Python to use, such as make test PYTHON=python3.13 VENV=.venv-3.13
 #   ARGS     further arguments for memslots perf, for pytest in test-python, bench and bench-compare, or for bench-goals,
 #            bench-readers, callgrind and mutants
+#   JOBS     processes that run tests at the same time; ARGS=-n0 runs pytest in one, for a debugger
 #   T, SEED  seconds and seed of torture
 #   A, B     what bench-compare compares: commits, or . for the files as they are
 
 PYTHON ?= python3
 VENV ?= .venv
 ARGS ?=
+JOBS ?= $(shell nproc)
 T ?= 60
 SEED ?= 20211206
 A ?= HEAD
@@ -18,6 +20,7 @@ B ?= .
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip -qq install
+PYTEST := $(BIN)/python -m pytest -n $(JOBS) --dist worksteal
 ASAN_SITE := build/asan-python
 CALLGRIND_SITE := build/callgrind-python
 # With folders, so that a file that was removed counts as a change.
@@ -33,8 +36,8 @@ unexport PYTHONPATH PYTHONHOME
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
 .SECONDARY:
-.PHONY: help perf test test-core test-python asan asan-core asan-python tsan torture torture-short leaks mutants coverage bench \
-	bench-goals bench-readers bench-compare callgrind lint format ci clean
+.PHONY: help perf test test-core test-python test-another test-others test-kernel asan asan-core asan-python tsan torture \
+	torture-short leaks mutants coverage bench bench-goals bench-readers bench-compare callgrind lint format ci nightly clean
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -52,14 +55,33 @@ test: test-core test-python ## everything a commit needs: the tests of the core 
 define run-preset
 	@echo "the core, preset $(1)"
 	@PATH="$(abspath $(BIN)):$$PATH" && cmake --preset $(1) --log-level=NOTICE && \
-		cmake --build --preset $(1) -- --quiet && ctest --preset $(1)
+		cmake --build --preset $(1) -- --quiet && ctest --preset $(1) --parallel $(JOBS)
 endef
 
 test-core: $(VENV)/.with-build ## only the tests of the C core
 	$(call run-preset,dev)
 
-test-python: $(VENV)/.package $(VENV)/.with-test $(VENV)/.with-bench $(VENV)/.with-plot ## only pytest
-	@$(BIN)/python -m pytest $(ARGS)
+test-python: $(VENV)/.package $(VENV)/.with-test $(VENV)/.with-bench $(VENV)/.with-plot ## only pytest; ARGS="-k overlap" runs some tests
+	@$(PYTEST) $(ARGS)
+
+# ---- more of the Python suite ----------------------------------------------------------------------------------
+
+# The suite on other interpreters, each in a virtual environment of its own; $(1) are options of tools/interpreters.py.
+define on-others
+	@$(BIN)/python tools/interpreters.py $(1) >build/interpreters && while read -r version python; do \
+		echo "the package on Python $$version ($$python)"; \
+		$(MAKE) --no-print-directory test-python PYTHON="$$python" VENV="$(VENV)-$$version" </dev/null || exit 1; \
+	done <build/interpreters
+endef
+
+test-another: $(VENV)/.made build/. ## pytest on one more Python, if there is one
+	$(call on-others,--most 1)
+
+test-others: $(VENV)/.made build/. ## pytest on all supported Pythons that are found
+	$(call on-others,)
+
+test-kernel: $(VENV)/.package $(VENV)/.with-test ## a million random calls, each compared with the running kernel's answer
+	@MEMSLOTS_KVM_CALLS=1000000 MEMSLOTS_KVM_SECONDS=inf $(PYTEST) tests/python/test_kvm_differential.py $(ARGS)
 
 # ---- judges ----------------------------------------------------------------------------------------------------
 
@@ -69,7 +91,7 @@ asan-core: $(VENV)/.with-build
 	$(call run-preset,asan)
 
 # The lab and the tools stand on the binding and have nothing of their own that a sanitizer would see.
-ABOVE_BINDING := $(patsubst %,--ignore=tests/python/test_%.py,anchors bench_example bench_goals bench_names flips hostile_vectors layers layouts map mutants perf plot readme runs scale typing vectors)
+ABOVE_BINDING := $(patsubst %,--ignore=tests/python/test_%.py,anchors bench_example bench_goals bench_names flips hostile_vectors interpreters layers layouts map mutants perf plot readme runs scale typing vectors)
 
 # The interpreter itself is not instrumented: the sanitizers' libraries must be there before it, and it must not
 # hide small blocks in an allocator of its own.  Leaks are judged in the core's run; an interpreter leaves many.
@@ -78,7 +100,7 @@ asan-python: build/.asan-package $(VENV)/.with-test
 	@LD_PRELOAD="$$($(CC) -print-file-name=libasan.so) $$($(CC) -print-file-name=libubsan.so)" \
 		ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 UBSAN_OPTIONS=print_stacktrace=1 \
 		PYTHONMALLOC=malloc PYTHONPATH=$(abspath $(ASAN_SITE)) \
-		$(BIN)/python -m pytest -m "not slow" $(ABOVE_BINDING)
+		$(PYTEST) -m "not slow" $(ABOVE_BINDING)
 
 tsan: $(VENV)/.with-build ## the core under ThreadSanitizer
 	$(call run-preset,tsan)
@@ -105,7 +127,7 @@ leaks: $(VENV)/.with-build ## failed allocations, updates, hooks, logs and looku
 coverage: $(VENV)/.with-build $(VENV)/.with-coverage ## lines and branches of the core that its own tests run
 	@if [ -d build/coverage ]; then find build/coverage -name '*.gcda' -delete; fi
 	$(call run-preset,coverage)
-	@$(BIN)/gcovr --root . --filter src/_core/ --exclude-branches-by-pattern '.*ms_assert\(.*' \
+	@$(BIN)/gcovr -j $(JOBS) --root . --filter src/_core/ --exclude-branches-by-pattern '.*ms_assert\(.*' \
 		--merge-mode-functions=merge-use-line-0 --gcov-ignore-parse-errors=negative_hits.warn \
 		--json build/coverage/gcovr.json build/coverage
 	@$(BIN)/python tools/coverage.py build/coverage/gcovr.json
@@ -143,11 +165,17 @@ format: $(VENV)/.with-lint ## format the Python and C files
 	@$(BIN)/ruff format .
 	@$(BIN)/clang-format -i $(C_FILES)
 
-ci: lint asan tsan coverage torture-short ## what continuous integration runs after make test
+ci: lint asan tsan coverage torture-short test-another ## what continuous integration runs after make test
+
+nightly: T = 600
+nightly: test-others test-kernel mutants leaks torture ## all Pythons, a million calls to the kernel, mutants, valgrind, 10 minutes of torture
 
 clean: ## remove the virtual environment and everything built
-	rm -rf "$(VENV)" build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf "$(VENV)" "$(VENV)"-3.* build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find src tests tools bench -name __pycache__ -type d -prune -exec rm -rf {} +
+
+build/.:
+	@mkdir -p build
 
 # ---- the virtual environment -----------------------------------------------------------------------------------
 

@@ -13,7 +13,9 @@ ends its episode: from there on `KvmVM` treats the slot as one whose state is un
 """
 
 import errno
+import math
 import os
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -156,6 +158,7 @@ class Report:
         default_factory=Counter
     )  # (kind, errno); -1 is a dirty log
     difference: Difference | None = None
+    out_of_time: bool = False
 
     @property
     def by_kind(self) -> Counter[str]:
@@ -179,19 +182,22 @@ class Report:
         )
 
 
-def run(engine_factory: Callable[..., Any], seed: int, calls: int) -> Report:
-    """Makes `calls` calls, unless a difference comes first.
+def run(
+    engine_factory: Callable[..., Any], seed: int, calls: int, seconds: float = math.inf
+) -> Report:
+    """Makes `calls` calls, unless a difference comes first or the time is over.
 
-    `engine_factory` takes the keywords of `VM` that `limits_of` gives.
+    `engine_factory` takes the keywords of `VM` that `limits_of` gives.  The seed alone determines the
+    sequence: the time only decides where it ends.
     """
     report, rng = Report(seed), Random(seed)
-    profiles = _profiles(rng)
+    profiles, end = _profiles(rng), time.monotonic() + seconds
     with on_boot_cpu():
-        while report.calls < calls and not report.difference:
+        while report.calls < calls and not report.difference and not report.out_of_time:
             with KvmVM() as kernel:
                 config = limits_of(kernel)
                 engine = engine_factory(**config)
-                _Episode(engine, kernel, config, next(profiles), rng, report, calls).play()
+                _Episode(engine, kernel, config, next(profiles), rng, report, calls, end).play()
                 if hasattr(engine, "close"):  # a naive model has nothing to close
                     engine.close()
     return report
@@ -269,9 +275,10 @@ class _Episode:
         rng: Random,
         report: Report,
         calls: int,
+        end: float,
     ) -> None:
         self.engine, self.kernel, self.config = engine, kernel, config
-        self.profile, self.report, self.calls = profile, report, calls
+        self.profile, self.report, self.calls, self.end = profile, report, calls, end
         self.ops: list[Op] = []
         self.generator = Generator(
             profile, rng, config, memfd=kernel.check_extension("guest_memfd") > 0
@@ -280,6 +287,9 @@ class _Episode:
     def play(self) -> None:
         for op in self.generator.sequence():
             if self.report.calls >= self.calls:
+                return
+            if time.monotonic() > self.end:
+                self.report.out_of_time = True
                 return
             if not self.compare(op):
                 return

@@ -138,7 +138,7 @@ def held(manager: AbstractContextManager[object]) -> Iterator[None]:
         thread.join()
 
 
-def runs(script: str, *, prints: str = "well", limit: float = 120, imports: bool = True) -> None:
+def runs(script: str, *, prints: str = "well", limit: float = 300, imports: bool = True) -> None:
     """Run the script in its own process: it must print `prints` and nothing else, and end within the limit."""
     command = [sys.executable, "-c", PRELUDE * imports + textwrap.dedent(script)]
     try:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """bench/: the example of a user's own benchmark runs on its own, and the suite can be collected and run."""
 
+import os
 import shutil
 import subprocess
 import sys
@@ -14,8 +15,22 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def pytest_in(folder: Path, *args: str) -> str:
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *args]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "-p",
+        "no:xdist",
+        *args,
+    ]
+    # pytest-benchmark measures nothing where it sees that it is in a worker of xdist: this process is not
+    outside = {name: v for name, v in os.environ.items() if not name.startswith("PYTEST_")}
+    done = subprocess.run(
+        command, cwd=folder, env=outside, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 

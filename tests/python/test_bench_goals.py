@@ -47,7 +47,7 @@ def report_of(path: Path, *command: str) -> dict[str, Any]:
         env={**os.environ, "PYTHONPATH": os.pathsep.join([str(BENCH), *sys.path])},
         capture_output=True,
         text=True,
-        timeout=250,
+        timeout=300,
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr

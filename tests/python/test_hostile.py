@@ -344,12 +344,11 @@ def resize():
 threads = [threading.Thread(target=resize) for _ in range(2)]
 for thread in threads: thread.start()
 end = time.monotonic() + 1
-while time.monotonic() < end or not refusals[0] and time.monotonic() < end + 60:
+while time.monotonic() < end or not refusals[0]:  # until somebody tried during a call, or the limit of runs()
     assert len(vm.gfn_to_hva_many(numbers)) >= 20000
     vm.mark_page_dirty_many(numbers)
 stop.append(1)
 for thread in threads: thread.join()
-assert refusals[0], "nobody tried during a call"
 numbers.append(1)
 vm.check()
 print("well")

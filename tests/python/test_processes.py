@@ -13,10 +13,6 @@ import sys
 import pytest
 from scene import runs
 
-from memslots import build_info
-
-SANITIZED = build_info()["sanitizer"] != "none"
-
 # ---- forks -------------------------------------------------------------------------------------------------------
 
 FORK = """
@@ -240,8 +236,8 @@ def test_twenty_forks(where: str) -> None:
     """The child answers, refuses to change what is the parent's, has VMs of its own, and never hangs; the parent goes
     on as if nothing had been."""
     after = "\nreap()\nlooks()\nvm.check()\nother.check()\n"
-    script = FORK.format(alarm=60 if SANITIZED else 30) + WHERE[where] + after + "print('well')"
-    runs(script, limit=200)
+    script = FORK.format(alarm=100) + WHERE[where] + after + "print('well')"
+    runs(script)
 
 
 # ---- interpreters ------------------------------------------------------------------------------------------------

@@ -151,7 +151,7 @@ def help_of(*command: str) -> str:
         [sys.executable, "-m", "memslots", *command, "--help"],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=300,
         check=False,
     )
     assert (done.returncode, done.stderr) == (0, "")

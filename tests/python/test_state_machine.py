@@ -10,7 +10,7 @@ from random import Random
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, settings
+from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     RuleBasedStateMachine,
@@ -213,13 +213,7 @@ def test_state_machine() -> None:
     played.clear()
     run_state_machine_as_test(
         Machine,
-        settings=settings(
-            max_examples=EXAMPLES,
-            stateful_step_count=60,
-            deadline=None,
-            derandomize=True,
-            suppress_health_check=list(HealthCheck),
-        ),
+        settings=settings(max_examples=EXAMPLES, stateful_step_count=60),
     )
     assert sum(played) >= OPERATIONS, f"only {sum(played)} operations in {len(played)} examples"
 

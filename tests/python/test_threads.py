@@ -74,17 +74,15 @@ class Crew:
             thread.start()
         return self
 
-    def worked(self, rounds: int, deadline: float) -> bool:
-        """Whether each has done that many rounds, however rarely the machine lets it; or one has failed."""
-        enough = bool(self.errors) or min(self.rounds) >= rounds
-        assert enough or time.monotonic() < deadline, f"a thread does not get on: {self.rounds}"
-        return enough
+    def worked(self, rounds: int) -> bool:
+        """Whether each thread has done that many rounds, or one has failed.  A busy machine may take long for it; a
+        thread that never does is ended with the test by faulthandler_timeout."""
+        return bool(self.errors) or min(self.rounds) >= rounds
 
     def __exit__(self, *exc_info: object) -> None:
         self.stop = True
         for thread in self.threads:
-            thread.join(60)
-        assert not any(thread.is_alive() for thread in self.threads), "a thread hangs"
+            thread.join()
         if self.errors:
             raise self.errors[0]
 
@@ -217,9 +215,9 @@ def test_lookups_beside_changes(vm: VM) -> None:
         look_section(vm),
         look_around(vm),
     ]
-    rng, end, changes = Random(9), time.monotonic() + 4, 0
+    rng, end, changes = Random(9), time.monotonic() + 3, 0
     with Crew(*looks) as crew:
-        while time.monotonic() < end or changes < 20 or not crew.worked(5, end + 60):
+        while time.monotonic() < end or changes < 20 or not crew.worked(5):
             shift_slot(vm, rng.randrange(SLOTS), rng.choice(SHIFTS))
             changes += 1
             if changes % 50 == 0:
@@ -273,9 +271,9 @@ def test_no_dirty_bit_is_lost(vm: VM) -> None:
     def bits() -> set[int]:
         return {i for i in range(640) if int(harvested[i // 64]) >> (i % 64) & 1}
 
-    moves, deadline = 0, time.monotonic() + 60
+    moves = 0
     with Crew(mark, mark, harvest, harvest) as crew:
-        while moves < 300 or not crew.worked(50, deadline):
+        while moves < 300 or not crew.worked(50):
             put(vm, 1, 10_000 + moves % 2 * 100, 1)
             moves += 1
     harvest(None)
@@ -345,9 +343,9 @@ def test_one_vcpu_and_two_threads(vm: VM) -> None:
     """The second goes without the hint, and both get right answers."""
     fill(vm)
     vcpu = vm.create_vcpu()
-    moves, deadline = 0, time.monotonic() + 60
+    moves = 0
     with Crew(*[look_vcpu(vm, vcpu)] * 4) as crew:
-        while moves < 300 or not crew.worked(1, deadline):
+        while moves < 300 or not crew.worked(1):
             shift_slot(vm, moves % SLOTS, SHIFTS[moves % 2])
             moves += 1
     vm.check()
@@ -420,7 +418,7 @@ def test_section_holds_up_a_change(vm: VM) -> None:
         assert not vm.gfn_to_memslot(0).is_invalid
         assert [slot.base_gfn for slot in vm.memslots()] == [0]
         assert vm.hva_to_gfns(PAGE)[0][1] == 0
-    assert done.wait(60)
+    done.wait()
     thread.join()
     assert vm.gfn_to_hva(7) == PAGE
     assert vm.stats()["grace_waits"] >= 1
@@ -478,8 +476,7 @@ def test_what_waits_has_no_gil(vm: VM, call: str) -> None:
         assert threads[2].is_alive()
         assert vm.gfn_to_memslot(5) is None
     for thread in threads:
-        thread.join(60)
-        assert not thread.is_alive()
+        thread.join()
 
 
 def test_lookups_of_others_do_not_wait_for_a_waiting_change(vm: VM) -> None:
@@ -503,8 +500,7 @@ def test_lookups_of_others_do_not_wait_for_a_waiting_change(vm: VM) -> None:
     assert len(vm.memslots()) in (1, 2)
     leave.set()
     for t in (thread, changer):
-        t.join(60)
-        assert not t.is_alive()
+        t.join()
     assert len(vm) == 2
 
 
@@ -775,7 +771,7 @@ def test_fork(kind: str) -> None:
     after = "\nlooks(); vm.check(); put(vm, 50, 5000, 1); put(vm, 0, 0, 0); assert len(vm) == 20; print('well')\n"
     script = PRELUDE + FORK + FORKS[kind] + after
     done = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=False
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=300, check=False
     )
     assert (done.stdout.strip(), done.stderr, done.returncode) == ("well", "", 0)
 
@@ -815,7 +811,7 @@ threading.Thread(target=work, daemon=True).start()
 time.sleep(0.1)
 """
     done = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=300, check=False
     )
     assert (done.returncode, done.stderr) == (0, "")
 

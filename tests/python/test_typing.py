@@ -7,6 +7,7 @@ import ast
 import importlib.util
 import inspect
 import pydoc
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -131,7 +132,7 @@ def mypy(tmp_path: Path, source: str) -> list[str]:
         else None,
         capture_output=True,
         text=True,
-        timeout=200,
+        timeout=300,
         check=False,
     )
     assert not done.stderr, done.stderr
@@ -156,7 +157,7 @@ def test_mypy(tmp_path: Path) -> None:
 def test_the_good_file_runs() -> None:
     """It is no mere text."""
     done = subprocess.run(
-        [sys.executable, "-c", GOOD], capture_output=True, text=True, timeout=60, check=False
+        [sys.executable, "-c", GOOD], capture_output=True, text=True, timeout=300, check=False
     )
     assert (done.returncode, done.stderr) == (0, "")
 
@@ -312,10 +313,9 @@ def test_signature_of_vm() -> None:
         signature = inspect.signature(cls)
         real = [(p.name, KINDS[p.kind], p.default) for p in signature.parameters.values()]
         assert real == parameters(node)
-    assert (
-        pydoc.render_doc(memslots.VM, renderer=pydoc.plaintext).count("VM(*, address_spaces=1,")
-        == 1
-    )
+    shown = pydoc.render_doc(memslots.VM, renderer=pydoc.plaintext)
+    # 3.13 and later show each parameter of a long signature on a line of its own, behind a bar
+    assert re.sub(r"[\s|]", "", shown).count("VM(*,address_spaces=1,") == 1
     assert (memslots.VM.__doc__ or "").startswith("A virtual machine's memory slots")
 
 

@@ -1139,7 +1139,7 @@ def test_out_of_memory() -> None:
         [sys.executable, "-c", OUT_OF_MEMORY],
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=300,
         check=False,
     )
     assert (done.stdout.strip(), done.stderr) == ("nothing was changed", "")

@@ -1,0 +1,33 @@
+# SPDX-License-Identifier: MIT
+"""What the whole suite shares: hypothesis's settings, and how many calls were compared with the kernel."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import HealthCheck, Phase, settings
+
+# The same examples in every run, and no limit that a busy machine could exceed.  The phase "explain" may take longer
+# than faulthandler_timeout, which would end the process before the report.
+settings.register_profile(
+    "memslots",
+    derandomize=True,  # also: no database of earlier failures
+    deadline=None,
+    phases=(Phase.explicit, Phase.generate, Phase.shrink),
+    suppress_health_check=list(HealthCheck),
+    print_blob=True,
+)
+settings.load_profile("memslots")
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """How many calls the differential tests compared, as their property says."""
+    made = wanted = 0
+    for reports in terminalreporter.stats.values():
+        for report in reports:
+            if getattr(report, "when", None) == "call":
+                for name, value in report.user_properties:
+                    if name == "calls compared with the kernel":
+                        made, wanted = made + value[0], wanted + value[1]
+    if wanted:
+        why = "" if made == wanted else " (out of time: the machine is busy; MEMSLOTS_KVM_SECONDS)"
+        terminalreporter.line(f"kernel: {made:,} of {wanted:,} calls compared{why}")

@@ -1,0 +1,95 @@
+# SPDX-License-Identifier: MIT
+"""tools/interpreters.py finds the supported Pythons, and names each one that it does not find."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+TOOLS = Path(__file__).resolve().parents[2] / "tools"
+
+pytestmark = pytest.mark.skipif(not TOOLS.exists(), reason="there is no checkout around the tests")
+
+
+@pytest.fixture
+def tool(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> ModuleType:
+    """The module, on a machine without any Python; every Python that a test adds can build extensions."""
+    monkeypatch.syspath_prepend(str(TOOLS))
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+    monkeypatch.setenv("PYENV_ROOT", str(tmp_path / "pyenv"))
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    module = importlib.import_module("interpreters")
+    monkeypatch.setattr(module, "can_build", lambda path: True)
+    monkeypatch.setattr(module, "supported", lambda text: ["3.99", "3.98", "3.97"])
+    return module
+
+
+def add(folder: Path, version: str, script: str | None = None) -> Path:
+    """A program that says that it is this version, or does something else."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"python{version}"
+    path.write_text(f"#!/bin/sh\n{script or f'echo {version}'}\n")
+    path.chmod(0o755)
+    return path
+
+
+def test_on_path_and_in_pyenv(
+    tool: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first = add(tmp_path / "bin", "3.99")
+    second = add(tmp_path / "pyenv" / "versions" / "3.98.4" / "bin", "3.98")
+    assert tool.main([]) == 0
+    out, err = capsys.readouterr()
+    assert out.splitlines() == [f"3.99 {first}", f"3.98 {second}"]
+    assert err.splitlines() == ["Python 3.97: NOT RUN, there is none"]
+
+
+def test_at_most_one(tool: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = [add(tmp_path / "bin", version) for version in ("3.98", "3.97")]
+    assert tool.main(["--most", "1"]) == 0
+    out, err = capsys.readouterr()
+    assert out.splitlines() == [f"3.98 {found[0]}"]
+    assert "Python 3.99: NOT RUN, there is none" in err
+    assert "Python 3.97: NOT RUN, `make nightly` runs it" in err
+
+
+@pytest.mark.parametrize("script", ["exit 127", "echo 3.97", "echo 3.99t", "kill -9 $$"])
+def test_a_program_that_is_something_else(tool: ModuleType, tmp_path: Path, script: str) -> None:
+    """A shim of pyenv that refuses, another version, a build without the GIL, a crash."""
+    add(tmp_path / "bin", "3.99", script)
+    assert tool.find("3.99") == "there is none"
+    right = add(tmp_path / "home" / ".local/share/uv/python/cpython-3.99.1" / "bin", "3.99")
+    assert tool.find("3.99") == right
+
+
+def test_one_without_headers(
+    tool: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = add(tmp_path / "bin", "3.99")
+    monkeypatch.setattr(tool, "can_build", lambda path: False)
+    assert tool.find("3.99") == f"{path} lacks its headers or venv"
+
+
+def test_this_interpreter_is_left_out(
+    tool: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own = "{}.{}".format(*sys.version_info[:2])
+    monkeypatch.setattr(tool, "supported", lambda text: [own])
+    assert tool.main([]) == 0
+    assert capsys.readouterr() == ("", "")
+
+
+def test_supported_are_the_classifiers(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.syspath_prepend(str(TOOLS))
+    monkeypatch.delitem(sys.modules, "interpreters", raising=False)
+    module = importlib.import_module("interpreters")
+    text = (TOOLS.parent / "pyproject.toml").read_text()
+    versions = module.supported(text)
+    assert versions == sorted(versions, key=lambda v: int(v[2:]), reverse=True)
+    assert {"3.11", "3.14"} <= set(versions)
