@@ -263,9 +263,9 @@ cdef object _load_refusal(VM vm, int r, const ms_error *err, object rows):
     if err.rule in (MS_RULE_NO_MEMORY, MS_RULE_LISTENER) or err.rule in _NOT_LOCKED:
         return _refusal(vm, r, err, Request(), "", raised)
     if err.rule == MS_RULE_DUPLICATE_ID:
-        twins = np.flatnonzero(rows["id"] == rows[err.index]["id"])
-        if twins.size > 1:
-            return _with_notes(_same_id(rows, twins[0], twins[1], _slot_or_none(&err.other), -r), raised)
+        first = np.flatnonzero(rows["id"] == rows[err.index]["id"])[0]
+        if first < err.index:
+            return _with_notes(_same_id(rows, first, err.index, _slot_or_none(&err.other), -r), raised)
     return _refusal(vm, r, err, _row_request(rows, err.index), f"entry {err.index}: ", raised)
 
 

@@ -730,7 +730,7 @@ def test_memory_slots_are_sorted_by_place() -> None:
 def test_memory_slot_of_a_row() -> None:
     """By position there is none: the fields of MEMSLOT_DTYPE have another order than the repr."""
     with VM() as vm:
-        put(vm, 7, 16, 2, HVA, READONLY)
+        put(vm, 7, 16, 2, hva=HVA, flags=READONLY)
         row = vm.memslots_array()[0]
         with pytest.raises(TypeError, match="keywords only: id, as_id, base_gfn") as caught:
             memslot(*row)
