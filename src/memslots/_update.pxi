@@ -34,7 +34,7 @@ cdef class ReadSection:
         ms_read_unlock(self.vm._vm)
 
     def __repr__(self):
-        state = f"entered {self.depth} time{'s' if self.depth > 1 else ''}" if self.depth else "not entered"
+        state = "not entered" if not self.depth else "entered once" if self.depth == 1 else f"entered {self.depth} times"
         return f"<ReadSection of {self.vm!r}: {state}>"
 
     def __dealloc__(self):

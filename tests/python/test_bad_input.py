@@ -10,11 +10,14 @@ from __future__ import annotations
 import array
 import ctypes
 import errno
+import itertools
+import os
 import re
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from decimal import Decimal
 from fractions import Fraction
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -1285,9 +1288,6 @@ BAD_ENTRIES: dict[str, tuple[dict[str, Any], type[Exception], str, str]] = {
 }
 
 
-EITHER = {"overlap each other", "id twice"}  # entries that are in each other's way: either is named
-
-
 @pytest.mark.parametrize("kind", BAD_ENTRIES)
 def test_load_is_all_or_none_and_names_the_entry(vm: VM, kind: str) -> None:
     fields, error, rule, words = BAD_ENTRIES[kind]
@@ -1295,12 +1295,43 @@ def test_load_is_all_or_none_and_names_the_entry(vm: VM, kind: str) -> None:
     with pytest.raises(error, match=words) as caught:
         vm.load_memslots(values)
     assert caught.value.rule == rule
-    named = re.search(r"entry (\d+): ", str(caught.value))
-    assert named
-    assert int(named[1]) in ((0, 1) if kind in EITHER else (1,))
-    assert caught.value.slot == int(values["id"][int(named[1])])
+    assert "entry 1: " in str(caught.value)
+    assert caught.value.slot == int(values["id"][1])
     assert digest(vm) == before
     vm.check()
+
+
+def test_load_names_the_first_bad_entry(vm: VM) -> None:
+    """Whatever is wrong with later ones, and in whatever order the engine stages them."""
+    kinds = [
+        ({"flags": 8}, "FLAGS"),
+        ({"npages": 0}, "NPAGES"),
+        ({"id": 1}, "DUPLICATE_ID"),
+        ({"id": 8}, "DUPLICATE_ID"),
+        ({"base_gfn": 5}, "OVERLAP"),
+        ({"base_gfn": 1000}, "OVERLAP"),
+        ({"flags": GUEST_MEMFD}, "GMEM_FD"),
+    ]
+    before = digest(vm)
+    for (first, rule), (second, _) in itertools.product(kinds, repeat=2):
+        load = np.zeros(4, MEMSLOT_DTYPE)
+        load["id"], load["base_gfn"], load["npages"] = [8, 9, 10, 11], [1000, 2000, 3000, 4000], 1
+        for row, values in ((1, first), (3, second)):
+            for name, value in values.items():
+                load[name][row] = value
+        with pytest.raises(MemslotsError, match="entry 1: ") as caught:
+            vm.load_memslots(load)
+        assert caught.value.rule == rule
+    assert digest(vm) == before
+    vm.check()
+
+
+def test_load_names_the_first_beyond_the_limit() -> None:
+    rows = np.zeros(3, MEMSLOT_DTYPE)
+    rows["id"], rows["base_gfn"], rows["npages"] = [1, 2, 3], [5, 2**28, 2**29], 1
+    with VM(gpa_bits=36) as vm, pytest.raises(InvalidRegionError, match="entry 1: ") as caught:
+        vm.load_memslots(rows)
+    assert caught.value.rule == "GPA_LIMIT"
 
 
 # ---- a snapshot's batch takes what the VM's takes ------------------------------------------------
@@ -1475,6 +1506,49 @@ def test_rules_of_a_region(vm: VM, kind: str) -> None:
     vm.check()
 
 
+def test_files_that_are_no_guest_memfd(vm: VM, tmp_path: Path) -> None:
+    """EINVAL for a file that is open, EBADF for one that is closed or only names a path, as the kernel."""
+    before = digest(vm)
+    file, path = os.open(tmp_path, os.O_RDONLY), os.open(tmp_path, os.O_PATH)
+    closed = os.dup(file)
+    os.close(closed)
+    try:
+        for fd, number, words in (
+            (file, errno.EINVAL, "is an open file, but no guest_memfd"),
+            (path, errno.EBADF, "is not an open file"),
+            (closed, errno.EBADF, "is not an open file"),
+            (-1, errno.EBADF, "is not an open file"),
+            (-(2**31), errno.EBADF, "is not an open file"),
+        ):
+            with pytest.raises(GuestMemfdError, match=f"guest_memfd {fd} of slot 5 {words}") as caught:
+                vm.set_user_memory_region(**region(flags=GUEST_MEMFD, guest_memfd=fd))
+            assert (caught.value.errno, caught.value.rule) == (number, "GMEM_FD")
+        vm.set_user_memory_region(**region(guest_memfd=file))  # without the flag nobody looks
+    finally:
+        os.close(file)
+        os.close(path)
+    vm.set_user_memory_region(5, guest_phys_addr=0, memory_size=0)
+    assert digest(vm)[0] == before[0]
+
+
+def test_a_missing_bitmap_says_what_is_lost(vm: VM) -> None:
+    """Only a get that clears loses bits: get_dirty_log() while manual_dirty_log_protect is off."""
+    assert vm.manual_dirty_log_protect == 1
+    for call in (
+        lambda: vm.clear_dirty_log(0, 0, 64, None),
+        lambda: vm._get_dirty_log_null(0),
+    ):
+        with pytest.raises(memslots.GuestAccessError, match="the log is as it was"):
+            call()
+    assert vm.get_dirty_log(0)[0] == 0b100001
+    vm.manual_dirty_log_protect = 0
+    with pytest.raises(memslots.GuestAccessError, match="the log is as it was"):
+        vm.clear_dirty_log(0, 0, 64, None)
+    with pytest.raises(memslots.GuestAccessError, match="bits .* are lost"):
+        vm._get_dirty_log_null(0)
+    assert not vm.get_dirty_log(0).any()
+
+
 # Where two rules are broken, KVM's order decides: each of these has what the ones after it refuse.
 ORDER = [
     ("SLOT_ID", {"slot": 40_000}),
@@ -1564,6 +1638,9 @@ def test_id_twice_far_apart(vm: VM) -> None:
         vm.load_memslots(load)
     assert caught.value.slot == 5
     load["id"][4] = 1
+    with pytest.raises(RegionOverlapError, match=r"entry 4: slot 1 is there already"):
+        vm.load_memslots(load)
+    load["id"][5] = 1  # two entries with the id of a slot: the slot is in the way of the first one
     with pytest.raises(RegionOverlapError, match=r"entry 4: slot 1 is there already"):
         vm.load_memslots(load)
 

@@ -733,7 +733,7 @@ def test_memory_slot_of_a_row() -> None:
         put(vm, 7, 16, 2, hva=HVA, flags=READONLY)
         row = vm.memslots_array()[0]
         with pytest.raises(TypeError, match="keywords only: id, as_id, base_gfn") as caught:
-            memslot(*row)
+            MemorySlot(*row)
         way = str(caught.value).rpartition("use ")[2]
         assert eval(way) == vm.id_to_memslot(7)
     for missing in ("id", "as_id", "base_gfn", "npages", "userspace_addr"):
@@ -1022,38 +1022,49 @@ def test_results_outlive_the_vm() -> None:
     assert (log.tolist(), rows["npages"].tolist(), hvas[1]) == ([2, 0], [100], HVA + PAGE)
 
 
-class Named(VM):
-    """A VM with a name; made as numpy's subclasses are, since a VM is complete when it is new."""
-
-    def __new__(cls, name: str, **limits: int) -> Named:
-        vm = super().__new__(cls, **limits)
-        vm.name = name
-        return vm
-
-    def gfn_to_hva(self, gfn: int, as_id: int = 0) -> int:
-        return super().gfn_to_hva(gfn, as_id) + 1
-
-
-def test_subclasses() -> None:
-    with Named("a", address_spaces=2) as vm:
-        put(vm, 0, 0, 1)
-        assert (vm.name, vm.address_spaces, vm.gfn_to_hva(0)) == ("a", 2, 1)
-        assert vm.create_vcpu().gfn_to_hva(0) == 0
-        assert isinstance(vm, VM)
+def test_iteration() -> None:
+    """All slots of all address spaces, by (as_id, base_gfn): as many as len() says."""
+    with VM(address_spaces=3) as vm:
+        assert list(vm) == []
+        for id, (base, as_id) in enumerate([(70, 2), (10, 0), (30, 0), (5, 2), (20, 0)]):
+            put(vm, id, base, 2, as_id=as_id)
+        assert list(vm) == [*vm.memslots(0), *vm.memslots(1), *vm.memslots(2)] == sorted(vm)
+        assert len(list(vm)) == len(vm) == 5
+        assert vm.gfn_to_memslot(5, 2) in vm
+        assert memslot(9, 0, 5, 2, 0) not in vm
+        slots = iter(vm)
+        put(vm, 1, 0, 0)  # the slots are those of the call of iter()
+        assert len(list(slots)) == 5
+    with pytest.raises(ClosedError):
+        iter(vm)
 
 
-def test_subclass_with_init_of_the_same_keywords() -> None:
-    """The stub has an __init__ with these keywords: it can be called."""
+def test_iteration_in_a_read_section() -> None:
+    with VM() as vm:
+        put(vm, 1, 5, 2)
+        with vm.read() as same:
+            assert [slot.id for slot in same] == [1]
 
-    class Counted(VM):
-        made = 0
 
-        def __init__(self, **limits: int) -> None:
-            super().__init__(**limits)
-            Counted.made += 1
-
-    assert Counted(address_spaces=2).address_spaces == 2
-    assert Counted.made == 1
+def test_reprs() -> None:
+    """They say what the object is and in which state; none fails after the VM is closed."""
+    vm = VM(address_spaces=2)
+    put(vm, 1, 5, 2)
+    section, update, vcpu = vm.read(), vm.begin_update(1), vm.create_vcpu()
+    whole = "<VM tree: 1 slots, 2 pages, 2 address spaces>"
+    assert repr(vcpu) == f"<VCPU in address space 0 of {whole}>"
+    assert repr(section) == f"<ReadSection of {whole}: not entered>"
+    with section:
+        assert repr(section) == f"<ReadSection of {whole}: entered once>"
+        with section:
+            assert repr(section) == f"<ReadSection of {whole}: entered 2 times>"
+    assert repr(update) == f"<Update of address space 1 of {whole}: not running>"
+    with update:
+        assert repr(update) == f"<Update of address space 1 of {whole}: running>"
+    assert repr(vm.snapshot()) == "<Snapshot of address space 0: 1 slots, generation 2>"
+    vm.close()
+    for part in (section, update, vcpu):
+        assert "<VM closed>" in repr(part)
 
 
 @pytest.mark.parametrize("name", [name for name in dir(VM) if not name.startswith("_")])
