@@ -1652,3 +1652,54 @@ def test_a_class_is_no_listener(vm: VM) -> None:
     vm.add_listener(memslots.Listener())
     vm.set_user_memory_region(9, guest_phys_addr=2**40, memory_size=PAGE)
     assert vm.id_to_memslot(9) is not None
+
+
+# ---- data frames ---------------------------------------------------------------------------------
+
+
+def test_pandas(vm: VM) -> None:
+    """A column, an Index, a nullable column and a whole frame; missing values and floats are refused."""
+    pd = pytest.importorskip("pandas", reason="pandas is not installed here: its objects are NOT tested")
+    gfns = [0, 5, 300]
+    want = [HVA, HVA + 5 * PAGE, HVA_ERR_BAD]
+    for values in (
+        pd.Series(gfns),
+        pd.Series(gfns, dtype="uint64"),
+        pd.Series(gfns, dtype="UInt16"),
+        pd.Series(gfns, dtype="object"),
+        pd.Series([*gfns, 7], index=list("abcd"))[:3],
+        pd.Index(gfns),
+        pd.array(gfns, dtype="Int64"),
+        pd.Series(gfns).array,
+    ):
+        got = vm.gfn_to_hva_many(values)
+        assert type(got) is np.ndarray
+        assert got.tolist() == want
+        vm.mark_page_dirty_many(values)
+    assert vm.gfn_to_hva_many(pd.DataFrame({"a": gfns, "b": gfns})).tolist() == [[n, n] for n in want]
+    for bad in (
+        pd.Series([0, 5, None]),
+        pd.Series([0, 5, None], dtype="Int64"),
+        pd.Series([0.5]),
+        pd.Series(["a"]),
+        pd.Series([True]),
+        pd.to_datetime(pd.Series(["2020-01-01"])),
+    ):
+        with pytest.raises(TypeError, match="gfns"):
+            vm.gfn_to_hva_many(bad)
+    frame = pd.DataFrame(rows())
+    with pytest.raises(TypeError, match="not DataFrame; use array.to_records") as caught:
+        vm.load_memslots(frame)
+    vm.load_memslots(way(caught.value, frame))
+    assert vm.id_to_memslot(9).base_gfn == 2000
+
+
+def test_pyarrow(vm: VM) -> None:
+    pa = pytest.importorskip("pyarrow", reason="pyarrow is not installed here: its arrays are NOT tested")
+    for kind in (pa.uint64(), pa.int64(), pa.uint16(), pa.int8()):
+        gfns = pa.array([0, 5, 100], kind)
+        for values in (gfns, pa.chunked_array([gfns[:1], gfns[1:]])):
+            assert vm.gfn_to_hva_many(values).tolist() == [HVA, HVA + 5 * PAGE, HVA + 100 * PAGE]
+    for bad in (pa.array([0, None]), pa.array([0.5]), pa.array(["a"]), pa.array([True])):
+        with pytest.raises(TypeError, match="gfns"):
+            vm.gfn_to_hva_many(bad)
