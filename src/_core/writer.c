@@ -1,10 +1,12 @@
 /* SPDX-License-Identifier: MIT */
+#define _GNU_SOURCE
 /*
  * writer.c - see writer.h.
  */
 #include "writer.h"
 
 #include <errno.h>
+#include <fcntl.h>
 
 #include "listeners.h"
 #include "rules.h"
@@ -77,11 +79,24 @@ static void fill_slot(struct memslot *slot, const struct ms_userspace_memory_reg
 	slot->as_id = (uint16_t)r->as_id;
 }
 
-/* Check 17.  Binding a guest_memfd belongs here: between the slot's allocation and the first swap, undone by
- * writer_discard(). */
-static int bind_guest_memfd(const struct writer *w, const struct memslot *slot)
+/* KVM's fget(): a descriptor of O_PATH counts as closed. */
+static bool is_open(int fd)
 {
-	return slot->flags & MS_MEM_GUEST_MEMFD ? vm_refuse(w->err, EBADF, MS_RULE_GMEM_FD, 0, NULL) : 0;
+	int mode = fcntl(fd, F_GETFL);
+
+	return mode >= 0 && !(mode & O_PATH);
+}
+
+/* Check 17.  No guest_memfd exists outside KVM, so an open file is not one.  Binding a guest_memfd belongs here: between
+ * the slot's allocation and the first swap, undone by writer_discard(). */
+static int bind_guest_memfd(const struct writer *w, const struct ms_userspace_memory_region *region)
+{
+	bool open;
+
+	if (!(region->flags & MS_MEM_GUEST_MEMFD))
+		return 0;
+	open = is_open(region->guest_memfd);
+	return vm_refuse(w->err, open ? EINVAL : EBADF, MS_RULE_GMEM_FD, open, NULL);
 }
 
 static void free_slot(const struct writer *w, struct memslot *slot)
@@ -119,7 +134,7 @@ static int allocate(const struct writer *w, struct change *c, const struct ms_us
 
 	if (!r && c->kind != MS_DELETE && (c->new_slot = alloc_slot(w, &r))) {
 		fill_slot(c->new_slot, region);
-		r = bind_guest_memfd(w, c->new_slot);
+		r = bind_guest_memfd(w, region);
 	}
 	if (!r && (c->kind == MS_DELETE || c->kind == MS_MOVE) && (c->inv = alloc_slot(w, &r))) {
 		memslot_copy(c->inv, c->old);

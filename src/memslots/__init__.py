@@ -1,8 +1,6 @@
 # SPDX-License-Identifier: MIT
 """KVM's memory slots in user space: maps guest frames to host memory while a writer rearranges them."""
 
-from __future__ import annotations
-
 import os as _os
 
 from . import _interpreter as _interpreter  # first: it refuses before the extension is loaded
@@ -12,6 +10,7 @@ from ._memslots import (
     MemorySlot,
     ReadSection,
     SlotHandle,
+    Snapshot,
     Update,
     __version__,
     backends,
@@ -48,7 +47,6 @@ from .errors import (
     UpdateError,
 )
 from .listener import Change, ChangeKind, Listener
-from .snapshot import Snapshot
 
 __all__ = [
     "DIRTY_LOG_INITIALLY_SET",
@@ -94,6 +92,19 @@ __all__ = [
 ]
 
 
+def __dir__() -> list[str]:
+    return sorted(__all__)
+
+
 def get_include() -> str:
-    """The directory of memslots.h, for C and Cython modules that build against this package."""
-    return _os.path.join(_os.path.dirname(__file__), "include")
+    """The directory of memslots.h, for C and Cython modules that build against this package.
+
+    An editable install keeps the package in its checkout and the header where it was installed; ``__path__`` has both.
+    The last candidate is the checkout's own header.
+    """
+    candidates = [_os.path.join(folder, "include") for folder in __path__]
+    candidates.append(_os.path.join(_os.path.dirname(__file__), "..", "_core", "include"))
+    for candidate in candidates:
+        if _os.path.isfile(_os.path.join(candidate, "memslots.h")):
+            return _os.path.abspath(candidate)
+    raise FileNotFoundError(f"this install of memslots has no memslots.h: it is not in {', '.join(candidates)}")

@@ -1,18 +1,105 @@
 # SPDX-License-Identifier: MIT
-# Arguments that are arrays: layout, type and overlap are looked at before anything is written.
+# Arguments that are arrays.  Type, layout and overlap are checked before anything is written.  An ndarray of uint64 or
+# int64 is read where it lies; other integers are converted, as far as no value can change.
 
 cdef cnp.ndarray _as_ndarray(object values, str name):
-    """An ndarray without a copy: of an ndarray itself, or of whatever offers its buffer."""
+    """An ndarray: of one itself, of a buffer, of an object with __array__ (pandas, pyarrow), of a list."""
     if isinstance(values, np.ndarray):
+        _refuse_mask(values, name)
         return _plain(values)
-    if isinstance(values, (str, bytes, bytearray)) or not PyObject_CheckBuffer(values):
-        raise TypeError(f"{name} must be an array of uint64 or int64, not {type(values).__name__}"
-                        f"{_how_to_convert(name) if isinstance(values, (list, tuple, range)) else ''}")
-    return np.asarray(values)
+    if isinstance(values, (list, tuple)):
+        return _from_list(values, name)
+    if isinstance(values, range):
+        return _from_range(values, name)
+    if isinstance(values, (str, bytes, bytearray)) or not (
+            PyObject_CheckBuffer(values) or hasattr(type(values), "__array__")):
+        raise TypeError(f"{_no_array(name)}, not {type(values).__name__}{_way_to_convert(values, name)}")
+    array = _asked(values, name)
+    if PyObject_CheckBuffer(values) and not isinstance(values, np.generic) and array.dtype == np.uint8:
+        raise TypeError(f"{_no_array(name)}, not a buffer of bytes; use np.frombuffer({name}, dtype=np.uint64), or "
+                        f"np.asarray({name}, dtype=np.uint64) if each byte is a number")
+    return array
 
 
-cdef str _how_to_convert(str name):
-    return f"; use np.asarray({name}, dtype=np.uint64)"
+cdef str _no_array(str name):
+    return f"{name} must be an array of integers"
+
+
+cdef str _way_to_convert(object values, str name):
+    """The expression to write, for an object that is no array but holds numbers."""
+    if isinstance(values, (bytes, bytearray)):
+        return f"; use np.frombuffer({name}, dtype=np.uint64)"
+    if isinstance(values, str):
+        return ""
+    if hasattr(type(values), "__index__"):
+        return f"; use np.asarray([{name}], dtype=np.uint64)"
+    if hasattr(type(values), "__iter__"):
+        return f"; use np.fromiter({name}, dtype=np.uint64)"
+    return ""
+
+
+cdef cnp.ndarray _asked(object values, str name):
+    """What the object itself says is its array.  That code is the caller's: its exception goes through, with a note."""
+    try:
+        array = np.asanyarray(values)
+    except Exception as error:
+        error.add_note(f"raised by np.asarray({name}), where {name} is a value of type {type(values).__name__}")
+        raise
+    _refuse_mask(array, name)
+    return _plain(array)
+
+
+cdef int _refuse_mask(object array, str name) except -1:
+    """Its masked elements have no value; whether there are any must not decide whether a call works."""
+    if not isinstance(array, np.ma.MaskedArray):
+        return 0
+    raise TypeError(f"{name} is a masked array; use {name}.compressed(), which leaves the masked elements out, or "
+                    f"{name}.filled(value)")
+
+
+cdef cnp.ndarray _from_range(object values, str name):
+    """uint64 arithmetic wraps, so that the step may be negative."""
+    cdef object first = values.start, last
+    if not values:
+        return np.zeros(0, dtype=np.uint64)
+    last = first + (values.stop - first - (1 if values.step > 0 else -1)) // values.step * values.step
+    if min(first, last) < 0:
+        raise ValueError(f"{name} must not be negative, but has {_in_words(min(first, last))}")
+    _u64(max(first, last), name)
+    return np.arange(len(values), dtype=np.uint64) * np.uint64(values.step % 2**64) + np.uint64(first)
+
+
+cdef cnp.ndarray _from_list(object values, str name):
+    """numpy's own choice where it is integers; else one by one, since numpy makes floats of [1, 2**63]."""
+    cdef cnp.ndarray array
+    _refuse_masks_inside(values, name)
+    array = _asked(values, name)
+    if not cnp.PyArray_SIZE(array):
+        return np.zeros((<object>array).shape, dtype=np.uint64)
+    if array.dtype.kind in "ui":
+        return array
+    return _asked_as_objects(values, name)
+
+
+cdef cnp.ndarray _asked_as_objects(object values, str name):
+    try:
+        return np.array(values, dtype=object)
+    except ValueError as error:
+        raise TypeError(f"{_no_array(name)}: {error}") from error
+
+
+cdef int _refuse_masks_inside(object values, str name) except -1:
+    """Of a list, since numpy drops the masks of arrays in it; no deeper than an array has dimensions."""
+    cdef list level = [values]
+    for _ in range(64):
+        level = [part for row in level for part in row if isinstance(part, (list, tuple, np.ndarray))]
+        for part in level:
+            if isinstance(part, np.ndarray):
+                _refuse_mask(part, name)
+        level = [part for part in level if not isinstance(part, np.ndarray)]
+        if not level or len(level) > 1 << 20:  # numpy refuses a list that has no end
+            break
+    return 0
 
 
 cdef cnp.ndarray _plain(cnp.ndarray array):
@@ -20,12 +107,55 @@ cdef cnp.ndarray _plain(cnp.ndarray array):
     return array if type(array) is np.ndarray else np.asarray(array)
 
 
-cdef int _check_layout(cnp.ndarray array, str name) except -1:
-    if not cnp.PyArray_ISNOTSWAPPED(array):
-        raise TypeError(f"{name} must have the machine's byte order, not {array.dtype.byteorder}")
-    if not cnp.PyArray_ISALIGNED(array):
-        raise ValueError(f"{name} is not aligned to 8 bytes")
-    return 0
+# ---- other kinds of integers ---------------------------------------------------------------------------------------
+
+cdef bint _is_exact(cnp.ndarray array) noexcept:
+    """Whether the engine can read it as it lies: 64-bit integers, aligned, in the machine's byte order."""
+    return ((cnp.PyArray_ISSIGNED(array) or cnp.PyArray_ISUNSIGNED(array)) and cnp.PyArray_ITEMSIZE(array) == 8
+            and cnp.PyArray_ISALIGNED(array) and cnp.PyArray_ISNOTSWAPPED(array))
+
+
+cdef cnp.ndarray _converted(cnp.ndarray array, str name):
+    """The same integers as the engine reads them, or TypeError where a conversion could lose something."""
+    kind = array.dtype.kind
+    if kind in "ui":
+        return _widened(array, np.int64 if kind == "i" else np.uint64)
+    if kind == "O":
+        return _from_objects(array, name)
+    raise TypeError(f"{_no_array(name)}, not {array.dtype}{_way_from_dtype(array.dtype, name)}")
+
+
+cdef str _way_from_dtype(object dtype, str name):
+    if dtype.names:
+        return f"; use {name}[{dtype.names[0]!r}], or another of its fields"
+    if dtype.kind == "b":
+        return f"; use np.flatnonzero({name})"
+    if dtype.kind == "c":
+        return f"; np.asarray({name}).real.astype(np.uint64) converts it, but drops all but whole numbers"
+    if dtype.kind == "f":
+        return f"; np.asarray({name}).astype(np.uint64) converts it, but drops fractions and makes garbage of NaN"
+    if dtype.kind in "mMUST":
+        return f"; use np.asarray({name}).astype(np.uint64) if these are frame numbers"
+    return f"; use np.asarray({name}).view(np.uint64) if this is what lies there"
+
+
+cdef cnp.ndarray _widened(cnp.ndarray array, object dtype):
+    """Each element once: an axis of stride 0 is copied as one element and spread again."""
+    cdef cnp.ndarray once = _without_repeats(array).astype(dtype)
+    return once if cnp.PyArray_SIZE(once) == cnp.PyArray_SIZE(array) else np.broadcast_to(once, (<object>array).shape)
+
+
+cdef cnp.ndarray _without_repeats(cnp.ndarray array):
+    return array[tuple([slice(None) if stride else slice(1) for stride in (<object>array).strides])]
+
+
+cdef cnp.ndarray _from_objects(cnp.ndarray array, str name):
+    """One by one: each must be an int, or have __index__, which may write to the array: so a copy is read."""
+    cdef object once = _without_repeats(array).copy()
+    cdef object numbers = np.empty(once.shape, dtype=np.uint64)
+    for place, value in enumerate(once.flat):
+        numbers.flat[place] = _u64(value, f"element {place} of {name}")
+    return numbers if numbers.size == array.size else np.broadcast_to(numbers, (<object>array).shape)
 
 
 # ---- signals during a long scan or batch ---------------------------------------------------------------------------
@@ -185,14 +315,24 @@ cdef int _refuse_negative(cnp.ndarray array, str name) except -1:
 cdef cnp.ndarray _numbers(object values, str name):
     """gfns or gpas: uint64, or int64 that are not negative."""
     cdef cnp.ndarray array = values if type(values) is np.ndarray else _as_ndarray(values, name)
-    cdef bint is_signed = cnp.PyArray_ISSIGNED(array)
-    if not (is_signed or cnp.PyArray_ISUNSIGNED(array)) or cnp.PyArray_ITEMSIZE(array) != 8:
-        raise TypeError(f"{name} must be an array of uint64 or int64, not {array.dtype}"
-                        f"{_how_to_convert(name) if array.dtype.kind in 'ui' else ''}")
-    _check_layout(array, name)
-    if is_signed:
+    if not _is_exact(array):
+        array = _converted(array, name)
+    if cnp.PyArray_ISSIGNED(array):
         _refuse_negative(array, name)
     return array
+
+
+cdef cnp.ndarray _words(object values, str name):
+    """Words of a bitmap.  int64 stands for the same 64 bits: a word whose bit 63 is set reads as a negative number."""
+    cdef cnp.ndarray array = values if type(values) is np.ndarray else _as_ndarray(values, name)
+    cdef bint is_wide = cnp.PyArray_ITEMSIZE(array) == 8
+    if not _is_exact(array):
+        array = _converted(array, name)
+    if not cnp.PyArray_ISSIGNED(array):
+        return array
+    if not is_wide:
+        _refuse_negative(array, name)
+    return array.view(np.uint64)
 
 
 cdef cnp.ndarray _result(object out, cnp.ndarray numbers, int type_num):
@@ -201,26 +341,36 @@ cdef cnp.ndarray _result(object out, cnp.ndarray numbers, int type_num):
     if out is None:
         return cnp.PyArray_EMPTY(cnp.PyArray_NDIM(numbers), cnp.PyArray_DIMS(numbers), type_num, 0)
     if not cnp.PyArray_Check(out):
-        raise TypeError(f"out must be an ndarray, not {type(out).__name__}")
+        raise TypeError(f"out must be an ndarray, not {type(out).__name__}{_way_to_out(numbers, type_num)}")
+    if not cnp.PyArray_CheckExact(out):
+        _refuse_masked_out(out)
     array = _plain(out)
     if not cnp.PyArray_EquivTypenums(cnp.PyArray_TYPE(array), type_num):
-        raise TypeError(f"out must be an array of {'int32' if type_num == cnp.NPY_INT32 else 'uint64'}, not {array.dtype}")
+        raise TypeError(f"out must be an array of {_type_name(type_num)}, not {array.dtype}{_way_to_out(numbers, type_num)}")
     if not cnp.PyArray_SAMESHAPE(array, numbers):
-        raise ValueError(f"out has shape {(<object>array).shape}, not {(<object>numbers).shape}")
+        raise ValueError(f"out has shape {(<object>array).shape}, not {(<object>numbers).shape}"
+                         f"{_way_to_out(numbers, type_num)}")
     if not cnp.PyArray_ISWRITEABLE(array):
-        raise ValueError("out is read-only")
-    _check_layout(array, "out")
+        raise ValueError(f"out is read-only{_way_to_out(numbers, type_num)}")
+    if not cnp.PyArray_ISNOTSWAPPED(array):
+        raise TypeError(f"out must have the machine's byte order, not {array.dtype.byteorder}{_way_to_out(numbers, type_num)}")
+    if not cnp.PyArray_ISALIGNED(array):
+        raise ValueError(f"out is not aligned to {cnp.PyArray_ITEMSIZE(array)} bytes{_way_to_out(numbers, type_num)}")
     return array
 
 
-def check_numbers(values, name):
-    """For Snapshot: the array of gfns as VM's calls accept it, or their exception."""
-    return _numbers(values, name)
+cdef int _refuse_masked_out(object out) except -1:
+    if isinstance(out, np.ma.MaskedArray):
+        raise TypeError("out is a masked array; use out.data")
+    return 0
 
 
-def check_result(out, numbers):
-    """For Snapshot: `out`, or a new array, as VM's calls accept it."""
-    return _result(out, numbers, cnp.NPY_UINT64)
+cdef str _type_name(int type_num):
+    return "int32" if type_num == cnp.NPY_INT32 else "uint64"
+
+
+cdef str _way_to_out(cnp.ndarray numbers, int type_num):
+    return f"; use np.empty({(<object>numbers).shape}, dtype=np.{_type_name(type_num)})"
 
 
 cdef bint _in_step(cnp.ndarray a, cnp.ndarray b) noexcept nogil:
@@ -257,9 +407,8 @@ cdef ptrdiff_t _stride(cnp.ndarray array) noexcept nogil:
 
 cdef cnp.ndarray _in_a_line(cnp.ndarray array):
     """What the array has, in step with itself: values that only a stride of 0 repeats are there once."""
-    if _in_step(array, array):
-        return array
-    return np.ascontiguousarray(array[tuple([slice(None) if stride else slice(1) for stride in (<object>array).strides])])
+    array = _without_repeats(array) if cnp.PyArray_SIZE(array) > <cnp.npy_intp>MS_BATCH_PIECE else array
+    return array if _in_step(array, array) else np.ascontiguousarray(array)
 
 
 cdef enum _Many:
@@ -279,31 +428,3 @@ cdef int _run_batch(ms_vm *vm, _Many what, uint32_t as_id, const ms_batch *batch
     return ms_mark_page_dirty_many(vm, as_id, batch)
 
 
-cdef object _column(object rows, str name, object dtype, object default):
-    """One field of a structured array, as the engine wants it; a value that does not fit is named."""
-    cdef object info = np.iinfo(dtype)
-    if name not in (rows.dtype.names or ()):
-        if default is None:
-            raise ValueError(f"the array has no field {name!r}")
-        return default
-    column = rows[name]
-    if column.dtype.kind not in "ui":
-        raise TypeError(f"field {name!r} must be integers, not {column.dtype}")
-    if column.size and (column.min() < 0 or column.max() > info.max):
-        raise OverflowError(f"field {name!r} must be 0 to {info.max:#x}, but has {column.min()} to {column.max()}")
-    return column
-
-
-cdef cnp.ndarray _rows_to_load(object array, uint32_t as_id):
-    if not isinstance(array, np.ndarray) or array.dtype.names is None:
-        raise TypeError("load_memslots takes a structured array with the fields of MEMSLOT_DTYPE")
-    if array.ndim != 1:
-        raise ValueError(f"load_memslots takes one dimension, not {array.ndim}")
-    rows = np.zeros(array.shape, dtype=MEMSLOT_DTYPE)
-    for name, default in (("id", None), ("base_gfn", None), ("npages", None), ("userspace_addr", None),
-                          ("flags", 0), ("as_id", as_id)):
-        rows[name] = _column(array, name, MEMSLOT_DTYPE[name], default)
-    strangers = rows["as_id"] != as_id
-    if strangers.any():
-        raise ValueError(f"entry {strangers.argmax()} has as_id {rows['as_id'][strangers][0]}, not {as_id}")
-    return rows

@@ -31,11 +31,32 @@ cdef object _change(const ms_change *change):
     return Change(ChangeKind(<int>change.kind), _slot_or_none(&change.old_slot), _slot_or_none(&change.new_slot))
 
 
+cdef int _check_none(str name, _Hook hook, object result) except -1:
+    """A hook returns None.  Any other value may be meant as a refusal, as KVM's -ENOMEM, or is a coroutine that has not
+    run: TypeError, which refuses the change where prepare returned it."""
+    if result is None:
+        return 0
+    if inspect.iscoroutine(result):
+        result.close()  # else Python warns that it was never awaited
+    if name == "prepare":
+        way = "to refuse the change, raise an exception"
+    else:
+        way = "the change is not affected"
+    raise TypeError(f"{name}() of {type(hook.listener).__name__} must return None, not {_brief(result)}; {way}")
+
+
+cdef str _brief(object value):
+    """An int is shown, since it may be an errno; of anything else the type."""
+    if type(value) is int and -4096 < value < 4096:
+        return f"{value}"
+    return f"a value of type {type(value).__name__}"
+
+
 cdef int _prepare(void *opaque, const ms_change *change) noexcept with gil:
     cdef _Hook hook = <_Hook>opaque
     cdef int r = -ECANCELED
     try:
-        hook.listener.prepare(_change(change))
+        _check_none("prepare", hook, hook.listener.prepare(_change(change)))
         r = 0
     except BaseException as error:  # no return in here: Cython's crashes where there was no memory for a traceback
         _keep_refusal(hook.raised, error)
@@ -45,7 +66,7 @@ cdef int _prepare(void *opaque, const ms_change *change) noexcept with gil:
 cdef void _abort(void *opaque, const ms_change *change) noexcept with gil:
     cdef _Hook hook = <_Hook>opaque
     try:
-        hook.listener.abort(_change(change))
+        _check_none("abort", hook, hook.listener.abort(_change(change)))
     except BaseException as error:
         _keep(hook.raised, error)
 
@@ -53,7 +74,7 @@ cdef void _abort(void *opaque, const ms_change *change) noexcept with gil:
 cdef void _flush(void *opaque, const ms_memslot *active, const ms_memslot *old) noexcept with gil:
     cdef _Hook hook = <_Hook>opaque
     try:
-        hook.listener.flush(_slot(active), _slot(old))
+        _check_none("flush", hook, hook.listener.flush(_slot(active), _slot(old)))
     except BaseException as error:
         _keep(hook.raised, error)
 
@@ -61,7 +82,7 @@ cdef void _flush(void *opaque, const ms_memslot *active, const ms_memslot *old) 
 cdef void _commit(void *opaque, const ms_change *change) noexcept with gil:
     cdef _Hook hook = <_Hook>opaque
     try:
-        hook.listener.commit(_change(change))
+        _check_none("commit", hook, hook.listener.commit(_change(change)))
     except BaseException as error:
         _keep(hook.raised, error)
 

@@ -70,6 +70,7 @@ def time_changes(VM vm not None, regions, group=1):
     cdef int32_t *out
     cdef uint64_t *ns
     _check_open(vm)
+    _refuse_mask(regions, "regions")
     if not isinstance(regions, np.ndarray) or regions.dtype != REGION_DTYPE or regions.ndim != 1:
         raise TypeError("regions must be an array of REGION_DTYPE with one dimension")
     rows = np.array(regions, subok=False)  # a copy: what is validated must not change afterwards

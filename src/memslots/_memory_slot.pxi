@@ -3,18 +3,26 @@
 
 @cython.final
 @cython.freelist(64)
+@cython.total_ordering
 cdef class MemorySlot:
-    """A slot as it was when asked for: a value, equal to its equals, that never changes.
+    """MemorySlot(*, id, as_id, base_gfn, npages, userspace_addr, flags=0)
+--
+
+A slot at the moment of the call that returned it: an immutable value, compared by value.
 
     base_gfn and npages count pages; userspace_addr, gpa and size are bytes (struct kvm_memory_slot).
+    Slots are ordered by (as_id, base_gfn).  The fields are keywords only, since MEMSLOT_DTYPE has them in another order
+    than a reader would expect: ``MemorySlot(**dict(zip(row.dtype.names, row.item())))`` makes one of a row.
     """
-
-    __match_args__ = ("id", "as_id", "base_gfn", "npages", "userspace_addr", "flags")
 
     cdef ms_memslot _value
     cdef bint _made
 
-    def __init__(self, id, as_id, base_gfn, npages, userspace_addr, flags=0):
+    @cython.embedsignature(False)  # the class has it
+    def __init__(self, *args, id=None, as_id=None, base_gfn=None, npages=None, userspace_addr=None, flags=0):
+        if args:
+            raise TypeError("a MemorySlot takes keywords only: id, as_id, base_gfn, npages, userspace_addr, flags; of a row "
+                            "of MEMSLOT_DTYPE use MemorySlot(**dict(zip(row.dtype.names, row.item())))")
         if self._made:
             raise TypeError("a MemorySlot never changes: make another one")
         self._value.id = _u32(id, "id")
@@ -74,16 +82,26 @@ cdef class MemorySlot:
         cdef ms_memslot *v = &self._value
         return (v.id, v.as_id, v.base_gfn, v.npages, v.userspace_addr, v.flags)
 
+    cdef tuple _place(self):
+        """Where the slot stands in a list of slots; the other fields make the order total."""
+        cdef ms_memslot *v = &self._value
+        return (v.as_id, v.base_gfn, v.id, v.npages, v.userspace_addr, v.flags)
+
     def __eq__(self, other):
         if type(other) is not MemorySlot:
             return NotImplemented
         return self._key() == (<MemorySlot>other)._key()
 
+    def __lt__(self, other):
+        if type(other) is not MemorySlot:
+            return NotImplemented
+        return (<MemorySlot>self)._place() < (<MemorySlot>other)._place()
+
     def __hash__(self):
         return hash(self._key())
 
     def __reduce__(self):
-        return MemorySlot, self._key()
+        return _memory_slot, self._key()
 
     def __repr__(self):
         cdef ms_memslot *v = &self._value
@@ -91,6 +109,11 @@ cdef class MemorySlot:
             f"MemorySlot(id={v.id}, as_id={v.as_id}, base_gfn={v.base_gfn:#x}, npages={v.npages:#x}, "
             f"userspace_addr={v.userspace_addr:#x}, flags={v.flags:#x})"
         )
+
+
+def _memory_slot(id, as_id, base_gfn, npages, userspace_addr, flags):
+    """For pickle."""
+    return MemorySlot(id=id, as_id=as_id, base_gfn=base_gfn, npages=npages, userspace_addr=userspace_addr, flags=flags)
 
 
 cdef MemorySlot _slot(const ms_memslot *value):

@@ -11,6 +11,7 @@ cdef class VM:
     cdef uint32_t _address_spaces
     cdef list _hooks
     cdef dict _raised
+    cdef dict _given
     cdef uint32_t _stall_warning_ms
     cdef object __weakref__
 

@@ -18,6 +18,7 @@ cdef extern from *:
     bint _is_finalizing "memslots_is_finalizing"()
 
 import errno
+import inspect
 import operator
 import sys
 import threading
@@ -28,14 +29,17 @@ import numpy as np
 cimport cython
 cimport numpy as cnp
 from cpython.buffer cimport PyObject_CheckBuffer
+from cpython.bytes cimport PyBytes_AS_STRING
 from cpython.exc cimport PyErr_CheckSignals, PyErr_Clear, PyErr_Occurred, PyErr_WarnEx
 from cpython.long cimport PyLong_CheckExact
+from cpython.object cimport Py_TYPE, PyTypeObject
 from cpython.pythread cimport PyThread_get_thread_ident
 from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memset
 from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 
+from ._calls cimport *
 from ._measure cimport *
 from .libmemslots cimport *
 
@@ -44,9 +48,10 @@ cdef extern from "<errno.h>" nogil:
     enum:
         ECANCELED
         ENOBUFS
+        ENOENT
         EUCLEAN
 
-from .constants import HVA_ERR_MIN, MEMSLOT_DTYPE, MemFlag
+from .constants import HVA_ERR_BAD, HVA_ERR_MIN, HVA_ERR_RO_BAD, MEM_MAX_NR_PAGES, MEMSLOT_DTYPE, MemFlag
 from .errors import (
     ClosedError,
     GfnNotMappedError,
@@ -60,8 +65,7 @@ from .errors import (
     reader_stall,
     refused,
 )
-from .listener import Change, ChangeKind
-from .snapshot import Snapshot
+from .listener import Change, ChangeKind, check_hooks
 
 cnp.import_array()
 ms_simd()  # reads the environment now: later, without the GIL, another thread may be writing it
@@ -151,19 +155,23 @@ include "_integers.pxi"
 include "_memory_slot.pxi"
 include "_hooks.pxi"
 include "_arrays.pxi"
+include "_rows.pxi"
 include "_interrupts.pxi"
 
 
 # ---- what the calls of VM share ------------------------------------------------------------------------------------
 
 cdef const ms_config *_config(VM vm) except NULL:
-    """The limits; a subclass's __del__ may come by a VM that was refused while it was made."""
+    """The limits; also of a closed VM, but not of one that was never made."""
     if vm._vm is NULL:
         _check_open(vm)
     return ms_vm_config(vm._vm)
 
 
 cdef int _check_open(VM vm) except -1:
+    if vm._closed and vm._vm is NULL:
+        raise ClosedError(errno.EBADF, f"{type(vm).__name__}.__init__() has not called super().__init__(), which makes "
+                          "the VM", rule="CLOSED")
     if vm._closed:
         raise ClosedError(errno.EBADF, "the VM is closed", rule="CLOSED")
     return 0
@@ -241,30 +249,24 @@ cdef int _report_harvest(VM vm, cnp.ndarray words) except -1:
     return 0
 
 
-cdef object _not_too_many(VM vm, object array):
-    """Before a copy is made of what may be no more than a claim to be large."""
-    if not isinstance(array, np.ndarray):
-        return array
-    if cnp.PyArray_SIZE(array) > _config(vm).user_mem_slots:
+cdef cnp.ndarray _rows_to_load(VM vm, object array, uint32_t as_id):
+    """Counted before they are copied: an array may be no more than a claim to be large."""
+    cdef cnp.ndarray table = _table(array, "load_memslots")
+    if cnp.PyArray_SIZE(table) > _config(vm).user_mem_slots:
         raise ValueError(f"load_memslots takes at most user_mem_slots = {_config(vm).user_mem_slots} entries, "
-                         f"not {cnp.PyArray_SIZE(array)}")
-    return _plain(array)
+                         f"not {cnp.PyArray_SIZE(table)}")
+    return _rows_of(table, as_id)
 
 
 cdef object _load_refusal(VM vm, int r, const ms_error *err, object rows):
     cdef list raised = _raised_by(vm, err)  # first: without memory for the rest it must not be told to a later call
     if err.rule in (MS_RULE_NO_MEMORY, MS_RULE_LISTENER) or err.rule in _NOT_LOCKED:
         return _refusal(vm, r, err, Request(), "", raised)
-    row = {name: int(rows[err.index][name]) for name in rows.dtype.names}
     if err.rule == MS_RULE_DUPLICATE_ID:
-        twins = np.flatnonzero(rows["id"] == row["id"])
-        if twins.size > 1:
-            return _with_notes(from_errno(
-                -r, f"entry {err.index}: entries {twins[0]} and {twins[1]} both have id {row['id']}", row["id"],
-                _slot_or_none(&err.other), "DUPLICATE_ID"), raised)
-    return _refusal(vm, r, err, Request(
-        row["id"], row["as_id"], row["base_gfn"] << 12, row["npages"] << 12, row["userspace_addr"], row["flags"],
-    ), f"entry {err.index}: ", raised)
+        first = np.flatnonzero(rows["id"] == rows[err.index]["id"])[0]
+        if first < err.index:
+            return _with_notes(_same_id(rows, first, err.index, _slot_or_none(&err.other), -r), raised)
+    return _refusal(vm, r, err, _row_request(rows, err.index), f"entry {err.index}: ", raised)
 
 
 cdef _Hook _hook_of(VM vm, object listener):
@@ -374,6 +376,21 @@ cdef list _range(VM vm, int what, uint64_t start, uint64_t end, uint32_t as_id):
 
 # ---- VM ------------------------------------------------------------------------------------------------------------
 
+cdef extern from *:
+    """
+    /* Whether a subclass has an __init__ or a __new__ of its own. */
+    static inline int memslots_own_init(PyTypeObject *type, PyTypeObject *base)
+    {
+        return type->tp_init != base->tp_init;
+    }
+    static inline int memslots_own_new(PyTypeObject *type, PyTypeObject *base)
+    {
+        return type->tp_new != base->tp_new;
+    }
+    """
+    bint _own_init "memslots_own_init"(PyTypeObject *type, PyTypeObject *base) noexcept
+    bint _own_new "memslots_own_new"(PyTypeObject *type, PyTypeObject *base) noexcept
+
 _VM_KEYWORDS = ("address_spaces", "user_mem_slots", "gpa_bits", "hva_end_max", "backend")
 
 
@@ -384,6 +401,64 @@ cdef int _check_keywords(tuple args, dict limits) except -1:
     for name in limits:
         if name not in _VM_KEYWORDS:
             raise TypeError(f"VM() got an unexpected keyword argument {name!r}; it has {', '.join(_VM_KEYWORDS)}")
+    return 0
+
+
+cdef object _backend_name(object backend):
+    if not isinstance(backend, str):
+        raise TypeError(f"backend must be a str, not {type(backend).__name__}")
+    if backend not in backends():
+        raise from_errno(errno.ENOSYS, f"this build has no backend {backend!r}; it has {', '.join(backends())}")
+    return backend.encode()
+
+
+cdef int _make(VM vm, tuple args, dict limits) except -1:
+    """Makes the VM.  The limits are read first: their __index__ is the caller's code, which may call __init__() too."""
+    cdef ms_config config
+    cdef int r = 0
+    _check_keywords(args, limits)
+    ms_config_init(&config)
+    name = _backend_name(limits.get("backend", config.backend.decode()))
+    config.address_spaces = _u32(limits.get("address_spaces", config.address_spaces), "address_spaces")
+    config.user_mem_slots = _u32(limits.get("user_mem_slots", config.user_mem_slots), "user_mem_slots")
+    config.gpa_bits = _u32(limits.get("gpa_bits", config.gpa_bits), "gpa_bits")
+    config.hva_end_max = _u64(limits.get("hva_end_max", config.hva_end_max), "hva_end_max")
+    config.backend = name
+    config.report_stall = _stalled
+    config.stall_opaque = <void *>vm._raised
+    with cython.critical_section(vm):
+        if vm._vm is not NULL:
+            raise TypeError("the VM was made by another __init__() meanwhile")
+        r = ms_vm_create(&config, &vm._vm)
+        if r == 0:
+            vm._address_spaces = config.address_spaces
+            vm._stall_warning_ms = MS_STALL_AFTER_MS_DEFAULT
+            vm._closed = False
+    if r == -errno.EINVAL:
+        raise InvalidRegionError(errno.EINVAL, "; ".join(_out_of_range(&config)))
+    if r:
+        raise _out_of_memory()
+    return 0
+
+
+cdef bint _are_the_same(dict a, dict b) noexcept:
+    """Whether the dicts hold the same objects: compared by identity, so that no caller's code runs."""
+    if len(a) != len(b):
+        return False
+    for name, value in a.items():
+        if b.get(name, a) is not value:
+            return False
+    return True
+
+
+cdef int _check_again(VM vm, tuple args, dict limits) except -1:
+    """__init__() of a VM that is there: its limits stay, so it may name no others."""
+    _check_keywords(args, limits)
+    for name, value in limits.items():
+        is_now = getattr(VM, name).__get__(vm)
+        if (value if name == "backend" else _index(value, name)) != is_now:
+            raise TypeError(f"the VM is made already, with {name}={is_now!r}: its limits never change.  Give them to "
+                            f"VM(), or to super().__init__() in the subclass's __init__()")
     return 0
 
 
@@ -412,43 +487,39 @@ A virtual machine's memory slots (struct kvm, as far as slots go).
     Numbers are ints, or whatever has __index__, but no bool (TypeError).  In every call, one that its argument cannot
     hold, as -1 or 2**64, raises OverflowError and is never cut off; so address_spaces=-1 does too.
 
+    A subclass with its own __init__() gives the limits to ``super().__init__()``, which makes the VM: until then every
+    call raises ClosedError.  One that has only __new__() gives them to ``super().__new__()``.
+
     Use from any number of threads: lookups never wait, changes wait for each other and for the lookups that may
     still see what they take away.  Close it, or use ``with``; a forgotten one is freed with its last reference.
     """
 
     def __cinit__(self, *args, **limits):
-        cdef ms_config config
-        cdef int r
+        """A class that inherits __init__() has a VM from here on; one with its own when that calls super().__init__()."""
+        cdef PyTypeObject *type = Py_TYPE(self)
         self._closed = True  # until it is made: an __index__ or a subclass's __del__ may look
-        _check_keywords(args, limits)
-        ms_config_init(&config)
-        backend = limits.get("backend", config.backend.decode())
-        if not isinstance(backend, str):
-            raise TypeError(f"backend must be a str, not {type(backend).__name__}")
-        if backend not in backends():
-            raise from_errno(errno.ENOSYS, f"this build has no backend {backend!r}; it has {', '.join(backends())}")
-        name = backend.encode()
-        config.address_spaces = _u32(limits.get("address_spaces", config.address_spaces), "address_spaces")
-        config.user_mem_slots = _u32(limits.get("user_mem_slots", config.user_mem_slots), "user_mem_slots")
-        config.gpa_bits = _u32(limits.get("gpa_bits", config.gpa_bits), "gpa_bits")
-        config.hva_end_max = _u64(limits.get("hva_end_max", config.hva_end_max), "hva_end_max")
-        config.backend = name
         self._raised = {}
-        config.report_stall = _stalled
-        config.stall_opaque = <void *>self._raised
-        r = ms_vm_create(&config, &self._vm)
-        if r == -errno.EINVAL:
-            raise InvalidRegionError(errno.EINVAL, "; ".join(_out_of_range(&config)))
-        if r:
-            raise _out_of_memory()
-        self._address_spaces = config.address_spaces
         self._hooks = []
-        self._stall_warning_ms = MS_STALL_AFTER_MS_DEFAULT
-        self._closed = False
+        if not _own_init(type, <PyTypeObject *>VM):
+            _make(self, args, limits)
+            self._given = limits
+        elif _own_new(type, <PyTypeObject *>VM) and not args and set(limits).issubset(_VM_KEYWORDS):
+            self._given = limits  # else they are arguments of the subclass's own
 
     @cython.embedsignature(False)  # the class has it
     def __init__(self, *args, **limits):
-        """Nothing: a VM is complete when it is new.  A subclass may take what it likes, and pass the limits on."""
+        """Makes the VM of a subclass that has its own __init__(), with these limits.
+
+        On a VM that is there it does nothing, and raises TypeError if a limit differs: limits never change.
+        """
+        cdef dict given = self._given
+        self._given = None
+        if self._vm is NULL:
+            _make(self, args, limits if given is None else given | limits)
+        elif given is None:
+            _check_again(self, args, limits)
+        elif not (_own_new(Py_TYPE(self), <PyTypeObject *>VM) or (not args and _are_the_same(given, limits))):
+            _check_again(self, args, limits)  # else type.__call__() only repeats what __new__() has had
 
     def __dealloc__(self):
         ms_vm_destroy(self._vm)
@@ -470,17 +541,26 @@ A virtual machine's memory slots (struct kvm, as far as slots go).
     def __bool__(self):
         return True
 
+    def __iter__(self):
+        """The slots of all address spaces, by (as_id, base_gfn); one published state of each."""
+        cdef list slots = []
+        for as_id in range(_config(self).address_spaces):
+            slots += _range(self, 0, 0, 0, _as_id(self, as_id))
+        return iter(slots)
+
     def __repr__(self):
         if self._closed:
-            return "<VM closed>"
+            return "<VM closed>" if self._vm is not NULL else "<VM not made: __init__() was not called>"
         return (f"<VM {self.backend}: {len(self)} slots, {self.nr_memslot_pages} pages, "
                 f"{self._address_spaces} address space{'s' if self._address_spaces > 1 else ''}>")
 
+    # A VM that a subclass has not made yet has no slots.
+
     cdef uint64_t c_gfn_to_hva(self, uint32_t as_id, uint64_t gfn) noexcept nogil:
-        return ms_gfn_to_hva(self._vm, as_id, gfn)
+        return MS_HVA_ERR_BAD if self._vm is NULL else ms_gfn_to_hva(self._vm, as_id, gfn)
 
     cdef int c_gfn_to_memslot(self, uint32_t as_id, uint64_t gfn, ms_memslot *out) noexcept nogil:
-        return ms_gfn_to_memslot(self._vm, as_id, gfn, out)
+        return -ENOENT if self._vm is NULL else ms_gfn_to_memslot(self._vm, as_id, gfn, out)
 
     # -- life
 
@@ -508,13 +588,13 @@ A virtual machine's memory slots (struct kvm, as far as slots go).
 
     @property
     def closed(self):
-        """Whether close() has been called."""
+        """Whether calls raise ClosedError: after close(), and in a subclass before super().__init__()."""
         return self._closed
 
     @property
     def address_spaces(self):
         """How many address spaces (KVM_CAP_MULTI_ADDRESS_SPACE)."""
-        return self._address_spaces
+        return _config(self).address_spaces
 
     @property
     def user_mem_slots(self):
@@ -608,7 +688,7 @@ A virtual machine's memory slots (struct kvm, as far as slots go).
         set_user_memory_region, RegionOverlapError also for an id that exists.  O((m + n) log (m + n)).
         """
         cdef uint32_t space = _as_id(self, as_id)
-        cdef cnp.ndarray rows = _rows_to_load(_not_too_many(self, array), space)
+        cdef cnp.ndarray rows = _rows_to_load(self, array, space)
         cdef const ms_memslot *slots = <const ms_memslot *>cnp.PyArray_DATA(rows)
         cdef size_t n = rows.size
         cdef ms_error err
@@ -622,17 +702,15 @@ A virtual machine's memory slots (struct kvm, as far as slots go).
             _report_hooks(self)
 
     def add_listener(self, listener):
-        """Adds a Listener behind those there are.  RegionOverlapError if it is there already."""
+        """Adds a Listener behind those there are.  RegionOverlapError if it is there already.
+
+        TypeError for an object without the four hooks, for a hook that is a coroutine or a generator, and for a method
+        whose name is nearly that of a hook, such as prepaer."""
         cdef _Hook hook = _Hook.__new__(_Hook)
         cdef ms_error err
         cdef int r
         _check_open(self)
-        if isinstance(listener, type):
-            raise TypeError(f"a listener is an object, not a class: {listener.__name__}()?")
-        for name in ("prepare", "abort", "flush", "commit"):
-            if not callable(getattr(listener, name, None)):
-                raise TypeError(f"a listener has prepare, abort, flush and commit; {name} of "
-                                f"{type(listener).__name__} is not callable")
+        check_hooks(listener)
         hook.listener = listener
         hook.raised = self._raised
         hook.c.opaque = <void *>hook
@@ -733,9 +811,11 @@ A virtual machine's memory slots (struct kvm, as far as slots go).
     def gfn_to_hva_many(self, gfns, out=None, as_id=0, bint write=True):
         """Host addresses (uint64, bytes) of guest frames: an array of the same shape.
 
-        gfns: uint64, or int64 without negatives, any shape and strides, the machine's byte order, aligned; an
-        ndarray or anything with a buffer.  out: a writable uint64 array of that shape.  HVA_ERR_BAD stands in holes
-        and INVALID slots, HVA_ERR_RO_BAD in READONLY slots when write is true; test with ``>= HVA_ERR_MIN``.
+        gfns: integers that are not negative, of any shape: an ndarray, a buffer, an object with __array__ (a pandas
+        Series, an Arrow array), a list.  uint64 and int64 in the machine's byte order are read where they lie; others
+        are converted first.  Floats, bools and masked arrays raise TypeError, which says how to convert them.
+        out: a writable ndarray of uint64 of that shape.  HVA_ERR_BAD stands in holes and INVALID slots, HVA_ERR_RO_BAD
+        in READONLY slots when write is true; test with ``>= HVA_ERR_MIN``.
         All answers come from one published state, and no change waits for a long call (``index_policy`` says how).
         TypeError and ValueError before anything is written; Ctrl-C ends a long call of the main thread within some
         ten milliseconds (while it makes an index, when that is done: 0.1 s for a million slots), and what was answered
@@ -813,9 +893,7 @@ A virtual machine's memory slots (struct kvm, as far as slots go).
 
     def snapshot(self, as_id=0):
         """An immutable, picklable copy of the slots of an address space."""
-        cdef uint32_t space = _as_id(self, as_id)
-        with ReadSection(self):
-            return Snapshot(self.memslots_array(space), space, self.generation(space))
+        return _snapshot(self, _as_id(self, as_id))
 
     def create_vcpu(self):
         """A VCPU, which has a last_used_slot of its own."""
@@ -872,13 +950,14 @@ A virtual machine's memory slots (struct kvm, as far as slots go).
         _check_open(self)
         with nogil:
             r = ms_get_dirty_log(self._vm, space, id, NULL, 0, &n, &err)
-        raise _refusal(self, r, &err, Request(id, space))
+        raise _refusal(self, r, &err, Request(id, space, bits_lost=not self.manual_dirty_log_protect))
 
     def clear_dirty_log(self, slot, first_page, num_pages, bitmap, as_id=0):
         """KVM_CLEAR_DIRTY_LOG: clears, of pages [first_page, first_page + num_pages), those whose bit is set.
 
-        bitmap: ceil(num_pages / 64) uint64 words, bit 0 is first_page.  first_page is a multiple of 64, num_pages
-        too unless it ends where the slot ends.  None is KVM's bad pointer: EFAULT where KVM looks at it.
+        bitmap: ceil(num_pages / 64) uint64 words, bit 0 is first_page; int64 stands for the same 64 bits.  first_page
+        is a multiple of 64, num_pages too unless it ends where the slot ends.  None is KVM's bad pointer: EFAULT where
+        KVM looks at it, and nothing is cleared.
         """
         cdef uint32_t id = _u32(slot, "slot"), space = _u32(as_id, "as_id")
         cdef uint64_t first = _u64(first_page, "first_page")
@@ -890,7 +969,7 @@ A virtual machine's memory slots (struct kvm, as far as slots go).
         cdef int r
         _check_open(self)
         if bitmap is not None:
-            words = _numbers(bitmap, "bitmap")
+            words = _words(bitmap, "bitmap")
             if words.ndim != 1:
                 raise ValueError(f"bitmap must have one dimension, not {words.ndim}")
             n = cnp.PyArray_SIZE(words)
@@ -978,4 +1057,5 @@ A virtual machine's memory slots (struct kvm, as far as slots go).
 
 include "_vcpu.pxi"
 include "_update.pxi"
+include "_snapshot.pxi"
 include "_measure.pxi"

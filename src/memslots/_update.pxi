@@ -33,6 +33,10 @@ cdef class ReadSection:
         self.depth -= 1
         ms_read_unlock(self.vm._vm)
 
+    def __repr__(self):
+        state = "not entered" if not self.depth else "entered once" if self.depth == 1 else f"entered {self.depth} times"
+        return f"<ReadSection of {self.vm!r}: {state}>"
+
     def __dealloc__(self):
         if self.owner == ms_thread_number():
             for _ in range(self.depth):
@@ -110,6 +114,10 @@ cdef class Update:
     def __cinit__(self, VM vm not None, as_id=0):
         self.vm = vm
         self.as_id = _as_id(vm, as_id)
+
+    def __repr__(self):
+        state = "running" if self._owner else "not running"
+        return f"<Update of address space {self.as_id} of {self.vm!r}: {state}>"
 
     def __dealloc__(self):
         cdef ms_update *u = self._u

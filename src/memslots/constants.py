@@ -7,6 +7,19 @@ import enum
 
 import numpy as np
 
+__all__ = [
+    "DIRTY_LOG_INITIALLY_SET",
+    "DIRTY_LOG_MANUAL_PROTECT_ENABLE",
+    "HVA_ERR_BAD",
+    "HVA_ERR_MIN",
+    "HVA_ERR_RO_BAD",
+    "MEMSLOT_DTYPE",
+    "MEM_MAX_NR_PAGES",
+    "PAGE_SHIFT",
+    "PAGE_SIZE",
+    "MemFlag",
+]
+
 PAGE_SHIFT = 12
 PAGE_SIZE = 1 << PAGE_SHIFT
 

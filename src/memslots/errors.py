@@ -12,7 +12,26 @@ import threading as _threading
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-PAGE_SIZE = 4096
+from .constants import PAGE_SIZE, MemFlag
+
+__all__ = [
+    "ClosedError",
+    "ForkedError",
+    "GfnNotMappedError",
+    "GuestAccessError",
+    "GuestMemfdError",
+    "InvalidRegionError",
+    "InvariantError",
+    "MemslotsError",
+    "NoSuchSlotError",
+    "NotSupportedError",
+    "OutOfMemoryError",
+    "ReadOnlySlotError",
+    "ReaderStallWarning",
+    "ReentrantChangeError",
+    "RegionOverlapError",
+    "UpdateError",
+]
 
 
 class MemslotsError(OSError):
@@ -70,11 +89,11 @@ class ReentrantChangeError(MemslotsError, RuntimeError):
 
 
 class ClosedError(MemslotsError, ValueError):
-    """EBADF: the VM has been closed."""
+    """EBADF: the VM has been closed, or its subclass has not called ``super().__init__()``."""
 
 
 class GuestMemfdError(MemslotsError, ValueError):
-    """EBADF: no guest_memfd stands behind the number."""
+    """EBADF: the guest_memfd is not an open file; EINVAL: it is one, but no guest_memfd."""
 
 
 class NotSupportedError(MemslotsError, NotImplementedError):
@@ -165,10 +184,19 @@ class Request(NamedTuple):
     first_page: int = 0
     num_pages: int = 0
     value: int = 0
+    bits_lost: bool = False  # get_dirty_log() had taken them out of the log
 
 
 def _span(gpa: int, size: int) -> str:
     return f"[{gpa:#x}, {gpa + size:#x})"
+
+
+def _flags(flags: int) -> str:
+    """0x5 (LOG_DIRTY_PAGES | GUEST_MEMFD); bits without a name stand as a number."""
+    names = [flag.name or "" for flag in MemFlag if flags & flag]
+    rest = flags & ~sum(MemFlag)
+    parts = names + ([hex(rest)] if rest and names else [])
+    return f"{flags:#x} ({' | '.join(parts)})" if names else f"{flags:#x}"
 
 
 def _other(other: Any) -> str:
@@ -177,7 +205,10 @@ def _other(other: Any) -> str:
 
 _MESSAGES: dict[str, Callable[[Request, int, Any], str]] = {
     "SLOT_ID": lambda q, limit, o: f"slot {q.slot} is not below {limit}, the number of slots",
-    "FLAGS": lambda q, limit, o: f"flags {q.flags:#x} of slot {q.slot} are not within {limit:#x}",
+    "FLAGS": lambda q, limit, o: (
+        f"flags {_flags(q.flags)} of slot {q.slot}: {_flags(q.flags & ~limit)} is not allowed"
+        f"{' with GUEST_MEMFD' if limit == MemFlag.GUEST_MEMFD else ''}; allowed is {_flags(limit)}"
+    ),
     "SIZE_ALIGN": lambda q, limit, o: (
         f"memory_size {q.memory_size:#x} of slot {q.slot} is no multiple of the page size {PAGE_SIZE}"
     ),
@@ -220,7 +251,8 @@ _MESSAGES: dict[str, Callable[[Request, int, Any], str]] = {
         f"in address space {q.as_id}"
     ),
     "GMEM_FD": lambda q, limit, o: (
-        f"no guest_memfd stands behind {q.guest_memfd} for slot {q.slot}"
+        f"guest_memfd {q.guest_memfd} of slot {q.slot} is "
+        f"{'an open file, but no guest_memfd' if limit else 'not an open file'}"
     ),
     "GPA_LIMIT": lambda q, limit, o: (
         f"slot {q.slot} {_span(q.guest_phys_addr, q.memory_size)} ends beyond {limit:#x}, "
@@ -237,7 +269,10 @@ _MESSAGES: dict[str, Callable[[Request, int, Any], str]] = {
         "lie inside, and their number be a multiple of 64 unless they end where the slot ends"
     ),
     "BITMAP_SIZE": lambda q, limit, o: f"the bitmap has {q.value} words, not {limit}",
-    "NULL_BUFFER": lambda q, limit, o: "no bitmap was given; harvested bits are lost",
+    "NULL_BUFFER": lambda q, limit, o: (
+        "no bitmap was given; "
+        + ("the bits that were taken out of the log are lost" if q.bits_lost else "the log is as it was")
+    ),
     "DUPLICATE_ID": lambda q, limit, o: f"slot {q.slot} is there already: {_other(o)}",
     "MANUAL_PROTECT": lambda q, limit, o: f"manual_dirty_log_protect is 0, 1 or 3, not {q.value}",
     "READ_SECTION": lambda q, limit, o: (

@@ -1,11 +1,8 @@
 # SPDX-License-Identifier: MIT
-# memslots.h, name for name.
+# The types and constants of memslots.h.  A module that cimports them links with nothing; it calls the engine by the
+# methods of VM in _memslots.pxd, since the functions are inside the extension (_calls.pxd) and have no symbols outside.
 from libc.stddef cimport ptrdiff_t
 from libc.stdint cimport int32_t, uint32_t, uint64_t
-
-
-cdef extern from "<stdbool.h>" nogil:
-    ctypedef unsigned char c_bool "bool"
 
 
 cdef extern from "memslots.h" nogil:
@@ -23,7 +20,6 @@ cdef extern from "memslots.h" nogil:
         pass
     struct ms_slot:
         pass
-
     struct ms_memslot:
         uint64_t base_gfn
         uint64_t npages
@@ -83,6 +79,7 @@ cdef extern from "memslots.h" nogil:
         uint32_t thread_id
         uint32_t report
         uint64_t waited_ns
+
     ctypedef void ms_stall_fn(void *opaque, const ms_stall *stall) noexcept
 
     struct ms_config:
@@ -94,18 +91,8 @@ cdef extern from "memslots.h" nogil:
         ms_stall_fn *report_stall
         void *stall_opaque
 
-    void ms_config_init(ms_config *config)
-    int ms_vm_create(const ms_config *config, ms_vm **out)
-    int ms_vm_close(ms_vm *vm, ms_error *err)
     ctypedef int ms_poll_fn() noexcept
-    void ms_set_poll(ms_poll_fn *poll)
-    void ms_vm_destroy(ms_vm *vm)
-
     uint32_t MS_STALL_AFTER_MS_DEFAULT
-    int ms_set_stall_report(ms_vm *vm, uint32_t after_ms, ms_stall_fn *report, void *opaque, ms_error *err)
-
-    const ms_config *ms_vm_config(const ms_vm *vm)
-    const char *ms_backend_name(size_t i)
 
     struct ms_userspace_memory_region:
         uint32_t slot
@@ -116,9 +103,6 @@ cdef extern from "memslots.h" nogil:
         uint64_t memory_size
         uint64_t userspace_addr
         uint64_t guest_memfd_offset
-
-    int ms_set_user_memory_region(ms_vm *vm, const ms_userspace_memory_region *region, ms_error *err)
-    int ms_load_memslots(ms_vm *vm, uint32_t as_id, const ms_memslot *slots, size_t n, ms_error *err)
 
     enum ms_change_kind:
         MS_CREATE
@@ -138,18 +122,6 @@ cdef extern from "memslots.h" nogil:
         void (*flush)(void *opaque, const ms_memslot *active, const ms_memslot *old) noexcept
         void (*commit)(void *opaque, const ms_change *change) noexcept
 
-    int ms_add_listener(ms_vm *vm, const ms_listener *listener, ms_error *err)
-    int ms_remove_listener(ms_vm *vm, const ms_listener *listener, ms_error *err)
-
-    int ms_read_lock(ms_vm *vm)
-    void ms_read_unlock(ms_vm *vm)
-    uint64_t ms_thread_number()
-    int ms_gfn_to_memslot(ms_vm *vm, uint32_t as_id, uint64_t gfn, ms_memslot *out)
-    int ms_id_to_memslot(ms_vm *vm, uint32_t as_id, uint32_t id, ms_memslot *out)
-    uint64_t ms_gfn_to_hva(ms_vm *vm, uint32_t as_id, uint64_t gfn)
-    uint64_t ms_gfn_to_hva_prot(ms_vm *vm, uint32_t as_id, uint64_t gfn, c_bool *writable)
-    bint ms_is_visible_gfn(ms_vm *vm, uint32_t as_id, uint64_t gfn)
-
     struct ms_batch:
         const void *in_ "in"
         ptrdiff_t in_stride
@@ -162,9 +134,6 @@ cdef extern from "memslots.h" nogil:
     size_t MS_BATCH_BRIEF
     size_t MS_BATCH_POLL
     size_t MS_BATCH_PIECE
-    int ms_gfn_to_hva_many(ms_vm *vm, uint32_t as_id, const ms_batch *batch, bint write)
-    int ms_gpa_to_hva_many(ms_vm *vm, uint32_t as_id, const ms_batch *batch, bint write)
-    int ms_gfn_to_slot_id_many(ms_vm *vm, uint32_t as_id, const ms_batch *batch)
 
     enum ms_index_policy:
         MS_INDEX_AUTO
@@ -172,56 +141,13 @@ cdef extern from "memslots.h" nogil:
         MS_INDEX_EAGER
         MS_INDEX_WALK
 
-    void ms_set_index_policy(ms_vm *vm, ms_index_policy policy)
-    ms_index_policy get_index_policy "ms_index_policy"(const ms_vm *vm)
-    size_t ms_memslots_in_gfn_range(ms_vm *vm, uint32_t as_id, uint64_t start, uint64_t end, ms_memslot *out,
-                                    size_t room)
-    size_t ms_memslots_in_hva_range(ms_vm *vm, uint32_t as_id, uint64_t start, uint64_t last, ms_memslot *out,
-                                    size_t room)
-    size_t ms_memslots(ms_vm *vm, uint32_t as_id, ms_memslot *out, size_t room)
-
     struct ms_hva_hit:
         ms_memslot slot
         uint64_t gfn
 
-    size_t ms_hva_to_gfns(ms_vm *vm, uint64_t hva, ms_hva_hit *out, size_t room)
-    uint64_t ms_generation(ms_vm *vm, uint32_t as_id)
-    uint64_t ms_nr_memslots(const ms_vm *vm)
-    uint64_t ms_nr_memslot_pages(const ms_vm *vm)
-
-    int ms_vcpu_create(ms_vm *vm, ms_vcpu **out, ms_error *err)
-    void ms_vcpu_destroy(ms_vcpu *vcpu)
-    int ms_vcpu_set_as_id(ms_vcpu *vcpu, uint32_t as_id)
-    uint32_t ms_vcpu_as_id(const ms_vcpu *vcpu)
-    int ms_vcpu_gfn_to_memslot(ms_vcpu *vcpu, uint64_t gfn, ms_memslot *out)
-    uint64_t ms_vcpu_gfn_to_hva(ms_vcpu *vcpu, uint64_t gfn)
-
-    void ms_mark_page_dirty(ms_vm *vm, uint32_t as_id, uint64_t gfn)
-    int ms_mark_page_dirty_many(ms_vm *vm, uint32_t as_id, const ms_batch *batch)
-    int ms_get_dirty_log(ms_vm *vm, uint32_t as_id, uint32_t slot, uint64_t *bitmap, size_t room, size_t *nwords,
-                         ms_error *err)
-    int ms_clear_dirty_log(ms_vm *vm, uint32_t as_id, uint32_t slot, uint64_t first_page, uint32_t num_pages,
-                           const uint64_t *bitmap, size_t nwords, ms_error *err)
-    int ms_set_manual_dirty_log_protect(ms_vm *vm, uint64_t value, ms_error *err)
-    uint64_t ms_manual_dirty_log_protect(const ms_vm *vm)
-
-    int ms_update_begin(ms_vm *vm, uint32_t as_id, ms_update **out, ms_error *err)
-    int ms_update_end(ms_update *update, bint keep, ms_error *err)
-    void ms_update_abandon(ms_update *update)
-    int ms_update_copy(ms_update *update, ms_slot *old, const ms_memslot *slot, ms_slot **out, ms_error *err)
-    int ms_update_replace(ms_update *update, ms_slot *old, ms_slot *new_slot, ms_error *err)
-    int ms_update_invalidate(ms_update *update, ms_slot *slot, ms_slot **out, ms_error *err)
-    int ms_update_swap(ms_update *update, ms_error *err)
-    int ms_update_activate(ms_update *update, ms_slot *old, ms_slot *new_slot, ms_error *err)
-    size_t ms_update_slots(ms_update *update, bint active, ms_slot **out, size_t room)
-    ms_slot *ms_update_find(ms_update *update, bint active, uint32_t id)
-    int ms_update_value(ms_update *update, const ms_slot *slot, ms_memslot *out)
-
     struct ms_violation:
         char invariant[8]
         char text[184]
-
-    int ms_check(ms_vm *vm, ms_violation *violation, ms_error *err)
 
     struct ms_stats:
         uint64_t hits_last_used
@@ -243,9 +169,3 @@ cdef extern from "memslots.h" nogil:
         uint64_t index_patches
         uint64_t bytes
         uint64_t blocks
-
-    void ms_get_stats(ms_vm *vm, ms_stats *out)
-    const char *ms_build_info()
-    const char *ms_simd()
-    const char *ms_simd_name(size_t i)
-    int ms_set_simd(const char *name)

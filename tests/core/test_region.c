@@ -9,6 +9,9 @@
  */
 #include "fixture.h"
 
+#include <fcntl.h>
+#include <limits.h>
+
 /* ---- the rules in the order of the specification ---- */
 
 enum position {
@@ -986,9 +989,8 @@ static void test_load(void)
 	end_vm(vm);
 }
 
-/* Two entries, 3 and `rival`, exclude each other: either one may be refused because of the other. */
-static void check_load_refused_for(struct ms_vm *vm, struct ms_memslot bad, int want, enum ms_rule rule,
-				   uint32_t other_id, uint32_t rival)
+/* Entry 3 is refused, also where it and an earlier entry exclude each other. */
+static void check_load_refused(struct ms_vm *vm, struct ms_memslot bad, int want, enum ms_rule rule, uint32_t other_id)
 {
 	struct ms_memslot list[5] = { entry(10, 0x1000, 16, 0), entry(11, 0x1010, 16, MS_MEM_LOG_DIRTY_PAGES),
 				      entry(12, 0x900, 16, 0), bad, entry(13, 0x2000, 1, 0) };
@@ -998,10 +1000,7 @@ static void check_load_refused_for(struct ms_vm *vm, struct ms_memslot bad, int 
 
 	CHECK_EQ(ms_load_memslots(vm, 0, list, 5, &err), want);
 	CHECK_EQ(err.rule, rule);
-	if (rival != 3 && err.index == rival)
-		CHECK_EQ(err.other.id, bad.id);
-	else
-		CHECK(err.index == 3 && err.other.id == other_id);
+	CHECK(err.index == 3 && err.other.id == other_id);
 	after = picture_of(vm);
 	now = held_by(vm);
 	CHECK(same_picture(&before, &after));
@@ -1010,11 +1009,6 @@ static void check_load_refused_for(struct ms_vm *vm, struct ms_memslot bad, int 
 	CHECK_EQ(now.bytes, stats.bytes);
 	CHECK_EQ(now.refused, stats.refused + 1);
 	check_sound(vm);
-}
-
-static void check_load_refused(struct ms_vm *vm, struct ms_memslot bad, int want, enum ms_rule rule, uint32_t other_id)
-{
-	check_load_refused_for(vm, bad, want, rule, other_id, 3);
 }
 
 static void test_load_refused(void)
@@ -1034,10 +1028,70 @@ static void test_load_refused(void)
 	check_load_refused(vm, entry(14, (uint64_t)1 << 52, 1, 0), -EINVAL, MS_RULE_GPA_WRAP, 0);
 	check_load_refused(vm, entry(14, ((uint64_t)1 << 52) - 1, 1, 0), -EINVAL, MS_RULE_GPA_WRAP, 0);
 	check_load_refused(vm, entry(1, 0x5000, 1, 0), -EEXIST, MS_RULE_DUPLICATE_ID, 1);
-	check_load_refused_for(vm, entry(11, 0x5000, 1, 0), -EEXIST, MS_RULE_DUPLICATE_ID, 11, 1);
+	check_load_refused(vm, entry(11, 0x5000, 1, 0), -EEXIST, MS_RULE_DUPLICATE_ID, 11);
 	check_load_refused(vm, entry(14, 0x10f, 1, 0), -EEXIST, MS_RULE_OVERLAP, 1);
-	check_load_refused_for(vm, entry(14, 0x101f, 1, 0), -EEXIST, MS_RULE_OVERLAP, 11, 1);
+	check_load_refused(vm, entry(14, 0x101f, 1, 0), -EEXIST, MS_RULE_OVERLAP, 11);
 	check_load_refused(vm, entry(14, 0x5000, 1, MS_MEM_GUEST_MEMFD), -EBADF, MS_RULE_GMEM_FD, 0);
+	end_vm(vm);
+}
+
+/* Each entry after the good first one is bad; whichever two follow it, the error names the first of them. */
+static void test_load_names_the_first(void)
+{
+	static const struct { struct ms_memslot slot; int want; enum ms_rule rule; } bad[] = {
+		{ { 0x5000, 1, 0x1000, 14, 0, 8, 0 }, -EINVAL, MS_RULE_FLAGS },
+		{ { 0x6000, 0, 0x1000, 15, 0, 0, 0 }, -EINVAL, MS_RULE_NPAGES },
+		{ { 0x7000, 1, 0x1000, 1, 0, 0, 0 }, -EEXIST, MS_RULE_DUPLICATE_ID },
+		{ { 0x108, 1, 0x1000, 16, 0, 0, 0 }, -EEXIST, MS_RULE_OVERLAP },
+		{ { 0x8000, 1, 0x1000, 10, 0, 0, 0 }, -EEXIST, MS_RULE_DUPLICATE_ID },
+		{ { 0x1001, 1, 0x1000, 17, 0, 0, 0 }, -EEXIST, MS_RULE_OVERLAP },
+		{ { 0xfff, 2, 0x1000, 18, 0, 0, 0 }, -EEXIST, MS_RULE_OVERLAP },
+		{ { 0x10, 1, 0x1000, 19, 0, MS_MEM_GUEST_MEMFD, 0 }, -EBADF, MS_RULE_GMEM_FD },
+	};
+	struct ms_vm *vm = new_vm(1);
+	struct ms_stats stats;
+
+	CHECK_EQ(set(vm, 0, 1, 0x100, 16, MS_MEM_LOG_DIRTY_PAGES), 0);
+	stats = held_by(vm);
+	for (size_t i = 0; i < ARRAY_SIZE(bad); i++)
+		for (size_t j = 0; j < ARRAY_SIZE(bad); j++) {
+			struct ms_memslot list[] = { entry(10, 0x1000, 16, 0), bad[i].slot, bad[j].slot };
+			struct ms_error err = { 0 };
+
+			CHECK_EQ(ms_load_memslots(vm, 0, list, 3, &err), bad[i].want);
+			CHECK_EQ(err.index, 1);
+			CHECK_EQ(err.rule, bad[i].rule);
+			CHECK_EQ(ms_load_memslots(vm, 0, list, 3, NULL), bad[i].want);
+			CHECK_EQ(held_by(vm).blocks, stats.blocks);
+			check_sound(vm);
+		}
+	end_vm(vm);
+}
+
+/* No guest_memfd exists outside KVM: EINVAL for a file that is open, EBADF for one that is not or only names a path. */
+static void test_guest_memfd(void)
+{
+	struct ms_userspace_memory_region r = {
+		.slot = 3, .flags = MS_MEM_GUEST_MEMFD, .guest_phys_addr = 0x100000, .memory_size = 0x1000,
+	};
+	struct ms_vm *vm = new_vm(1);
+	struct ms_error err;
+	int closed = dup(0), path = open("/", O_PATH), file = open("/dev/null", O_RDONLY);
+
+	CHECK(closed >= 0 && path >= 0 && file >= 0);
+	close(closed);
+	for (int i = 0; i < 5; i++) {
+		int fd = (const int[]){ -1, closed, INT_MAX, path, file }[i];
+
+		r.guest_memfd = fd;
+		CHECK_EQ(ms_set_user_memory_region(vm, &r, &err), fd == file ? -EINVAL : -EBADF);
+		CHECK_EQ(err.rule, MS_RULE_GMEM_FD);
+		CHECK_EQ(err.limit, fd == file);
+	}
+	close(path);
+	close(file);
+	CHECK_EQ(ms_nr_memslots(vm), 0);
+	check_sound(vm);
 	end_vm(vm);
 }
 
@@ -1050,6 +1104,15 @@ static void test_load_beyond_gpa_limit(void)
 	config.gpa_bits = 36;
 	vm = vm_with(&config);
 	check_load_refused(vm, entry(14, (uint64_t)1 << 24, 1, 0), -EINVAL, MS_RULE_GPA_LIMIT, 0);
+	{
+		struct ms_memslot list[] = { entry(10, 0, 1, 0), entry(11, (uint64_t)1 << 24, 1, 0),
+					     entry(12, (uint64_t)1 << 25, 1, 0) };
+		struct ms_error err;
+
+		CHECK_EQ(ms_load_memslots(vm, 0, list, 3, &err), -EINVAL);
+		CHECK_EQ(err.rule, MS_RULE_GPA_LIMIT);
+		CHECK_EQ(err.index, 1);
+	}
 	end_vm(vm);
 }
 
@@ -1247,6 +1310,8 @@ static void test_all(void)
 	test_clear_nothing_at_the_end();
 	test_load();
 	test_load_refused();
+	test_load_names_the_first();
+	test_guest_memfd();
 	test_slot_limits();
 	test_hva_limits();
 	test_space_limits();

@@ -10,6 +10,7 @@ a lookup that finds nothing has none.
 """
 
 import errno
+import fcntl
 import os
 from bisect import bisect_right, insort
 from collections.abc import Iterable
@@ -166,7 +167,7 @@ class ModelVM:
         base_gfn, npages = guest_phys_addr // PAGE_SIZE, memory_size // PAGE_SIZE
         new = Slot(slot, as_id, base_gfn, npages, userspace_addr, flags)
         if old is None:
-            return self._create(new)
+            return self._create(new, guest_memfd)
         self._check_against_old(old, new)
         if new.base_gfn != old.base_gfn:
             return self._move(old, new)
@@ -206,13 +207,14 @@ class ModelVM:
         """The architecture's prepare hook; all that it can refuse."""
         _refuse_if(new.end_gfn * PAGE_SIZE > 2**self.gpa_bits, errno.EINVAL, "GPA_LIMIT")
 
-    def _check_create(self, space: AddressSpace, new: Slot) -> None:
+    def _check_create(self, space: AddressSpace, new: Slot, guest_memfd: int = -1) -> None:
         _refuse_if(self.nr_memslot_pages + new.npages >= U64, errno.EINVAL, "TOTAL_PAGES")
         self._check_overlap(space, new)
-        _refuse_if(new.flags & GUEST_MEMFD, errno.EBADF, "GMEM_FD")
+        number = errno.EINVAL if _is_open(guest_memfd) else errno.EBADF
+        _refuse_if(new.flags & GUEST_MEMFD, number, "GMEM_FD")
 
-    def _create(self, new: Slot) -> None:
-        self._check_create(self._spaces[new.as_id], new)
+    def _create(self, new: Slot, guest_memfd: int) -> None:
+        self._check_create(self._spaces[new.as_id], new, guest_memfd)
         self._check_gpa_limit(new)
         self._put(None, new)
         self._swap(new.as_id)
@@ -440,6 +442,14 @@ class ModelVM:
 def _slot_of_row(row: np.void, as_id: int) -> Slot:
     fields = ("base_gfn", "npages", "userspace_addr", "flags")
     return Slot(int(row["id"]), as_id, *(int(row[field]) for field in fields))
+
+
+def _is_open(fd: int) -> bool:
+    """Whether the number is an open file, as the kernel's fget() decides: O_PATH does not count."""
+    try:
+        return not fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_PATH
+    except (OSError, ValueError):
+        return False
 
 
 def _refuse_if(condition: object, number: int, rule: str) -> None:

@@ -69,9 +69,23 @@ def refused(error, call, *args):
 """
 
 
+def memslot(
+    id: int, as_id: int, base_gfn: int, npages: int, userspace_addr: int, flags: int = 0
+) -> MemorySlot:
+    """A MemorySlot of its fields in the order of its repr."""
+    return MemorySlot(
+        id=id,
+        as_id=as_id,
+        base_gfn=base_gfn,
+        npages=npages,
+        userspace_addr=userspace_addr,
+        flags=flags,
+    )
+
+
 def slot(id: int, base: int, npages: int, flags: int = 0, as_id: int = 0) -> MemorySlot:
     """The MemorySlot that put() makes with the same arguments."""
-    return MemorySlot(id, as_id, base, npages, id * 2**30, flags)
+    return memslot(id, as_id, base, npages, id * 2**30, flags)
 
 
 Calls = list[tuple[Any, ...]]

@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: MIT
 """What README promises to authors of Cython modules: cimport VM, compile with get_include(), link with nothing."""
 
+from __future__ import annotations
+
 import importlib.util
-import os
+import re
 import shlex
 import subprocess
 import sys
@@ -13,28 +15,29 @@ from types import ModuleType
 import pytest
 
 import memslots
+from memslots import ClosedError
 
 pytest.importorskip("Cython", reason="Cython is not installed here")
 
-SOURCE = Path(__file__).parents[1] / "consumers" / "walker.pyx"
+SITE = Path(memslots.__file__).parents[1]
+WALKER = Path(__file__).parents[1] / "consumers" / "walker.pyx"
 
 
-def build(folder: Path) -> Path:
-    """Translates and compiles the module as its author would, into `folder`."""
-    site = Path(memslots.__file__).parents[1]
-    c_file = folder / "walker.c"
-    module = folder / f"walker{sysconfig.get_config_var('EXT_SUFFIX')}"
-    cython = [sys.executable, "-m", "cython", "-3", "-I", str(site), str(SOURCE), "-o", str(c_file)]
+def build(source: Path, folder: Path) -> ModuleType:
+    """Translates and compiles the module as its author would, into `folder`, and imports it."""
+    c_file = folder / f"{source.stem}.c"
+    module = folder / f"{source.stem}{sysconfig.get_config_var('EXT_SUFFIX')}"
+    cython = [sys.executable, "-m", "cython", "-3", "-I", str(SITE), str(source), "-o", str(c_file)]
     subprocess.run(cython, check=True)
     compiler = shlex.split(sysconfig.get_config_var("CC") or "cc")
     includes = [f"-I{sysconfig.get_path('include')}", f"-I{memslots.get_include()}"]
     command = [*compiler, "-O1", "-shared", "-fPIC", *includes, str(c_file), "-o", str(module)]
     subprocess.run(command, check=True)
-    return module
+    return load(source.stem, module)
 
 
-def load(path: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location("walker", path)
+def load(name: str, path: Path) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, path)
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -44,11 +47,90 @@ def load(path: Path) -> ModuleType:
 
 @pytest.mark.slow
 def test_a_foreign_module_calls_the_engine(tmp_path: Path) -> None:
-    if not os.path.exists(os.path.join(memslots.get_include(), "memslots.h")):
-        pytest.skip("this build of the package lies without its header")
-    walker = load(build(tmp_path))
+    walker = build(WALKER, tmp_path)
     with memslots.VM() as vm:
         vm.set_user_memory_region(0, guest_phys_addr=0, memory_size=0x4000, userspace_addr=0x10000)
         assert walker.walk(vm, 0, 4) == sum(0x10000 + 4096 * i for i in range(4))
         with pytest.raises(TypeError):
             walker.walk(None, 0, 1)
+
+
+# ---- every public name ---------------------------------------------------------------------------
+
+PXD = (Path(memslots.__file__).parent / "libmemslots.pxd").read_text(encoding="utf-8")
+LINES = re.findall(r"^    (\S.*)$", PXD, re.MULTILINE)
+STRUCTS = [line.split()[1].rstrip(":") for line in LINES if line.startswith("struct ")]
+OPAQUE = re.findall(r"struct (\w+):\n        pass", PXD)
+ENUMS = re.findall(r"^        (MS_\w+)$", PXD, re.MULTILINE)
+CONSTANTS = re.findall(r"^    [\w *]*\W(MS_\w+)$", PXD, re.MULTILINE)
+TYPEDEFS = re.findall(r"^    ctypedef \w+ (\w+)\(", PXD, re.MULTILINE)
+
+
+def test_no_function_is_declared() -> None:
+    """A module that is linked with nothing cannot call one: the name would be undefined when it is imported."""
+    calls = [line for line in LINES if "(" in line and not line.startswith("ctypedef ")]
+    assert calls == []
+    assert not list(Path(memslots.__file__).parent.glob("_calls.pxd")) or "site-packages" not in str(SITE)
+    assert len(STRUCTS) >= 15
+    assert len(ENUMS) >= 40
+    assert len(CONSTANTS) >= 9
+
+
+def consumer() -> str:
+    """A module that cimports and uses every name that a user can see, and calls every method of the classes."""
+    sizes = [f"    total += sizeof({name})" for name in STRUCTS if name not in OPAQUE]
+    pointers = [f"    total += sizeof({name} *)" for name in (*OPAQUE, *TYPEDEFS)]
+    numbers = [f"    numbers.append({name})" for name in (*ENUMS, *CONSTANTS)]
+    return "\n".join(
+        [
+            "# cython: language_level=3",
+            "from memslots cimport VCPU, VM",
+            *(f"from memslots.libmemslots cimport {name}" for name in (*STRUCTS, *ENUMS, *CONSTANTS, *TYPEDEFS)),
+            "def names():",
+            "    cdef size_t total = 0",
+            "    numbers = []",
+            *sizes,
+            *pointers,
+            *numbers,
+            "    return total, numbers",
+            "def calls(VM vm not None, VCPU vcpu not None, gfn):",
+            "    cdef ms_memslot slot",
+            "    cdef int r = vm.c_gfn_to_memslot(0, gfn, &slot)",
+            "    return vm.c_gfn_to_hva(0, gfn), r, slot.id if r == 0 else None, vcpu.vm is vm",
+            "cdef class Sub(VM):",
+            "    def base(self, gfn):",
+            "        return self.c_gfn_to_hva(0, gfn)",
+        ]
+    )
+
+
+@pytest.mark.slow
+def test_every_public_name_compiles_and_imports(tmp_path: Path) -> None:
+    source = tmp_path / "consumer.pyx"
+    source.write_text(consumer(), encoding="utf-8")
+    module = build(source, tmp_path)
+    total, numbers = module.names()
+    assert total > 40
+    assert memslots.__version__.encode() in numbers
+    assert memslots.HVA_ERR_BAD in numbers
+    with memslots.VM() as vm:
+        vm.set_user_memory_region(3, guest_phys_addr=0, memory_size=4096, userspace_addr=0x10000)
+        assert module.calls(vm, vm.create_vcpu(), 0) == (0x10000, 0, 3, True)
+        hva, r, slot, same = module.calls(vm, vm.create_vcpu(), 1)
+        assert (hva, slot, same) == (memslots.HVA_ERR_BAD, None, True)
+        assert r < 0
+    assert module.Sub(address_spaces=2).base(5) == memslots.HVA_ERR_BAD
+
+
+@pytest.mark.slow
+def test_a_vm_that_is_not_made(tmp_path: Path) -> None:
+    """C callers get a hole from a VM whose class has not called super().__init__()."""
+
+    class Forgetful(memslots.VM):
+        def __init__(self) -> None: ...
+
+    walker = build(WALKER, tmp_path)
+    vm = Forgetful()
+    assert walker.walk(vm, 0, 1) == memslots.HVA_ERR_BAD
+    with pytest.raises(ClosedError):
+        vm.gfn_to_hva(0)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from scene import memslot
 
 import memslots
 from memslots import MemorySlot, MemslotsError, errors
@@ -36,7 +37,7 @@ CLASSES = [
     (errno.EINVAL, "HANDLE", memslots.UpdateError, RuntimeError),
     (errno.EINVAL, "SETS_DIFFER", memslots.UpdateError, RuntimeError),
 ]
-OTHER = MemorySlot(3, 0, 0x180, 0x100, 0x7000, 1)
+OTHER = memslot(3, 0, 0x180, 0x100, 0x7000, 1)
 ALL_CLASSES = [
     value
     for value in vars(errors).values()
@@ -232,7 +233,7 @@ def test_real_errors_are_pickled_too() -> None:
             vm.gfn_to_hva(9)
     for caught in (overlap, hole):
         assert same(pickle.loads(pickle.dumps(caught.value)), caught.value)
-    assert overlap.value.other == MemorySlot(0, 0, 0, 1, 0)
+    assert overlap.value.other == memslot(0, 0, 0, 1, 0)
 
 
 # ---- the words of lookups -----------------------------------------------------------------------

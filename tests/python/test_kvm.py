@@ -123,6 +123,11 @@ def test_guest_memfd_goes_through_the_second_call(vm):
         pytest.skip("this kernel has no guest_memfd")
     refused(errno.EINVAL, put, vm, 1, 0, 1, flags=GUEST_MEMFD)
     none = refused(errno.EBADF, put, vm, 1, 0, 1, flags=GUEST_MEMFD, guest_memfd=-1)
+    with open("/dev/null", "rb") as file:  # as memslots.VM: see test_files_that_are_no_guest_memfd
+        refused(errno.EINVAL, put, vm, 1, 0, 1, flags=GUEST_MEMFD, guest_memfd=file.fileno())
+        path = os.open("/dev/null", os.O_PATH)
+        refused(errno.EBADF, put, vm, 1, 0, 1, flags=GUEST_MEMFD, guest_memfd=path)
+        os.close(path)
     assert not isinstance(none, errors.ClosedError)
     unaligned = {"guest_memfd": -1, "guest_memfd_offset": 1}
     refused(errno.EINVAL, put, vm, 1, 0, 1, flags=GUEST_MEMFD, **unaligned)

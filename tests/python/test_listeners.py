@@ -6,11 +6,13 @@ Hooks that call the engine are in test_reentry.py.
 
 from __future__ import annotations
 
+import asyncio
 import errno
+import functools
 import gc
 import threading
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -689,3 +691,276 @@ def test_error_of_a_hook_does_not_keep_the_vm() -> None:
     del vm
     gc.collect()
     assert reference() is None
+
+
+# ---- hooks that return a value -------------------------------------------------------------------
+
+
+async def forgotten() -> None: ...
+
+
+def numbers() -> Iterator[int]:
+    yield 1
+
+
+VALUES: dict[str, Callable[[], Any]] = {
+    "-ENOMEM": lambda: -errno.ENOMEM,
+    "0": lambda: 0,
+    "False": lambda: False,
+    "True": lambda: True,
+    "str": lambda: "no",
+    "NotImplemented": lambda: NotImplemented,
+    "coroutine": forgotten,
+    "generator": numbers,
+    "exception": lambda: OSError(errno.ENOMEM, "returned, not raised"),
+    "future": lambda: asyncio.Future(loop=asyncio.new_event_loop()),
+}
+SHOWN = {"-ENOMEM": "-12", "0": "0", "False": "type bool", "coroutine": "type coroutine"}
+
+
+def returning(hook: str, make: Callable[[], Any]) -> Any:
+    return type("Returning", (Listener,), {hook: lambda self, *args: make()})()
+
+
+@pytest.mark.filterwarnings("ignore:unclosed event loop:ResourceWarning")
+@pytest.mark.parametrize("kind", VALUES)
+@pytest.mark.parametrize("hook", HOOKS)
+def test_hook_that_returns_a_value(hook: str, kind: str) -> None:
+    """TypeError, which refuses the change where prepare returned the value and comes after it elsewhere."""
+    with VM() as vm:
+        put(vm, 1, 10, 4)
+        vm.add_listener(returning(hook, VALUES[kind]))
+        if hook == "abort":
+            vm.add_listener(Recorder(prepare=raising(OneError)))
+        before = vm.memslots()
+        with pytest.raises(OneError if hook == "abort" else TypeError) as caught:
+            put(vm, 1, 50, 4)
+        words = f"{hook}() of Returning must return None, not {'' if kind in ('-ENOMEM', '0') else 'a value of '}"
+        said = "\n".join([str(caught.value), *getattr(caught.value, "__notes__", ())])
+        assert words + SHOWN.get(kind, "") in said
+        refused = hook in ("prepare", "abort")
+        assert (vm.memslots() == before) == refused
+        assert vm.memslots() == [slot(1, 10 if refused else 50, 4)]
+        assert ("to refuse the change, raise an exception" in said) == (hook == "prepare")
+        vm.check()
+    gc.collect()  # no coroutine was left that "was never awaited": that would be an error
+
+
+def test_load_that_a_value_refuses() -> None:
+    rows = np.zeros(2, MEMSLOT_DTYPE)
+    rows["id"], rows["base_gfn"], rows["npages"] = [1, 2], [10, 20], 1
+    with VM() as vm:
+        vm.add_listener(returning("prepare", lambda: -errno.ENOMEM))
+        with pytest.raises(TypeError, match="not -12"):
+            vm.load_memslots(rows)
+        assert len(vm) == 0
+
+
+def test_value_of_a_hook_in_an_update() -> None:
+    """flush runs in the step that makes the slot INVALID: the step is done, and says what was returned."""
+    with VM() as vm:
+        put(vm, 1, 10, 4)
+        vm.add_listener(returning("flush", lambda: 5))
+        update = vm.begin_update()
+        with pytest.raises(TypeError, match=r"flush\(\) of Returning must return None, not 5"), update:
+            update.invalidate(update.find(1))
+        assert vm.memslots() == [slot(1, 10, 4)]
+        vm.check()
+
+
+# ---- hooks that do not run at once ---------------------------------------------------------------
+
+
+class AsyncCall:
+    async def __call__(self, change: Change) -> None: ...
+
+
+async def plain_async(change: Change) -> None: ...
+
+
+DEFERRED: dict[str, Any] = {
+    "async def": plain_async,
+    "partial": functools.partial(plain_async),
+    "partial of partial": functools.partial(functools.partial(plain_async)),
+    "async __call__": AsyncCall(),
+    "generator": lambda change: (yield),
+}
+
+
+@pytest.mark.parametrize("kind", DEFERRED)
+@pytest.mark.parametrize("hook", HOOKS)
+def test_hooks_that_do_not_run_at_once(hook: str, kind: str) -> None:
+    """Refused when they are added: nobody would await a coroutine or drive a generator."""
+    listener: Any = Listener()
+    setattr(listener, hook, DEFERRED[kind])
+    words = "generator" if kind == "generator" else "coroutine"
+    with VM() as vm:
+        with pytest.raises(TypeError, match=rf"{hook} of Listener is a {words} function"):
+            vm.add_listener(listener)
+        put(vm, 0, 0, 1)
+        delattr(listener, hook)
+        vm.add_listener(listener)
+
+
+def test_async_methods_and_generators() -> None:
+    class Async(Listener):
+        async def prepare(self, change: Change) -> None: ...  # type: ignore[override]
+
+    class Yields(Listener):
+        def commit(self, change: Change) -> Iterator[int]:  # type: ignore[override]
+            yield 1
+
+    class Both(Listener):
+        async def flush(self, active: MemorySlot, old: MemorySlot) -> Any:  # type: ignore[override]
+            yield 1
+
+    with VM() as vm:
+        for cls, words in (
+            (Async, "prepare of Async is a coroutine function"),
+            (Yields, "commit of Yields is a generator function"),
+            (Both, "flush of Both is a generator function"),
+        ):
+            with pytest.raises(TypeError, match=words):
+                vm.add_listener(cls())
+        put(vm, 0, 0, 1)
+        assert len(vm) == 1
+
+
+def test_async_hook_that_comes_later() -> None:
+    """One that replaces a hook of a listener that is there is found when it is called; its coroutine is closed."""
+    listener: Any = Listener()
+    with VM() as vm:
+        vm.add_listener(listener)
+        listener.prepare = plain_async
+        with pytest.raises(TypeError, match="a value of type coroutine"):
+            put(vm, 0, 0, 1)
+        assert len(vm) == 0
+    gc.collect()
+
+
+# ---- misspelled hooks ----------------------------------------------------------------------------
+
+MISSPELLED = {
+    "prepaer": "prepare",
+    "prepar": "prepare",
+    "prepared": "prepare",
+    "on_prepare": None,
+    "perpare": "prepare",
+    "Prepare": "prepare",
+    "comit": "commit",
+    "commits": "commit",
+    "committed": None,
+    "flsh": "flush",
+    "flushed": "flush",
+    "abrot": "abort",
+    "aborted": "abort",
+    "_prepare": None,
+    "run": None,
+    "p": None,
+}
+
+
+def method(arguments: int) -> Callable[..., None]:
+    return {
+        0: lambda self: None,
+        1: lambda self, a: None,
+        2: lambda self, a, b: None,
+        3: lambda self, a, b, c: None,
+    }[arguments]
+
+
+@pytest.mark.parametrize("arguments", range(4))
+@pytest.mark.parametrize("name", MISSPELLED)
+def test_misspelled_hooks(name: str, arguments: int) -> None:
+    """TypeError when the class is made, if the method is at most two edits from a hook and has its arity."""
+    hook = MISSPELLED[name]
+    if hook is not None and arguments == (2 if hook == "flush" else 1):
+        with pytest.raises(TypeError, match=rf"Mine\.{name}\(\) is no hook .* did you mean {hook}\(\)"):
+            type("Mine", (Listener,), {name: method(arguments)})
+    else:
+        mine = type("Mine", (Listener,), {name: method(arguments)})()
+        with VM() as vm:
+            vm.add_listener(mine)
+
+
+def test_forms_of_a_misspelled_hook() -> None:
+    """Static and class methods, any callable; a value or a property is no hook."""
+
+    def of_class(cls: type, change: Change) -> None: ...
+
+    for wrong in (
+        staticmethod(lambda change: None),
+        classmethod(of_class),
+        functools.partial(print, "x"),
+        lambda self, *args: None,
+        lambda self, change, more=None: None,
+    ):
+        with pytest.raises(TypeError, match=r"did you mean prepare\(\)"):
+            type("Mine", (Listener,), {"prepaer": wrong})
+    for right in (
+        5,
+        None,
+        property(lambda self: None),
+        int,
+        staticmethod(lambda: None),
+        lambda self, *, change: None,
+    ):
+        type("Mine", (Listener,), {"prepaer": right})
+
+
+def test_a_name_next_to_its_hook_is_no_mistake() -> None:
+    """A class that has the hook too knows how it is spelled; a subclass of it may not."""
+
+    class Knows(Listener):
+        def commit(self, change: Change) -> None:
+            self.commits(change)
+
+        def commits(self, change: Change) -> None: ...
+
+    with VM() as vm:
+        vm.add_listener(Knows())
+        put(vm, 0, 0, 1)
+    with pytest.raises(TypeError, match=r"did you mean commit\(\)"):
+        type("Sub", (Knows,), {"comit": method(1)})
+
+
+def test_misspelled_hooks_of_ducks() -> None:
+    """A listener without the base class is looked at when it is added."""
+    hooks = {"prepare": method(1), "abort": method(1), "flush": method(2), "commit": method(1)}
+    base = type("Base", (), hooks)
+    wrong = dict(hooks)
+    wrong["prepaer"] = wrong.pop("prepare")
+    late: Any = base()
+    late.comit = lambda change: None
+    for listener in (type("Duck", (), wrong)(), type("Duck", (base,), {"prepaer": method(1)})(), late):
+        with VM() as vm:
+            with pytest.raises(TypeError, match=r"did you mean (prepare|commit)\(\)"):
+                vm.add_listener(listener)
+            put(vm, 0, 0, 1)
+    with VM() as vm:
+        vm.add_listener(type("Duck", (base,), {"prepaer": method(2), "committed": method(1)})())
+
+
+def test_repr_of_a_listener() -> None:
+    """It names the hooks that the class overrides."""
+
+    class Mirror(Listener):
+        def commit(self, change: Change) -> None: ...
+
+        def flush(self, active: MemorySlot, old: MemorySlot) -> None: ...
+
+    assert repr(Mirror()) == "<Mirror: flush, commit>"
+    assert repr(Listener()) == "<Listener: no hooks>"
+
+
+def test_init_subclass_passes_keywords_on() -> None:
+    class Keyed:
+        def __init_subclass__(cls, key: int = 0, **kwargs: Any) -> None:
+            super().__init_subclass__(**kwargs)
+            cls.key = key
+
+    class Mine(Listener, Keyed, key=3): ...
+
+    assert Mine.key == 3
+    with pytest.raises(TypeError):
+        type("Mine", (Listener,), {}, key=3)

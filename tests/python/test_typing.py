@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import importlib.util
 import inspect
 import pydoc
@@ -57,6 +58,9 @@ def use(vm: VM) -> int:
     gfns = np.arange(4, dtype=np.uint64)
     hvas: npt.NDArray[np.uint64] = vm.gfn_to_hva_many(gfns, out=gfns, write=False)
     ids: npt.NDArray[np.int32] = vm.gfn_to_slot_id_many(array("Q", [0, 9]))
+    vm.mark_page_dirty_many([0, 9])
+    vm.mark_page_dirty_many(range(9))
+    vm.mark_page_dirty_many(np.arange(9, dtype=np.uint8))
     print(hvas == HVA_ERR_BAD, ids, writable)
     for found, gfn in vm.hva_to_gfns(hva):
         print(found.id + gfn)
@@ -79,6 +83,7 @@ def use(vm: VM) -> int:
     with Own() as own:
         more: str = own.name
         print(more)
+    print(sorted(vm), [slot.id for slot in vm])
     stats: dict[str, int] = vm.stats()
     return stats["swaps"]
 
@@ -90,9 +95,9 @@ with VM(address_spaces=2, backend=backends()[0]) as machine:
     except MemslotsError:
         raise
 print(build_info()["compiler"], get_include())
-match MemorySlot(0, 0, 0, 1, 0):
-    case MemorySlot(id, as_id):
-        print(id, as_id)
+match MemorySlot(id=0, as_id=0, base_gfn=0, npages=1, userspace_addr=0):
+    case MemorySlot(id=number, as_id=space):
+        print(number, space)
 """
 
 # Each line alone is an error, for the reason behind it.
@@ -103,10 +108,12 @@ BAD = {
     "vm.address_spaces = 2": "misc",  # read-only
     "x: int = vm.gfn_to_memslot(0)": "assignment",
     "vm.gfn_to_memslot(0).id": "union-attr",
-    "vm.gfn_to_hva_many([1, 2])": "arg-type",
+    "vm.gfn_to_hva_many([1.5, 2])": "list-item",
+    "vm.gfn_to_hva_many({1, 2})": "arg-type",
     "vm.add_listener(object())": "arg-type",
     "vm.something()": "attr-defined",
-    "memslots.MemorySlot(0)": "call-arg",
+    "memslots.MemorySlot(id=0)": "call-arg",
+    "memslots.MemorySlot(0, 0, 0, 1, 0)": "misc|call-arg",  # keywords
     "vm.create_vcpu().as_id = None": "assignment",
     "class Sub(memslots.MemorySlot): pass": "misc",  # final
 }
@@ -169,7 +176,11 @@ def test_package_is_typed() -> None:
 # ---- stub and module ------------------------------------------------------------------------------------
 
 NODES = {node.name: node for node in STUB.body if isinstance(node, ast.ClassDef | ast.FunctionDef)}
-CLASSES = [name for name, node in NODES.items() if isinstance(node, ast.ClassDef)]
+CLASSES = [
+    name
+    for name, node in NODES.items()
+    if isinstance(node, ast.ClassDef) and not name.startswith("_")
+]
 
 
 def public(names: Any) -> set[str]:
@@ -227,7 +238,7 @@ def is_final(cls: type) -> bool:
 def is_settable(cls: type, member: str) -> bool:
     """Whether the property takes a value; asked of an object of the class with a value that it refuses."""
     vm = memslots.VM()
-    objects = {"VM": vm, "VCPU": vm.create_vcpu(), "MemorySlot": memslots.MemorySlot(0, 0, 0, 1, 0)}
+    objects = {"VM": vm, "VCPU": vm.create_vcpu(), "MemorySlot": memslots.MemorySlot(id=0, as_id=0, base_gfn=0, npages=1, userspace_addr=0)}
     objects |= {"Update": vm.begin_update()}
     target = objects.get(cls.__name__)
     if target is None:
@@ -270,7 +281,7 @@ FUNCTIONS = [
     if isinstance(part, ast.FunctionDef)
     and not part.name.startswith("__")
     and not part.decorator_list
-] + [(None, name) for name in NODES if name not in CLASSES]
+] + [(None, name) for name, node in NODES.items() if isinstance(node, ast.FunctionDef)]
 
 
 @pytest.mark.parametrize(("cls", "name"), FUNCTIONS)
@@ -319,22 +330,29 @@ def test_signature_of_vm() -> None:
     assert (memslots.VM.__doc__ or "").startswith("A virtual machine's memory slots")
 
 
-def test_match_args() -> None:
-    assert memslots.MemorySlot.__match_args__ == (
-        "id",
-        "as_id",
-        "base_gfn",
-        "npages",
-        "userspace_addr",
-        "flags",
-    )
+def test_a_slot_has_no_positions() -> None:
+    """The constructor takes keywords only, so a pattern does too."""
+    assert not hasattr(memslots.MemorySlot, "__match_args__")
+    signature = inspect.signature(memslots.MemorySlot)
+    assert {p.kind for p in signature.parameters.values()} == {inspect.Parameter.KEYWORD_ONLY}
 
 
 def test_all_is_there() -> None:
-    """__all__ has no strangers, no doubles, and everything that the package imports for its users."""
+    """__all__ has no strangers and no doubles, and dir() shows nothing else."""
     assert len(set(memslots.__all__)) == len(memslots.__all__)
     for name in memslots.__all__:
         assert hasattr(memslots, name)
+    assert dir(memslots) == sorted(memslots.__all__)
     modules = {name for name, value in vars(memslots).items() if inspect.ismodule(value)}
-    here = {name for name in vars(memslots) if not name.startswith("_")} - modules - {"annotations"}
+    here = {name for name in vars(memslots) if not name.startswith("_")} - modules
     assert here | {"__version__"} == set(memslots.__all__)
+
+
+@pytest.mark.parametrize("name", ["constants", "errors", "listener"])
+def test_all_of_the_modules(name: str) -> None:
+    """`from memslots.errors import *` brings what the module defines, not what it imported."""
+    module = importlib.import_module(f"memslots.{name}")
+    for public_name in module.__all__:
+        value = getattr(module, public_name)
+        assert getattr(value, "__module__", module.__name__) == module.__name__
+        assert getattr(memslots, public_name) is value

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from scene import PAGE, put
+from scene import PAGE, memslot, put
 
 from memslots import (
     VM,
@@ -120,7 +120,7 @@ def test_delete_step_by_step(vm: VM, as_id: int) -> None:
         inv = u.invalidate(b)
         assert pictured(u) == ("a b! c", "a b c")
         assert u.find(1) == inv != b
-        assert inv.memslot == MemorySlot(1, as_id, 20, 4, 2**30, LOG | MemFlag.INVALID)
+        assert inv.memslot == memslot(1, as_id, 20, 4, 2**30, LOG | MemFlag.INVALID)
         assert looks() == [True, False, 1]
         with pytest.raises(GfnNotMappedError):
             vm.gfn_to_hva(21, as_id)
@@ -148,7 +148,7 @@ def test_move_step_by_step(vm: VM, as_id: int) -> None:
         inv = u.invalidate(b)
         vm.mark_page_dirty(23, as_id)  # an INVALID copy has the same log
         new = u.copy(b, base_gfn=50)
-        assert new.memslot == MemorySlot(1, as_id, 50, 4, 2**30, LOG)
+        assert new.memslot == memslot(1, as_id, 50, 4, 2**30, LOG)
         assert pictured(u) == ("a b! c", "a b c")
         u.replace(b, new)
         assert pictured(u) == ("a b! c", "a c b'")
@@ -171,7 +171,7 @@ def test_create_step_by_step(vm: VM, as_id: int) -> None:
         assert len(vm) == 3
         u.activate(None, d)
         assert pictured(u) == ("a b c d'", "a b c d'")
-        assert in_thread(lambda: vm.gfn_to_memslot(40, as_id)) == MemorySlot(
+        assert in_thread(lambda: vm.gfn_to_memslot(40, as_id)) == memslot(
             3, as_id, 40, 2, PAGE, 2
         )
     assert vm.generation(as_id) == as_id + 2 * (3 + 1)
@@ -274,8 +274,8 @@ def test_flush_is_told_by_invalidate(vm: VM, as_id: int) -> None:
     vm.add_listener(Ear())
     with given_up(vm, as_id) as u:
         u.invalidate(u.find(1))
-    old = MemorySlot(1, as_id, 20, 4, 2**30, LOG)
-    assert heard == [(MemorySlot(1, as_id, 20, 4, 2**30, LOG | MemFlag.INVALID), old)]
+    old = memslot(1, as_id, 20, 4, 2**30, LOG)
+    assert heard == [(memslot(1, as_id, 20, 4, 2**30, LOG | MemFlag.INVALID), old)]
 
 
 def test_flush_that_raises(vm: VM, as_id: int) -> None:
@@ -603,7 +603,7 @@ def test_entered_twice(vm: VM, as_id: int) -> None:
         assert pictured(u) == ("a b c", "a b c")
 
 
-@pytest.mark.parametrize("bad", [1, "slot", MemorySlot(1, 0, 20, 4, 0)])
+@pytest.mark.parametrize("bad", [1, "slot", memslot(1, 0, 20, 4, 0)])
 def test_what_is_no_handle(vm: VM, as_id: int, bad: Any) -> None:
     """A MemorySlot is a value, no slot of a set."""
     with vm.begin_update(as_id) as u:
@@ -737,7 +737,7 @@ def test_reader_delays_a_swap(vm: VM, as_id: int) -> None:
         swapped.set()
         u.replace(b, None)
         reader.join()
-    b_value = MemorySlot(1, as_id, 20, 4, 2**30, LOG)
+    b_value = memslot(1, as_id, 20, 4, 2**30, LOG)
     assert seen == [b_value, b_value, None]
     assert swapped_early == [False]
     assert vm.stats()["grace_waits"] >= 1

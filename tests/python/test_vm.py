@@ -7,6 +7,7 @@ import copy
 import errno
 import gc
 import inspect
+import itertools
 import operator
 import pickle
 import subprocess
@@ -18,7 +19,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from scene import PAGE, put
+from scene import PAGE, memslot, put
 
 import memslots
 from memslots import (
@@ -215,7 +216,7 @@ def test_generations_of_address_spaces_never_meet() -> None:
 def test_create(vm: VM) -> None:
     put(vm, 7, 0x100, 0x10, hva=HVA, flags=LOG)
     slot = vm.id_to_memslot(7)
-    assert slot == MemorySlot(7, 0, 0x100, 0x10, HVA, LOG)
+    assert slot == memslot(7, 0, 0x100, 0x10, HVA, LOG)
     assert vm.gfn_to_memslot(0x10F) == slot
     assert vm.gfn_to_memslot(0x110) is None
     assert vm.gfn_to_memslot(0xFF) is None
@@ -238,7 +239,7 @@ def test_move(vm: VM) -> None:
     """Also onto its own old place, and with a change of flags."""
     put(vm, 1, 100, 10, hva=HVA)
     put(vm, 1, 105, 10, hva=HVA, flags=LOG)
-    assert vm.memslots() == [MemorySlot(1, 0, 105, 10, HVA, LOG)]
+    assert vm.memslots() == [memslot(1, 0, 105, 10, HVA, LOG)]
     assert vm.gfn_to_memslot(104) is None
     assert vm.gfn_to_hva(105) == HVA
     put(vm, 2, 100, 5)
@@ -354,7 +355,7 @@ def test_invalid_slots_are_returned_but_not_used() -> None:
         assert vcpu.gfn_to_hva(16) == HVA
         vm.add_listener(Looks())
         put(vm, 0, 16, 0)
-    invalid = MemorySlot(0, 0, 16, 4, HVA, LOG | MemFlag.INVALID)
+    invalid = memslot(0, 0, 16, 4, HVA, LOG | MemFlag.INVALID)
     assert invalid.is_invalid
     assert seen["slot"] == seen["by id"] == seen["vcpu"] == invalid
     assert seen["hits"] == [(invalid, 16)]
@@ -541,7 +542,7 @@ def test_load_takes_other_layouts() -> None:
     )
     with VM(address_spaces=2) as vm:
         vm.load_memslots(packed[::-1], as_id=1)
-        assert vm.memslots(1) == [MemorySlot(5, 1, 40, 2, 0), MemorySlot(6, 1, 50, 3, PAGE)]
+        assert vm.memslots(1) == [memslot(5, 1, 40, 2, 0), memslot(6, 1, 50, 3, PAGE)]
         assert vm.memslots(0) == []
 
 
@@ -656,7 +657,7 @@ def test_empty_snapshot(vm: VM) -> None:
 
 
 def test_memory_slot_is_a_value() -> None:
-    slot = MemorySlot(7, 1, 0x100, 0x10, HVA, 3)
+    slot = memslot(7, 1, 0x100, 0x10, HVA, 3)
     assert (slot.id, slot.as_id, slot.base_gfn, slot.npages, slot.userspace_addr) == (
         7,
         1,
@@ -672,7 +673,7 @@ def test_memory_slot_is_a_value() -> None:
         "MemorySlot(id=7, as_id=1, base_gfn=0x100, npages=0x10, userspace_addr=0x7f0000000000, flags=0x3)"
     )
     assert eval(repr(slot)) == slot
-    assert MemorySlot(1, 0, 0, 1, 0).flags == 0
+    assert memslot(1, 0, 0, 1, 0).flags == 0
     assert MemorySlot(
         id=1, as_id=0, base_gfn=2, npages=1, userspace_addr=0, flags=1 << 16
     ).is_invalid
@@ -681,13 +682,13 @@ def test_memory_slot_is_a_value() -> None:
 @pytest.mark.parametrize("field", range(6))
 def test_memory_slots_are_equal_by_every_field(field: int) -> None:
     values = [7, 1, 0x100, 0x10, HVA, 3]
-    slot, same = MemorySlot(*values), MemorySlot(*values)
+    slot, same = memslot(*values), memslot(*values)
     assert slot == same
     assert hash(slot) == hash(same)
     values[field] += 1
-    assert slot != MemorySlot(*values)
+    assert slot != memslot(*values)
     assert slot != tuple(values)
-    assert len({slot, same, MemorySlot(*values)}) == 2
+    assert len({slot, same, memslot(*values)}) == 2
 
 
 @pytest.mark.parametrize(
@@ -695,28 +696,51 @@ def test_memory_slots_are_equal_by_every_field(field: int) -> None:
 )
 def test_memory_slots_do_not_change(name: str) -> None:
     with pytest.raises(AttributeError):
-        setattr(MemorySlot(7, 1, 0x100, 0x10, HVA, 3), name, 1)
+        setattr(memslot(7, 1, 0x100, 0x10, HVA, 3), name, 1)
 
 
 def test_memory_slots_are_pickled_copied_matched() -> None:
-    slot = MemorySlot(7, 1, 0x100, 2**52, 2**64 - 1, 3)
+    slot = memslot(7, 1, 0x100, 2**52, 2**64 - 1, 3)
     for protocol in range(pickle.HIGHEST_PROTOCOL + 1):
         assert pickle.loads(pickle.dumps(slot, protocol)) == slot
     assert copy.copy(slot) == copy.deepcopy(slot) == slot
     match slot:
-        case MemorySlot(id, as_id, base_gfn=base, flags=flags):
+        case MemorySlot(id=id, as_id=as_id, base_gfn=base, flags=flags):
             assert (id, as_id, base, flags) == (7, 1, 0x100, 3)
         case _:
             pytest.fail("no match")
 
 
-def test_memory_slots_have_no_order() -> None:
-    slot = MemorySlot(7, 1, 0x100, 1, 0)
+def test_memory_slots_are_sorted_by_place() -> None:
+    """By (as_id, base_gfn); the order is total and agrees with ==."""
+    rng = Random(3)
+    slots = [memslot(rng.randrange(3), *[rng.randrange(2) for _ in range(5)]) for _ in range(200)]
+    ordered = sorted(slots)
+    assert [(s.as_id, s.base_gfn) for s in ordered] == sorted((s.as_id, s.base_gfn) for s in slots)
+    for one, other in itertools.product(slots[:30], repeat=2):
+        assert [one < other, one == other, one > other].count(True) == 1
+        assert (one <= other, one >= other) == (not one > other, not one < other)
     for compare in (operator.lt, operator.le, operator.gt, operator.ge):
         with pytest.raises(TypeError):
-            compare(slot, slot)
+            compare(slots[0], 1)
     with pytest.raises(TypeError):
         type("Sub", (MemorySlot,), {})
+
+
+def test_memory_slot_of_a_row() -> None:
+    """By position there is none: the fields of MEMSLOT_DTYPE have another order than the repr."""
+    with VM() as vm:
+        put(vm, 7, 16, 2, hva=HVA, flags=READONLY)
+        row = vm.memslots_array()[0]
+        with pytest.raises(TypeError, match="keywords only: id, as_id, base_gfn") as caught:
+            MemorySlot(*row)
+        way = str(caught.value).rpartition("use ")[2]
+        assert eval(way) == vm.id_to_memslot(7)
+    for missing in ("id", "as_id", "base_gfn", "npages", "userspace_addr"):
+        fields = dict(zip(row.dtype.names, row.item(), strict=True))
+        del fields[missing]
+        with pytest.raises(TypeError, match=f"^{missing} must be an int"):
+            memslot(**fields)
 
 
 # ---- vCPUs ----------------------------------------------------------------------------------------
@@ -998,38 +1022,49 @@ def test_results_outlive_the_vm() -> None:
     assert (log.tolist(), rows["npages"].tolist(), hvas[1]) == ([2, 0], [100], HVA + PAGE)
 
 
-class Named(VM):
-    """A VM with a name; made as numpy's subclasses are, since a VM is complete when it is new."""
-
-    def __new__(cls, name: str, **limits: int) -> Named:
-        vm = super().__new__(cls, **limits)
-        vm.name = name
-        return vm
-
-    def gfn_to_hva(self, gfn: int, as_id: int = 0) -> int:
-        return super().gfn_to_hva(gfn, as_id) + 1
-
-
-def test_subclasses() -> None:
-    with Named("a", address_spaces=2) as vm:
-        put(vm, 0, 0, 1)
-        assert (vm.name, vm.address_spaces, vm.gfn_to_hva(0)) == ("a", 2, 1)
-        assert vm.create_vcpu().gfn_to_hva(0) == 0
-        assert isinstance(vm, VM)
+def test_iteration() -> None:
+    """All slots of all address spaces, by (as_id, base_gfn): as many as len() says."""
+    with VM(address_spaces=3) as vm:
+        assert list(vm) == []
+        for id, (base, as_id) in enumerate([(70, 2), (10, 0), (30, 0), (5, 2), (20, 0)]):
+            put(vm, id, base, 2, as_id=as_id)
+        assert list(vm) == [*vm.memslots(0), *vm.memslots(1), *vm.memslots(2)] == sorted(vm)
+        assert len(list(vm)) == len(vm) == 5
+        assert vm.gfn_to_memslot(5, 2) in vm
+        assert memslot(9, 0, 5, 2, 0) not in vm
+        slots = iter(vm)
+        put(vm, 1, 0, 0)  # the slots are those of the call of iter()
+        assert len(list(slots)) == 5
+    with pytest.raises(ClosedError):
+        iter(vm)
 
 
-def test_subclass_with_init_of_the_same_keywords() -> None:
-    """The stub has an __init__ with these keywords: it can be called."""
+def test_iteration_in_a_read_section() -> None:
+    with VM() as vm:
+        put(vm, 1, 5, 2)
+        with vm.read() as same:
+            assert [slot.id for slot in same] == [1]
 
-    class Counted(VM):
-        made = 0
 
-        def __init__(self, **limits: int) -> None:
-            super().__init__(**limits)
-            Counted.made += 1
-
-    assert Counted(address_spaces=2).address_spaces == 2
-    assert Counted.made == 1
+def test_reprs() -> None:
+    """They say what the object is and in which state; none fails after the VM is closed."""
+    vm = VM(address_spaces=2)
+    put(vm, 1, 5, 2)
+    section, update, vcpu = vm.read(), vm.begin_update(1), vm.create_vcpu()
+    whole = "<VM tree: 1 slots, 2 pages, 2 address spaces>"
+    assert repr(vcpu) == f"<VCPU in address space 0 of {whole}>"
+    assert repr(section) == f"<ReadSection of {whole}: not entered>"
+    with section:
+        assert repr(section) == f"<ReadSection of {whole}: entered once>"
+        with section:
+            assert repr(section) == f"<ReadSection of {whole}: entered 2 times>"
+    assert repr(update) == f"<Update of address space 1 of {whole}: not running>"
+    with update:
+        assert repr(update) == f"<Update of address space 1 of {whole}: running>"
+    assert repr(vm.snapshot()) == "<Snapshot of address space 0: 1 slots, generation 2>"
+    vm.close()
+    for part in (section, update, vcpu):
+        assert "<VM closed>" in repr(part)
 
 
 @pytest.mark.parametrize("name", [name for name in dir(VM) if not name.startswith("_")])

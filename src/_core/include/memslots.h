@@ -97,7 +97,7 @@ enum ms_rule {
 	MS_RULE_SIZE_CHANGE,    /* the size of a slot cannot change; other = the present slot */
 	MS_RULE_FLAGS_TOGGLE,   /* READONLY and GUEST_MEMFD cannot change; other = the present slot */
 	MS_RULE_OVERLAP,        /* other = the slot that has these frames */
-	MS_RULE_GMEM_FD,        /* the file descriptor is not a guest_memfd */
+	MS_RULE_GMEM_FD,        /* EBADF, limit = 0: the file descriptor is not open; EINVAL, limit = 1: not a guest_memfd */
 	MS_RULE_GPA_LIMIT,      /* guest_phys_addr + memory_size > limit = 2^gpa_bits */
 	MS_RULE_NO_MEMORY,
 	MS_RULE_LISTENER,       /* a listener's prepare refused */

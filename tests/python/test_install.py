@@ -1,0 +1,121 @@
+# SPDX-License-Identifier: MIT
+"""Each way of installing the package: the header is where get_include() says, and .pxd files are where Cython looks.
+
+The package that runs these tests is one install.  Another one, editable, is built into an environment of its own, and a
+third one, `--target`, from the same build.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import re
+import site
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import memslots
+
+ROOT = Path(__file__).parents[2]
+HEADER = ROOT / "src" / "_core" / "include" / "memslots.h"
+BUILD_TOOLS = ("scikit_build_core", "Cython", "cython_cmake", "cmake", "ninja")
+
+# What an install says of itself: read by the tests as JSON.
+SHOW = """
+import json, os, memslots
+folder, package = memslots.get_include(), os.path.dirname(memslots.__file__)
+with memslots.VM() as vm:
+    vm.set_user_memory_region(0, guest_phys_addr=0, memory_size=4096, userspace_addr=0x10000)
+    assert vm.gfn_to_hva(0) == 0x10000
+print(json.dumps({"include": folder, "package": package, "pxd": os.path.exists(os.path.join(package, "_memslots.pxd"))}))
+"""
+
+
+def test_header_of_this_install() -> None:
+    """Whatever kind of install runs the tests."""
+    header = Path(memslots.get_include()) / "memslots.h"
+    assert header.is_absolute()
+    assert f'#define MS_VERSION "{memslots.__version__}"' in header.read_text(encoding="utf-8")
+
+
+def test_no_header(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """An error that says where the header was looked for, not the name of a folder that is not there."""
+    monkeypatch.setattr(memslots, "__path__", [str(tmp_path)])
+    monkeypatch.setattr(memslots, "__file__", str(tmp_path / "__init__.py"))
+    with pytest.raises(FileNotFoundError, match=re.escape(str(tmp_path / "include"))):
+        memslots.get_include()
+
+
+def can_build() -> bool:
+    return HEADER.exists() and all(importlib.util.find_spec(name) for name in BUILD_TOOLS)
+
+
+needs_build = pytest.mark.skipif(
+    not can_build(), reason="the build tools of a checkout are not here (make .venv/.with-build)"
+)
+
+
+def environment(folder: Path) -> Path:
+    """The interpreter of a new virtual environment that sees the packages of this one, but not its memslots."""
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder)], check=True)
+    packages = next(folder.glob("lib/python3*/site-packages"))
+    shared = folder / "shared"
+    shared.mkdir()
+    for place in site.getsitepackages():
+        for entry in Path(place).iterdir():
+            if not entry.name.lower().startswith(("memslots", "_memslots")) and entry.suffix != ".pth":
+                (shared / entry.name).symlink_to(entry)
+    (packages / "shared.pth").write_text(f"{shared}\n", encoding="utf-8")
+    return folder / "bin" / "python"
+
+
+def install(python: Path, build: Path, *how: str) -> None:
+    """As `pip install` in a checkout; without optimization, which only costs time here."""
+    command = [str(python), "-m", "pip", "install", "-q", "--no-build-isolation", "--no-deps"]
+    options = {"build-dir": str(build), "cmake.build-type": "Debug", "cmake.define.CMAKE_C_FLAGS_DEBUG": "-O0"}
+    settings = [f"--config-settings={name}={value}" for name, value in options.items()]
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    done = subprocess.run(
+        [*command, *settings, *how, str(ROOT)],
+        env=os.environ | {"PATH": path, "PIP_DISABLE_PIP_VERSION_CHECK": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+
+
+def shown(python: Path, folder: Path, **env: str) -> dict[str, Any]:
+    """What the install says, asked from a folder that has nothing to do with it."""
+    clean = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    done = subprocess.run(
+        [str(python), "-c", SHOW], cwd=folder, env=clean | env, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
+@needs_build
+@pytest.mark.slow
+def test_editable_and_target(tmp_path: Path) -> None:
+    """The editable package lies in the checkout, its header where it was installed; both kinds name one that is there."""
+    python = environment(tmp_path / "venv")
+    build = tmp_path / "build"
+    target = tmp_path / "target"
+    install(python, build, "--target", str(target))
+    plain = shown(python, tmp_path, PYTHONPATH=str(target))
+    assert Path(plain["package"]) == target / "memslots"
+    install(python, build, "--editable")
+    editable = shown(python, tmp_path)
+    assert Path(editable["package"]) == ROOT / "src" / "memslots"
+    for found in (editable, plain):
+        header = Path(found["include"]) / "memslots.h"
+        assert header.read_bytes() == HEADER.read_bytes()
+        assert found["pxd"]
+    assert not (target / "memslots" / "_calls.pxd").exists()
