@@ -24,8 +24,8 @@ EXTENSION = "_memslots"  # the part of all Cython files except libmemslots.pxd
 # From the lowest layer up.
 LAYERS = (
     # What `import memslots` loads.
-    ("_interpreter", "constants", "errors", "libmemslots"),
-    ("listener", "snapshot"),
+    ("_interpreter", "constants", "libmemslots"),
+    ("errors", "listener"),
     (EXTENSION,),
     (ROOT,),
     # Libraries that are imported by name.
@@ -43,9 +43,6 @@ LAYER_OF = {part: layer for layer, parts in enumerate(LAYERS) for part in parts}
 
 #: Names that are computed at run time cannot be checked.  Here they are modules of the interpreter itself.
 COMPUTED = ("_interpreter",)
-
-#: Imports that break the rules, to be removed; one that is not found any more is an error too.
-TOLERATED = {("snapshot.py", "_memslots.pyx")}  # Snapshot becomes a class of the extension
 
 CYTHON = (".pyx", ".pxi", ".pxd")
 CALLS = ("import_module", "__import__")
@@ -278,7 +275,7 @@ def layer_faults(package: Package) -> Iterator[Wrong]:
     for edge in package.edges:
         if edge.source in unknown or edge.target in unknown:
             continue
-        if (edge.source, edge.target) not in TOLERATED and (reason := objection(edge)):
+        if reason := objection(edge):
             yield Wrong(f"{package.folder / edge.source}:{edge.line}", reason)
 
 
@@ -286,8 +283,7 @@ def circles(package: Package) -> Iterator[Wrong]:
     """One circle for each edge that closes one in a search from every file."""
     edges: dict[str, list[Edge]] = {}
     for edge in package.edges:
-        if (edge.source, edge.target) not in TOLERATED:
-            edges.setdefault(edge.source, []).append(edge)
+        edges.setdefault(edge.source, []).append(edge)
     done: set[str] = set()
     path: list[str] = []
 
@@ -306,13 +302,6 @@ def circles(package: Package) -> Iterator[Wrong]:
             yield from visit(file)
 
 
-def stale(package: Package) -> Iterator[Wrong]:
-    found = {(edge.source, edge.target) for edge in package.edges}
-    for source, target in sorted(TOLERATED - found):
-        reason = f"it no longer imports {target}: remove that from TOLERATED"
-        yield Wrong(f"{package.folder / source}:1", reason)
-
-
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     folder = Path(__file__).resolve().parent.parent / "src" / "memslots"
@@ -322,7 +311,7 @@ def main(argv: list[str] | None = None) -> int:
     package = Package(args.package)
     if not package.files:
         parser.error(f"no Python file under {args.package}")
-    wrong = [*package.wrong, *layer_faults(package), *circles(package), *stale(package)]
+    wrong = [*package.wrong, *layer_faults(package), *circles(package)]
     for w in wrong:
         print(w)
     counts = f"{len(package.files)} files, {package.count} imports, {len(package.edges)} of them in"

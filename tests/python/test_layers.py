@@ -245,18 +245,6 @@ def test_other_lines_are_no_imports(
     assert findings() == []
 
 
-def test_a_tolerated_import_is_accepted_until_it_is_gone(
-    package: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    tool = python_layers()
-    tolerated = {*tool.TOLERATED, ("lab/sample.py", "lab/case.py")}
-    monkeypatch.setattr(tool, "TOLERATED", tolerated)
-    assert tool.main(["--package", str(package)]) == 1
-    assert "it no longer imports lab/case.py" in capsys.readouterr().out
-    plant(package, "lab/sample.py", "from . import case")
-    assert tool.main(["--package", str(package)]) == 0
-
-
 def test_a_folder_without_python_proves_nothing(tmp_path: Path) -> None:
     assert run("python_layers.py", "--package", tmp_path).returncode == 2
 
