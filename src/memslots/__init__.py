@@ -107,4 +107,6 @@ def get_include() -> str:
     for candidate in candidates:
         if _os.path.isfile(_os.path.join(candidate, "memslots.h")):
             return _os.path.abspath(candidate)
-    raise FileNotFoundError(f"this install of memslots has no memslots.h: it is not in {', '.join(candidates)}")
+    raise FileNotFoundError(
+        f"this install of memslots has no memslots.h: it is not in {', '.join(candidates)}"
+    )

@@ -271,7 +271,11 @@ _MESSAGES: dict[str, Callable[[Request, int, Any], str]] = {
     "BITMAP_SIZE": lambda q, limit, o: f"the bitmap has {q.value} words, not {limit}",
     "NULL_BUFFER": lambda q, limit, o: (
         "no bitmap was given; "
-        + ("the bits that were taken out of the log are lost" if q.bits_lost else "the log is as it was")
+        + (
+            "the bits that were taken out of the log are lost"
+            if q.bits_lost
+            else "the log is as it was"
+        )
     ),
     "DUPLICATE_ID": lambda q, limit, o: f"slot {q.slot} is there already: {_other(o)}",
     "MANUAL_PROTECT": lambda q, limit, o: f"manual_dirty_log_protect is 0, 1 or 3, not {q.value}",

@@ -98,9 +98,13 @@ def _check_runs_at_once(name: str, hook: Any) -> None:
     call = getattr(type(hook), "__call__", None)  # noqa: B004 (the function, not whether there is one)
     for function in (hook, call):
         if inspect.iscoroutinefunction(function):
-            raise TypeError(f"{name} is a coroutine function: nobody would await it; make it a plain function")
+            raise TypeError(
+                f"{name} is a coroutine function: nobody would await it; make it a plain function"
+            )
         if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
-            raise TypeError(f"{name} is a generator function: a call runs none of it; make it a plain function")
+            raise TypeError(
+                f"{name} is a generator function: a call runs none of it; make it a plain function"
+            )
 
 
 # ---- misspelled hooks --------------------------------------------------------------------------------------------

@@ -70,7 +70,9 @@ def test_no_function_is_declared() -> None:
     """A module that is linked with nothing cannot call one: the name would be undefined when it is imported."""
     calls = [line for line in LINES if "(" in line and not line.startswith("ctypedef ")]
     assert calls == []
-    assert not list(Path(memslots.__file__).parent.glob("_calls.pxd")) or "site-packages" not in str(SITE)
+    assert not list(
+        Path(memslots.__file__).parent.glob("_calls.pxd")
+    ) or "site-packages" not in str(SITE)
     assert len(STRUCTS) >= 15
     assert len(ENUMS) >= 40
     assert len(CONSTANTS) >= 9
@@ -85,7 +87,10 @@ def consumer() -> str:
         [
             "# cython: language_level=3",
             "from memslots cimport VCPU, VM",
-            *(f"from memslots.libmemslots cimport {name}" for name in (*STRUCTS, *ENUMS, *CONSTANTS, *TYPEDEFS)),
+            *(
+                f"from memslots.libmemslots cimport {name}"
+                for name in (*STRUCTS, *ENUMS, *CONSTANTS, *TYPEDEFS)
+            ),
             "def names():",
             "    cdef size_t total = 0",
             "    numbers = []",

@@ -14,7 +14,7 @@ import pytest
 from scene import memslot
 
 import memslots
-from memslots import MemorySlot, MemslotsError, errors
+from memslots import MemslotsError, errors
 from memslots.errors import Request, from_errno, refused
 
 PAGE = 4096

@@ -438,9 +438,7 @@ def test_a_slot_never_changes() -> None:
             one.__init__(id=9, as_id=9, base_gfn=9, npages=9, userspace_addr=9)
     assert one == memslot(1, 0, 2, 3, HVA, 0)
     with make_vm() as vm, pytest.raises(TypeError, match="never changes"):
-        vm.id_to_memslot(0).__init__(
-            id=9, as_id=9, base_gfn=9, npages=9, userspace_addr=9
-        )
+        vm.id_to_memslot(0).__init__(id=9, as_id=9, base_gfn=9, npages=9, userspace_addr=9)
     blank = MemorySlot.__new__(MemorySlot)
     assert blank.npages == 0
 

@@ -32,7 +32,8 @@ folder, package = memslots.get_include(), os.path.dirname(memslots.__file__)
 with memslots.VM() as vm:
     vm.set_user_memory_region(0, guest_phys_addr=0, memory_size=4096, userspace_addr=0x10000)
     assert vm.gfn_to_hva(0) == 0x10000
-print(json.dumps({"include": folder, "package": package, "pxd": os.path.exists(os.path.join(package, "_memslots.pxd"))}))
+pxd = os.path.exists(os.path.join(package, "_memslots.pxd"))
+print(json.dumps({"include": folder, "package": package, "pxd": pxd}))
 """
 
 
@@ -68,7 +69,10 @@ def environment(folder: Path) -> Path:
     shared.mkdir()
     for place in site.getsitepackages():
         for entry in Path(place).iterdir():
-            if not entry.name.lower().startswith(("memslots", "_memslots")) and entry.suffix != ".pth":
+            if (
+                not entry.name.lower().startswith(("memslots", "_memslots"))
+                and entry.suffix != ".pth"
+            ):
                 (shared / entry.name).symlink_to(entry)
     (packages / "shared.pth").write_text(f"{shared}\n", encoding="utf-8")
     return folder / "bin" / "python"
@@ -77,7 +81,11 @@ def environment(folder: Path) -> Path:
 def install(python: Path, build: Path, *how: str) -> None:
     """As `pip install` in a checkout; without optimization, which only costs time here."""
     command = [str(python), "-m", "pip", "install", "-q", "--no-build-isolation", "--no-deps"]
-    options = {"build-dir": str(build), "cmake.build-type": "Debug", "cmake.define.CMAKE_C_FLAGS_DEBUG": "-O0"}
+    options = {
+        "build-dir": str(build),
+        "cmake.build-type": "Debug",
+        "cmake.define.CMAKE_C_FLAGS_DEBUG": "-O0",
+    }
     settings = [f"--config-settings={name}={value}" for name, value in options.items()]
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     done = subprocess.run(
@@ -94,7 +102,12 @@ def shown(python: Path, folder: Path, **env: str) -> dict[str, Any]:
     """What the install says, asked from a folder that has nothing to do with it."""
     clean = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     done = subprocess.run(
-        [str(python), "-c", SHOW], cwd=folder, env=clean | env, capture_output=True, text=True, check=False
+        [str(python), "-c", SHOW],
+        cwd=folder,
+        env=clean | env,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stderr
     found: dict[str, Any] = json.loads(done.stdout)
@@ -104,7 +117,7 @@ def shown(python: Path, folder: Path, **env: str) -> dict[str, Any]:
 @needs_build
 @pytest.mark.slow
 def test_editable_and_target(tmp_path: Path) -> None:
-    """The editable package lies in the checkout, its header where it was installed; both kinds name one that is there."""
+    """The editable package lies in the checkout and its header where it was installed; both kinds find a header."""
     python = environment(tmp_path / "venv")
     build = tmp_path / "build"
     target = tmp_path / "target"

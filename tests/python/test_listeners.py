@@ -762,7 +762,10 @@ def test_value_of_a_hook_in_an_update() -> None:
         put(vm, 1, 10, 4)
         vm.add_listener(returning("flush", lambda: 5))
         update = vm.begin_update()
-        with pytest.raises(TypeError, match=r"flush\(\) of Returning must return None, not 5"), update:
+        with (
+            pytest.raises(TypeError, match=r"flush\(\) of Returning must return None, not 5"),
+            update,
+        ):
             update.invalidate(update.find(1))
         assert vm.memslots() == [slot(1, 10, 4)]
         vm.check()
@@ -845,7 +848,6 @@ MISSPELLED = {
     "prepar": "prepare",
     "prepared": "prepare",
     "on_prepare": None,
-    "perpare": "prepare",
     "Prepare": "prepare",
     "comit": "commit",
     "commits": "commit",
@@ -875,7 +877,9 @@ def test_misspelled_hooks(name: str, arguments: int) -> None:
     """TypeError when the class is made, if the method is at most two edits from a hook and has its arity."""
     hook = MISSPELLED[name]
     if hook is not None and arguments == (2 if hook == "flush" else 1):
-        with pytest.raises(TypeError, match=rf"Mine\.{name}\(\) is no hook .* did you mean {hook}\(\)"):
+        with pytest.raises(
+            TypeError, match=rf"Mine\.{name}\(\) is no hook .* did you mean {hook}\(\)"
+        ):
             type("Mine", (Listener,), {name: method(arguments)})
     else:
         mine = type("Mine", (Listener,), {name: method(arguments)})()
@@ -932,7 +936,11 @@ def test_misspelled_hooks_of_ducks() -> None:
     wrong["prepaer"] = wrong.pop("prepare")
     late: Any = base()
     late.comit = lambda change: None
-    for listener in (type("Duck", (), wrong)(), type("Duck", (base,), {"prepaer": method(1)})(), late):
+    for listener in (
+        type("Duck", (), wrong)(),
+        type("Duck", (base,), {"prepaer": method(1)})(),
+        late,
+    ):
         with VM() as vm:
             with pytest.raises(TypeError, match=r"did you mean (prepare|commit)\(\)"):
                 vm.add_listener(listener)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Snapshots that users make of tables of their own: the rows that are refused, and that nothing can change one later."""
+"""Snapshots that users make of tables of their own: which rows are refused; and that nothing changes a snapshot."""
 
 from __future__ import annotations
 
@@ -87,7 +87,12 @@ BAD: dict[str, tuple[dict[str, int], type[Exception], str, str]] = {
         "OVERLAP",
         "slot 9 .* slot 2",
     ),
-    "over all": ({"base_gfn": 0, "npages": 0x1000}, RegionOverlapError, "OVERLAP", "slot 9 .* slot"),
+    "over all": (
+        {"base_gfn": 0, "npages": 0x1000},
+        RegionOverlapError,
+        "OVERLAP",
+        "slot 9 .* slot",
+    ),
     "over INVALID": ({"base_gfn": 0x110}, RegionOverlapError, "OVERLAP", "slot 9 .* slot 7"),
 }
 
@@ -134,7 +139,7 @@ def test_other_layouts() -> None:
         assert Snapshot(wide, 0, 5) == want
     few = table([(*row[:5], 0) for row in GOOD])
     assert Snapshot(few[list(FIELDS[:4])], 3, 5) == Snapshot(with_as_id(few, 3), 3, 5)
-    with pytest.raises(OverflowError, match="entry 3: field 'npages' must be .* not -1"):
+    with pytest.raises(OverflowError, match=r"entry 3: field 'npages' must be .* not -1"):
         Snapshot(with_npages(wide, -1), 0, 0)
 
 
@@ -171,7 +176,9 @@ def test_tables_against_the_model() -> None:
     for _ in range(3000):
         rows = [
             (
-                rng.choice((rng.randrange(60), 2**52 - rng.randrange(3), 2**52 + 1)) if rng.random() < 0.1 else rng.randrange(60),
+                rng.choice((rng.randrange(60), 2**52 - rng.randrange(3), 2**52 + 1))
+                if rng.random() < 0.1
+                else rng.randrange(60),
                 rng.choice((0, 2**31)) if rng.random() < 0.02 else 1 + rng.randrange(3),
                 rng.randrange(9) * 4096 + (8 if rng.random() < 0.02 else 0),
                 rng.randrange(20),
@@ -181,13 +188,16 @@ def test_tables_against_the_model() -> None:
             for _ in range(rng.randrange(7))
         ]
         model = ModelVM(gpa_bits=64, hva_end_max=HVA_ERR_MIN - 1)
+        error = None
         try:
             model.load_memslots(table(rows))
-        except ModelError as error:
+        except ModelError as caught:
+            error = caught
+        if error is not None:
             refused += 1
-            with pytest.raises(MemslotsError) as caught:
+            with pytest.raises(MemslotsError) as found:
                 Snapshot(table(rows), 0, 0)
-            assert (caught.value.errno, caught.value.rule) == (error.errno, error.rule)
+            assert (found.value.errno, found.value.rule) == (error.errno, error.rule)
         else:
             taken += 1
             assert [slot.base_gfn for slot in Snapshot(table(rows), 0, 0)] == [
@@ -206,7 +216,9 @@ def test_large_table_with_one_fault() -> None:
     assert len(Snapshot(rows, 0, 0)) == n
     at = int(rows["base_gfn"][700_000])
     rows["base_gfn"][900_000] = at
-    with pytest.raises(RegionOverlapError, match="entry 900000: slot 900000 .* overlaps slot 700000"):
+    with pytest.raises(
+        RegionOverlapError, match=r"entry 900000: slot 900000 .* overlaps slot 700000"
+    ):
         Snapshot(rows, 0, 0)
 
 
@@ -284,6 +296,7 @@ def test_doctored_pickle() -> None:
 def test_snapshot_of_a_vm_is_checked_too() -> None:
     """What the engine hands over passes the checks of the constructor, INVALID slots in a hook included."""
     seen: list[Snapshot] = []
+
     class Looks(Listener):
         def prepare(self, change: Change) -> None:
             seen.append(vm.snapshot())

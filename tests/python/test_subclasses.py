@@ -120,7 +120,13 @@ def test_second_init(name: str) -> None:
             super().__init__(**limits)
             VM.__init__(self)  # as cooperating classes may do
 
-    for vm in (VM(**FIRST), Machine(**FIRST), Diamond(**FIRST), Inheriting(**FIRST), Named("n", **FIRST)):
+    for vm in (
+        VM(**FIRST),
+        Machine(**FIRST),
+        Diamond(**FIRST),
+        Inheriting(**FIRST),
+        Named("n", **FIRST),
+    ):
         put(vm, 1, 5, 2)
         for _ in range(2):
             VM.__init__(vm)
@@ -265,21 +271,52 @@ def uses() -> dict[str, Callable[[VM], object]]:
     return {
         **{
             name: lambda vm, name=name: getattr(vm, name)
-            for name in ("address_spaces", "user_mem_slots", "gpa_bits", "hva_end_max", "backend", "index_policy")
+            for name in (
+                "address_spaces",
+                "user_mem_slots",
+                "gpa_bits",
+                "hva_end_max",
+                "backend",
+                "index_policy",
+            )
         },
         **{
             name: lambda vm, name=name: getattr(vm, name)()
-            for name in ("memslots", "memslots_array", "snapshot", "create_vcpu", "read", "generation", "check", "stats",
-                         "begin_update", "__enter__")
+            for name in (
+                "memslots",
+                "memslots_array",
+                "snapshot",
+                "create_vcpu",
+                "read",
+                "generation",
+                "check",
+                "stats",
+                "begin_update",
+                "__enter__",
+            )
         },
         **{
             name: lambda vm, name=name: getattr(vm, name)(0)
-            for name in ("gfn_to_memslot", "id_to_memslot", "gfn_to_hva", "gpa_to_hva", "gfn_to_hva_prot", "is_visible_gfn",
-                         "hva_to_gfns", "mark_page_dirty", "get_dirty_log")
+            for name in (
+                "gfn_to_memslot",
+                "id_to_memslot",
+                "gfn_to_hva",
+                "gpa_to_hva",
+                "gfn_to_hva_prot",
+                "is_visible_gfn",
+                "hva_to_gfns",
+                "mark_page_dirty",
+                "get_dirty_log",
+            )
         },
         **{
             name: lambda vm, name=name: getattr(vm, name)(gfns)
-            for name in ("gfn_to_hva_many", "gpa_to_hva_many", "gfn_to_slot_id_many", "mark_page_dirty_many")
+            for name in (
+                "gfn_to_hva_many",
+                "gpa_to_hva_many",
+                "gfn_to_slot_id_many",
+                "mark_page_dirty_many",
+            )
         },
         "iter": list,
         "in": lambda vm: 0 in vm,
@@ -313,7 +350,10 @@ def half_made() -> dict[str, VM]:
 def test_use_before_init(kind: str, use: str) -> None:
     """ClosedError, which names the class and the call that is missing; nothing breaks."""
     vm = half_made()[kind]
-    with pytest.raises(ClosedError, match=rf"{type(vm).__name__}\.__init__\(\) has not called super\(\)\.__init__\(\)"):
+    with pytest.raises(
+        ClosedError,
+        match=rf"{type(vm).__name__}\.__init__\(\) has not called super\(\)\.__init__\(\)",
+    ):
         uses()[use](vm)
 
 
@@ -371,7 +411,9 @@ def test_threads_that_call_init() -> None:
         made: list[int] = []
         start = threading.Barrier(4)
 
-        def init(n: int, vm: VM = vm, start: threading.Barrier = start, made: list[int] = made) -> None:
+        def init(
+            n: int, vm: VM = vm, start: threading.Barrier = start, made: list[int] = made
+        ) -> None:
             start.wait()
             with suppress(TypeError):
                 VM.__init__(vm, address_spaces=n)

@@ -238,7 +238,11 @@ def is_final(cls: type) -> bool:
 def is_settable(cls: type, member: str) -> bool:
     """Whether the property takes a value; asked of an object of the class with a value that it refuses."""
     vm = memslots.VM()
-    objects = {"VM": vm, "VCPU": vm.create_vcpu(), "MemorySlot": memslots.MemorySlot(id=0, as_id=0, base_gfn=0, npages=1, userspace_addr=0)}
+    objects = {
+        "VM": vm,
+        "VCPU": vm.create_vcpu(),
+        "MemorySlot": memslots.MemorySlot(id=0, as_id=0, base_gfn=0, npages=1, userspace_addr=0),
+    }
     objects |= {"Update": vm.begin_update()}
     target = objects.get(cls.__name__)
     if target is None:

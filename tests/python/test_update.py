@@ -171,9 +171,7 @@ def test_create_step_by_step(vm: VM, as_id: int) -> None:
         assert len(vm) == 3
         u.activate(None, d)
         assert pictured(u) == ("a b c d'", "a b c d'")
-        assert in_thread(lambda: vm.gfn_to_memslot(40, as_id)) == memslot(
-            3, as_id, 40, 2, PAGE, 2
-        )
+        assert in_thread(lambda: vm.gfn_to_memslot(40, as_id)) == memslot(3, as_id, 40, 2, PAGE, 2)
     assert vm.generation(as_id) == as_id + 2 * (3 + 1)
     assert (len(vm), vm.nr_memslot_pages) == (4, 14)
 
