@@ -141,12 +141,12 @@ cdef str _way_from_dtype(object dtype, str name):
 
 cdef cnp.ndarray _widened(cnp.ndarray array, object dtype):
     """Each element once: an axis of stride 0 is copied as one element and spread again."""
-    cdef cnp.ndarray once = _without_repeats(array).astype(dtype)
-    return once if cnp.PyArray_SIZE(once) == cnp.PyArray_SIZE(array) else np.broadcast_to(once, (<object>array).shape)
+    return np.broadcast_to(_without_repeats(array).astype(dtype), (<object>array).shape)
 
 
 cdef cnp.ndarray _without_repeats(cnp.ndarray array):
-    return array[tuple([slice(None) if stride else slice(1) for stride in (<object>array).strides])]
+    """A view of each element once; the Ellipsis keeps an array without a dimension an array."""
+    return array[(*[slice(None) if stride else slice(1) for stride in (<object>array).strides], Ellipsis)]
 
 
 cdef cnp.ndarray _from_objects(cnp.ndarray array, str name):
@@ -155,7 +155,7 @@ cdef cnp.ndarray _from_objects(cnp.ndarray array, str name):
     cdef object numbers = np.empty(once.shape, dtype=np.uint64)
     for place, value in enumerate(once.flat):
         numbers.flat[place] = _u64(value, f"element {place} of {name}")
-    return numbers if numbers.size == array.size else np.broadcast_to(numbers, (<object>array).shape)
+    return np.broadcast_to(numbers, (<object>array).shape)
 
 
 # ---- signals during a long scan or batch ---------------------------------------------------------------------------

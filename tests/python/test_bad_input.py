@@ -647,6 +647,18 @@ def test_integers_of_every_width(vm: VM, method: str, dtype: str) -> None:
             )
 
 
+@pytest.mark.parametrize("shape", [(), (0,), (0, 3), (1,), (1, 1), (3, 0, 2)])
+@pytest.mark.parametrize("dtype", INTEGER_DTYPES)
+def test_integers_of_every_width_in_small_shapes(vm: VM, dtype: str, shape: Any) -> None:
+    """Without a dimension and without an element too."""
+    numbers = np.full(shape, 5).astype(dtype)
+    got = vm.gfn_to_hva_many(numbers)
+    assert (type(got), got.shape) == (np.ndarray, shape)
+    assert (got == HVA + 5 * PAGE).all()
+    assert np.array_equal(vm.snapshot().gfn_to_hva_many(numbers), got)
+    vm.mark_page_dirty_many(numbers)
+
+
 @pytest.mark.parametrize("dtype", ["i1", "i2", "i4", ">i8", "O"])
 @pytest.mark.parametrize("method", [*MANY, "mark_page_dirty_many"])
 def test_narrow_negative_numbers(vm: VM, method: str, dtype: str) -> None:

@@ -108,7 +108,7 @@ BAD = {
     "vm.address_spaces = 2": "misc",  # read-only
     "x: int = vm.gfn_to_memslot(0)": "assignment",
     "vm.gfn_to_memslot(0).id": "union-attr",
-    "vm.gfn_to_hva_many([1.5, 2])": "list-item",
+    "vm.gfn_to_hva_many([1.5, 2])": "arg-type|list-item",
     "vm.gfn_to_hva_many({1, 2})": "arg-type",
     "vm.add_listener(object())": "arg-type",
     "vm.something()": "attr-defined",

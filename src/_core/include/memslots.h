@@ -122,7 +122,7 @@ enum ms_rule {
 
 struct ms_error {
 	enum ms_rule rule;
-	uint32_t index; /* ms_load_memslots(): the number of the entry */
+	uint32_t index; /* ms_load_memslots(): the first entry that is refused */
 	uint64_t limit;
 	struct ms_memslot other;
 };
