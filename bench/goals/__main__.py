@@ -20,7 +20,7 @@ from memslots.lab.machine import machine
 
 from . import batches, core, memory, scalar, start, threads
 from .scorecard import Figure, Scorecard
-from .work import NO_SWITCH, QUICK, SIZES, Settings, has_switch, simd_level
+from .work import NO_SWITCH, QUICK, Settings, has_switch, simd_level
 
 GOALS = tuple(f"P{i}" for i in range(1, 11))
 LEVELS = ("portable", "avx2")  # what MEMSLOTS_SIMD is forced to
@@ -109,6 +109,13 @@ def take_over(card: Scorecard, report: dict[str, Any], level: str) -> None:
 # ---- the command ----------------------------------------------------------------------------------
 
 
+def positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{number} is not 1 or more")
+    return number
+
+
 def arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="goals", description=__doc__)
     parser.add_argument("--only", nargs="+", choices=GOALS, default=GOALS, metavar="P")
@@ -116,7 +123,11 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
         "--rounds", type=int, help="turns of each; medians and quartiles are over them"
     )
     parser.add_argument(
-        "--sizes", nargs="+", type=int, choices=SIZES, metavar="N", help="numbers of slots"
+        "--sizes",
+        nargs="+",
+        type=positive,
+        metavar="N",
+        help="numbers of slots; only the default ones have bounds",
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="writes every figure")
     parser.add_argument(

@@ -375,8 +375,8 @@ class ModelVM:
             self._dirty[as_id, s.id] |= 1 << (gfn - s.base_gfn)
 
     def mark_page_dirty_many(self, gfns: np.ndarray, as_id: int = 0) -> None:
-        for gfn in np.asarray(gfns).flat:
-            self.mark_page_dirty(int(gfn), as_id)
+        for gfn in np.unique(gfns).tolist():  # a page that is marked twice is marked
+            self.mark_page_dirty(gfn, as_id)
 
     def _logged_slot(self, id: int, as_id: int) -> Slot:
         s = self._spaces[as_id].by_id.get(id)

@@ -13,6 +13,7 @@ import errno
 from collections import Counter
 from collections.abc import Callable
 from itertools import permutations
+from operator import attrgetter
 from random import Random
 from typing import Any
 
@@ -45,9 +46,8 @@ class Refuser(Listener):
             raise RefusalError
 
 
-def values_of(slot: Any) -> tuple[int, ...]:
-    """The six values of a slot of either side."""
-    return tuple(int(getattr(slot, name)) for name in FIELDS)
+# The six values of a slot of either side; the state machine compares some ten million slots.
+values_of: Callable[[Any], tuple[int, ...]] = attrgetter(*FIELDS)
 
 
 def plain(answer: Any) -> Any:
