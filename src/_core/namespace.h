@@ -2,8 +2,8 @@
 /*
  * namespace.h - gives internal symbols their ms_ prefix at link time.
  *
- * The sources use the field's short names; other programs, QEMU among them, export the very same.  tools/layers.py
- * proves that no symbol without the prefix leaves the library.
+ * The sources use the field's short names.  Other programs, such as QEMU, export the same names.  tools/layers.py
+ * proves that the library exports no symbol without the prefix.
  */
 #ifndef MS_NAMESPACE_H
 #define MS_NAMESPACE_H
