@@ -30,12 +30,12 @@
 #define flat_portable ms_flat_portable
 #define flat_put ms_flat_put
 #define id_hash_add ms_id_hash_add
+#define id_hash_bits_for ms_id_hash_bits_for
 #define id_hash_check ms_id_hash_check
 #define id_hash_del ms_id_hash_del
 #define id_hash_init ms_id_hash_init
 #define id_hash_rehash ms_id_hash_rehash
 #define id_hash_replace ms_id_hash_replace
-#define id_hash_wants ms_id_hash_wants
 #define interval_tree_add ms_interval_tree_add
 #define interval_tree_check ms_interval_tree_check
 #define interval_tree_del ms_interval_tree_del

@@ -266,7 +266,7 @@ static bool rehash(struct memory *memory, struct memslot_set *set, struct id_lin
 
 static struct id_link **alloc_buckets(struct memory *memory, const struct memslot_set *set, size_t more, unsigned *bits)
 {
-	*bits = id_hash_wants(&set->ids, set->nr + more);
+	*bits = id_hash_bits_for(&set->ids, set->nr + more);
 	return *bits > set->ids.bits ? memory_zalloc(memory, id_hash_size(*bits)) : NULL;
 }
 
@@ -279,7 +279,7 @@ static int tree_begin(struct memory *memory, struct address_space *as, struct me
 
 	if (more > 1)
 		memory_pool_reserve(memory, more);
-	if (likely(id_hash_wants(&private->ids, private->nr + more) == private->ids.bits))
+	if (likely(id_hash_bits_for(&private->ids, private->nr + more) == private->ids.bits))
 		return 0;
 	buckets = alloc_buckets(memory, private, more, &bits);
 	as->spare.buckets = buckets ? alloc_buckets(memory, twin, more, &as->spare.bits) : NULL;
