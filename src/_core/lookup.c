@@ -367,9 +367,9 @@ static uint64_t vcpu_hva_by_index(struct ms_vcpu *vcpu, const struct look *look,
 	const struct flat_record *record = flat_find(index, gfn);
 
 	point(READER_INDEX_FOUND);
-	if (record && record == vcpu->last_met)
+	if (record && record == vcpu->last_found)
 		return translate(find_with_hint(vcpu, look, gfn, found), gfn, true);
-	vcpu->last_met = record;
+	vcpu->last_found = record;
 	*found = SRCU_INDEXED;
 	return translate_record(record, gfn, true);
 }

@@ -39,10 +39,10 @@ static inline void move_hint(struct memslot_set *set, struct memslot *slot)
 /* Whether the thread's last lookup ended where this one does, at a slot or at a record of an index. */
 static inline bool meets_again(struct srcu_reader *reader, const void *met)
 {
-	bool again = atomic_load_explicit(&reader->last_met, memory_order_relaxed) == met;
+	bool again = atomic_load_explicit(&reader->last_found, memory_order_relaxed) == met;
 
 	if (!again)
-		atomic_store_explicit(&reader->last_met, met, memory_order_relaxed);
+		atomic_store_explicit(&reader->last_found, met, memory_order_relaxed);
 	return again;
 }
 
