@@ -22,13 +22,13 @@
 #define flat_avx512 ms_flat_avx512
 #define flat_check ms_flat_check
 #define flat_create ms_flat_create
-#define flat_far ms_flat_far
 #define flat_find_segment ms_flat_find_segment
 #define flat_hvas ms_flat_hvas
 #define flat_ids ms_flat_ids
 #define flat_next ms_flat_next
 #define flat_portable ms_flat_portable
 #define flat_put ms_flat_put
+#define flat_search_from ms_flat_search_from
 #define id_hash_add ms_id_hash_add
 #define id_hash_bits_for ms_id_hash_bits_for
 #define id_hash_check ms_id_hash_check
