@@ -7,7 +7,7 @@
  * With a design that has no search_many, or with the policy "walk", gfns are looked up one after the other.
  *
  * Locking: none.  The caller is in a read section of the set.
- * Cost: as search_many of the design, less where the hint answers.
+ * Cost: as search_many of the design; less if the hint answers.
  */
 #ifndef MS_BATCH_WALK_H
 #define MS_BATCH_WALK_H

@@ -89,7 +89,7 @@ static TARGET always_inline void back_avx2(const struct flat_index *f, const str
 		__m256i c = records_at(f->records, b->place[i + 1], b->place[i + 3]);
 		__m256i range = _mm256_unpacklo_epi64(a, c), delta = _mm256_unpackhi_epi64(a, c);
 		__m256i page = _mm256_sub_epi64(load(b->x + i), _mm256_and_si256(range, low));
-		__m256i hit = _mm256_cmpgt_epi64(_mm256_srli_epi64(range, 32), page); /* x >= rel: both are small */
+		__m256i hit = _mm256_cmpgt_epi64(_mm256_srli_epi64(range, 32), page); /* x >= rel: no negative page */
 		__m256i address = _mm256_sll_epi64(load(in + i), address_shift);
 
 		store(out + i, answers(delta, address, hit, denied));

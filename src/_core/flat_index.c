@@ -105,9 +105,9 @@ struct shape {
 	size_t nr, segments, buckets;
 };
 
-/* Calls found() for each segment, with its entries. */
 typedef void segment_fn(void *context, const struct flat_entry *entries, size_t nr);
 
+/* Calls found() for each segment, with its entries. */
 static void each_segment(const struct flat_entry *entries, size_t nr, const struct hole *holes, size_t nr_holes,
 			 segment_fn *found, void *context)
 {
@@ -197,7 +197,7 @@ static void fill_records(struct flat_record *records, uint32_t *ids, const struc
 	records[nr] = (struct flat_record){ .rel = FLAT_SENTINEL };
 }
 
-/* F2 of a bucket that begins at frame `first`. */
+/* The bucket that begins at frame `first`, by F2. */
 static uint32_t bucket_of(const struct flat_index *f, const struct flat_segment *segment, uint64_t first,
 			  uint32_t place)
 {

@@ -19,7 +19,7 @@
 #define BLOCK_LARGE ((size_t)32)
 #define BLOCK_LARGER ((size_t)64)
 
-/* n is a multiple of BLOCK_LARGE; deny is FLAT_READONLY for writers and 0 for readers. */
+/* n is a multiple of BLOCK_LARGE.  deny is FLAT_READONLY if the caller will write, else 0. */
 typedef void flat_kernel_fn(const struct flat_index *f, const uint64_t *in, uint64_t *out, size_t n, unsigned shift,
 			    uint64_t deny);
 

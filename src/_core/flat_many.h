@@ -8,7 +8,7 @@
  * answers.
  *
  * Locking: none.  The caller has a reference, or is in a read section of the set that has the index.
- * Cost: 1 to 4 ns a lookup while the index fits the caches, whatever its number of slots; 3 to 5 ns for ids.
+ * Cost: 1 to 4 ns a lookup while the index fits the caches, for any number of slots; 3 to 5 ns for ids.
  */
 #ifndef MS_FLAT_MANY_H
 #define MS_FLAT_MANY_H

@@ -11,7 +11,7 @@
 _Thread_local struct srcu_cache srcu_cache[SRCU_CACHED];
 
 /* A writer yields this often before it sleeps: most sections take less time than going to sleep. */
-#ifndef YIELDS /* a test has its own */
+#ifndef YIELDS /* a test defines its own */
 #define YIELDS 8
 #endif
 

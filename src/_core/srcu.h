@@ -198,7 +198,8 @@ static inline void srcu_count_out(_Atomic uint64_t *unlock)
 
 static inline void srcu_look_for_writer(struct srcu *s)
 {
-	if (unlikely(atomic_load_explicit(&s->waiting, memory_order_relaxed))) /* may be stale: the writer's sleep is bounded */
+	/* `waiting` may be stale: the writer's sleep is bounded. */
+	if (unlikely(atomic_load_explicit(&s->waiting, memory_order_relaxed)))
 		srcu_wake_writer(s);
 }
 

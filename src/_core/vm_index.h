@@ -53,8 +53,8 @@ bool vm_index_pays(const struct ms_vm *vm, struct memslot_set *set, size_t looku
  * pay.  NULL: there is none and it does not pay, no memory, or a writer has published another state meanwhile. */
 struct flat_index *vm_index_get(struct ms_vm *vm, uint32_t as_id, size_t lookups);
 
-/* Returns an index of a state that was published during the call, whatever it costs.  If the state changes faster than
- * it can be walked in pieces, it is walked in one section.  NULL: no memory, or may_index() is false. */
+/* Returns an index of a state that was published during the call, even if it does not pay.  If the state changes faster
+ * than it can be walked in pieces, it is walked in one section.  NULL: no memory, or may_index() is false. */
 struct flat_index *vm_index_make(struct ms_vm *vm, uint32_t as_id);
 
 /* After this many searches a thread adds them to the count of the set, and makes the index if it pays and is small.
