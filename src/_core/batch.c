@@ -1,19 +1,19 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * batch.c - the reader's calls for many gfns at once.
+ * batch.c - the calls of readers for many gfns at once.
  *
- * All answers of a call come from one published state, and no writer waits for a long call:
+ * All answers of a call come from one published state.  A writer need not wait for a long call:
  *
- *   an index     holds the state without a section; the batch has a reference and nothing else
- *   pieces       without one the set is walked (batch_walk.h), MS_BATCH_PIECE lookups a section; the state must be the
- *                same in each
- *   once more    where it was not, the batch starts again, on an index that is made for it
- *   one section  where there can be no index
+ *   index        the batch holds a reference to an index, which contains the state; it needs no section meanwhile
+ *   pieces       without an index the batch walks the set (batch_walk.h), MS_BATCH_PIECE lookups in each section; all
+ *                sections must see the same state
+ *   retry        if they do not, the batch starts again with an index that is made for it
+ *   one section  if this index cannot be made, the retry is one section, and a writer waits for it
  *
- * A batch that writes over its input is walked from a copy of it, so that it can start again.
+ * If the output of a batch overwrites its input, the walk reads from a copy of the input, so that it can start again.
  *
- * Locking: none.  Between pieces, outside of sections, the caller is polled.
- * Cost: an index 2 to 4 ns a lookup; a walk see batch_walk.h.
+ * Locking: none.  Between pieces, outside of sections, the batch calls the poll function of the caller.
+ * Cost: 2 to 4 ns a lookup with an index; without one see batch_walk.h.
  */
 #include <errno.h>
 
@@ -21,7 +21,7 @@
 #include "flat_many.h"
 #include "vm_index.h"
 
-/* Lookups that go through buffers of the stack together, where strides or hints are in the way of going straight. */
+/* The number of lookups that are copied through buffers on the stack at once, if the arrays have strides. */
 #define CHUNK ((size_t)256)
 
 static bool is_plain(const struct job *job)
@@ -94,7 +94,7 @@ static int run_by_index(const struct job *job, const struct flat_index *index)
 		done += part;
 		r = done < n ? poll(job) : 0;
 	}
-	section = srcu_read_lock(&job->vm->srcu); /* for the record where this thread counts */
+	section = srcu_read_lock(&job->vm->srcu); /* finds the record in which this thread counts */
 	srcu_count(section.reader, SRCU_INDEXED, done);
 	srcu_read_unlock(&job->vm->srcu, section);
 	return r;
@@ -111,7 +111,7 @@ static int run_in_one_section(const struct job *job)
 	return 0;
 }
 
-/* -EAGAIN: the state has moved between two pieces. */
+/* -EAGAIN: a writer has published another state between two pieces. */
 static int run_in_pieces(const struct job *job)
 {
 	size_t n = job->batch->n;
@@ -145,7 +145,7 @@ static int run_with(const struct job *job, struct flat_index *index)
 	return r;
 }
 
-/* Short ones are one section, in which an index needs no reference. */
+/* A short batch is one section, in which it can use an index without a reference. */
 static int run_short(const struct job *job)
 {
 	struct look look = look_begin(job->vm, job->as_id);
@@ -167,7 +167,7 @@ static int run_short(const struct job *job)
 	return 0;
 }
 
-/* Without an index at hand.  What was read can be read again. */
+/* There is no index.  The output must not overwrite the input, because the batch may start again. */
 static int run_walked(const struct job *job)
 {
 	struct flat_index *index;
@@ -179,7 +179,7 @@ static int run_walked(const struct job *job)
 	return index ? run_with(job, index) : run_in_one_section(job);
 }
 
-/* Writes over its input: a copy is read. */
+/* The output overwrites the input: the walk reads from a copy of the input. */
 static int run_copied(const struct job *job)
 {
 	struct ms_batch batch = *job->batch;

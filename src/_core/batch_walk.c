@@ -24,7 +24,7 @@ static void emit(const struct job *job, size_t i, const struct memslot *slot, ui
 	}
 }
 
-/* Searches that the hint did not answer, deferred until there are enough to go side by side. */
+/* Lookups that the hint did not answer, collected until there are TREE_LANES of them. */
 struct pending {
 	uint64_t gfn[TREE_LANES], value[TREE_LANES];
 	size_t at[TREE_LANES];
@@ -33,35 +33,35 @@ struct pending {
 
 static void search_pending(const struct job *job, struct memslot_set *set, struct pending *p, uint64_t *counts)
 {
-	struct memslot *slots[TREE_LANES], *run = NULL;
+	struct memslot *slots[TREE_LANES], *repeated = NULL;
 
 	job->vm->design->search_many(set, p->gfn, slots, p->nr);
 	for (size_t i = 0; i < p->nr; i++) {
 		counts[slots[i] ? SRCU_HIT_SEARCH : SRCU_MISS]++;
 		if (i && slots[i] == slots[i - 1])
-			run = slots[i];
+			repeated = slots[i];
 		emit(job, p->at[i], slots[i], p->value[i]);
 	}
 	point(READER_SLOT_FOUND);
-	if (run)
-		move_hint(set, run);
+	if (repeated)
+		move_hint(set, repeated);
 	p->nr = 0;
 }
 
-static void defer_search(struct pending *p, size_t i, uint64_t gfn, uint64_t value)
+static void add_pending(struct pending *p, size_t i, uint64_t gfn, uint64_t value)
 {
 	p->gfn[p->nr] = gfn;
 	p->value[p->nr] = value;
 	p->at[p->nr++] = i;
 }
 
-/* Two frames one after the other are rarely so near by chance: a run of lookups in one slot begins. */
+/* Two random gfns in succession are rarely so near to each other, so a run of lookups in one slot begins. */
 static bool is_near(uint64_t gfn, uint64_t before)
 {
 	return gfn - before + 64 < 128;
 }
 
-/* Its slot is searched for at once, and is the hint for the others. */
+/* Searches for the slot of a run.  It becomes the hint if it also contains the gfn before. */
 static const struct memslot *search_for_run(const struct job *job, struct memslot_set *set, uint64_t before,
 					    uint64_t gfn, uint64_t *counts)
 {
@@ -74,11 +74,11 @@ static const struct memslot *search_for_run(const struct job *job, struct memslo
 	return slot;
 }
 
-static void walk_side_by_side(const struct job *job, struct memslot_set *set, size_t from, size_t n, uint64_t *counts)
+static void walk_together(const struct job *job, struct memslot_set *set, size_t from, size_t n, uint64_t *counts)
 {
 	struct pending p = { .nr = 0 };
 	uint64_t before = ~(uint64_t)0;
-	bool in_hole = false; /* where no slot is a run's hint */
+	bool in_hole = false; /* this run is in a hole, so no slot can become the hint */
 
 	for (size_t i = from, gfn; i < from + n; i++, before = gfn) {
 		uint64_t value = value_at(job->batch, i);
@@ -95,7 +95,7 @@ static void walk_side_by_side(const struct job *job, struct memslot_set *set, si
 			emit(job, i, slot, value);
 			in_hole = !slot;
 		} else {
-			defer_search(&p, i, gfn, value);
+			add_pending(&p, i, gfn, value);
 			if (p.nr == TREE_LANES)
 				search_pending(job, set, &p, counts);
 		}
@@ -119,7 +119,7 @@ static void walk_one_by_one(const struct job *job, const struct look *look, size
 	}
 }
 
-static bool side_by_side(const struct ms_vm *vm)
+static bool searches_together(const struct ms_vm *vm)
 {
 	return vm->design->search_many &&
 	       atomic_load_explicit(&vm->index_policy, memory_order_relaxed) != MS_INDEX_WALK;
@@ -129,8 +129,8 @@ void batch_walk(const struct job *job, const struct look *look, size_t from, siz
 {
 	uint64_t counts[SRCU_NR_COUNTS] = { 0 };
 
-	if (side_by_side(job->vm))
-		walk_side_by_side(job, look->set, from, n, counts);
+	if (searches_together(job->vm))
+		walk_together(job, look->set, from, n, counts);
 	else
 		walk_one_by_one(job, look, from, n, counts);
 	for (unsigned i = 0; i < SRCU_NR_COUNTS; i++)

@@ -1,13 +1,13 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * batch_walk.h - one call for many gfns, and the walk that answers it from a set.
+ * batch_walk.h - answers a batch of gfns from a set, without an index.
  *
- * Lookups that the hint does not answer are deferred until there are enough of them to go down the tree side by side
- * (TREE_LANES).  Where a run of lookups in one slot begins, its slot is searched for at once and becomes the hint.
- * A design without search_many, and the policy "walk", look up one gfn after the other, as the calls for one gfn do.
+ * Lookups that the hint does not answer are collected until there are enough to search the tree for all of them at once
+ * (TREE_LANES).  If a run of lookups in one slot begins, this slot is searched for immediately and becomes the hint.
+ * With a design that has no search_many, or with the policy "walk", gfns are looked up one after the other.
  *
  * Locking: none.  The caller is in a read section of the set.
- * Cost: as search_many of the design, less where the hint answers.
+ * Cost: as search_many of the design; less if the hint answers.
  */
 #ifndef MS_BATCH_WALK_H
 #define MS_BATCH_WALK_H
@@ -39,10 +39,10 @@ static inline unsigned shift_of(const struct job *job)
 	return job->kind == GPA_TO_HVA ? MS_PAGE_SHIFT : 0;
 }
 
-/* Answers n lookups of the batch, the first of them number `from`, inside a section of the set, and counts them. */
+/* Answers the lookups [from, from + n) of the batch, inside a section of the set, and counts them. */
 void batch_walk(const struct job *job, const struct look *look, size_t from, size_t n);
 
-/* Answers the whole batch where there is no such address space: holes everywhere. */
+/* Answers the whole batch with holes, because its address space does not exist. */
 void batch_answer_holes(const struct job *job);
 
 #endif

@@ -1,5 +1,7 @@
 /* SPDX-License-Identifier: MIT */
-/* build_info.c - what this build is made of, for `memslots info` and for results that are kept. */
+/*
+ * build_info.c - describes this build, for `memslots info` and for the records of measurements.
+ */
 #include "include/memslots.h"
 #include "namespace.h"
 

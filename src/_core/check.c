@@ -1,12 +1,12 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * check.c - walks every invariant of a VM and names the first that does not hold.
+ * check.c - checks every invariant of a VM and reports the first one that does not hold.
  *
- * The numbers are those of the headers: R rbtree.h, T interval_tree.h, I id_hash.h, D dirty_log.h, M memslot_set.h.
- * The order of the walk is that of trust: a tree is only followed once its links are known to be sound.
+ * The letters stand for files: R rbtree.h, T interval_tree.h, I id_hash.h, D dirty_log.h, M memslot_set.h,
+ * A array_set.c, L list_set.c.  The links of a tree are checked before anything else follows them.
  *
- * Locking: slots_lock, so that the sets are at rest; readers may be about.
- * Cost: O(n), chains of a hash that could not grow excepted.
+ * Locking: slots_lock, so that no set is being edited.  Readers may run meanwhile.
+ * Cost: O(n), except for the chains of a hash that could not grow.
  */
 #include <errno.h>
 #include <inttypes.h>
@@ -20,10 +20,11 @@ struct walk {
 	struct ms_vm *vm;
 	struct ms_violation *violation;
 	uint32_t as_id;
-	uint64_t nr, pages; /* of all address spaces so far */
+	uint64_t nr, pages; /* the sums over the address spaces so far */
 };
 
-__attribute__((format(printf, 4, 5))) static int broken(struct walk *w, char letter, int number, const char *format, ...)
+__attribute__((format(printf, 4, 5))) static int broken(struct walk *w, char letter, int number, const char *format,
+							...)
 {
 	va_list args;
 
@@ -39,13 +40,14 @@ static int check_dirty_log(struct walk *w, const struct memslot *slot)
 	bool logs = slot->flags & MS_MEM_LOG_DIRTY_PAGES;
 
 	if (logs != !!slot->dirty || (slot->dirty && slot->dirty->npages != slot->npages))
-		return broken(w, 'M', 8, "slot %" PRIu32 " of address space %" PRIu32 ": flags and dirty log disagree",
+		return broken(w, 'M', 8,
+			      "slot %" PRIu32 " of address space %" PRIu32 ": its flags do not match its dirty log",
 			      slot->id, w->as_id);
 	if (slot->dirty && dirty_log_check(slot->dirty))
-		return broken(w, 'D', 1, "slot %" PRIu32 ": bits beyond page %" PRIu64 " are set", slot->id,
+		return broken(w, 'D', 1, "slot %" PRIu32 ": its dirty log has bits from page %" PRIu64 " on", slot->id,
 			      slot->npages);
 	if (slot->dirty && slot->dirty->refs != 1)
-		return broken(w, 'D', 2, "slot %" PRIu32 ": its dirty log has %zu owners at rest", slot->id,
+		return broken(w, 'D', 2, "slot %" PRIu32 ": its dirty log has %zu references instead of 1", slot->id,
 			      slot->dirty->refs);
 	return 0;
 }
@@ -64,10 +66,11 @@ static bool slot_in_limits(const struct walk *w, const struct memslot *slot)
 static int check_slot(struct walk *w, const struct memslot *slot)
 {
 	if (slot->flags & MS_MEMSLOT_INVALID)
-		return broken(w, 'M', 5, "slot %" PRIu32 " of address space %" PRIu32 " is INVALID at rest", slot->id,
+		return broken(w, 'M', 5,
+			      "slot %" PRIu32 " of address space %" PRIu32 " is INVALID outside of a change", slot->id,
 			      w->as_id);
 	if (!slot_in_limits(w, slot))
-		return broken(w, 'M', 9, "slot %" PRIu32 " of address space %" PRIu32 " is beyond a limit", slot->id,
+		return broken(w, 'M', 9, "slot %" PRIu32 " of address space %" PRIu32 " exceeds a limit", slot->id,
 			      w->as_id);
 	return check_dirty_log(w, slot);
 }
@@ -76,11 +79,11 @@ static int check_membership(struct walk *w, const struct memslot_set *set, const
 {
 	if (w->vm->design->shares_slots && slot->sets != 3)
 		return broken(w, 'M', slot->sets & 1u << set->node_idx ? 2 : 3,
-			      "slot %" PRIu32 " of address space %" PRIu32 " is in sets %#x by its own account", slot->id,
-			      w->as_id, slot->sets);
+			      "slot %" PRIu32 " of address space %" PRIu32 " has the mask of sets %#x instead of 0x3",
+			      slot->id, w->as_id, slot->sets);
 	if (w->vm->design->find(set, slot->id) != slot)
-		return broken(w, 'M', 3, "slot %" PRIu32 " of address space %" PRIu32 " is not found by its id", slot->id,
-			      w->as_id);
+		return broken(w, 'M', 3, "slot %" PRIu32 " of address space %" PRIu32 " is not found by its id",
+			      slot->id, w->as_id);
 	return 0;
 }
 
@@ -93,7 +96,8 @@ static int check_slots(struct walk *w, const struct memslot_set *set, uint64_t *
 
 	for (; slot && !r; previous = slot, slot = design->next(set, slot)) {
 		if (previous && previous->base_gfn + previous->npages > slot->base_gfn)
-			return broken(w, 'M', 1, "slots %" PRIu32 " and %" PRIu32 " of address space %" PRIu32 " overlap",
+			return broken(w, 'M', 1,
+				      "slots %" PRIu32 " and %" PRIu32 " of address space %" PRIu32 " overlap",
 				      previous->id, slot->id, w->as_id);
 		r = check_membership(w, set, slot);
 		if (!r)
@@ -102,7 +106,8 @@ static int check_slots(struct walk *w, const struct memslot_set *set, uint64_t *
 		nr++;
 	}
 	if (!r && nr != set->nr)
-		return broken(w, 'M', 3, "set %" PRIu32 " of address space %" PRIu32 " has %zu slots and counts %zu",
+		return broken(w, 'M', 3,
+			      "set %" PRIu32 " of address space %" PRIu32 " has %zu slots, but its nr is %zu",
 			      set->node_idx, w->as_id, nr, set->nr);
 	return r;
 }
@@ -120,7 +125,7 @@ struct hva_walk {
 	const struct memslot_design *design;
 	const struct memslot_set *set;
 	size_t nr;
-	bool stranger;
+	bool has_other;
 };
 
 static void visit_hva(void *context, const struct memslot *slot)
@@ -128,17 +133,18 @@ static void visit_hva(void *context, const struct memslot *slot)
 	struct hva_walk *walk = context;
 
 	walk->nr++;
-	walk->stranger |= walk->design->find(walk->set, slot->id) != slot;
+	walk->has_other |= walk->design->find(walk->set, slot->id) != slot;
 }
 
-/* Every slot of the hva index is one that the gfn index has; equal numbers make them the same. */
-static int check_hva_index(struct walk *w, const struct memslot_set *set)
+/* If a search by hva finds only slots of the set, and as many as the set has, it finds the same slots as one by gfn. */
+static int check_search_by_hva(struct walk *w, const struct memslot_set *set)
 {
 	struct hva_walk walk = { .design = w->vm->design, .set = set };
 
 	walk.design->hva_range(set, 0, ~(uint64_t)0, visit_hva, &walk);
-	if (walk.stranger || walk.nr != set->nr)
-		return broken(w, 'M', 3, "the hva index of set %" PRIu32 " of address space %" PRIu32 " has other slots",
+	if (walk.has_other || walk.nr != set->nr)
+		return broken(w, 'M', 3,
+			      "set %" PRIu32 " of address space %" PRIu32 " finds other slots by hva than by gfn",
 			      set->node_idx, w->as_id);
 	return 0;
 }
@@ -150,12 +156,14 @@ static int check_set(struct walk *w, const struct memslot_set *set, uint64_t *pa
 	int number = w->vm->design->check(set, &letter), r;
 
 	if (number)
-		return broken(w, letter, number, "set %" PRIu32 " of address space %" PRIu32, set->node_idx, w->as_id);
+		return broken(w, letter, number, "does not hold in set %" PRIu32 " of address space %" PRIu32,
+			      set->node_idx, w->as_id);
 	r = check_slots(w, set, pages);
 	if (!r)
-		r = check_hva_index(w, set);
+		r = check_search_by_hva(w, set);
 	if (!r && hint && !has_slot(w, set, hint))
-		return broken(w, 'M', 6, "last_used_slot of set %" PRIu32 " of address space %" PRIu32 " is no member",
+		return broken(w, 'M', 6,
+			      "last_used_slot of set %" PRIu32 " of address space %" PRIu32 " is not in this set",
 			      set->node_idx, w->as_id);
 	if (!r && !set_index_is_valid(w->vm, set))
 		r = broken(w, 'M', 11, "the index of set %" PRIu32 " of address space %" PRIu32 " has other slots",
@@ -186,11 +194,12 @@ static int check_address_space(struct walk *w)
 	for (int idx = 0; !r && idx < 2; idx++)
 		r = check_set(w, &as->set[idx], &pages[idx]);
 	if (!r && w->vm->design->shares_slots && (as->set[0].nr != as->set[1].nr || pages[0] != pages[1]))
-		return broken(w, 'M', 2, "the sets of address space %" PRIu32 " hold %zu and %zu slots", w->as_id,
+		return broken(w, 'M', 2, "the sets of address space %" PRIu32 " differ: %zu and %zu slots", w->as_id,
 			      as->set[0].nr, as->set[1].nr);
 	if (!r && !w->vm->design->shares_slots && inactive->nr)
-		return broken(w, 'M', 2, "the inactive set of address space %" PRIu32 " stores %zu slots at rest", w->as_id,
-			      inactive->nr);
+		return broken(w, 'M', 2,
+			      "the inactive set of address space %" PRIu32 " has %zu slots outside of a change",
+			      w->as_id, inactive->nr);
 	w->nr += active->nr;
 	w->pages += pages[active->node_idx];
 	return r;
@@ -199,12 +208,14 @@ static int check_address_space(struct walk *w)
 static int check_totals(struct walk *w)
 {
 	if (w->nr != ms_nr_memslots(w->vm) || w->pages != ms_nr_memslot_pages(w->vm))
-		return broken(w, 'M', 4, "%" PRIu64 " slots of %" PRIu64 " pages, counted as %" PRIu64 " of %" PRIu64,
+		return broken(w, 'M', 4,
+			      "there are %" PRIu64 " slots with %" PRIu64
+			      " pages, but the totals of the VM are %" PRIu64 " and %" PRIu64,
 			      w->nr, w->pages, ms_nr_memslots(w->vm), ms_nr_memslot_pages(w->vm));
 	return 0;
 }
 
-/* A hint may belong to any address space: generations differ between them. */
+/* The generation of a hint shows its address space: no two address spaces have the same generation (M7). */
 static int check_hint(struct walk *w, const struct ms_vcpu *vcpu)
 {
 	for (w->as_id = 0; vcpu->last_used_slot && w->as_id < w->vm->config.address_spaces; w->as_id++) {
@@ -212,7 +223,7 @@ static int check_hint(struct walk *w, const struct ms_vcpu *vcpu)
 
 		if (atomic_load_explicit(&set->generation, memory_order_relaxed) == vcpu->last_used_slot_gen &&
 		    !has_slot(w, set, vcpu->last_used_slot))
-			return broken(w, 'M', 10, "a vCPU's last_used_slot is no member of address space %" PRIu32,
+			return broken(w, 'M', 10, "last_used_slot of a vCPU is not in address space %" PRIu32,
 				      w->as_id);
 	}
 	return 0;
@@ -223,7 +234,7 @@ static int check_vcpus(struct walk *w)
 	int r = 0;
 
 	for (struct ms_vcpu *vcpu = w->vm->vcpus; vcpu && !r; vcpu = vcpu->next)
-		if (vcpu_try_use(vcpu)) { /* one that is in use is checked another time */
+		if (vcpu_try_use(vcpu)) { /* a vCPU in use is not checked */
 			r = check_hint(w, vcpu);
 			vcpu_put(vcpu);
 		}
@@ -232,8 +243,8 @@ static int check_vcpus(struct walk *w)
 
 int ms_check(struct ms_vm *vm, struct ms_violation *violation, struct ms_error *err)
 {
-	struct ms_violation nowhere;
-	struct walk w = { .vm = vm, .violation = violation ? violation : &nowhere };
+	struct ms_violation unused;
+	struct walk w = { .vm = vm, .violation = violation ? violation : &unused };
 	int r = vm_lock(vm, err);
 
 	if (r)

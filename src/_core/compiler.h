@@ -1,9 +1,9 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * compiler.h - what the C language leaves to its compilers.
+ * compiler.h - macros for the features of compilers that the C language lacks.
  *
- * Two assert levels: ms_assert() is for what is cheap to know and is compiled in unless NDEBUG; what is expensive
- * to know belongs in check.c, which runs when somebody asks.
+ * There are two levels of assertions.  ms_assert() is for cheap conditions; NDEBUG removes it.  Expensive conditions
+ * belong in check.c, which runs only when ms_check() is called.
  */
 #ifndef MS_COMPILER_H
 #define MS_COMPILER_H
@@ -20,23 +20,23 @@
 #define likely(x) __builtin_expect(!!(x), 1)
 #define unlikely(x) __builtin_expect(!!(x), 0)
 
-/* A compiler that cannot know what is in it makes no branches of it. */
+/* Hides the value of an integer from the compiler, which then cannot turn arithmetic with it into a branch. */
 #if defined(__GNUC__)
 #define opaque(integer) __asm__("" : "+r"(integer))
 #else
 #define opaque(integer) ((void)(integer))
 #endif
 
-/* What one core writes and another reads is kept this far apart: one line of x86-64 and of most arm64. */
+/* Data that different cores write lies this far apart: one cache line of x86-64 and of most arm64 CPUs. */
 #define CACHE_LINE 64
 #define cache_aligned _Alignas(CACHE_LINE)
 
-/* Kept apart from a caller that must stay short. */
+/* Keeps a slow path out of a caller that must stay short. */
 #define out_of_line __attribute__((noinline))
 
 #define ms_assert(condition) assert(condition)
 
-/* A sanitizer sees the loads of C, not those of assembly, and blocks of the C library, not those of a pool. */
+/* Sanitizers do not see the loads of assembly code, nor the blocks of a pool.  Code with either tests these macros. */
 #ifdef __has_feature
 #define MS_HAS_FEATURE(feature) __has_feature(feature)
 #else

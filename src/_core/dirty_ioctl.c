@@ -1,15 +1,18 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * dirty_ioctl.c - KVM_GET_DIRTY_LOG, KVM_CLEAR_DIRTY_LOG and KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2, in KVM's order of rules.
+ * dirty_ioctl.c - KVM_GET_DIRTY_LOG, KVM_CLEAR_DIRTY_LOG and KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2.
  *
- * Locking: slots_lock, which also keeps the slot and the scratch half of its log; marks go on meanwhile.
+ * The rules are checked in the order of KVM.
+ *
+ * Locking: slots_lock, which also protects the slot and the scratch bitmap of its log.  Readers may mark pages
+ * meanwhile.
  */
 #include <errno.h>
 #include <string.h>
 
 #include "vm.h"
 
-/* The slot whose log is meant, in the order of KVM_GET_DIRTY_LOG's rules. */
+/* Finds the slot, which must have a log.  Checks in the order of KVM_GET_DIRTY_LOG. */
 static int find_logged(struct ms_vm *vm, uint32_t as_id, uint32_t id, struct memslot **slot, struct ms_error *err)
 {
 	if (as_id >= vm->config.address_spaces)
@@ -90,7 +93,7 @@ int ms_clear_dirty_log(struct ms_vm *vm, uint32_t as_id, uint32_t slot, uint64_t
 	if (r)
 		return r;
 	r = find_logged(vm, as_id, slot, &logged, err);
-	if (r != -EINVAL && first_page % 64) /* before the look for the slot: EINVAL goes before ENOENT */
+	if (r != -EINVAL && first_page % 64) /* KVM checks this before it finds the slot: EINVAL instead of ENOENT */
 		r = vm_refuse(err, EINVAL, MS_RULE_FIRST_PAGE, 64, NULL);
 	if (!r)
 		r = clear_log(logged->dirty, first_page, num_pages, bitmap, nwords, err);

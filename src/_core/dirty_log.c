@@ -1,4 +1,7 @@
 /* SPDX-License-Identifier: MIT */
+/*
+ * dirty_log.c - see dirty_log.h for the invariants D1 and D2.
+ */
 #include "dirty_log.h"
 
 #include "points.h"
@@ -8,7 +11,7 @@ static size_t log_size(size_t nwords)
 	return sizeof(struct dirty_log) + 2 * nwords * sizeof(uint64_t);
 }
 
-/* The bits of the last word that stand for pages. */
+/* The bits of the last word that stand for pages (D1). */
 static uint64_t tail_mask(uint64_t npages)
 {
 	return npages % 64 ? ((uint64_t)1 << (npages % 64)) - 1 : ~(uint64_t)0;

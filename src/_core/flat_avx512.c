@@ -1,7 +1,9 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * flat_avx512.c - the kernel for CPUs with AVX-512: a few slots in registers, eight lookups at a time.  Around the search
- * of blocks eight lanes are no faster than flat_avx2.c's four (docs/benchmarks.md).
+ * flat_avx512.c - the kernel for CPUs with AVX-512: eight lookups at a time among a few slots in registers.
+ *
+ * Larger indexes use the kernel of flat_avx2.c.  Eight lanes before and after search() are no faster than four
+ * (docs/benchmarks.md).
  */
 #include "flat_kernel.h"
 
@@ -16,7 +18,7 @@ static bool usable(void)
 	return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("avx512f");
 }
 
-/* The answers of eight hits and misses. */
+/* The answers to eight lookups. */
 static TARGET always_inline __m512i answers(__m512i delta, __m512i address, __mmask8 hit, __m512i deny)
 {
 	__m512i hva = _mm512_add_epi64(_mm512_andnot_si512(_mm512_set1_epi64(FLAT_DELTA_FLAGS), delta), address);
@@ -26,14 +28,16 @@ static TARGET always_inline __m512i answers(__m512i delta, __m512i address, __mm
 	return _mm512_mask_mov_epi64(_mm512_set1_epi64((long long)MS_HVA_ERR_BAD), hit, hva);
 }
 
-/* All slots in three registers: a lane's place is how many slots begin at or before its gfn. */
+/* Three registers contain all slots.  The place of a slot is the number of slots, without the first one, that begin at
+ * or before the gfn. */
 static TARGET void few(const struct flat_index *f, const uint64_t *in, uint64_t *out, size_t n, unsigned shift,
 		       uint64_t deny)
 {
 	__m512i bases = _mm512_loadu_si512(f->few->base), npages = _mm512_loadu_si512(f->few->npages);
 	__m512i deltas = _mm512_loadu_si512(f->few->delta), one = _mm512_set1_epi64(1);
 	__m512i denied = _mm512_set1_epi64((long long)deny), base[FLAT_FEW];
-	__m128i gfn_shift = _mm_cvtsi32_si128((int)shift), address_shift = _mm_cvtsi32_si128(MS_PAGE_SHIFT - (int)shift);
+	__m128i gfn_shift = _mm_cvtsi32_si128((int)shift);
+	__m128i address_shift = _mm_cvtsi32_si128(MS_PAGE_SHIFT - (int)shift);
 
 	for (size_t k = 0; k < FLAT_FEW; k++)
 		base[k] = _mm512_set1_epi64((long long)f->few->base[k]);

@@ -1,28 +1,32 @@
 /* SPDX-License-Identifier: MIT */
+/*
+ * flat_index.c - see flat_index.h for the invariants F1 to F3.
+ */
 #include "flat_index.h"
 
 #include <string.h>
 
-/* Of the largest holes so many are looked at for segments. */
+/* Only this many of the largest holes may separate segments. */
 #define HOLES_MAX 31
 
-/* A hole makes a segment when it is this part of what would be spread over buckets without it. */
+/* A hole separates two segments if it is at least 1 / HOLE_SHARE of the frames that buckets would otherwise cover. */
 #define HOLE_SHARE 4
 
-/* An extent must stay below the sentinel. */
+/* Every extent is below the sentinel. */
 #define EXTENT_MAX ((uint64_t)FLAT_SENTINEL - 1)
 
-/* Beyond half a megabyte an index shares the second-level cache with too much else, and beyond eight the next one with
- * other cores. */
+/* An index beyond half a megabyte gets too little of the second-level cache.  Beyond eight megabytes it gets too little
+ * of the third, which other cores share. */
 #define LARGE_BYTES ((size_t)512 << 10)
 #define LARGER_BYTES ((size_t)8 << 20)
 
-/* From so many slots a segment on a single lookup is quicker by index: a segment costs a step, as a level does. */
+/* An index is faster for single lookups if it has at least this many slots for each segment.  A step of the search for
+ * the segment costs as much as a level of the tree. */
 #define FOR_ONE 8
 
 struct hole {
 	uint64_t length;
-	size_t entry; /* the one behind it */
+	size_t entry; /* the first entry behind the hole */
 };
 
 static uint64_t end_of(const struct flat_entry *entry)
@@ -32,7 +36,7 @@ static uint64_t end_of(const struct flat_entry *entry)
 
 /* ---- segments ---- */
 
-/* Keeps `holes` the largest, by falling length. */
+/* `holes` keeps the largest ones, by descending length. */
 static void keep_hole(struct hole *holes, size_t *nr, struct hole hole)
 {
 	size_t i;
@@ -46,7 +50,8 @@ static void keep_hole(struct hole *holes, size_t *nr, struct hole hole)
 	holes[i] = hole;
 }
 
-/* The holes between segments; how many.  A hole counts while it is a good part of what is left. */
+/* Chooses the holes between segments, largest first, and returns their number.  `left` is the number of frames that
+ * buckets must cover without the holes chosen so far. */
 static size_t choose_holes(const struct flat_entry *entries, size_t nr, struct hole *holes)
 {
 	uint64_t left = end_of(&entries[nr - 1]) - entries[0].base_gfn;
@@ -71,7 +76,7 @@ static bool behind_hole(const struct hole *holes, size_t nr, size_t entry)
 	return false;
 }
 
-/* Whether entry i begins a segment, the present one having begun at `first`. */
+/* Whether entry i begins a new segment.  The present segment begins at the gfn `first`. */
 static bool begins_segment(const struct flat_entry *entries, size_t i, uint64_t first, const struct hole *holes,
 			   size_t nr_holes)
 {
@@ -80,7 +85,7 @@ static bool begins_segment(const struct flat_entry *entries, size_t i, uint64_t 
 
 /* ---- layout ---- */
 
-/* Three buckets for two slots at most; the bits of x that a bucket stands for. */
+/* The smallest shift with at most three buckets for two slots, and one more. */
 static uint32_t bucket_shift(uint64_t extent, size_t nr)
 {
 	uint32_t shift = 0;
@@ -95,14 +100,14 @@ static size_t nr_buckets(uint64_t extent, uint32_t shift)
 	return (size_t)(extent >> shift) + 1;
 }
 
-/* What an index will need room for. */
+/* The sizes of the arrays of an index. */
 struct shape {
 	size_t nr, segments, buckets;
 };
 
-/* Calls found() for each segment, with its entries. */
 typedef void segment_fn(void *context, const struct flat_entry *entries, size_t nr);
 
+/* Calls found() for each segment, with its entries. */
 static void each_segment(const struct flat_entry *entries, size_t nr, const struct hole *holes, size_t nr_holes,
 			 segment_fn *found, void *context)
 {
@@ -134,13 +139,13 @@ static size_t lines(size_t size)
 	return (size + CACHE_LINE - 1) & ~(size_t)(CACHE_LINE - 1);
 }
 
-/* All numbers up to n fit it. */
+/* A mask of enough low bits for all numbers up to n. */
 static uint32_t mask_of(uint64_t n)
 {
 	return (uint32_t)(((uint64_t)2 << (63 - __builtin_clzll(n))) - 1);
 }
 
-/* A sentinel follows each segment's records. */
+/* There is room for one sentinel for each segment. */
 static struct flat_index *alloc_index(struct memory *memory, const struct shape *shape)
 {
 	size_t nr = shape->nr, segments = shape->segments;
@@ -192,16 +197,16 @@ static void fill_records(struct flat_record *records, uint32_t *ids, const struc
 	records[nr] = (struct flat_record){ .rel = FLAT_SENTINEL };
 }
 
-/* F2 of a bucket that begins at frame `first`. */
+/* The bucket that begins at frame `first`, by F2. */
 static uint32_t bucket_of(const struct flat_index *f, const struct flat_segment *segment, uint64_t first,
 			  uint32_t place)
 {
-	uint64_t last = ((uint64_t)1 << segment->shift) - 1, leaves = f->records[place + 1].rel - 1 - first;
+	uint64_t last = ((uint64_t)1 << segment->shift) - 1, before_next = f->records[place + 1].rel - 1 - first;
 
-	return flat_within(leaves < last ? leaves : last, segment->shift, f->place_mask) | place;
+	return flat_within(before_next < last ? before_next : last, segment->shift, f->place_mask) | place;
 }
 
-/* Returns how many buckets there are. */
+/* Returns the number of buckets. */
 static size_t fill_buckets(uint32_t *buckets, const struct flat_index *f, const struct flat_segment *segment,
 			   uint32_t place)
 {
@@ -224,11 +229,10 @@ static void fill_few(struct flat_few *few, const struct flat_entry *entries, siz
 	}
 }
 
-/* Where the next segment goes. */
 struct filler {
 	struct flat_index *index;
-	struct flat_segment *segment;
-	size_t bucket, record;
+	struct flat_segment *segment; /* the next one to fill */
+	size_t bucket, record;        /* its first ones */
 };
 
 static void fill_segment(void *context, const struct flat_entry *entries, size_t nr)
@@ -253,13 +257,13 @@ static void fill_segment(void *context, const struct flat_entry *entries, size_t
 	to->segment++;
 }
 
-/* Nothing is mapped: one segment of one bucket that leads to a record without pages. */
+/* An index without slots has one segment with one bucket, whose record has no pages. */
 static void fill_empty(struct flat_index *f)
 {
 	struct flat_record *records = (struct flat_record *)(uintptr_t)f->records;
 
 	records[0] = records[1] = (struct flat_record){ .rel = FLAT_SENTINEL };
-	*(uint32_t *)(uintptr_t)f->buckets = 0; /* shift is 0: no frame is within a bucket */
+	*(uint32_t *)(uintptr_t)f->buckets = 0; /* place 0; extent is 0, so every x is 0 */
 }
 
 struct flat_index *flat_create(struct memory *memory, const struct flat_entry *entries, size_t nr)
@@ -334,7 +338,7 @@ static const struct flat_segment *segment_of_place(const struct flat_index *f, u
 	return &f->segments[low];
 }
 
-uint32_t flat_far(const struct flat_index *f, uint32_t place, uint32_t x)
+uint32_t flat_search_from(const struct flat_index *f, uint32_t place, uint32_t x)
 {
 	uint32_t last = segment_of_place(f, place)->last;
 
@@ -364,7 +368,7 @@ static bool records_ascend(const struct flat_index *f, const struct flat_segment
 	return end == segment->extent && r[place].rel == FLAT_SENTINEL;
 }
 
-static bool buckets_lead(const struct flat_index *f, const struct flat_segment *segment, uint32_t place)
+static bool buckets_are_valid(const struct flat_index *f, const struct flat_segment *segment, uint32_t place)
 {
 	for (uint64_t i = 0; i <= segment->extent >> segment->shift; i++) {
 		uint32_t bucket = f->buckets[segment->bucket + i], at = bucket & f->place_mask;
@@ -387,7 +391,7 @@ int flat_check(const struct flat_index *f)
 
 		if (segment->first < end || !records_ascend(f, segment, place))
 			return 1;
-		if (!buckets_lead(f, segment, place))
+		if (!buckets_are_valid(f, segment, place))
 			return 2;
 		end = segment->first + segment->extent;
 	}

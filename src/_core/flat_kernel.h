@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * flat_kernel.h - the steps that all kernels of flat_many.h share, and the kernels.
+ * flat_kernel.h - the table of kernels for flat_many.h, and the steps that they share.
  *
- * A kernel is asked for whole blocks; front() and search() are inlined into each, the last step is its own.
+ * A kernel handles whole blocks of lookups.  front_*() finds the buckets and search() the records; both are inlined
+ * into each kernel.  The last step, from records to answers, is different in each.
  */
 #ifndef MS_FLAT_KERNEL_H
 #define MS_FLAT_KERNEL_H
@@ -12,20 +13,22 @@
 
 #define always_inline inline __attribute__((always_inline))
 
-/* Lookups of a block: enough to fill the reorder buffer; more where loads go to a far cache, or to memory. */
+/* The number of lookups in a block: enough to fill the reorder buffer of a CPU; more if loads go to a far cache, and
+ * still more if they go to memory. */
 #define BLOCK ((size_t)16)
 #define BLOCK_LARGE ((size_t)32)
 #define BLOCK_LARGER ((size_t)64)
 
-/* n is a multiple of BLOCK_LARGE; deny is FLAT_READONLY for writers and 0 for readers. */
+/* n is a multiple of BLOCK_LARGE.  deny is FLAT_READONLY if the caller will write, else 0. */
 typedef void flat_kernel_fn(const struct flat_index *f, const uint64_t *in, uint64_t *out, size_t n, unsigned shift,
 			    uint64_t deny);
 
 struct flat_kernel {
 	const char *name;
 	flat_kernel_fn *blocks;
-	flat_kernel_fn *few; /* for f->few */
-	size_t worth_blocks, worth_few; /* by measurement: a block of so many, filled up, is quicker than one by one */
+	flat_kernel_fn *few; /* for an index with f->few */
+	/* From this many lookups on, a padded block is faster than single lookups; measured. */
+	size_t worth_blocks, worth_few;
 	bool (*usable)(void);
 };
 
@@ -33,23 +36,23 @@ extern const struct flat_kernel flat_portable;
 #if defined(__x86_64__) && defined(__GNUC__)
 #define MS_X86_KERNELS 1
 extern const struct flat_kernel flat_avx2, flat_avx512;
-flat_kernel_fn flat_avx2_blocks; /* AVX-512 has no better one */
+flat_kernel_fn flat_avx2_blocks; /* AVX-512 uses it too */
 #endif
 
 struct block {
 	uint64_t x[BLOCK_LARGER];
-	uint32_t within[BLOCK_LARGER]; /* their buckets */
-	uint32_t place[BLOCK_LARGER];  /* of the segment, of the bucket, of the record */
+	uint32_t within[BLOCK_LARGER]; /* flat_within() of x */
+	uint32_t place[BLOCK_LARGER];  /* first of the segment, then of the bucket, at last of the record */
 };
 
-/* What a gfn that is no gpa must be shifted by to be an address; its own low bits where it is one. */
+/* The guest physical address of an input: of a page for a gfn (shift 0), unchanged for a gpa (MS_PAGE_SHIFT). */
 static always_inline uint64_t address_of(uint64_t in, unsigned shift)
 {
 	return in << (MS_PAGE_SHIFT - shift);
 }
 
-/* From gfns to buckets, where there is one segment.  Its body is that of buckets_of(), with the segment in registers: a
- * function for both costs 2 to 3 %. */
+/* From gfns to buckets, in an index of one segment.  The body is the same as in buckets_of(), but keeps the segment in
+ * registers.  One function for both would be 2 to 3 % slower. */
 static always_inline void front_one(const struct flat_index *f, struct block *b, const uint64_t *in, unsigned shift,
 				    size_t size)
 {
@@ -66,7 +69,7 @@ static always_inline void front_one(const struct flat_index *f, struct block *b,
 	}
 }
 
-/* Where there are several: a binary search that all lookups of the block make in step. */
+/* From gfns to segments: a binary search in which all lookups of the block take each step together. */
 static always_inline void segments_of(const struct flat_index *f, struct block *b, const uint64_t *in, unsigned shift,
 				      size_t size)
 {
@@ -109,10 +112,10 @@ static always_inline void front_many(const struct flat_index *f, struct block *b
 	buckets_of(f, b, in, shift, size);
 }
 
-/* So few segments are compared with all at once where there are vectors. */
+/* Up to this many segments a vector kernel compares the gfn with all of them, without a binary search. */
 #define SEGMENTS_COMPARED 32
 
-/* From buckets to records.  In memory the next record is worth a prefetch too: its line may be another one. */
+/* From buckets to records.  If records are in memory, the next record is prefetched too: it may be on another line. */
 static always_inline void search(const struct flat_index *f, struct block *b, size_t size)
 {
 	const uint32_t *buckets = f->buckets;
@@ -131,7 +134,7 @@ static always_inline void search(const struct flat_index *f, struct block *b, si
 		b->place[i] = flat_settle(f, records, b->place[i], (uint32_t)b->x[i]);
 }
 
-/* Calls `blocks` with constants for what does not change from block to block: the compiler makes a loop of each. */
+/* Calls `blocks` with constants for everything that is the same in all blocks.  The compiler makes a loop for each. */
 #define EACH_CASE(blocks) \
 	do { \
 		size_t most = f->larger ? n & ~(BLOCK_LARGER - 1) : 0; \

@@ -1,4 +1,7 @@
 /* SPDX-License-Identifier: MIT */
+/*
+ * flat_many.c - see flat_many.h; the steps of a lookup are in flat_kernel.h.
+ */
 #include "flat_many.h"
 
 #include <errno.h>
@@ -9,7 +12,7 @@
 
 /* ---- the portable kernel ---- */
 
-/* Without a branch on what was found: a fifth of random lookups are misses, and nobody can tell which. */
+/* There is no branch on `hit`: about a fifth of random lookups are misses, which no branch predictor foresees. */
 static always_inline uint64_t answer(uint64_t hit, uint64_t delta, uint64_t address, uint64_t deny)
 {
 	uint64_t denied = (delta & deny) != 0, hva = (delta & ~FLAT_DELTA_FLAGS) + address;
@@ -54,7 +57,7 @@ static void portable_blocks(const struct flat_index *f, const uint64_t *in, uint
 	EACH_CASE(portable_blocks_of);
 }
 
-/* The place is how many slots begin at or before the gfn. */
+/* The place of a slot is the number of slots, without the first one, that begin at or before the gfn. */
 static void portable_few(const struct flat_index *f, const uint64_t *in, uint64_t *out, size_t n, unsigned shift,
 			 uint64_t deny)
 {
@@ -103,7 +106,7 @@ static const struct flat_kernel *find_kernel(const char *name)
 	return NULL;
 }
 
-/* The environment may ask for less than the CPU has; what it cannot have is the best there is. */
+/* MEMSLOTS_SIMD may select a kernel.  If it is unknown or this CPU lacks its instructions, the best one is used. */
 static const struct flat_kernel *kernel(void)
 {
 	const struct flat_kernel *k = atomic_load_explicit(&chosen, memory_order_relaxed);
@@ -143,9 +146,9 @@ const char *ms_simd_name(size_t i)
 
 /* ---- many ---- */
 
-/* A block of too few, filled up with the last of them. */
-static void filled_up(flat_kernel_fn *blocks, const struct flat_index *f, const uint64_t *in, uint64_t *out, size_t n,
-		      unsigned shift, uint64_t deny)
+/* Runs one block for n < BLOCK_LARGE lookups, padded with copies of the last one. */
+static void run_padded_block(flat_kernel_fn *blocks, const struct flat_index *f, const uint64_t *in, uint64_t *out,
+			     size_t n, unsigned shift, uint64_t deny)
 {
 	uint64_t gfns[BLOCK_LARGE], hvas[BLOCK_LARGE];
 
@@ -165,7 +168,7 @@ void flat_hvas(const struct flat_index *f, const uint64_t *in, uint64_t *out, si
 	if (whole)
 		blocks(f, in, out, whole, shift, deny);
 	if (n - whole >= (f->few ? k->worth_few : k->worth_blocks))
-		filled_up(blocks, f, in + whole, out + whole, n - whole, shift, deny);
+		run_padded_block(blocks, f, in + whole, out + whole, n - whole, shift, deny);
 	else
 		for (size_t i = whole; i < n; i++)
 			out[i] = flat_hva(flat_find(f, in[i] >> shift), address_of(in[i], shift), deny);

@@ -1,4 +1,7 @@
 /* SPDX-License-Identifier: MIT */
+/*
+ * flat_patch.c - see flat_patch.h for the invariants X1 and X2.
+ */
 #include "flat_patch.h"
 
 struct flat_patch *patch_create(struct flat_index *base)
@@ -31,7 +34,7 @@ void patch_destroy(struct flat_patch *patch)
 	flat_put(base);
 }
 
-/* Where base_gfn is among the added ones, or would be. */
+/* The position of base_gfn in `added`, or the one where it would be inserted. */
 static uint32_t added_at(const struct flat_patch *patch, uint64_t base_gfn)
 {
 	uint32_t i = 0;
@@ -78,7 +81,7 @@ bool patch_add(struct flat_patch *patch, const struct flat_entry *entry)
 	return true;
 }
 
-/* To the next slot of base that is not gone. */
+/* Moves to the next slot of base that is not gone. */
 static void advance(struct patch_cursor *c)
 {
 	const struct flat_patch *patch = c->patch;

@@ -1,4 +1,7 @@
 /* SPDX-License-Identifier: MIT */
+/*
+ * id_hash.c - see id_hash.h for the invariants I1 to I3.
+ */
 #include "id_hash.h"
 
 #include <string.h>
@@ -25,7 +28,7 @@ void id_hash_add(struct id_hash *hash, struct id_link *link)
 	hash->nr++;
 }
 
-/* What leads to link. */
+/* The pointer that points to link: its bucket, or `next` of the entry before it. */
 static struct id_link **link_at(const struct id_hash *hash, const struct id_link *link)
 {
 	struct id_link **at = id_hash_bucket(hash, id_of(hash, link));
@@ -47,7 +50,7 @@ void id_hash_replace(struct id_hash *hash, struct id_link *old, struct id_link *
 	new_link->next = old->next;
 }
 
-unsigned id_hash_wants(const struct id_hash *hash, size_t nr)
+unsigned id_hash_bits_for(const struct id_hash *hash, size_t nr)
 {
 	unsigned bits = hash->bits;
 
@@ -76,7 +79,7 @@ static int check_bucket(const struct id_hash *hash, size_t i, size_t *nr)
 	const struct id_link *link, *other;
 
 	for (link = hash->buckets[i]; link; link = link->next)
-		if (++*nr > hash->nr) /* ends a chain that has become a ring */
+		if (++*nr > hash->nr) /* also ends the loop over a circular chain */
 			return 3;
 	for (link = hash->buckets[i]; link; link = link->next) {
 		if (id_hash_bucket(hash, id_of(hash, link)) != &hash->buckets[i])

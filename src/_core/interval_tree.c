@@ -1,4 +1,7 @@
 /* SPDX-License-Identifier: MIT */
+/*
+ * interval_tree.c - see interval_tree.h for the invariants T1 and T2.
+ */
 #include "interval_tree.h"
 
 static struct interval_hook *hook_of(const struct rb_node *node)
@@ -22,10 +25,10 @@ static uint64_t subtree_last(const struct interval_tree *tree, const struct inte
 static bool update(const struct rb_root *root, struct rb_node *node)
 {
 	struct interval_hook *hook = hook_of(node);
-	uint64_t was = hook->subtree_last;
+	uint64_t before = hook->subtree_last;
 
 	hook->subtree_last = subtree_last(container_of(root, struct interval_tree, root), hook);
-	return hook->subtree_last != was;
+	return hook->subtree_last != before;
 }
 
 void interval_tree_init(struct interval_tree *tree, ptrdiff_t distance, interval_tie_fn *tie_before)
@@ -66,15 +69,16 @@ void interval_tree_del(struct interval_tree *tree, struct interval_hook *hook)
 	rb_erase(&tree->root, &hook->rb);
 }
 
-static bool may_touch(const struct interval_hook *subtree, uint64_t start)
+/* Whether some interval of the subtree ends at or after start. */
+static bool reaches(const struct interval_hook *subtree, uint64_t start)
 {
 	return subtree && subtree->subtree_last >= start;
 }
 
 /*
- * The first hit below hook, whose subtree has an interval that does not end before start.  When such an interval
- * lies to the left, so does the first hit or nothing does: an interval there that does not touch starts after last,
- * and all that follow start no earlier.
+ * The first hit in the subtree of hook, which contains an interval that ends at or after start.  If the left subtree
+ * contains such an interval, the first hit is there, or there is none: if the interval is no hit, it starts after last,
+ * and so do all that follow it.
  */
 static struct interval_hook *first_below(const struct interval_tree *tree, struct interval_hook *hook, uint64_t start,
 					 uint64_t last)
@@ -83,7 +87,7 @@ static struct interval_hook *first_below(const struct interval_tree *tree, struc
 		struct interval_hook *left = hook_of(hook->rb.child[0]), *right = hook_of(hook->rb.child[1]);
 		const struct interval *interval = interval_of(tree, hook);
 
-		if (may_touch(left, start)) {
+		if (reaches(left, start)) {
 			hook = left;
 			continue;
 		}
@@ -91,7 +95,7 @@ static struct interval_hook *first_below(const struct interval_tree *tree, struc
 			return NULL;
 		if (interval->last >= start)
 			return hook;
-		hook = right; /* T1: what ends at subtree_last >= start is there */
+		hook = right; /* by T1 an interval that ends at subtree_last >= start is there */
 	}
 }
 
@@ -99,7 +103,7 @@ struct interval_hook *interval_tree_first(const struct interval_tree *tree, uint
 {
 	struct interval_hook *top = hook_of(tree->root.node);
 
-	return start <= last && may_touch(top, start) ? first_below(tree, top, start, last) : NULL;
+	return start <= last && reaches(top, start) ? first_below(tree, top, start, last) : NULL;
 }
 
 struct interval_hook *interval_tree_next(const struct interval_tree *tree, const struct interval_hook *hook,
@@ -112,7 +116,7 @@ struct interval_hook *interval_tree_next(const struct interval_tree *tree, const
 	for (;;) {
 		struct interval_hook *right = hook_of(node->child[1]);
 
-		if (may_touch(right, start))
+		if (reaches(right, start))
 			return first_below(tree, right, start, last);
 		do {
 			child = node;

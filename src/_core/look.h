@@ -2,8 +2,8 @@
 /*
  * look.h - one read section and the set that it sees.
  *
- * Count in, load the active word once, look in that set, count out.  Inside a section that ms_read_lock() opened the
- * word is the one that the section saw first.
+ * A lookup counts in, loads the active word once, searches that set, and counts out.  Inside a section that
+ * ms_read_lock() has opened, a lookup uses the word that this section loaded.
  *
  * Ordering: A of vm.h.  Locking: none; nothing here waits.
  */
@@ -14,7 +14,7 @@
 
 struct look {
 	struct srcu_section section;
-	struct memslot_set *set; /* NULL: there is no such address space */
+	struct memslot_set *set; /* NULL if the address space does not exist */
 };
 
 static inline uint64_t section_view(struct ms_vm *vm, const struct srcu_section *section)
@@ -33,7 +33,7 @@ static inline struct look look_begin(struct ms_vm *vm, uint32_t as_id)
 	return look;
 }
 
-/* Of a section that srcu_enter() opened. */
+/* For a section that srcu_enter() has opened. */
 static inline struct look look_of(struct srcu_reader *reader, struct memslot_set *set)
 {
 	return (struct look){ { .reader = reader, .bank = reader->bank, .outermost = true }, set };
@@ -47,8 +47,8 @@ static inline void look_end(struct ms_vm *vm, struct look look)
 }
 
 /*
- * A published state is a set and its generation: whoever leaves a section and comes back asks whether it is still
- * there.  The generation of a swap in flight and the one that it settles to are the same state.
+ * Identifies a published state.  A call that needs several sections compares states, to know whether a writer has
+ * published another one in between.  The generation during a swap and the settled one after it are the same state.
  */
 struct state {
 	const struct memslot_set *set;

@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * lookup.c - the reader: by gfn, hva, id, range; per vCPU; marks dirty pages.  batch.c is the same for many at once.
+ * lookup.c - the calls of readers: lookups by gfn, hva, id and range, lookups of a vCPU, and dirty marks.
  *
- * Every call is one read section (look.h); how a gfn finds its slot is in search.h.
+ * Every call is one read section (look.h).  search.h finds the slot of a gfn.  batch.c has the calls for many gfns.
  *
  * Locking: none; nothing here waits.
  */
@@ -31,7 +31,7 @@ void ms_read_unlock(struct ms_vm *vm)
 
 /* ---- by gfn ---- */
 
-/* ____gfn_to_memslot(), counted. */
+/* ____gfn_to_memslot(), and counts the result. */
 static inline struct memslot *lookup(const struct ms_vm *vm, const struct look *look, uint64_t gfn)
 {
 	enum srcu_count found = SRCU_MISS;
@@ -41,21 +41,22 @@ static inline struct memslot *lookup(const struct ms_vm *vm, const struct look *
 	return slot;
 }
 
-/* Whether this search completes SEARCHES_PER_REPORT searches of this thread. */
+/* Whether the thread has made another SEARCHES_PER_REPORT searches. */
 static inline bool report_is_due(const struct srcu_reader *reader, enum srcu_count found)
 {
 	return found == SRCU_HIT_SEARCH &&
 	       unlikely(atomic_load_explicit(&reader->count[found], memory_order_relaxed) % SEARCHES_PER_REPORT == 0);
 }
 
-/* An index holds no slots: in a run of lookups of one record its slot is searched for after all, for the hint. */
+/* An index contains no pointers to slots.  If a record is found twice in a row, its slot is searched for in the set and
+ * becomes the hint. */
 static inline uint64_t hva_by_index(const struct ms_vm *vm, const struct look *look, const struct flat_index *index,
 				    uint64_t gfn, bool write)
 {
 	const struct flat_record *record = flat_find(index, gfn);
 
 	point(READER_INDEX_FOUND);
-	if (record && unlikely(meets_again(look->section.reader, record))) {
+	if (record && unlikely(found_again(look->section.reader, record))) {
 		struct memslot *slot = search(vm, look->set, gfn);
 
 		point(READER_SLOT_FOUND);
@@ -78,7 +79,7 @@ static inline uint64_t hva_without_hint(const struct ms_vm *vm, const struct loo
 	return translate(slot, gfn, write);
 }
 
-/* The rest of a lookup whose hint did not help: the section is open, and is closed here. */
+/* The rest of a lookup that the hint does not answer.  Ends the section of the caller. */
 static out_of_line uint64_t finish_lookup(struct ms_vm *vm, struct look look, uint32_t as_id, uint64_t gfn, bool write)
 {
 	enum srcu_count found = SRCU_MISS;
@@ -93,7 +94,7 @@ static out_of_line uint64_t finish_lookup(struct ms_vm *vm, struct look look, ui
 	return hva;
 }
 
-/* Any lookup of an address. */
+/* The general path of a lookup of an address. */
 static out_of_line uint64_t gfn_to_hva(struct ms_vm *vm, uint32_t as_id, uint64_t gfn, bool write)
 {
 	struct look look = look_begin(vm, as_id);
@@ -134,8 +135,8 @@ int ms_id_to_memslot(struct ms_vm *vm, uint32_t as_id, uint32_t id, struct ms_me
 	return r;
 }
 
-/* The lookup that callers make a million times: a thread that has been here before, outside of its own sections, and
- * the hint has it.  Everything else is somebody else's code, so that this is short. */
+/* The fast path: the record of the thread is in its cache, the thread is outside of sections of this VM, and the slot
+ * of the hint contains the gfn.  Everything else is in other functions, to keep this one short. */
 uint64_t ms_gfn_to_hva(struct ms_vm *vm, uint32_t as_id, uint64_t gfn)
 {
 	struct srcu_reader *reader = srcu_cached_reader(&vm->srcu);
@@ -299,8 +300,8 @@ uint64_t ms_generation(struct ms_vm *vm, uint32_t as_id)
 
 /* ---- vCPUs ---- */
 
-/* kvm_vcpu_gfn_to_memslot(): the hint is only followed when it was stored under the set's own generation, which is
- * read inside the section; the set's hint is left alone. */
+/* kvm_vcpu_gfn_to_memslot(): the hint of the vCPU is used only if it was stored with the present generation of the set,
+ * which is read inside the section.  The hint of the set is neither used nor changed. */
 static struct memslot *vcpu_hint(struct ms_vcpu *vcpu, const struct memslot_set *set, uint64_t gfn)
 {
 	uint64_t gen = atomic_load_explicit(&set->generation, memory_order_relaxed); /* G */
@@ -316,7 +317,8 @@ static struct memslot *vcpu_hint(struct ms_vcpu *vcpu, const struct memslot_set 
 	return slot && memslot_contains(slot, gfn) ? slot : NULL;
 }
 
-static struct memslot *find_with_hint(struct ms_vcpu *vcpu, const struct look *look, uint64_t gfn, enum srcu_count *found)
+static struct memslot *find_with_hint(struct ms_vcpu *vcpu, const struct look *look, uint64_t gfn,
+				      enum srcu_count *found)
 {
 	struct memslot *slot = vcpu_hint(vcpu, look->set, gfn);
 
@@ -360,21 +362,21 @@ int ms_vcpu_gfn_to_memslot(struct ms_vcpu *vcpu, uint64_t gfn, struct ms_memslot
 	return r;
 }
 
-/* An index spares the search, but for the hint's own sake: a vCPU that stays in a slot has it from the second on. */
+/* If a vCPU finds the same record twice in a row, its slot is searched for in the set, and becomes its hint. */
 static uint64_t vcpu_hva_by_index(struct ms_vcpu *vcpu, const struct look *look, const struct flat_index *index,
 				  uint64_t gfn, enum srcu_count *found)
 {
 	const struct flat_record *record = flat_find(index, gfn);
 
 	point(READER_INDEX_FOUND);
-	if (record && record == vcpu->last_met)
+	if (record && record == vcpu->last_found)
 		return translate(find_with_hint(vcpu, look, gfn, found), gfn, true);
-	vcpu->last_met = record;
+	vcpu->last_found = record;
 	*found = SRCU_INDEXED;
 	return translate_record(record, gfn, true);
 }
 
-/* The vCPU is this call's alone. */
+/* Only for the thread that has vcpu_try_use(). */
 static uint64_t vcpu_hva(struct ms_vcpu *vcpu, const struct look *look, uint64_t gfn, enum srcu_count *found)
 {
 	const struct memslot *slot = vcpu_hint(vcpu, look->set, gfn);

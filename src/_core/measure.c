@@ -17,9 +17,9 @@ static uint64_t now(void)
 	return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
 }
 
-/* Calls do(context, i) for i below n and writes the time of each `group` of them to ns. */
 typedef void call_fn(void *context, size_t i);
 
+/* Calls call(context, i) for each i below n.  Writes the time of each `group` of calls to ns. */
 static inline void time_calls(call_fn *call, void *context, size_t n, size_t group, uint64_t *ns)
 {
 	for (size_t i = 0; i < n;) {
@@ -105,7 +105,7 @@ struct changes {
 	struct ms_vm *vm;
 	const struct ms_userspace_memory_region *region;
 	int32_t *result;
-	bool interrupted; /* one got -EINTR, and so do all after it */
+	bool interrupted; /* one change returned -EINTR; all later ones get it without a call */
 };
 
 static inline void change(void *context, size_t i)

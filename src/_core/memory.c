@@ -1,4 +1,7 @@
 /* SPDX-License-Identifier: MIT */
+/*
+ * memory.c - see memory.h for the invariants P1 to P3.
+ */
 #define _DEFAULT_SOURCE /* madvise() */
 #include "memory.h"
 
@@ -22,7 +25,7 @@ void memory_init(struct memory *m)
 
 void memory_fail(struct memory *m, uint64_t nth, bool onward)
 {
-	atomic_store_explicit(&m->asked, 0, memory_order_relaxed);
+	atomic_store_explicit(&m->attempts, 0, memory_order_relaxed);
 	m->fail_from = nth;
 	m->fail_onward = onward;
 }
@@ -33,7 +36,7 @@ static bool must_fail(struct memory *m)
 
 	if (likely(!m->fail_from))
 		return false;
-	nth = atomic_fetch_add_explicit(&m->asked, 1, memory_order_relaxed) + 1;
+	nth = atomic_fetch_add_explicit(&m->attempts, 1, memory_order_relaxed) + 1;
 	return m->fail_onward ? nth >= m->fail_from : nth == m->fail_from;
 }
 
@@ -56,14 +59,15 @@ static size_t whole_lines(size_t size)
 	return whole(size, CACHE_LINE);
 }
 
-/* Random lookups in small pages wait for translations too.  What does not fill a huge page stays in small ones. */
+/* Random lookups in small pages also wait for address translations.  The rest that does not fill a huge page stays in
+ * small pages. */
 static void *alloc_huge(size_t size)
 {
 	void *block = size <= SIZE_MAX - HUGE_PAGE ? aligned_alloc(HUGE_PAGE, whole(size, HUGE_PAGE)) : NULL;
 
 #ifdef MADV_HUGEPAGE
 	if (block)
-		madvise(block, size & ~(HUGE_PAGE - 1), MADV_HUGEPAGE); /* a wish */
+		madvise(block, size & ~(HUGE_PAGE - 1), MADV_HUGEPAGE); /* may fail: small pages are only slower */
 #endif
 	return block;
 }
@@ -73,7 +77,7 @@ static void *alloc_lines(size_t size)
 	return size < HUGE_PAGE ? aligned_alloc(CACHE_LINE, size) : alloc_huge(size);
 }
 
-/* calloc, so that the pages of a large bitmap stay untouched until a bit is set. */
+/* calloc() does not touch the pages of a large bitmap, so they take no memory until a bit is set. */
 void *memory_zalloc(struct memory *m, size_t size)
 {
 	return must_fail(m) ? NULL : count_in(m, calloc(1, size), size);
@@ -83,7 +87,7 @@ void *memory_zalloc_lines(struct memory *m, size_t size)
 {
 	void *block;
 
-	if (size > whole_lines(size)) /* it wrapped */
+	if (size > whole_lines(size)) /* the rounded size wraps */
 		return NULL;
 	size = whole_lines(size);
 	block = must_fail(m) ? NULL : alloc_lines(size);
@@ -94,9 +98,9 @@ void *memory_zalloc_lines(struct memory *m, size_t size)
 
 #define POISON 0xDB
 
-/* For tests: whoever still looks at what is free finds nothing that makes sense.  The empty asm keeps a compiler that
- * knows free() from leaving out the memset. */
-static void spoil(void *block, size_t size)
+/* For tests: a late reader of a free block finds no plausible value.  Without the empty asm a compiler that knows
+ * free() would drop the memset. */
+static void fill_with_poison(void *block, size_t size)
 {
 	if (MEMORY_POISONS) {
 		memset(block, POISON, size);
@@ -110,7 +114,7 @@ void memory_free(struct memory *m, void *block, size_t size)
 		return;
 	atomic_fetch_sub_explicit(&m->bytes, size, memory_order_relaxed);
 	atomic_fetch_sub_explicit(&m->blocks, 1, memory_order_relaxed);
-	spoil(block, size);
+	fill_with_poison(block, size);
 	free(block);
 }
 
@@ -122,22 +126,23 @@ void memory_free_lines(struct memory *m, void *block, size_t size)
 /* ---- the pool ---- */
 
 struct memory_chunk {
-	cache_aligned struct memory_chunk *next; /* of those in `open` */
+	cache_aligned struct memory_chunk *next; /* in `open` */
 	struct memory_chunk *previous;
-	void *free;                              /* linked by their last words */
-	size_t fresh, used, room;                /* in blocks; room is all of them */
+	void *free;                              /* free blocks, linked by their last words */
+	size_t fresh, used, room;                /* in blocks; room counts all */
 };
 
-/* A used block's word is its chunk, a free one's the next free block. */
+/* The last word of a block: its chunk while the block is in use, the next free block while it is in the free list. */
 static void **word_of(void *block, size_t size)
 {
 	return (void **)(void *)((char *)block + size - MEMORY_POOL_WORD);
 }
 
-/* What has been freed stays as it is until it is allocated again; ThreadSanitizer hears of the write. */
+/* A free block keeps the poison until it is allocated again.  ThreadSanitizer sees the memset, and so reports the race
+ * with a late reader. */
 static void poison_block(void *block, size_t size)
 {
-	spoil(block, size - MEMORY_POOL_WORD);
+	fill_with_poison(block, size - MEMORY_POOL_WORD);
 	ASAN_POISON_MEMORY_REGION(block, size - MEMORY_POOL_WORD);
 }
 
@@ -147,12 +152,12 @@ static void unpoison_block(void *block, size_t size)
 	if (MEMORY_POISONS)
 		for (size_t i = 0; i < size - MEMORY_POOL_WORD; i++)
 			if (((unsigned char *)block)[i] != POISON)
-				abort(); /* somebody wrote to a block that was free */
+				abort(); /* a write to a free block */
 }
 
 /*
- * The upper levels of a tree whose nodes were allocated in its order lie at one distance from each other, and for most
- * distances that leaves them a few sets of a cache.  A spare line after so many blocks scatters them.
+ * If the nodes of a tree are allocated in its order, the nodes of its upper levels lie at equal distances.  With most
+ * distances they share a few sets of a cache.  A spare line after each SCATTER blocks spreads them over more sets.
  */
 #define SCATTER 64
 
@@ -203,7 +208,7 @@ static struct memory_chunk *add_chunk(struct memory *m, size_t size, size_t room
 {
 	struct memory_chunk *chunk = NULL;
 
-	if (room <= (SIZE_MAX - sizeof(*chunk)) / (size + 1)) /* the spare lines are a byte a block */
+	if (room <= (SIZE_MAX - sizeof(*chunk)) / (size + 1)) /* spare lines: at most a byte a block */
 		chunk = alloc_lines(chunk_size(size, room));
 	if (!chunk)
 		return NULL;
@@ -228,8 +233,8 @@ static size_t clamp(uint64_t n, size_t least, size_t most)
 	return n < least ? least : n > most ? most : n;
 }
 
-/* A small pool grows by a quarter to a half, so that chunks' heads do not weigh; from 64 blocks on no more than a
- * sixteenth is spare. */
+/* A small pool grows by 4, 8 or 16 blocks, so that the heads of chunks cost little memory.  From 64 blocks on a new
+ * chunk is at most a sixteenth of the pool. */
 static size_t next_room(const struct memory_pool *pool)
 {
 	if (pool->room < 64)
@@ -250,7 +255,7 @@ static void *take_block(struct memory_chunk *chunk, size_t size)
 	return block;
 }
 
-/* Only the pool's one user writes it. */
+/* Needs no read-modify-write: the pool has one user at a time. */
 static void count_blocks(struct memory_pool *pool, uint64_t n)
 {
 	uint64_t blocks = atomic_load_explicit(&pool->blocks, memory_order_relaxed);
@@ -258,7 +263,7 @@ static void count_blocks(struct memory_pool *pool, uint64_t n)
 	atomic_store_explicit(&pool->blocks, blocks + n, memory_order_relaxed);
 }
 
-/* Without memory for what is wanted there may be some for less. */
+/* If the chunk of the reserved size cannot be allocated, a smaller one is tried. */
 static struct memory_chunk *chunk_for_next(struct memory *m, size_t size)
 {
 	struct memory_pool *pool = &m->pool;
@@ -288,7 +293,7 @@ void *memory_pool_alloc(struct memory *m, size_t size)
 	return block;
 }
 
-/* P3. */
+/* Keeps P3. */
 static void chunk_is_idle(struct memory *m, struct memory_chunk *chunk, size_t size)
 {
 	struct memory_pool *pool = &m->pool;

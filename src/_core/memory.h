@@ -1,20 +1,21 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * memory.h - the allocations of one VM: counted, and made to fail where a test wants it.
+ * memory.h - allocates the memory of one VM, counts it, and lets tests make allocations fail.
  *
- * Every block of the engine comes from here, so that "nothing leaked" and "the n-th allocation fails" are facts
- * that a test can set up and a user can ask for.  Whoever frees a block knows its size.
+ * Every block of the engine comes from here, so that a test can prove that nothing leaks and can make the n-th
+ * allocation fail.  The caller that frees a block passes its size.
  *
- * The pool hands out blocks of one size that lie side by side in chunks, but for a spare line now and then: a walk over a
- * million of them finds neighbours in neighbouring pages.  A pool's block counts and fails as any other; its chunk counts with its bytes alone, and
- * fails with the block that wanted it.  Of chunks without a used block one stays, and none when no block is in use.
+ * The pool allocates blocks of one size.  They lie side by side in chunks, with a spare cache line here and there.  So
+ * a walk over a million blocks has good locality.  A block of the pool is counted, and can be made to fail, like any
+ * other block.  A chunk adds only its bytes to the counters; if it cannot be allocated, the block that needs it
+ * fails.  At most one chunk without a used block is kept, and none when no block is in use.
  *
  * Invariants of a pool
- *   P1  `open` has each chunk that has a free block, once, and no other;
- *   P2  a chunk's first `fresh` blocks were never handed out, the used ones are `used`, the others hang off `free`;
- *   P3  `idle` is the only chunk of which no block is in use, or NULL; no chunk is left when `blocks` is 0.
+ *   P1  `open` lists each chunk that has a free block, once, and no other chunk;
+ *   P2  the first `fresh` blocks of a chunk were never in use; `used` of the others are in use; `free` lists the rest;
+ *   P3  `idle` is the only chunk without a block in use, or NULL; no chunk is left when `blocks` is 0.
  *
- * Locking: a pool has one user at a time (slots_lock); all else is for any thread.
+ * Locking: a pool has one user at a time (slots_lock); any thread may make the other calls.
  * Ordering: the counters are statistics, relaxed (row "counters" of docs/locking.md).
  */
 #ifndef MS_MEMORY_H
@@ -24,7 +25,7 @@
 
 #include "compiler.h"
 
-/* What is free is written over, and what is allocated is looked at for late writes. */
+/* If 1, free blocks are overwritten.  An allocation from the pool checks that nobody has written to its block since. */
 #if defined(MEMSLOTS_POISON) || MS_SANITIZED
 #define MEMORY_POISONS 1
 #else
@@ -34,47 +35,48 @@
 struct memory_chunk;
 
 struct memory_pool {
-	struct memory_chunk *open; /* the next block comes from the first of them */
+	struct memory_chunk *open; /* the next block comes from the first chunk of this list */
 	struct memory_chunk *idle;
-	uint64_t room;             /* of all chunks, in blocks */
-	uint64_t bytes;            /* of all chunks */
+	uint64_t room;             /* the sum over all chunks, in blocks */
+	uint64_t bytes;            /* the sum over all chunks */
 	size_t wanted;             /* memory_pool_reserve() */
 	_Atomic uint64_t blocks;   /* in use; row "counters" */
 };
 
 struct memory {
 	_Atomic uint64_t bytes;
-	_Atomic uint64_t blocks; /* the pool's are counted there */
-	_Atomic uint64_t asked;  /* allocations since memory_fail(), while it is armed */
-	uint64_t fail_from;      /* the fail_from-th allocation fails, counted from 1; 0: none */
-	bool fail_onward;        /* ... and every later one */
+	_Atomic uint64_t blocks;   /* without those of the pool, which counts its own */
+	_Atomic uint64_t attempts; /* allocations since memory_fail(), while fail_from is not 0 */
+	uint64_t fail_from;        /* the fail_from-th allocation fails, counted from 1; 0: none */
+	bool fail_onward;          /* every later allocation fails too */
 	struct memory_pool pool;
 };
 
 void memory_init(struct memory *m);
 
-/* Arms the failure; only while nobody else allocates. */
+/* Makes the nth allocation from now on fail, and all later ones too if `onward`.  No other thread may allocate during
+ * the call. */
 void memory_fail(struct memory *m, uint64_t nth, bool onward);
 
-/* Zeroed. */
+/* The block is zeroed.  NULL: no memory. */
 void *memory_zalloc(struct memory *m, size_t size);
 void *memory_zalloc_lines(struct memory *m, size_t size); /* starts on a cache line; size is rounded up to lines */
 void memory_free(struct memory *m, void *block, size_t size);
 void memory_free_lines(struct memory *m, void *block, size_t size);
 
-/* The last word of a pool's block belongs to the pool. */
+/* The last word of a block of the pool belongs to the pool. */
 #define MEMORY_POOL_WORD sizeof(void *)
 
-/* Blocks of a chunk. */
+/* The number of blocks of a chunk. */
 #define MEMORY_POOL_CHUNK_MIN 4
 #define MEMORY_POOL_CHUNK_MAX 256
 
-/* Not zeroed.  `size` is the same for all blocks of a pool: whole cache lines, on which they start. */
+/* The block starts on a cache line and is not zeroed.  `size` is the same in all calls: a multiple of CACHE_LINE. */
 void *memory_pool_alloc(struct memory *m, size_t size);
 void memory_pool_free(struct memory *m, void *block, size_t size);
 
-/* The next block comes from a chunk for n of them, if so many are not free: what is allocated first lies last.  An
- * offer: without memory for it there may be some for less.  0 takes it back. */
+/* If fewer than n blocks are free, the next allocation first tries to add a chunk of n blocks.  Without memory for it,
+ * blocks come from smaller chunks.  A new chunk is used from its last block to its first.  n = 0 cancels. */
 static inline void memory_pool_reserve(struct memory *m, size_t n)
 {
 	m->pool.wanted = n;

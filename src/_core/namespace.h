@@ -2,8 +2,8 @@
 /*
  * namespace.h - gives internal symbols their ms_ prefix at link time.
  *
- * The sources use the field's short names; other programs, QEMU among them, export the very same.  tools/layers.py
- * proves that no symbol without the prefix leaves the library.
+ * The sources use the field's short names.  Other programs, such as QEMU, export the same names.  tools/layers.py
+ * proves that the library exports no symbol without the prefix.
  */
 #ifndef MS_NAMESPACE_H
 #define MS_NAMESPACE_H
@@ -22,20 +22,20 @@
 #define flat_avx512 ms_flat_avx512
 #define flat_check ms_flat_check
 #define flat_create ms_flat_create
-#define flat_far ms_flat_far
 #define flat_find_segment ms_flat_find_segment
 #define flat_hvas ms_flat_hvas
 #define flat_ids ms_flat_ids
 #define flat_next ms_flat_next
 #define flat_portable ms_flat_portable
 #define flat_put ms_flat_put
+#define flat_search_from ms_flat_search_from
 #define id_hash_add ms_id_hash_add
+#define id_hash_bits_for ms_id_hash_bits_for
 #define id_hash_check ms_id_hash_check
 #define id_hash_del ms_id_hash_del
 #define id_hash_init ms_id_hash_init
 #define id_hash_rehash ms_id_hash_rehash
 #define id_hash_replace ms_id_hash_replace
-#define id_hash_wants ms_id_hash_wants
 #define interval_tree_add ms_interval_tree_add
 #define interval_tree_check ms_interval_tree_check
 #define interval_tree_del ms_interval_tree_del

@@ -1,12 +1,12 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * points.h - named points, where a test stops a thread or makes it slow.
+ * points.h - named places in the code where a test stops a thread or slows it down.
  *
- * Compiled to nothing, unless MEMSLOTS_POINTS is defined: the tests' own library has them, the one that is installed
- * has not.  A thread that comes by a point calls the hook with the point's number; the hook may wait, yield or sleep.
+ * Points exist only if MEMSLOTS_POINTS is defined: in the library of the tests, not in the one that is installed.  A
+ * thread that reaches a point calls the hook with the number of the point.  The hook may wait, yield or sleep.
  * docs/locking.md says where each point lies.
  *
- * Ordering (row "points"): relaxed; a hook is installed before the threads that will meet it are started.
+ * Ordering (row "points"): relaxed.  A test installs the hook before it starts the threads that call it.
  */
 #ifndef MS_POINTS_H
 #define MS_POINTS_H
@@ -54,7 +54,7 @@ enum point {
 #ifdef MEMSLOTS_POINTS
 typedef void point_hook_fn(enum point point);
 
-/* NULL: none. */
+/* NULL: no hook. */
 void point_set_hook(point_hook_fn *hook);
 void point_reached(enum point point);
 

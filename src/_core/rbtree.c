@@ -1,4 +1,7 @@
 /* SPDX-License-Identifier: MIT */
+/*
+ * rbtree.c - see rbtree.h for the invariants R1 to R5.
+ */
 #include "rbtree.h"
 
 static bool is_black(const struct rb_node *node)
@@ -26,7 +29,7 @@ static void set_parent(struct rb_node *node, struct rb_node *parent)
 	node->parent_color = (uintptr_t)parent | color(node);
 }
 
-/* The side of parent on which node hangs. */
+/* The side of parent on which its child node is. */
 static int side(const struct rb_node *parent, const struct rb_node *node)
 {
 	return node == parent->child[1];
@@ -38,30 +41,31 @@ static void update(const struct rb_root *root, struct rb_node *node)
 		root->update(root, node);
 }
 
-/* From node up while a summary changes.  The summary of `moved`, a node on that way or NULL, is of the place that it
- * came from, and says nothing about whether it is news above. */
+/* Updates the summaries from node upwards until one stays the same.  `moved` is NULL, or a node on this way that has a
+ * new position.  Its old summary is that of its former position, or not initialized.  So the walk always reaches
+ * `moved`, and always goes on above it. */
 static void update_up(const struct rb_root *root, struct rb_node *node, const struct rb_node *moved)
 {
-	bool news = true;
+	bool go_on = true;
 
 	if (!root->update)
 		return;
-	for (; node && (news || moved); node = rb_parent(node)) {
-		bool changed = root->update(root, node); /* of a moved node it compares with what may be nothing */
+	for (; node && (go_on || moved); node = rb_parent(node)) {
+		bool changed = root->update(root, node); /* meaningless for `moved` */
 
-		news = node == moved || changed;
+		go_on = node == moved || changed;
 		if (node == moved)
 			moved = NULL;
 	}
 }
 
-/* Whoever pointed down to old points down to heir. */
-static void replace_child(struct rb_root *root, struct rb_node *parent, struct rb_node *old, struct rb_node *heir)
+/* parent is NULL if old is the root. */
+static void replace_child(struct rb_root *root, struct rb_node *parent, struct rb_node *old, struct rb_node *new_child)
 {
 	if (parent)
-		parent->child[side(parent, old)] = heir;
+		parent->child[side(parent, old)] = new_child;
 	else
-		root->node = heir;
+		root->node = new_child;
 }
 
 static void set_child(struct rb_node *parent, int dir, struct rb_node *child)
@@ -71,34 +75,35 @@ static void set_child(struct rb_node *parent, int dir, struct rb_node *child)
 		set_parent(child, parent);
 }
 
-/* node sinks to side dir, its other child rises into its place; the order stays. */
+/* The child of node on the side !dir takes its position, and node becomes the child of that one on side dir.  The order
+ * stays. */
 static void rotate(struct rb_root *root, struct rb_node *node, int dir)
 {
-	struct rb_node *riser = node->child[!dir], *parent = rb_parent(node);
+	struct rb_node *child = node->child[!dir], *parent = rb_parent(node);
 
-	set_child(node, !dir, riser->child[dir]);
-	replace_child(root, parent, node, riser);
-	set_parent(riser, parent);
-	set_child(riser, dir, node);
+	set_child(node, !dir, child->child[dir]);
+	replace_child(root, parent, node, child);
+	set_parent(child, parent);
+	set_child(child, dir, node);
 	update(root, node);
-	update(root, riser);
+	update(root, child);
 }
 
-/* node is red; R2 may be broken between it and its parent, and nowhere else. */
+/* node is red.  R2 may be violated between it and its parent, and nowhere else. */
 static void rebalance_red(struct rb_root *root, struct rb_node *node)
 {
 	struct rb_node *parent, *grand, *uncle;
 	int dir;
 
 	while ((parent = rb_parent(node)) && is_red(parent)) {
-		grand = rb_parent(parent); /* a red parent is not the root: R1 */
+		grand = rb_parent(parent); /* not NULL: by R1 the red parent is not the root */
 		dir = side(grand, parent);
 		uncle = grand->child[!dir];
 		if (is_red(uncle)) {
 			paint(parent, RB_BLACK);
 			paint(uncle, RB_BLACK);
 			paint(grand, RB_RED);
-			node = grand; /* R2 may be broken there now */
+			node = grand; /* R2 may be violated there now */
 			continue;
 		}
 		if (node == parent->child[!dir]) {
@@ -129,15 +134,15 @@ void rb_insert(struct rb_root *root, struct rb_node *parent, int dir, struct rb_
 }
 
 /*
- * The paths through parent->child[dir] have one black node too few (R3).  Either the sibling's side can spare one,
- * or both sides are made equally short and the question moves up.
+ * The paths through parent->child[dir] have one black node too few (R3).  If the sibling or one of its children is red,
+ * rotations repair this.  Otherwise the sibling becomes red, both sides lack one, and the loop goes on one level up.
  */
 static void rebalance_black(struct rb_root *root, struct rb_node *parent, int dir)
 {
 	struct rb_node *node, *sibling;
 
 	for (;;) {
-		sibling = parent->child[!dir]; /* there is one: its side is longer */
+		sibling = parent->child[!dir]; /* not NULL: its side has more black nodes */
 		if (is_red(sibling)) {
 			paint(sibling, RB_BLACK);
 			paint(parent, RB_RED);
@@ -167,7 +172,8 @@ static void rebalance_black(struct rb_root *root, struct rb_node *parent, int di
 	rotate(root, parent, dir);
 }
 
-/* node and the next one in order, which is returned, change places and colours, so that node has at most one child. */
+/* Exchanges the positions and colours of node and its in-order successor, and returns the successor.  Afterwards node
+ * has at most one child. */
 static struct rb_node *swap_with_next(struct rb_root *root, struct rb_node *node)
 {
 	struct rb_node *next = node->child[1], *next_parent, *next_right;
@@ -206,7 +212,7 @@ void rb_erase(struct rb_root *root, struct rb_node *node)
 	child = node->child[0] ? node->child[0] : node->child[1];
 	dir = parent ? side(parent, node) : 0;
 	replace_child(root, parent, node, child);
-	if (child) /* red, and node black: R3 */
+	if (child) /* by R3 the child is red and node is black */
 		child->parent_color = (uintptr_t)parent | RB_BLACK;
 	update_up(root, parent, moved);
 	if (!child && is_black(node) && parent)
@@ -254,10 +260,10 @@ struct check {
 	int broken;
 };
 
-/* R2 and R3 bound the depth of a tree of 2^64 nodes by 128. */
+/* By R2 and R3 a tree of 2^64 nodes is at most this deep. */
 #define DEPTH_MAX 128
 
-/* -> the black height of the subtree; the first broken invariant is in c->broken. */
+/* Returns the black height of the subtree.  c->broken becomes the number of the first violated invariant. */
 static int check_subtree(struct check *c, const struct rb_node *node, const struct rb_node *parent, int depth)
 {
 	int left, right;

@@ -1,24 +1,25 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * rbtree.h - a balanced binary tree whose nodes live inside your structs.
+ * rbtree.h - a red-black tree whose nodes are members of the caller's structs.
  *
- * The caller walks down by its own order and hands the place to rb_insert(); the tree keeps itself balanced.  A tree
- * with an `update` function keeps a summary of each subtree in its nodes: update(root, node) computes node's summary
- * from its children's and says whether that is news.  It is called for every node whose subtree changed, children
- * first, and no further up than there is news.
+ * The caller walks down in its own order and passes the position to rb_insert(), which keeps the tree balanced.  A tree
+ * with an `update` function keeps a summary of each subtree in its nodes.  update(root, node) computes the summary of
+ * node from those of its children, and returns whether it has changed.  It is called for every node whose subtree
+ * changes, children first.  The walk up ends where a summary stays the same.
  *
- * Both directions are one code: child[0] is left, child[1] is right, and a direction is an int.
+ * One code serves both directions: child[0] is left, child[1] is right, and a direction is an int.
  *
  * Invariants
  *   R1  the root is black and has no parent;
  *   R2  a red node has no red child;
  *   R3  every path from the root to a missing child has the same number of black nodes;
- *   R4  a child's parent is the node that it hangs from;
+ *   R4  the parent pointer of a child is the node whose child it is;
  *   R5  in-order, the nodes ascend in the caller's order.
  *
- * Locking: none.  A tree has one writer, or readers and no writer: nothing here is atomic.
- * Cost: insert and erase O(1) after the caller's walk down, but for erase's walk to the next node, with at most three
- * rotations; with an update function the walk up while there is news.  Replace O(1), and the tree keeps its shape.
+ * Locking: none, and nothing is atomic.  A tree has one writer and no reader, or readers and no writer.
+ * Cost: insert and erase are amortised O(1) after the caller's walk down, with at most three rotations.  In addition
+ * erase may walk to the next node, and an update function is called upwards while summaries change.  Replace is O(1)
+ * and keeps the shape of the tree.
  */
 #ifndef MS_RBTREE_H
 #define MS_RBTREE_H
@@ -47,7 +48,7 @@ static inline struct rb_node *rb_parent(const struct rb_node *node)
 	return (struct rb_node *)(node->parent_color & ~RB_BLACK);
 }
 
-/* node's child on side dir, without a branch: a random key would mispredict half of them. */
+/* The child of node on side dir, without a branch: with random keys half of the branches would be mispredicted. */
 static inline struct rb_node *rb_child(const struct rb_node *node, bool dir)
 {
 	uintptr_t side = dir;
@@ -56,12 +57,13 @@ static inline struct rb_node *rb_child(const struct rb_node *node, bool dir)
 	return node->child[side];
 }
 
-/* Hangs node below parent (NULL: the tree is empty) on side dir, where no child may be, and rebalances. */
+/* Makes node the child of parent on side dir, where there must be none, and rebalances.  parent is NULL if and only if
+ * the tree is empty. */
 void rb_insert(struct rb_root *root, struct rb_node *parent, int dir, struct rb_node *node);
 
 void rb_erase(struct rb_root *root, struct rb_node *node);
 
-/* Puts new_node where old is; both must have the same place in the order. */
+/* Puts new_node at the position of old.  Both must have the same place in the caller's order. */
 void rb_replace(struct rb_root *root, struct rb_node *old, struct rb_node *new_node);
 
 /* The outermost node on side dir, or NULL. */
@@ -75,7 +77,7 @@ struct rb_node *rb_neighbour(const struct rb_node *node, int dir);
 #define rb_next(node) rb_neighbour(node, 1)
 #define rb_prev(node) rb_neighbour(node, 0)
 
-/* The number of the first invariant that does not hold, 0 when all do.  O(n). */
+/* Returns the number of the first invariant that does not hold, or 0.  O(n). */
 int rb_check(const struct rb_root *root, rb_before_fn *before);
 
 #endif

@@ -1,16 +1,16 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * search.h - from a gfn to its slot or its address, inside a section.
+ * search.h - finds the slot of a gfn, or its host address, inside a read section.
  *
- * The set's last_used_slot is asked first, then its index, then the design.  The hint is written inside the section
- * only: the writer mends it after the grace period (row "last_used_slot" of docs/locking.md), and a late write would
- * name a slot that is gone.
+ * A lookup tries last_used_slot of the set first (the hint), then the index of the set, then the design.  A reader
+ * writes the hint only inside its section.  The writer corrects the hint after the grace period (row "last_used_slot"
+ * of docs/locking.md), so a later write could store a slot that has been freed.
  *
- * All threads share the hint, and a line that each of them writes at each lookup is one that all of them wait for.  So
- * it moves to a slot that a thread has met twice in a row, where a run of lookups seems to begin, or when there is none;
- * Linux moves it at each search.
+ * All threads share the hint.  If each of them wrote it at each lookup, all would wait for its cache line.  So the hint
+ * moves only if a thread has found the same slot twice in a row, if a run of lookups in one slot seems to begin, or if
+ * there is no hint.  Linux moves it at each search.
  *
- * Cost: a hint one line; an index two or three; a tree one a level.
+ * Locking: none.  Cost: a hint reads one cache line, an index two or three, a tree one at each level.
  */
 #ifndef MS_SEARCH_H
 #define MS_SEARCH_H
@@ -18,7 +18,7 @@
 #include "tree_set.h"
 #include "vm_index.h"
 
-/* The tree is the design of nearly every VM: its search is inline, the others cost a call. */
+/* Nearly every VM has the design "tree", whose search is inline.  Other designs cost a call. */
 static inline struct memslot *search(const struct ms_vm *vm, const struct memslot_set *set, uint64_t gfn)
 {
 	return likely(vm->design == &DESIGN_OF(tree)) ? tree_search(set, gfn) : vm->design->search(set, gfn);
@@ -36,13 +36,14 @@ static inline void move_hint(struct memslot_set *set, struct memslot *slot)
 	atomic_store_explicit(&set->last_used_slot, slot, memory_order_relaxed);
 }
 
-/* Whether the thread's last lookup ended where this one does, at a slot or at a record of an index. */
-static inline bool meets_again(struct srcu_reader *reader, const void *met)
+/* Whether the last lookup of the thread found the same slot, or the same record of an index.  A stale last_found costs
+ * one redundant search. */
+static inline bool found_again(struct srcu_reader *reader, const void *found)
 {
-	bool again = atomic_load_explicit(&reader->last_met, memory_order_relaxed) == met;
+	bool again = atomic_load_explicit(&reader->last_found, memory_order_relaxed) == found;
 
 	if (!again)
-		atomic_store_explicit(&reader->last_met, met, memory_order_relaxed);
+		atomic_store_explicit(&reader->last_found, found, memory_order_relaxed);
 	return again;
 }
 
@@ -52,7 +53,7 @@ static inline struct memslot *search_and_hint(const struct ms_vm *vm, struct mem
 	struct memslot *slot = search(vm, set, gfn);
 
 	point(READER_SLOT_FOUND);
-	if (slot && (meets_again(reader, slot) || !atomic_load_explicit(&set->last_used_slot, memory_order_relaxed)))
+	if (slot && (found_again(reader, slot) || !atomic_load_explicit(&set->last_used_slot, memory_order_relaxed)))
 		move_hint(set, slot);
 	return slot;
 }
@@ -70,7 +71,7 @@ static inline struct memslot *find_hinted(const struct ms_vm *vm, struct memslot
 	return slot;
 }
 
-/* __gfn_to_hva_many() for one page: the rule of section "gfn to hva". */
+/* __gfn_to_hva_many() for one page.  NULL is a hole. */
 static inline uint64_t translate(const struct memslot *slot, uint64_t gfn, bool write)
 {
 	if (!slot || unlikely(slot->flags & MS_MEMSLOT_INVALID))
@@ -80,7 +81,7 @@ static inline uint64_t translate(const struct memslot *slot, uint64_t gfn, bool 
 	return hva_of(slot, gfn);
 }
 
-/* The same of a record of an index. */
+/* The same for a record of an index. */
 static inline uint64_t translate_record(const struct flat_record *record, uint64_t gfn, bool write)
 {
 	return flat_hva(record, gfn << MS_PAGE_SHIFT, write ? FLAT_READONLY : 0);

@@ -1,4 +1,7 @@
 /* SPDX-License-Identifier: MIT */
+/*
+ * srcu.c - see srcu.h for the invariants S1 to S3 and the orderings A and B.
+ */
 #include "srcu.h"
 
 #include <pthread.h>
@@ -7,35 +10,35 @@
 
 _Thread_local struct srcu_cache srcu_cache[SRCU_CACHED];
 
-/* Yields before a writer goes to sleep: most sections are shorter than falling asleep is. */
-#ifndef YIELDS /* a test has its own */
+/* A writer yields this often before it sleeps: most sections take less time than going to sleep. */
+#ifndef YIELDS /* a test defines its own */
 #define YIELDS 8
 #endif
 
-/* A sleep ends by itself after so long: a reader may look at `waiting` just before it is set. */
+/* The longest sleep.  A reader may load `waiting` just before the writer sets it, and then wakes nobody. */
 #define NAP_US 1000
 
 static _Atomic uint64_t last_domain; /* row "thread numbers" */
 
-/* Protects the list of domains, and each domain's hand-out and take-back of records. */
+/* Protects the list of domains, and in each domain the owners of records. */
 static pthread_mutex_t domains_lock = PTHREAD_MUTEX_INITIALIZER;
 static struct srcu *domains;
 
 static pthread_key_t thread_end;
 static pthread_once_t once = PTHREAD_ONCE_INIT;
 
-/* Of a record in which nobody counts any more: what is open there is over. */
-static void complete(struct srcu_reader *r)
+/* Ends the open sections of a record in which no thread counts any more. */
+static void end_sections_of(struct srcu_reader *r)
 {
 	for (int bank = 0; bank < 2; bank++)
 		atomic_store_explicit(&r->unlock[bank], atomic_load_explicit(&r->lock[bank], memory_order_relaxed),
 				      memory_order_release); /* B */
 }
 
-/* A thread that dies inside a section has seen its last slot: its count is completed (S3), the record is free. */
+/* The owner has ended and uses no slot any more, so its open sections end too (S3). */
 static void take_back(struct srcu_reader *r)
 {
-	complete(r);
+	end_sections_of(r);
 	r->depth = 0;
 	atomic_store_explicit(&r->owner, SRCU_FREE, memory_order_relaxed);
 }
@@ -63,14 +66,14 @@ static void after_fork(void)
 	pthread_mutex_unlock(&domains_lock);
 }
 
-/* Only the thread that forked is in the child: a change that it is in the middle of must not wait for the others, and
- * no reader need wake a writer that is not there.  It forked outside of lookups, so no section of the shared record is
- * its own. */
+/* The child process has only the thread that forked.  If that thread is inside a change, the change must not wait for
+ * threads that do not exist here.  Nor need a reader wake a writer that does not exist.  The thread forked outside of
+ * lookups, so no section in the shared record is its own. */
 static void in_child(void)
 {
 	for (struct srcu *s = domains; s; s = s->next_domain) {
 		atomic_store_explicit(&s->waiting, 0, memory_order_relaxed);
-		complete(&s->shared);
+		end_sections_of(&s->shared);
 		for (struct srcu_reader *r = atomic_load(&s->readers); r; r = r->next)
 			if (r != &s->shared && atomic_load_explicit(&r->owner, memory_order_relaxed) != thread_number())
 				take_back(r);
@@ -84,7 +87,7 @@ static void prepare_process(void)
 	pthread_atfork(before_fork, after_fork, in_child);
 }
 
-/* The name goes with the record; a writer reads it after a count of the new owner, which orders it. */
+/* A writer reads os_id after it has read a count of the new owner, so it reads the os_id of the same owner (A). */
 static void hand_out(struct srcu_reader *r, uint64_t owner, uint32_t os_id)
 {
 	atomic_store_explicit(&r->os_id, os_id, memory_order_relaxed);
@@ -137,7 +140,7 @@ void srcu_deinit(struct srcu *s)
 void srcu_end_sections(struct srcu *s)
 {
 	for (struct srcu_reader *r = atomic_load(&s->readers); r; r = r->next)
-		complete(r);
+		end_sections_of(r);
 }
 
 static bool is_owned_by(const struct srcu_reader *r, uint64_t owner)
@@ -145,7 +148,7 @@ static bool is_owned_by(const struct srcu_reader *r, uint64_t owner)
 	return r && atomic_load_explicit(&r->owner, memory_order_relaxed) == owner;
 }
 
-/* The record whose owner is the given one, of those that the calling thread can see. */
+/* Searches all records that the calling thread can see. */
 static struct srcu_reader *find_owned_by(const struct srcu *s, uint64_t owner)
 {
 	struct srcu_reader *r = atomic_load_explicit(&s->readers, memory_order_acquire);
@@ -155,26 +158,26 @@ static struct srcu_reader *find_owned_by(const struct srcu *s, uint64_t owner)
 	return r;
 }
 
-static _Atomic(struct srcu_reader *) *met_by(struct srcu *s, uint64_t owner)
+static _Atomic(struct srcu_reader *) *recent_of(struct srcu *s, uint64_t owner)
 {
-	return &s->met[owner % SRCU_MET];
+	return &s->recent[owner % SRCU_RECENT];
 }
 
-/* The calling thread's record, without the lock: it alone writes its number into an owner, and takes it out.  What was
- * met last is a hint, any record of this domain; with a stale one all of them are looked at. */
+/* Finds the record of the calling thread without the lock: no other thread writes this number into an owner, or removes
+ * it.  The entry of `recent` is a hint: it may be any record of this domain.  A stale one costs a search. */
 static struct srcu_reader *find_own_reader(struct srcu *s, uint64_t owner)
 {
-	struct srcu_reader *r = atomic_load_explicit(met_by(s, owner), memory_order_acquire);
+	struct srcu_reader *r = atomic_load_explicit(recent_of(s, owner), memory_order_acquire);
 
 	if (likely(is_owned_by(r, owner)))
 		return r;
 	r = find_owned_by(s, owner);
 	if (r)
-		atomic_store_explicit(met_by(s, owner), r, memory_order_release);
+		atomic_store_explicit(recent_of(s, owner), r, memory_order_release);
 	return r;
 }
 
-/* A free record; under domains_lock. */
+/* Takes a record without owner, or returns NULL.  Under domains_lock. */
 static struct srcu_reader *reuse_reader(struct srcu *s, uint64_t owner)
 {
 	struct srcu_reader *free_one = find_owned_by(s, SRCU_FREE);
@@ -184,8 +187,8 @@ static struct srcu_reader *reuse_reader(struct srcu *s, uint64_t owner)
 	return free_one;
 }
 
-/* The list only grows, at its head; a writer that scans it may miss a record whose thread has counted nothing yet
- * and that will, by A, see what the writer published. */
+/* The list only grows, at its head.  A writer that scans the list may miss the new record.  Then its thread has not
+ * counted yet, and by A it will see what the writer has published.  Under domains_lock. */
 static struct srcu_reader *add_reader(struct srcu *s, uint64_t owner)
 {
 	struct srcu_reader *r = memory_zalloc_lines(s->memory, sizeof(*r));
@@ -198,7 +201,7 @@ static struct srcu_reader *add_reader(struct srcu *s, uint64_t owner)
 	return r;
 }
 
-/* The destructor that takes the record back is asked for before there is one. */
+/* The destructor, which takes the record back, must be registered before the thread owns a record. */
 static struct srcu_reader *obtain_reader(struct srcu *s, uint64_t owner)
 {
 	struct srcu_reader *r;
@@ -221,7 +224,7 @@ struct srcu_reader *srcu_find_reader(struct srcu *s)
 	if (!r)
 		r = obtain_reader(s, owner);
 	if (!r)
-		return &s->shared; /* not cached: the next section asks for memory again */
+		return &s->shared; /* not cached: the next section tries to allocate again */
 	entry->domain = s->number;
 	entry->reader = r;
 	return r;
@@ -229,64 +232,67 @@ struct srcu_reader *srcu_find_reader(struct srcu *s)
 
 void srcu_wake_writer(struct srcu *s)
 {
-	atomic_fetch_add_explicit(&s->left, 1, memory_order_relaxed);
-	thread_wake_all(&s->left);
+	atomic_fetch_add_explicit(&s->wakeups, 1, memory_order_relaxed);
+	thread_wake_all(&s->wakeups);
 }
 
-static bool reader_is_dry(struct srcu_reader *r, uint32_t bank)
+static bool bank_is_empty(struct srcu_reader *r, uint32_t bank)
 {
-	uint64_t out = atomic_load_explicit(&r->unlock[bank], memory_order_acquire); /* B, and S2: first */
+	uint64_t out = atomic_load_explicit(&r->unlock[bank], memory_order_acquire); /* B; by S2 before `lock` */
 
 	point(WRITER_READS_COUNTS);
 	return atomic_load_explicit(&r->lock[bank], memory_order_seq_cst) == out;    /* A */
 }
 
-/* A drain's: whoever it still waits for was inside when it began, or before. */
+/* The wait of one drain for all its readers.  Each of them had loaded `bank` before the drain began, so its section is
+ * at least as old as the wait. */
 struct wait {
-	uint64_t since_ns; /* 0: has waited for nobody */
+	uint64_t since_ns; /* 0: the clock has not been read yet */
 	bool waited;
 };
 
-/* One reader's. */
-struct patience {
-	uint64_t until_ns; /* of the wait, not of the clock */
+/* The reports about one reader. */
+struct stall_timer {
+	uint64_t next_ns; /* the next report comes when the wait has lasted this long */
 	uint32_t reports;
 };
 
-static void report_stall(struct srcu *s, const struct srcu_reader *r, uint64_t waited_ns, struct patience *patience)
+static void report_stall(struct srcu *s, const struct srcu_reader *r, uint64_t waited_ns, struct stall_timer *timer)
 {
-	if (!patience->reports++)
+	if (!timer->reports++)
 		atomic_fetch_add_explicit(&s->stalls, 1, memory_order_relaxed);
-	while (patience->until_ns <= waited_ns)
-		patience->until_ns *= 2;
+	while (timer->next_ns <= waited_ns)
+		timer->next_ns *= 2;
 	s->stall.report(s->stall.opaque, atomic_load_explicit(&r->os_id, memory_order_relaxed), waited_ns,
-			patience->reports);
+			timer->reports);
 }
 
-static void look_at_clock(struct srcu *s, const struct srcu_reader *r, struct wait *wait, struct patience *patience)
+static void check_stall_timer(struct srcu *s, const struct srcu_reader *r, struct wait *wait,
+			      struct stall_timer *timer)
 {
 	uint64_t now = thread_clock_ns();
 
 	if (!wait->since_ns)
 		wait->since_ns = now;
-	if (now - wait->since_ns >= patience->until_ns)
-		report_stall(s, r, now - wait->since_ns, patience);
+	if (now - wait->since_ns >= timer->next_ns)
+		report_stall(s, r, now - wait->since_ns, timer);
 }
 
-/* A report comes from in here: it may read in this domain, for it has left again before the next look. */
+/* Stall reports run in here.  A report may open sections of this domain: it ends them before it returns, and only then
+ * the counts are read again. */
 static void sleep_for_reader(struct srcu *s, struct srcu_reader *r, uint32_t bank, struct wait *wait)
 {
-	struct patience patience = { .until_ns = s->stall.after_ns };
+	struct stall_timer timer = { .next_ns = s->stall.after_ns };
 
 	for (;;) {
-		uint32_t left = atomic_load_explicit(&s->left, memory_order_relaxed);
+		uint32_t wakeups = atomic_load_explicit(&s->wakeups, memory_order_relaxed);
 
-		if (reader_is_dry(r, bank))
+		if (bank_is_empty(r, bank))
 			return;
-		if (patience.until_ns)
-			look_at_clock(s, r, wait, &patience);
+		if (timer.next_ns)
+			check_stall_timer(s, r, wait, &timer);
 		point(WRITER_SLEEPS);
-		thread_wait(&s->left, left, NAP_US);
+		thread_wait(&s->wakeups, wakeups, NAP_US);
 	}
 }
 
@@ -295,7 +301,7 @@ static void wait_for_reader(struct srcu *s, struct srcu_reader *r, uint32_t bank
 	wait->waited = true;
 	for (int i = 0; i < YIELDS; i++) {
 		sched_yield();
-		if (reader_is_dry(r, bank))
+		if (bank_is_empty(r, bank))
 			return;
 	}
 	atomic_store_explicit(&s->waiting, 1, memory_order_seq_cst);
@@ -303,13 +309,14 @@ static void wait_for_reader(struct srcu *s, struct srcu_reader *r, uint32_t bank
 	atomic_store_explicit(&s->waiting, 0, memory_order_relaxed);
 }
 
-/* Each record only needs to be dry once: who enters it later sees what was published before. */
+/* Each record needs to be empty only once: a section that begins later sees what was published before.  Returns whether
+ * it had to wait. */
 static bool drain(struct srcu *s, uint32_t bank, const struct srcu_reader *own)
 {
 	struct wait wait = { 0 };
 
 	for (struct srcu_reader *r = atomic_load_explicit(&s->readers, memory_order_seq_cst); r; r = r->next)
-		if (r != own && !reader_is_dry(r, bank))
+		if (r != own && !bank_is_empty(r, bank))
 			wait_for_reader(s, r, bank, &wait);
 	return wait.waited;
 }

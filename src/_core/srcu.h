@@ -1,35 +1,38 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * srcu.h - readers without locks, and a writer who knows when they are gone.
+ * srcu.h - read sections without locks, and grace periods in which a writer waits for them (sleepable RCU).
  *
- *   reader:  r = srcu_read_lock(s);  ... look ...  srcu_read_unlock(r);
- *   writer:  make the old thing unreachable;  synchronize_srcu(s);  free it.
+ *   reader:  section = srcu_read_lock(s);  ... read ...  srcu_read_unlock(s, section);
+ *   writer:  make the old object unreachable;  synchronize_srcu(s);  free the object.
  *
- * synchronize_srcu() returns once every section has ended that might have seen the old thing.  Sections that start
- * later are not waited for, so a steady stream of readers cannot hold a writer up for ever.
+ * synchronize_srcu() waits until every section has ended that may have seen the old object.  It does not wait for
+ * sections that start later, so a steady stream of readers cannot delay a writer for ever.
  *
- * Each thread that reads has a record of its own in each domain, with two banks of counters, of which `bank` tells
- * newcomers the one to use.  A thread that cannot get a record (no memory) shares one with its like.
+ * A domain is one `struct srcu`.  In each domain each reading thread has a record with two banks of counters.  New
+ * sections count in the bank that `bank` names.  Threads that get no record, for lack of memory, share one.
  *
  * Invariants
- *   S1  a section is counted out of the bank that it was counted into, whichever of nested ones ends last;
- *   S2  a bank of a record is dry when its unlocks, read first, equal its locks, read afterwards;
- *   S3  only its owner counts in a record, the shared one excepted; a record with a free owner is dry.
+ *   S1  a section is counted out of the bank into which it was counted; nested sections may end in any order;
+ *   S2  a bank of a record is empty if its unlock count, read first, equals its lock count, read afterwards;
+ *   S3  only its owner counts in a record, except in the shared one; both banks of a record without owner are empty.
  *
  * Ordering (rows of docs/locking.md)
- *   A  "count in, then load what is protected" against "publish, then read the counts": four seq_cst operations;
- *   B  the count of an unlock (release) against its reading (acquire).
- * One drain and one flip are not enough: a reader may have loaded `bank` before a flip and count itself in after the
- * drain.  Hence drain the bank that nobody should use, flip, drain the other.
+ *   A  a reader counts itself in, then loads the protected pointer; a writer publishes, then reads the counts: four
+ *      seq_cst operations;
+ *   B  a reader counts itself out with release; a writer reads that count with acquire.
+ * One drain and one flip of the banks are not enough.  A reader may load `bank` before a flip and count itself in after
+ * the drain that follows the flip.  Then it is in the bank that new readers should not use.  So each grace period
+ * drains that bank, flips, and drains the other bank.
  *
- * A reader that stays is reported by the writer, by the name that its record keeps, after `stall.after_ns` and again
- * whenever the wait has doubled.  What is reported is how long the writer has waited, which the section is at least
- * old: no reader looks at a clock.
+ * The writer reports a reader that it has waited for longer than stall.after_ns, by the os_id in the record, and again
+ * each time the wait has doubled.  The report contains the time that the writer has waited.  The section is at least
+ * that old; its exact age is unknown, because readers do not read a clock.
  *
- * Locking: one synchronize_srcu() at a time per domain.  Sections nest.  A section must not wait for its own domain,
- * neither directly nor through a lock whose holder does; slots_lock is such a lock.
- * Cost: the outermost lock is one seq_cst add, its unlock one store, both on lines of the thread's own.  Finding the
- * record is a compare in the thread's cache, else one in the domain's table, else a scan; a lock only to get one.
+ * Locking: one synchronize_srcu() at a time in each domain.  Sections nest.  Inside a section a thread must not wait
+ * for its own domain, neither directly nor by waiting for a lock whose holder does.  slots_lock is such a lock.
+ * Cost: the outermost lock is one seq_cst add, its unlock one store, both on cache lines of the thread's own record.
+ * A thread finds its record by one compare in its cache, or by one in the table of the domain, or by a scan.  It takes
+ * a lock only to get a new record.
  */
 #ifndef MS_SRCU_H
 #define MS_SRCU_H
@@ -38,7 +41,7 @@
 #include "points.h"
 #include "thread.h"
 
-/* What a thread's lookups found; counted where the thread writes anyway. */
+/* How lookups were answered.  Each thread counts in its record, on a line that it writes anyway. */
 enum srcu_count {
 	SRCU_HIT_LAST_USED,
 	SRCU_HIT_SEARCH,
@@ -49,7 +52,7 @@ enum srcu_count {
 };
 
 struct srcu_reader {
-	/* What a writer reads. */
+	/* A writer reads this line. */
 	cache_aligned _Atomic uint64_t lock[2];
 	_Atomic uint64_t unlock[2];
 	struct srcu_reader *next;     /* immutable once published */
@@ -57,18 +60,19 @@ struct srcu_reader {
 	_Atomic uint64_t owner;       /* a thread_number(), SRCU_FREE or SRCU_SHARED */
 	_Atomic uint32_t os_id;       /* the owner's thread_os_id(); 0 in the shared record */
 
-	/* The owner's own. */
-	cache_aligned uint32_t depth; /* sections of this domain */
-	uint32_t bank;                /* of the outermost one */
-	uint64_t view;                /* what the outermost one saw published: look.h's */
-	_Atomic(const void *) last_met; /* where the last lookup ended: search.h's, only compared */
+	/* Only the owner uses these; all users of the shared record use the atomic ones. */
+	cache_aligned uint32_t depth; /* open sections of this domain */
+	uint32_t bank;                /* the bank of the outermost section */
+	uint64_t view;                /* the active word that the outermost section saw, see look.h */
+	_Atomic(const void *) last_found; /* the result of the last lookup, see search.h; only compared */
 	_Atomic uint64_t count[SRCU_NR_COUNTS];
 };
 
 #define SRCU_FREE ((uint64_t)0)
 #define SRCU_SHARED (~(uint64_t)0)
 
-/* Told by a writer that waits: for whom (0: unknown), how long by now, and how often it has said so in this wait. */
+/* Called by a writer that waits: the reader's thread_os_id() (0: unknown), how long the wait has lasted, and the number
+ * of this report in the wait for this reader, from 1. */
 typedef void srcu_stall_fn(void *opaque, uint32_t os_id, uint64_t waited_ns, uint32_t report);
 
 struct srcu_stall {
@@ -77,53 +81,54 @@ struct srcu_stall {
 	void *opaque;
 };
 
-/* So many threads whose numbers follow each other find their records without a search. */
-#define SRCU_MET 64
+/* This many threads with consecutive numbers find their records without a search. */
+#define SRCU_RECENT 64
 
 struct srcu {
 	cache_aligned _Atomic uint32_t bank;
-	_Atomic uint32_t waiting; /* a writer sleeps on `left` */
-	uint64_t number;          /* of the domain, never used again */
+	_Atomic uint32_t waiting; /* a writer sleeps on `wakeups` */
+	uint64_t number;          /* of the domain; no other domain ever has it */
 	_Atomic(struct srcu_reader *) readers;
 
-	/* What readers do not look at, and a writer moves. */
+	/* Writers change this part; readers only wake a writer here. */
 	cache_aligned struct memory *memory;
-	_Atomic uint32_t left;    /* moves when a section ends while a writer sleeps */
+	_Atomic uint32_t wakeups; /* incremented when a section ends while a writer sleeps */
 	struct srcu *next_domain, *previous_domain; /* all domains, for threads that end; under domains_lock */
-	_Atomic uint64_t periods; /* grace periods, and those that had to wait */
-	_Atomic uint64_t waits;
-	_Atomic uint64_t stalls;  /* ... and the readers that were waited for beyond stall.after_ns */
-	struct srcu_stall stall;  /* the writer's: who sets it holds what serialises synchronize_srcu() */
+	_Atomic uint64_t periods; /* grace periods */
+	_Atomic uint64_t waits;   /* grace periods that had to wait for a reader */
+	_Atomic uint64_t stalls;  /* waits for one reader that lasted longer than stall.after_ns */
+	struct srcu_stall stall;  /* protected by the lock that serialises synchronize_srcu() */
 	struct srcu_reader shared;
 
-	/* By thread_number(): a record that such a thread has met; threads that read many domains in turn look here. */
-	cache_aligned _Atomic(struct srcu_reader *) met[SRCU_MET];
+	/* By thread_number(), modulo SRCU_RECENT: the record that such a thread found last.  A thread that reads many
+	 * domains in turn finds its records here. */
+	cache_aligned _Atomic(struct srcu_reader *) recent[SRCU_RECENT];
 };
 
 _Static_assert(offsetof(struct srcu, readers) < CACHE_LINE && offsetof(struct srcu, memory) == CACHE_LINE,
-	       "what a section looks at is one line, what only writers move is on another");
-_Static_assert(offsetof(struct srcu_reader, depth) == CACHE_LINE, "what a writer reads of a reader is one line");
+	       "a section reads one line of the domain; the members that writers change are on other lines");
+_Static_assert(offsetof(struct srcu_reader, depth) == CACHE_LINE, "a writer reads one line of a reader's record");
 
 void srcu_init(struct srcu *s, struct memory *memory);
 
-/* For the end of a domain: every section is over, of whatever thread, though it be open.  Nobody is in a call that looks
- * or marks, and nobody will be. */
+/* Before the end of a domain: ends every open section of every thread.  No thread may be inside a lookup or a mark, and
+ * none may begin one later. */
 void srcu_end_sections(struct srcu *s);
 
-/* Only when no section is open and none will be. */
+/* No section may be open, and none may be opened later. */
 void srcu_deinit(struct srcu *s);
 
 void synchronize_srcu(struct srcu *s);
 
-/* The same, but for the calling thread's own record (not the shared one; NULL: none): sections that are open there go
- * on, and may be ended or nested by a report of this wait. */
+/* Does not wait for `own`: the record of the calling thread (never the shared one), or NULL.  Its open sections go on.
+ * A stall report of this wait may end them, or open nested ones. */
 void synchronize_srcu_others(struct srcu *s, const struct srcu_reader *own);
 
-/* The slow half of srcu_reader(): finds the calling thread's record, without a lock; or takes one, under domains_lock;
- * or the shared one, without memory. */
+/* The slow path of srcu_reader().  Finds the record of the calling thread without a lock.  If there is none, takes one
+ * under domains_lock.  Without memory returns the shared record. */
 struct srcu_reader *srcu_find_reader(struct srcu *s);
 
-/* The records that a thread used last, found by domain: four, so that a few VMs can be used in turn. */
+/* The records that a thread used last, by domain.  There are four, so that a thread can use a few VMs in turn. */
 #define SRCU_CACHED 4
 struct srcu_cache {
 	uint64_t domain;
@@ -131,7 +136,7 @@ struct srcu_cache {
 };
 extern _Thread_local struct srcu_cache srcu_cache[SRCU_CACHED] __attribute__((tls_model("initial-exec")));
 
-/* A record of the thread's own, where it was used lately, or NULL. */
+/* The record of the calling thread if it is in the cache, or NULL. */
 static inline struct srcu_reader *srcu_cached_reader(const struct srcu *s)
 {
 	const struct srcu_cache *entry = &srcu_cache[s->number % SRCU_CACHED];
@@ -151,7 +156,7 @@ static inline bool srcu_is_shared(const struct srcu_reader *r)
 	return r == &r->domain->shared;
 }
 
-/* In a record of one's own, where nobody else counts. */
+/* Counts in the record of the calling thread.  No other thread counts there, so no read-modify-write is needed. */
 static inline void srcu_count_own(struct srcu_reader *r, enum srcu_count which, uint64_t n)
 {
 	_Atomic uint64_t *count = &r->count[which];
@@ -169,7 +174,7 @@ static inline void srcu_count(struct srcu_reader *r, enum srcu_count which, uint
 
 uint64_t srcu_total(struct srcu *s, enum srcu_count which);
 
-/* The outermost section of a record of one's own: what every lookup opens and closes. */
+/* Opens an outermost section in the calling thread's own record.  Nearly every lookup does this. */
 static inline void srcu_enter(struct srcu *s, struct srcu_reader *r)
 {
 	uint32_t bank = atomic_load_explicit(&s->bank, memory_order_seq_cst);
@@ -183,7 +188,7 @@ static inline void srcu_enter(struct srcu *s, struct srcu_reader *r)
 
 void srcu_wake_writer(struct srcu *s);
 
-/* Only the owner counts here, so that no read-modify-write is needed. */
+/* Only the owner of the record counts here, so no read-modify-write is needed. */
 static inline void srcu_count_out(_Atomic uint64_t *unlock)
 {
 	uint64_t out = atomic_load_explicit(unlock, memory_order_relaxed);
@@ -193,7 +198,8 @@ static inline void srcu_count_out(_Atomic uint64_t *unlock)
 
 static inline void srcu_look_for_writer(struct srcu *s)
 {
-	if (unlikely(atomic_load_explicit(&s->waiting, memory_order_relaxed))) /* hint: the writer's sleep is bounded */
+	/* `waiting` may be stale: the writer's sleep is bounded. */
+	if (unlikely(atomic_load_explicit(&s->waiting, memory_order_relaxed)))
 		srcu_wake_writer(s);
 }
 
@@ -205,15 +211,15 @@ static inline void srcu_leave(struct srcu *s, struct srcu_reader *r)
 	srcu_look_for_writer(s);
 }
 
-/* Sections of the shared record have no depth and no view: each is an outermost one, and its bank is in its caller's
- * hands alone. */
+/* The shared record has no depth and no view.  Each section there is an outermost one, and only the caller knows its
+ * bank. */
 struct srcu_section {
 	struct srcu_reader *reader;
-	uint32_t bank; /* of an outermost one */
+	uint32_t bank; /* of an outermost section */
 	bool outermost;
 };
 
-/* Any section: nested ones, and those of threads that have to share a record. */
+/* Opens a section of any kind: an outermost one, a nested one, or one in the shared record. */
 static inline struct srcu_section srcu_read_lock(struct srcu *s)
 {
 	struct srcu_reader *r = srcu_reader(s);

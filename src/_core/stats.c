@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * stats.c - what the engine has counted.
+ * stats.c - copies the counters of a VM for the caller.
  *
- * Locking: none: each number is loaded by itself, so that they need not be of one moment (row "counters").
+ * Locking: none.  Each counter is loaded separately, so they may belong to different moments (row "counters").
  */
 #include "vm.h"
 

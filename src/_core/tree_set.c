@@ -1,4 +1,7 @@
 /* SPDX-License-Identifier: MIT */
+/*
+ * tree_set.c - the design "tree".  See memslot_set.h for the invariants and for the calls of a design.
+ */
 #include "tree_set.h"
 
 #define HOOK_TO_INTERVAL(idx) \
@@ -9,7 +12,7 @@
 static const ptrdiff_t hook_to_interval[2] = { HOOK_TO_INTERVAL(0), HOOK_TO_INTERVAL(1) };
 static const ptrdiff_t link_to_id[2] = { LINK_TO_ID(0), LINK_TO_ID(1) };
 
-/* Slots that share host memory are told apart by where the guest sees them. */
+/* Slots that begin at the same host address are in the order of their gfns. */
 static bool lower_gfn(const struct interval *a, const struct interval *b)
 {
 	return container_of((uintptr_t)a, struct memslot, hva)->base_gfn <
@@ -30,7 +33,7 @@ static struct memslot *tree_alloc_slot(struct memory *memory)
 
 	if (!slot)
 		return NULL;
-	slot->slot = (struct memslot){ 0 }; /* nodes and links are written when they are linked */
+	slot->slot = (struct memslot){ 0 }; /* nodes and links get their values when they are linked */
 	return &slot->slot;
 }
 
@@ -56,17 +59,18 @@ static struct memslot *tree_search_call(const struct memslot_set *set, uint64_t 
 
 /* ---- many searches at once ---- */
 
-/* From so many slots on a tree leaves the first cache, and to wait for one node costs more than the lanes do. */
-#define LANES_PAY 256
+/* From this many slots on, lanes are faster: the tree does not fit the first-level cache. */
+#define LANES_MIN_SLOTS 256
 
-/* Where a lane waits for the others: no gfn is in it, and it leads nowhere.  A gfn as high as its base is in no slot. */
+/* A lane that has ended stays at this node, which has no children and contains no gfn.  It is also the floor of a lane
+ * that has found none.  Only for gfn 2^64 - 1 it replaces another floor, and no slot contains that gfn. */
 static const struct tree_slot lane_end = { .slot.base_gfn = UINT64_MAX };
 
 struct lanes {
 	const struct rb_node *node[TREE_LANES], *floor[TREE_LANES];
 };
 
-/* next, or end where there is none: a compiler would branch, and guess wrong about when a lane ends. */
+/* Returns next, or end if next is NULL.  Compilers make a branch here, which is mispredicted at the end of a lane. */
 static inline const struct rb_node *next_or(const struct rb_node *next, const struct rb_node *end)
 {
 #if TREE_BY_HAND
@@ -77,8 +81,8 @@ static inline const struct rb_node *next_or(const struct rb_node *next, const st
 #endif
 }
 
-/* Each lane one level down; whether one has not ended.  The node of a lane is one line, which it will look at when
- * the others have moved. */
+/* Moves each lane one level down.  Returns whether some lane has not ended.  The next node of a lane is one cache line;
+ * it is loaded while the other lanes move. */
 static inline bool lanes_step(struct lanes *lanes, uint32_t idx, const uint64_t *gfns, size_t n)
 {
 	const struct rb_node *end = &lane_end.gfn_node[idx];
@@ -95,7 +99,7 @@ static inline bool lanes_step(struct lanes *lanes, uint32_t idx, const uint64_t 
 	return going;
 }
 
-/* Inlined with each idx. */
+/* Inlined once for each constant idx. */
 static inline void search_lanes(const struct memslot_set *set, uint32_t idx, const uint64_t *gfns,
 				struct memslot **slots, size_t n)
 {
@@ -117,7 +121,7 @@ static inline void search_lanes(const struct memslot_set *set, uint32_t idx, con
 void tree_search_many(const struct memslot_set *set, const uint64_t *gfns, struct memslot **slots, size_t n)
 {
 	ms_assert(n <= TREE_LANES);
-	if (set->nr < LANES_PAY)
+	if (set->nr < LANES_MIN_SLOTS)
 		for (size_t i = 0; i < n; i++)
 			slots[i] = tree_search(set, gfns[i]);
 	else if (set->node_idx)
@@ -171,9 +175,9 @@ static void gfn_insert(struct memslot_set *set, struct tree_slot *new_slot)
 }
 
 /*
- * Who had old as a hint gets new_slot, or none.  One compare-exchange instead of a read, a compare and a store: it
- * says what it does.  Atomicity is not needed: no reader reaches a private set, and late ones have left it.  A hint
- * that is another slot stays: a failed exchange is neither retried nor looked at.
+ * If the hint is old, it becomes new_slot, or NULL.  A compare-exchange states this in one operation.  Its atomicity is
+ * not needed: the grace period is over, and no reader can reach the private set.  If the hint is another slot, the
+ * exchange fails and the hint stays, so the result is ignored.
  */
 static void carry_last_used_slot(struct memslot_set *set, struct memslot *old, struct memslot *new_slot)
 {
@@ -185,13 +189,13 @@ static void carry_last_used_slot(struct memslot_set *set, struct memslot *old, s
 						memory_order_relaxed);
 }
 
-static void left(struct memslot_set *set, struct memslot *old)
+static void note_removed(struct memslot_set *set, struct memslot *old)
 {
 	old->sets &= (uint8_t)~(1u << set->node_idx);
 	set->nr--;
 }
 
-static void joined(struct memslot_set *set, struct memslot *new_slot)
+static void note_added(struct memslot_set *set, struct memslot *new_slot)
 {
 	new_slot->sets |= (uint8_t)(1u << set->node_idx);
 	set->nr++;
@@ -205,7 +209,7 @@ static void unlink_slot(struct memslot_set *set, struct memslot *old)
 	id_hash_del(&set->ids, &slot->id_link[idx]);
 	interval_tree_del(&set->hva_tree, &slot->hva_hook[idx]);
 	rb_erase(&set->gfn_tree, &slot->gfn_node[idx]);
-	left(set, old);
+	note_removed(set, old);
 }
 
 static void link_slot(struct memslot_set *set, struct memslot *new_slot)
@@ -215,16 +219,16 @@ static void link_slot(struct memslot_set *set, struct memslot *new_slot)
 	id_hash_add(&set->ids, &slot->id_link[set->node_idx]);
 	interval_tree_add(&set->hva_tree, &slot->hva_hook[set->node_idx]);
 	gfn_insert(set, slot);
-	joined(set, new_slot);
+	note_added(set, new_slot);
 }
 
-/* Whether each index of a set has the same place for both. */
+/* Whether both slots have the same position in each structure of a set. */
 static bool same_places(const struct memslot *a, const struct memslot *b)
 {
 	return a->base_gfn == b->base_gfn && a->hva.start == b->hva.start && a->id == b->id;
 }
 
-/* The trees keep their shape.  O(1). */
+/* new_slot takes the positions of old, and the trees keep their shape.  O(1). */
 static void relink_slot(struct memslot_set *set, struct memslot *old, struct memslot *new_slot)
 {
 	struct tree_slot *from = tree_slot_of(old), *to = tree_slot_of(new_slot);
@@ -233,11 +237,11 @@ static void relink_slot(struct memslot_set *set, struct memslot *old, struct mem
 	id_hash_replace(&set->ids, &from->id_link[idx], &to->id_link[idx]);
 	interval_tree_replace(&set->hva_tree, &from->hva_hook[idx], &to->hva_hook[idx]);
 	rb_replace(&set->gfn_tree, &from->gfn_node[idx], &to->gfn_node[idx]);
-	left(set, old);
-	joined(set, new_slot);
+	note_removed(set, old);
+	note_added(set, new_slot);
 }
 
-/* kvm_replace_memslot(): NULL old adds, NULL new_slot removes. */
+/* kvm_replace_memslot(): if old is NULL, adds new_slot; if new_slot is NULL, removes old. */
 static void tree_replace(struct memslot_set *set, struct memslot *old, struct memslot *new_slot)
 {
 	if (old)
@@ -266,23 +270,23 @@ static bool rehash(struct memory *memory, struct memslot_set *set, struct id_lin
 
 static struct id_link **alloc_buckets(struct memory *memory, const struct memslot_set *set, size_t more, unsigned *bits)
 {
-	*bits = id_hash_wants(&set->ids, set->nr + more);
+	*bits = id_hash_bits_for(&set->ids, set->nr + more);
 	return *bits > set->ids.bits ? memory_zalloc(memory, id_hash_size(*bits)) : NULL;
 }
 
-/* Everything that can fail is allocated before the first edit; what could not be had is done without. */
+/* Allocates the buckets of both sets before the first edit.  Without memory for them the hashes keep theirs. */
 static int tree_begin(struct memory *memory, struct address_space *as, struct memslot_set *private, size_t more)
 {
-	struct memslot_set *twin = &as->set[!private->node_idx];
+	struct memslot_set *other = &as->set[!private->node_idx];
 	struct id_link **buckets;
 	unsigned bits;
 
 	if (more > 1)
 		memory_pool_reserve(memory, more);
-	if (likely(id_hash_wants(&private->ids, private->nr + more) == private->ids.bits))
+	if (likely(id_hash_bits_for(&private->ids, private->nr + more) == private->ids.bits))
 		return 0;
 	buckets = alloc_buckets(memory, private, more, &bits);
-	as->spare.buckets = buckets ? alloc_buckets(memory, twin, more, &as->spare.bits) : NULL;
+	as->spare.buckets = buckets ? alloc_buckets(memory, other, more, &as->spare.bits) : NULL;
 	if (rehash(memory, private, buckets, bits))
 		atomic_fetch_add_explicit(&as->hash_grows, 1, memory_order_relaxed);
 	return 0;
@@ -332,7 +336,7 @@ static bool lower_base(const struct rb_root *root, const struct rb_node *a, cons
 	return slot_of_gfn_node(a, idx)->base_gfn < slot_of_gfn_node(b, idx)->base_gfn;
 }
 
-/* R: the gfn tree, or R5 as M1; T: the hva tree; I: the hash. */
+/* R: the gfn tree, and the nodes of the hva tree; T: the intervals of the hva tree; I: the id hash. */
 static int tree_check(const struct memslot_set *set, char *letter)
 {
 	int broken = rb_check(&set->gfn_tree, lower_base);

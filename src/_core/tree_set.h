@@ -2,11 +2,12 @@
 /*
  * tree_set.h - KVM's sets since Linux 5.17: a slot is one object that both sets of its address space share.
  *
- * Each index of a set links the slot through nodes of the set's own (node_idx), so that the writer can edit the
- * inactive set under the eyes of the readers of the active one.  A search by gfn touches one cache line a level: the
- * gfn nodes of both sets, base_gfn and npages fill exactly one.
+ * A slot has two nodes for each structure (gfn tree, hva tree, id hash): a set uses those of its node_idx.  So the
+ * writer can edit the inactive set while readers use the active one.  A search by gfn reads one cache line at each
+ * level: the gfn nodes of both sets, base_gfn and npages fill exactly one line.
  *
- * Cost: replace O(log n), O(1) where gfn, host address and id stay; search O(log n); find O(1); 192 bytes a slot.
+ * Cost: replace O(log n), or O(1) if gfn, host address and id stay the same; search O(log n); find O(1); 192 bytes for
+ * each slot.
  */
 #ifndef MS_TREE_SET_H
 #define MS_TREE_SET_H
@@ -18,13 +19,14 @@ struct tree_slot {
 	struct memslot slot;
 	struct id_link id_link[2];
 	struct interval_hook hva_hook[2];
-	void *word; /* the pool's, see memory.h */
+	void *word; /* belongs to the pool, see memory.h */
 };
 
 _Static_assert(offsetof(struct tree_slot, slot.npages) + sizeof(uint64_t) == CACHE_LINE,
-	       "what a search by gfn reads of a slot is one cache line");
+	       "a search by gfn reads one cache line of each slot");
 _Static_assert(sizeof(struct tree_slot) == 3 * CACHE_LINE, "a slot is three cache lines");
-_Static_assert(offsetof(struct tree_slot, word) + MEMORY_POOL_WORD == sizeof(struct tree_slot), "memory.h");
+_Static_assert(offsetof(struct tree_slot, word) + MEMORY_POOL_WORD == sizeof(struct tree_slot),
+	       "the pool uses the last word");
 
 static inline struct tree_slot *tree_slot_of(const struct memslot *slot)
 {
@@ -36,7 +38,7 @@ static inline struct memslot *slot_of_gfn_node(const struct rb_node *node, uint3
 	return &container_of((uintptr_t)(node - idx), struct tree_slot, gfn_node[0])->slot;
 }
 
-/* Conditional moves in assembly. */
+/* Whether the searches use conditional moves in assembly. */
 #if defined(__x86_64__) && defined(__LP64__) && defined(__GNUC__) && !MS_SANITIZED
 #define TREE_BY_HAND 1
 #else
@@ -44,9 +46,9 @@ static inline struct memslot *slot_of_gfn_node(const struct rb_node *node, uint3
 #endif
 
 /*
- * One level down: the child of node on gfn's side; *floor becomes node where its base_gfn <= gfn.  Without a branch
- * that depends on the keys: a random lookup would mispredict half of them.  Compilers make branches of what C says, or a
- * chain that waits for the comparison before it loads the child; hence two conditional moves.
+ * One step down: returns the child of node on the side of gfn.  *floor becomes node if its base_gfn <= gfn.  There is
+ * no branch on the keys, because a random lookup would mispredict half of them.  From C code compilers make such a
+ * branch, or load the child only after the comparison.  Hence the two conditional moves.
  */
 static inline const struct rb_node *tree_step(const struct rb_node *node, uint32_t idx, uint64_t gfn,
 					      const struct rb_node **floor)
@@ -90,11 +92,11 @@ static inline struct memslot *tree_search(const struct memslot_set *set, uint64_
 	return slot && memslot_contains(slot, gfn) ? slot : NULL;
 }
 
-/* How many searches tree_search_many() makes at once. */
+/* The largest number of searches in one call of tree_search_many(). */
 #define TREE_LANES 32
 
-/* slots[i] becomes the slot that contains gfns[i], or NULL; n <= TREE_LANES.  The searches descend side by side, so
- * that they wait for memory together. */
+/* slots[i] becomes the slot that contains gfns[i], or NULL; n <= TREE_LANES.  All searches take each step together, so
+ * that their waits for memory overlap. */
 void tree_search_many(const struct memslot_set *set, const uint64_t *gfns, struct memslot **slots, size_t n);
 
 #endif

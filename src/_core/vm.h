@@ -72,7 +72,7 @@ struct ms_vcpu {
 	_Atomic uint32_t as_id;
 	struct memslot *last_used_slot; /* these three under `busy` */
 	uint64_t last_used_slot_gen;
-	const void *last_met;           /* of an index, only compared */
+	const void *last_found;           /* of an index, only compared */
 	_Atomic uint32_t given_back;    /* nobody has it: ms_vcpu_create() may hand it out again */
 	struct ms_vcpu *next;           /* all of the VM, under slots_lock */
 };

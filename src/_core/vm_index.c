@@ -1,28 +1,31 @@
 /* SPDX-License-Identifier: MIT */
+/*
+ * vm_index.c - see vm_index.h; the index itself is in flat_index.h, the noted edits are in flat_patch.h.
+ */
 #include "vm_index.h"
 
-/* Slots that are walked in one section: some tens of microseconds. */
+/* The number of slots that one section walks: some tens of microseconds. */
 #define PIECE 2048
 
-/* Tries to walk a state in pieces before it is walked in one section. */
+/* How often vm_index_make() tries to walk a state in pieces before it walks it in one section. */
 #define TRIES 2
 
-/* A lookup may make the index of so many slots for others. */
+/* A single lookup or a brief batch makes an index of at most this many slots. */
 #define SMALL_SET 4096
 
-/* An index costs two allocations whatever its size; so many lookups pay for them. */
+/* The cost of the two allocations of any index, in lookups that an index makes cheaper. */
 #define FIXED_COST 64
 
-/* By measurement (docs/benchmarks.md, "When an index pays"): what a slot costs that is walked, or copied, in lookups
- * that an index makes cheaper. */
+/* The cost of a slot that is walked or copied, in lookups that an index makes cheaper.  Measured (docs/benchmarks.md,
+ * "When an index pays"). */
 #define LOOKUPS_PER_WALKED_SLOT 3
 #define LOOKUPS_PER_COPIED_SLOT 1
 
-/* Nobody knows how many single lookups will follow: of so many one is worth the cost of an index, so that not a tenth is
- * lost when none does. */
+/* The number of single lookups to come is unknown.  So only one in this many counts towards the cost of an index: less
+ * than a tenth of the time is lost if no lookup follows. */
 #define SINGLE_LOOKUPS 4
 
-/* Each walk without a copy doubles the wait for the next one, up to 2 to this power. */
+/* Each walk that no copy follows doubles the number of states until the next walk, at most this many times. */
 #define WALK_BACKOFF_MAX 10
 
 static struct flat_entry entry_of(const struct memslot *slot)
@@ -67,11 +70,11 @@ static void detach_index(struct memslot_set *set)
 		set->patch = patch_create(index);
 		atomic_store_explicit(&set->index, NULL, memory_order_relaxed);
 	}
-	if (atomic_load_explicit(&set->walked, memory_order_relaxed)) /* readers' line: not for nothing */
+	if (atomic_load_explicit(&set->walked, memory_order_relaxed)) /* readers use this line: no needless store */
 		atomic_store_explicit(&set->walked, 0, memory_order_relaxed);
 }
 
-/* Edits that are too many make no patch. */
+/* After too many edits the set has no patch. */
 static void note_edit(struct memslot_set *set, const struct memslot *old, const struct memslot *new_slot)
 {
 	bool noted = !is_indexed(old) || patch_remove(set->patch, old->base_gfn);
@@ -99,7 +102,7 @@ void vm_replace(struct ms_vm *vm, struct memslot_set *set, struct memslot *old, 
 
 /* ---- making ---- */
 
-/* Entries of a state, gathered a piece at a time. */
+/* The slots of a state, collected one piece at a time. */
 struct gathering {
 	struct flat_entry *entries;
 	size_t nr, room;
@@ -120,7 +123,7 @@ static void gathering_end(struct ms_vm *vm, struct gathering *g)
 	memory_free(&vm->memory, g->entries, (g->room + 1) * sizeof(*g->entries));
 }
 
-/* Inside a section of the state.  M3 bounds the entries. */
+/* Inside a section of the state.  By M3 a set has `nr` slots, so the entries fit. */
 static void gather(const struct ms_vm *vm, struct gathering *g, size_t slots)
 {
 	const struct memslot_set *set = g->state.set;
@@ -134,7 +137,7 @@ static void gather(const struct ms_vm *vm, struct gathering *g, size_t slots)
 	g->complete = !slot;
 }
 
-/* Whether the whole state was seen. */
+/* Returns false if the state changed before all its slots were collected. */
 static bool gather_in_pieces(struct ms_vm *vm, uint32_t as_id, struct gathering *g)
 {
 	bool same = true;
@@ -159,7 +162,7 @@ static void gather_patched(struct gathering *g, const struct flat_patch *patch)
 		g->nr++;
 }
 
-/* Offers the index to everybody, if its state is still there. */
+/* Publishes the index if its state is still the present one and has no index. */
 static void publish(struct ms_vm *vm, uint32_t as_id, struct state state, struct flat_index *index)
 {
 	struct look look = look_begin(vm, as_id);
@@ -175,7 +178,7 @@ static void publish(struct ms_vm *vm, uint32_t as_id, struct state state, struct
 	look_end(vm, look);
 }
 
-/* From what was gathered, which is freed. */
+/* Makes the index of the collected entries, and frees them. */
 static struct flat_index *finish(struct ms_vm *vm, uint32_t as_id, struct gathering *g, _Atomic uint64_t *count)
 {
 	struct flat_index *index = flat_create(&vm->memory, g->entries, g->nr);
@@ -217,15 +220,16 @@ static struct flat_index *make_walked(struct ms_vm *vm, uint32_t as_id, struct s
 
 /* ---- when it pays ---- */
 
-enum way { NO_WAY, FOUND, PATCH, WALK };
+/* How to get an index. */
+enum method { NONE, FOUND, PATCH, WALK };
 
-/* What a section saw of the set, to go by outside of it. */
+/* Copied from the set inside a section, to be used outside of it. */
 struct plan {
-	enum way way;
+	enum method method;
 	struct state state;
 	size_t nr;
-	struct flat_index *index; /* FOUND: referenced */
-	struct flat_patch patch;  /* PATCH: referenced */
+	struct flat_index *index; /* FOUND: with a reference */
+	struct flat_patch patch;  /* PATCH: with a reference to its base */
 };
 
 static uint64_t cost_of_copy(const struct memslot_set *set)
@@ -238,7 +242,7 @@ static uint64_t cost_of_walk(const struct memslot_set *set)
 	return FIXED_COST + (uint64_t)set->nr * LOOKUPS_PER_WALKED_SLOT;
 }
 
-/* Adds to what was walked in this set since it was published. */
+/* Adds to the number of lookups that have walked this set since it was published, and returns it. */
 static uint64_t count_walked(struct memslot_set *set, uint64_t lookups)
 {
 	uint64_t before = atomic_fetch_add_explicit(&set->walked, lookups, memory_order_relaxed);
@@ -249,11 +253,11 @@ static uint64_t count_walked(struct memslot_set *set, uint64_t lookups)
 }
 
 /*
- * Where each state has lookups enough for a copy, but never for a walk, one walk is an investment: the indexes of later
- * states are copied from it.  Where changes are too many for a copy the walk backs off: the next one waits for twice as
- * many states.
+ * If each state has enough lookups for a copy, but none has enough for a walk, one walk pays nevertheless: the indexes
+ * of later states are copied from it.  If there are too many edits for a copy, the walks back off: the next one waits
+ * for twice as many states.
  */
-static bool walk_is_invested(const struct memslot_set *set)
+static bool walk_pays_later(const struct memslot_set *set)
 {
 	uint32_t backoff = atomic_load_explicit(&set->walk_backoff, memory_order_relaxed);
 	uint32_t states = atomic_load_explicit(&set->worth_copy, memory_order_relaxed);
@@ -263,23 +267,23 @@ static bool walk_is_invested(const struct memslot_set *set)
 	return states >> backoff >= LOOKUPS_PER_WALKED_SLOT / LOOKUPS_PER_COPIED_SLOT;
 }
 
-static enum way way_that_pays(const struct ms_vm *vm, const struct memslot_set *set, uint64_t lookups)
+static enum method method_that_pays(const struct ms_vm *vm, const struct memslot_set *set, uint64_t lookups)
 {
 	bool any = atomic_load_explicit(&vm->index_policy, memory_order_relaxed) == MS_INDEX_EAGER;
 	bool copied = any || lookups >= cost_of_copy(set);
 
 	if (copied && set->patch)
 		return PATCH;
-	return any || lookups >= cost_of_walk(set) || (copied && walk_is_invested(set)) ? WALK : NO_WAY;
+	return any || lookups >= cost_of_walk(set) || (copied && walk_pays_later(set)) ? WALK : NONE;
 }
 
 /* A walk raises the back-off; a copy resets it. */
-static void note_way(struct memslot_set *set, enum way way)
+static void note_method(struct memslot_set *set, enum method method)
 {
-	if (way != WALK && way != PATCH)
+	if (method != WALK && method != PATCH)
 		return;
 	atomic_store_explicit(&set->worth_copy, 0, memory_order_relaxed);
-	if (way == WALK)
+	if (method == WALK)
 		atomic_fetch_add_explicit(&set->walk_backoff, 1, memory_order_relaxed);
 	else
 		atomic_store_explicit(&set->walk_backoff, 0, memory_order_relaxed);
@@ -287,18 +291,18 @@ static void note_way(struct memslot_set *set, enum way way)
 
 bool vm_index_pays(const struct ms_vm *vm, struct memslot_set *set, size_t lookups, bool brief)
 {
-	return may_index(vm) && way_that_pays(vm, set, count_walked(set, lookups)) != NO_WAY &&
+	return may_index(vm) && method_that_pays(vm, set, count_walked(set, lookups)) != NONE &&
 	       !(brief && set->nr > SMALL_SET);
 }
 
-/* By `way`, if there is no index already. */
-static void make_plan(struct memslot_set *set, enum way way, struct plan *plan)
+/* If the set has an index, the method is FOUND.  Inside a section. */
+static void make_plan(struct memslot_set *set, enum method method, struct plan *plan)
 {
-	*plan = (struct plan){ .way = way, .state = state_of(set), .nr = set->nr, .index = set_index(set) };
+	*plan = (struct plan){ .method = method, .state = state_of(set), .nr = set->nr, .index = set_index(set) };
 	if (plan->index) {
-		plan->way = FOUND;
+		plan->method = FOUND;
 		flat_get(plan->index);
-	} else if (way == PATCH) {
+	} else if (method == PATCH) {
 		plan->patch = *set->patch;
 		flat_get(plan->patch.base);
 	}
@@ -307,7 +311,7 @@ static void make_plan(struct memslot_set *set, enum way way, struct plan *plan)
 static struct flat_index *carry_out(struct ms_vm *vm, uint32_t as_id, struct plan *plan)
 {
 	point(READER_INDEX_PLANNED);
-	switch (plan->way) {
+	switch (plan->method) {
 	case FOUND:
 		return plan->index;
 	case PATCH:
@@ -319,7 +323,7 @@ static struct flat_index *carry_out(struct ms_vm *vm, uint32_t as_id, struct pla
 	}
 }
 
-static void forget_walked(struct ms_vm *vm, uint32_t as_id)
+static void reset_walked(struct ms_vm *vm, uint32_t as_id)
 {
 	struct look look = look_begin(vm, as_id);
 
@@ -337,12 +341,12 @@ struct flat_index *vm_index_get(struct ms_vm *vm, uint32_t as_id, size_t lookups
 		return NULL;
 	look = look_begin(vm, as_id);
 	lookups = set_index(look.set) ? 0 : count_walked(look.set, lookups);
-	make_plan(look.set, way_that_pays(vm, look.set, lookups), &plan);
-	note_way(look.set, plan.way);
+	make_plan(look.set, method_that_pays(vm, look.set, lookups), &plan);
+	note_method(look.set, plan.method);
 	look_end(vm, look);
 	index = carry_out(vm, as_id, &plan);
-	if (!index && plan.way != NO_WAY)
-		forget_walked(vm, as_id); /* no memory, or the state has moved: not at once again */
+	if (!index && plan.method != NONE)
+		reset_walked(vm, as_id); /* no memory, or the state has changed: do not retry immediately */
 	return index;
 }
 
@@ -375,7 +379,7 @@ struct flat_index *vm_index_make(struct ms_vm *vm, uint32_t as_id)
 	return index ? index : make_in_one_section(vm, as_id);
 }
 
-/* As far as the set knows: no single lookup would use an index of so few slots, or one like that before. */
+/* Whether an index of this set probably has for_one.  The former index, if known, is the best estimate. */
 static bool serves_single_lookups(const struct memslot_set *set)
 {
 	return set->nr > FLAT_FEW && set->nr <= SMALL_SET && !(set->patch && !set->patch->base->for_one);
@@ -386,7 +390,7 @@ static bool pays_for_single_lookups(const struct ms_vm *vm, struct memslot_set *
 	uint64_t walked = count_walked(set, SEARCHES_PER_REPORT);
 
 	return may_index(vm) && !set_index(set) && serves_single_lookups(set) &&
-	       way_that_pays(vm, set, walked / SINGLE_LOOKUPS) != NO_WAY;
+	       method_that_pays(vm, set, walked / SINGLE_LOOKUPS) != NONE;
 }
 
 void vm_index_report_searches(struct ms_vm *vm, uint32_t as_id)
@@ -395,15 +399,15 @@ void vm_index_report_searches(struct ms_vm *vm, uint32_t as_id)
 	bool pays = look.set && pays_for_single_lookups(vm, look.set);
 
 	look_end(vm, look);
-	if (pays)
-		flat_put(vm_index_get(vm, as_id, 0)); /* else a batch will find what was counted */
+	if (pays) /* otherwise the searches stay counted, for later calls */
+		flat_put(vm_index_get(vm, as_id, 0));
 }
 
 /* ---- check ---- */
 
-/* Whether the entries that `next` gives are the slots of the set. */
 typedef bool next_fn(void *cursor, struct flat_entry *entry);
 
+/* Whether the entries that `next` returns are the slots of the set that are not INVALID. */
 static bool same_slots(const struct ms_vm *vm, const struct memslot_set *set, next_fn *next, void *cursor)
 {
 	const struct memslot *slot = vm->design->first_from(set, 0);

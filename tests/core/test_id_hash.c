@@ -59,7 +59,7 @@ static void deinit(int which)
 
 static void grow(int which)
 {
-	unsigned bits = id_hash_wants(&hashes[which], hashes[which].nr + 1);
+	unsigned bits = id_hash_bits_for(&hashes[which], hashes[which].nr + 1);
 
 	if (bits != hashes[which].bits)
 		rehash(which, bits);
@@ -132,16 +132,16 @@ static void wanted_sizes(void)
 
 	init(0);
 	for (unsigned bits = ID_HASH_BITS_MIN; bits < ID_HASH_BITS_MAX; bits++) {
-		CHECK_EQ(id_hash_wants(hash, (size_t)1 << bits), bits);
-		CHECK_EQ(id_hash_wants(hash, ((size_t)1 << bits) + 1), bits + 1);
+		CHECK_EQ(id_hash_bits_for(hash, (size_t)1 << bits), bits);
+		CHECK_EQ(id_hash_bits_for(hash, ((size_t)1 << bits) + 1), bits + 1);
 	}
-	CHECK_EQ(id_hash_wants(hash, 0), ID_HASH_BITS_MIN);
-	CHECK_EQ(id_hash_wants(hash, ((size_t)1 << ID_HASH_BITS_MAX) + 1), ID_HASH_BITS_MAX);
-	CHECK_EQ(id_hash_wants(hash, SIZE_MAX), ID_HASH_BITS_MAX);
+	CHECK_EQ(id_hash_bits_for(hash, 0), ID_HASH_BITS_MIN);
+	CHECK_EQ(id_hash_bits_for(hash, ((size_t)1 << ID_HASH_BITS_MAX) + 1), ID_HASH_BITS_MAX);
+	CHECK_EQ(id_hash_bits_for(hash, SIZE_MAX), ID_HASH_BITS_MAX);
 	CHECK_EQ(id_hash_size(5), 32 * sizeof(void *));
 	rehash(0, 9);
-	CHECK_EQ(id_hash_wants(hash, 3), 9); /* it never shrinks */
-	CHECK_EQ(id_hash_wants(hash, 513), 10);
+	CHECK_EQ(id_hash_bits_for(hash, 3), 9); /* it never shrinks */
+	CHECK_EQ(id_hash_bits_for(hash, 513), 10);
 	deinit(0);
 }
 

@@ -120,7 +120,7 @@ static void failures(void)
 			memory_fail(&memory, nth, onward);
 			for (unsigned i = 1; i <= NR; i++)
 				CHECK_EQ(succeeds(i), !nth || (onward ? i < nth : i != nth));
-			CHECK_EQ(atomic_load(&memory.asked), nth ? NR : 0);
+			CHECK_EQ(atomic_load(&memory.attempts), nth ? NR : 0);
 		}
 	memory_fail(&memory, 1, true);
 	CHECK(!succeeds(1));
@@ -296,7 +296,7 @@ static void pool_failures(void)
 	memory_free(&memory, memory_zalloc(&memory, 1), 1);
 	CHECK(!memory_pool_alloc(&memory, BLOCK));
 	pool_take();
-	CHECK_EQ(atomic_load(&memory.asked), 4);
+	CHECK_EQ(atomic_load(&memory.attempts), 4);
 	memory_fail(&memory, 0, false);
 	memory_pool_reserve(&memory, SIZE_MAX / BLOCK); /* overflows with its header */
 	pool_take();
@@ -377,10 +377,10 @@ static void threads(void)
 		CHECK_EQ(pthread_create(&thread[i], NULL, allocate_much, NULL), 0);
 	for (int i = 0; i < THREADS; i++)
 		CHECK_EQ(pthread_join(thread[i], NULL), 0);
-	CHECK_EQ(atomic_load(&memory.asked), THREADS * THREAD_TIMES);
+	CHECK_EQ(atomic_load(&memory.attempts), THREADS * THREAD_TIMES);
 	CHECK_EQ(bytes_now() + blocks_now(), 0);
 	CHECK_EQ(pthread_barrier_destroy(&together), 0);
-	blocks += atomic_load(&memory.asked);
+	blocks += atomic_load(&memory.attempts);
 }
 
 int main(int argc, char **argv)
@@ -388,7 +388,7 @@ int main(int argc, char **argv)
 	test_init(argc, argv, 60);
 	memset(&memory, 0xA5, sizeof(memory));
 	memory_init(&memory);
-	CHECK_EQ(bytes_now() + blocks_now() + atomic_load(&memory.asked), 0);
+	CHECK_EQ(bytes_now() + blocks_now() + atomic_load(&memory.attempts), 0);
 	every_size();
 	counters();
 	failures();

@@ -489,7 +489,7 @@ static void records_are_found_without_a_lock(void)
 		records[d] = srcu_find_reader(pair[d]);
 	sections_cost(); /* the first call finds the records by a search */
 	cost = sections_cost();
-	idle_threads(SRCU_MET - 1);
+	idle_threads(SRCU_RECENT - 1);
 	CHECK_EQ(sections_cost(), cost); /* for any number of threads with unused records */
 	idle_threads(1);        /* its number collides with this thread's: one search, and then no more */
 	CHECK(sections_cost() > cost);

@@ -2,15 +2,15 @@
 /*
  * measure.h - times calls of the engine from C, for the binding and the benchmarks.  It is not installed.
  *
- * An interpreter around a call costs more than the call, and hides its tail.
+ * A call from an interpreter costs more than the call itself, and hides the slowest calls.
  *
- * Each function makes n calls.  It writes the nanoseconds of each `group` of calls (>= 1) to ns, which are
- * ceil(n / group) numbers, and every answer to the array before ns.  Percentiles, and the comparison of the answers,
- * are the caller's part.
+ * Each function makes n calls.  It writes the nanoseconds of each `group` of calls (>= 1) to ns, an array of
+ * ceil(n / group) numbers, and every answer to the array parameter before ns.  The caller computes percentiles and
+ * compares the answers.
  *
  * Locking: as the calls that are timed.
- * Cost: two reads of the clock for each group: a group of 1 shows the tail, a large one what a call costs without the
- * clock.  ms_time_nothing() gives the cost of the clock itself.
+ * Cost: two reads of the clock for each group.  With groups of 1 the times show the slowest calls.  With large groups
+ * they show the cost of a call without the clock.  ms_time_nothing() measures the clock itself.
  */
 #ifndef MS_MEASURE_H
 #define MS_MEASURE_H
@@ -24,9 +24,9 @@ void ms_time_vcpu_gfn_to_hva(struct ms_vcpu *vcpu, const uint64_t *gfns, size_t 
 void ms_time_id_to_memslot(struct ms_vm *vm, uint32_t as_id, const uint64_t *ids, size_t n, size_t group,
 			   uint64_t *addrs, uint64_t *ns); /* userspace_addr, or 2^64 - 1 */
 void ms_time_hva_range(struct ms_vm *vm, uint32_t as_id, const uint64_t *starts, const uint64_t *lasts, size_t n,
-		       size_t group, uint64_t *counts, uint64_t *ns); /* how many slots have a byte in each */
+		       size_t group, uint64_t *counts, uint64_t *ns); /* how many slots have a byte in each range */
 void ms_time_changes(struct ms_vm *vm, const struct ms_userspace_memory_region *regions, size_t n, size_t group,
-		     int32_t *results, uint64_t *ns); /* [lock] 0 or a negative errno each */
+		     int32_t *results, uint64_t *ns); /* [lock] each result is 0 or a negative errno */
 void ms_time_nothing(size_t n, uint64_t *ns);
 
 #endif
