@@ -8,6 +8,7 @@
 #   JOBS     processes that run tests at the same time; ARGS=-n0 runs pytest in one, for a debugger
 #   T, SEED  seconds and seed of torture
 #   A, B     what bench-compare compares: commits, or . for the files as they are
+#   NAME     the folder in docs/results that make results writes
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -37,7 +38,8 @@ unexport PYTHONPATH PYTHONHOME
 .NOTPARALLEL:
 .SECONDARY:
 .PHONY: help perf test test-core test-python test-another test-others test-kernel asan asan-core asan-python tsan torture \
-	torture-short leaks mutants coverage bench bench-goals bench-readers bench-compare callgrind lint format ci nightly clean
+	torture-short leaks mutants coverage bench bench-goals bench-readers bench-compare callgrind results lint format ci \
+	nightly clean
 
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -91,7 +93,7 @@ asan-core: $(VENV)/.with-build
 	$(call run-preset,asan)
 
 # The lab and the tools stand on the binding and have nothing of their own that a sanitizer would see.
-ABOVE_BINDING := $(patsubst %,--ignore=tests/python/test_%.py,anchors bench_example bench_goals bench_names flips hostile_vectors interpreters layers layouts map mutants perf plot readme runs scale typing vectors)
+ABOVE_BINDING := $(patsubst %,--ignore=tests/python/test_%.py,anchors bench_example bench_goals bench_names flips hostile_vectors interpreters layers layouts locking map mutants perf plot readme results runs scale typing vectors)
 
 # The interpreter itself is not instrumented: the sanitizers' libraries must be there before it, and it must not
 # hide small blocks in an allocator of its own.  Leaks are judged in the core's run; an interpreter leaves many.
@@ -138,10 +140,10 @@ mutants: $(VENV)/.package $(VENV)/.with-test ## plant bugs, one at a time, and s
 bench: $(VENV)/.package $(VENV)/.with-test $(VENV)/.with-bench ## the benchmarks, each of which checks the answer it times
 	@$(BIN)/python -m pytest bench/suite $(ARGS)
 
-bench-goals: $(VENV)/.package ## the goals of docs/benchmarks.md, each beside its yardstick in one run
+bench-goals: $(VENV)/.package ## the goals of docs/benchmarks.md, each next to its yardstick in one run
 	@PYTHONPATH=bench $(BIN)/python -m goals $(ARGS)
 
-bench-readers: $(VENV)/.package ## readers beside a writer that never stops, the writer's times beside 1 to 8 readers
+bench-readers: $(VENV)/.package ## readers next to a writer that never stops, the writer's times next to 1 to 8 readers
 	@$(BIN)/python bench/readers.py $(ARGS)
 
 callgrind: build/.callgrind-package ## instructions of a scalar lookup, and where they go
@@ -149,6 +151,9 @@ callgrind: build/.callgrind-package ## instructions of a scalar lookup, and wher
 
 bench-compare: $(VENV)/.with-build $(VENV)/.with-test $(VENV)/.with-bench ## is B faster than A?  Two commits in turns; A=HEAD B=. (the files)
 	@$(BIN)/python tools/bench_compare.py $(A) $(B) $(ARGS)
+
+results: $(VENV)/.package $(VENV)/.with-bench $(VENV)/.with-plot build/.callgrind-package ## record perf, scale, goals, readers and callgrind in docs/results/NAME: text, JSON, pictures
+	@$(BIN)/python tools/results.py $(or $(NAME),$(error make results NAME=folder, such as NAME=epyc-2cpu)) $(ARGS)
 
 lint: $(VENV)/.package $(VENV)/.with-lint ## style of Python and C, types, spelling, who includes and who imports whom
 	@failed=; \

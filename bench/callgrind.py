@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: MIT
 """How many instructions a scalar lookup takes, and where they go: `make callgrind`.
 
-Each case runs under valgrind's callgrind twice, with different numbers of lookups: what differs is the lookups.  From C
-the loop alone is subtracted, from Python a loop that does nothing.  Where they go is told by the function of the
-source that a line belongs to, inlined or not; from Python by object file and function.
+Each case runs under valgrind's callgrind twice, with different numbers of lookups: the difference is the cost of the
+lookups.  From C only the loop is subtracted, from Python a loop that does nothing.  A line's instructions count for the
+function of the source that contains the line, inlined or not; from Python for the function of the object file.
 
-Instructions are no times: they say what a change of the code did, on every machine alike.
+Instructions are not times.  They show the effect of a change of the code, and they are the same on every machine.
 """
 
 from __future__ import annotations
@@ -25,6 +25,9 @@ from typing import Any, NamedTuple
 
 from goals.build import with_core
 from goals.work import has_switch
+
+import memslots
+from memslots.lab.machine import machine
 
 CASES = {
     "hot": "ms_gfn_to_hva, hot",
@@ -192,19 +195,21 @@ def count_python(site: Path | None, slots: int) -> Result:
 
 
 def lines(results: list[Result]) -> list[str]:
-    told = []
+    text = []
     for r in results:
-        told.append(f"{r.case}, {r.slots:,} slots: {r.instructions:.1f} instructions")
-        told += [f"    {n:>7.1f}  {name}" for name, n in r.where]
-    return told
+        text.append(f"{r.case}, {r.slots:,} slots: {r.instructions:.1f} instructions")
+        text += [f"    {n:>7.1f}  {name}" for name, n in r.where]
+    return text
 
 
 def markdown(results: list[Result]) -> list[str]:
-    told = ["| lookup | slots | instructions | of these |", "|---|---:|---:|---|"]
+    """The table of docs/results/NAME/callgrind.md: for each lookup a row of its sum, then one for each function."""
+    rows = ["| lookup | slots | function | instructions |", "|---|---:|---|---:|"]
     for r in results:
-        where = ", ".join(f"{name.split(' ')[0]} {n:g}" for name, n in r.where)
-        told.append(f"| {r.case} | {r.slots:,} | {r.instructions:.0f} | {where} |")
-    return told
+        at = f"| {r.case} | {r.slots:,}"
+        rows.append(f"{at} | **all** | **{r.instructions:.0f}** |")
+        rows += [f"{at} | {name.split(' ')[0]} | {n:g} |" for name, n in r.where]
+    return rows
 
 
 def arguments(argv: list[str] | None) -> argparse.Namespace:
@@ -214,7 +219,7 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--no-python", action="store_true", help="only the calls from C")
     parser.add_argument("--json", type=Path, metavar="FILE")
     parser.add_argument(
-        "--markdown", action="store_true", help="prints the table of docs/benchmarks.md"
+        "--markdown", action="store_true", help="prints a table with one row for each function"
     )
     return parser.parse_args(argv)
 
@@ -233,7 +238,11 @@ def main(argv: list[str] | None = None) -> int:
     if not args.no_python:
         results.append(count_python(args.site, args.slots[0]))
     if args.json:
-        report: dict[str, Any] = {"results": [r._asdict() for r in results]}
+        report: dict[str, Any] = {
+            "memslots": memslots.__version__,
+            "machine": machine(),
+            "results": [r._asdict() for r in results],
+        }
         args.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     print("\n".join((markdown if args.markdown else lines)(results)))
     if not has_switch():

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Readers beside a writer, and a writer beside readers: `make bench-readers`.
+"""Readers next to a writer, and a writer next to readers: `make bench-readers`.
 
 Needs the package with its extra `perf`.  Every answer is checked: a frame of the slot that the writer deletes and
 creates is its address or a hole, all others never change, and a batch answers from one set.
@@ -47,6 +47,7 @@ from tabulate import tabulate
 import memslots
 from memslots import VM
 from memslots.lab import layouts
+from memslots.lab.layouts import Numbers
 from memslots.lab.machine import machine
 
 SLOTS = 4096
@@ -125,7 +126,7 @@ SECTIONS = Kind("read sections of 1 ms", WALK, in_sections)
 
 @dataclass
 class Throughput:
-    """Lookups a second of all readers together; `kept` is the part of what they reach without a writer."""
+    """Lookups a second of all readers together; `kept` is the ratio to the rate without a writer."""
 
     kind: str
     readers: int
@@ -134,18 +135,20 @@ class Throughput:
     low: float
     high: float
     kept: float
+    rounds: list[float]  # raw
 
 
 @dataclass
 class Latency:
-    """Microseconds of one change."""
+    """Microseconds of one change.  `rounds` has every change: how many took which time, in nanoseconds."""
 
-    beside: str
+    next_to: str
     readers: int
     changes: int
     p50: float
     p99: float
     max: float
+    rounds: list[dict[str, list[int]]]  # raw: "ns", "count"
 
 
 @dataclass
@@ -177,7 +180,7 @@ def measure_throughput(plan: Plan, report: Report) -> None:
             for name, rates in reached.items():
                 low, middle, high = quartiles(rates)
                 report.throughput.append(
-                    Throughput(kind.name, n, name, middle, low, high, middle / base)
+                    Throughput(kind.name, n, name, middle, low, high, middle / base, rates)
                 )
 
 
@@ -195,26 +198,33 @@ def one_rate(plan: Plan, report: Report, kind: Kind, n: int, situation: str) -> 
 
 
 def measure_latency(plan: Plan, report: Report) -> None:
-    beside = [kind for kind in kinds() if kind is not VCPU]
-    report.latency.append(one_latency(plan, report, beside[0], 0))
-    for kind in [*beside, SECTIONS]:
+    reading = [kind for kind in kinds() if kind is not VCPU]
+    report.latency.append(one_latency(plan, report, reading[0], 0))
+    for kind in [*reading, SECTIONS]:
         for n in plan.threads:
             report.latency.append(one_latency(plan, report, kind, n))
 
 
 def one_latency(plan: Plan, report: Report, kind: Kind, n: int) -> Latency:
-    """All changes of all rounds: a maximum is one of them."""
+    """Percentiles over all changes of all rounds."""
     vm = plan.vm(kind.policy)
     times = []
     for _ in range(plan.rounds):
         readers = [kind.make(plan, vm) for _ in range(n)]
         writer = Writer(vm, plan.victim)
         run_for(plan.seconds, [*readers, writer])
-        report.check([*readers, writer], f"a writer beside {n} readers, {kind.name}")
+        report.check([*readers, writer], f"a writer next to {n} readers, {kind.name}")
         times.append(writer.latencies)
     ns = np.concatenate(times)
     p50, p99, most = (float(us) for us in np.percentile(ns, [50, 99, 100]) / 1000)
-    return Latency(kind.name if n else "nobody", n, len(ns), p50, p99, most)
+    rounds = [histogram(of_one) for of_one in times]
+    return Latency(kind.name if n else "no reader", n, len(ns), p50, p99, most, rounds)
+
+
+def histogram(ns: Numbers) -> dict[str, list[int]]:
+    """Each time that occurs, and how often: as exact as the times, and much shorter."""
+    values, counts = np.unique(ns, return_counts=True)
+    return {"ns": values.tolist(), "count": counts.tolist()}
 
 
 # ---- what is shown --------------------------------------------------------------------------------
@@ -233,10 +243,10 @@ def spread(t: Throughput) -> float:
 
 
 def latency_rows(report: Report) -> Iterator[list[str]]:
-    yield ["a change beside", "number", "changes", "p50, us", "p99, us", "max, us"]
+    yield ["a change next to", "number", "changes", "p50, us", "p99, us", "max, us"]
     for row in report.latency:
         times = (number(us) for us in (row.p50, row.p99, row.max))
-        yield [row.beside, str(row.readers), f"{row.changes:,}", *times]
+        yield [row.next_to, str(row.readers), f"{row.changes:,}", *times]
 
 
 def table(rows: Iterator[list[str]], tablefmt: str) -> str:
@@ -275,10 +285,10 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--seconds", type=float, default=0.3, metavar="S", help="of a round of one figure"
     )
-    parser.add_argument("--json", type=Path, metavar="FILE")
     parser.add_argument(
-        "--markdown", action="store_true", help="prints the tables of docs/benchmarks.md"
+        "--json", type=Path, metavar="FILE", help="writes every figure and its samples"
     )
+    parser.add_argument("--markdown", action="store_true", help="prints tables in Markdown")
     parser.add_argument(
         "--quick", action="store_true", help="a few seconds: does it run?  No figure counts"
     )
@@ -306,7 +316,7 @@ def main(argv: list[str] | None = None) -> int:
     measure_latency(plan, report)
     seconds = time.monotonic() - began
     if args.json:
-        text = json.dumps(as_json(plan, report, seconds), indent=1)
+        text = json.dumps(as_json(plan, report, seconds))  # an indent would give each sample a line
         args.json.write_text(f"{text}\n", encoding="utf-8")
     tablefmt = "pipe" if args.markdown else "plain"
     for rows in (throughput_rows(report), latency_rows(report)):

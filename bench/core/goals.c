@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * goals.c - the yardsticks of goals P5, P6 and P7 that only C can hold, and this engine beside them in the same run.
+ * goals.c - the yardsticks of goals P5, P6 and P7 that only C can hold, and this engine next to them in the same run.
  *
  *   P5  searches by gfn: a plain red-black tree with KVM's slot layout and branches, and the engine's tree; random and hot,
  *       and hot behind a last_used_slot, as both use their trees.  Slots lie in memory in random order, for both.

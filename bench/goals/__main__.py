@@ -129,9 +129,11 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
         metavar="N",
         help="numbers of slots; only the default ones have bounds",
     )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="writes every figure")
     parser.add_argument(
-        "--markdown", action="store_true", help="prints the table of docs/benchmarks.md"
+        "--json", type=Path, metavar="FILE", help="writes every figure and its samples"
+    )
+    parser.add_argument(
+        "--markdown", action="store_true", help="prints a table with one row for each figure"
     )
     parser.add_argument(
         "--no-levels", action="store_true", help="not again with each MEMSLOTS_SIMD"

@@ -25,7 +25,7 @@ from memslots.lab.subjects import alternating, regions
 BATCH = 10_000
 SCALAR = 50_000  # lookups in one call of the loop in C: a millisecond or more
 CHUNK = (
-    64  # changes in one call of the loop in C: a writer beside long sections still stops in time
+    64  # changes in one call of the loop in C: a writer next to long sections still stops in time
 )
 SECTION = 0.001  # seconds that a "section" reader stays inside
 
@@ -108,7 +108,7 @@ class Writer(Background):
 
 
 class Spinner(Background):
-    """Keeps a CPU busy without touching the VM: what a reader loses beside it is the machine's doing."""
+    """Keeps a CPU busy without touching the VM: the loss of a reader next to it is the machine's."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -109,7 +109,7 @@ def against_array(card: Scorecard, settings: Settings) -> None:
     what = "the array before Linux 5.17 / delete + create, from Python"
     bound = ARRAY if n == MANY else None
     card.ratio("P6", what, slots_of(n), running["array"], running["tree"], bound=bound)
-    what = "... in caches that the other's changes have filled"
+    what = "... when the array's copies have just filled the caches"
     card.ratio("P6", what, slots_of(n), starting["array"], starting["tree"])
 
 

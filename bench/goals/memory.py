@@ -21,6 +21,8 @@ def memory(card: Scorecard, settings: Settings) -> None:
             while not vm.stats()["index_builds"]:
                 vm.gfn_to_hva_many(on.gfns)
             more = vm.stats()["bytes"] / n - bare
-            card.value("P8", "what the index adds", slots_of(n), more, "bytes", "<=", INDEX)
+            card.value(
+                "P8", "memory of a slot in the index", slots_of(n), more, "bytes", "<=", INDEX
+            )
     if not has_switch():
-        card.skip("P8", "what the index adds", "this build has no index")
+        card.skip("P8", "memory of a slot in the index", "this build has no index")

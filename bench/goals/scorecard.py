@@ -11,11 +11,12 @@ from typing import Any
 from .timing import Times, quartiles, ratios
 
 HOLDS, MISSES, SHOWN = "holds", "misses", "shown"
+HEADERS = ("goal", "ratio or figure", "at", "figure", "wanted", "verdict")
 
 
 @dataclass(frozen=True)
 class Figure:
-    """One number beside its bound.  `low` and `high` are the quartiles of the rounds."""
+    """One number and its bound.  `low` and `high` are the quartiles of the rounds."""
 
     goal: str
     what: str
@@ -26,7 +27,8 @@ class Figure:
     relation: str = ">="
     bound: float | None = None
     unit: str = "x"
-    medians: dict[str, float] = field(default_factory=dict)  # nanoseconds
+    medians: dict[str, float] = field(default_factory=dict)  # of `samples`
+    samples: dict[str, list[float]] = field(default_factory=dict)  # raw, one for each round
 
     @property
     def verdict(self) -> str:
@@ -40,6 +42,10 @@ class Figure:
     def sure(self) -> bool:
         """The bound does not lie between the quartiles: another run would say the same."""
         return self.bound is None or not self.low < self.bound < self.high
+
+    @property
+    def verdict_text(self) -> str:
+        return self.verdict if self.sure else f"{self.verdict}, not sure"
 
     @property
     def text(self) -> str:
@@ -56,8 +62,8 @@ class Figure:
 
     def as_dict(self) -> dict[str, Any]:
         names = ("goal", "what", "at", "value", "low", "high", "relation", "bound", "unit")
-        told = {name: getattr(self, name) for name in names}
-        return {**told, "verdict": self.verdict, "sure": self.sure, "medians": self.medians}
+        fields = {name: getattr(self, name) for name in (*names, "medians", "samples")}
+        return {**fields, "verdict": self.verdict, "sure": self.sure}
 
 
 def number(value: float) -> str:
@@ -89,9 +95,12 @@ class Scorecard:
     ) -> None:
         """The median of the rounds' ratios over / under."""
         low, middle, high = quartiles(ratios(over, under))
-        medians = {"over": quartiles(over)[1], "under": quartiles(under)[1]}
+        samples = {"over": list(over), "under": list(under)}
+        medians = {name: quartiles(times)[1] for name, times in samples.items()}
         self.figures.append(
-            Figure(goal, what, at, middle, low, high, relation, bound, medians=medians)
+            Figure(
+                goal, what, at, middle, low, high, relation, bound, medians=medians, samples=samples
+            )
         )
 
     def value(
@@ -115,7 +124,7 @@ class Scorecard:
             self.notes.append(text)
 
     def check(self, right: object, what: str) -> None:
-        """Whatever is timed goes through here."""
+        """Every answer that is timed goes through here."""
         if not right:
             self.wrong.append(what)
 
@@ -133,36 +142,32 @@ class Scorecard:
         for goal, what, figures in self.grouped():
             yield f"{goal:<4} {what}"
             for f in figures:
-                sure = "" if f.sure else ", not sure"
                 figure = f"{f.text:>12} {f.spread:<6} {f.wanted:>9}"
-                yield f"       {f.at:<34} {figure}  {f.verdict}{sure}"
+                yield f"       {f.at:<34} {figure}  {f.verdict_text}"
         yield from (f"{s['goal']:<4} {s['what']}: skipped, {s['reason']}" for s in self.skipped)
         yield from (f"note: {note}" for note in self.notes)
         yield from (f"WRONG: {what}" for what in self.wrong)
         yield f"goals: {self.total(self.figures)}; {len(self.wrong)} wrong answers"
 
     def markdown(self) -> Iterator[str]:
-        """The table of docs/benchmarks.md; a bound that is missed is marked."""
-        yield "| # | ratio or figure | at: what came (what is wanted) | verdict |"
-        yield "|---|---|---|---|"
+        """The table of docs/results/NAME/goals.md: one row for each figure."""
+        yield from (row(cells) for cells in (HEADERS, ["---"] * len(HEADERS)))
         for goal, what, figures in self.grouped():
-            cells = ", ".join(map(cell, figures))
-            yield f"| {goal} | {what} | {cells} | {self.total(figures)} |"
+            for f in figures:
+                figure = f"{f.text} {f.spread}".strip()
+                yield row([goal, what, f.at, figure, f.wanted, f.verdict_text])
         for s in self.skipped:
-            yield f"| {s['goal']} | {s['what']} | skipped: {s['reason']} | |"
+            yield row([s["goal"], s["what"], "", "", "", f"skipped: {s['reason']}"])
         for note in self.notes:
             yield f"\nNote: {note}."
 
     @staticmethod
     def total(figures: Iterable[Figure]) -> str:
         verdicts = [f.verdict for f in figures]
-        told = {MISSES: "miss", HOLDS: "hold", SHOWN: "shown"}
-        counts = [(verdicts.count(verdict), word) for verdict, word in told.items()]
+        words = {MISSES: "miss", HOLDS: "hold", SHOWN: "shown"}
+        counts = [(verdicts.count(verdict), word) for verdict, word in words.items()]
         return ", ".join(f"{n} {word}" for n, word in counts if n)
 
 
-def cell(f: Figure) -> str:
-    wanted = f" ({f.wanted})" if f.wanted else ""
-    value = f"**{f.text}**" if f.verdict == MISSES else f.text
-    spread = f" {f.spread}" if f.spread else ""
-    return f"{f.at}: {value}{spread}{wanted}{'' if f.sure else ' ?'}"
+def row(cells: Iterable[str]) -> str:
+    return f"| {' | '.join(cells)} |"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""P9: two threads of batches against two of a plain loop; a reader beside a writer, a writer beside a reader."""
+"""P9: two threads of batches against two of a plain loop; a reader next to a writer, and a writer next to a reader."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def together(calls: list[tuple[Callable[..., None], Numbers, int]]) -> None:
         thread.join()
 
 
-# ---- beside each other --------------------------------------------------------------------------
+# ---- next to each other -------------------------------------------------------------------------
 
 
 def beside(card: Scorecard, settings: Settings) -> None:
@@ -116,7 +116,7 @@ def beside(card: Scorecard, settings: Settings) -> None:
 def one_path(
     card: Scorecard, settings: Settings, n: int, policy: str, kind: str, make: type[Reader]
 ) -> None:
-    """A reader alone, beside a thread that only keeps a CPU busy, and beside a writer: in turns."""
+    """A reader alone, next to a thread that only keeps a CPU busy, and next to a writer: in turns."""
     on = stage(n, settings)
     vm, victim = on.vm(policy), on.slots[n // 2]
     gfns = on.gfns[: SCALAR if make is Scalar else BATCH]
@@ -131,15 +131,15 @@ def one_path(
         for name, one in zip(reached, readers, strict=True):
             reached[name].append(one.per_second)
             card.check(not one.wrong, f"{kind} {name}, {policy}: {one.wrong} answers")
-        card.check(not changes.refused, "every change beside a reader is made")
+        card.check(not changes.refused, "every change next to a reader is made")
         latencies.append(changes.latencies)
     at = f"{kind}, {path(policy)}"
-    what = f"a reader beside a writer that never stops / undisturbed, {slots_of(n)}"
+    what = f"a reader next to a writer that never stops / undisturbed, {slots_of(n)}"
     bound = BESIDE if policy == WALK else None
     card.ratio("P9", what, at, reached["writer"], reached["alone"], bound=bound)
     card.ratio(
-        "P9", "... / beside a thread that only spins", at, reached["writer"], reached["spinner"]
+        "P9", "... / next to a thread that only spins", at, reached["writer"], reached["spinner"]
     )
     for name, q in (("p50", 50), ("p99", 99), ("max", 100)):
         us = float(np.percentile(np.concatenate(latencies), q)) / 1000
-        card.value("P9", "a change beside that reader", f"{at}, {name}", us, "us")
+        card.value("P9", "a change next to that reader", f"{at}, {name}", us, "us")

@@ -53,8 +53,8 @@ def with_policy(vm: VM, policy: str) -> VM:
 
 def simd_level() -> str | None:
     """The level in use, or None where the build has no levels."""
-    told = getattr(memslots, "simd", None)
-    return str(told()) if callable(told) else memslots.build_info().get("simd")
+    simd = getattr(memslots, "simd", None)
+    return str(simd()) if callable(simd) else memslots.build_info().get("simd")
 
 
 def slots_of(n: int) -> str:

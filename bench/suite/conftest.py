@@ -78,9 +78,9 @@ def _a_table_for_each_operation(request: pytest.FixtureRequest) -> None:
     if "benchmark" not in request.fixturenames:
         return
     params = getattr(request.node, "callspec", None)
-    told = [f"{k}={v}" for k, v in (params.params if params else {}).items() if k != "backend"]
+    values = [f"{k}={v}" for k, v in (params.params if params else {}).items() if k != "backend"]
     fixture = request.getfixturevalue("benchmark")
-    fixture.group = ", ".join([fixture.group or request.node.name, *told])
+    fixture.group = ", ".join([fixture.group or request.node.name, *values])
 
 
 # ---- VMs ----------------------------------------------------------------------------------------

@@ -21,7 +21,7 @@ README = ROOT / "README.md"
 CALLS = ROOT / "docs" / "python.md"
 COMMANDS = ROOT / "docs" / "commands.md"
 C_PAGE = ROOT / "docs" / "c.md"
-PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("tests/**/*.md")])
+PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("tests/**/*.md")])
 
 pytestmark = pytest.mark.skipif(not README.exists(), reason="there is no checkout around the tests")
 

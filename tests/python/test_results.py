@@ -1,0 +1,120 @@
+# SPDX-License-Identifier: MIT
+"""tools/results.py records all runs or nothing, and docs/results describes each file that it has."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import re
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+TOOL = ROOT / "tools" / "results.py"
+RECORDS = ROOT / "docs" / "results"
+
+pytestmark = pytest.mark.skipif(not TOOL.exists(), reason="there is no checkout around the tests")
+
+WRITES = "import json, sys; print('a table'); json.dump({'machine': {'cpu': 'some'}}, open(sys.argv[1], 'w'))"
+
+
+@pytest.fixture
+def results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The tool with two short commands, which writes below tmp_path."""
+    spec = importlib.util.spec_from_file_location("results", TOOL)
+    assert spec is not None
+    assert spec.loader is not None
+    module: ModuleType = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    monkeypatch.setattr(module, "BUILT", tmp_path / "built")
+    monkeypatch.setattr(module, "RECORDS", tmp_path / "records")
+    run = module.Run
+    runs = [
+        run(f"{name}.txt", ("-c", WRITES, f"{{out}}/{name}.json"), (), f"make {name}")
+        for name in ("first", "second")
+    ]
+    monkeypatch.setattr(module, "RUNS", runs)
+    return module
+
+
+def test_a_record_has_every_file_and_describes_it(results: Any) -> None:
+    assert results.main(["some-machine"]) == 0
+    record = results.RECORDS / "some-machine"
+    files = {path.name for path in record.iterdir()}
+    assert files == {"README.md", "first.txt", "first.json", "second.txt", "second.json"}
+    assert (record / "first.txt").read_text() == "a table\n"
+    assert json.loads((record / "second.json").read_text())["machine"]
+    readme = (record / "README.md").read_text()
+    assert set(re.findall(r"\]\(([\w.]+)\)", readme)) == files - {"README.md"}
+    assert "- cpu: some" in readme
+    assert "| `make second` |" in readme
+    assert "trial" not in readme
+
+
+def test_a_trial_is_marked_as_one(results: Any) -> None:
+    assert results.main(["some-machine", "--quick"]) == 0
+    assert "No figure counts" in (results.RECORDS / "some-machine" / "README.md").read_text()
+
+
+def test_a_failed_command_records_nothing(results: Any) -> None:
+    results.RUNS[1] = results.RUNS[1]._replace(words=("-c", "raise SystemExit(1)"))
+    with pytest.raises(SystemExit, match="make second failed with status 1"):
+        results.main(["some-machine"])
+    assert not results.RECORDS.exists()
+
+
+@pytest.mark.parametrize("name", ["", "../up", "A", ".hidden", "a/b"])
+def test_a_bad_name_is_refused_before_measuring(
+    results: Any, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        results.main([name])
+    assert "not a name" in capsys.readouterr().err
+    assert not results.BUILT.exists()
+
+
+def test_an_old_record_is_not_replaced(results: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    (results.RECORDS / "some-machine").mkdir(parents=True)
+    with pytest.raises(SystemExit):
+        results.main(["some-machine"])
+    assert "exists" in capsys.readouterr().err
+
+
+# ---- docs/results ----------------------------------------------------------------------------------------------
+
+
+def records() -> list[Path]:
+    return sorted(path for path in RECORDS.iterdir() if path.is_dir())
+
+
+def test_the_list_of_records_is_complete() -> None:
+    text = (RECORDS / "README.md").read_text(encoding="utf-8")
+    assert records()
+    for record in records():
+        assert f"({record.name}/" in text, record
+
+
+@pytest.mark.parametrize(
+    "record", records() if RECORDS.exists() else [], ids=lambda path: path.name
+)
+def test_each_recorded_file_is_described(record: Path) -> None:
+    """In the README of its folder, or in that of docs/results with its folder."""
+    own = record / "README.md"
+    links = re.findall(r"\]\(([^)]+)\)", own.read_text(encoding="utf-8")) if own.exists() else []
+    text = (RECORDS / "README.md").read_text(encoding="utf-8")
+    links += re.findall(rf"\]\({re.escape(record.name)}/([^)]+)\)", text)
+    assert {path.name for path in record.iterdir()} - {"README.md"} <= set(links)
+
+
+@pytest.mark.parametrize(
+    "path", sorted(RECORDS.glob("*/*.md")), ids=lambda p: "/".join(p.parts[-2:])
+)
+def test_tables_have_short_cells(path: Path) -> None:
+    """A reader sees one figure in each row."""
+    rows = [line for line in path.read_text(encoding="utf-8").splitlines() if line[:1] == "|"]
+    if path.name != "README.md":
+        assert rows
+        assert max(len(cell) for line in rows for cell in line.split("|")) < 100

@@ -1,0 +1,175 @@
+# SPDX-License-Identifier: MIT
+"""results.py - runs every measurement and records it in docs/results/NAME: tables, raw JSON and pictures.
+
+The measurements run one after the other and write into build/results/NAME.  The folder moves to docs/results only when
+all of them have succeeded, so that a record is never half done.  Its README.md names the commit, the machine and the
+command of each file.
+"""
+
+import argparse
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from datetime import date
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).resolve().parent.parent
+BUILT = ROOT / "build" / "results"
+RECORDS = ROOT / "docs" / "results"
+NAME = re.compile(r"[a-z0-9][a-z0-9.-]*")
+CALLGRIND_SITE = "build/callgrind-python"
+
+
+class Run(NamedTuple):
+    """One measurement.  {out} in its words is the folder of the record."""
+
+    text: str  # the file of its standard output
+    words: tuple[str, ...]  # arguments of Python
+    quick: tuple[str, ...]  # added for a trial
+    shown: str  # the command that a reader of the record gives to repeat it
+
+
+RUNS = (
+    Run(
+        "perf.txt",
+        ("-m", "memslots", "perf", "-o", "{out}/perf.json", "--picture", "{out}/perf.png"),
+        ("--quick",),
+        "make perf",
+    ),
+    Run(
+        "scale.txt",
+        ("-m", "memslots", "scale", "-o", "{out}/scale.json", "--picture", "{out}/scale.png"),
+        ("--quick",),
+        "memslots scale",
+    ),
+    Run(
+        "goals.md",
+        ("-m", "goals", "--markdown", "--json", "{out}/goals.json"),
+        ("--quick",),
+        "make bench-goals",
+    ),
+    Run(
+        "readers.md",
+        ("bench/readers.py", "--markdown", "--json", "{out}/readers.json"),
+        ("--quick",),
+        "make bench-readers",
+    ),
+    Run(
+        "callgrind.md",
+        (
+            "bench/callgrind.py",
+            *("--site", CALLGRIND_SITE, "--markdown", "--json", "{out}/callgrind.json"),
+        ),
+        ("--slots", "64"),
+        "make callgrind",
+    ),
+)
+
+
+class Done(NamedTuple):
+    run: Run
+    seconds: float
+    files: list[str]
+
+
+# ---- the runs --------------------------------------------------------------------------------------------------
+
+
+def measure(run: Run, out: Path, quick: bool) -> Done:
+    """Ends the program when the command fails: a wrong answer must not become a record."""
+    words = [
+        word.replace("{out}", str(out)) for word in (*run.words, *(run.quick if quick else ()))
+    ]
+    env = {**os.environ, "PYTHONPATH": str(ROOT / "bench")}
+    before, began = set(os.listdir(out)), time.monotonic()
+    print(f"results: {run.shown}", file=sys.stderr, flush=True)
+    with (out / run.text).open("w", encoding="utf-8") as text:
+        done = subprocess.run([sys.executable, *words], cwd=ROOT, env=env, stdout=text, check=False)
+    if done.returncode:
+        raise SystemExit(
+            f"results: {run.shown} failed with status {done.returncode}; nothing was recorded, "
+            f"its output is in {out / run.text}"
+        )
+    files = sorted(set(os.listdir(out)) - before)
+    return Done(run, time.monotonic() - began, files)
+
+
+# ---- the README of a record ------------------------------------------------------------------------------------
+
+
+def git(*words: str) -> str:
+    done = subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True, check=False)
+    return done.stdout.strip()
+
+
+def commit() -> str:
+    """The commit, and whether files differ from it."""
+    changed = git("status", "--porcelain", "--untracked-files=no")
+    return f"`{git('rev-parse', 'HEAD') or 'unknown'}`" + (
+        ", with changed files" if changed else ""
+    )
+
+
+def machine(out: Path) -> dict[str, object]:
+    """As the first report that has one describes it."""
+    for path in sorted(out.glob("*.json")):
+        found = json.loads(path.read_text(encoding="utf-8")).get("machine")
+        if found:
+            return dict(found)
+    return {}
+
+
+def describe(out: Path, done: list[Done], quick: bool) -> Iterator[str]:
+    yield f"# {out.name}\n"
+    if quick:
+        yield "A trial with little work. No figure counts.\n"
+    yield f"- Commit: {commit()}"
+    yield f"- Date: {date.today().isoformat()}"
+    for key, value in machine(out).items():
+        yield f"- {key}: {value if isinstance(value, str) else json.dumps(value)}"
+    yield "\n| command | seconds | files |\n|---|---:|---|"
+    for run, seconds, files in done:
+        links = ", ".join(f"[{name}]({name})" for name in files)
+        yield f"| `{run.shown}` | {seconds:.0f} | {links} |"
+
+
+# ---- the command -----------------------------------------------------------------------------------------------
+
+
+def name_of(text: str) -> str:
+    if not NAME.fullmatch(text):
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not a name of lower-case letters, digits, dots and hyphens"
+        )
+    if (RECORDS / text).exists():
+        raise argparse.ArgumentTypeError(
+            f"{RECORDS / text} exists; choose another name or remove it"
+        )
+    return text
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="results", description=__doc__)
+    parser.add_argument("name", type=name_of, help="the folder in docs/results, such as epyc-2cpu")
+    parser.add_argument("--quick", action="store_true", help="little work, to try the tool")
+    args = parser.parse_args(argv)
+    out = BUILT / args.name
+    shutil.rmtree(out, ignore_errors=True)
+    out.mkdir(parents=True)
+    done = [measure(run, out, args.quick) for run in RUNS]
+    text = "\n".join(describe(out, done, args.quick))
+    (out / "README.md").write_text(f"{text}\n", encoding="utf-8")
+    RECORDS.mkdir(exist_ok=True)
+    shutil.move(out, RECORDS / args.name)
+    print(f"results: {RECORDS / args.name}; add its name to docs/results/README.md")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
