@@ -12,7 +12,8 @@
  * Invariants of a pool
  *   P1  `open` has each chunk that has a free block, once, and no other;
  *   P2  a chunk's first `fresh` blocks were never handed out, the used ones are `used`, the others hang off `free`;
- *   P3  `idle` is the only chunk of which no block is in use, or NULL; no chunk is left when `blocks` is 0.
+ *   P3  `idle` is the only chunk of which no block is in use, or NULL; no chunk is left when `blocks` is 0.  Of two such
+ *       chunks the smaller one stays.
  *
  * Locking: a pool has one user at a time (slots_lock); all else is for any thread.
  * Ordering: the counters are statistics, relaxed (row "counters" of docs/locking.md).
@@ -36,6 +37,7 @@ struct memory_chunk;
 struct memory_pool {
 	struct memory_chunk *open; /* the next block comes from the first of them */
 	struct memory_chunk *idle;
+	bool had_idle;             /* memory_pool_mark() */
 	uint64_t room;             /* of all chunks, in blocks */
 	uint64_t bytes;            /* of all chunks */
 	size_t wanted;             /* memory_pool_reserve() */
@@ -79,6 +81,15 @@ static inline void memory_pool_reserve(struct memory *m, size_t n)
 {
 	m->pool.wanted = n;
 }
+
+/* A change begins with memory_pool_mark().  If it is refused, and has freed its blocks, memory_pool_trim() frees the
+ * chunk that it has added: the pool is no larger than at the mark. */
+static inline void memory_pool_mark(struct memory *m)
+{
+	m->pool.had_idle = m->pool.idle;
+}
+
+void memory_pool_trim(struct memory *m);
 
 static inline uint64_t memory_blocks(const struct memory *m)
 {
