@@ -72,12 +72,12 @@ struct memslot_set {
 	cache_aligned struct rb_root gfn_tree;
 	_Atomic(struct flat_index *) index; /* one reference, or NULL: vm_index.h */
 	uint32_t node_idx; /* 0 or 1, constant: the set's index in the address space and in a slot's arrays of nodes */
-	void *store;       /* for the design; "tree" has fields of its own */
+	void *store; /* for the design; "tree" has fields of its own */
 
 	/* Readers write these. */
 	cache_aligned _Atomic(struct memslot *) last_used_slot;
 	_Atomic uint64_t walked; /* lookups without an index since the set was published; row "counters" */
-	_Atomic uint32_t worth_copy;   /* states with lookups enough for a copy of an index; row "counters" */
+	_Atomic uint32_t worth_copy; /* states with lookups enough for a copy of an index; row "counters" */
 	_Atomic uint32_t walk_backoff; /* walks for an index since the last copy of one; row "counters" */
 
 	/* Each edit or swap writes these. */
@@ -118,7 +118,7 @@ typedef void memslot_visit_fn(void *context, const struct memslot *slot);
 enum design_cost {
 	COST_WALK, /* with n: follows a pointer to each slot */
 	COST_SCAN, /* with n: reads or copies an array of all slots */
-	COST_LOG,  /* with log n, or not at all */
+	COST_LOG, /* with log n, or not at all */
 };
 
 /*

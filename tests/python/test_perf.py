@@ -488,7 +488,7 @@ def test_a_new_design_has_a_column_a_ratio_and_a_sentence() -> None:
             row.update(median=4.0, low=4.0, high=4.0)
     assert show.new_designs(rows) == ["idea"]
     lines = [line.split() for line in report_perf._size_table(8, rows).splitlines()]
-    assert lines[0] == "8 slots tree array list idea kvm array / tree idea / tree".split()
+    assert " ".join(lines[0]) == "8 slots tree array list idea kvm array / tree idea / tree"
     assert [line[-2:] for line in lines if line[0] in ("RW", "unmap")] == [
         ["0.50", "IDEA"],
         ["2.00", "tree"],

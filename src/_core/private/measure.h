@@ -29,7 +29,7 @@ void ms_time_changes(struct ms_vm *vm, const struct ms_userspace_memory_region *
 		     int32_t *results, uint64_t *ns); /* [lock] 0 or a negative errno each */
 void ms_time_nothing(size_t n, uint64_t *ns);
 
-/* What the i-th design declares (enum design_cost of memslot_set.h) for lookups by gfn, id and hva, and for changes. */
+/* Copies the costs that the i-th design declares (enum design_cost of memslot_set.h): gfn, id, hva, change. */
 void ms_design_costs(size_t i, int costs[4]);
 
 #endif

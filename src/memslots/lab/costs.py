@@ -35,17 +35,22 @@ class Cost(NamedTuple):
         return self.fixed + self.per_slot * n_slots * slower
 
 
-WALK, SCAN, LOG = "walk", "scan", "log"  # what a design declares: see struct memslot_design
+WALK, SCAN, LOG = "walk", "scan", "log"  # enum design_cost of the core
 KVM = "kvm"
 
-#: Of each kind of operation, by what the design declares for it; "kvm" is the kernel of this machine.
+#: The cost of each kind of operation, by the class that the design declares; "kvm" is the kernel.
 COSTS: dict[str, dict[str, Cost]] = {
     "gfn": {LOG: Cost(60), SCAN: Cost(30, 0.6), WALK: Cost(30, 1.1)},
     "id": {LOG: Cost(10), SCAN: Cost(30, 0.6), WALK: Cost(30, 1.1)},
     "hva": {LOG: Cost(150), SCAN: Cost(20, 1.5), WALK: Cost(20, 3)},
     "change": {LOG: Cost(2000), SCAN: Cost(1000, 5), WALK: Cost(1000, 15), KVM: Cost(20_000, 1)},
-    # Of one slot of n that are made one by one, or by load_memslots().
-    "setup": {LOG: Cost(1500), SCAN: Cost(1000, 1.8), WALK: Cost(1000, 7.5), KVM: Cost(20_000, 0.6)},
+    # One slot of n that are made one by one, or by load_memslots().
+    "setup": {
+        LOG: Cost(1500),
+        SCAN: Cost(1000, 1.8),
+        WALK: Cost(1000, 7.5),
+        KVM: Cost(20_000, 0.6),
+    },
     "load": {LOG: Cost(4000), SCAN: Cost(500, 0.9), WALK: Cost(500, 1.8), KVM: Cost(20_000)},
 }
 

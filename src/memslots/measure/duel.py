@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""A rival against the tree, from their rows: by which factor, and who wins where that is beyond doubt."""
+"""A rival against the tree, from their rows: the factor, and the winner where it is beyond doubt."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def factor(rows: Rows, rival: str = RIVAL) -> float:
 
 
 def winner(rows: Rows, rival: str = RIVAL) -> str:
-    """Who is faster: "even" where medians are close, or the middle halves of the rounds overlap."""
+    """The faster one: "even" where medians are close, or the middle halves of the rounds overlap."""
     low, high = EVEN
     ratio = factor(rows, rival)
     if ratio > high and rows[rival]["low"] > rows[BASE]["high"]:
