@@ -1,16 +1,17 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * array_set.c - KVM's sets before Linux 5.17: one array of slots by falling gfn, copied whole for every change.
+ * array_set.c - KVM's sets before Linux 5.17: one array of slots by falling gfn.  Each change copies the whole array.
  *
- * The baseline that the trees are measured against.  A set is one allocation: a header with a table from id to index,
- * then the slots.  A lookup by gfn is a binary search, one by host address a walk over everything.  CREATE and
- * FLAGS_ONLY copy the set once, DELETE and MOVE twice: once for the INVALID copy, once more after its swap.
+ * The tree is measured against this design.  A set is one allocation: a header, a table from id to index, the slots.  A
+ * lookup by gfn is a binary search.  A lookup by host address reads all slots.  CREATE and FLAGS_ONLY copy the set
+ * once.  DELETE and MOVE copy it twice: for the INVALID slot, and again after the swap.
  *
  * Invariants
  *   A1  slots fall by base_gfn;
- *   A2  the table leads from each slot's id to its place, and from every other id nowhere.
+ *   A2  the table has the index of each slot's id, and -1 for every other id.
  *
- * Linux's slots are of 88 bytes, these of 64; its ids are of 16 bits, as these are while they fit.
+ * A slot has 88 bytes in Linux and 64 here.  An id in the table has 16 bits in Linux; it has 32 here if the VM has more
+ * than NARROW_IDS ids.
  *
  * Locking: as memslot_set.h.
  * Cost: search O(log n), find O(1), hva_range O(n), any change O(n + user_mem_slots).
@@ -25,10 +26,10 @@ struct store {
 	size_t used, room;
 	struct memslot *slots; /* behind the table */
 	uint32_t nr_ids;
-	bool wide; /* the table's entries are of 32 bits */
+	bool wide; /* an entry of the table has 32 bits */
 };
 
-/* Ids that a table of 16 bits can hold, -1 meaning none: SHRT_MAX, as in Linux. */
+/* The largest number of ids for entries of 16 bits, in which -1 means none: SHRT_MAX, as in Linux. */
 #define NARROW_IDS 32767u
 
 static struct store *store_of(const struct memslot_set *set)
@@ -84,12 +85,6 @@ static void free_store(struct memory *memory, struct memslot_set *set)
 	atomic_store_explicit(&set->last_used_slot, NULL, memory_order_relaxed);
 }
 
-static void array_init(struct memslot_set *set)
-{
-	set->store = NULL;
-	set->nr = 0;
-}
-
 static struct memslot *array_alloc_slot(struct memory *memory)
 {
 	return memory_zalloc(memory, sizeof(struct memslot));
@@ -102,7 +97,7 @@ static void array_free_slot(struct memory *memory, struct memslot *slot)
 
 /* ---- lookups ---- */
 
-/* The place of the slot with the largest base_gfn <= gfn; used when there is none. */
+/* The index of the slot with the largest base_gfn <= gfn, or s->used if there is none. */
 static size_t floor_of(const struct store *s, uint64_t gfn)
 {
 	size_t low = 0, high = s->used;
@@ -172,7 +167,7 @@ static void copy_store(struct store *to, const struct store *from)
 	to->used = from->used;
 }
 
-/* The hint is a place, as in Linux: after an edit it may be another slot's, which the look at its frames finds out. */
+/* The hint is an index, as in Linux.  After an edit another slot may be there: readers compare gfns. */
 static void copy_hint(struct memslot_set *to, const struct memslot_set *from)
 {
 	const struct memslot *hint = atomic_load_explicit(&from->last_used_slot, memory_order_relaxed);
@@ -209,7 +204,7 @@ static void put(struct store *s, size_t i, const struct memslot *slot)
 	set_index(s, slot->id, (int32_t)i);
 }
 
-/* new_slot takes the place that belongs to its gfn, starting from the free place i. */
+/* Place i is free.  Shift the slots between it and the place for new_slot's gfn, then store new_slot there. */
 static void place(struct store *s, size_t i, const struct memslot *new_slot)
 {
 	for (; i + 1 < s->used && new_slot->base_gfn <= s->slots[i + 1].base_gfn; i++)
@@ -251,7 +246,7 @@ static void array_end(struct memory *memory, struct address_space *as, struct me
 	free_store(memory, private);
 }
 
-/* At rest one set stores the slots, so whichever does gives their logs back. */
+/* At rest only one set stores slots.  That one releases their logs. */
 static void array_empty(struct memory *memory, struct memslot_set *set, bool free_slots)
 {
 	const struct store *s = store_of(set);
@@ -287,7 +282,7 @@ static int array_check(const struct memslot_set *set, char *letter)
 
 const struct memslot_design DESIGN_OF(array) = {
 	.name = "array",
-	.init = array_init,
+	.costs = { .gfn = COST_LOG, .id = COST_LOG, .hva = COST_SCAN, .change = COST_SCAN },
 	.alloc_slot = array_alloc_slot,
 	.free_slot = array_free_slot,
 	.search = array_search,

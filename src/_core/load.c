@@ -188,9 +188,10 @@ int ms_load_memslots(struct ms_vm *vm, uint32_t as_id, const struct ms_memslot *
 
 	if (r)
 		return r;
+	memory_pool_mark(&vm->memory);
 	r = load(&w, slots, n);
 	if (r)
-		count_add(&vm->counts.refused, 1);
+		writer_refused(vm);
 	vm_unlock(vm);
 	return r;
 }

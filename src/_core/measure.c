@@ -6,8 +6,8 @@
 #include <errno.h>
 #include <time.h>
 
-#include "compiler.h"
 #include "private/measure.h"
+#include "vm.h"
 
 static uint64_t now(void)
 {
@@ -133,4 +133,14 @@ static inline void nothing(void *context, size_t i)
 void ms_time_nothing(size_t n, uint64_t *ns)
 {
 	time_calls(nothing, NULL, n, 1, ns);
+}
+
+void ms_design_costs(size_t i, int costs[4])
+{
+	const struct memslot_design *design = vm_design(i);
+
+	costs[0] = (int)design->costs.gfn;
+	costs[1] = (int)design->costs.id;
+	costs[2] = (int)design->costs.hva;
+	costs[3] = (int)design->costs.change;
 }

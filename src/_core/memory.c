@@ -130,6 +130,7 @@ struct memory_chunk {
 	struct memory_chunk *previous;
 	void *free;                              /* free blocks, linked by their last words */
 	size_t fresh, used, room;                /* in blocks; room counts all */
+	size_t size;                             /* of a block, in bytes */
 };
 
 /* The last word of a block: its chunk while the block is in use, the next free block while it is in the free list. */
@@ -212,7 +213,7 @@ static struct memory_chunk *add_chunk(struct memory *m, size_t size, size_t room
 		chunk = alloc_lines(chunk_size(size, room));
 	if (!chunk)
 		return NULL;
-	*chunk = (struct memory_chunk){ .fresh = room, .room = room };
+	*chunk = (struct memory_chunk){ .fresh = room, .room = room, .size = size };
 	for (size_t i = 0; MEMORY_POISONS && i < room; i++)
 		poison_block(block_at(chunk, size, i), size);
 	count_chunk(m, size, room, true);
@@ -220,11 +221,11 @@ static struct memory_chunk *add_chunk(struct memory *m, size_t size, size_t room
 	return chunk;
 }
 
-static void drop_chunk(struct memory *m, struct memory_chunk *chunk, size_t size)
+static void drop_chunk(struct memory *m, struct memory_chunk *chunk)
 {
-	count_chunk(m, size, chunk->room, false);
+	count_chunk(m, chunk->size, chunk->room, false);
 	close_chunk(&m->pool, chunk);
-	ASAN_UNPOISON_MEMORY_REGION(chunk, chunk_size(size, chunk->room));
+	ASAN_UNPOISON_MEMORY_REGION(chunk, chunk_size(chunk->size, chunk->room));
 	free(chunk);
 }
 
@@ -293,19 +294,32 @@ void *memory_pool_alloc(struct memory *m, size_t size)
 	return block;
 }
 
+static void drop_idle(struct memory *m)
+{
+	drop_chunk(m, m->pool.idle);
+	m->pool.idle = NULL;
+}
+
 /* Keeps P3. */
-static void chunk_is_idle(struct memory *m, struct memory_chunk *chunk, size_t size)
+static void chunk_is_idle(struct memory *m, struct memory_chunk *chunk)
 {
 	struct memory_pool *pool = &m->pool;
 
-	if (pool->idle)
-		drop_chunk(m, chunk, size);
-	else
+	if (pool->idle && pool->idle->room <= chunk->room) {
+		drop_chunk(m, chunk);
+	} else {
+		if (pool->idle)
+			drop_idle(m);
 		pool->idle = chunk;
-	if (!atomic_load_explicit(&pool->blocks, memory_order_relaxed)) {
-		drop_chunk(m, pool->idle, size);
-		pool->idle = NULL;
 	}
+	if (!atomic_load_explicit(&pool->blocks, memory_order_relaxed))
+		drop_idle(m);
+}
+
+void memory_pool_trim(struct memory *m)
+{
+	if (m->pool.idle && !m->pool.had_idle)
+		drop_idle(m);
 }
 
 void memory_pool_free(struct memory *m, void *block, size_t size)
@@ -322,5 +336,5 @@ void memory_pool_free(struct memory *m, void *block, size_t size)
 	poison_block(block, size);
 	count_blocks(&m->pool, -(uint64_t)1);
 	if (unlikely(!chunk->used))
-		chunk_is_idle(m, chunk, size);
+		chunk_is_idle(m, chunk);
 }

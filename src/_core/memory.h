@@ -13,7 +13,8 @@
  * Invariants of a pool
  *   P1  `open` lists each chunk that has a free block, once, and no other chunk;
  *   P2  the first `fresh` blocks of a chunk were never in use; `used` of the others are in use; `free` lists the rest;
- *   P3  `idle` is the only chunk without a block in use, or NULL; no chunk is left when `blocks` is 0.
+ *   P3  `idle` is the only chunk without a block in use, or NULL; no chunk is left when `blocks` is 0.  Of two
+ *       chunks without a block in use, the smaller one stays.
  *
  * Locking: a pool has one user at a time (slots_lock); any thread may make the other calls.
  * Ordering: the counters are statistics, relaxed (row "counters" of docs/locking.md).
@@ -37,6 +38,7 @@ struct memory_chunk;
 struct memory_pool {
 	struct memory_chunk *open; /* the next block comes from the first chunk of this list */
 	struct memory_chunk *idle;
+	bool had_idle;             /* memory_pool_mark() */
 	uint64_t room;             /* the sum over all chunks, in blocks */
 	uint64_t bytes;            /* the sum over all chunks */
 	size_t wanted;             /* memory_pool_reserve() */
@@ -81,6 +83,15 @@ static inline void memory_pool_reserve(struct memory *m, size_t n)
 {
 	m->pool.wanted = n;
 }
+
+/* A change begins with memory_pool_mark().  If it is refused, and has freed its blocks, memory_pool_trim() frees the
+ * chunk that it has added: the pool is no larger than at the mark. */
+static inline void memory_pool_mark(struct memory *m)
+{
+	m->pool.had_idle = m->pool.idle;
+}
+
+void memory_pool_trim(struct memory *m);
 
 static inline uint64_t memory_blocks(const struct memory *m)
 {

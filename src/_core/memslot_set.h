@@ -1,14 +1,14 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * memslot_set.h - one memslot, one set of them, and the table of calls that a design of sets is.
+ * memslot_set.h - a memslot, a set of memslots, and struct memslot_design: the functions of one design of sets.
  *
- * An address space has two sets: readers use the active one, the writer edits the inactive one.  What every design
- * shares is here: the values of a slot, the generation and the hint of a set.  How a design finds its slots is its
- * own affair behind struct memslot_design; tree_set.h is KVM's since Linux 5.17.
+ * An address space has two sets: readers use the active one, the writer edits the inactive one.  This header has the
+ * fields that all designs share: the values of a slot, the generation and the hint of a set.  A design decides how a
+ * set stores and finds its slots; tree_set.h is KVM's design since Linux 5.17.
  *
  * Invariants of a set at rest (check.c walks them)
  *   M1  slots ascend by base_gfn and do not overlap;
- *   M2  both sets of an address space hold the same slots, or the inactive one none, as the design stores them;
+ *   M2  both sets of an address space hold the same slots (shares_slots), or the inactive one holds none;
  *   M3  a slot knows the sets it is in (`sets`), and each index of a set holds exactly its `nr` slots;
  *   M4  nr_memslot_pages and nr_memslots of the VM are the sums over all slots;
  *   M5  no slot is INVALID;
@@ -17,12 +17,12 @@
  *   M8  a slot has a dirty log if and only if LOG_DIRTY_PAGES is set, of its own npages;
  *   M9  a slot respects the limits of its VM and address space, and hva.last follows from npages;
  *   M10 a vCPU's hint of the current generation is NULL or a slot of the active set;
- *   M11 the index of a set, and what the next one would be derived from, are its slots.
+ *   M11 the index of a set, and the base and patch of its next index, have the slots of the set.
  *
- * Locking: a set is edited under slots_lock while no reader can reach it; a slot that readers can reach never changes
- * but for its dirty bits and for the nodes that belong to the other set.
- * Ordering (rows "generation" and "last_used_slot"): relaxed; what is read through them was published by the active
- * word of the VM.
+ * Locking: the writer edits a set under slots_lock while no reader can reach it.  A slot that readers can reach never
+ * changes, except for its dirty bits and for the nodes of the other set.
+ * Ordering (rows "generation" and "last_used_slot"): relaxed.  The active word of the VM publishes the slots that
+ * readers reach through them.
  */
 #ifndef MS_MEMSLOT_SET_H
 #define MS_MEMSLOT_SET_H
@@ -33,7 +33,7 @@
 #include "include/memslots.h"
 #include "interval_tree.h"
 
-/* What is known of a slot in every design.  hva.start is userspace_addr. */
+/* The fields of a slot in every design.  hva.start is userspace_addr. */
 struct memslot {
 	uint64_t base_gfn;
 	uint64_t npages;
@@ -42,7 +42,7 @@ struct memslot {
 	uint32_t id;
 	uint32_t flags;
 	uint16_t as_id;
-	uint8_t sets; /* bit node_idx: it is in that set */
+	uint8_t sets; /* bit node_idx: the slot is in that set */
 };
 
 static inline bool memslot_contains(const struct memslot *slot, uint64_t gfn)
@@ -68,22 +68,22 @@ static inline struct ms_memslot memslot_value(const struct memslot *slot)
 }
 
 struct memslot_set {
-	/* What a lookup by gfn begins with.  An edit leaves this line alone unless the root moves. */
+	/* A lookup by gfn begins here.  An edit writes this line only if the root moves. */
 	cache_aligned struct rb_root gfn_tree;
 	_Atomic(struct flat_index *) index; /* one reference, or NULL: vm_index.h */
-	uint32_t node_idx; /* 0 or 1 for ever: its place in the address space, and which nodes of a slot are its own */
-	void *store;       /* of the designs other than "tree" */
+	uint32_t node_idx; /* 0 or 1, constant: the set's index in the address space and in a slot's arrays of nodes */
+	void *store; /* for the design; "tree" has fields of its own */
 
 	/* Readers write these. */
 	cache_aligned _Atomic(struct memslot *) last_used_slot;
 	_Atomic uint64_t walked; /* lookups without an index since the set was published; row "counters" */
-	_Atomic uint32_t worth_copy;   /* states with lookups enough for a copy of an index; row "counters" */
+	_Atomic uint32_t worth_copy; /* states with lookups enough for a copy of an index; row "counters" */
 	_Atomic uint32_t walk_backoff; /* walks for an index since the last copy of one; row "counters" */
 
-	/* What each edit or swap writes. */
+	/* Each edit or swap writes these. */
 	cache_aligned _Atomic uint64_t generation;
 	size_t nr;
-	struct flat_patch *patch; /* the writer's: what the next index can be derived from, or NULL */
+	struct flat_patch *patch; /* the writer derives the next index from it; NULL: it cannot */
 	struct interval_tree hva_tree;
 	struct id_hash ids;
 };
@@ -93,7 +93,7 @@ _Static_assert(offsetof(struct memslot_set, store) < CACHE_LINE &&
 		       offsetof(struct memslot_set, generation) == 2 * CACHE_LINE,
 	       "what readers read, what they write, and what writers write are lines of their own");
 
-/* The writer's, of a set without readers: no index, and nothing to derive one from. */
+/* For the writer, and a set without readers: drops the index and the patch. */
 static inline void set_index_forget(struct memslot_set *set)
 {
 	flat_put(atomic_load_explicit(&set->index, memory_order_relaxed));
@@ -105,62 +105,80 @@ static inline void set_index_forget(struct memslot_set *set)
 struct address_space {
 	struct memslot_set set[2];
 	const struct ms_config *config;
-	struct {
-		struct id_link **buckets; /* for the set that is active when a change begins, see tree_begin() */
-		unsigned bits;
-	} spare;
+	void *spare; /* for the design, between begin() and end(): memory that a change may need; else NULL */
 	_Atomic uint64_t hash_grows; /* row "counters" */
 };
 
 typedef void memslot_visit_fn(void *context, const struct memslot *slot);
 
 /*
- * A design of sets: how slots are stored and found.  Two ways are known to the writer:
+ * How the time of one operation grows with the number of slots.  The first is the slowest one, so that it holds for a
+ * design that declares nothing.  The measuring commands give a slow design fewer operations.
+ */
+enum design_cost {
+	COST_WALK, /* with n: follows a pointer to each slot */
+	COST_SCAN, /* with n: reads or copies an array of all slots */
+	COST_LOG, /* with log n, or not at all */
+};
+
+/*
+ * A design of sets: how slots are stored and found.  There are two kinds:
  *
- *   shares_slots      a slot is one object in both sets, which are alike at rest; replace() is given such objects, and
- *                     the writer makes each edit in one set after the other;
- *   no shares_slots   a set stores copies of its own; at rest only the active one stores any.  begin() makes the
- *                     inactive one a copy, resync() makes it one again, end() takes what is left over; replace() goes
- *                     by the ids and copies what it is given.
+ *   shares_slots      Both sets hold the same objects.  The writer calls replace() for one set, and later for the other
+ *                     set, with the same objects.
+ *   no shares_slots   Each set stores copies.  At rest the inactive set stores none.  begin() makes it a copy of the
+ *                     active set, resync() does so again, end() frees it.  replace() finds `old` by its id, and copies
+ *                     new_slot.
  */
 struct memslot_design {
 	const char *name;
 	bool shares_slots;
 	bool indexed; /* its sets may have an index, see vm_index.h */
+	struct {
+		enum design_cost gfn, id, hva, change; /* search(), find(), hva_range(); a change in both sets */
+	} costs;
 
-	void (*init)(struct memslot_set *set);
+	void (*init)(struct memslot_set *set); /* of a zeroed set; may be NULL */
 	struct memslot *(*alloc_slot)(struct memory *memory); /* zeroed */
 	void (*free_slot)(struct memory *memory, struct memslot *slot);
 
-	/* Lookups, by readers in a section or by the writer. */
+	/* Lookups, by readers in a section or by the writer.  Each returns NULL if there is no such slot. */
 	struct memslot *(*search)(const struct memslot_set *set, uint64_t gfn); /* the one that contains gfn */
-	/* The same for n of them, as few as tree_set.h's TREE_LANES; NULL where it would be no faster. */
+	/* search() for n gfns, n <= TREE_LANES of tree_set.h.  May be NULL. */
 	void (*search_many)(const struct memslot_set *set, const uint64_t *gfns, struct memslot **slots, size_t n);
 	struct memslot *(*find)(const struct memslot_set *set, uint32_t id);
 	struct memslot *(*first_from)(const struct memslot_set *set, uint64_t gfn); /* the first that ends beyond gfn */
 	struct memslot *(*next)(const struct memslot_set *set, const struct memslot *slot); /* by gfn */
-	/* Shows each slot that has a host byte in [start, last], start <= last, in whatever order comes cheap; says
-	 * whether that was the order of (hva.start, base_gfn). */
+	/* Calls visit() for each slot that has a host byte in [start, last], start <= last, in any order.  Returns
+	 * whether the order was that of (hva.start, base_gfn). */
 	bool (*hva_range)(const struct memslot_set *set, uint64_t start, uint64_t last, memslot_visit_fn *visit,
 			  void *context);
 
-	/* The writer.  `private` is the inactive set.  begin() allocates what `more` slots may want (-ENOMEM, or 0 and
-	 * what could not be had is done without); replace() and resync() cannot fail; follow() is told when the twin
-	 * has become the private one; resync, follow and end may be NULL. */
+	/*
+	 * The writer.  `private` is the inactive set.  begin(), resync(), follow() and end() may be NULL.
+	 *
+	 *   begin    before the first edit: allocates the memory that a change which adds up to `more` slots needs, for
+	 *            both sets; 0 or -ENOMEM.  as->spare can hold it.
+	 *   replace  old NULL: adds new_slot; new_slot NULL: removes old.  Cannot fail.  See memslot_joins(),
+	 *            memslot_leaves() and carry_last_used_slot().
+	 *   follow   only after a change that succeeded: `private` is the set that readers have left, and its edits follow.
+	 *   end      after a change, also a refused one.  After a refused change, no more memory is in use than before
+	 *            begin(), and as->spare is NULL.
+	 */
 	int (*begin)(struct memory *memory, struct address_space *as, struct memslot_set *private, size_t more);
 	void (*replace)(struct memslot_set *private, struct memslot *old, struct memslot *new_slot);
 	void (*resync)(struct memslot_set *private, const struct memslot_set *active);
 	void (*follow)(struct memory *memory, struct address_space *as, struct memslot_set *private);
 	void (*end)(struct memory *memory, struct address_space *as, struct memslot_set *private);
 
-	/* Forgets every slot; frees them too where both sets are forgotten. */
+	/* Removes every slot from the set; with free_slots it also frees them, with memslot_free(). */
 	void (*empty)(struct memory *memory, struct memslot_set *set, bool free_slots);
 
-	/* The design's own invariants: a letter and a number, 0 when all hold. */
+	/* Checks the design's own invariants: 0, or the letter and the number of a broken one. */
 	int (*check)(const struct memslot_set *set, char *letter);
 };
 
-/* The definition of a design in its own file, under a name that the linker may see. */
+/* The name of the design that NAME_set.c defines. */
 #define DESIGN_OF(name) ms_##name##_design
 
 #define DESIGN(name) extern const struct memslot_design DESIGN_OF(name);
@@ -179,7 +197,34 @@ static inline void memslot_copy(struct memslot *to, const struct memslot *from)
 	to->as_id = from->as_id;
 }
 
-/* A slot gives back its log with itself. */
+/* In replace(), where the sets share slots. */
+static inline void memslot_joins(struct memslot_set *set, struct memslot *slot)
+{
+	slot->sets |= (uint8_t)(1u << set->node_idx);
+	set->nr++;
+}
+
+static inline void memslot_leaves(struct memslot_set *set, struct memslot *slot)
+{
+	slot->sets &= (uint8_t)~(1u << set->node_idx);
+	set->nr--;
+}
+
+/*
+ * If the hint is `old`, it becomes new_slot, which may be NULL.  Any other hint stays.  No other thread writes the hint
+ * of a private set, so that the exchange need not be atomic; it is the shortest way to write the condition.
+ */
+static inline void carry_last_used_slot(struct memslot_set *set, struct memslot *old, struct memslot *new_slot)
+{
+	struct memslot *expected = old;
+
+	if (atomic_load_explicit(&set->last_used_slot, memory_order_relaxed) != old)
+		return;
+	atomic_compare_exchange_strong_explicit(&set->last_used_slot, &expected, new_slot, memory_order_relaxed,
+						memory_order_relaxed);
+}
+
+/* Frees the slot and releases its log. */
 static inline void memslot_free(const struct memslot_design *design, struct memory *memory, struct memslot *slot)
 {
 	if (slot) {

@@ -49,6 +49,7 @@
 #define memory_init ms_memory_init
 #define memory_pool_alloc ms_memory_pool_alloc
 #define memory_pool_free ms_memory_pool_free
+#define memory_pool_trim ms_memory_pool_trim
 #define memory_zalloc ms_memory_zalloc
 #define memory_zalloc_lines ms_memory_zalloc_lines
 #define patch_add ms_patch_add
@@ -97,6 +98,7 @@
 #define tree_search_many ms_tree_search_many
 #define update_check_caller ms_update_check_caller
 #define update_step_end ms_update_step_end
+#define vm_design ms_vm_design
 #define vm_flush ms_vm_flush
 #define vm_free_deferred ms_vm_free_deferred
 #define vm_index_get ms_vm_index_get

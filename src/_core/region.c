@@ -52,11 +52,12 @@ static int set_region(struct ms_vm *vm, const struct ms_userspace_memory_region 
 
 	if (r)
 		return r;
+	memory_pool_mark(&vm->memory);
 	r = check_region(vm, region, first_id, end_id, err);
 	if (!r)
 		r = set_region_locked(&w, region);
 	if (r)
-		count_add(&vm->counts.refused, 1);
+		writer_refused(vm);
 	vm_unlock(vm);
 	return r;
 }

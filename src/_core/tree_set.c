@@ -4,6 +4,8 @@
  */
 #include "tree_set.h"
 
+#include <string.h>
+
 #define HOOK_TO_INTERVAL(idx) \
 	((ptrdiff_t)offsetof(struct tree_slot, slot.hva) - (ptrdiff_t)offsetof(struct tree_slot, hva_hook[idx]))
 #define LINK_TO_ID(idx) \
@@ -174,33 +176,6 @@ static void gfn_insert(struct memslot_set *set, struct tree_slot *new_slot)
 	rb_insert(&set->gfn_tree, parent, dir, &new_slot->gfn_node[set->node_idx]);
 }
 
-/*
- * If the hint is old, it becomes new_slot, or NULL.  A compare-exchange states this in one operation.  Its atomicity is
- * not needed: the grace period is over, and no reader can reach the private set.  If the hint is another slot, the
- * exchange fails and the hint stays, so the result is ignored.
- */
-static void carry_last_used_slot(struct memslot_set *set, struct memslot *old, struct memslot *new_slot)
-{
-	struct memslot *expected = old;
-
-	if (atomic_load_explicit(&set->last_used_slot, memory_order_relaxed) != old)
-		return;
-	atomic_compare_exchange_strong_explicit(&set->last_used_slot, &expected, new_slot, memory_order_relaxed,
-						memory_order_relaxed);
-}
-
-static void note_removed(struct memslot_set *set, struct memslot *old)
-{
-	old->sets &= (uint8_t)~(1u << set->node_idx);
-	set->nr--;
-}
-
-static void note_added(struct memslot_set *set, struct memslot *new_slot)
-{
-	new_slot->sets |= (uint8_t)(1u << set->node_idx);
-	set->nr++;
-}
-
 static void unlink_slot(struct memslot_set *set, struct memslot *old)
 {
 	struct tree_slot *slot = tree_slot_of(old);
@@ -209,7 +184,7 @@ static void unlink_slot(struct memslot_set *set, struct memslot *old)
 	id_hash_del(&set->ids, &slot->id_link[idx]);
 	interval_tree_del(&set->hva_tree, &slot->hva_hook[idx]);
 	rb_erase(&set->gfn_tree, &slot->gfn_node[idx]);
-	note_removed(set, old);
+	memslot_leaves(set, old);
 }
 
 static void link_slot(struct memslot_set *set, struct memslot *new_slot)
@@ -219,7 +194,7 @@ static void link_slot(struct memslot_set *set, struct memslot *new_slot)
 	id_hash_add(&set->ids, &slot->id_link[set->node_idx]);
 	interval_tree_add(&set->hva_tree, &slot->hva_hook[set->node_idx]);
 	gfn_insert(set, slot);
-	note_added(set, new_slot);
+	memslot_joins(set, new_slot);
 }
 
 /* Whether both slots have the same position in each structure of a set. */
@@ -237,8 +212,8 @@ static void relink_slot(struct memslot_set *set, struct memslot *old, struct mem
 	id_hash_replace(&set->ids, &from->id_link[idx], &to->id_link[idx]);
 	interval_tree_replace(&set->hva_tree, &from->hva_hook[idx], &to->hva_hook[idx]);
 	rb_replace(&set->gfn_tree, &from->gfn_node[idx], &to->gfn_node[idx]);
-	note_removed(set, old);
-	note_added(set, new_slot);
+	memslot_leaves(set, old);
+	memslot_joins(set, new_slot);
 }
 
 /* kvm_replace_memslot(): if old is NULL, adds new_slot; if new_slot is NULL, removes old. */
@@ -256,17 +231,19 @@ static void tree_replace(struct memslot_set *set, struct memslot *old, struct me
 		link_slot(set, new_slot);
 }
 
-static bool rehash(struct memory *memory, struct memslot_set *set, struct id_link **buckets, unsigned bits)
-{
-	unsigned old_bits;
-	struct id_link **old;
+/* ---- more buckets ---- */
 
-	if (!buckets)
-		return false;
-	old = id_hash_rehash(&set->ids, buckets, bits, &old_bits);
-	memory_free(memory, old, id_hash_size(old_bits));
-	return true;
-}
+/*
+ * The hash of the private set grows before the first edit; that of its twin in follow(), when the change has succeeded.
+ * Until then `old` waits: the hash gets it back if the change is refused, so that a refused change leaves no more
+ * memory in use than before.
+ */
+struct growth {
+	struct id_link **old; /* of the private set; NULL: they are built in */
+	unsigned old_bits;
+	unsigned twin_bits;
+	struct id_link **twin; /* NULL: the twin needs none, or there was no memory */
+};
 
 static struct id_link **alloc_buckets(struct memory *memory, const struct memslot_set *set, size_t more, unsigned *bits)
 {
@@ -274,38 +251,75 @@ static struct id_link **alloc_buckets(struct memory *memory, const struct memslo
 	return *bits > set->ids.bits ? memory_zalloc(memory, id_hash_size(*bits)) : NULL;
 }
 
-/* Allocates the buckets of both sets before the first edit.  Without memory for them the hashes keep theirs. */
+static void free_buckets(struct memory *memory, struct id_link **buckets, unsigned bits)
+{
+	memory_free(memory, buckets, id_hash_size(bits));
+}
+
+static void free_growth(struct memory *memory, struct address_space *as)
+{
+	memory_free(memory, as->spare, sizeof(struct growth));
+	as->spare = NULL;
+}
+
+static struct growth *grow(struct memory *memory, struct memslot_set *private, struct memslot_set *twin, size_t more)
+{
+	struct growth *g = memory_zalloc(memory, sizeof(*g));
+	unsigned bits;
+	struct id_link **buckets = g ? alloc_buckets(memory, private, more, &bits) : NULL;
+
+	if (!buckets) {
+		memory_free(memory, g, sizeof(*g));
+		return NULL;
+	}
+	g->twin = alloc_buckets(memory, twin, more, &g->twin_bits);
+	g->old = id_hash_rehash(&private->ids, buckets, bits, &g->old_bits);
+	return g;
+}
+
+/* The hash works with too few buckets.  Therefore a failed allocation is no error. */
 static int tree_begin(struct memory *memory, struct address_space *as, struct memslot_set *private, size_t more)
 {
-	struct memslot_set *other = &as->set[!private->node_idx];
-	struct id_link **buckets;
-	unsigned bits;
-
 	if (more > 1)
 		memory_pool_reserve(memory, more);
-	if (likely(id_hash_bits_for(&private->ids, private->nr + more) == private->ids.bits))
-		return 0;
-	buckets = alloc_buckets(memory, private, more, &bits);
-	as->spare.buckets = buckets ? alloc_buckets(memory, other, more, &as->spare.bits) : NULL;
-	if (rehash(memory, private, buckets, bits))
-		atomic_fetch_add_explicit(&as->hash_grows, 1, memory_order_relaxed);
+	if (unlikely(id_hash_bits_for(&private->ids, private->nr + more) != private->ids.bits))
+		as->spare = grow(memory, private, &as->set[!private->node_idx], more);
 	return 0;
 }
 
+/* The change has succeeded.  After a MOVE `private` is the set of begin(), which has its buckets. */
 static void tree_follow(struct memory *memory, struct address_space *as, struct memslot_set *private)
 {
-	if (as->spare.buckets && as->spare.bits > private->ids.bits)
-		if (rehash(memory, private, as->spare.buckets, as->spare.bits))
-			as->spare.buckets = NULL;
+	struct growth *g = as->spare;
+
+	if (likely(!g))
+		return;
+	atomic_fetch_add_explicit(&as->hash_grows, 1, memory_order_relaxed);
+	free_buckets(memory, g->old, g->old_bits);
+	if (g->twin && g->twin_bits > private->ids.bits)
+		g->twin = id_hash_rehash(&private->ids, g->twin, g->twin_bits, &g->twin_bits);
+	free_buckets(memory, g->twin, g->twin_bits);
+	free_growth(memory, as);
+}
+
+/* The change was refused, and `private` is the set of begin(). */
+static void shrink_again(struct memory *memory, struct memslot_set *private, const struct growth *g)
+{
+	struct id_link **old = g->old ? g->old : private->ids.built_in, **grown;
+	unsigned bits;
+
+	memset(old, 0, id_hash_size(g->old_bits));
+	grown = id_hash_rehash(&private->ids, old, g->old_bits, &bits);
+	free_buckets(memory, grown, bits);
+	free_buckets(memory, g->twin, g->twin_bits);
 }
 
 static void tree_end(struct memory *memory, struct address_space *as, struct memslot_set *private)
 {
-	(void)private;
 	memory_pool_reserve(memory, 0);
-	if (unlikely(as->spare.buckets)) {
-		memory_free(memory, as->spare.buckets, id_hash_size(as->spare.bits));
-		as->spare.buckets = NULL;
+	if (unlikely(as->spare)) {
+		shrink_again(memory, private, as->spare);
+		free_growth(memory, as);
 	}
 }
 
@@ -325,7 +339,6 @@ static void tree_empty(struct memory *memory, struct memslot_set *set, bool free
 		free_all(memory, set);
 	if (set->ids.buckets != set->ids.built_in)
 		memory_free(memory, set->ids.buckets, id_hash_size(set->ids.bits));
-	atomic_store_explicit(&set->last_used_slot, NULL, memory_order_relaxed);
 	tree_init(set);
 }
 
@@ -359,6 +372,7 @@ const struct memslot_design DESIGN_OF(tree) = {
 	.name = "tree",
 	.shares_slots = true,
 	.indexed = true,
+	.costs = { .gfn = COST_LOG, .id = COST_LOG, .hva = COST_LOG, .change = COST_LOG },
 	.init = tree_init,
 	.alloc_slot = tree_alloc_slot,
 	.free_slot = tree_free_slot,

@@ -62,6 +62,7 @@ int ms_update_begin(struct ms_vm *vm, uint32_t as_id, struct ms_update **out, st
 		return vm_refuse(err, EBUSY, MS_RULE_HOOK, 0, NULL);
 	}
 	vm_free_deferred(vm, false);
+	memory_pool_mark(&vm->memory);
 	u = alloc_update(vm);
 	if (!u) {
 		vm_unlock(vm);
@@ -163,6 +164,8 @@ static bool finish(struct ms_update *u, bool keep)
 	if (!alike || !keep)
 		roll_back(u);
 	settle(u);
+	if (!alike || !keep)
+		memory_pool_trim(&u->vm->memory);
 	free_update(u);
 	return alike;
 }
@@ -207,6 +210,7 @@ static void finish_deferred(struct slots_lock *lock)
 	vm_swap_end(vm, u->as_id);
 	roll_back_inactive(u);
 	settle(u);
+	memory_pool_trim(&vm->memory);
 	free_update(u);
 }
 

@@ -97,6 +97,7 @@ static void edit_inactive(struct ms_update *u, struct memslot *old, struct memsl
 	struct address_space *as = &u->vm->as[u->as_id];
 
 	u->vm->design->begin(&u->vm->memory, as, set, 1); /* never fails in design "tree" */
+	u->vm->design->follow(&u->vm->memory, as, set);   /* keeps the buckets that begin() has added */
 	u->vm->design->end(&u->vm->memory, as, set);
 	vm_replace(u->vm, set, old, new_slot);
 	*edit_at(u, u->edits.nr++) = (struct edit){ old, new_slot, set->node_idx };

@@ -140,6 +140,11 @@ void ms_config_init(struct ms_config *config)
 	};
 }
 
+const struct memslot_design *vm_design(size_t i)
+{
+	return i < ARRAY_SIZE(designs) ? designs[i] : NULL;
+}
+
 const char *ms_backend_name(size_t i)
 {
 	return i < ARRAY_SIZE(designs) ? designs[i]->name : NULL;
@@ -167,7 +172,8 @@ static void init_address_space(const struct ms_vm *vm, struct address_space *as,
 	for (uint32_t idx = 0; idx < 2; idx++) {
 		as->set[idx].node_idx = idx;
 		atomic_store_explicit(&as->set[idx].generation, as_id, memory_order_relaxed);
-		vm->design->init(&as->set[idx]);
+		if (vm->design->init)
+			vm->design->init(&as->set[idx]);
 	}
 }
 
@@ -216,6 +222,7 @@ static void empty_set(struct ms_vm *vm, struct memslot_set *set, bool free_slots
 {
 	set_index_forget(set);
 	vm->design->empty(&vm->memory, set, free_slots);
+	atomic_store_explicit(&set->last_used_slot, NULL, memory_order_relaxed);
 }
 
 /* The inactive set forgets its slots and is published; then nobody sees them any more. */

@@ -115,6 +115,9 @@ void vm_swap(struct ms_vm *vm, uint32_t as_id);
 void vm_swap_begin(struct ms_vm *vm, uint32_t as_id);
 void vm_swap_end(struct ms_vm *vm, uint32_t as_id);
 
+/* The i-th design of this build; NULL after the last. */
+const struct memslot_design *vm_design(size_t i);
+
 /* Takes slots_lock for a change, or says in *err why this thread may not have it. */
 int vm_lock(struct ms_vm *vm, struct ms_error *err);
 void vm_unlock(struct ms_vm *vm);

@@ -412,7 +412,7 @@ int writer_stage(const struct writer *w, struct change *c)
 int writer_begin(const struct writer *w, size_t more)
 {
 	struct ms_vm *vm = w->vm;
-	int r = vm->design->begin(&vm->memory, &vm->as[w->as_id], inactive(w), more);
+	int r = vm->design->begin ? vm->design->begin(&vm->memory, &vm->as[w->as_id], inactive(w), more) : 0;
 
 	vm_index_share(vm, w->as_id);
 	return r ? vm_refuse(w->err, -r, MS_RULE_NO_MEMORY, 0, NULL) : 0;

@@ -79,6 +79,13 @@ int writer_stage(const struct writer *w, struct change *c);
 /* Carries out admitted changes after begin().  After an error everything is as it was, except the generation. */
 int writer_carry_out(const struct writer *w);
 
+/* Under slots_lock, after a change that was refused: counts it, and frees what the pool has added for it. */
+static inline void writer_refused(struct ms_vm *vm)
+{
+	count_add(&vm->counts.refused, 1);
+	memory_pool_trim(&vm->memory);
+}
+
 /* Takes back the staged changes of a list that is not carried out, and discards them. */
 void writer_roll_back_staged(const struct writer *w);
 

@@ -17,3 +17,4 @@ cdef extern from "measure.h" nogil:
     void ms_time_changes(ms_vm *vm, const ms_userspace_memory_region *regions, size_t n, size_t group,
                          int32_t *results, uint64_t *ns)
     void ms_time_nothing(size_t n, uint64_t *ns)
+    void ms_design_costs(size_t i, int *costs)

@@ -97,3 +97,19 @@ def time_nothing(n=1000):
     with nogil:
         ms_time_nothing(size, ns)
     return times
+
+
+def design_costs():
+    """How each design says that its operations grow with the number of slots: {"tree": {"gfn": "log", ...}, ...}.
+
+    "walk" and "scan": with the number, along pointers or through an array; "log": with its logarithm, or not at all.
+    """
+    cdef int costs[4]
+    cdef size_t i
+    found = {}
+    for i, name in enumerate(backends()):
+        ms_design_costs(i, costs)
+        found[name] = {
+            kind: ("walk", "scan", "log")[cost] for kind, cost in zip(("gfn", "id", "hva", "change"), costs)
+        }
+    return found

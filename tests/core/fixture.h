@@ -55,6 +55,21 @@ static inline bool design_is(const char *name)
 	return !strcmp(design_name, name);
 }
 
+static inline const struct memslot_design *design(void)
+{
+	size_t i = 0;
+
+	while (strcmp(ms_backend_name(i), design_name))
+		i++;
+	return vm_design(i);
+}
+
+/* Thousands of slots take such a design too long. */
+static inline bool design_walks(void)
+{
+	return design()->costs.change == COST_WALK;
+}
+
 static inline struct ms_config default_config(uint32_t address_spaces)
 {
 	struct ms_config config;
@@ -81,13 +96,13 @@ static inline struct ms_vm *new_vm(uint32_t address_spaces)
 }
 
 /* The number of the allocation of a change that is for this purpose; 0: there is none.  Where sets store their own
- * copies (the array), the writer keeps a copy of the old slot, and the new set comes before the log.  The hash of the
+ * copies, the writer keeps a copy of the old slot, and the new set comes before the log.  The hash of the
  * tree must not grow meanwhile. */
 enum purpose { FOR_SLOT, FOR_COPY, FOR_LOG };
 
 static inline unsigned allocation(enum ms_change_kind kind, enum purpose purpose)
 {
-	bool copies = design_is("array"), invalid = kind == MS_DELETE || kind == MS_MOVE;
+	bool copies = !design()->shares_slots, invalid = kind == MS_DELETE || kind == MS_MOVE;
 	unsigned slot = (copies && kind != MS_CREATE) + (kind != MS_DELETE), copy = slot + invalid;
 
 	if (purpose == FOR_SLOT)

@@ -84,7 +84,7 @@ static const struct environment environments[] = {
 /* Where sets store their own copies, there are other allocations in between; test_faults.c fails those. */
 static size_t nr_environments(void)
 {
-	return design_is("array") ? 4 : ARRAY_SIZE(environments);
+	return design()->shares_slots ? ARRAY_SIZE(environments) : 4;
 }
 
 struct request {

@@ -22,6 +22,7 @@ from memslots.lab.subjects import INDEXED, Engine
 from memslots.measure import crossover, fit, published
 from memslots.measure.rounds import Results, measure, plan
 from memslots.report import perf as report_perf
+from memslots.report import scale as report_scale
 from memslots.report import show
 
 DOCS = Path(__file__).parents[2] / "docs" / "perf-json.md"
@@ -475,6 +476,31 @@ def test_who_wins_is_told_of_every_table() -> None:
     assert "(costs above): nowhere;" in told[0]
 
 
+def test_a_new_design_has_a_column_a_ratio_and_a_sentence() -> None:
+    medians = {"tree": 2.0, "array": 2.0, "list": 2.0, "idea": 1.0, "kvm": 2.0}
+    rows: list[Any] = [
+        {"case": case, "n_slots": 8, "backend": name, "median": m * f, "low": m, "high": m, "checked": True}
+        for case, f in (("RW", 1), ("unmap", 1))
+        for name, m in medians.items()
+    ]  # fmt: skip
+    for row in rows:
+        if row["case"] == "unmap" and row["backend"] == "idea":
+            row.update(median=4.0, low=4.0, high=4.0)
+    assert show.new_designs(rows) == ["idea"]
+    lines = [line.split() for line in report_perf._size_table(8, rows).splitlines()]
+    assert " ".join(lines[0]) == "8 slots tree array list idea kvm array / tree idea / tree"
+    assert [line[-2:] for line in lines if line[0] in ("RW", "unmap")] == [
+        ["0.50", "IDEA"],
+        ["2.00", "tree"],
+    ]
+    assert report_scale._ratios(rows[:5], [8, 16]) == [["  idea / tree", "0.50 IDEA", "-", ""]]
+    assert list(show.new_design_notes(rows)) == [
+        "The design idea is faster than the tree in 1 of 2 rows: RW at 8; slower in 1, even in 0."
+    ]
+    shipped = [row for row in rows if row["backend"] != "idea"]
+    assert list(show.new_design_notes(shipped)) == []
+
+
 @pytest.mark.parametrize("backend", memslots.backends())
 def test_designs_are_measured_without_an_index(backend: str) -> None:
     slots = layouts.uniform(64)
@@ -550,6 +576,22 @@ def test_a_slow_design_gets_some_of_the_same_operations() -> None:
     assert costs.affordable("gfn", "list", 32_764, 10_000, 0.01) < 1000
     assert costs.affordable("gfn", "tree", 32_764, 10_000, 0.01) == 10_000
     assert costs.nominal("hva", "a design of tomorrow", 100) == costs.nominal("hva", "list", 100)
+    assert costs.nominal("load", "array", 100) == costs.nominal("load", "array", 10_000)
+    assert costs.nominal("change", "tree", 100) < costs.nominal("change", "array", 4096)
+    assert costs.nominal("change", "kvm", 1) > costs.nominal("change", "list", 1)
+
+
+def test_the_slowest_declared_cost_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    declared = {"idea": {"gfn": "log", "id": "walk", "hva": "scan", "change": "log"}}
+    monkeypatch.setattr(costs, "design_costs", lambda: declared)
+    assert {kind: costs.declared(kind, "idea") for kind in costs.COSTS} == {
+        "gfn": "log",
+        "id": "walk",
+        "hva": "scan",
+        "change": "log",
+        "setup": "log",
+        "load": "walk",
+    }
     chosen = costs.spread(10_000, 640)
     assert len(set(chosen.tolist())) == 640
     assert (chosen[0], chosen[-1]) == (0, 9_999)

@@ -29,4 +29,7 @@ void ms_time_changes(struct ms_vm *vm, const struct ms_userspace_memory_region *
 		     int32_t *results, uint64_t *ns); /* [lock] each result is 0 or a negative errno */
 void ms_time_nothing(size_t n, uint64_t *ns);
 
+/* Copies the costs that the i-th design declares (enum design_cost of memslot_set.h): gfn, id, hva, change. */
+void ms_design_costs(size_t i, int costs[4]);
+
 #endif

@@ -75,22 +75,30 @@ def _size_tables(report: PerfReport) -> Iterator[str]:
 
 
 def _size_table(n: int, rows: list[Row]) -> str:
-    names = show.columns(rows)
+    names, rivals = show.columns(rows), _rivals(rows)
     cases = show.by_case(rows)
     body: list[list[str]] = []
     for title, prefixes in GROUPS:
         of_group = {case: r for case, r in cases.items() if case.startswith(prefixes)}
         if of_group:
             body.append([title])
-            body += [_line(case, r, names, n) for case, r in of_group.items()]
-    headers = [f"{n:,} slots", *names, "array / tree"]
+            body += [_line(case, r, names, rivals, n) for case, r in of_group.items()]
+    headers = [f"{n:,} slots", *names, *show.ratio_headers(rivals)]
     return show.table(body, headers)
 
 
-def _line(case: str, by_backend: dict[str, Row], names: list[str], n: int) -> list[str]:
+def _line(
+    case: str, by_backend: dict[str, Row], names: list[str], rivals: list[str], n: int
+) -> list[str]:
     own = next(iter(by_backend.values()))["n_slots"]
     label = f"  {case}" + (f" ({own:,} slots)" if own != n else "")
-    return [label, *(show.cell(by_backend.get(name)) for name in names), show.verdict(by_backend)]
+    cells = [show.cell(by_backend.get(name)) for name in names]
+    return [label, *cells, *(show.verdict(by_backend, rival) for rival in rivals)]
+
+
+def _rivals(rows: list[Row]) -> list[str]:
+    """The designs that have a column of their cost as a multiple of the tree's."""
+    return [duel.RIVAL, *show.new_designs(rows)]
 
 
 # ---- where designs cross ------------------------------------------------------------------------
@@ -180,14 +188,15 @@ def _peer_table(rows: list[Row], names: list[str], title: str) -> str:
 
 def _traces(report: PerfReport, prefix: str, title: str) -> str:
     rows = [r for r in report["results"] if r["case"].startswith(prefix)]
-    names = show.columns(rows)
+    names, rivals = show.columns(rows), _rivals(rows)
     body = [
         [case.removeprefix(prefix), _most_ops(by_backend.values())]
         + [_trace_cell(by_backend.get(name)) for name in names]
-        + [show.verdict(by_backend)]
+        + [show.verdict(by_backend, rival) for rival in rivals]
         for case, by_backend in show.by_case(rows).items()
     ]
-    return show.table(body, [title, "operations", *names, "array / tree"]) if body else ""
+    headers = [title, "operations", *names, *show.ratio_headers(rivals)]
+    return show.table(body, headers) if body else ""
 
 
 def _most_ops(rows: Iterable[Row]) -> str:
@@ -208,6 +217,7 @@ def _trace_cell(row: Row | None) -> str:
 def _closing(report: PerfReport) -> Iterator[str]:
     yield from _headlines(report)
     yield from _array_wins(report)
+    yield from show.new_design_notes(report["results"])
     yield from show.index_note(report["results"])
     yield _overheads(report)
     for reason in report["skipped"]:
@@ -256,11 +266,11 @@ def _sized(report: PerfReport) -> dict[tuple[str, int], dict[str, Row]]:
 
 
 def _wins_in_costs(report: PerfReport) -> list[str]:
-    sizes: dict[str, list[int]] = {}
-    for (case, n), rows in sorted(_sized(report).items(), key=lambda item: item[0][1]):
-        if duel.has_both(rows) and duel.winner(rows) == duel.RIVAL:
-            sizes.setdefault(case, []).append(n)
-    return [f"{case} at {' and '.join(f'{n:,}' for n in at)}" for case, at in sizes.items()]
+    return show.cases_at(
+        cell
+        for cell, rows in _sized(report).items()
+        if duel.has_both(rows) and duel.winner(rows) == duel.RIVAL
+    )
 
 
 def _ranges(row: CrossoverRow) -> str:

@@ -28,6 +28,7 @@ def _costs(report: ScaleReport) -> str:
             keys = [(case, name, n) for n in sizes]
             cells = [_cell(rows.get(key), key in not_run) for key in keys]
             body.append([f"  {name}", *cells, _exponent(report, case, name)])
+        body += _ratios(of_case, sizes)
     return show.table(body, ["slots", *(f"{n:,}" for n in sizes), "~ n^x"]) if body else ""
 
 
@@ -35,6 +36,16 @@ def _cell(row: Row | None, not_run: bool) -> str:
     if row is None:
         return "not run" if not_run else "-"
     return show.time(row["median"]) + ("" if row["checked"] else " WRONG")
+
+
+def _ratios(of_case: list[Row], sizes: list[int]) -> list[list[str]]:
+    """One line for each new design: its cost as a multiple of the tree's, and who wins."""
+    by_size = {n: both for (_, n), both in show.by_case_and_size(of_case).items()}
+    rivals = show.new_designs(of_case)
+    return [
+        [f"  {title}", *(show.verdict(by_size.get(n, {}), rival).strip() or "-" for n in sizes), ""]
+        for rival, title in zip(rivals, show.ratio_headers(rivals), strict=True)
+    ]
 
 
 def _exponent(report: ScaleReport, case: str, backend: str) -> str:
@@ -74,6 +85,7 @@ def _closing(report: ScaleReport) -> Iterator[str]:
         "ids, which each change copies, is as short as can be; those of `memslots perf` have 32,764, as in Linux."
     )
     yield from show.index_note(report["results"])
+    yield from show.new_design_notes(report["results"])
     if report["selftest"]:
         yield f"Published: {published.SOURCE}; map at 32,764 is of {published.MAP_SLOTS:,} slots."
     yield from show.not_run(report["not_run"])

@@ -3,11 +3,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from textwrap import fill
 
 from tabulate import SEPARATING_LINE, DataRow, Line, TableFormat, tabulate
 
+from ..lab.peers import PEERS
 from ..lab.schema import NotRun, Row
 from ..lab.subjects import INDEXED, design_of
 from ..measure import duel
@@ -46,12 +47,50 @@ def factor(value: float) -> str:
     return f"{value:.{0 if value >= 100 else 1 if value >= 10 else 2}f}"
 
 
-def verdict(by_backend: dict[str, Row]) -> str:
-    """array / tree, and who wins."""
-    if not duel.has_both(by_backend):
+def verdict(by_backend: dict[str, Row], rival: str = duel.RIVAL) -> str:
+    """rival / tree, and who wins."""
+    if not duel.has_both(by_backend, rival):
         return ""
-    who = {"tree": "tree ", "array": "ARRAY", "even": "even "}[duel.winner(by_backend)]
-    return f"{factor(duel.factor(by_backend))} {who}"
+    who = duel.winner(by_backend, rival)
+    shown = who.upper() if who == rival else who
+    return f"{factor(duel.factor(by_backend, rival))} {shown:<{max(5, len(rival))}}"
+
+
+def new_designs(rows: Iterable[Row]) -> list[str]:
+    """The designs that this project does not ship."""
+    known = {*FIRST, INDEXED, *LAST, *PEERS}
+    return [name for name in columns(rows) if name not in known]
+
+
+def ratio_headers(rivals: Iterable[str]) -> list[str]:
+    return [f"{rival} / {duel.BASE}" for rival in rivals]
+
+
+def new_design_notes(rows: Sequence[Row]) -> Iterator[str]:
+    """One sentence about each new design: where it is faster than the tree, and how often it is not."""
+    for name in new_designs(rows):
+        yield _new_design_note(name, by_case_and_size(rows))
+
+
+def _new_design_note(name: str, cells: Mapping[tuple[str, int], dict[str, Row]]) -> str:
+    found: dict[str, list[tuple[str, int]]] = {name: [], duel.BASE: [], duel.EVENLY: []}
+    for cell_of, both in cells.items():
+        if duel.has_both(both, name):
+            found[duel.winner(both, name)].append(cell_of)
+    total = sum(map(len, found.values()))
+    wins = ", ".join(cases_at(found[name])) or "nowhere"
+    return (
+        f"The design {name} is faster than the {duel.BASE} in {len(found[name])} of {total} rows: {wins}; slower in "
+        f"{len(found[duel.BASE])}, even in {len(found[duel.EVENLY])}."
+    )
+
+
+def cases_at(cells: Iterable[tuple[str, int]]) -> list[str]:
+    """One text for each case: "RW at 8 and 509"."""
+    sizes: dict[str, list[int]] = {}
+    for case, n in sorted(cells, key=lambda cell: cell[1]):
+        sizes.setdefault(case, []).append(n)
+    return [f"{case} at {' and '.join(f'{n:,}' for n in at)}" for case, at in sizes.items()]
 
 
 def by_case(rows: Iterable[Row]) -> dict[str, dict[str, Row]]:
