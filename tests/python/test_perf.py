@@ -22,7 +22,7 @@ from memslots.lab.subjects import INDEXED, Engine
 from memslots.measure import crossover, fit, published
 from memslots.measure.rounds import Results, measure, plan
 from memslots.report import perf as report_perf
-from memslots.report import show
+from memslots.report import show, tables
 
 DOCS = Path(__file__).parents[2] / "docs" / "perf-json.md"
 
@@ -528,7 +528,9 @@ def test_who_is_faster_is_plain() -> None:
 
 def test_a_table_has_headings_and_aligned_columns() -> None:
     body = [["changes"], ["  move", "1.00 us  ±3%", "-"], ["  a long name", "-", "12"]]
-    assert show.table(body, ["8 slots", "tree", "array / tree"]).splitlines() == [
+    assert tables.text(
+        tables.Table(body, ["8 slots", "tree", "array / tree"]), None
+    ).splitlines() == [
         "8 slots                tree  array / tree",
         "-------------  ------------  ------------",
         "changes",
