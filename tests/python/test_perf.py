@@ -191,15 +191,15 @@ def test_the_index_is_told_of_only_where_it_was_measured(
 
 
 @pytest.mark.usefixtures("tiny")
-def test_a_picture_is_drawn_or_its_absence_explained(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+def test_pictures_are_drawn_next_to_the_json(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    monkeypatch.setitem(sys.modules, "memslots.plot", None)
     picture = tmp_path / "perf.png"
     code, report, err = run(capsys, "--only", "unmap", "--picture", str(picture))
     assert (code, report["wrong"]) == (0, [])
-    assert "no picture" in err
-    assert "memslots[plot]" in err
+    latencies = tmp_path / "perf-latency.png"
+    assert err.splitlines() == [f"memslots: picture: {path}" for path in (picture, latencies)]
+    assert sorted(tmp_path.iterdir()) == [latencies, picture]
 
 
 @pytest.mark.parametrize(
