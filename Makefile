@@ -93,7 +93,7 @@ asan-core: $(VENV)/.with-build
 	$(call run-preset,asan)
 
 # The lab and the tools stand on the binding and have nothing of their own that a sanitizer would see.
-ABOVE_BINDING := $(patsubst %,--ignore=tests/python/test_%.py,anchors bench_example bench_goals bench_names flips hostile_vectors interpreters layers layouts locking map mutants perf plot readme results runs scale typing vectors)
+ABOVE_BINDING := $(patsubst %,--ignore=tests/python/test_%.py,anchors bench_example bench_goals bench_names cli flips hostile_vectors interpreters layers layouts locking map mutants perf plot readme results runs scale typing vectors)
 
 # The interpreter itself is not instrumented: the sanitizers' libraries must be there before it, and it must not
 # hide small blocks in an allocator of its own.  Leaks are judged in the core's run; an interpreter leaves many.

@@ -86,7 +86,7 @@ def test_json_and_a_packaged_name(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
-        (["missing"], "missing: no file, and none of the packaged"),
+        (["missing"], "missing: no such file, and no packaged trace has this name"),
         (["pc-migrate-boot", "--at", "65"], "--at 65: the file has 64 operations"),
         (["pc-migrate-boot", "--at", "-1"], "--at -1"),
         ([__file__], "not JSON"),

@@ -23,7 +23,7 @@ from memslots.measure import crossover, fit, published
 from memslots.measure.rounds import Results, measure, plan
 from memslots.report import perf as report_perf
 from memslots.report import scale as report_scale
-from memslots.report import show
+from memslots.report import show, tables
 
 DOCS = Path(__file__).parents[2] / "docs" / "perf-json.md"
 
@@ -192,15 +192,15 @@ def test_the_index_is_told_of_only_where_it_was_measured(
 
 
 @pytest.mark.usefixtures("tiny")
-def test_a_picture_is_drawn_or_its_absence_explained(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+def test_pictures_are_drawn_next_to_the_json(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    monkeypatch.setitem(sys.modules, "memslots.plot", None)
     picture = tmp_path / "perf.png"
     code, report, err = run(capsys, "--only", "unmap", "--picture", str(picture))
     assert (code, report["wrong"]) == (0, [])
-    assert "no picture" in err
-    assert "memslots[plot]" in err
+    latencies = tmp_path / "perf-latency.png"
+    assert err.splitlines() == [f"memslots: picture: {path}" for path in (picture, latencies)]
+    assert sorted(tmp_path.iterdir()) == [latencies, picture]
 
 
 @pytest.mark.parametrize(
@@ -554,7 +554,9 @@ def test_who_is_faster_is_plain() -> None:
 
 def test_a_table_has_headings_and_aligned_columns() -> None:
     body = [["changes"], ["  move", "1.00 us  ±3%", "-"], ["  a long name", "-", "12"]]
-    assert show.table(body, ["8 slots", "tree", "array / tree"]).splitlines() == [
+    assert tables.text(
+        tables.Table(body, ["8 slots", "tree", "array / tree"]), None
+    ).splitlines() == [
         "8 slots                tree  array / tree",
         "-------------  ------------  ------------",
         "changes",

@@ -763,6 +763,29 @@ def test_heights_are_pushed_apart() -> None:
     assert scale.apart([0.9, 0.95, 1.0], 0.1) == pytest.approx([0.8, 0.9, 1.0])
 
 
+@pytest.mark.parametrize(
+    ("low", "high", "ticks"),
+    [
+        (13, 75, [20, 50]),
+        (13, 40, [20]),
+        (21, 49, [30, 40]),
+        (52, 58, [55]),
+        (0.011, 0.019, [0.014]),
+        (0.2, 0.9, [0.2, 0.5]),
+    ],
+)
+def test_an_axis_without_a_power_of_ten_has_ticks(
+    low: float, high: float, ticks: list[float]
+) -> None:
+    assert rows.decades(low, high) == pytest.approx(ticks)
+    ax = Figure().subplots()
+    ax.set_xscale("log")
+    ax.set_xlim(low, high)
+    rows.log_axis(ax.xaxis, rows.decades(low, high), rows.tick_time)
+    assert list(ax.xaxis.get_majorticklocs()) == pytest.approx(ticks)
+    assert list(ax.xaxis.get_minorticklocs()) == []
+
+
 def test_decades_hold_one_and_are_evenly_spaced() -> None:
     assert rows.decades(8, 1200) == pytest.approx([10, 100, 1000])
     assert rows.decades(0.004, 2e6, 3) == pytest.approx([1, 1000, 1e6])

@@ -1,19 +1,22 @@
 # SPDX-License-Identifier: MIT
 """The command line: `memslots COMMAND`, also `python -m memslots COMMAND`.
 
-A command is a module of this folder.  `add_arguments` fills its argparse parser.  `run` returns the exit code: 0;
-1 when it found a mismatch or a wrong answer; 2 when it could not run.  Only the command that is called is imported,
-since it may need more than the package itself.
+A command is a module of this folder.  `add_arguments` fills its argparse parser.  `run` returns the exit code, or
+raises UsageError, OSError or KeyboardInterrupt, which `main` turns into a message and an exit code.  Only the command
+that is called is imported, since it may need more than the package itself.
 """
 
 import argparse
 import importlib
-import os
+import shutil
 import sys
 from collections.abc import Sequence
+from textwrap import fill
 from typing import Any, NamedTuple
 
-from .terminal import EXIT_FOUND, EXIT_USAGE, complain
+from .. import __version__
+from . import terminal
+from .terminal import EXIT_INTERRUPTED, EXIT_OK, EXIT_PIPE, EXIT_USAGE, complain
 
 
 class _Command(NamedTuple):
@@ -24,29 +27,56 @@ class _Command(NamedTuple):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; returns its exit code."""
-    argv = sys.argv[1:] if argv is None else list(argv)
+    terminal.print_any_text()
     try:
-        args = _parser(argv).parse_args(argv)
-        return int(args.run(args))
-    except SystemExit as e:  # argparse: --help, or a usage error it has explained
+        return _run(sys.argv[1:] if argv is None else list(argv))
+    except KeyboardInterrupt:
+        return complain("interrupted", EXIT_INTERRUPTED)
+    except BrokenPipeError as e:
+        return complain(e) if e.filename else EXIT_PIPE
+    except (OSError, terminal.UsageError) as e:
+        return complain(e)
+    except MemoryError:
+        return complain("out of memory")
+
+
+def _run(argv: Sequence[str]) -> int:
+    parser = _parser(argv)
+    if not argv:
+        parser.print_help()
+        return EXIT_OK
+    try:
+        args = parser.parse_args(argv)
+    except SystemExit as e:  # argparse: --help, --version, or a usage error that it has explained
         return e.code if isinstance(e.code, int) else EXIT_USAGE
-    except BrokenPipeError:  # the reader of our output has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return EXIT_FOUND
+    return int(args.run(args))
+
+
+class _Parser(argparse.ArgumentParser):
+    """Reports a stdout that fails, which argparse ignores."""
+
+    def _print_message(self, message: str, file: Any = None) -> None:
+        if file is not None and file is sys.stdout:
+            terminal.emit(message.removesuffix("\n"))
+        else:
+            super()._print_message(message, file)
 
 
 def _parser(argv: Sequence[str]) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="memslots", description="KVM's memory slots in user space."
+    parser = _Parser(
+        prog="memslots",
+        description="KVM's memory slots in user space: measure, replay, draw.",
+        epilog="memslots COMMAND --help describes a command.",
     )
+    parser.add_argument("--version", action="version", version=f"memslots {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     for name, command in _COMMANDS.items():
         sub = commands.add_parser(
             name,
             help=command.help,
-            description=command.help[0].upper() + command.help[1:] + ".",
+            description=_wrapped(command.help[0].upper() + command.help[1:] + "."),
             epilog=f"example: {command.example}",
-            formatter_class=argparse.RawDescriptionHelpFormatter,
+            formatter_class=argparse.RawDescriptionHelpFormatter,  # keeps the example in one line
         )
         if argv and argv[0] == name:
             module = _module(name, command.extra)
@@ -55,15 +85,19 @@ def _parser(argv: Sequence[str]) -> argparse.ArgumentParser:
     return parser
 
 
+def _wrapped(text: str) -> str:
+    return fill(text, max(shutil.get_terminal_size().columns - 2, terminal.NARROWEST))
+
+
 def _module(name: str, extra: str | None) -> Any:
-    """The module of a command; a library of its extra may be missing."""
+    """The module of a command.  A library of its extra may be missing; anything else is a defect."""
     try:
         return importlib.import_module(f"memslots.commands.{name}")
     except ImportError as e:
-        if extra is None:
+        if extra is None or (e.name or "").startswith("memslots"):
             raise
-        complain(f"{name} needs a library that is missing ({e}): pip install 'memslots[{extra}]'")
-        raise SystemExit(EXIT_USAGE) from e
+        reason = f"{name} needs a library that is missing ({e}): pip install 'memslots[{extra}]'"
+        raise terminal.UsageError(reason) from e
 
 
 _COMMANDS = {
@@ -79,14 +113,14 @@ _COMMANDS = {
     ),
     "replay": _Command(
         "run vector files and compare every result",
-        "memslots replay --backend tree tests/vectors/edge",
+        "memslots replay --backend tree pc-migrate-boot",
     ),
     "map": _Command(
         "draw or print the memory map that a vector file builds",
         "memslots map pc-migrate-boot -o map.png",
     ),
     "info": _Command(
-        "show versions, build, CPU features, the SIMD level used and whether /dev/kvm is usable",
+        "show versions, build, CPU, vector instructions and whether /dev/kvm is usable",
         "memslots info --json",
     ),
 }

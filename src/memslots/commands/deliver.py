@@ -1,77 +1,104 @@
 # SPDX-License-Identifier: MIT
-"""Where a report goes: text or JSON on stdout, a file, a picture."""
+"""Where the report of a measurement goes: text or JSON on stdout, a file, pictures."""
 
 from __future__ import annotations
 
 import argparse
 import json
-import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import Generic, NamedTuple, TypeVar
 
 from ..lab.schema import Report
+from . import files, terminal
+from .terminal import EXIT_FOUND, EXIT_OK, EXIT_USAGE
 
 R = TypeVar("R", bound=Report)
-Draw = tuple[Callable[[R, Path], object], Path]  # a function that imports memslots.plot; the file
+Text = Callable[[R, int | None], str]  # of a report, for a terminal of so many columns
+
+
+class Drawing(NamedTuple, Generic[R]):
+    draw: Callable[[R, Path], object]
+    path: Path
+    wanted: bool = True  # by name; False for one that is drawn in addition
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON object, nothing else")
     parser.add_argument(
-        "-o", "--output", type=to_be_written, metavar="FILE", help="write it to a file too"
+        "-o", "--output", type=Path, metavar="FILE", help="also write the JSON object to FILE"
     )
     parser.add_argument(
-        "--picture", type=to_be_written, metavar="FILE", help="draw it: .png or .svg"
+        "--picture",
+        type=Path,
+        metavar="FILE",
+        help="also draw a picture; the suffix chooses the format, such as .png or .svg",
     )
 
 
-def to_be_written(text: str) -> Path:
-    """Better refused now than after a minute of measuring."""
-    path = Path(text)
-    if not path.parent.is_dir():
-        raise argparse.ArgumentTypeError(f"there is no folder {path.parent}")
-    return path
+def check(args: argparse.Namespace, drawings: list[Drawing[R]]) -> None:
+    """Finds outputs that cannot be written before anything is measured."""
+    outputs = [args.output] if args.output else []
+    files.check([*outputs, *(drawing.path for drawing in drawings)])
 
 
-def positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{number} is not positive")
-    return number
+def deliver(report: R, args: argparse.Namespace, text: Text[R], drawings: list[Drawing[R]]) -> int:
+    """Prints, writes and draws; returns the exit code.  After a failure the other outputs are still made."""
+    failures = [e for step in _steps(report, args, text, drawings) if (e := _failure(step))]
+    broken = [e for e in failures if isinstance(e, BrokenPipeError) and e.filename is None]
+    others = [e for e in failures if e not in broken]
+    for error in others:
+        terminal.complain(error)
+    _name_wrong_answers(report)
+    code = EXIT_USAGE if others else EXIT_FOUND if report["wrong"] else EXIT_OK
+    if broken and code == EXIT_OK:
+        raise broken[0]
+    return code
 
 
-def deliver(
-    report: R, args: argparse.Namespace, text: Callable[[R], str], draws: list[Draw[R]]
-) -> None:
-    """Prints and writes; what cannot be written or drawn raises OSError or is said on stderr."""
-    print(json.dumps(report, indent=1) if args.json else text(report))
+def _steps(
+    report: R, args: argparse.Namespace, text: Text[R], drawings: list[Drawing[R]]
+) -> Iterator[Callable[[], object]]:
+    """The text comes first: it needs no disk."""
+    if args.json:
+        yield partial(terminal.print_json, report)
+    else:
+        yield lambda: terminal.emit(text(report, terminal.width()))
     if args.output:
-        args.output.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
-    for draw, path in draws:
-        _draw(draw, report, path)
+        yield partial(_write, report, args.output)
+    for drawing in drawings:
+        yield partial(_draw, drawing, report)
 
 
-def _draw(draw: Callable[[R, Path], object], report: R, path: Path) -> None:
-    """Says on stderr what came of it, so that stdout stays what was asked for."""
+def _failure(step: Callable[[], object]) -> OSError | terminal.UsageError | None:
     try:
-        draw(report, path)
-    except ImportError as e:
-        _say(f"no picture: {e}; pip install 'memslots[plot]'")
+        step()
+    except (OSError, terminal.UsageError) as e:
+        return e
+    return None
+
+
+def _write(report: R, path: Path) -> None:
+    with files.replacing(path) as part:
+        part.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+
+
+def _draw(drawing: Drawing[R], report: R) -> None:
+    """Reports the picture on stderr: stdout may be JSON."""
+    try:
+        with files.replacing(drawing.path) as part:
+            drawing.draw(report, part)
+    except ValueError as e:  # the chosen cases have nothing that this picture shows
+        reason = f"no picture: {drawing.path}: {e}"
+        if drawing.wanted:
+            raise terminal.UsageError(reason) from e
+        terminal.say(reason)
         return
-    except ValueError as e:  # a few cases alone have not always what a picture shows
-        _say(f"no picture: {path}: {e}")
-        return
-    _say(f"picture: {path}")
+    terminal.say(f"picture: {drawing.path}")
 
 
-def _say(message: str) -> None:
-    print(f"memslots: {message}", file=sys.stderr)
-
-
-def exit_code(report: Report) -> int:
-    """1 where an answer was wrong; each is named."""
+def _name_wrong_answers(report: Report) -> None:
     for wrong in report["wrong"]:
         slots = f" at {wrong['n_slots']:,} slots" if wrong["n_slots"] else ""
-        _say(f"WRONG: {wrong['case']}, {wrong['backend']}{slots}: {wrong['what']}")
-    return 1 if report["wrong"] else 0
+        terminal.say(f"WRONG: {wrong['case']}, {wrong['backend']}{slots}: {wrong['what']}")

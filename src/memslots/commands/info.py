@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: MIT
-"""`memslots info`: versions, the build, the CPU, the SIMD level, and whether /dev/kvm is usable."""
+"""`memslots info`: versions, the build, the CPU, the vector instructions, and whether /dev/kvm is usable."""
 
 import argparse
 import os
 import platform
+from collections.abc import Iterator
 from contextlib import closing
 from typing import Any
 
@@ -13,23 +14,30 @@ from .. import __version__, build_info, kvm
 from .._memslots import simd_levels
 from ..kvm import ioctls
 from ..lab.machine import cpu
-from .terminal import EXIT_OK, print_json
+from ..report.words import plural, wrapped
+from .terminal import EXIT_OK, emit, print_json, width
 
-SIMD = "MEMSLOTS_SIMD"  # the core reads it; what it cannot have is silently the best there is
+SIMD = "MEMSLOTS_SIMD"  # the core reads it, and silently uses the best level in place of one that is missing
+LABEL = 10  # columns of the names
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.add_argument("--json", action="store_true", help="print one JSON object, nothing else")
 
 
 def run(args: argparse.Namespace) -> int:
     info = _info()
     if args.json:
         print_json(info)
-        return EXIT_OK
-    for name, value in info.items():
-        print(f"{name + ':':<10}{_in_words(value)}")
+    else:
+        emit("\n".join(_lines(info, width())))
     return EXIT_OK
+
+
+def _lines(info: dict[str, Any], columns: int | None) -> Iterator[str]:
+    for name, value in info.items():
+        line = f"{name + ':':<{LABEL}}{_in_words(name, value)}"
+        yield wrapped(line, columns, " " * LABEL) if columns else line
 
 
 def _info() -> dict[str, Any]:
@@ -45,20 +53,32 @@ def _info() -> dict[str, Any]:
     }
 
 
-def _in_words(value: Any) -> str:
-    if not isinstance(value, dict):
-        return str(value)
-    return ", ".join(f"{k} {_plain(v)}" for k, v in value.items() if v is not None)
+def _in_words(name: str, value: Any) -> str:
+    if name == "cpu":
+        features = ", ".join(value["features"]) or "none"
+        cores = plural(value["cores"] or 1, "core")
+        return f"{value['model']}, {cores}; vector features used here: {features}"
+    if name == "kvm":
+        return _kvm_in_words(value)
+    if isinstance(value, dict):
+        shown = ((k, v) for k, v in value.items() if v is not None)
+        return ", ".join(v if k == "note" else f"{k} {_plain(v)}" for k, v in shown)
+    return str(value)
+
+
+def _kvm_in_words(kvm_info: dict[str, Any]) -> str:
+    if not kvm_info["usable"]:
+        return str(kvm_info["reason"])
+    version, slots = kvm_info["api_version"], kvm_info["nr_memslots"]
+    return f"{ioctls.DEVICE} is usable: API version {version}, up to {slots:,} slots in a VM"
 
 
 def _plain(value: Any) -> str:
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    return " ".join(map(str, value)) or "none" if isinstance(value, list) else str(value)
+    return " ".join(value) if isinstance(value, list) else str(value)
 
 
 def _simd() -> dict[str, Any]:
-    """What batches of lookups use, of what this CPU has, and whether that is what the environment asks for."""
+    """The level that batches of lookups use, the levels that this CPU has, and the level in the environment."""
     used, levels = str(build_info()["simd"]), list(simd_levels())
     wanted = os.environ.get(SIMD)
     return {"used": used, "levels": levels, SIMD: wanted, "note": _simd_note(wanted, used, levels)}
@@ -66,7 +86,7 @@ def _simd() -> dict[str, Any]:
 
 def _simd_note(wanted: str | None, used: str, levels: list[str]) -> str | None:
     if wanted is None:
-        return f"the environment variable {SIMD} names another level"
+        return f"the environment variable {SIMD} can choose a lower level"
     if wanted == used:
         return None
     why = "it was set too late" if wanted in levels else "this CPU has no such level"

@@ -8,8 +8,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from ..report.words import plural
 from ..traces import history, vectors
-from .terminal import EXIT_OK, complain, print_json
+from . import files
+from .terminal import EXIT_OK, UsageError, emit, print_json, say, width
+from .vector_files import find
+
+INDENT = "    "  # of lines that continue a row
+KIND = max(map(len, history.KINDS)) + 1
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -21,77 +27,106 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--at", type=int, metavar="N", help="the map after N operations; 0 is the empty VM"
     )
     parser.add_argument(
-        "-o", "--output", metavar="PICTURE", help="draw a .png or .svg: over time, or at --at"
+        "-o",
+        "--output",
+        type=Path,
+        metavar="PICTURE",
+        help="draw a picture, such as a .png or .svg: over time, or at --at",
     )
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.add_argument("--json", action="store_true", help="print one JSON object, nothing else")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Draws or prints; 0, or 2 with a word about why it could not."""
-    try:
-        file = vectors.read(find(args.file))
-        at = _checked(args.at, len(file.ops))
-        picture = _draw(file, args.output, args.at) if args.output else None
-    except (OSError, ValueError, ImportError) as e:
-        return complain(e)
+    """Draws or prints.  UsageError or OSError: the file or the picture is impossible."""
+    file = _read(find(args.file))
+    at = _checked(args.at, len(file.ops))
+    if args.output:
+        picture = _drawn(file, args.output, args.at)
+        say(f"picture: {picture}") if args.json else emit(
+            f"{history.name_of(file)}: drawn to {picture}"
+        )
+    elif not args.json:
+        emit(_text(file, at, width()))
     if args.json:
         print_json(_summary(file, at))
-    else:
-        print(_text(file, at, picture))
     return EXIT_OK
 
 
-def find(name: str) -> str:
-    """The path of a file, or of the packaged trace of that name."""
-    path = vectors.packaged(name)
-    if path is None and not Path(name).exists():
-        names = ", ".join(map(vectors.stem, vectors.packaged_traces()))
-        raise FileNotFoundError(f"{name}: no file, and none of the packaged {names}")
-    return path or name
+def _read(path: str) -> vectors.VectorFile:
+    try:
+        return vectors.read(path)
+    except ValueError as e:
+        raise UsageError(str(e)) from e
 
 
 def _checked(at: int | None, ops: int) -> int:
     if at is not None and not 0 <= at <= ops:
-        raise ValueError(f"--at {at}: the file has {ops} operations")
+        raise UsageError(f"--at {at}: the file has {plural(ops, 'operation')}")
     return ops if at is None else at
 
 
-def _draw(file: vectors.VectorFile, path: str, at: int | None) -> Path:
-    """Returns the path of the picture: matplotlib writes a .png where `path` has no suffix."""
+def _drawn(file: vectors.VectorFile, output: Path, at: int | None) -> Path:
+    """The picture that was written."""
+    path = files.picture(output)
+    files.check([path])
+    from ..plot import memory_map_picture
+
     try:
-        from ..plot import check_picture, memory_map_picture
-    except ImportError as e:
-        raise ImportError(f"{path}: pictures need matplotlib: pip install 'memslots[plot]'") from e
-    check_picture(path)
-    return memory_map_picture(file, path, at)
+        with files.replacing(path) as part:
+            memory_map_picture(file, part, at)
+    except ValueError as e:
+        raise UsageError(f"no picture: {path}: {e}") from e
+    return path
 
 
 # ---- text ---------------------------------------------------------------------------------------
 
 
-def _text(file: vectors.VectorFile, at: int, picture: Path | None) -> str:
-    if picture:
-        return f"{history.name_of(file)}: drawn to {picture}"
+def _text(file: vectors.VectorFile, at: int, columns: int | None) -> str:
     slots = history.slots_at(history.lives(file), at)
     total = history.size_text(sum(life.size for life in slots))
-    head = f"{history.name_of(file)} after {at} of {len(file.ops)} operations: {len(slots)} slots, {total}"
-    return "\n".join([head, *_table(slots)])
+    when = f"after {at:,} of {plural(len(file.ops), 'operation')}:"
+    head = [history.name_of(file), when, f"{plural(len(slots), 'slot')},", total]
+    lines = [*_folded(head, columns, " ")]
+    for pieces in _rows(slots):
+        lines += _folded(pieces, columns, "  ")
+    return "\n".join(lines)
 
 
-def _table(slots: list[history.Life]) -> Iterator[str]:
-    """The slots by rising gpa, with the holes between them."""
-    width = max((len(f"{life.end_gpa:x}") for life in slots), default=0)
+def _rows(slots: list[history.Life]) -> Iterator[list[str]]:
+    """The slots by rising gpa, with the holes between them; each row in pieces that stay whole."""
+    digits = max((len(f"{life.end_gpa:x}") for life in slots), default=0)
     above: history.Life | None = None
     for life in slots:
         if above and above.as_id == life.as_id and above.end_gpa < life.gpa:
-            yield f"  {'':{2 * width + 6}}  {history.size_text(life.gpa - above.end_gpa):>9}  hole"
+            hole = history.size_text(life.gpa - above.end_gpa)
+            yield [f"  {'':{2 * digits + 6}}", f"{hole:>9}  hole"]
         elif life.as_id and (not above or above.as_id != life.as_id):
-            yield f"address space {life.as_id}"
-        yield (
-            f"  0x{life.gpa:0{width}x}..0x{life.end_gpa:0{width}x}  {history.size_text(life.size):>9}"
-            f"  slot {life.id:<5}  {life.kind:<17} at {life.hva}"
-        )
+            yield [f"address space {life.as_id}"]
+        yield [
+            f"  0x{life.gpa:0{digits}x}..0x{life.end_gpa:0{digits}x}",
+            f"{history.size_text(life.size):>9}",
+            f"slot {life.id:<5}",
+            f"{life.kind:<{KIND}}",
+            f"at {life.hva}",
+        ]
         above = life
+
+
+def _folded(pieces: list[str], columns: int | None, gap: str) -> Iterator[str]:
+    """One line, or where that does not fit several, whose pieces are whole."""
+    line, *others = pieces
+    for piece in others:
+        if columns is None or len(f"{line}{gap}{piece}".rstrip()) <= columns:
+            line += gap + piece
+            continue
+        if line.strip():
+            yield line.rstrip()
+        line = INDENT + piece.strip()
+    yield line.rstrip()
+
+
+# ---- JSON ---------------------------------------------------------------------------------------
 
 
 def _summary(file: vectors.VectorFile, at: int) -> dict[str, Any]:

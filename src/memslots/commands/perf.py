@@ -1,22 +1,22 @@
 # SPDX-License-Identifier: MIT
-"""`memslots perf`: what lookups and changes cost on the trees, on the array they replaced, and in the real kernel.
+"""`memslots perf`: the cost of lookups and changes on the trees, on the array that they replaced, and in the kernel.
 
-Every answer is compared with one that was computed otherwise, or that a real Linux recorded, while it is timed; a
-wrong one makes the command fail.  Backends take turns, case by case and round by round, so that a busy moment of the
-machine hits them alike; medians of rounds are shown.
+The command checks every answer that it times, against a second computation or against a recording of a real Linux.  A
+wrong answer makes it fail.  Backends take turns, case by case and round by round, so that a busy moment of the machine
+affects all of them.  The tables show medians of rounds.
 """
 
 from __future__ import annotations
 
 import argparse
-import sys
+from collections.abc import Iterable
 from pathlib import Path
 from time import perf_counter
 from typing import NamedTuple
 
 from .. import __version__
 from ..lab import peers
-from ..lab.case import Budget, Case
+from ..lab.case import Budget, Case, matches
 from ..lab.changes import all_changes
 from ..lab.layouts import SEED
 from ..lab.lookups import all_lookups
@@ -36,7 +36,10 @@ from ..measure import published
 from ..measure.crossover import Crossover
 from ..measure.rounds import Cell, Results, measure, plan, turns
 from ..report import perf as report_perf
-from . import deliver
+from ..report.words import choices
+from . import arguments, deliver, files
+from .deliver import Drawing
+from .terminal import UsageError
 
 MIN_SLOTS = 2  # memslot_perf_test has a slot of code and one of data
 MAX_SLOTS = 32_764  # of a kernel
@@ -61,43 +64,72 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     size = parser.add_mutually_exclusive_group()
     size.add_argument("--quick", action="store_true", help="a rough answer, in less than a minute")
     size.add_argument("--full", action="store_true", help="more sizes, rounds and operations")
-    parser.add_argument("--slots", type=slot_numbers, metavar="N,...", help="numbers of slots")
-    parser.add_argument("--rounds", type=deliver.positive, help="turns of each backend")
-    parser.add_argument("--seed", type=int, default=SEED, help=f"of slots and streams ({SEED})")
-    parser.add_argument("--only", metavar="PATTERN", help="cases whose name has this in it")
-    parser.add_argument("--no-kvm", action="store_true", help="leave this machine's kernel out")
+    parser.add_argument(
+        "--slots", type=slot_numbers, metavar="N,...", help="numbers of slots, and none above them"
+    )
+    parser.add_argument(
+        "--rounds", type=arguments.rounds, metavar="N", help="turns of each backend"
+    )
+    parser.add_argument(
+        "--seed",
+        type=arguments.seed,
+        default=SEED,
+        metavar="N",
+        help="the seed of slots and operations (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--only",
+        metavar="PATTERN",
+        help="only cases whose name contains PATTERN, which may have * and ?",
+    )
+    parser.add_argument("--no-kvm", action="store_true", help="leave out this machine's kernel")
     deliver.add_arguments(parser)
 
 
 def slot_numbers(text: str) -> tuple[int, ...]:
-    numbers = tuple(sorted({int(part.replace("_", "")) for part in text.split(",")}))
-    if not MIN_SLOTS <= numbers[0] <= numbers[-1] <= MAX_SLOTS:
-        raise argparse.ArgumentTypeError(f"numbers of slots are {MIN_SLOTS} to {MAX_SLOTS}")
-    return numbers
+    """An argparse type: 8,509."""
+    parts = text.split(",")
+    return tuple(sorted({arguments.number(part, MIN_SLOTS, MAX_SLOTS) for part in parts}))
 
 
 def run(args: argparse.Namespace) -> int:
-    """Measures, prints; 0, or 1 when an answer was wrong, 2 when there is nothing to measure."""
+    """Measures and delivers; the exit code is 1 for a wrong answer.  UsageError: there is nothing to measure."""
+    drawings = _drawings(files.picture(args.picture) if args.picture else None)
+    deliver.check(args, drawings)
     mode = QUICK if args.quick else FULL if args.full else MIDDLE
     mode = mode._replace(slots=args.slots or mode.slots, rounds=args.rounds or mode.rounds)
     names, skipped = available_backends(not args.no_kvm)
     with on_one_cpu("kvm" in names):
-        lab = _Lab(mode, names, args.seed, args.only)
+        lab = _Lab(mode, names, args.seed, args.only, max(args.slots) if args.slots else None)
         if not lab.cells:
-            print(f"memslots: no case has {args.only!r} in its name", file=sys.stderr)
-            return 2
+            raise UsageError(nothing_to_measure(args.only, lab.names))
         lab.measure()
-        report = lab.report(skipped, refused_call_ns() if "kvm" in names else None)
-    deliver.deliver(report, args, report_perf.text, _draws(args.picture))
-    return deliver.exit_code(report)
+        report = lab.report(skipped, _kvm_refused_ns() if "kvm" in names else None)
+    return deliver.deliver(report, args, report_perf.text, drawings)
 
 
-def _draws(path: Path | None) -> list[deliver.Draw[PerfReport]]:
-    """The costs, and beside them the latencies."""
+def nothing_to_measure(pattern: str | None, names: Iterable[str]) -> str:
+    """Why no cell is left of the cases with these names."""
+    known = list(dict.fromkeys(names))
+    if any(matches(name, pattern) for name in known):
+        return f"nothing to measure: --only {pattern!r} has no case for these numbers of slots"
+    return f"no case has {pattern!r} in its name{choices(pattern or '', known)}"
+
+
+def _kvm_refused_ns() -> float | None:
+    """None where the kernel refuses a VM by now: the figures that were measured are kept."""
+    try:
+        return refused_call_ns()
+    except OSError:
+        return None
+
+
+def _drawings(path: Path | None) -> list[Drawing[PerfReport]]:
+    """The costs, and the latencies in a second picture."""
     if path is None:
         return []
     latencies = path.with_stem(f"{path.stem}-latency")
-    return [(_draw_costs, path), (_draw_latencies, latencies)]
+    return [Drawing(_draw_costs, path), Drawing(_draw_latencies, latencies, wanted=False)]
 
 
 def _draw_costs(report: PerfReport, path: Path) -> None:
@@ -113,14 +145,21 @@ def _draw_latencies(report: PerfReport, path: Path) -> None:
 
 
 class _Lab:
-    """All cases of one command, and what came of them."""
+    """All cases of one command, with their results.  `largest`: the most slots of the crossover too."""
 
-    def __init__(self, mode: Mode, backends: list[str], seed: int, pattern: str | None) -> None:
+    def __init__(
+        self,
+        mode: Mode,
+        backends: list[str],
+        seed: int,
+        pattern: str | None,
+        largest: int | None = None,
+    ) -> None:
         self.mode, self.seed, self.pattern = mode, seed, pattern
         self.results = Results()
         self.peers, self.no_peers = peers.available()
         self.cells = self._plan(backends)
-        self.crossover = Crossover(seed, mode.rounds, pattern)
+        self.crossover = Crossover(seed, mode.rounds, pattern, largest)
         self.seconds = 0.0
 
     def _plan(self, backends: list[str]) -> list[Cell]:
@@ -131,13 +170,21 @@ class _Lab:
         cells += plan(wanted, self.peers, mode.rounds, mode.budget, self.results)
         return sorted(cells, key=lambda cell: cell.case.n_slots or 0)
 
+    @property
+    def names(self) -> list[str]:
+        """Of all cases, also of those that --only leaves out."""
+        return [name for case in self._all_cases() for name in case.names]
+
     def _cases(self) -> list[Case]:
+        return [case for case in _once(self._all_cases()) if case.is_wanted(self.pattern)]
+
+    def _all_cases(self) -> list[Case]:
         cases: list[Case] = [Replay(self.seed)]
         for n in self.mode.slots:
             cases += all_tests(n, self.seed)
             cases += all_changes(n, self.seed)
             cases += all_lookups(n, self.seed)
-        return [case for case in _once(cases) if case.is_wanted(self.pattern)]
+        return cases
 
     def measure(self) -> None:
         start = perf_counter()
@@ -171,7 +218,7 @@ class _Lab:
 
 
 def _once(cases: list[Case]) -> list[Case]:
-    """Two numbers of slots may be more than a case has room for, and so become the same one."""
+    """Without cases that occur twice: a case with little room reduces two numbers of slots to the same one."""
     kept: dict[tuple[tuple[str, ...], int | None], Case] = {}
     for case in cases:
         kept.setdefault((case.names, case.n_slots), case)

@@ -11,15 +11,28 @@ from typing import Any
 
 from .. import __version__, backends
 from ..lab.progress import progress_bar
+from ..report.words import plural, wrapped
 from ..traces import player, vectors
-from .terminal import EXIT_FOUND, EXIT_OK, EXIT_USAGE, complain, print_json
+from . import arguments
+from .terminal import (
+    EXIT_FOUND,
+    EXIT_OK,
+    EXIT_USAGE,
+    UsageError,
+    complain,
+    emit,
+    in_words,
+    print_json,
+    width,
+)
+from .vector_files import find
 
-SHOWN_MISMATCHES = 20  # of one file: once the states differ, so does nearly everything after
+SHOWN_MISMATCHES = 20  # of one file: after states differ, nearly every later result differs too
 SHOWN_LENGTH = 400  # characters of one result: a dirty log may have thousands of runs
 
 
 class _Replay:
-    """What came of all files of one call."""
+    """The results of all files of one call."""
 
     def __init__(self) -> None:
         self.results: list[tuple[player.PlayResult, str]] = []  # with the scope of the file
@@ -61,6 +74,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--backend",
+        type=arguments.backend,
         default="tree",
         metavar="NAME",
         help=f"{', '.join(backends())}, or kvm: this machine's kernel (default: tree)",
@@ -69,29 +83,39 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    """Plays every file.  A file that cannot be read or found is noted, and the others are played all the same."""
     replay = _Replay()
-    try:
-        paths = _vector_paths(args.files)
-        with progress_bar(lambda: sum(map(_announced_ops, paths)), "op") as progress:
-            for path in paths:
-                _replay_file(replay, path, args.backend, progress)
-    except (player.BackendError, FileNotFoundError) as e:
-        return complain(e)
-    _print_json_replay(replay, args.backend) if args.json else _print_replay(replay)
+    paths = _vector_paths(args.files, replay.errors)
+    with progress_bar(lambda: sum(map(_announced_ops, paths)), "op") as progress:
+        for path in paths:
+            _replay_file(replay, path, args.backend, progress)
+    if args.json:
+        _print_json_replay(replay, args.backend)
+    else:
+        emit("\n".join(_lines(replay, width())))
     for error in replay.errors:
         complain(error)
     return replay.exit_code
 
 
-def _vector_paths(names: Iterable[str]) -> list[str]:
+def _vector_paths(names: Iterable[str], errors: list[str]) -> list[str]:
     """The files, with folders replaced by the vector files below them."""
     paths = []
     for name in names:
-        below = sorted(p for p in Path(name).rglob("*") if vectors.is_vector_path(p))
-        if not below and Path(name).is_dir():
-            raise FileNotFoundError(f"{name}: no .jsonl or .jsonl.gz below this folder")
-        paths += [str(p) for p in below] or [vectors.packaged(name) or name]
+        try:
+            paths += _below(name) if Path(name).is_dir() else [find(name)]
+        except UsageError as e:
+            errors.append(str(e))
+        except OSError as e:
+            errors.append(in_words(e))
     return paths
+
+
+def _below(folder: str) -> list[str]:
+    found = sorted(str(p) for p in Path(folder).rglob("*") if vectors.is_vector_path(p))
+    if not found:
+        raise UsageError(f"{folder}: no .jsonl or .jsonl.gz below this folder")
+    return found
 
 
 def _replay_file(
@@ -102,6 +126,8 @@ def _replay_file(
         file = vectors.read(path)
         with closing(player.open_backend(backend, file.header)) as vm:
             result = player.play(file, vm, progress=progress)
+    except player.BackendError as e:  # no file can be played
+        raise UsageError(str(e)) from e
     except vectors.VectorError as e:
         replay.errors.append(str(e))
     except OSError as e:
@@ -114,26 +140,29 @@ def _announced_ops(path: str) -> int:
     try:
         return int(vectors.read_header(path)["ops"])
     except (OSError, vectors.VectorError):
-        return 0  # it will be reported when its turn comes
+        return 0  # _replay_file reports it
 
 
-def _print_replay(replay: _Replay) -> None:
+def _lines(replay: _Replay, columns: int | None) -> Iterator[str]:
+    """Mismatches keep their lines whole: they begin with a path and a line number."""
     for result, _ in replay.results:
-        _print_mismatches(result)
-    for line in _remarks(replay):
-        print(line)
-    t = replay.totals
-    print(
-        f"{t['files']} files, {t['ops']} ops, {t['mismatches']} mismatches, "
-        f"{t['not_compared']} not compared, {t['out_of_scope']} out of scope"
+        yield from _mismatches(result)
+    for line in (*_remarks(replay), _summary(replay.totals)):
+        yield wrapped(line, columns) if columns else line
+
+
+def _summary(t: dict[str, int]) -> str:
+    return (
+        f"{plural(t['files'], 'file')}, {plural(t['ops'], 'op')}, {plural(t['mismatches'], 'mismatch')}, "
+        f"{t['not_compared']:,} not compared, {t['out_of_scope']:,} out of scope"
     )
 
 
-def _print_mismatches(result: player.PlayResult) -> None:
+def _mismatches(result: player.PlayResult) -> Iterator[str]:
     for mismatch in result.mismatches[:SHOWN_MISMATCHES]:
-        print(_mismatch_line(mismatch))
+        yield _mismatch_line(mismatch)
     if (more := len(result.mismatches) - SHOWN_MISMATCHES) > 0:
-        print(f"{result.path}: and {more} more mismatches, which --json shows")
+        yield f"{result.path}: {plural(more, 'more mismatch')}; --json shows all"
 
 
 def _mismatch_line(m: player.Mismatch) -> str:
@@ -147,19 +176,19 @@ def _clipped(result: dict[str, Any]) -> str:
 
 
 def _remarks(replay: _Replay) -> Iterator[str]:
-    """What was skipped, and why."""
+    """The operations that were skipped, with the reasons."""
     yield from dict.fromkeys(note for result, _ in replay.results for note in result.notes)
     for reason, n in replay.skipped.items():
-        yield f"{n} not compared: {reason}"
+        yield f"{n:,} not compared: {reason}"
     if replay.by_size:
         yield (
-            f"{replay.by_size} dirty logs compared by result and size only: "
-            "stores that were not made are missing from them"
+            f"{plural(replay.by_size, 'dirty log')} compared by result and size only: "
+            "the recorded guest made stores that a replay does not make"
         )
     for result, scope in replay.results:
         if result.out_of_scope:
             what = "guest_memfd and other features" if scope == vectors.SCOPE else scope
-            yield f"{result.out_of_scope} out of scope: {what}, in {result.path}"
+            yield f"{result.out_of_scope:,} out of scope: {what}, in {result.path}"
 
 
 def _print_json_replay(replay: _Replay, backend: str) -> None:

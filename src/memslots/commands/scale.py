@@ -1,13 +1,12 @@
 # SPDX-License-Identifier: MIT
-"""`memslots scale`: what each operation costs with 8 to 1,000,000 slots, on each design, and how that grows.
+"""`memslots scale`: the cost of each operation with 8 to 1,000,000 slots, on each design, and how it grows.
 
-Beside it stand the factors that the authors of the trees published, and the same cases here.
+A second table compares the factors that the authors of the trees published with the same cases on this machine.
 """
 
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from time import perf_counter
@@ -24,10 +23,16 @@ from ..lab.selftest import all_tests
 from ..measure import fit, published
 from ..measure.rounds import Cell, Results, measure, plan, turns
 from ..report import scale as report_scale
-from . import deliver
+from . import arguments, deliver, files
+from .deliver import Drawing
+from .perf import nothing_to_measure
+from .terminal import UsageError
 
 SIZES = (8, 32, 128, 509, 2048, 8192, 32_764, 262_144, 1_000_000)
 QUICK_MAX = 32_764
+MAX_SLOTS = (
+    10_000_000  # an array of more slots is no longer small against the memory of most machines
+)
 
 
 class Mode(NamedTuple):
@@ -41,7 +46,7 @@ QUICK = Mode("quick", QUICK_MAX, 3, Budget(0.01, 1.0, 3.0, 16_384, 128, 256))
 MIDDLE = Mode("middle", SIZES[-1], 5, Budget(0.05, 6.0, 6.0, 65_536, 256, 1024))
 FULL = Mode("full", SIZES[-1], 15, Budget(0.5, 60.0, 300.0, 262_144, 1024, 8192))
 
-#: The cases of the kernel's own test, which have a published table.
+#: The designs of the published table, for the cases of the kernel's own test.
 PUBLISHED_BACKENDS = ("tree", "array")
 
 
@@ -49,17 +54,39 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Fills the parser of `memslots scale`."""
     size = parser.add_mutually_exclusive_group()
     size.add_argument("--quick", action="store_true", help=f"up to {QUICK_MAX:,} slots, few rounds")
-    size.add_argument("--full", action="store_true", help="more rounds, and what takes minutes")
-    parser.add_argument("--max-slots", type=deliver.positive, metavar="N", help="the largest size")
-    parser.add_argument("--rounds", type=deliver.positive, help="turns of each backend")
-    parser.add_argument("--seed", type=int, default=SEED, help=f"of slots and streams ({SEED})")
-    parser.add_argument("--only", metavar="PATTERN", help="cases whose name has this in it")
-    parser.add_argument("--no-kvm", action="store_true", help="leave this machine's kernel out")
+    size.add_argument(
+        "--full", action="store_true", help="more rounds, and cases that take minutes"
+    )
+    parser.add_argument("--max-slots", type=slot_number, metavar="N", help="the largest size")
+    parser.add_argument(
+        "--rounds", type=arguments.rounds, metavar="N", help="turns of each backend"
+    )
+    parser.add_argument(
+        "--seed",
+        type=arguments.seed,
+        default=SEED,
+        metavar="N",
+        help="the seed of slots and operations (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--only",
+        metavar="PATTERN",
+        help="only cases whose name contains PATTERN, which may have * and ?",
+    )
+    parser.add_argument("--no-kvm", action="store_true", help="leave out this machine's kernel")
     deliver.add_arguments(parser)
 
 
+def slot_number(text: str) -> int:
+    return arguments.number(text, 1, MAX_SLOTS)
+
+
 def run(args: argparse.Namespace) -> int:
-    """Measures, prints; 0, or 1 when an answer was wrong, 2 when there is nothing to measure."""
+    """Measures and delivers; the exit code is 1 for a wrong answer.  UsageError: there is nothing to measure."""
+    drawings: list[Drawing[ScaleReport]] = []
+    if args.picture:
+        drawings = [Drawing(_draw, files.picture(args.picture))]
+    deliver.check(args, drawings)
     mode = QUICK if args.quick else FULL if args.full else MIDDLE
     mode = mode._replace(
         max_slots=args.max_slots or mode.max_slots, rounds=args.rounds or mode.rounds
@@ -67,14 +94,11 @@ def run(args: argparse.Namespace) -> int:
     names, skipped = available_backends(not args.no_kvm)
     scaling = _Scaling(mode, names, args.seed, args.only)
     if not scaling.cells and not scaling.test_cells:
-        print(f"memslots: nothing to measure for {args.only!r}", file=sys.stderr)
-        return 2
+        raise UsageError(nothing_to_measure(args.only, scaling.names))
     with on_one_cpu("kvm" in names):
         scaling.measure()
     report = scaling.report(skipped)
-    draws: list[deliver.Draw[ScaleReport]] = [(_draw, args.picture)] if args.picture else []
-    deliver.deliver(report, args, report_scale.text, draws)
-    return deliver.exit_code(report)
+    return deliver.deliver(report, args, report_scale.text, drawings)
 
 
 def _draw(report: ScaleReport, path: Path) -> None:
@@ -89,7 +113,7 @@ def sizes_up_to(max_slots: int) -> tuple[int, ...]:
 
 
 class _Scaling:
-    """All cells of one command, and what came of them."""
+    """All cells of one command, with their results."""
 
     def __init__(self, mode: Mode, backends: list[str], seed: int, pattern: str | None) -> None:
         self.mode, self.seed, self.pattern = mode, seed, pattern
@@ -100,6 +124,12 @@ class _Scaling:
         self.cells = self._plan(cases, backends, self.results)
         self.test_cells = self._plan(tests, list(PUBLISHED_BACKENDS), self.test_results)
         self.seconds = 0.0
+
+    @property
+    def names(self) -> list[str]:
+        """Of all cases, also of those that --only leaves out."""
+        cases = all_cases(self.sizes[0], self.seed)
+        return [name for case in cases for name in case.names] + list(published.CASES)
 
     def _tests(self) -> Iterator[Case]:
         sizes = sorted({n for case, n in published.TABLE if case != "map"})
@@ -144,7 +174,7 @@ class _Scaling:
 
 
 def fits(results: list[Row]) -> Iterator[FitRow]:
-    """For each case and backend how its cost grows."""
+    """The growth of the cost of each case on each backend."""
     series: dict[tuple[str, str], dict[int, float]] = {}
     for row in results:
         if row["n_slots"] is not None:

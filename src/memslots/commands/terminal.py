@@ -1,17 +1,101 @@
 # SPDX-License-Identifier: MIT
-"""What every command shares: exit codes, and how it prints an object or an error."""
+"""Exit codes, and how every command prints its result and its messages.
 
+Results go to stdout through `emit`, which also reports a full disk and a closed pipe.  Messages go to stderr through
+`say` and `complain`; a message that cannot be printed changes nothing.
+"""
+
+import codecs
+import io
 import json
+import os
+import shutil
 import sys
-from typing import Any
+from contextlib import suppress
+from typing import TextIO
 
-EXIT_OK, EXIT_FOUND, EXIT_USAGE = 0, 1, 2
+from ..report.words import wrapped
+
+EXIT_OK = 0
+EXIT_FOUND = 1  # a mismatch or a wrong answer
+EXIT_USAGE = 2  # bad arguments, or a file that cannot be read or written
+EXIT_INTERRUPTED = 130  # as the shell reports a death by SIGINT
+EXIT_PIPE = 141  # as the shell reports a death by SIGPIPE: the reader of stdout has closed it
+
+NARROWEST = 20  # columns; a terminal that claims fewer is taken for one of these
 
 
-def complain(message: object) -> int:
-    print(f"memslots: {message}", file=sys.stderr)
-    return EXIT_USAGE
+class UsageError(Exception):
+    """The command cannot run as it was called; the text is the message."""
 
 
-def print_json(value: dict[str, Any]) -> None:
-    print(json.dumps(value, indent=1))
+def say(message: object) -> None:
+    """One message on stderr.  stderr is None when the process has none, and print() would use stdout then."""
+    if sys.stderr is not None:
+        line = f"memslots: {message}"
+        with suppress(OSError):
+            columns = _columns(sys.stderr)
+            print(wrapped(line, columns) if columns else line, file=sys.stderr, flush=True)
+
+
+def complain(message: object, code: int = EXIT_USAGE) -> int:
+    say(in_words(message) if isinstance(message, OSError) else message)
+    return code
+
+
+def in_words(error: OSError) -> str:
+    """Without "[Errno 28]"."""
+    reason = error.strerror or str(error)
+    return f"{error.filename}: {reason}" if error.filename is not None else reason
+
+
+def emit(text: str) -> None:
+    """Prints a line or more to stdout now.
+
+    OSError names stdout; a closed pipe is a BrokenPipeError without a file name.
+    """
+    try:
+        print(text, flush=True)
+    except OSError as e:
+        discard_stdout()
+        if not isinstance(e, BrokenPipeError):
+            e.filename = "standard output"
+        raise
+
+
+def print_json(value: object) -> None:
+    emit(json.dumps(value, indent=1))
+
+
+def discard_stdout() -> None:
+    """Sends what is left to /dev/null.  Otherwise Python prints it again when it ends, and exits with 120."""
+    with suppress(OSError, ValueError):  # a test's stdout has no descriptor
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, sys.stdout.fileno())
+        os.close(null)
+
+
+def width() -> int | None:
+    """The columns of the terminal that stdout is; None: a file or a pipe, where lines may have any length."""
+    return _columns(sys.stdout) if sys.stdout is not None else None
+
+
+def _columns(stream: TextIO) -> int | None:
+    return max(shutil.get_terminal_size().columns, NARROWEST) if stream.isatty() else None
+
+
+def print_any_text() -> None:
+    """Lets stdout print every text, also where its encoding lacks a character."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        codecs.register_error("memslots", _replaced)
+        sys.stdout.reconfigure(errors="memslots")
+
+
+def _replaced(error: UnicodeError) -> tuple[str | bytes, int]:
+    """± becomes ~.  Bytes of a file name that are not valid text stay as they are, as Python's surrogateescape does."""
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    found = error.object[error.start]
+    if 0xDC80 <= ord(found) <= 0xDCFF:
+        return bytes([ord(found) - 0xDC00]), error.start + 1
+    return "~" if found == "±" else "?", error.start + 1

@@ -31,14 +31,18 @@ BUDGET = Budget(0.005, 1.0, 1.0, 4096, 64, 256)
 class Crossover:
     """The tree and the array at small numbers of slots, in VMs with room for few and for many ids."""
 
-    def __init__(self, seed: int, rounds: int, pattern: str | None) -> None:
+    def __init__(
+        self, seed: int, rounds: int, pattern: str | None, largest: int | None = None
+    ) -> None:
         self.pattern = pattern
+        self.largest = largest  # number of slots; None: no limit
         self.results = {room: Results() for room in SIZES}
         self._cells = {room: self._plan(room, seed, rounds) for room in SIZES}
         self.turns = sum(turns(cells) for cells in self._cells.values())
 
     def _plan(self, room: int, seed: int, rounds: int) -> list[Cell]:
-        cases = [case for n in SIZES[room] for case in _cases(n, seed)]
+        sizes = [n for n in SIZES[room] if self.largest is None or n <= self.largest]
+        cases = [case for n in sizes for case in _cases(n, seed)]
         wanted = [case for case in cases if case.is_wanted(self.pattern)]
         return plan(wanted, BACKENDS, rounds, BUDGET, self.results[room])
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FixedLocator, NullFormatter
+from matplotlib.ticker import FixedLocator, NullFormatter, NullLocator
 
 from .style import LOOKS, Look, looks
 
@@ -174,17 +174,32 @@ def wrong_notes(rows: Iterable[Row]) -> Iterator[str]:
 def decades(low: float, high: float, most: int = 99) -> list[float]:
     """Powers of ten from low to high: all, or every second, third ..., so that there are not more than `most`.
 
-    1 is among them whenever it is in between.
+    1 is among them whenever it is in between.  Where there is no power of ten, other round numbers take their place.
     """
     exponents = range(ceil(log10(low) - 1e-9), floor(log10(high) + 1e-9) + 1)
     step = max(1, ceil(len(exponents) / most))
-    return [10.0**e for e in exponents if e % step == 0]
+    return [10.0**e for e in exponents if e % step == 0] or _round_numbers(low, high)
+
+
+def _round_numbers(low: float, high: float) -> list[float]:
+    """2 and 5 times a power of ten between low and high, else all such multiples, else one number between them."""
+    power = 10.0 ** floor(log10(low))
+    for factors in ((2, 5), range(2, 10)):
+        if found := [factor * power for factor in factors if low <= factor * power <= high]:
+            return found
+    return [float(f"{(low * high) ** 0.5:.2g}")]
 
 
 def log_axis(axis: Any, ticks: list[float], text: Any) -> None:
     """Labelled ticks, and short ones in between, at 2 to 9 times each, or at the powers of ten without a label."""
     axis.set_major_locator(FixedLocator(ticks))
     axis.set_ticklabels([text(tick) for tick in ticks])
+    exponent = log10(ticks[0])
+    if (
+        abs(exponent - round(exponent)) > 1e-9
+    ):  # no power of ten: too short an axis for ticks in between
+        axis.set_minor_locator(NullLocator())
+        return
     step = ticks[1] / ticks[0] if len(ticks) > 1 else 10
     inner = decades(10, step / 5) if step > 11 else np.arange(2, 10)
     between = np.outer([ticks[0] / step, *ticks], inner).ravel().tolist()

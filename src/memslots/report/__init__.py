@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: MIT
 """Reports of measurements as text.
 
-show    times, factors and tables, which the others share
+words   plurals, lists of names
+tables  tables and paragraphs for terminals of any width
+show    times, factors and notes, which both reports share
 perf    the text of `memslots perf`
 scale   the text of `memslots scale`
 """

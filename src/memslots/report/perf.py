@@ -9,7 +9,9 @@ from ..lab.peers import PEERS
 from ..lab.schema import CrossoverRow, PerfReport, Row
 from ..lab.subjects import INDEXED, design_of
 from ..measure import duel, published
-from . import show
+from . import show, tables
+from .tables import Part, Table
+from .words import plural
 
 GROUPS = (
     ("memslot_perf_test", ("map", "unmap", "move a", "move i", "RW", "slot s")),
@@ -39,7 +41,8 @@ PEER_TABLES = (
 HEADLINES = ("unmap", "unmap chunked", "move active area", "move inactive area", "slot setup")
 
 
-def text(report: PerfReport) -> str:
+def text(report: PerfReport, width: int | None = None) -> str:
+    """The report for a terminal of `width` columns; None: lines may have any length."""
     parts = [
         *_size_tables(report),
         *_crossovers(report),
@@ -48,9 +51,9 @@ def text(report: PerfReport) -> str:
         *_peers(report),
         _traces(report, "replay/", "one operation of the QEMU traces"),
         _traces(report, "scenario/", "whole QEMU traces, by what they show"),
-        show.paragraphs(_closing(report)),
+        tables.paragraphs(_closing(report), width),
     ]
-    return "\n\n".join(part for part in parts if part)
+    return tables.page(parts, width)
 
 
 def _of_size(report: PerfReport, n: int) -> list[Row]:
@@ -67,14 +70,14 @@ def _of_size(report: PerfReport, n: int) -> list[Row]:
 # ---- cost by number of slots --------------------------------------------------------------------
 
 
-def _size_tables(report: PerfReport) -> Iterator[str]:
+def _size_tables(report: PerfReport) -> Iterator[Table]:
     for n in report["slots"]:
         rows = _of_size(report, n)
         if rows:
             yield _size_table(n, rows)
 
 
-def _size_table(n: int, rows: list[Row]) -> str:
+def _size_table(n: int, rows: list[Row]) -> Table:
     names, rivals = show.columns(rows), _rivals(rows)
     cases = show.by_case(rows)
     body: list[list[str]] = []
@@ -84,7 +87,7 @@ def _size_table(n: int, rows: list[Row]) -> str:
             body.append([title])
             body += [_line(case, r, names, rivals, n) for case, r in of_group.items()]
     headers = [f"{n:,} slots", *names, *show.ratio_headers(rivals)]
-    return show.table(body, headers)
+    return Table(body, headers)
 
 
 def _line(
@@ -104,14 +107,14 @@ def _rivals(rows: list[Row]) -> list[str]:
 # ---- where designs cross ------------------------------------------------------------------------
 
 
-def _crossovers(report: PerfReport) -> Iterator[str]:
+def _crossovers(report: PerfReport) -> Iterator[Table]:
     """array / tree by number of slots, for VMs with few and with many ids."""
     for room in dict.fromkeys(row["user_mem_slots"] for row in report["crossover"]):
         rows = [row for row in report["crossover"] if row["user_mem_slots"] == room]
         sizes = sorted({int(n) for row in rows for n in row["factors"]})
         body = [[row["case"], *(_factor_cell(row, n) for n in sizes)] for row in rows]
         title = f"array / tree, VM of {room:,} ids; * array wins"
-        yield show.table(body, [title, *(f"{n:,}" for n in sizes)])
+        yield Table(body, [title, *(f"{n:,}" for n in sizes)])
 
 
 def _factor_cell(row: CrossoverRow, n: int) -> str:
@@ -123,7 +126,7 @@ def _factor_cell(row: CrossoverRow, n: int) -> str:
 # ---- the index ----------------------------------------------------------------------------------
 
 
-def _index_gains(report: PerfReport) -> str:
+def _index_gains(report: PerfReport) -> Part:
     """tree / tree+index of each lookup, by number of slots."""
     cases = show.by_case_and_size(report["results"])
     gains = {key: gain for key, rows in cases.items() if (gain := _index_gain(rows))}
@@ -133,7 +136,7 @@ def _index_gains(report: PerfReport) -> str:
         for case in dict.fromkeys(case for case, _ in gains)
     ]
     title = f"{design_of(INDEXED)} / {INDEXED}, by slots"
-    return show.table(body, [title, *(f"{n:,}" for n in sizes)]) if body else ""
+    return Table(body, [title, *(f"{n:,}" for n in sizes)]) if body else ""
 
 
 def _index_gain(by_backend: dict[str, Row]) -> str:
@@ -146,7 +149,7 @@ def _index_gain(by_backend: dict[str, Row]) -> str:
 # ---- latencies ----------------------------------------------------------------------------------
 
 
-def _latencies(report: PerfReport) -> str:
+def _latencies(report: PerfReport) -> Part:
     if not report["slots"]:
         return ""
     n = max(report["slots"])
@@ -158,7 +161,7 @@ def _latencies(report: PerfReport) -> str:
         if case in cases
     ]
     headers = [f"p50 / p99 / p99.9 at {n:,} slots", *names]
-    return show.table(body, headers) if body else ""
+    return Table(body, headers) if body else ""
 
 
 def _percentiles(row: Row | None) -> str:
@@ -168,7 +171,7 @@ def _percentiles(row: Row | None) -> str:
 # ---- peers --------------------------------------------------------------------------------------
 
 
-def _peers(report: PerfReport) -> Iterator[str]:
+def _peers(report: PerfReport) -> Iterator[Table]:
     for case, title in PEER_TABLES:
         rows = [r for r in report["results"] if r["case"] == case]
         names = show.columns(rows)
@@ -176,17 +179,17 @@ def _peers(report: PerfReport) -> Iterator[str]:
             yield _peer_table(rows, names, title)
 
 
-def _peer_table(rows: list[Row], names: list[str], title: str) -> str:
+def _peer_table(rows: list[Row], names: list[str], title: str) -> Table:
     sizes = list(dict.fromkeys(row["n_slots"] for row in rows))
     found = {(row["n_slots"], row["backend"]): row for row in rows}
     body = [[f"{n:,} slots", *(show.cell(found.get((n, name))) for name in names)] for n in sizes]
-    return show.table(body, [title, *names])
+    return Table(body, [title, *names])
 
 
 # ---- traces -------------------------------------------------------------------------------------
 
 
-def _traces(report: PerfReport, prefix: str, title: str) -> str:
+def _traces(report: PerfReport, prefix: str, title: str) -> Part:
     rows = [r for r in report["results"] if r["case"].startswith(prefix)]
     names, rivals = show.columns(rows), _rivals(rows)
     body = [
@@ -196,7 +199,7 @@ def _traces(report: PerfReport, prefix: str, title: str) -> str:
         for case, by_backend in show.by_case(rows).items()
     ]
     headers = [title, "operations", *names, *show.ratio_headers(rivals)]
-    return show.table(body, headers) if body else ""
+    return Table(body, headers) if body else ""
 
 
 def _most_ops(rows: Iterable[Row]) -> str:
@@ -224,7 +227,7 @@ def _closing(report: PerfReport) -> Iterator[str]:
         yield f"skipped: {reason}"
     yield from show.not_run(report["not_run"])
     if report["not_run"]:
-        yield "--full has more patience."
+        yield "--full runs slower cases too."
     yield _checked(report)
 
 
@@ -288,7 +291,7 @@ def _ranges(row: CrossoverRow) -> str:
 
 def _overheads(report: PerfReport) -> str:
     known = (
-        f"medians of {report['rounds']} rounds, ± half the distance of their quartiles; the clock takes "
+        f"medians of {plural(report['rounds'], 'round')}, ± half the distance of their quartiles; the clock takes "
         f"{report['clock_ns']:.0f} ns of each percentile, an empty call from Python {report['floor_ns']:.0f} ns"
     )
     if report["kvm_refused_ns"] is not None:
@@ -303,6 +306,6 @@ def _checked(report: PerfReport) -> str:
     ops = sum(row["ops"] for row in rows)
     wrong = len(report["wrong"])
     return (
-        f"{ops:,} operations timed in {len(rows)} cells, {report['seconds']:.0f} s, seed {report['seed']}: "
-        f"{wrong} cells with wrong answers."
+        f"{plural(ops, 'operation')} timed in {plural(len(rows), 'cell')}, {report['seconds']:.0f} s, "
+        f"seed {report['seed']}: {plural(wrong, 'cell')} with wrong answers."
     )

@@ -7,15 +7,18 @@ from collections.abc import Iterator
 
 from ..lab.schema import Row, ScaleReport
 from ..measure import duel, published
-from . import show
+from . import show, tables
+from .tables import Part, Table
+from .words import plural
 
 
-def text(report: ScaleReport) -> str:
-    parts = [_costs(report), _published(report), show.paragraphs(_closing(report))]
-    return "\n\n".join(part for part in parts if part)
+def text(report: ScaleReport, width: int | None = None) -> str:
+    """The report for a terminal of `width` columns; None: lines may have any length."""
+    closing = tables.paragraphs(_closing(report), width)
+    return tables.page([_costs(report), _published(report), closing], width)
 
 
-def _costs(report: ScaleReport) -> str:
+def _costs(report: ScaleReport) -> Part:
     """One line an operation and backend, one column a number of slots."""
     sizes = report["slots"]
     rows = {(r["case"], r["backend"], r["n_slots"]): r for r in report["results"]}
@@ -29,7 +32,7 @@ def _costs(report: ScaleReport) -> str:
             cells = [_cell(rows.get(key), key in not_run) for key in keys]
             body.append([f"  {name}", *cells, _exponent(report, case, name)])
         body += _ratios(of_case, sizes)
-    return show.table(body, ["slots", *(f"{n:,}" for n in sizes), "~ n^x"]) if body else ""
+    return Table(body, ["slots", *(f"{n:,}" for n in sizes), "~ n^x"]) if body else ""
 
 
 def _cell(row: Row | None, not_run: bool) -> str:
@@ -58,13 +61,13 @@ def _exponent(report: ScaleReport, case: str, backend: str) -> str:
 # ---- beside the published table -----------------------------------------------------------------
 
 
-def _published(report: ScaleReport) -> str:
+def _published(report: ScaleReport) -> Part:
     """array / tree of memslot_perf_test's cases: here, and in the table of the patch series."""
     cases = show.by_case_and_size(report["selftest"])
     sizes = sorted({n for _, n in published.TABLE if n != published.MAP_SLOTS})
     body = [[f"{n:,}", *(_both(cases, case, n) for case in published.CASES)] for n in sizes]
     title = "slots: array / tree (published)"
-    return show.table(body, [title, *published.CASES]) if report["selftest"] else ""
+    return Table(body, [title, *published.CASES]) if report["selftest"] else ""
 
 
 def _both(cases: dict[tuple[str, int], dict[str, Row]], case: str, n: int) -> str:
@@ -80,9 +83,10 @@ def _both(cases: dict[tuple[str, int], dict[str, Row]], case: str, n: int) -> st
 
 def _closing(report: ScaleReport) -> Iterator[str]:
     yield (
-        f"Times are per operation (setup: per slot), medians of up to {report['rounds']} rounds; n^x is fitted to "
-        "the upper half of the sizes that were run.  VMs have no more ids than slots, so that the array's table of "
-        "ids, which each change copies, is as short as can be; those of `memslots perf` have 32,764, as in Linux."
+        f"Times are per operation (setup: per slot), medians of up to {plural(report['rounds'], 'round')}; "
+        "n^x is fitted to the upper half of the sizes that were run.  VMs have no more ids than slots, so that the "
+        "array's table of ids, which each change copies, is as short as can be; those of `memslots perf` have 32,764, "
+        "as in Linux."
     )
     yield from show.index_note(report["results"])
     yield from show.new_design_notes(report["results"])
@@ -94,6 +98,6 @@ def _closing(report: ScaleReport) -> Iterator[str]:
     rows = report["results"] + report["selftest"]
     ops = sum(row["ops"] for row in rows)
     yield (
-        f"{ops:,} operations timed in {len(rows)} cells, {report['seconds']:.0f} s, seed {report['seed']}: "
-        f"{len(report['wrong'])} cells with wrong answers."
+        f"{plural(ops, 'operation')} timed in {plural(len(rows), 'cell')}, {report['seconds']:.0f} s, "
+        f"seed {report['seed']}: {plural(len(report['wrong']), 'cell')} with wrong answers."
     )

@@ -1,19 +1,16 @@
 # SPDX-License-Identifier: MIT
-"""Figures as text."""
+"""Figures and notes as text."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from textwrap import fill
-
-from tabulate import SEPARATING_LINE, DataRow, Line, TableFormat, tabulate
 
 from ..lab.peers import PEERS
 from ..lab.schema import NotRun, Row
 from ..lab.subjects import INDEXED, design_of
 from ..measure import duel
+from .words import listed, plural
 
-WIDTH = 118
 UNITS = (("ns", 1.0), ("us", 1e3), ("ms", 1e6), ("s", 1e9))
 
 #: The designs and the kernel in the order of their columns; whatever else there is follows.
@@ -101,11 +98,6 @@ def by_case(rows: Iterable[Row]) -> dict[str, dict[str, Row]]:
     return found
 
 
-def paragraphs(lines: Iterable[str]) -> str:
-    """Each line wrapped, so that it can be read on a terminal."""
-    return "\n".join(fill(line, WIDTH, subsequent_indent="  ") for line in lines)
-
-
 def not_run(told: Iterable[NotRun]) -> Iterator[str]:
     """One line for each backend and reason."""
     found: dict[tuple[str, str], list[NotRun]] = {}
@@ -114,8 +106,8 @@ def not_run(told: Iterable[NotRun]) -> Iterator[str]:
     for (backend, reason), rows in found.items():
         sizes = dict.fromkeys(f"{row['n_slots']:,}" for row in rows)
         cases = list(dict.fromkeys(row["case"] for row in rows))
-        what = cases[0] if len(cases) == 1 else f"{len(cases)} cases"
-        yield f"not run: {what}, {backend}, {' and '.join(sizes)} slots: {reason}"
+        what = cases[0] if len(cases) == 1 else plural(len(cases), "case")
+        yield f"not run: {what}, {backend}, {listed(sizes)} slots: {reason}"
 
 
 def index_note(rows: Iterable[Row]) -> Iterator[str]:
@@ -142,28 +134,3 @@ def columns(rows: Iterable[Row]) -> list[str]:
     names = list(dict.fromkeys(row["backend"] for row in rows))
     others = [name for name in names if name not in (*FIRST, *LAST)]
     return [n for n in (*FIRST, *others, *LAST) if n in names]
-
-
-#: Columns apart by two spaces, a rule below the headers; no header is wider than its text.
-FORMAT = TableFormat(
-    lineabove=None,
-    linebelowheader=Line("", "-", "  ", ""),
-    linebetweenrows=None,
-    linebelow=None,
-    headerrow=None,
-    datarow=DataRow("", "  ", ""),
-    padding=0,
-    with_header_hide=None,
-)
-
-
-def table(body: Sequence[Sequence[str]], headers: Sequence[str]) -> str:
-    """The first column to the left, the others to the right; a row of one cell is a heading."""
-    text: str = tabulate(
-        [headers, SEPARATING_LINE, *body],
-        tablefmt=FORMAT,
-        colalign=["left"] + ["right"] * (len(headers) - 1),
-        disable_numparse=True,
-        preserve_whitespace=True,
-    )
-    return text

@@ -1,0 +1,581 @@
+# SPDX-License-Identifier: MIT
+"""The command line: exit codes, outputs that fail, Ctrl-C, narrow terminals, unknown names, missing libraries."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import resource
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import memslots
+from memslots.commands import cli, deliver, files, perf, terminal
+from memslots.lab import progress, subjects
+from memslots.report import perf as report_perf
+from memslots.report import scale as report_scale
+from memslots.report import tables, words
+
+COMMANDS = Path(__file__).parents[2] / "docs" / "commands.md"
+
+#: The shortest measurement with tables.
+PERF = ["perf", "--quick", "--only", "unmap", "--slots", "8", "--rounds", "1", "--no-kvm"]
+SCALE = [
+    "scale",
+    "--quick",
+    "--only",
+    "change/move",
+    "--max-slots",
+    "600",
+    "--rounds",
+    "1",
+    "--no-kvm",
+]
+
+
+def run(*arguments: str, **more: Any) -> subprocess.CompletedProcess[str]:
+    """In a process of its own."""
+    return subprocess.run(
+        [sys.executable, "-m", "memslots", *arguments],
+        **{"capture_output": True, "text": True, "timeout": 120, "check": False, **more},
+    )
+
+
+def assert_message(err: str, *parts: str) -> None:
+    assert "Traceback" not in err
+    for part in parts:
+        assert part in err
+
+
+@pytest.fixture
+def no_measurement(monkeypatch: pytest.MonkeyPatch) -> None:
+    def measure(self: Any) -> None:
+        pytest.fail("the command measures")
+
+    monkeypatch.setattr(perf._Lab, "measure", measure)
+
+
+# ---- help, version, unknown names -----------------------------------------------------------------
+
+
+def test_no_command_prints_the_help(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main([]) == 0
+    alone = capsys.readouterr()
+    assert cli.main(["--help"]) == 0
+    assert alone == capsys.readouterr()
+    assert "perf" in alone.out
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["--version"]) == 0
+    assert capsys.readouterr().out == f"memslots {memslots.__version__}\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "parts"),
+    [
+        (["perf", "--only", "unmpa"], ["did you mean unmap?", "lookup/random/batch", "change/log on"]),
+        (["perf", "--only", "xyz"], ["'xyz'", "slot setup"]),
+        (["perf", "--only", "misess"], ["did you mean lookup/misses/vm"]),
+        (["scale", "--only", "setup/loda"], ["did you mean setup/load?", "lookup/hva/vm"]),
+        (["scale", "--only", "unmap", "--max-slots", "8"], ["no case for these numbers of slots"]),
+        (["replay", "--backend", "trees", "pc-migrate-boot"], ["did you mean tree?", "array", "kvm"]),
+        (["replay", "pc-migrte-boot"], ["did you mean pc-migrate-boot", "q35-ovmf-pflash"]),
+        (["map", "pc-migrte-boot"], ["did you mean pc-migrate-boot", "q35-ovmf-pflash"]),
+        (["map", "a/b.jsonl"], ["a/b.jsonl: No such file or directory"]),
+        (["perf", "--slots", "8,many"], ["'many' is not a number from 2 to 32,764"]),
+        (["perf", "--seed", "-1"], ["'-1' is not a number from 0 to"]),
+        (["scale", "--max-slots", "99999999999"], ["'99999999999' is not a number from 1 to"]),
+        (["pref"], ["'pref'", "perf"]),
+    ],
+)  # fmt: skip
+@pytest.mark.usefixtures("no_measurement")
+def test_unknown_values_lead_to_the_valid_ones(
+    arguments: list[str], parts: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(arguments) == 2
+    assert_message(capsys.readouterr().err, *parts)
+
+
+@pytest.mark.parametrize(
+    ("n", "noun", "text"),
+    [
+        (0, "file", "0 files"),
+        (1, "file", "1 file"),
+        (1, "mismatch", "1 mismatch"),
+        (2000, "mismatch", "2,000 mismatches"),
+    ],
+)
+def test_plurals(n: int, noun: str, text: str) -> None:
+    assert words.plural(n, noun) == text
+
+
+# ---- outputs that cannot be written ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize("option", ["-o", "--picture"])
+@pytest.mark.parametrize(
+    ("path", "reason"),
+    [
+        ("nowhere/a.png", "there is no folder nowhere"),
+        ("/proc/a.png", "/proc/a.png: "),  # no user may create a file there
+        ("x" * 300 + ".png", "File name too long"),
+        ("folder.png", "folder.png: Is a directory"),
+    ],
+)
+@pytest.mark.usefixtures("no_measurement")
+def test_an_impossible_output_is_found_before_the_measurement(
+    option: str,
+    path: str,
+    reason: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder.png").mkdir()
+    assert cli.main([*PERF, option, path]) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert_message(err, reason)
+    assert [p.name for p in tmp_path.iterdir()] == ["folder.png"]
+
+
+@pytest.mark.parametrize("command", [[*PERF, "--picture"], ["map", "pc-migrate-boot", "-o"]])
+@pytest.mark.usefixtures("no_measurement")
+def test_a_format_that_matplotlib_lacks_is_found_before_the_measurement(
+    command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "a.pgn"
+    assert cli.main([*command, str(path)]) == 2
+    assert_message(capsys.readouterr().err, f"{path}: no picture with the suffix .pgn, use .png")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "command", [[*PERF, "--picture"], ["map", "pc-migrate-boot", "--json", "-o"]]
+)
+def test_a_picture_without_a_suffix_is_reported_with_its_real_name(
+    command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main([*command, str(tmp_path / "a")]) == 0
+    said = capsys.readouterr().err.splitlines()
+    assert said == [
+        f"memslots: picture: {path}" for path in sorted(tmp_path.iterdir(), reverse=True)
+    ]
+    assert (tmp_path / "a.png").is_file()
+
+
+@pytest.mark.usefixtures("no_measurement")
+def test_two_outputs_need_two_names(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for json_name, picture in (("a.png", "a.png"), ("a-latency.png", "a.png")):
+        outputs = ["-o", str(tmp_path / json_name), "--picture", str(tmp_path / picture)]
+        assert cli.main([*PERF, *outputs]) == 2
+        assert_message(capsys.readouterr().err, "two outputs have this name")
+
+
+def limited(file_size: int) -> Callable[[], None]:
+    """A disk that is full after so many bytes of each file."""
+    return lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (file_size, file_size))
+
+
+def test_a_full_disk_is_found_before_the_measurement(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    done = run("perf", "--full", "-o", str(path), preexec_fn=limited(0))
+    assert (done.returncode, done.stdout) == (2, "")
+    assert_message(done.stderr, f"memslots: {path}: File too large")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("option", "limit"), [("-o", 5000), ("--picture", 15_000)])
+def test_a_disk_that_fills_up_costs_only_the_file(option: str, limit: int, tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    path.write_text("an older result")
+    done = run(*PERF, option, str(path), preexec_fn=limited(limit))
+    assert done.returncode == 2
+    assert_message(done.stderr, f"memslots: {path}: File too large")
+    assert "0 cells with wrong answers" in done.stdout
+    assert path.read_text() == "an older result"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_full_stdout_keeps_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    with open("/dev/full", "w") as full:
+        done = run(
+            *PERF, "-o", str(path), stdout=full, stderr=subprocess.PIPE, capture_output=False
+        )
+    assert done.returncode == 2
+    assert done.stderr == "memslots: standard output: No space left on device\n"
+    assert json.loads(path.read_text())["command"] == "perf"
+
+
+@pytest.mark.parametrize(
+    "arguments", [["info", "--json"], ["--help"], [], ["map", "pc-migrate-boot"], PERF]
+)
+def test_a_closed_pipe_ends_the_command_quietly(arguments: list[str]) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "w") as pipe:
+        done = run(*arguments, stdout=pipe, stderr=subprocess.PIPE, capture_output=False)
+    assert (done.returncode, done.stderr) == (terminal.EXIT_PIPE, "")
+
+
+def test_a_closed_pipe_keeps_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "w") as pipe:
+        done = run(
+            *PERF, "-o", str(path), stdout=pipe, stderr=subprocess.PIPE, capture_output=False
+        )
+    assert done.returncode == terminal.EXIT_PIPE
+    assert json.loads(path.read_text())["command"] == "perf"
+
+
+def test_devices_and_links_stay(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    target, link = tmp_path / "target", tmp_path / "link"
+    target.write_text("old")
+    target.chmod(0o640)
+    link.symlink_to(target)
+    assert cli.main([*PERF, "-o", str(link)]) == 0
+    assert link.is_symlink()
+    assert json.loads(target.read_text())["command"] == "perf"
+    assert target.stat().st_mode & 0o777 == 0o640
+    assert cli.main([*PERF, "-o", os.devnull]) == 0
+    assert Path(os.devnull).is_char_device()
+    assert capsys.readouterr().err == ""
+
+
+def test_a_picture_that_shows_nothing_is_a_failure(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "a.png"
+    assert cli.main(["map", "pc-migrate-boot", "--at", "0", "-o", str(path)]) == 2
+    assert_message(capsys.readouterr().err, f"no picture: {path}: ", "no slots to draw")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_kernel_may_go_while_it_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse() -> float:
+        raise OSError(19, "No such device")
+
+    monkeypatch.setattr(perf, "refused_call_ns", refuse)
+    assert perf._kvm_refused_ns() is None
+
+
+# ---- Ctrl-C -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("where", "name", "shown"),
+    [
+        (subjects.Engine, "__init__", False),
+        (subjects.Engine, "changes", False),
+        (perf, "machine", False),
+        (deliver, "_write", True),
+        (deliver, "_draw", True),
+    ],
+)
+def test_ctrl_c_ends_the_command(
+    where: Any,
+    name: str,
+    shown: bool,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def interrupted(*args: Any, **kwargs: Any) -> Any:
+        signal.raise_signal(signal.SIGINT)
+        return right(*args, **kwargs)
+
+    right = getattr(where, name)
+    monkeypatch.setattr(where, name, interrupted)
+    outputs = ["-o", str(tmp_path / "a.json"), "--picture", str(tmp_path / "a.png")]
+    more = ["--only", "change/move"]
+    assert cli.main([*PERF, *more, *outputs]) == terminal.EXIT_INTERRUPTED
+    out, err = capsys.readouterr()
+    assert err == "memslots: interrupted\n"
+    assert ("0 cells with wrong answers" in out) == shown
+
+
+MEASURES = """
+import sys
+from memslots.commands import cli
+from memslots.lab import progress
+progress.LINE_EVERY = 0
+sys.exit(cli.main(["perf", "--full", "--no-kvm"]))
+"""
+
+
+def test_ctrl_c_ends_a_real_measurement() -> None:
+    command = [sys.executable, "-c", MEASURES]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as child:
+        assert child.stderr
+        assert child.stderr.readline().startswith("memslots: 1 of ")
+        child.send_signal(signal.SIGINT)
+        out, err = child.communicate(timeout=120)
+    assert (child.returncode, out) == (130, "")
+    assert_message(err)
+    assert err.endswith("memslots: interrupted\n")
+
+
+# ---- progress -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def all_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(progress, "LINE_EVERY", 0.0)
+
+
+@pytest.mark.usefixtures("all_lines")
+def test_lines_show_the_progress_without_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main([*PERF, "--json"]) == 0
+    out, err = capsys.readouterr()
+    assert json.loads(out)["command"] == "perf"
+    lines = err.splitlines()
+    counts = [re.fullmatch(r"memslots: (\d+) of (\d+) turns after \d+ s", line) for line in lines]
+    assert [int(c[1]) for c in counts if c] == list(range(1, len(lines) + 1))
+    assert {int(c[2]) for c in counts if c} == {len(lines)}
+
+
+@pytest.mark.usefixtures("all_lines")
+@pytest.mark.parametrize("cause", ["TERM", "tqdm"])
+def test_lines_replace_a_bar_that_cannot_be_drawn(
+    cause: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    monkeypatch.setenv("TERM", "dumb" if cause == "TERM" else "xterm")
+    if cause == "tqdm":
+        monkeypatch.setitem(sys.modules, "tqdm", None)
+    assert cli.main(["replay", "pc-migrate-boot"]) == 0
+    assert "memslots: 64 of 64 ops after " in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("all_lines")
+def test_a_process_without_stderr_works(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "stderr", None)
+    assert cli.main(["replay", "pc-migrate-boot", "no-such-trace"]) == 2
+    assert capsys.readouterr().out.count("\n") == 1
+
+
+# ---- terminals ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(params=[120, 80, 40, 32])
+def columns(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
+    monkeypatch.setattr(terminal, "_columns", lambda stream: request.param)
+    return int(request.param)
+
+
+def test_the_width_is_that_of_the_terminal() -> None:
+    control, terminal_end = os.openpty()
+    with os.fdopen(control, "rb", buffering=0) as output, os.fdopen(terminal_end) as stdout:
+        done = run(
+            "info",
+            capture_output=False,
+            stdout=stdout,
+            stderr=subprocess.PIPE,
+            env={**os.environ, "COLUMNS": "30"},
+        )
+        text = output.read(4096).decode()
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "\r\n          " in text  # a line that goes on below its beginning
+
+
+@pytest.fixture(scope="module")
+def reports() -> dict[str, Any]:
+    """Of both commands, with all kinds of tables."""
+    found = {}
+    everything = ["--only", "*o*", "--slots", "8,600"]
+    for arguments in ([*PERF, *everything], SCALE):
+        done = run(*arguments, "--json")
+        assert done.returncode == 0, done.stderr
+        found[arguments[0]] = json.loads(done.stdout)
+    return found
+
+
+def numbers(text: str) -> set[str]:
+    return set(re.findall(r"\d\S*", text))
+
+
+@pytest.mark.parametrize("command", ["perf", "scale"])
+@pytest.mark.parametrize("width", [118, 80, 40, 32])
+def test_reports_fit_the_terminal_and_keep_every_number(
+    command: str, width: int, reports: dict[str, Any]
+) -> None:
+    text = {"perf": report_perf.text, "scale": report_scale.text}[command]
+    whole, narrow = text(reports[command], None), text(reports[command], width)
+    assert max(map(len, narrow.splitlines())) <= width
+    assert numbers(narrow) == numbers(whole)
+    if width == 118:
+        assert "\n" in narrow
+
+
+def test_a_wide_table_becomes_blocks_and_then_records() -> None:
+    table = tables.Table(
+        [["unmap", "1.00 us", "12"], ["move", "7 ns", "3,400"]], ["", "tree", "array"]
+    )
+    assert tables.text(table, 14).splitlines() == [
+        "          tree",
+        "-----  -------",
+        "unmap  1.00 us",
+        "move      7 ns",
+        "",
+        "       array",
+        "-----  -----",
+        "unmap     12",
+        "move   3,400",
+    ]
+    assert tables.text(table, 13).splitlines() == [
+        "-------------",
+        "unmap",
+        "  tree",
+        "    1.00 us",
+        "  array  12",
+        "move",
+        "  tree   7 ns",
+        "  array",
+        "    3,400",
+    ]
+
+
+@pytest.mark.parametrize(
+    "arguments", [["map", "pc-migrate-boot"], ["map", "q35-ovmf-pflash"], ["info"]]
+)
+def test_other_commands_fit_the_terminal(
+    arguments: list[str], columns: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(arguments) == 0
+    lines = capsys.readouterr().out.splitlines()
+    whole = {word for line in lines for word in line.split() if len(word) > columns - 10}
+    assert all(len(line) <= columns or whole & set(line.split()) for line in lines)
+
+
+def test_a_pipe_gets_whole_lines(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "40")
+    assert cli.main(["map", "pc-migrate-boot"]) == 0
+    assert "  slot 0      RAM " in capsys.readouterr().out
+
+
+def test_a_number_stays_with_its_unit() -> None:
+    assert words.wrapped("it takes 80 ns each", 11).splitlines() == [
+        "it takes",
+        "  80 ns",
+        "  each",
+    ]
+
+
+# ---- the environment ------------------------------------------------------------------------------------
+
+
+def test_an_encoding_without_a_character_does_not_fail() -> None:
+    done = run(*PERF, env={**os.environ, "PYTHONIOENCODING": "ascii"})
+    assert (done.returncode, done.stderr) == (0, "")
+    assert re.search(r"unmap +\d\S+ [mnu]s +~\d+%", done.stdout)
+
+
+def test_a_file_name_that_is_no_text_can_be_printed(tmp_path: Path) -> None:
+    path = os.fsencode(tmp_path) + b"/\xff.jsonl"
+    source = memslots.__path__[0] + "/traces/data/qemu/pc-migrate-boot.jsonl.gz"
+    path += b".gz"
+    Path(os.fsdecode(path)).write_bytes(Path(source).read_bytes())
+    for arguments in (["map", path, "--json"], ["replay", path, "--json"], ["map", path + b"x"]):
+        done = run(*map(os.fsdecode, arguments))
+        assert done.returncode == (2 if arguments[1].endswith(b"x") else 0)
+        assert_message(done.stderr)
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [
+        {"PYTHONWARNINGS": "error"},
+        {"HOME": "/proc", "MPLCONFIGDIR": "/proc", "XDG_CACHE_HOME": "/proc", "XDG_CONFIG_HOME": "/proc"},
+        {"LC_ALL": "C", "TERM": "dumb", "NO_COLOR": "1"},
+    ],
+)  # fmt: skip
+def test_pictures_need_nothing_of_the_environment(
+    environment: dict[str, str], tmp_path: Path
+) -> None:
+    path = tmp_path / "map.svg"
+    done = run("map", "pc-migrate-boot", "-o", str(path), env={**os.environ, **environment})
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == f"pc-migrate-boot: drawn to {path}\n"
+    assert path.read_text().startswith("<?xml")
+
+
+@pytest.mark.usefixtures("no_measurement")
+@pytest.mark.parametrize("command", [[*PERF, "--picture"], ["map", "pc-migrate-boot", "-o"]])
+def test_a_picture_without_matplotlib_names_the_extra(
+    command: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setitem(sys.modules, "memslots.plot", None)
+    assert cli.main([*command, str(tmp_path / "a.png")]) == 2
+    assert_message(capsys.readouterr().err, "pip install 'memslots[plot]'")
+
+
+def test_a_bad_limit_in_the_environment_is_named(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("MEMSLOTS_MAX_LINE_BYTES", "many")
+    for command in ("map", "replay"):
+        assert cli.main([command, "pc-migrate-boot"]) == 2
+        assert_message(capsys.readouterr().err, "MEMSLOTS_MAX_LINE_BYTES")
+
+
+def test_streams_that_are_closed_do_no_harm() -> None:
+    for closed in ("<&-", ">&-", "2>&-", "<&- >&- 2>&-"):
+        done = subprocess.run(
+            ["sh", "-c", f'"$0" -m memslots info {closed}', sys.executable],
+            capture_output=True, text=True, timeout=60, check=False,
+        )  # fmt: skip
+        assert (done.returncode, done.stderr) == (0, "")
+
+
+# ---- the rest ---------------------------------------------------------------------------------------------
+
+
+def test_no_sweep_goes_beyond_the_slots_that_are_asked_for(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert cli.main([*PERF, "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    sizes = {int(n) for row in report["crossover"] for n in row["factors"]}
+    assert sizes == {2, 4, 8}
+    assert {row["n_slots"] for row in report["results"]} == {8}
+
+
+def test_the_document_lists_the_exit_codes() -> None:
+    rows = re.findall(r"^\| (\d+) \|", COMMANDS.read_text(encoding="utf-8"), re.MULTILINE)
+    codes = [value for name, value in vars(terminal).items() if name.startswith("EXIT_")]
+    assert sorted(map(int, rows)) == sorted(codes)
+
+
+def test_a_part_is_never_left_behind(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    for error in (KeyboardInterrupt, ValueError, OSError):
+        with pytest.raises(error):
+            write_half(path, error)
+    assert list(tmp_path.iterdir()) == []
+
+
+def write_half(path: Path, error: type[BaseException]) -> None:
+    with files.replacing(path) as part:
+        part.write_text("half")
+        raise error
