@@ -66,9 +66,8 @@ static bool slot_in_limits(const struct walk *w, const struct memslot *slot)
 static int check_slot(struct walk *w, const struct memslot *slot)
 {
 	if (slot->flags & MS_MEMSLOT_INVALID)
-		return broken(w, 'M', 5,
-			      "slot %" PRIu32 " of address space %" PRIu32 " is INVALID outside of a change", slot->id,
-			      w->as_id);
+		return broken(w, 'M', 5, "slot %" PRIu32 " of address space %" PRIu32 " is INVALID outside of a change",
+			      slot->id, w->as_id);
 	if (!slot_in_limits(w, slot))
 		return broken(w, 'M', 9, "slot %" PRIu32 " of address space %" PRIu32 " exceeds a limit", slot->id,
 			      w->as_id);

@@ -267,8 +267,7 @@ static void report_stall(struct srcu *s, const struct srcu_reader *r, uint64_t w
 			timer->reports);
 }
 
-static void check_stall_timer(struct srcu *s, const struct srcu_reader *r, struct wait *wait,
-			      struct stall_timer *timer)
+static void check_stall_timer(struct srcu *s, const struct srcu_reader *r, struct wait *wait, struct stall_timer *timer)
 {
 	uint64_t now = thread_clock_ns();
 
