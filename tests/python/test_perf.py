@@ -487,12 +487,11 @@ def test_a_new_design_has_a_column_a_ratio_and_a_sentence() -> None:
         if row["case"] == "unmap" and row["backend"] == "idea":
             row.update(median=4.0, low=4.0, high=4.0)
     assert show.new_designs(rows) == ["idea"]
-    lines = [line.split() for line in report_perf._size_table(8, rows).splitlines()]
-    assert " ".join(lines[0]) == "8 slots tree array list idea kvm array / tree idea / tree"
-    assert [line[-2:] for line in lines if line[0] in ("RW", "unmap")] == [
-        ["0.50", "IDEA"],
-        ["2.00", "tree"],
-    ]
+    table = report_perf._size_table(8, rows)
+    names = ("tree", "array", "list", "idea", "kvm", "array / tree", "idea / tree")
+    assert table.headers == ["8 slots", *names]
+    ratios = {line[0].strip(): line[-1].strip() for line in table.body if len(line) > 1}
+    assert ratios == {"RW": "0.50 IDEA", "unmap": "2.00 tree"}
     assert report_scale._ratios(rows[:5], [8, 16]) == [["  idea / tree", "0.50 IDEA", "-", ""]]
     assert list(show.new_design_notes(rows)) == [
         "The design idea is faster than the tree in 1 of 2 rows: RW at 8; slower in 1, even in 0."
