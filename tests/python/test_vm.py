@@ -740,7 +740,7 @@ def test_memory_slot_of_a_row() -> None:
         fields = dict(zip(row.dtype.names, row.item(), strict=True))
         del fields[missing]
         with pytest.raises(TypeError, match=f"^{missing} must be an int"):
-            memslot(**fields)
+            MemorySlot(**fields)
 
 
 # ---- vCPUs ----------------------------------------------------------------------------------------
