@@ -45,6 +45,7 @@ LAYERS = {
         "measure",
         "check",
         "build_info",
+        "rule_table",
     ),
 }
 LAYER_OF = {module: layer for layer, modules in LAYERS.items() for module in modules}

@@ -39,7 +39,7 @@ int ms_add_listener(struct ms_vm *vm, const struct ms_listener *listener, struct
 	if (r)
 		return r;
 	if (find_listener(vm, listener) < vm->nr_listeners)
-		r = vm_refuse(err, EEXIST, MS_RULE_LISTENER, 0, NULL);
+		r = vm_refuse(err, EEXIST, MS_RULE_LISTENER_EXISTS, 0, NULL);
 	else
 		r = append_listener(vm, listener, err);
 	vm_unlock(vm);
@@ -56,7 +56,7 @@ int ms_remove_listener(struct ms_vm *vm, const struct ms_listener *listener, str
 		return r;
 	i = find_listener(vm, listener);
 	if (i == vm->nr_listeners)
-		r = vm_refuse(err, ENOENT, MS_RULE_LISTENER, 0, NULL);
+		r = vm_refuse(err, ENOENT, MS_RULE_NO_SUCH_LISTENER, 0, NULL);
 	else
 		for (vm->nr_listeners--; i < vm->nr_listeners; i++)
 			vm->listeners[i] = vm->listeners[i + 1];

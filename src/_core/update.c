@@ -13,7 +13,7 @@ int update_check_caller(const struct ms_update *u, struct ms_error *err)
 	if (u->vm->forks != process_forks())
 		return vm_refuse(err, EIO, MS_RULE_FORKED, 0, NULL);
 	if (!is_own(u))
-		return vm_refuse(err, EBUSY, MS_RULE_UPDATE, 0, NULL);
+		return vm_refuse(err, EBUSY, MS_RULE_UPDATE_OWNER, 0, NULL);
 	if (thread_self.sections)
 		return vm_refuse(err, EDEADLK, MS_RULE_READ_SECTION, 0, NULL);
 	return thread_self.hooks ? vm_refuse(err, EDEADLK, MS_RULE_HOOK, 0, NULL) : 0;
@@ -59,7 +59,7 @@ int ms_update_begin(struct ms_vm *vm, uint32_t as_id, struct ms_update **out, st
 		return r;
 	if (thread_self.hooks) { /* of another VM: no step could be made in there, and the end could not come */
 		vm_unlock(vm);
-		return vm_refuse(err, EBUSY, MS_RULE_HOOK, 0, NULL);
+		return vm_refuse(err, EBUSY, MS_RULE_HOOK_BUSY, 0, NULL);
 	}
 	vm_free_deferred(vm, false);
 	memory_pool_mark(&vm->memory);

@@ -16,6 +16,7 @@ static const struct memslot_design *const designs[] = {
 
 int vm_refuse(struct ms_error *err, int code, enum ms_rule rule, uint64_t limit, const struct memslot *other)
 {
+	ms_assert(ms_rule_has_errno(rule, code));
 	if (err) {
 		*err = (struct ms_error){ .rule = rule, .limit = limit };
 		if (other)
@@ -51,7 +52,7 @@ static int take_lock(struct ms_vm *vm, struct ms_error *err)
 	if (r || slots_lock_try(&vm->slots_lock))
 		return r;
 	if (thread_self.hooks)
-		return vm_refuse(err, EBUSY, MS_RULE_HOOK, 0, NULL);
+		return vm_refuse(err, EBUSY, MS_RULE_HOOK_BUSY, 0, NULL);
 	return slots_lock_wait(&vm->slots_lock) ? 0 : vm_refuse(err, EINTR, MS_RULE_INTERRUPTED, 0, NULL);
 }
 

@@ -241,7 +241,7 @@ static int prepare_listeners(const struct writer *w, struct change *c)
 		int r = l->prepare ? l->prepare(l->opaque, &change) : 0;
 
 		if (r)
-			return vm_refuse(w->err, r < 0 ? -r : EINVAL, MS_RULE_LISTENER, 0, NULL);
+			return vm_refuse(w->err, r < 0 ? -r : EINVAL, MS_RULE_LISTENER_REFUSED, 0, NULL);
 	}
 	return 0;
 }

@@ -11,6 +11,7 @@ cdef extern from "<stdbool.h>" nogil:
 
 
 cdef extern from "memslots.h" nogil:
+    const char *ms_rule_name(ms_rule rule)
     void ms_config_init(ms_config *config)
     int ms_vm_create(const ms_config *config, ms_vm **out)
     int ms_vm_close(ms_vm *vm, ms_error *err)

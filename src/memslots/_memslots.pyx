@@ -75,51 +75,14 @@ __version__ = MS_VERSION.decode()
 # Ranges are asked for with room for so many slots first.
 cdef enum: FIRST_ROOM = 64
 
-_RULES = {
-    MS_RULE_SLOT_ID: "SLOT_ID",
-    MS_RULE_FLAGS: "FLAGS",
-    MS_RULE_SIZE_ALIGN: "SIZE_ALIGN",
-    MS_RULE_GPA_ALIGN: "GPA_ALIGN",
-    MS_RULE_HVA_ALIGN: "HVA_ALIGN",
-    MS_RULE_HVA_RANGE: "HVA_RANGE",
-    MS_RULE_GMEM_OFFSET: "GMEM_OFFSET",
-    MS_RULE_AS_ID: "AS_ID",
-    MS_RULE_GPA_WRAP: "GPA_WRAP",
-    MS_RULE_NPAGES: "NPAGES",
-    MS_RULE_NO_SUCH_SLOT: "NO_SUCH_SLOT",
-    MS_RULE_TOTAL_PAGES: "TOTAL_PAGES",
-    MS_RULE_GMEM_EXISTING: "GMEM_EXISTING",
-    MS_RULE_HVA_CHANGE: "HVA_CHANGE",
-    MS_RULE_SIZE_CHANGE: "SIZE_CHANGE",
-    MS_RULE_FLAGS_TOGGLE: "FLAGS_TOGGLE",
-    MS_RULE_OVERLAP: "OVERLAP",
-    MS_RULE_GMEM_FD: "GMEM_FD",
-    MS_RULE_GPA_LIMIT: "GPA_LIMIT",
-    MS_RULE_NO_MEMORY: "NO_MEMORY",
-    MS_RULE_LISTENER: "LISTENER",
-    MS_RULE_NO_DIRTY_LOG: "NO_DIRTY_LOG",
-    MS_RULE_FIRST_PAGE: "FIRST_PAGE",
-    MS_RULE_CLEAR_RANGE: "CLEAR_RANGE",
-    MS_RULE_BITMAP_SIZE: "BITMAP_SIZE",
-    MS_RULE_NULL_BUFFER: "NULL_BUFFER",
-    MS_RULE_DUPLICATE_ID: "DUPLICATE_ID",
-    MS_RULE_MANUAL_PROTECT: "MANUAL_PROTECT",
-    MS_RULE_READ_SECTION: "READ_SECTION",
-    MS_RULE_HOOK: "HOOK",
-    MS_RULE_UPDATE: "UPDATE",
-    MS_RULE_FORKED: "FORKED",
-    MS_RULE_CLOSED: "CLOSED",
-    MS_RULE_HANDLE: "HANDLE",
-    MS_RULE_SETS_DIFFER: "SETS_DIFFER",
-    MS_RULE_BACKEND: "BACKEND",
-    MS_RULE_INTERRUPTED: "INTERRUPTED",
-}
+# From the number of a rule to its name.
+_RULES = {number: ms_rule_name(<ms_rule>number).decode() for number in range(MS_RULE_NONE + 1, MS_RULE_NR)}
 
 _POLICIES = ("auto", "off", "eager", "walk")  # in the order of enum ms_index_policy
 
 # Of calls that never got the VM's lock.
-_NOT_LOCKED = frozenset((MS_RULE_READ_SECTION, MS_RULE_HOOK, MS_RULE_UPDATE, MS_RULE_FORKED, MS_RULE_CLOSED,
-                         MS_RULE_INTERRUPTED))
+_NOT_LOCKED = frozenset((MS_RULE_READ_SECTION, MS_RULE_HOOK, MS_RULE_HOOK_BUSY, MS_RULE_UPDATE, MS_RULE_UPDATE_OWNER,
+                         MS_RULE_FORKED, MS_RULE_CLOSED, MS_RULE_INTERRUPTED))
 
 
 def build_info() -> dict:
@@ -200,7 +163,7 @@ cdef object _refusal(VM vm, int r, const ms_error *err, object request, str wher
         return _interrupt()
     if raised is None:
         raised = _raised_by(vm, err)
-    if err.rule == MS_RULE_LISTENER and r == -ECANCELED:
+    if err.rule == MS_RULE_LISTENER_REFUSED and r == -ECANCELED:
         return _with_notes(raised.pop(0), raised) if raised else _out_of_memory()
     other = _slot_or_none(&err.other)
     return _with_notes(refused(-r, _RULES[err.rule], err.limit, other, request, where), raised)
@@ -260,7 +223,7 @@ cdef cnp.ndarray _rows_to_load(VM vm, object array, uint32_t as_id):
 
 cdef object _load_refusal(VM vm, int r, const ms_error *err, object rows):
     cdef list raised = _raised_by(vm, err)  # first: without memory for the rest it must not be told to a later call
-    if err.rule in (MS_RULE_NO_MEMORY, MS_RULE_LISTENER) or err.rule in _NOT_LOCKED:
+    if err.rule in (MS_RULE_NO_MEMORY, MS_RULE_LISTENER_REFUSED) or err.rule in _NOT_LOCKED:
         return _refusal(vm, r, err, Request(), "", raised)
     if err.rule == MS_RULE_DUPLICATE_ID:
         first = np.flatnonzero(rows["id"] == rows[err.index]["id"])[0]
@@ -702,7 +665,7 @@ A virtual machine's memory slots (struct kvm, as far as slots go).
             _report_hooks(self)
 
     def add_listener(self, listener):
-        """Adds a Listener behind those there are.  RegionOverlapError if it is there already.
+        """Adds a Listener behind those there are.  ListenerError (EEXIST) if it was added before.
 
         TypeError for an object without the four hooks, for a hook that is a coroutine or a generator, and for a method
         whose name is nearly that of a hook, such as prepaer."""
@@ -719,7 +682,7 @@ A virtual machine's memory slots (struct kvm, as far as slots go).
         hook.c.flush = _flush
         hook.c.commit = _commit
         if not _append_hook(self, hook):
-            raise from_errno(errno.EEXIST, "the listener is there already", rule="LISTENER")
+            raise refused(errno.EEXIST, "LISTENER_EXISTS", 0, None, Request())
         with nogil:
             r = ms_add_listener(self._vm, &hook.c, &err)
         if r:
@@ -729,7 +692,7 @@ A virtual machine's memory slots (struct kvm, as far as slots go).
             _report_hooks(self)
 
     def remove_listener(self, listener):
-        """Removes a Listener; NoSuchSlotError if it is not there."""
+        """Removes a Listener.  ListenerError (ENOENT) if it was not added, or was removed."""
         cdef _Hook hook = None
         cdef ms_error err
         cdef int r
@@ -737,7 +700,7 @@ A virtual machine's memory slots (struct kvm, as far as slots go).
         with cython.critical_section(self):
             hook = _hook_of(self, listener)
         if hook is None:
-            raise from_errno(errno.ENOENT, "the listener is not there", rule="LISTENER")
+            raise refused(errno.ENOENT, "NO_SUCH_LISTENER", 0, None, Request())
         with nogil:
             r = ms_remove_listener(self._vm, &hook.c, &err)
         if r:

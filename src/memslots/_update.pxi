@@ -127,7 +127,7 @@ cdef class Update:
                 ms_update_abandon(u)
 
     cdef object _of_another_thread(self):
-        return refused(errno.EBUSY, "UPDATE", 0, None, Request(as_id=self.as_id))
+        return refused(errno.EBUSY, "UPDATE_OWNER", 0, None, Request(as_id=self.as_id))
 
     cdef int _check_running(self) except -1:
         if self._owner and self._owner != ms_thread_number():

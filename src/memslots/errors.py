@@ -2,7 +2,7 @@
 """The exceptions of memslots: one class for each errno that KVM would return, each also the built-in it resembles.
 
 ``MemslotsError.errno`` is the number, ``.slot`` the id that the call named, ``.other`` the :class:`MemorySlot` that
-stood in the way, ``.rule`` the name of the rule that refused (the ``MS_RULE_`` constants of memslots.h).
+stood in the way, ``.rule`` the name of the rule that refused (the table ``MS_RULES`` in memslots.h).
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ __all__ = [
     "GuestMemfdError",
     "InvalidRegionError",
     "InvariantError",
+    "ListenerError",
     "MemslotsError",
     "NoSuchSlotError",
     "NotSupportedError",
@@ -61,6 +62,11 @@ class InvalidRegionError(MemslotsError, ValueError):
 
 class RegionOverlapError(MemslotsError, ValueError):
     """EEXIST: another slot (``.other``) has these guest frames, or this id."""
+
+
+class ListenerError(MemslotsError, ValueError):
+    """EEXIST: the listener was added before; ENOENT: it was not added, or was removed; any other errno: the ``prepare``
+    of a listener that is not written in Python refused the change."""
 
 
 class NoSuchSlotError(MemslotsError, LookupError):
@@ -153,6 +159,9 @@ _CLASSES: dict[int, type[MemslotsError]] = {
 
 _CLASSES_BY_RULE: dict[str, type[MemslotsError]] = {
     "GMEM_FD": GuestMemfdError,
+    "LISTENER_REFUSED": ListenerError,
+    "LISTENER_EXISTS": ListenerError,
+    "NO_SUCH_LISTENER": ListenerError,
     "HANDLE": UpdateError,
     "SETS_DIFFER": UpdateError,
 }
@@ -259,7 +268,11 @@ _MESSAGES: dict[str, Callable[[Request, int, Any], str]] = {
         "which is 2**gpa_bits"
     ),
     "NO_MEMORY": lambda q, limit, o: "out of memory; nothing was changed",
-    "LISTENER": lambda q, limit, o: "the listener is there already, or is not there",
+    "LISTENER_REFUSED": lambda q, limit, o: (
+        "a listener's prepare refused the change; nothing was changed"
+    ),
+    "LISTENER_EXISTS": lambda q, limit, o: "the listener is there already",
+    "NO_SUCH_LISTENER": lambda q, limit, o: "the listener is not there",
     "NO_DIRTY_LOG": lambda q, limit, o: (
         f"slot {q.slot} in address space {q.as_id} does not log dirty pages"
     ),
@@ -283,10 +296,17 @@ _MESSAGES: dict[str, Callable[[Request, int, Any], str]] = {
         "this thread is inside a read section, which the change would wait for"
     ),
     "HOOK": lambda q, limit, o: (
-        "this thread is inside a hook, and what it asks might wait for that hook"
+        "this thread is inside a hook: it may neither change the same VM nor make a step of an update"
+    ),
+    "HOOK_BUSY": lambda q, limit, o: (
+        "this thread is inside a hook of another VM: there it may neither wait for this VM, whose lock is taken, "
+        "nor begin an update"
     ),
     "UPDATE": lambda q, limit, o: (
-        "the VM is inside begin_update(), whose steps belong to one thread"
+        "this thread is inside begin_update() of the VM; the call is possible after its end"
+    ),
+    "UPDATE_OWNER": lambda q, limit, o: (
+        "the update belongs to another thread, the one that entered begin_update()"
     ),
     "FORKED": lambda q, limit, o: (
         "the VM belongs to the parent process: a forked child may only look"

@@ -28,44 +28,19 @@ cdef extern from "memslots.h" nogil:
         uint32_t as_id
         uint32_t flags
 
-    enum ms_rule:
+    enum ms_rule:  # the rules that the binding names; MS_RULES in memslots.h lists all
         MS_RULE_NONE
-        MS_RULE_SLOT_ID
-        MS_RULE_FLAGS
-        MS_RULE_SIZE_ALIGN
-        MS_RULE_GPA_ALIGN
-        MS_RULE_HVA_ALIGN
-        MS_RULE_HVA_RANGE
-        MS_RULE_GMEM_OFFSET
-        MS_RULE_AS_ID
-        MS_RULE_GPA_WRAP
-        MS_RULE_NPAGES
-        MS_RULE_NO_SUCH_SLOT
-        MS_RULE_TOTAL_PAGES
-        MS_RULE_GMEM_EXISTING
-        MS_RULE_HVA_CHANGE
-        MS_RULE_SIZE_CHANGE
-        MS_RULE_FLAGS_TOGGLE
-        MS_RULE_OVERLAP
-        MS_RULE_GMEM_FD
-        MS_RULE_GPA_LIMIT
         MS_RULE_NO_MEMORY
-        MS_RULE_LISTENER
-        MS_RULE_NO_DIRTY_LOG
-        MS_RULE_FIRST_PAGE
-        MS_RULE_CLEAR_RANGE
-        MS_RULE_BITMAP_SIZE
-        MS_RULE_NULL_BUFFER
+        MS_RULE_LISTENER_REFUSED
         MS_RULE_DUPLICATE_ID
-        MS_RULE_MANUAL_PROTECT
         MS_RULE_READ_SECTION
         MS_RULE_HOOK
+        MS_RULE_HOOK_BUSY
         MS_RULE_UPDATE
+        MS_RULE_UPDATE_OWNER
         MS_RULE_FORKED
         MS_RULE_CLOSED
-        MS_RULE_HANDLE
         MS_RULE_SETS_DIFFER
-        MS_RULE_BACKEND
         MS_RULE_INTERRUPTED
         MS_RULE_NR
 

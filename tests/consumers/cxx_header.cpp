@@ -3,6 +3,7 @@
 #include <memslots.h>
 
 #include <cstdio>
+#include <string>
 
 static int fail(const char *what)
 {
@@ -30,6 +31,9 @@ int main()
 		return fail("ms_gfn_to_hva inside the slot");
 	if (ms_gfn_to_hva(vm, 0, 0x14) != MS_HVA_ERR_BAD)
 		return fail("ms_gfn_to_hva in a hole");
+	region.slot = 1;
+	if (ms_set_user_memory_region(vm, &region, &error) == 0 || ms_rule_name(error.rule) != std::string("OVERLAP"))
+		return fail("ms_rule_name");
 	if (ms_vm_close(vm, &error) != 0)
 		return fail("ms_vm_close");
 	ms_vm_destroy(vm);

@@ -563,7 +563,7 @@ static bool refuse_one(const struct fault_case *c, uint32_t at)
 	if (!r)
 		return false;
 	CHECK_EQ(r, -EPERM);
-	CHECK_EQ(err.rule, MS_RULE_LISTENER);
+	CHECK_EQ(err.rule, MS_RULE_LISTENER_REFUSED);
 	CHECK_EQ(atomic_load(&vm->memory.attempts), 0);
 	memory_fail(&vm->memory, 0, false);
 	CHECK_EQ(prepares, at + 1);

@@ -799,7 +799,7 @@ static int change_other_vm(void *opaque, const struct ms_change *change)
 			continue;
 		}
 		CHECK_EQ(r, -EBUSY);
-		CHECK_EQ(err.rule, MS_RULE_HOOK);
+		CHECK_EQ(err.rule, MS_RULE_HOOK_BUSY);
 	}
 	pthread_barrier_wait(&both);
 	return 0;

@@ -47,7 +47,7 @@ static const struct {
 	[P_NO_COPY_MEMORY] = { "no memory: INVALID copy", MS_RULE_NO_MEMORY, ENOMEM },
 	[P_NO_LOG_MEMORY] = { "no memory: dirty log", MS_RULE_NO_MEMORY, ENOMEM },
 	[P_GPA_LIMIT] = { "GPA_LIMIT", MS_RULE_GPA_LIMIT, EINVAL },
-	[P_LISTENER] = { "LISTENER", MS_RULE_LISTENER, ENXIO },
+	[P_LISTENER] = { "LISTENER_REFUSED", MS_RULE_LISTENER_REFUSED, ENXIO },
 };
 
 #define SLOTS 16u
@@ -1128,7 +1128,7 @@ static void test_load_refused_by_listener(void)
 	struct ms_vm *vm = new_vm(1);
 
 	CHECK_EQ(ms_add_listener(vm, &picky, NULL), 0);
-	check_load_refused(vm, entry(14, 0x5000, 1, MS_MEM_LOG_DIRTY_PAGES), -ENXIO, MS_RULE_LISTENER, 0);
+	check_load_refused(vm, entry(14, 0x5000, 1, MS_MEM_LOG_DIRTY_PAGES), -ENXIO, MS_RULE_LISTENER_REFUSED, 0);
 	end_vm(vm);
 }
 

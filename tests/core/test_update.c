@@ -706,12 +706,12 @@ static void check_looks(void)
 
 static void *try_steps(void *unused)
 {
-	check_steps(-EBUSY, MS_RULE_UPDATE);
-	check_end(-EBUSY, MS_RULE_UPDATE);
+	check_steps(-EBUSY, MS_RULE_UPDATE_OWNER);
+	check_end(-EBUSY, MS_RULE_UPDATE_OWNER);
 	check_looks();
 	CHECK_EQ(ms_read_lock(vm), 0);
-	check_steps(-EBUSY, MS_RULE_UPDATE); /* the first reason is reported */
-	check_end(-EBUSY, MS_RULE_UPDATE);
+	check_steps(-EBUSY, MS_RULE_UPDATE_OWNER); /* the first reason is reported */
+	check_end(-EBUSY, MS_RULE_UPDATE_OWNER);
 	ms_read_unlock(vm);
 	return unused;
 }
@@ -859,7 +859,7 @@ static int find_busy(void *opaque, const struct ms_change *change)
 {
 	(void)opaque;
 	(void)change;
-	check_locked(vm, -EBUSY, MS_RULE_HOOK);
+	check_locked(vm, -EBUSY, MS_RULE_HOOK_BUSY);
 	return 0;
 }
 
@@ -1508,7 +1508,7 @@ static void begin_in_commit(void *other, const struct ms_change *change)
 
 	(void)change;
 	CHECK_EQ(ms_update_begin(other, 0, &theirs, &err), -EBUSY); /* no step could be made in a hook */
-	CHECK_EQ(err.rule, MS_RULE_HOOK);
+	CHECK_EQ(err.rule, MS_RULE_HOOK_BUSY);
 	CHECK(!theirs);
 }
 
@@ -1554,7 +1554,7 @@ static void check_lost(void)
 		struct ms_error err = { .rule = MS_RULE_NONE };
 
 		CHECK_EQ(step(i, &err), -EBUSY);
-		CHECK_EQ(err.rule, MS_RULE_UPDATE);
+		CHECK_EQ(err.rule, MS_RULE_UPDATE_OWNER);
 	}
 	CHECK_EQ(ms_update_end(lost, true, NULL), -EBUSY);
 	CHECK_EQ(ms_update_end(lost, false, NULL), -EBUSY);

@@ -7,6 +7,7 @@ import copy
 import errno
 import pickle
 import re
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ import pytest
 from scene import memslot
 
 import memslots
-from memslots import MemslotsError, errors
+from memslots import MemslotsError, _memslots, errors
 from memslots.errors import Request, from_errno, refused
 
 PAGE = 4096
@@ -34,6 +35,9 @@ CLASSES = [
     (errno.ENXIO, None, memslots.NotSupportedError, NotImplementedError),
     (errno.EIO, None, memslots.ForkedError, RuntimeError),
     (errno.EUCLEAN, None, memslots.InvariantError, AssertionError),
+    (errno.EEXIST, "LISTENER_EXISTS", memslots.ListenerError, ValueError),
+    (errno.ENOENT, "NO_SUCH_LISTENER", memslots.ListenerError, ValueError),
+    (errno.EACCES, "LISTENER_REFUSED", memslots.ListenerError, ValueError),
     (errno.EINVAL, "HANDLE", memslots.UpdateError, RuntimeError),
     (errno.EINVAL, "SETS_DIFFER", memslots.UpdateError, RuntimeError),
 ]
@@ -46,16 +50,11 @@ ALL_CLASSES = [
 
 
 def header_rules() -> list[str]:
-    """The names of enum ms_rule in memslots.h, in its order, without NONE and NR."""
+    """The names of the table MS_RULES in memslots.h, in its order."""
     header = Path(memslots.get_include(), "memslots.h")
     if not header.exists():  # not installed: the package lies in its sources
         header = Path(__file__).parents[2] / "src/_core/include/memslots.h"
-    body = re.search(r"enum ms_rule \{(.*?)\}", header.read_text(), re.DOTALL)
-    assert body
-    names = re.findall(r"^\s*MS_RULE_(\w+)", body[1], re.MULTILINE)
-    assert names[0] == "NONE"
-    assert names[-1] == "NR"
-    return names[1:-1]
+    return re.findall(r"^\tRULE\((\w+),", header.read_text(), re.MULTILINE)
 
 
 RULES = header_rules()
@@ -96,7 +95,9 @@ WORDS = {
     "GMEM_FD": ["slot 7", "44"],
     "GPA_LIMIT": ["slot 7 [0x100000, 0x200000)", hex(4321)],
     "NO_MEMORY": ["memory", "nothing was changed"],
-    "LISTENER": ["listener"],
+    "LISTENER_REFUSED": ["prepare", "nothing was changed"],
+    "LISTENER_EXISTS": ["listener", "there already"],
+    "NO_SUCH_LISTENER": ["listener", "not there"],
     "NO_DIRTY_LOG": ["slot 7", "address space 1"],
     "FIRST_PAGE": ["first_page 65", "4321"],
     "CLEAR_RANGE": ["[65, 131)", "slot 7", "4321", "64"],
@@ -105,8 +106,10 @@ WORDS = {
     "DUPLICATE_ID": ["slot 7", "slot 3 [0x180000, 0x280000)"],
     "MANUAL_PROTECT": ["0, 1 or 3", "77"],
     "READ_SECTION": ["read section"],
-    "HOOK": ["hook"],
-    "UPDATE": ["begin_update"],
+    "HOOK": ["inside a hook", "same VM"],
+    "HOOK_BUSY": ["hook of another VM"],
+    "UPDATE": ["this thread", "begin_update"],
+    "UPDATE_OWNER": ["another thread", "begin_update"],
     "FORKED": ["parent"],
     "CLOSED": ["closed"],
     "HANDLE": ["set"],
@@ -117,8 +120,13 @@ WORDS = {
 
 
 def test_the_header_has_rules() -> None:
-    assert len(RULES) >= 36
+    assert len(RULES) >= 41
     assert len(set(RULES)) == len(RULES)
+
+
+def test_the_binding_has_the_names_of_the_header() -> None:
+    """It reads them from the core when it is imported; the number of a rule is its place in the table."""
+    assert dict(enumerate(RULES, 1)) == _memslots._RULES
 
 
 @pytest.mark.parametrize("rule", RULES)
@@ -271,6 +279,7 @@ UNREACHABLE = {"TOTAL_PAGES": "2**31 slots of 2**31 pages are the most, 2**62 pa
 ELSEWHERE = {
     "FORKED": "test_threads.py: it takes a fork",
     "INTERRUPTED": "tests/core/test_vm.c: in Python what the signal handler raised comes instead",
+    "LISTENER_REFUSED": "tests/core: a listener in Python refuses by its own exception",
     "NO_MEMORY": "test_vm.py: it takes a limit on the address space of the process",
 }
 
@@ -348,10 +357,32 @@ def not_a_tree() -> None:
         pass
 
 
+def in_hook_of_another() -> None:
+    """A begin_update() there would fail at its first step, so it is refused."""
+    vm, other = vm_with_slot(), vm_with_slot()
+
+    class Beginner(memslots.Listener):
+        def prepare(self, change: memslots.Change) -> None:
+            with other.begin_update():
+                pass
+
+    vm.add_listener(Beginner())
+    vm.set_user_memory_region(0, guest_phys_addr=0, memory_size=0)
+
+
+def by_another_thread() -> None:
+    with vm_with_slot().begin_update() as update, ThreadPoolExecutor(1) as pool:
+        pool.submit(update.swap).result()
+
+
 def same_listener() -> None:
     vm, listener = vm_with_slot(), memslots.Listener()
     vm.add_listener(listener)
     vm.add_listener(listener)
+
+
+def strange_listener() -> None:
+    vm_with_slot().remove_listener(memslots.Listener())
 
 
 REACHED = {
@@ -373,7 +404,8 @@ REACHED = {
     "OVERLAP": lambda: set_region(slot=1),
     "GMEM_FD": lambda: set_region(slot=1, guest_phys_addr=2**40, flags=4),
     "GPA_LIMIT": lambda: set_region(guest_phys_addr=2**52),
-    "LISTENER": same_listener,
+    "LISTENER_EXISTS": same_listener,
+    "NO_SUCH_LISTENER": strange_listener,
     "NO_DIRTY_LOG": lambda: memslots_log_off(),
     "FIRST_PAGE": lambda: clear(1, 64, 1),
     "CLEAR_RANGE": lambda: clear(0, 101, 2),
@@ -383,7 +415,9 @@ REACHED = {
     "MANUAL_PROTECT": protect,
     "READ_SECTION": in_section,
     "HOOK": in_hook,
+    "HOOK_BUSY": in_hook_of_another,
     "UPDATE": in_update,
+    "UPDATE_OWNER": by_another_thread,
     "CLOSED": after_close,
     "HANDLE": wrong_handle,
     "SETS_DIFFER": half_done,

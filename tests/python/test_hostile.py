@@ -759,14 +759,14 @@ for dies in (dies_plainly, dies_in_a_generator, dies_reading):
     for use in (lambda: u.active, lambda: u.inactive, lambda: u.find(0), u.swap, lambda: u.copy(None, id=7, npages=1),
                 lambda: u.replace(None, own.find(0)), lambda: u.__exit__(None, None, None),
                 lambda: u.__exit__(ValueError, None, None), lambda: u.invalidate(kept[0]), lambda: kept[0].memslot):
-        assert refused(MemslotsError, use).rule in ("UPDATE", "HANDLE")
+        assert refused(MemslotsError, use).rule in ("UPDATE_OWNER", "HANDLE")
     own.__exit__(None, None, None)
     def in_another_thread(): refused(MemslotsError, lambda: u.active)
     t = threading.Thread(target=in_another_thread)
     t.start()
     t.join()
     for generator in generators:
-        assert refused(MemslotsError, generator.close).rule == "UPDATE"
+        assert refused(MemslotsError, generator.close).rule == "UPDATE_OWNER"
     with u:  # it can be used again; handles of the run that was lost cannot
         assert len(u.active) == 5
         refused(UpdateError, lambda: kept[0].memslot)

@@ -673,7 +673,7 @@ def test_steps_of_another_thread(vm: VM, as_id: int) -> None:
         ):
             error = in_thread(use)
             assert isinstance(error, MemslotsError), error
-            assert error.rule == "UPDATE"
+            assert error.rule == "UPDATE_OWNER"
         assert pictured(u) == ("a b c", "a b c")
     assert state(vm) == before
 

@@ -77,48 +77,68 @@ struct ms_memslot {
 	uint32_t reserved; /* 0 */
 };
 
-/* The rule that refused a call.  The comments say what ms_error.limit and ms_error.other contain. */
+/*
+ * The rules that can refuse a call: RULE(name, text, errno, ...).  The text says what the rule means, and what
+ * ms_error.limit and ms_error.other contain.  A refusal has one of the errnos; 0 stands for any.
+ */
+#define MS_RULES(RULE) \
+	RULE(SLOT_ID, "slot >= limit = the number of ids that the call may use", EINVAL) \
+	RULE(FLAGS, "flags has a bit outside limit = the flags that are allowed", EINVAL) \
+	RULE(SIZE_ALIGN, "memory_size is not a multiple of the page size", EINVAL) \
+	RULE(GPA_ALIGN, "guest_phys_addr is not a multiple of the page size", EINVAL) \
+	RULE(HVA_ALIGN, "userspace_addr is not a multiple of the page size", EINVAL) \
+	RULE(HVA_RANGE, "userspace_addr + memory_size > limit = hva_end_max, or wraps", EINVAL) \
+	RULE(GMEM_OFFSET, "guest_memfd_offset is not a multiple of the page size, or wraps with memory_size", EINVAL) \
+	RULE(AS_ID, "as_id >= limit = address_spaces", EINVAL) \
+	RULE(GPA_WRAP, "guest_phys_addr + memory_size >= 2^64", EINVAL) \
+	RULE(NPAGES, "the slot has more than limit pages, or none in a load or an update", EINVAL) \
+	RULE(NO_SUCH_SLOT, "no slot has this id (ENOENT: in a call for its dirty log)", EINVAL, ENOENT) \
+	RULE(TOTAL_PAGES, "the number of pages of the VM would exceed 64 bits", EINVAL) \
+	RULE(GMEM_EXISTING, "GUEST_MEMFD for a slot that exists; other = that slot", EINVAL) \
+	RULE(HVA_CHANGE, "userspace_addr of a slot cannot change; other = the present slot", EINVAL) \
+	RULE(SIZE_CHANGE, "the size of a slot cannot change; other = the present slot", EINVAL) \
+	RULE(FLAGS_TOGGLE, "READONLY and GUEST_MEMFD cannot change; other = the present slot", EINVAL) \
+	RULE(OVERLAP, "other = the slot that has these frames", EEXIST) \
+	RULE(GMEM_FD, "EBADF, limit = 0: guest_memfd is not open; EINVAL, limit = 1: it is no guest_memfd", EBADF, \
+	     EINVAL) \
+	RULE(GPA_LIMIT, "guest_phys_addr + memory_size > limit = 2^gpa_bits", EINVAL) \
+	RULE(NO_MEMORY, "an allocation failed", ENOMEM) \
+	RULE(LISTENER_REFUSED, "a listener's prepare refused the change, with its own errno", 0) \
+	RULE(LISTENER_EXISTS, "the listener was added before", EEXIST) \
+	RULE(NO_SUCH_LISTENER, "the listener was not added, or was removed", ENOENT) \
+	RULE(NO_DIRTY_LOG, "the slot has no dirty log; other = the slot", ENOENT) \
+	RULE(FIRST_PAGE, "first_page is not a multiple of limit = 64", EINVAL) \
+	RULE(CLEAR_RANGE, "[first_page, first_page + num_pages) is not inside limit = npages, or not in units of 64", \
+	     EINVAL) \
+	RULE(BITMAP_SIZE, "the bitmap must have limit words (ENOBUFS: in ms_get_dirty_log())", EINVAL, ENOBUFS) \
+	RULE(NULL_BUFFER, "the bitmap is NULL", EFAULT) \
+	RULE(DUPLICATE_ID, "another slot has this id: other, a slot of the VM or an entry of the same list", EEXIST) \
+	RULE(MANUAL_PROTECT, "the value is not 0, 1 or 3", EINVAL) \
+	RULE(READ_SECTION, "this thread is inside a read section", EDEADLK) \
+	RULE(HOOK, "this thread is inside a hook of this VM, or, in a step of an update, inside any hook", EDEADLK) \
+	RULE(HOOK_BUSY, "this thread is inside a hook of another VM and must not wait, nor begin an update", EBUSY) \
+	RULE(UPDATE, "this thread has an open update of this VM", EDEADLK) \
+	RULE(UPDATE_OWNER, "the update belongs to another thread", EBUSY) \
+	RULE(FORKED, "the VM belongs to the parent process", EIO) \
+	RULE(CLOSED, "the VM is closed", EBADF) \
+	RULE(HANDLE, "the handle is not in the set that the step edits, or it is not a draft; other = its slot", \
+	     EINVAL) \
+	RULE(SETS_DIFFER, "the two sets differ at ms_update_end(), which has rolled back", EINVAL) \
+	RULE(BACKEND, "the design does not support the call", ENOSYS) \
+	RULE(INTERRUPTED, "the function of ms_set_poll() ended the wait for slots_lock", EINTR)
+
 enum ms_rule {
 	MS_RULE_NONE = 0,
-	MS_RULE_SLOT_ID,        /* slot >= limit = user_mem_slots */
-	MS_RULE_FLAGS,          /* limit = the flags that are allowed */
-	MS_RULE_SIZE_ALIGN,
-	MS_RULE_GPA_ALIGN,
-	MS_RULE_HVA_ALIGN,
-	MS_RULE_HVA_RANGE,      /* userspace_addr + memory_size > limit = hva_end_max, or wraps */
-	MS_RULE_GMEM_OFFSET,    /* guest_memfd_offset unaligned, or wraps with memory_size */
-	MS_RULE_AS_ID,          /* as_id >= limit = address_spaces */
-	MS_RULE_GPA_WRAP,       /* guest_phys_addr + memory_size >= 2^64 */
-	MS_RULE_NPAGES,         /* more than limit pages */
-	MS_RULE_NO_SUCH_SLOT,   /* no slot has this id */
-	MS_RULE_TOTAL_PAGES,    /* the number of pages of the VM would exceed 64 bits */
-	MS_RULE_GMEM_EXISTING,  /* GUEST_MEMFD for a slot that exists; other = that slot */
-	MS_RULE_HVA_CHANGE,     /* userspace_addr of a slot cannot change; other = the present slot */
-	MS_RULE_SIZE_CHANGE,    /* the size of a slot cannot change; other = the present slot */
-	MS_RULE_FLAGS_TOGGLE,   /* READONLY and GUEST_MEMFD cannot change; other = the present slot */
-	MS_RULE_OVERLAP,        /* other = the slot that has these frames */
-	MS_RULE_GMEM_FD,        /* EBADF, limit = 0: the file descriptor is not open; EINVAL, limit = 1: not a guest_memfd */
-	MS_RULE_GPA_LIMIT,      /* guest_phys_addr + memory_size > limit = 2^gpa_bits */
-	MS_RULE_NO_MEMORY,
-	MS_RULE_LISTENER,       /* a listener's prepare refused */
-	MS_RULE_NO_DIRTY_LOG,   /* the slot has no dirty log; other = the slot */
-	MS_RULE_FIRST_PAGE,     /* first_page is not a multiple of 64 */
-	MS_RULE_CLEAR_RANGE,    /* [first_page, first_page + num_pages) is not inside limit = npages, or not in units of 64 */
-	MS_RULE_BITMAP_SIZE,    /* the bitmap must have limit words */
-	MS_RULE_NULL_BUFFER,
-	MS_RULE_DUPLICATE_ID,   /* two entries of one list have this id; other = the former entry */
-	MS_RULE_MANUAL_PROTECT, /* the value is not 0, 1 or 3 */
-	MS_RULE_READ_SECTION,   /* EDEADLK: this thread is inside a read section */
-	MS_RULE_HOOK,           /* EDEADLK: inside a hook of this VM; EBUSY: inside a hook of another VM whose lock is taken */
-	MS_RULE_UPDATE,         /* EDEADLK: this thread has an open update; EBUSY: the update belongs to another thread */
-	MS_RULE_FORKED,         /* EIO: the VM belongs to the parent process */
-	MS_RULE_CLOSED,         /* EBADF: the VM is closed */
-	MS_RULE_HANDLE,         /* the handle is not in the set that the step edits, or it is not a draft */
-	MS_RULE_SETS_DIFFER,    /* the two sets differ at ms_update_end(), which has rolled back */
-	MS_RULE_BACKEND,        /* the design does not support the call */
-	MS_RULE_INTERRUPTED,    /* EINTR: the function of ms_set_poll() ended the wait for slots_lock */
-	MS_RULE_NR
+#define MS_RULE_ENUM(name, ...) MS_RULE_##name,
+	MS_RULES(MS_RULE_ENUM) MS_RULE_NR
+#undef MS_RULE_ENUM
 };
+
+/* "OVERLAP", and the text above.  NULL for MS_RULE_NONE and for numbers that are no rule. */
+const char *ms_rule_name(enum ms_rule rule);
+const char *ms_rule_text(enum ms_rule rule);
+/* Whether a refusal by this rule may have this errno, a positive number. */
+bool ms_rule_has_errno(enum ms_rule rule, int code);
 
 struct ms_error {
 	enum ms_rule rule;
@@ -377,7 +397,7 @@ uint64_t ms_manual_dirty_log_protect(const struct ms_vm *vm);
  *
  * - The caller holds slots_lock from begin to end.  A begin inside a hook of another VM is -EBUSY.
  * - The update belongs to the thread that began it.  Calls from another thread, except abandon, fail with -EBUSY and
- *   MS_RULE_UPDATE.
+ *   MS_RULE_UPDATE_OWNER.
  * - If that thread ends, its update is rolled back.  The pointer stays valid until ms_update_abandon() or the end of the
  *   VM; every other call with it fails with -EBUSY.
  * - A handle is a slot of either set, or a draft.  Each step checks that its handles are in the right set (-EINVAL,
