@@ -29,7 +29,7 @@ LAYERS = {
     "2c": ("flat_many", "flat_avx2", "flat_avx512"),
     "3a": ("memslot_set",),
     "4a": ("vm",),
-    "4b": ("rules", "look", "listeners"),
+    "4b": ("rules", "slot_make", "look", "listeners"),
     "4c": ("vm_index",),
     "4d": ("search", "writer", "update"),
     "4e": ("batch_walk",),
@@ -52,6 +52,7 @@ LAYER_OF = {module: layer for layer, modules in LAYERS.items() for module in mod
 SIDES = {
     "writer": (
         "rules",
+        "slot_make",
         "listeners",
         "writer",
         "update",

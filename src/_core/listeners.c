@@ -22,7 +22,7 @@ static int append_listener(struct ms_vm *vm, const struct ms_listener *listener,
 	const struct ms_listener **list = memory_zalloc(&vm->memory, size + sizeof(*list));
 
 	if (!list)
-		return vm_refuse(err, ENOMEM, MS_RULE_NO_MEMORY, 0, NULL);
+		return no_memory(err);
 	if (size)
 		memcpy(list, vm->listeners, size);
 	memory_free(&vm->memory, vm->listeners, vm->listeners_size);

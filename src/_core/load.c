@@ -16,46 +16,17 @@
 #include "rules.h"
 #include "writer.h"
 
-static struct ms_userspace_memory_region region_of(const struct ms_memslot *slot, uint32_t as_id)
-{
-	return (struct ms_userspace_memory_region){
-		.slot = slot->id,
-		.as_id = as_id,
-		.flags = slot->flags,
-		.guest_memfd = -1,
-		.guest_phys_addr = slot->base_gfn << MS_PAGE_SHIFT,
-		.memory_size = slot->npages << MS_PAGE_SHIFT,
-		.userspace_addr = slot->userspace_addr,
-	};
-}
-
-/* What cannot be turned into bytes, and what would be a delete. */
-static int check_pages(const struct writer *w, const struct ms_memslot *slot)
-{
-	if (slot->base_gfn >> (64 - MS_PAGE_SHIFT))
-		return vm_refuse(w->err, EINVAL, MS_RULE_GPA_WRAP, 0, NULL);
-	if (!slot->npages || slot->npages > MS_MEM_MAX_NR_PAGES)
-		return vm_refuse(w->err, EINVAL, MS_RULE_NPAGES, MS_MEM_MAX_NR_PAGES, NULL);
-	return 0;
-}
-
-/* A load creates and nothing else. */
-static int check_new(const struct writer *w, const struct ms_memslot *slot)
-{
-	const struct memslot *same = w->vm->design->find(vm_inactive_set(w->vm, w->as_id), slot->id);
-
-	return same ? vm_refuse(w->err, EEXIST, MS_RULE_DUPLICATE_ID, 0, same) : 0;
-}
-
-/* Validates the entry against the private set, which has all that were staged before it, and adds it there. */
+/* Validates the entry against the private set, which has all that were staged before it, and adds it there.  A load
+ * creates and does nothing else. */
 static int stage(struct writer *w, const struct ms_memslot *slot, uint32_t entry)
 {
-	struct ms_userspace_memory_region region = region_of(slot, w->as_id);
+	const struct memslot_set *set = vm_inactive_set(w->vm, w->as_id);
 	struct change *c = &w->change[w->nr];
-	int r = check_new(w, slot);
+	int r = rules_unused_id(w->vm, set, slot->id, NULL, w->err);
 
+	c->guest_memfd = -1;
 	if (!r)
-		r = writer_admit(w, c, vm_inactive_set(w->vm, w->as_id), &region);
+		r = writer_admit(w, c, set, slot);
 	if (!r)
 		r = writer_stage(w, c);
 	if (r)
@@ -69,14 +40,8 @@ static int check_entries(const struct writer *w, const struct ms_memslot *slots,
 {
 	int r = 0;
 
-	for (size_t i = 0; !r && i < n; i++) {
-		struct ms_userspace_memory_region region = region_of(&slots[i], w->as_id);
-
-		r = check_pages(w, &slots[i]);
-		if (!r)
-			r = rules_request(w->vm, &region, 0, w->vm->config.user_mem_slots, w->err);
-		at_entry(w, r, (uint32_t)i);
-	}
+	for (size_t i = 0; !r && i < n; i++)
+		r = at_entry(w, rules_value(w->vm, &slots[i], w->as_id, w->err), (uint32_t)i);
 	return r;
 }
 
@@ -174,7 +139,7 @@ static int load(struct writer *w, const struct ms_memslot *slots, size_t n)
 		return 0;
 	w->change = memory_zalloc(memory, n * sizeof(*w->change));
 	places = w->change ? memory_zalloc(memory, n * sizeof(*places)) : NULL;
-	r = places ? load_locked(w, slots, places, n) : vm_refuse(w->err, ENOMEM, MS_RULE_NO_MEMORY, 0, NULL);
+	r = places ? load_locked(w, slots, places, n) : no_memory(w->err);
 	memory_free(memory, places, n * sizeof(*places));
 	memory_free(memory, w->change, n * sizeof(*w->change));
 	return r;

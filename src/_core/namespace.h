@@ -69,9 +69,16 @@
 #define rb_neighbour ms_rb_neighbour
 #define rb_replace ms_rb_replace
 #define rules_gpa_limit ms_rules_gpa_limit
+#define rules_guest_memfd ms_rules_guest_memfd
 #define rules_overlap ms_rules_overlap
 #define rules_request ms_rules_request
+#define rules_unused_id ms_rules_unused_id
+#define rules_value ms_rules_value
 #define set_index_is_valid ms_set_index_is_valid
+#define slot_alloc ms_slot_alloc
+#define slot_create ms_slot_create
+#define slot_create_invalid ms_slot_create_invalid
+#define slot_give_log ms_slot_give_log
 #define slots_lock_defer_end ms_slots_lock_defer_end
 #define slots_lock_release ms_slots_lock_release
 #define slots_lock_run_pending_end ms_slots_lock_run_pending_end

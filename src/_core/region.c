@@ -12,10 +12,22 @@
 #include "rules.h"
 #include "writer.h"
 
-static int set_region_locked(struct writer *w, const struct ms_userspace_memory_region *region)
+static struct ms_memslot value_of(const struct ms_userspace_memory_region *region)
+{
+	return (struct ms_memslot){
+		.base_gfn = region->guest_phys_addr >> MS_PAGE_SHIFT,
+		.npages = region->memory_size >> MS_PAGE_SHIFT,
+		.userspace_addr = region->userspace_addr,
+		.id = region->slot,
+		.as_id = region->as_id,
+		.flags = region->flags,
+	};
+}
+
+static int set_region_locked(struct writer *w, const struct ms_memslot *value)
 {
 	struct change *c = w->change;
-	int r = writer_admit(w, c, vm_active_set(w->vm, w->as_id), region);
+	int r = writer_admit(w, c, vm_active_set(w->vm, w->as_id), value);
 
 	if (r)
 		return r;
@@ -46,8 +58,9 @@ static int check_region(struct ms_vm *vm, const struct ms_userspace_memory_regio
 static int set_region(struct ms_vm *vm, const struct ms_userspace_memory_region *region, uint32_t first_id,
 		      uint32_t end_id, struct ms_error *err)
 {
-	struct change change = { 0 };
+	struct change change = { .guest_memfd = region->guest_memfd };
 	struct writer w = { .vm = vm, .as_id = region->as_id, .change = &change, .nr = 1, .err = err };
+	struct ms_memslot value = value_of(region);
 	int r = vm_lock(vm, err);
 
 	if (r)
@@ -55,7 +68,7 @@ static int set_region(struct ms_vm *vm, const struct ms_userspace_memory_region 
 	memory_pool_mark(&vm->memory);
 	r = check_region(vm, region, first_id, end_id, err);
 	if (!r)
-		r = set_region_locked(&w, region);
+		r = set_region_locked(&w, &value);
 	if (r)
 		writer_refused(vm);
 	vm_unlock(vm);

@@ -1,7 +1,9 @@
 /* SPDX-License-Identifier: MIT */
+#define _GNU_SOURCE
 #include "rules.h"
 
 #include <errno.h>
+#include <fcntl.h>
 
 #define USER_FLAGS (MS_MEM_LOG_DIRTY_PAGES | MS_MEM_READONLY)
 
@@ -57,6 +59,39 @@ int rules_request(const struct ms_vm *vm, const struct ms_userspace_memory_regio
 	return 0;
 }
 
+static struct ms_userspace_memory_region region_of(const struct ms_memslot *value, uint32_t as_id)
+{
+	return (struct ms_userspace_memory_region){
+		.slot = value->id,
+		.as_id = as_id,
+		.flags = value->flags,
+		.guest_memfd = -1,
+		.guest_phys_addr = value->base_gfn << MS_PAGE_SHIFT,
+		.memory_size = value->npages << MS_PAGE_SHIFT,
+		.userspace_addr = value->userspace_addr,
+	};
+}
+
+/* First the numbers that would not fit as bytes. */
+int rules_value(const struct ms_vm *vm, const struct ms_memslot *value, uint32_t as_id, struct ms_error *err)
+{
+	struct ms_userspace_memory_region region = region_of(value, as_id);
+
+	if (value->base_gfn >> (64 - MS_PAGE_SHIFT))
+		return vm_refuse(err, EINVAL, MS_RULE_GPA_WRAP, 0, NULL);
+	if (!value->npages || value->npages > MS_MEM_MAX_NR_PAGES)
+		return vm_refuse(err, EINVAL, MS_RULE_NPAGES, MS_MEM_MAX_NR_PAGES, NULL);
+	return rules_request(vm, &region, 0, vm->config.user_mem_slots, err);
+}
+
+int rules_unused_id(const struct ms_vm *vm, const struct memslot_set *set, uint32_t id, const struct memslot *old,
+		    struct ms_error *err)
+{
+	const struct memslot *same = vm->design->find(set, id);
+
+	return same && same != old ? vm_refuse(err, EEXIST, MS_RULE_DUPLICATE_ID, 0, same) : 0;
+}
+
 /* Slots do not overlap one another, so only the first two from base can be in the way. */
 int rules_overlap(const struct ms_vm *vm, const struct memslot_set *set, uint64_t base, uint64_t npages, uint32_t id,
 		  struct ms_error *err)
@@ -69,6 +104,24 @@ int rules_overlap(const struct ms_vm *vm, const struct memslot_set *set, uint64_
 	if (slot && slot->base_gfn < base + npages)
 		return vm_refuse(err, EEXIST, MS_RULE_OVERLAP, 0, slot);
 	return 0;
+}
+
+/* KVM's fget(): a descriptor of O_PATH counts as closed. */
+static bool is_open(int fd)
+{
+	int mode = fcntl(fd, F_GETFL);
+
+	return mode >= 0 && !(mode & O_PATH);
+}
+
+int rules_guest_memfd(uint32_t flags, int32_t guest_memfd, struct ms_error *err)
+{
+	bool open;
+
+	if (!(flags & MS_MEM_GUEST_MEMFD))
+		return 0;
+	open = is_open(guest_memfd);
+	return vm_refuse(err, open ? EINVAL : EBADF, MS_RULE_GMEM_FD, open, NULL);
 }
 
 int rules_gpa_limit(const struct ms_vm *vm, const struct memslot *slot, struct ms_error *err)

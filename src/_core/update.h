@@ -76,11 +76,6 @@ static inline struct memslot_set *inactive(const struct ms_update *u)
 	return vm_inactive_set(u->vm, u->as_id);
 }
 
-static inline int no_memory(struct ms_error *err)
-{
-	return vm_refuse(err, ENOMEM, MS_RULE_NO_MEMORY, 0, NULL);
-}
-
 /* Refuses a step, or the end, by another thread than the owner, inside a read section or inside a hook. */
 int update_check_caller(const struct ms_update *u, struct ms_error *err);
 

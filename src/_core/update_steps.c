@@ -7,6 +7,7 @@
 
 #include "listeners.h"
 #include "rules.h"
+#include "slot_make.h"
 #include "update.h"
 #include "vm_index.h"
 
@@ -63,10 +64,10 @@ static bool is_in(const struct memslot *slot, const struct memslot_set *set)
 static int check_place(const struct ms_update *u, const struct memslot_set *set, const struct memslot *old,
 		       const struct memslot *new_slot, struct ms_error *err)
 {
-	const struct memslot *same = u->vm->design->find(set, new_slot->id);
+	int r = rules_unused_id(u->vm, set, new_slot->id, old, err);
 
-	if (same && same != old)
-		return vm_refuse(err, EEXIST, MS_RULE_DUPLICATE_ID, 0, same);
+	if (r)
+		return r;
 	return rules_overlap(u->vm, set, new_slot->base_gfn, new_slot->npages, old ? old->id : new_slot->id, err);
 }
 
@@ -142,15 +143,20 @@ int ms_update_activate(struct ms_update *u, struct ms_slot *old, struct ms_slot 
 	return 0;
 }
 
-static struct memslot *alloc_draft(struct ms_update *u, struct ms_error *err)
+/* From here on the draft goes at the end, if no set has it then. */
+static int add_draft(struct ms_update *u, struct memslot *draft, struct ms_error *err)
 {
-	struct memslot *draft = u->vm->design->alloc_slot(&u->vm->memory);
-
-	if (draft && touch(u, draft))
-		return draft;
+	if (touch(u, draft))
+		return 0;
 	memslot_free(u->vm->design, &u->vm->memory, draft);
-	no_memory(err);
-	return NULL;
+	return no_memory(err);
+}
+
+static int make_invalid(struct ms_update *u, const struct memslot *slot, struct memslot **inv, struct ms_error *err)
+{
+	int r = slot_create_invalid(u->vm, slot, inv, err);
+
+	return r ? r : add_draft(u, *inv, err);
 }
 
 int ms_update_invalidate(struct ms_update *u, struct ms_slot *handle, struct ms_slot **out, struct ms_error *err)
@@ -160,13 +166,10 @@ int ms_update_invalidate(struct ms_update *u, struct ms_slot *handle, struct ms_
 
 	if (!r && (!slot || (slot->sets & 3) != 3))
 		r = vm_refuse(err, EINVAL, MS_RULE_HANDLE, 0, slot);
+	if (!r)
+		r = make_invalid(u, slot, &inv, err);
 	if (r)
 		return r;
-	inv = alloc_draft(u, err);
-	if (!inv)
-		return -ENOMEM;
-	memslot_copy(inv, slot);
-	inv->flags |= MS_MEMSLOT_INVALID;
 	if (!note_edit(u, slot, inv))
 		return no_memory(err); /* the draft stays one, and goes at the end */
 	edit_inactive(u, slot, inv);
@@ -179,42 +182,24 @@ int ms_update_invalidate(struct ms_update *u, struct ms_slot *handle, struct ms_
 
 static int check_values(const struct ms_update *u, const struct ms_memslot *v, struct ms_error *err)
 {
-	struct ms_userspace_memory_region region = {
-		.slot = v->id, .as_id = u->as_id, .flags = v->flags, .guest_phys_addr = v->base_gfn << MS_PAGE_SHIFT,
-		.memory_size = v->npages << MS_PAGE_SHIFT, .userspace_addr = v->userspace_addr,
-	};
+	int r = rules_value(u->vm, v, u->as_id, err);
 
-	if (v->base_gfn >> (64 - MS_PAGE_SHIFT))
-		return vm_refuse(err, EINVAL, MS_RULE_GPA_WRAP, 0, NULL);
-	if (!v->npages || v->npages > MS_MEM_MAX_NR_PAGES)
-		return vm_refuse(err, EINVAL, MS_RULE_NPAGES, MS_MEM_MAX_NR_PAGES, NULL);
-	if (v->flags & MS_MEM_GUEST_MEMFD)
-		return vm_refuse(err, EBADF, MS_RULE_GMEM_FD, 0, NULL);
-	return rules_request(u->vm, &region, 0, u->vm->config.user_mem_slots, err);
+	return r ? r : rules_guest_memfd(v->flags, -1, err);
 }
 
-/* As writer.c: logging that goes on keeps its log. */
-static bool give_dirty_log(struct ms_update *u, struct memslot *draft, const struct memslot *old)
+/* A draft that is refused after add_draft() goes at the end of the update. */
+static int make_draft(struct ms_update *u, const struct memslot *old, const struct ms_memslot *v,
+		      struct memslot **draft, struct ms_error *err)
 {
-	bool initially_set = ms_manual_dirty_log_protect(u->vm) & MS_DIRTY_LOG_INITIALLY_SET;
+	int r = slot_create(u->vm, v, u->as_id, draft, err);
 
-	if (!(draft->flags & MS_MEM_LOG_DIRTY_PAGES))
-		return true;
-	if (old && old->dirty && old->npages == draft->npages)
-		draft->dirty = dirty_log_get(old->dirty);
-	else
-		draft->dirty = dirty_log_create(&u->vm->memory, draft->npages, initially_set);
-	return draft->dirty;
-}
-
-static void fill_draft(struct memslot *draft, const struct ms_memslot *v, uint32_t as_id)
-{
-	draft->base_gfn = v->base_gfn;
-	draft->npages = v->npages;
-	draft->hva = (struct interval){ v->userspace_addr, v->userspace_addr + (v->npages << MS_PAGE_SHIFT) - 1 };
-	draft->id = v->id;
-	draft->flags = v->flags;
-	draft->as_id = (uint16_t)as_id;
+	if (!r)
+		r = add_draft(u, *draft, err);
+	if (!r)
+		r = rules_gpa_limit(u->vm, *draft, err);
+	if (!r)
+		r = slot_give_log(u->vm, *draft, old, err);
+	return r;
 }
 
 int ms_update_copy(struct ms_update *u, struct ms_slot *old, const struct ms_memslot *values, struct ms_slot **out,
@@ -228,19 +213,11 @@ int ms_update_copy(struct ms_update *u, struct ms_slot *old, const struct ms_mem
 		v.id = slot_of(old)->id;
 	if (!r)
 		r = check_values(u, &v, err);
-	if (r)
-		return r;
-	draft = alloc_draft(u, err);
-	if (!draft)
-		return -ENOMEM;
-	fill_draft(draft, &v, u->as_id);
-	r = rules_gpa_limit(u->vm, draft, err);
-	if (r)
-		return r; /* a draft that nobody was told of goes at the end */
-	if (!give_dirty_log(u, draft, slot_of(old)))
-		return no_memory(err);
-	*out = handle_of(draft);
-	return 0;
+	if (!r)
+		r = make_draft(u, slot_of(old), &v, &draft, err);
+	if (!r)
+		*out = handle_of(draft);
+	return r;
 }
 
 /* ---- looking around ---- */

@@ -36,7 +36,7 @@ int ms_vcpu_create(struct ms_vm *vm, struct ms_vcpu **out, struct ms_error *err)
 		atomic_store_explicit(&(*out)->as_id, 0, memory_order_relaxed);
 		atomic_store_explicit(&(*out)->given_back, 0, memory_order_relaxed);
 	} else {
-		r = vm_refuse(err, ENOMEM, MS_RULE_NO_MEMORY, 0, NULL);
+		r = no_memory(err);
 	}
 	vm_unlock(vm);
 	return r;

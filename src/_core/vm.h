@@ -17,6 +17,8 @@
 #ifndef MS_VM_H
 #define MS_VM_H
 
+#include <errno.h>
+
 #include "memslot_set.h"
 #include "slots_lock.h"
 #include "stall_report.h"
@@ -127,6 +129,11 @@ void vm_free_deferred(struct ms_vm *vm, bool all);
 
 /* Puts the rule into *err, which may be NULL, and returns -code. */
 int vm_refuse(struct ms_error *err, int code, enum ms_rule rule, uint64_t limit, const struct memslot *other);
+
+static inline int no_memory(struct ms_error *err)
+{
+	return vm_refuse(err, ENOMEM, MS_RULE_NO_MEMORY, 0, NULL);
+}
 
 static inline void count_add(_Atomic uint64_t *count, uint64_t n)
 {

@@ -1,15 +1,14 @@
 /* SPDX-License-Identifier: MIT */
-#define _GNU_SOURCE
 /*
  * writer.c - see writer.h.
  */
 #include "writer.h"
 
 #include <errno.h>
-#include <fcntl.h>
 
 #include "listeners.h"
 #include "rules.h"
+#include "slot_make.h"
 #include "vm_index.h"
 
 /* ---- admit ---- */
@@ -20,26 +19,26 @@ static int refuse(const struct writer *w, enum ms_rule rule, uint64_t limit, con
 }
 
 /* Checks 13, 14 and 14b: what an existing slot cannot change. */
-static int check_existing(const struct writer *w, const struct ms_userspace_memory_region *r, const struct memslot *old)
+static int check_existing(const struct writer *w, const struct ms_memslot *value, const struct memslot *old)
 {
-	if (r->flags & MS_MEM_GUEST_MEMFD)
+	if (value->flags & MS_MEM_GUEST_MEMFD)
 		return refuse(w, MS_RULE_GMEM_EXISTING, 0, old);
-	if (r->userspace_addr != old->hva.start)
+	if (value->userspace_addr != old->hva.start)
 		return refuse(w, MS_RULE_HVA_CHANGE, 0, old);
-	if (r->memory_size >> MS_PAGE_SHIFT != old->npages)
+	if (value->npages != old->npages)
 		return refuse(w, MS_RULE_SIZE_CHANGE, 0, old);
-	if ((r->flags ^ old->flags) & (MS_MEM_READONLY | MS_MEM_GUEST_MEMFD))
+	if ((value->flags ^ old->flags) & (MS_MEM_READONLY | MS_MEM_GUEST_MEMFD))
 		return refuse(w, MS_RULE_FLAGS_TOGGLE, 0, old);
 	return 0;
 }
 
-static void classify_existing(struct change *c, const struct ms_userspace_memory_region *r)
+static void classify_existing(struct change *c, const struct ms_memslot *value)
 {
 	const struct memslot *old = c->old;
 
-	if (r->guest_phys_addr >> MS_PAGE_SHIFT != old->base_gfn)
+	if (value->base_gfn != old->base_gfn)
 		c->kind = MS_MOVE;
-	else if (r->flags != old->flags)
+	else if (value->flags != old->flags)
 		c->kind = MS_FLAGS_ONLY;
 	else
 		c->noop = true;
@@ -47,56 +46,26 @@ static void classify_existing(struct change *c, const struct ms_userspace_memory
 
 /* Checks 10 to 15 against `set`; sets what is to be done. */
 static int classify(const struct writer *w, struct change *c, const struct memslot_set *set,
-		    const struct ms_userspace_memory_region *r)
+		    const struct ms_memslot *value)
 {
-	uint64_t npages = r->memory_size >> MS_PAGE_SHIFT;
+	uint64_t npages = value->npages;
 	int refused = 0;
 
-	c->old = w->vm->design->find(set, r->slot);
+	c->old = w->vm->design->find(set, value->id);
 	if (!npages) {
 		c->kind = MS_DELETE;
 		return c->old ? 0 : refuse(w, MS_RULE_NO_SUCH_SLOT, 0, NULL);
 	}
 	c->kind = MS_CREATE;
 	if (c->old) {
-		refused = check_existing(w, r, c->old);
-		classify_existing(c, r);
+		refused = check_existing(w, value, c->old);
+		classify_existing(c, value);
 	} else if (ms_nr_memslot_pages(w->vm) + npages < npages) {
 		refused = refuse(w, MS_RULE_TOTAL_PAGES, 0, NULL);
 	}
 	if (!refused && (c->kind == MS_CREATE || c->kind == MS_MOVE))
-		refused = rules_overlap(w->vm, set, r->guest_phys_addr >> MS_PAGE_SHIFT, npages, r->slot, w->err);
+		refused = rules_overlap(w->vm, set, value->base_gfn, npages, value->id, w->err);
 	return refused;
-}
-
-static void fill_slot(struct memslot *slot, const struct ms_userspace_memory_region *r)
-{
-	slot->base_gfn = r->guest_phys_addr >> MS_PAGE_SHIFT;
-	slot->npages = r->memory_size >> MS_PAGE_SHIFT;
-	slot->hva = (struct interval){ r->userspace_addr, r->userspace_addr + r->memory_size - 1 };
-	slot->id = r->slot;
-	slot->flags = r->flags;
-	slot->as_id = (uint16_t)r->as_id;
-}
-
-/* KVM's fget(): a descriptor of O_PATH counts as closed. */
-static bool is_open(int fd)
-{
-	int mode = fcntl(fd, F_GETFL);
-
-	return mode >= 0 && !(mode & O_PATH);
-}
-
-/* Check 17.  No guest_memfd exists outside KVM, so an open file is not one.  Binding a guest_memfd belongs here: between
- * the slot's allocation and the first swap, undone by writer_discard(). */
-static int bind_guest_memfd(const struct writer *w, const struct ms_userspace_memory_region *region)
-{
-	bool open;
-
-	if (!(region->flags & MS_MEM_GUEST_MEMFD))
-		return 0;
-	open = is_open(region->guest_memfd);
-	return vm_refuse(w->err, open ? EINVAL : EBADF, MS_RULE_GMEM_FD, open, NULL);
 }
 
 static void free_slot(const struct writer *w, struct memslot *slot)
@@ -104,42 +73,32 @@ static void free_slot(const struct writer *w, struct memslot *slot)
 	memslot_free(w->vm->design, &w->vm->memory, slot);
 }
 
-static struct memslot *alloc_slot(const struct writer *w, int *r)
-{
-	struct memslot *slot = w->vm->design->alloc_slot(&w->vm->memory);
-
-	if (!slot)
-		*r = vm_refuse(w->err, ENOMEM, MS_RULE_NO_MEMORY, 0, NULL);
-	return slot;
-}
-
 /* Where sets store copies of their own, the writer keeps one too: the set's goes with the set. */
 static int keep_old(const struct writer *w, struct change *c)
 {
 	const struct memslot *old = c->old;
-	int r = 0;
+	int r;
 
 	if (!old || w->vm->design->shares_slots)
 		return 0;
-	c->old = alloc_slot(w, &r);
-	if (c->old)
+	r = slot_alloc(w->vm, &c->old, w->err);
+	if (!r)
 		*c->old = *old;
 	return r;
 }
 
-/* Checks 16 to 18: everything that the change needs, except the dirty log. */
-static int allocate(const struct writer *w, struct change *c, const struct ms_userspace_memory_region *region)
+/* Checks 16 to 18: everything that the change needs, except the dirty log.  Binding a guest_memfd belongs to check 17:
+ * between the slot's allocation and the first swap, undone by writer_discard(). */
+static int allocate(const struct writer *w, struct change *c, const struct ms_memslot *value)
 {
 	int r = keep_old(w, c);
 
-	if (!r && c->kind != MS_DELETE && (c->new_slot = alloc_slot(w, &r))) {
-		fill_slot(c->new_slot, region);
-		r = bind_guest_memfd(w, region);
-	}
-	if (!r && (c->kind == MS_DELETE || c->kind == MS_MOVE) && (c->inv = alloc_slot(w, &r))) {
-		memslot_copy(c->inv, c->old);
-		c->inv->flags |= MS_MEMSLOT_INVALID;
-	}
+	if (!r && c->kind != MS_DELETE)
+		r = slot_create(w->vm, value, w->as_id, &c->new_slot, w->err);
+	if (!r && c->new_slot)
+		r = rules_guest_memfd(value->flags, c->guest_memfd, w->err);
+	if (!r && (c->kind == MS_DELETE || c->kind == MS_MOVE))
+		r = slot_create_invalid(w->vm, c->old, &c->inv, w->err);
 	return r;
 }
 
@@ -150,7 +109,7 @@ static void drop_copy(const struct writer *w, struct memslot *copy)
 		w->vm->design->free_slot(&w->vm->memory, copy);
 }
 
-/* Frees what allocate() and prepare_dirty_log() made. */
+/* Frees what allocate() and slot_give_log() made. */
 void writer_discard(const struct writer *w, struct change *c)
 {
 	free_slot(w, c->inv);
@@ -159,13 +118,13 @@ void writer_discard(const struct writer *w, struct change *c)
 }
 
 int writer_admit(const struct writer *w, struct change *c, const struct memslot_set *set,
-		 const struct ms_userspace_memory_region *region)
+		 const struct ms_memslot *value)
 {
-	int r = classify(w, c, set, region);
+	int r = classify(w, c, set, value);
 
 	if (r || c->noop)
 		return r;
-	r = allocate(w, c, region);
+	r = allocate(w, c, value);
 	if (r)
 		writer_discard(w, c);
 	return r;
@@ -216,19 +175,6 @@ static void invalidate(const struct writer *w)
 			vm_flush(w->vm, w->change[i].inv, w->change[i].old);
 }
 
-/* A bitmap lives as long as logging stays on, also across a MOVE; switched off and on it is a fresh one. */
-static int prepare_dirty_log(const struct writer *w, struct change *c)
-{
-	struct memslot *slot = c->new_slot;
-	bool initially_set = ms_manual_dirty_log_protect(w->vm) & MS_DIRTY_LOG_INITIALLY_SET;
-
-	if (!(slot->flags & MS_MEM_LOG_DIRTY_PAGES))
-		return 0;
-	slot->dirty = c->old && c->old->dirty ? dirty_log_get(c->old->dirty)
-					      : dirty_log_create(&w->vm->memory, slot->npages, initially_set);
-	return slot->dirty ? 0 : vm_refuse(w->err, ENOMEM, MS_RULE_NO_MEMORY, 0, NULL);
-}
-
 static int prepare_listeners(const struct writer *w, struct change *c)
 {
 	struct ms_change change;
@@ -254,7 +200,7 @@ static int prepare(const struct writer *w)
 		struct change *c = &w->change[i];
 
 		if (c->new_slot && !c->staged)
-			r = prepare_dirty_log(w, c);
+			r = slot_give_log(w->vm, c->new_slot, c->old, w->err);
 		if (!r && (c->kind == MS_CREATE || c->kind == MS_MOVE))
 			r = rules_gpa_limit(w->vm, c->new_slot, w->err); /* so late in KVM: a MOVE is INVALID by now */
 		if (!r)
@@ -398,7 +344,7 @@ int writer_carry_out(const struct writer *w)
 
 int writer_stage(const struct writer *w, struct change *c)
 {
-	int r = prepare_dirty_log(w, c);
+	int r = slot_give_log(w->vm, c->new_slot, c->old, w->err);
 
 	if (r) {
 		writer_discard(w, c);

@@ -40,6 +40,7 @@ struct change {
 	struct memslot *old, *inv, *new_slot;
 	uint32_t prepared; /* listeners that were told prepare */
 	uint32_t entry;    /* of a load: which one, for the error */
+	int32_t guest_memfd; /* of the request */
 	uint8_t kind;      /* enum ms_change_kind */
 	bool staged;       /* new_slot is in the inactive set already */
 	bool noop;
@@ -61,9 +62,10 @@ static inline int at_entry(const struct writer *w, int r, uint32_t entry)
 	return r;
 }
 
-/* Checks 10 to 18 against `set`.  A change that does nothing becomes a noop.  *c owns nothing after a failure. */
+/* Checks 10 to 18 against `set`: the slot of this id is to have these values, none if npages is 0.  A change that does
+ * nothing becomes a noop.  *c owns nothing after a failure. */
 int writer_admit(const struct writer *w, struct change *c, const struct memslot_set *set,
-		 const struct ms_userspace_memory_region *region);
+		 const struct ms_memslot *value);
 
 /* Frees the slots of an admitted change that is not carried out. */
 void writer_discard(const struct writer *w, struct change *c);

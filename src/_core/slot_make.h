@@ -1,0 +1,29 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * slot_make.h - makes the slots of a change: their fields, their dirty logs and their INVALID copies.
+ *
+ * Every kind of change uses these functions: the writer (writer.c) and the steps of an update (update_steps.c).
+ *
+ * Logging that stays on keeps its log, if the slot keeps its size.  Logging that was off begins with a new log.
+ *
+ * Each function that can fail returns 0, or -ENOMEM with the rule in *err.  Locking: slots_lock.
+ */
+#ifndef MS_SLOT_MAKE_H
+#define MS_SLOT_MAKE_H
+
+#include "vm.h"
+
+/* A slot of zeroes. */
+int slot_alloc(struct ms_vm *vm, struct memslot **out, struct ms_error *err);
+
+/* A slot with these values, in address space as_id, without a dirty log. */
+int slot_create(struct ms_vm *vm, const struct ms_memslot *value, uint32_t as_id, struct memslot **out,
+		struct ms_error *err);
+
+/* The INVALID copy of a slot, with the same log. */
+int slot_create_invalid(struct ms_vm *vm, const struct memslot *slot, struct memslot **out, struct ms_error *err);
+
+/* The log of a new slot that takes the place of `old`, or of none (NULL). */
+int slot_give_log(struct ms_vm *vm, struct memslot *slot, const struct memslot *old, struct ms_error *err);
+
+#endif
