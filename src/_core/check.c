@@ -49,6 +49,8 @@ static int check_dirty_log(struct walk *w, const struct memslot *slot)
 	if (slot->dirty && slot->dirty->refs != 1)
 		return broken(w, 'D', 2, "slot %" PRIu32 ": its dirty log has %zu references instead of 1", slot->id,
 			      slot->dirty->refs);
+	if (slot->dirty && slot->dirty->related != slot->dirty)
+		return broken(w, 'D', 5, "slot %" PRIu32 ": its dirty log is related to another one at rest", slot->id);
 	return 0;
 }
 

@@ -11,20 +11,47 @@ static size_t log_size(size_t nwords)
 	return sizeof(struct dirty_log) + 2 * nwords * sizeof(uint64_t);
 }
 
-/* The bits of the last word that stand for pages (D1). */
-static uint64_t tail_mask(uint64_t npages)
+/* A word with its lowest n bits set. */
+static uint64_t low_bits(int64_t n)
 {
-	return npages % 64 ? ((uint64_t)1 << (npages % 64)) - 1 : ~(uint64_t)0;
+	if (n >= 64)
+		return ~(uint64_t)0;
+	return n > 0 ? ((uint64_t)1 << n) - 1 : 0;
 }
 
-static void set_all(struct dirty_log *log)
+/* Which of the 64 pages from `page` on the log has. */
+static uint64_t pages_from(const struct dirty_log *log, int64_t page)
 {
-	for (size_t i = 0; i < log->nwords; i++)
-		atomic_store_explicit(&log->live[i], i + 1 < log->nwords ? ~(uint64_t)0 : tail_mask(log->npages),
-				      memory_order_relaxed);
+	return low_bits((int64_t)log->npages - page) & ~low_bits(-page);
 }
 
-struct dirty_log *dirty_log_create(struct memory *memory, uint64_t npages, bool initially_set)
+static uint64_t word_at(const struct dirty_log *log, int64_t i)
+{
+	return (uint64_t)i < log->nwords ? atomic_load_explicit(&log->live[i], memory_order_acquire) : 0;
+}
+
+/* The bits of the 64 pages from `page` on. */
+static uint64_t bits_from(const struct dirty_log *log, int64_t page)
+{
+	unsigned shift = (uint64_t)page % 64;
+	int64_t i = (page - (int64_t)shift) / 64;
+
+	return word_at(log, i) >> shift | (shift ? word_at(log, i + 1) << (64 - shift) : 0);
+}
+
+static void merge(struct dirty_log *to, const struct dirty_log *from)
+{
+	int64_t page = to->first - from->first; /* of `from`, where `to` begins */
+
+	for (size_t i = 0; i < to->nwords; i++, page += 64) {
+		uint64_t bits = bits_from(from, page) & pages_from(to, 64 * (int64_t)i); /* D1 */
+
+		if (bits)
+			atomic_fetch_or_explicit(&to->live[i], bits, memory_order_release);
+	}
+}
+
+static struct dirty_log *alloc_log(struct memory *memory, uint64_t npages)
 {
 	size_t nwords = dirty_log_words(npages);
 	struct dirty_log *log = memory_zalloc(memory, log_size(nwords));
@@ -34,10 +61,63 @@ struct dirty_log *dirty_log_create(struct memory *memory, uint64_t npages, bool 
 	log->npages = npages;
 	log->nwords = nwords;
 	log->refs = 1;
+	log->related = log;
 	log->scratch = (uint64_t *)(void *)(log->live + nwords);
-	if (initially_set)
-		set_all(log);
 	return log;
+}
+
+/* Sets the bits of the pages that no related log has.  Nobody else has the log yet. */
+static void set_new_pages(struct dirty_log *log)
+{
+	for (size_t i = 0; i < log->nwords; i++) {
+		int64_t page = 64 * (int64_t)i;
+		uint64_t bits = pages_from(log, page);
+
+		for (const struct dirty_log *other = log->related; other != log; other = other->related)
+			bits &= ~pages_from(other, page + log->first - other->first);
+		atomic_store_explicit(&log->live[i], bits, memory_order_relaxed);
+	}
+}
+
+struct dirty_log *dirty_log_create(struct memory *memory, uint64_t npages, bool initially_set)
+{
+	struct dirty_log *log = alloc_log(memory, npages);
+
+	if (log && initially_set)
+		set_new_pages(log);
+	return log;
+}
+
+struct dirty_log *dirty_log_derive(struct memory *memory, struct dirty_log *from, int64_t first, uint64_t npages,
+				   bool initially_set)
+{
+	struct dirty_log *log = alloc_log(memory, npages);
+
+	if (!log)
+		return NULL;
+	log->first = from->first + first;
+	log->related = from->related;
+	from->related = log;
+	if (initially_set)
+		set_new_pages(log);
+	for (const struct dirty_log *other = log->related; other != log; other = other->related)
+		merge(log, other);
+	return log;
+}
+
+void dirty_log_pass_on(const struct dirty_log *log)
+{
+	for (struct dirty_log *other = log->related; other != log; other = other->related)
+		merge(other, log);
+}
+
+static void leave_ring(struct dirty_log *log)
+{
+	struct dirty_log *before = log->related;
+
+	while (before->related != log)
+		before = before->related;
+	before->related = log->related;
 }
 
 struct dirty_log *dirty_log_get(struct dirty_log *log)
@@ -49,8 +129,10 @@ struct dirty_log *dirty_log_get(struct dirty_log *log)
 
 void dirty_log_put(struct memory *memory, struct dirty_log *log)
 {
-	if (log && --log->refs == 0)
-		memory_free(memory, log, log_size(log->nwords));
+	if (!log || --log->refs)
+		return;
+	leave_ring(log);
+	memory_free(memory, log, log_size(log->nwords));
 }
 
 void dirty_log_harvest(struct dirty_log *log)
@@ -79,7 +161,7 @@ void dirty_log_clear(struct dirty_log *log, size_t first_word, size_t nwords)
 
 int dirty_log_check(const struct dirty_log *log)
 {
-	uint64_t last = log->nwords ? atomic_load_explicit(&log->live[log->nwords - 1], memory_order_relaxed) : 0;
+	int64_t i = (int64_t)log->nwords - 1;
 
-	return last & ~tail_mask(log->npages) ? 1 : 0;
+	return word_at(log, i) & ~pages_from(log, 64 * i) ? 1 : 0;
 }

@@ -13,8 +13,10 @@
 #define dirty_log_check ms_dirty_log_check
 #define dirty_log_clear ms_dirty_log_clear
 #define dirty_log_create ms_dirty_log_create
+#define dirty_log_derive ms_dirty_log_derive
 #define dirty_log_get ms_dirty_log_get
 #define dirty_log_harvest ms_dirty_log_harvest
+#define dirty_log_pass_on ms_dirty_log_pass_on
 #define dirty_log_peek ms_dirty_log_peek
 #define dirty_log_put ms_dirty_log_put
 #define flat_avx2 ms_flat_avx2
@@ -105,6 +107,8 @@
 #define tree_search_many ms_tree_search_many
 #define update_check_caller ms_update_check_caller
 #define update_step_end ms_update_step_end
+#define update_swap_sets ms_update_swap_sets
+#define update_swap_sets_end ms_update_swap_sets_end
 #define vm_design ms_vm_design
 #define vm_flush ms_vm_flush
 #define vm_free_deferred ms_vm_free_deferred

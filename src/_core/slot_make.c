@@ -37,7 +37,13 @@ int slot_create_invalid(struct ms_vm *vm, const struct memslot *slot, struct mem
 
 static bool same_pages(const struct memslot *a, const struct memslot *b)
 {
-	return a->npages == b->npages;
+	return a->hva.start == b->hva.start && a->npages == b->npages;
+}
+
+/* The page of old's that has the host address of the slot's first one; negative where the slot begins below. */
+static int64_t first_in(const struct memslot *slot, const struct memslot *old)
+{
+	return ((int64_t)slot->hva.start - (int64_t)old->hva.start) / (int64_t)MS_PAGE_SIZE;
 }
 
 int slot_give_log(struct ms_vm *vm, struct memslot *slot, const struct memslot *old, struct ms_error *err)
@@ -46,9 +52,12 @@ int slot_give_log(struct ms_vm *vm, struct memslot *slot, const struct memslot *
 
 	if (!(slot->flags & MS_MEM_LOG_DIRTY_PAGES))
 		return 0;
-	if (old && old->dirty && same_pages(slot, old))
+	if (!old || !old->dirty)
+		slot->dirty = dirty_log_create(&vm->memory, slot->npages, initially_set);
+	else if (same_pages(slot, old))
 		slot->dirty = dirty_log_get(old->dirty);
 	else
-		slot->dirty = dirty_log_create(&vm->memory, slot->npages, initially_set);
+		slot->dirty =
+			dirty_log_derive(&vm->memory, old->dirty, first_in(slot, old), slot->npages, initially_set);
 	return slot->dirty ? 0 : no_memory(err);
 }

@@ -4,7 +4,9 @@
  *
  * Every kind of change uses these functions: the writer (writer.c) and the steps of an update (update_steps.c).
  *
- * Logging that stays on keeps its log, if the slot keeps its size.  Logging that was off begins with a new log.
+ * Logging that stays on keeps its bits.  The page of a slot is identified by its host address.  A new slot whose pages
+ * are exactly those of the old one shares the log of the old one.  A slot with other pages gets a log that is related to
+ * the old one (dirty_log.h).  Logging that was off begins with a new log.
  *
  * Each function that can fail returns 0, or -ENOMEM with the rule in *err.  Locking: slots_lock.
  */

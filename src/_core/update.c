@@ -19,6 +19,33 @@ int update_check_caller(const struct ms_update *u, struct ms_error *err)
 	return thread_self.hooks ? vm_refuse(err, EDEADLK, MS_RULE_HOOK, 0, NULL) : 0;
 }
 
+/* ---- the swap ---- */
+
+/* Only slots that were touched can have a log that is related to another. */
+static void pass_on_marks(struct ms_update *u)
+{
+	const struct memslot_set *left = inactive(u);
+
+	for (size_t i = 0; i < u->touched.nr; i++) {
+		const struct memslot *slot = touched_at(u, i)->slot;
+
+		if (slot->dirty && slot->sets >> left->node_idx & 1)
+			dirty_log_pass_on(slot->dirty);
+	}
+}
+
+void update_swap_sets_end(struct ms_update *u)
+{
+	vm_swap_end(u->vm, u->as_id);
+	pass_on_marks(u);
+}
+
+void update_swap_sets(struct ms_update *u)
+{
+	vm_swap_begin(u->vm, u->as_id);
+	update_swap_sets_end(u);
+}
+
 static void finish_deferred(struct slots_lock *lock);
 
 bool update_step_end(struct ms_update *u)
@@ -115,7 +142,7 @@ static void roll_back(struct ms_update *u)
 {
 	roll_back_inactive(u);
 	if (edited(u, vm_active_set(u->vm, u->as_id))) {
-		vm_swap(u->vm, u->as_id);
+		update_swap_sets(u);
 		roll_back_inactive(u);
 	}
 	u->edits.nr = 0;
@@ -202,12 +229,12 @@ static void finish_deferred(struct slots_lock *lock)
 	struct ms_update *u = atomic_load_explicit(&vm->update, memory_order_relaxed);
 
 	if (u->in_step) /* its thread has ended in a hook of a swap, whose readers it may not have waited for */
-		vm_swap_end(vm, u->as_id);
+		update_swap_sets_end(u);
 	if (!u->rolling_back) {
 		finish(u, false);
 		return;
 	}
-	vm_swap_end(vm, u->as_id);
+	update_swap_sets_end(u);
 	roll_back_inactive(u);
 	settle(u);
 	memory_pool_trim(&vm->memory);

@@ -76,6 +76,11 @@ static inline struct memslot_set *inactive(const struct ms_update *u)
 	return vm_inactive_set(u->vm, u->as_id);
 }
 
+/* vm_swap(), or its end.  Then the bits that readers marked in the set that they have left are passed on to the related
+ * logs (D4 of dirty_log.h), so that the step that follows, or the end, may take either slot out. */
+void update_swap_sets(struct ms_update *u);
+void update_swap_sets_end(struct ms_update *u);
+
 /* Refuses a step, or the end, by another thread than the owner, inside a read section or inside a hook. */
 int update_check_caller(const struct ms_update *u, struct ms_error *err);
 

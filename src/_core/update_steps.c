@@ -123,7 +123,7 @@ int ms_update_swap(struct ms_update *u, struct ms_error *err)
 	if (r)
 		return r;
 	update_step_begin(u);
-	vm_swap(u->vm, u->as_id);
+	update_swap_sets(u);
 	update_step_end(u);
 	return 0;
 }
@@ -137,7 +137,7 @@ int ms_update_activate(struct ms_update *u, struct ms_slot *old, struct ms_slot 
 	if (!note_edit(u, slot_of(old), slot_of(new_slot)))
 		return no_memory(err);
 	update_step_begin(u);
-	vm_swap(u->vm, u->as_id);
+	update_swap_sets(u);
 	edit_inactive(u, slot_of(old), slot_of(new_slot));
 	update_step_end(u);
 	return 0;
@@ -174,7 +174,7 @@ int ms_update_invalidate(struct ms_update *u, struct ms_slot *handle, struct ms_
 		return no_memory(err); /* the draft stays one, and goes at the end */
 	edit_inactive(u, slot, inv);
 	update_step_begin(u);
-	vm_swap(u->vm, u->as_id);
+	update_swap_sets(u);
 	vm_flush(u->vm, inv, slot);
 	*out = update_step_end(u) ? handle_of(inv) : NULL;
 	return 0;

@@ -233,7 +233,11 @@ cdef class Update:
 
     def copy(self, SlotHandle old, **fields):
         """A draft with the values of old but for the fields given: base_gfn, npages, userspace_addr, flags, and id
-        where old is None (kvm_copy_memslot()).  Logging that goes on keeps its bitmap."""
+        where old is None (kvm_copy_memslot()).
+
+        Logging that stays on keeps its dirty bits, also those that readers set later.  A page is identified by its host
+        address: if npages or userspace_addr differ, the pages that both slots have keep their bits, and the other pages
+        begin as in a new slot.  A slot without logging in between begins with a new log."""
         cdef _Draft draft
         cdef ms_slot *slot = NULL
         cdef SlotHandle handle

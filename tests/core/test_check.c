@@ -415,6 +415,16 @@ static void log_of_other_size(int idx)
 	POKE(slot_of(4)->dirty->npages, 101);
 }
 
+/* The ring is whole: the log of slot 4 and another one that no slot has. */
+static void related_log(int idx)
+{
+	static struct dirty_log other;
+
+	(void)idx;
+	other.related = slot_of(4)->dirty;
+	POKE(slot_of(4)->dirty->related, &other);
+}
+
 static void id_beyond(int idx)
 {
 	(void)idx;
@@ -504,6 +514,7 @@ static const struct {
 	{ "D1", bit_beyond, ALL },
 	{ "D2", two_owners, ALL },
 	{ "D2", no_owner, ALL },
+	{ "D5", related_log, ALL },
 	{ "M1", overlap, ALL },
 	{ "M2", in_one_set, TREE | LIST },
 	{ "M2", unknown_to_one_set, TREE | LIST },
@@ -535,8 +546,8 @@ static const struct {
 };
 
 static const char *const numbers[] = {
-	"R1", "R2", "R3", "R4", "R5", "T1", "T2", "I1", "I2", "I3", "A1", "A2", "L1", "D1", "D2",
-	"M1", "M2", "M3", "M4", "M5", "M6", "M7", "M8", "M9", "M10",
+	"R1", "R2", "R3", "R4", "R5", "T1", "T2", "I1", "I2", "I3", "A1", "A2", "L1",
+	"D1", "D2", "D5", "M1", "M2", "M3", "M4", "M5", "M6", "M7", "M8", "M9", "M10",
 };
 
 static void restore_all(void)

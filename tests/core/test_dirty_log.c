@@ -171,10 +171,148 @@ static void references(void)
 
 static void no_memory(void)
 {
+	struct dirty_log *log;
+
 	memory_fail(&memory, 1, false);
 	CHECK(!dirty_log_create(&memory, 100, true));
 	CHECK_EQ(atomic_load(&memory.bytes), 0);
-	destroy(create(100, true));
+	log = create(100, true);
+	memory_fail(&memory, 1, false);
+	CHECK(!dirty_log_derive(&memory, log, 1, 50, true));
+	CHECK_EQ(log->related, log);
+	destroy(log);
+}
+
+/* ---- related logs, compared with one array of host pages ---- */
+
+#define HOST_PAGES 1000u
+#define RELATED_MAX 5u
+
+static struct {
+	struct dirty_log *log;
+	uint64_t first, npages; /* host pages */
+} member[RELATED_MAX];
+static size_t nr_members;
+
+static bool has_page(size_t i, uint64_t host)
+{
+	return host - member[i].first < member[i].npages;
+}
+
+static bool known(uint64_t host)
+{
+	bool any = false;
+
+	for (size_t i = 0; i < nr_members; i++)
+		any |= has_page(i, host);
+	return any;
+}
+
+static void add_member(struct dirty_log *log, uint64_t first, uint64_t npages)
+{
+	CHECK(log);
+	CHECK_EQ(log->npages, npages);
+	CHECK_EQ(log->refs, 1);
+	member[nr_members].log = log;
+	member[nr_members].first = first;
+	member[nr_members++].npages = npages;
+}
+
+/* The sizes that matter are those about a multiple of 64; far apart, near, and one inside of the other. */
+static void derive_one(struct rng *rng, bool initially_set)
+{
+	size_t from = rng_below(rng, nr_members);
+	uint64_t npages = 1 + (rng_below(rng, 2) ? rng_below(rng, 200) : 62 + rng_below(rng, 5));
+	uint64_t first = rng_below(rng, 2) ? rng_below(rng, HOST_PAGES - npages) : member[from].first;
+	int64_t shift = (int64_t)first - (int64_t)member[from].first;
+
+	if (first + npages > HOST_PAGES)
+		return;
+	for (uint64_t host = first; host < first + npages; host++)
+		if (!known(host))
+			live[host] = initially_set;
+	add_member(dirty_log_derive(&memory, member[from].log, shift, npages, initially_set), first, npages);
+}
+
+/* As readers mark the log of the slot that they see, until a swap is over. */
+static void mark_and_pass_on(struct rng *rng)
+{
+	size_t i = rng_below(rng, nr_members);
+
+	for (uint64_t n = rng_below(rng, 5); n > 0; n--, marks++) {
+		uint64_t page = rng_below(rng, member[i].npages);
+
+		dirty_log_mark(member[i].log, page);
+		live[member[i].first + page] = true;
+	}
+	dirty_log_peek(member[i].log); /* the words behind the live ones have bits too */
+	dirty_log_pass_on(member[i].log);
+}
+
+static void put_one(size_t i)
+{
+	dirty_log_put(&memory, member[i].log);
+	member[i] = member[--nr_members];
+}
+
+static void check_members(void)
+{
+	size_t ring = 1;
+
+	for (const struct dirty_log *log = member[0].log->related; log != member[0].log; log = log->related)
+		ring++;
+	CHECK_EQ(ring, nr_members);
+	for (size_t i = 0; i < nr_members; i++) {
+		CHECK_EQ(dirty_log_check(member[i].log), 0);
+		for (uint64_t page = 0; page < member[i].npages; page++)
+			CHECK_EQ(bit(atomic_load(&member[i].log->live[page / 64]), page), live[member[i].first + page]);
+	}
+}
+
+static void related_logs(uint64_t number)
+{
+	struct rng rng = rng_stream(number);
+	bool initially_set = number % 2;
+	uint64_t npages = 1 + rng_below(&rng, 300), first = rng_below(&rng, HOST_PAGES - npages);
+
+	nr_members = 0;
+	memset(live, initially_set, HOST_PAGES);
+	add_member(dirty_log_create(&memory, npages, initially_set), first, npages);
+	for (int step = 0; step < 50; step++) {
+		uint64_t what = rng_below(&rng, 4);
+
+		if (what < 2)
+			mark_and_pass_on(&rng);
+		else if (what == 2 && nr_members < RELATED_MAX)
+			derive_one(&rng, initially_set);
+		else if (nr_members > 1)
+			put_one(rng_below(&rng, nr_members));
+		check_members();
+	}
+	while (nr_members)
+		put_one(0);
+	CHECK_EQ(atomic_load(&memory.bytes) + atomic_load(&memory.blocks), 0);
+}
+
+/* A slot that moves to the other end of the host's addresses, and back. */
+static void far_apart(void)
+{
+	int64_t far = (int64_t)1 << 51;
+	struct dirty_log *log = create(70, false), *high, *back;
+
+	dirty_log_mark(log, 69);
+	high = dirty_log_derive(&memory, log, far, 70, true);
+	CHECK_EQ(atomic_load(&high->live[0]), ~(uint64_t)0);
+	CHECK_EQ(atomic_load(&high->live[1]), 63);
+	back = dirty_log_derive(&memory, high, 1 - far, 70, false);
+	CHECK_EQ(atomic_load(&back->live[0]), 0);
+	CHECK_EQ(atomic_load(&back->live[1]), 16);
+	dirty_log_pass_on(high);
+	CHECK_EQ(atomic_load(&log->live[0]) | atomic_load(&back->live[0]), 0);
+	dirty_log_put(&memory, log);
+	dirty_log_put(&memory, back);
+	CHECK_EQ(high->related, high);
+	destroy(high);
 }
 
 /* ---- a broken D1 ---- */
@@ -434,6 +572,9 @@ int main(int argc, char **argv)
 	every_size();
 	references();
 	no_memory();
+	far_apart();
+	for (uint64_t i = 0; i < test_times(1000); i++)
+		related_logs(i);
 	break_d1(1);
 	break_d1(63);
 	break_d1(65);

@@ -161,7 +161,7 @@ static int create_vcpu(struct ms_error *err)
 	return ms_vcpu_create(vm, &vcpu, err);
 }
 
-/* A MOVE and ten CREATEs in steps: more edits and drafts than the first lists have room for. */
+/* A MOVE to another size and ten CREATEs in steps: more edits and drafts than the first lists have room for. */
 #define DRAFTS 10u
 
 static struct ms_update *update;
@@ -181,6 +181,8 @@ static int copy_target(struct ms_error *err)
 
 	CHECK_EQ(ms_update_value(update, old_slot, &value), 0);
 	value.base_gfn += 0x20;
+	value.userspace_addr -= PAGE;
+	value.npages += 60; /* needs a log of its own */
 	return ms_update_copy(update, old_slot, &value, &moved, err);
 }
 

@@ -130,6 +130,34 @@ static void delete_by_steps(struct actor *me)
 	me->r = ms_update_end(u, true, NULL);
 }
 
+/* ID with four more pages at each end; GFN keeps its host page. */
+static struct ms_slot *grown(struct ms_update *u, struct ms_slot *old)
+{
+	struct ms_memslot value;
+	struct ms_slot *draft = NULL;
+
+	CHECK_EQ(ms_update_value(u, old, &value), 0);
+	value.base_gfn -= 4;
+	value.userspace_addr -= 4 * PAGE;
+	value.npages += 8;
+	CHECK_EQ(ms_update_copy(u, old, &value, &draft, NULL), 0);
+	return draft;
+}
+
+/* A change of size, which only an update can make. */
+static void grow_by_steps(struct actor *me)
+{
+	struct ms_update *u;
+	struct ms_slot *old, *new_slot;
+
+	CHECK_EQ(ms_update_begin(vm, 0, &u, NULL), 0);
+	old = ms_update_find(u, true, ID);
+	new_slot = grown(u, old);
+	CHECK_EQ(ms_update_replace(u, old, new_slot, NULL), 0);
+	CHECK_EQ(ms_update_activate(u, old, new_slot, NULL), 0);
+	me->r = ms_update_end(u, true, NULL);
+}
+
 static void harvest(struct actor *me)
 {
 	me->r = ms_get_dirty_log(vm, 0, ID, &me->hva, 1, &me->nr, NULL);
@@ -205,6 +233,7 @@ static const struct change {
 	{ "load", load, ID, 0, false },
 	{ "exchange", exchange, NEXT, 0, false },
 	{ "delete by steps", delete_by_steps, 0, 0, true },
+	{ "grow by steps", grow_by_steps, ID, 0, true },
 	{ "close", close_vm, 0, 0, false },
 };
 
@@ -306,16 +335,23 @@ static void check_old_section(const struct change *change)
 	CHECK(reader.nr == 2 && reader.slot[0].id == ID && reader.slot[0].flags == LOG);
 }
 
-/* The mark is in the log if the slot keeps its log. */
-static void check_mark(const struct change *change)
+/* The log of ID has one bit, that of GFN. */
+static void check_marked(void)
 {
+	struct ms_memslot slot;
 	uint64_t word = 0;
 	size_t nwords;
 
-	if (change->run != create && change->run != move && change->run != load)
-		return;
+	CHECK_EQ(ms_id_to_memslot(vm, 0, ID, &slot), 0);
 	CHECK_EQ(ms_get_dirty_log(vm, 0, ID, &word, 1, &nwords, NULL), 0);
-	CHECK_EQ(word, (uint64_t)1 << (GFN - OLD_GFN));
+	CHECK_EQ(word, (uint64_t)1 << ((hva_in(0, ID) - slot.userspace_addr) / PAGE));
+}
+
+/* The mark is in the log if the page goes on being logged. */
+static void check_mark(const struct change *change)
+{
+	if (change->run == create || change->run == move || change->run == load || change->run == grow_by_steps)
+		check_marked();
 }
 
 static void die_inside(struct actor *me)
@@ -652,6 +688,47 @@ static void mark_across_harvest(void)
 	end();
 }
 
+static struct ms_update *half_done;
+
+/* Publishes the grown slot, and goes no further. */
+static void publish_grown(void)
+{
+	struct ms_slot *old;
+
+	CHECK_EQ(ms_update_begin(vm, 0, &half_done, NULL), 0);
+	old = ms_update_find(half_done, true, ID);
+	CHECK_EQ(ms_update_replace(half_done, old, grown(half_done, old), NULL), 0);
+	CHECK_EQ(ms_update_swap(half_done, NULL), 0);
+}
+
+static void grow_and_roll_back(struct actor *me)
+{
+	publish_grown();
+	me->r = ms_update_end(half_done, false, NULL);
+}
+
+static void grow_and_abandon(struct actor *me)
+{
+	publish_grown();
+	ms_update_abandon(half_done);
+	me->r = ms_check(vm, NULL, NULL); /* takes the lock, and so ends the update */
+}
+
+/* H16: a page of the grown slot is marked while the slot of the beginning is published again. */
+static void mark_across_roll_back(void (*roll_back)(struct actor *me))
+{
+	begin("H16: a mark beside the roll-back of a change of size");
+	act_until(&writer, roll_back, POINT_WRITER_GRACE_OVER);
+	act_until(&reader, mark, POINT_READER_MARKS);
+	go(&writer, NO_STOP);
+	check_waits(&writer, vm);
+	finish_both(&reader, &writer);
+	CHECK_EQ(writer.r, 0);
+	check_marked();
+	check_at_in_both(0, GFN, ID);
+	end();
+}
+
 /* ---- changes that would deadlock, newcomers ---- */
 
 /* H18: a change inside a section fails immediately. */
@@ -790,6 +867,8 @@ static void once(void)
 		return;
 	index_comes_late();
 	index_held_during_changes();
+	mark_across_roll_back(grow_and_roll_back);
+	mark_across_roll_back(grow_and_abandon);
 }
 
 int main(int argc, char **argv)

@@ -287,6 +287,77 @@ static void test_dirty_logs(void)
 	}
 }
 
+/* The words of the dirty log that ID has after an update. */
+static void check_log_of_id(uint64_t low, uint64_t high)
+{
+	const struct memslot *slot = vm->design->find(vm_active_set(vm, SPACE), ID);
+
+	CHECK_EQ(atomic_load(&slot->dirty->live[0]), low);
+	CHECK_EQ(atomic_load(&slot->dirty->live[1]), high);
+}
+
+/* A copy of ID at 0x900.  It begins `lower` pages below, in the guest and in the host. */
+static struct ms_slot *resized(struct ms_slot *old, uint64_t lower, uint64_t npages)
+{
+	struct ms_memslot value = value_of(ID, 0x900 - lower, npages, LOG);
+
+	value.userspace_addr -= lower * PAGE;
+	return copied(old, value);
+}
+
+/* Page 66 of ID is dirty at the beginning: bit 2 of word 1.  Pages of the larger slot are new: 0, 1 and 72. */
+static void test_resized_logs(void)
+{
+	struct ms_slot *old, *larger, *smaller;
+
+	for (int way = 0; way < 3; way++) {
+		bool keep = way == 1;
+
+		vm = vm_with_slots(SPACES);
+		CHECK_EQ(ms_set_manual_dirty_log_protect(vm, 3, NULL), 0);
+		update = begun(vm, SPACE);
+		old = found(true, ID);
+		larger = resized(old, 2, NPAGES + 3);
+		smaller = resized(larger, 0, 68);
+		ms_mark_page_dirty(vm, SPACE, GFN + 10); /* in the log of old, after the copies were made */
+		replaced(found(false, ID), larger);
+		swapped();
+		ms_mark_page_dirty(vm, SPACE, 0x900 + 20);
+		ms_mark_page_dirty(vm, SPACE, 0x900 + 69); /* smaller does not have this page */
+		if (keep)
+			replaced(old, larger);
+		else if (way == 2)
+			activated(larger, smaller);
+		ended(keep);
+		if (keep)
+			check_log_of_id(3 | 1 << 12 | 1 << 22, 1 << 4 | 1 << 7 | 1 << 8);
+		else
+			check_log_of_id(1 << 10 | 1 << 20, 1 << 2 | 1 << 5);
+		done();
+	}
+}
+
+/* If an update switches logging off and on, the new log has no page of the former one: all bits are set here. */
+static void test_log_off_and_on(void)
+{
+	struct ms_slot *old, *off, *on;
+	struct ms_memslot value = value_of(ID, GFN, NPAGES, 0);
+
+	vm = vm_with_slots(SPACES);
+	CHECK_EQ(ms_set_manual_dirty_log_protect(vm, 3, NULL), 0);
+	update = begun(vm, SPACE);
+	old = found(true, ID);
+	off = copied(old, value);
+	value.flags = LOG;
+	on = copied(off, value);
+	replaced(old, off);
+	activated(old, on);
+	activated(off, on);
+	ended(true);
+	check_log_of_id(~(uint64_t)0, 63);
+	done();
+}
+
 static void test_looking(void)
 {
 	struct ms_slot *slots[8] = { NULL }, *guard = (struct ms_slot *)(void *)&guard;
@@ -1704,6 +1775,43 @@ static void test_ending_in_report(void)
 	done();
 }
 
+/* The thread ends in the swap after which the marks of the larger slot go into the log of the slot that stays. */
+static pthread_barrier_t larger_is_seen;
+
+static void *swap_back_and_end(void *unused)
+{
+	update = begun(vm, SPACE);
+	replaced(found(false, ID), copied(found(true, ID), value_of(ID, GFN, NPAGES + 1, LOG)));
+	swapped();
+	pthread_barrier_wait(&larger_is_seen);
+	pthread_barrier_wait(&larger_is_seen);
+	ms_update_swap(update, NULL);
+	CHECK(false);
+	return unused;
+}
+
+static void test_marks_of_an_ended_thread(void)
+{
+	pthread_t thread;
+
+	vm = vm_with_slots(SPACES);
+	CHECK_EQ(set(vm, SPACE, ID + 1, 0, 0, 0), 0); /* room for one page more */
+	CHECK_EQ(ms_set_stall_report(vm, 1, end_in_report, NULL, NULL), 0);
+	CHECK_EQ(pthread_barrier_init(&larger_is_seen, NULL, 2), 0);
+	thread = started(swap_back_and_end, NULL);
+	pthread_barrier_wait(&larger_is_seen);
+	CHECK_EQ(ms_read_lock(vm), 0);
+	ms_mark_page_dirty(vm, SPACE, GFN + 5);
+	pthread_barrier_wait(&larger_is_seen);
+	joined(thread);
+	ms_read_unlock(vm);
+	check_sound(vm);
+	check_log_of_id(1 << 5, 1 << 2);
+	CHECK_EQ(pthread_barrier_destroy(&larger_is_seen), 0);
+	ms_update_abandon(update);
+	done();
+}
+
 /* A thread ends while another one abandons its update and a third waits for the lock. */
 static _Atomic int has_begun;
 
@@ -1769,6 +1877,8 @@ int main(int argc, char **argv)
 	test_init(argc, argv, 60);
 	test_changes();
 	test_dirty_logs();
+	test_resized_logs();
+	test_log_off_and_on();
 	test_looking();
 	test_ends();
 	test_totals();
@@ -1798,6 +1908,7 @@ int main(int argc, char **argv)
 	test_ending_inside_two();
 	test_ending_in_flush();
 	test_ending_in_report();
+	test_marks_of_an_ended_thread();
 	test_ending_during_abandon();
 	if (!TEST_THREAD_SANITIZED) /* it supports no threads in a child */
 		test_ending_during_fork();

@@ -2,9 +2,10 @@
 /*
  * test_update_model.c - steps of updates in any order, compared with two plain lists of slots.
  *
- * The model has for each slot its values, the sets that have it, and its log.  It predicts the result of each step, the
- * content of both sets after it, the answers of lookups, and the state after the update's end: kept, rolled back, or
- * abandoned in a place that must not wait.  Sometimes an allocation fails, which must change nothing but that result.
+ * The model has for each slot its values, the sets that have it, and its dirty host pages.  It predicts the result of
+ * each step, the content of both sets after it, the answers of lookups, and the state after the update's end: kept,
+ * rolled back, or abandoned in a place that must not wait.  Sometimes an allocation fails, which must change nothing but
+ * that result.
  */
 #include "fixture.h"
 
@@ -15,20 +16,26 @@
 #define GPA_BITS 21u
 #define END_GFN ((uint64_t)1 << (GPA_BITS - MS_PAGE_SHIFT))
 #define PAGES_MAX 100u
+#define HVAS 64u /* of the first pages of slots */
 #define KNOWN_MAX 96u
-#define NONE KNOWN_MAX /* no slot, no log */
+#define NONE KNOWN_MAX /* no slot, no family */
 #define LOG MS_MEM_LOG_DIRTY_PAGES
 
 /* ---- the model ---- */
 
 struct log {
-	uint64_t npages, bits[2];
+	uint64_t bits[2];
+};
+
+/* A slot that logs and the copies of it that log, in one update: a host page that two of them have has one bit. */
+struct family {
+	bool known[HVAS + PAGES_MAX], dirty[HVAS + PAGES_MAX];
 };
 
 struct known {
 	struct ms_memslot value;
 	struct memslot *slot;
-	size_t log; /* an index of logs, or NONE */
+	size_t family; /* an index of families, or NONE */
 	bool in[2], was_there;
 };
 
@@ -45,7 +52,7 @@ struct rest {
 
 static struct rest rest[SPACES];
 static struct known known[KNOWN_MAX + 1]; /* the last one stands for no slot */
-static struct log logs[KNOWN_MAX];
+static struct family families[KNOWN_MAX];
 static size_t nr_known, edits[2];
 static uint64_t empty_bytes, empty_blocks;
 
@@ -294,9 +301,9 @@ static void swap(void)
 	apply_swap();
 }
 
-static size_t remember(struct ms_slot *slot, const struct ms_memslot *value, size_t log)
+static size_t remember(struct ms_slot *slot, const struct ms_memslot *value, size_t family)
 {
-	known[nr_known] = (struct known){ *value, (struct memslot *)(void *)slot, log, { false, false }, false };
+	known[nr_known] = (struct known){ *value, (struct memslot *)(void *)slot, family, { false, false }, false };
 	return nr_known++;
 }
 
@@ -321,7 +328,7 @@ static void invalidate(size_t i)
 	}
 	value.flags |= MS_MEMSLOT_INVALID;
 	CHECK(same_slot(&flushed_active, &value) && same_slot(&flushed_old, &known[i].value));
-	apply_edit(idx, i, remember(inv, &value, known[i].log));
+	apply_edit(idx, i, remember(inv, &value, known[i].family));
 	apply_swap();
 }
 
@@ -340,18 +347,32 @@ static void on_flush(void *opaque, const struct ms_memslot *active, const struct
 
 static const struct ms_listener listener = { .flush = on_flush };
 
-static size_t add_log(const struct ms_memslot *value, size_t old)
+/* The number of a slot's first page in a family. */
+static uint64_t first_page(const struct ms_memslot *value)
 {
-	struct log log = { .npages = value->npages };
+	return (value->userspace_addr - HVA_BASE) / PAGE;
+}
+
+static void add_page(struct family *family, uint64_t page, bool dirty)
+{
+	if (!family->known[page])
+		family->dirty[page] = dirty;
+	family->known[page] = true;
+}
+
+/* That of old, if old and the new slot log. */
+static size_t family_of(const struct ms_memslot *value, size_t old)
+{
+	size_t family = old != NONE && known[old].family != NONE ? known[old].family : nr_known;
 
 	if (!(value->flags & LOG))
 		return NONE;
-	if (old != NONE && known[old].log != NONE && known[old].value.npages == value->npages)
-		return known[old].log;
-	for (uint64_t page = 0; ms_manual_dirty_log_protect(vm) & MS_DIRTY_LOG_INITIALLY_SET && page < log.npages; page++)
-		log.bits[page / 64] |= (uint64_t)1 << page % 64;
-	logs[nr_known] = log; /* at most one slot makes a log */
-	return nr_known;
+	if (family == nr_known) /* a slot begins at most one */
+		families[family] = (struct family){ 0 };
+	for (uint64_t page = 0; page < value->npages; page++)
+		add_page(&families[family], first_page(value) + page,
+			 ms_manual_dirty_log_protect(vm) & MS_DIRTY_LOG_INITIALLY_SET);
+	return family;
 }
 
 static struct ms_memslot random_value(size_t old)
@@ -359,7 +380,7 @@ static struct ms_memslot random_value(size_t old)
 	struct ms_memslot value = {
 		.base_gfn = rng_below(&rng, END_GFN),
 		.npages = 1 + rng_below(&rng, rng_below(&rng, 2 + crowd) ? 8 : PAGES_MAX),
-		.userspace_addr = HVA_BASE + rng_below(&rng, 64) * PAGE,
+		.userspace_addr = HVA_BASE + rng_below(&rng, HVAS) * PAGE,
 		.id = (uint32_t)rng_below(&rng, USER_SLOTS),
 		.as_id = 77, /* ignored */
 		.flags = (uint32_t)rng_below(&rng, 4),
@@ -367,6 +388,8 @@ static struct ms_memslot random_value(size_t old)
 
 	if (old != NONE && rng_below(&rng, 2))
 		value.npages = known[old].value.npages;
+	if (old != NONE && rng_below(&rng, 2))
+		value.userspace_addr = known[old].value.userspace_addr;
 	if (old != NONE && rng_below(&rng, 4) == 0)
 		value.base_gfn = known[old].value.base_gfn;
 	return value;
@@ -391,7 +414,7 @@ static size_t copy(size_t old)
 	if (old != NONE)
 		value.id = known[old].value.id;
 	CHECK_EQ(((struct memslot *)(void *)draft)->dirty != NULL, value.flags & LOG);
-	return remember(draft, &value, add_log(&value, old));
+	return remember(draft, &value, family_of(&value, old));
 }
 
 static void mark(void)
@@ -400,11 +423,8 @@ static void mark(void)
 	size_t i = by_gfn(here()->active, gfn);
 
 	ms_mark_page_dirty(vm, space, gfn);
-	if (i != NONE && known[i].log != NONE) {
-		uint64_t page = gfn - known[i].value.base_gfn;
-
-		logs[known[i].log].bits[page / 64] |= (uint64_t)1 << page % 64;
-	}
+	if (i != NONE && known[i].family != NONE)
+		families[known[i].family].dirty[first_page(&known[i].value) + gfn - known[i].value.base_gfn] = true;
 }
 
 /* ---- a random step, mostly a valid one ---- */
@@ -562,6 +582,25 @@ static void check_rest(void)
 
 /* ---- begin and end ---- */
 
+static struct family family_at_rest(const struct ms_memslot *value, const struct log *log)
+{
+	struct family family = { 0 };
+
+	for (uint64_t page = 0; page < value->npages; page++)
+		add_page(&family, first_page(value) + page, log->bits[page / 64] >> page % 64 & 1);
+	return family;
+}
+
+static struct log log_at_rest(const struct known *k)
+{
+	struct log log = { 0 };
+
+	for (uint64_t page = 0; k->family != NONE && page < k->value.npages; page++)
+		if (families[k->family].dirty[first_page(&k->value) + page])
+			log.bits[page / 64] |= (uint64_t)1 << page % 64;
+	return log;
+}
+
 static void begin(void)
 {
 	struct rest *r = &rest[space = (uint32_t)rng_below(&rng, SPACES)];
@@ -572,9 +611,10 @@ static void begin(void)
 	CHECK_EQ(ms_update_slots(update, true, found, USER_SLOTS), r->nr);
 	edits[0] = edits[1] = nr_known = 0;
 	for (size_t i = 0; i < r->nr; i++) {
-		size_t n = remember(found[i], &r->slot[i].value, r->slot[i].value.flags & LOG ? i : NONE);
+		const struct ms_memslot *value = &r->slot[i].value;
+		size_t n = remember(found[i], value, value->flags & LOG ? i : NONE);
 
-		logs[n] = r->slot[i].log;
+		families[n] = family_at_rest(value, &r->slot[i].log);
 		known[n].was_there = known[n].in[0] = known[n].in[1] = true;
 	}
 	check_step();
@@ -604,7 +644,7 @@ static void settle(bool keep)
 		const struct known *k = &known[list[r->nr]];
 
 		r->slot[r->nr].value = k->value;
-		r->slot[r->nr].log = k->log == NONE ? (struct log){ 0 } : logs[k->log];
+		r->slot[r->nr].log = log_at_rest(k);
 	}
 }
 

@@ -14,7 +14,7 @@ import fcntl
 import os
 from bisect import bisect_right, insort
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from operator import attrgetter
 
 import numpy as np
@@ -245,6 +245,23 @@ class ModelVM:
             self._dirty.pop(key, None)
         elif old is None or not old.flags & LOG_DIRTY_PAGES:
             self._dirty[key] = _ones(new.npages) if self._manual & INITIALLY_SET else 0
+
+    def resize(self, id: int, as_id: int, base_gfn: int, npages: int, userspace_addr: int) -> None:
+        """A change that only begin_update() can make.  A page is known by its host address and keeps its dirty bit."""
+        old = self._spaces[as_id].by_id[id]
+        new = replace(old, base_gfn=base_gfn, npages=npages, userspace_addr=userspace_addr)
+        self._check_overlap(self._spaces[as_id], new)
+        self._check_gpa_limit(new)
+        bits = self._dirty.get((as_id, id))
+        self._put(old, new)
+        if bits is not None:
+            first = (userspace_addr - old.userspace_addr) // PAGE_SIZE
+            fresh = int(bool(self._manual & INITIALLY_SET))
+            self._dirty[as_id, id] = sum(
+                (bits >> page & 1 if 0 <= page < old.npages else fresh) << page - first
+                for page in range(first, first + npages)
+            )
+        self._swap(as_id)
 
     def _swap(self, as_id: int) -> None:
         self._generation[as_id] += self.address_spaces

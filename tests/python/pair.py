@@ -270,6 +270,41 @@ class Pair:
             return
         self.model = trial
 
+    def resize(
+        self, slot: int, as_id: int, keep: bool, marks: tuple[int, int], **values: int
+    ) -> None:
+        """A change of size, position and host address by steps.  A page of the old slot is marked before the swap, a
+        page of the new one after it.  Without `keep` an exception ends the update there."""
+        self.tally["begin_update"] += 1
+        old, trial = self.model.id_to_memslot(slot, as_id), copy.deepcopy(self.model)
+        in_old = old.base_gfn + marks[0] % old.npages
+        in_new = values["base_gfn"] + marks[1] % values["npages"]
+        trial.mark_page_dirty(in_old, as_id)
+        if answer_of(lambda: trial.resize(slot, as_id, **values)) is not None:
+            return
+        trial.mark_page_dirty(in_new, as_id)
+        before = self.vm.generation(as_id)
+        try:
+            with self.vm.begin_update(as_id) as update:
+                handle = update.find(slot)
+                new = update.copy(handle, **values)
+                self.vm.mark_page_dirty(in_old, as_id)
+                update.replace(handle, new)
+                update.swap()
+                self.vm.mark_page_dirty(in_new, as_id)
+                if not keep:
+                    raise RefusalError
+                update.replace(handle, new)
+        except RefusalError:
+            self.model.mark_page_dirty(in_old, as_id)
+            hva = values["userspace_addr"] + (in_new - values["base_gfn"]) * PAGE
+            page = (hva - old.userspace_addr) // PAGE
+            if 0 <= page < old.npages:
+                self.model.mark_page_dirty(old.base_gfn + page, as_id)
+            self.model._generation[as_id] += self.vm.generation(as_id) - before
+            return
+        self.model = trial
+
     def ends_half_done(self, slot: int, as_id: int) -> None:
         """An update that is left with a slot in one set only says so and has undone it."""
         self.tally["begin_update"] += 1
@@ -365,6 +400,7 @@ class Burst:
         "vcpu": 6,
         "refused": 3,
         "steps": 5,
+        "resize": 3,
     }
 
     def __init__(
@@ -545,6 +581,22 @@ class Burst:
             return self.pair.ends_half_done(id, region["as_id"])
         stop = self.rng.choice((None, None, 0, 1, 2, 3, 4))
         self.pair.by_steps(id, region.pop("as_id"), stop, **region)
+
+    def resize(self) -> None:
+        """Mostly about the same host pages; sometimes elsewhere."""
+        slot, rng = self.live(), self.rng
+        if slot is None or self.pair.vm.backend != "tree":
+            return self.create()
+        hva = slot.userspace_addr + rng.randint(-70, 70) * PAGE
+        self.pair.resize(
+            slot.id,
+            slot.as_id,
+            rng.random() < 0.6,
+            (rng.randrange(200), rng.randrange(200)),
+            base_gfn=rng.choice((slot.base_gfn, rng.randrange(self.span))),
+            npages=self.pages(),
+            userspace_addr=rng.choice((slot.userspace_addr, max(0, hva), self.hva())),
+        )
 
     # ---- dirty log ----
 

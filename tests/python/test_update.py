@@ -217,6 +217,91 @@ def test_resize_and_change_of_hva(vm: VM, as_id: int) -> None:
     assert vm.get_dirty_log(1, as_id).tolist() == [0]
 
 
+# Slot b has 4 pages, at gfn 20 and at host page 2**18; its pages 1 and 3 are dirty.  Each row changes it.
+HOST = 2**30
+RESIZES: dict[str, tuple[dict[str, int], list[int], list[int]]] = {
+    # name: fields, pages of the new slot that are dirty, its pages that are new
+    "grow": ({"npages": 8}, [1, 3], [4, 5, 6, 7]),
+    "grow far": ({"base_gfn": 40, "npages": 130}, [1, 3], list(range(4, 130))),
+    "shrink": ({"npages": 3}, [1], []),
+    "grow downwards": (
+        {"base_gfn": 18, "npages": 6, "userspace_addr": HOST - 2 * PAGE},
+        [3, 5],
+        [0, 1],
+    ),
+    "lose the first page": (
+        {"base_gfn": 21, "npages": 3, "userspace_addr": HOST + PAGE},
+        [0, 2],
+        [],
+    ),
+    "grow and move": ({"base_gfn": 60, "npages": 5}, [1, 3], [4]),
+    "slide in the host": ({"userspace_addr": HOST + 2 * PAGE}, [1], [2, 3]),
+    "other memory": ({"userspace_addr": 5 * PAGE}, [], [0, 1, 2, 3]),
+    "other memory, larger": ({"npages": 5, "userspace_addr": 5 * PAGE}, [], [0, 1, 2, 3, 4]),
+}
+
+
+def dirty_pages(vm: VM, as_id: int) -> list[int]:
+    words = vm.get_dirty_log(1, as_id)
+    return np.flatnonzero(np.unpackbits(words.view(np.uint8), bitorder="little")).tolist()
+
+
+@pytest.mark.parametrize("initially_set", [False, True])
+@pytest.mark.parametrize("name", RESIZES)
+def test_dirty_pages_that_stay(vm: VM, as_id: int, name: str, initially_set: bool) -> None:
+    """A page is known by its host address; page 3 is marked after the copy was made."""
+    fields, dirty, new_pages = RESIZES[name]
+    vm.mark_page_dirty(21, as_id)
+    if initially_set:
+        vm.manual_dirty_log_protect = 3
+    with vm.begin_update(as_id) as u:
+        old = u.find(1)
+        new = u.copy(old, **fields)
+        vm.mark_page_dirty(23, as_id)
+        u.replace(old, new)
+        u.activate(old, new)
+    want = sorted(dirty + new_pages) if initially_set else dirty
+    assert dirty_pages(vm, as_id) == want
+    vm.mark_page_dirty(vm.id_to_memslot(1, as_id).base_gfn, as_id)
+    assert dirty_pages(vm, as_id)[0] == 0
+
+
+@pytest.mark.parametrize("name", RESIZES)
+def test_dirty_pages_after_a_roll_back(vm: VM, as_id: int, name: str) -> None:
+    """Every page of the new slot is marked while readers see it; the pages of the old slot among them are dirty."""
+    fields = RESIZES[name][0]
+    vm.mark_page_dirty(21, as_id)
+    with given_up(vm, as_id) as u:
+        old = u.find(1)
+        new = u.copy(old, **fields)
+        u.replace(old, new)
+        u.swap()
+        first = new.memslot.base_gfn
+        vm.mark_page_dirty_many(
+            np.arange(first, first + new.memslot.npages, dtype=np.uint64), as_id
+        )
+        shift = (new.memslot.userspace_addr - HOST) // PAGE
+        marked = {page + shift for page in range(new.memslot.npages)}
+    assert dirty_pages(vm, as_id) == sorted(({1} | marked) & {0, 1, 2, 3})
+
+
+def test_marks_pass_through_every_size(vm: VM, as_id: int) -> None:
+    """b grows, shrinks and grows again in one update, with a mark in each state."""
+    with vm.begin_update(as_id) as u:
+        b = u.find(1)
+        large = u.copy(b, base_gfn=40, npages=80)
+        small = u.copy(large, npages=2)
+        last = u.copy(small, npages=81)
+        vm.mark_page_dirty(23, as_id)
+        u.replace(b, large)
+        u.activate(b, small)
+        vm.mark_page_dirty(40 + 79, as_id)
+        u.activate(large, last)
+        vm.mark_page_dirty(41, as_id)
+        u.activate(small, last)
+    assert dirty_pages(vm, as_id) == [1, 3, 79]
+
+
 def test_several_changes_in_one_swap(vm: VM, as_id: int) -> None:
     """a goes, b grows, d comes; readers see all or nothing."""
     with vm.begin_update(as_id) as u:
