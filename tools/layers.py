@@ -22,8 +22,9 @@ from typing import NamedTuple
 LAYERS = {
     "0a": ("namespace",),
     "0b": ("compiler",),
-    "0c": ("memory", "points", "thread"),
-    "1": ("rbtree", "id_hash", "srcu", "slots_lock"),
+    "0c": ("rbtree", "points", "thread"),
+    "0d": ("memory",),
+    "1": ("id_hash", "srcu", "slots_lock"),
     "2": ("interval_tree", "dirty_log", "flat_index", "stall_report"),
     "2b": ("designs", "flat_patch", "flat_kernel"),
     "2c": ("flat_many", "flat_avx2", "flat_avx512"),

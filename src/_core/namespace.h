@@ -49,6 +49,7 @@
 #define memory_init ms_memory_init
 #define memory_pool_alloc ms_memory_pool_alloc
 #define memory_pool_free ms_memory_pool_free
+#define memory_pool_has ms_memory_pool_has
 #define memory_zalloc ms_memory_zalloc
 #define memory_zalloc_lines ms_memory_zalloc_lines
 #define patch_add ms_patch_add
@@ -97,6 +98,7 @@
 #define tree_search_many ms_tree_search_many
 #define update_check_caller ms_update_check_caller
 #define update_step_end ms_update_step_end
+#define vm_end_update ms_vm_end_update
 #define vm_flush ms_vm_flush
 #define vm_free_deferred ms_vm_free_deferred
 #define vm_index_get ms_vm_index_get
@@ -104,12 +106,14 @@
 #define vm_index_pays ms_vm_index_pays
 #define vm_index_report_searches ms_vm_index_report_searches
 #define vm_index_share ms_vm_index_share
+#define vm_is_in_step ms_vm_is_in_step
 #define vm_lock ms_vm_lock
 #define vm_refuse ms_vm_refuse
 #define vm_replace ms_vm_replace
 #define vm_swap ms_vm_swap
 #define vm_swap_begin ms_vm_swap_begin
 #define vm_swap_end ms_vm_swap_end
+#define vm_swap_finish ms_vm_swap_finish
 #define vm_unlock ms_vm_unlock
 #define writer_admit ms_writer_admit
 #define writer_begin ms_writer_begin
