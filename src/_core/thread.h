@@ -46,6 +46,10 @@ struct thread_end {
 	struct thread_end *next, **link; /* under ends_lock; link NULL: in no list */
 };
 
+/* Prepares the process for all that follows here.  Before anything else; again after a failure.  -> 0, -EAGAIN: it has
+ * no pthread key to spare, or -ENOMEM. */
+int thread_prepare(void);
+
 /* From here on run(end) comes when the calling thread ends, in that thread and under ends_lock -> false: no memory. */
 bool thread_end_add(struct thread_end *end, thread_end_fn *run);
 

@@ -171,20 +171,34 @@ static void init_address_space(const struct ms_vm *vm, struct address_space *as,
 	}
 }
 
+static int alloc_sets(struct ms_vm *vm)
+{
+	vm->as = memory_zalloc_lines(&vm->memory, vm->config.address_spaces * sizeof(*vm->as));
+	if (!vm->as)
+		return -ENOMEM;
+	for (uint32_t i = 0; i < vm->config.address_spaces; i++)
+		init_address_space(vm, &vm->as[i], i);
+	return 0;
+}
+
 static int init_vm(struct ms_vm *vm, const struct ms_config *config, const struct memslot_design *design)
 {
+	int r;
+
 	memset(vm, 0, sizeof(*vm));
 	vm->design = design;
 	vm->config = *config;
 	vm->config.backend = design->name;
 	vm->forks = process_forks();
 	memory_init(&vm->memory);
-	vm->as = memory_zalloc_lines(&vm->memory, config->address_spaces * sizeof(*vm->as));
-	if (!vm->as)
-		return -ENOMEM;
-	for (uint32_t i = 0; i < config->address_spaces; i++)
-		init_address_space(vm, &vm->as[i], i);
-	srcu_init(&vm->srcu, &vm->memory);
+	r = srcu_init(&vm->srcu, &vm->memory);
+	if (r)
+		return r;
+	r = alloc_sets(vm);
+	if (r) {
+		srcu_deinit(&vm->srcu);
+		return r;
+	}
 	stall_report_set(&vm->stall_report, &vm->srcu, MS_STALL_AFTER_MS_DEFAULT, config->report_stall,
 			 config->stall_opaque);
 	return 0;
@@ -201,6 +215,9 @@ int ms_vm_create(const struct ms_config *config, struct ms_vm **out)
 		return -EINVAL;
 	if (!design)
 		return -ENOSYS;
+	r = thread_prepare();
+	if (r)
+		return r;
 	vm = aligned_alloc(CACHE_LINE, sizeof(*vm));
 	if (!vm)
 		return -ENOMEM;
