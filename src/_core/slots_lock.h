@@ -44,7 +44,7 @@ void slots_lock_release(struct slots_lock *lock);
 /* Leaves the lock, held, to the next thread that wants it: that thread calls end, and then owns it. */
 void slots_lock_defer_end(struct slots_lock *lock, slots_lock_end_fn *end);
 
-/* Whether there was a pending end; then it has run, and the lock is the caller's now. */
+/* Whether there was a pending end; then it has run, as the caller's, and the lock is the caller's now. */
 bool slots_lock_run_pending_end(struct slots_lock *lock);
 
 #endif

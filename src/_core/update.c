@@ -10,6 +10,8 @@
 
 int update_check_caller(const struct ms_update *u, struct ms_error *err)
 {
+	if (!u)
+		return vm_refuse(err, EINVAL, MS_RULE_UPDATE, 0, NULL);
 	if (u->vm->forks != process_forks())
 		return vm_refuse(err, EIO, MS_RULE_FORKED, 0, NULL);
 	if (!is_own(u))
@@ -21,12 +23,15 @@ int update_check_caller(const struct ms_update *u, struct ms_error *err)
 
 static void finish_deferred(struct slots_lock *lock);
 
+/* Once the end is deferred, *u belongs to whoever has the lock next. */
 bool update_step_end(struct ms_update *u)
 {
 	u->in_step = false;
-	if (u->abandoned)
-		slots_lock_defer_end(&u->vm->slots_lock, finish_deferred);
-	return !u->abandoned;
+	if (!u->abandoned)
+		return true;
+	thread_end_remove(&u->end);
+	slots_lock_defer_end(&u->vm->slots_lock, finish_deferred);
+	return false;
 }
 
 /* ---- begin ---- */
@@ -49,6 +54,8 @@ int ms_update_begin(struct ms_vm *vm, uint32_t as_id, struct ms_update **out, st
 	struct ms_update *u;
 	int r;
 
+	if (!out)
+		return vm_refuse(err, EFAULT, MS_RULE_NULL_BUFFER, 0, NULL);
 	*out = NULL;
 	if (as_id >= vm->config.address_spaces)
 		return vm_refuse(err, EINVAL, MS_RULE_AS_ID, vm->config.address_spaces, NULL);
@@ -89,7 +96,7 @@ static bool at_rest(const struct ms_update *u)
 	return true;
 }
 
-/* U1: first all of the inactive set's edits, then, where there are some, the other set's after a swap. */
+/* U1. */
 static void roll_back_inactive(struct ms_update *u)
 {
 	struct memslot_set *set = inactive(u);
@@ -97,8 +104,10 @@ static void roll_back_inactive(struct ms_update *u)
 	for (size_t i = u->edits.nr; i-- > 0;) {
 		struct edit *edit = edit_at(u, i);
 
-		if (edit->node_idx == set->node_idx)
-			vm_replace(u->vm, set, edit->new_slot, edit->old);
+		if (edit->node_idx != set->node_idx)
+			continue;
+		vm_replace(u->vm, set, edit->new_slot, edit->old);
+		edit->node_idx = EDIT_UNDONE;
 	}
 }
 
@@ -110,6 +119,8 @@ static bool edited(const struct ms_update *u, const struct memslot_set *set)
 	return false;
 }
 
+/* All of the inactive set's edits, then, where there are some left, the other set's after a swap.  A roll-back that has
+ * got as far as its swap goes on behind it. */
 static void roll_back(struct ms_update *u)
 {
 	roll_back_inactive(u);
@@ -117,7 +128,6 @@ static void roll_back(struct ms_update *u)
 		vm_swap(u->vm, u->as_id);
 		roll_back_inactive(u);
 	}
-	u->edits.nr = 0;
 }
 
 /* U2: totals follow from the touched slots alone. */
@@ -179,12 +189,13 @@ static int check_end(const struct ms_update *u, struct ms_error *err)
 
 int ms_update_end(struct ms_update *u, bool keep, struct ms_error *err)
 {
-	struct ms_vm *vm = u->vm;
 	int r = update_check_caller(u, err);
+	struct ms_vm *vm;
 	bool alike;
 
 	if (r)
 		return r;
+	vm = u->vm;
 	thread_end_remove(&u->end);
 	u->in_step = true; /* there is nothing left to give up */
 	alike = finish(u, keep);
@@ -192,22 +203,15 @@ int ms_update_end(struct ms_update *u, bool keep, struct ms_error *err)
 	return alike || !keep ? 0 : vm_refuse(err, EINVAL, MS_RULE_SETS_DIFFER, 0, NULL);
 }
 
-/* What ms_update_abandon() left to whoever wants the lock next. */
+/* Carries out what ms_update_abandon(), or the end of a thread, left to the next call that takes the lock. */
 static void finish_deferred(struct slots_lock *lock)
 {
 	struct ms_vm *vm = container_of(lock, struct ms_vm, slots_lock);
 	struct ms_update *u = atomic_load_explicit(&vm->update, memory_order_relaxed);
 
-	if (u->in_step) /* its thread has ended in a hook of a swap, whose readers it may not have waited for */
-		vm_swap_end(vm, u->as_id);
-	if (!u->rolling_back) {
-		finish(u, false);
-		return;
-	}
-	vm_swap_end(vm, u->as_id);
-	roll_back_inactive(u);
-	settle(u);
-	free_update(u);
+	u->in_step = true;              /* of the thread that has the lock now */
+	vm_swap_finish(vm, u->as_id); /* a roll-back's, or one of a thread that has ended in a report of its wait */
+	finish(u, false);
 }
 
 static bool inside_own_step(const struct ms_update *u)
@@ -220,7 +224,6 @@ static void begin_roll_back(struct ms_update *u)
 {
 	roll_back_inactive(u);
 	vm_swap_begin(u->vm, u->as_id);
-	u->rolling_back = true;
 }
 
 /* Waits for nobody: a reader might wait for what a collector's thread holds, and a thread that ends for neither. */
@@ -246,16 +249,36 @@ static void thread_ended(struct thread_end *end)
 	struct ms_update *u = container_of(end, struct ms_update, end);
 
 	u->owner_ended = true;
+	if (u->abandoned) /* inside the step in which the thread has ended */
+		atomic_store_explicit(&u->deferred.given_back, 1, memory_order_release);
 	abandon(u);
 }
 
-/* A collector calls this, anywhere. */
+/* A collector calls this, anywhere.  Inside a step the thread's end stays to come: the step may not end. */
 void ms_update_abandon(struct ms_update *u)
 {
-	if (!thread_end_remove(&u->end))
-		atomic_store_explicit(&u->deferred.given_back, 1, memory_order_release); /* whose thread has ended */
-	else if (inside_own_step(u))
+	if (!u)
+		return;
+	if (inside_own_step(u))
 		u->abandoned = true;
+	else if (!thread_end_remove(&u->end))
+		atomic_store_explicit(&u->deferred.given_back, 1, memory_order_release); /* whose thread has ended */
 	else
 		abandon(u);
+}
+
+/* Readers are over: nothing here waits. */
+void vm_end_update(struct ms_vm *vm)
+{
+	struct ms_update *u = atomic_load_explicit(&vm->update, memory_order_relaxed);
+
+	if (u && thread_end_remove(&u->end))
+		finish(u, false);
+}
+
+bool vm_is_in_step(const struct ms_vm *vm)
+{
+	const struct ms_update *u = atomic_load_explicit(&vm->update, memory_order_relaxed);
+
+	return !u || u->in_step;
 }

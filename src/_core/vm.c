@@ -110,6 +110,14 @@ void vm_swap_end(struct ms_vm *vm, uint32_t as_id)
 	atomic_store_explicit(&active->generation, gen + vm->config.address_spaces, memory_order_relaxed); /* G */
 }
 
+void vm_swap_finish(struct ms_vm *vm, uint32_t as_id)
+{
+	const struct memslot_set *active = vm_active_set(vm, as_id);
+
+	if (atomic_load_explicit(&active->generation, memory_order_relaxed) & MS_GEN_UPDATE_IN_PROGRESS)
+		vm_swap_end(vm, as_id);
+}
+
 void vm_swap(struct ms_vm *vm, uint32_t as_id)
 {
 	vm_swap_begin(vm, as_id);
@@ -295,13 +303,20 @@ static bool left_to_parent(const struct ms_vm *vm)
 				    atomic_load_explicit(&vm->slots_lock.state, memory_order_relaxed));
 }
 
+/* A call of this thread is under way, which will go on with the VM: this is one of its hooks, or a report. */
+static bool inside_own_call(const struct ms_vm *vm)
+{
+	return slots_lock_is_own(&vm->slots_lock) && vm_is_in_step(vm);
+}
+
 /* A collector calls this, anywhere: it waits for nobody.  A section that a thread left open has ended by now, since the
- * VM is out of its reach; so the grace periods of an update that was dropped have nobody to wait for. */
+ * VM is out of its reach; so the grace periods of an update that is open or was dropped have nobody to wait for. */
 void ms_vm_destroy(struct ms_vm *vm)
 {
-	if (!vm || left_to_parent(vm))
+	if (!vm || left_to_parent(vm) || inside_own_call(vm))
 		return;
 	srcu_end_sections(&vm->srcu);
+	vm_end_update(vm);
 	slots_lock_run_pending_end(&vm->slots_lock);
 	for (uint32_t i = 0; i < vm->config.address_spaces; i++) {
 		empty_set(vm, &vm->as[i].set[0], false);

@@ -115,9 +115,18 @@ void vm_swap(struct ms_vm *vm, uint32_t as_id);
 void vm_swap_begin(struct ms_vm *vm, uint32_t as_id);
 void vm_swap_end(struct ms_vm *vm, uint32_t as_id);
 
+/* Ends the swap that a thread has left between the two, if there is one. */
+void vm_swap_finish(struct ms_vm *vm, uint32_t as_id);
+
 /* Takes slots_lock for a change, or says in *err why this thread may not have it. */
 int vm_lock(struct ms_vm *vm, struct ms_error *err);
 void vm_unlock(struct ms_vm *vm);
+
+/* Rolls back the update that is open, whoever began it.  For the end of the VM (update.c). */
+void vm_end_update(struct ms_vm *vm);
+
+/* Whether the call that has slots_lock is under way.  An update that is open, between two steps, is not. */
+bool vm_is_in_step(const struct ms_vm *vm);
 
 /* Frees the deferred objects that were given back, or all.  Under slots_lock, or when nobody uses the VM any more. */
 void vm_free_deferred(struct ms_vm *vm, bool all);
