@@ -172,6 +172,8 @@ static int load(struct writer *w, const struct ms_memslot *slots, size_t n)
 		return vm_refuse(w->err, EINVAL, MS_RULE_AS_ID, w->vm->config.address_spaces, NULL);
 	if (!n)
 		return 0;
+	if (n > SIZE_MAX / sizeof(*w->change)) /* its size would overflow */
+		return vm_refuse(w->err, ENOMEM, MS_RULE_NO_MEMORY, 0, NULL);
 	w->change = memory_zalloc(memory, n * sizeof(*w->change));
 	places = w->change ? memory_zalloc(memory, n * sizeof(*places)) : NULL;
 	r = places ? load_locked(w, slots, places, n) : vm_refuse(w->err, ENOMEM, MS_RULE_NO_MEMORY, 0, NULL);
@@ -184,7 +186,7 @@ int ms_load_memslots(struct ms_vm *vm, uint32_t as_id, const struct ms_memslot *
 {
 	struct ms_error unwanted = { 0 };
 	struct writer w = { .vm = vm, .as_id = as_id, .err = err ? err : &unwanted };
-	int r = vm_lock(vm, err);
+	int r = slots || !n ? vm_lock(vm, err) : vm_refuse(err, EFAULT, MS_RULE_NULL_BUFFER, 0, NULL);
 
 	if (r)
 		return r;

@@ -47,11 +47,12 @@ static int set_region(struct ms_vm *vm, const struct ms_userspace_memory_region 
 		      uint32_t end_id, struct ms_error *err)
 {
 	struct change change = { 0 };
-	struct writer w = { .vm = vm, .as_id = region->as_id, .change = &change, .nr = 1, .err = err };
-	int r = vm_lock(vm, err);
+	struct writer w = { .vm = vm, .change = &change, .nr = 1, .err = err };
+	int r = region ? vm_lock(vm, err) : vm_refuse(err, EFAULT, MS_RULE_NULL_BUFFER, 0, NULL);
 
 	if (r)
 		return r;
+	w.as_id = region->as_id;
 	r = check_region(vm, region, first_id, end_id, err);
 	if (!r)
 		r = set_region_locked(&w, region);

@@ -163,7 +163,7 @@ static const struct memslot_design *find_design(const char *name)
 
 static bool in_limits(const struct ms_config *config)
 {
-	return config->address_spaces >= 1 && config->address_spaces <= MS_ADDRESS_SPACES_MAX &&
+	return config->backend && config->address_spaces >= 1 && config->address_spaces <= MS_ADDRESS_SPACES_MAX &&
 	       config->user_mem_slots >= 1 && config->user_mem_slots <= MS_USER_MEM_SLOTS_MAX &&
 	       config->gpa_bits > MS_PAGE_SHIFT && config->gpa_bits <= 64 &&
 	       config->hva_end_max >= MS_PAGE_SIZE && config->hva_end_max < MS_HVA_ERR_MIN;
@@ -214,13 +214,18 @@ static int init_vm(struct ms_vm *vm, const struct ms_config *config, const struc
 
 int ms_vm_create(const struct ms_config *config, struct ms_vm **out)
 {
-	const struct memslot_design *design = find_design(config->backend);
+	const struct memslot_design *design;
 	struct ms_vm *vm;
 	int r;
 
+	if (!out)
+		return -EFAULT;
 	*out = NULL;
+	if (!config)
+		return -EFAULT;
 	if (!in_limits(config))
 		return -EINVAL;
+	design = find_design(config->backend);
 	if (!design)
 		return -ENOSYS;
 	r = thread_prepare();
@@ -336,9 +341,12 @@ const struct ms_config *ms_vm_config(const struct ms_vm *vm)
 	return &vm->config;
 }
 
-void ms_set_index_policy(struct ms_vm *vm, enum ms_index_policy policy)
+int ms_set_index_policy(struct ms_vm *vm, enum ms_index_policy policy)
 {
+	if ((unsigned)policy > MS_INDEX_WALK)
+		return -EINVAL;
 	atomic_store_explicit(&vm->index_policy, policy, memory_order_relaxed);
+	return 0;
 }
 
 enum ms_index_policy ms_index_policy(const struct ms_vm *vm)

@@ -2013,6 +2013,6 @@ int main(int argc, char **argv)
 	test_ending_during_abandon();
 	if (!TEST_THREAD_SANITIZED) /* it supports no threads in a child */
 		test_ending_during_fork();
-	printf("update: %" PRIu64 " allocations failed, %" PRIu64 "of them silent\n", injections, silent);
+	printf("update: %" PRIu64 " allocations failed, %" PRIu64 " of them silent\n", injections, silent);
 	return test_done("update", steps, "steps");
 }
