@@ -217,9 +217,9 @@ static int update_in_steps(struct ms_error *err)
 		after = picture_of(vm);
 		CHECK(!r || same_picture(&before, &after));
 	}
-	asked = atomic_load(&vm->memory.asked);
+	asked = atomic_load(&vm->memory.attempts);
 	CHECK_EQ(ms_update_end(update, !r, NULL), 0);
-	CHECK_EQ(atomic_load(&vm->memory.asked), asked);
+	CHECK_EQ(atomic_load(&vm->memory.attempts), asked);
 	return r;
 }
 
@@ -402,7 +402,7 @@ static bool inject(const struct fault_case *c, uint64_t nth, bool onward, int *r
 
 	memory_fail(&vm->memory, nth, onward);
 	*r = c->change(&err);
-	asked = atomic_load(&vm->memory.asked);
+	asked = atomic_load(&vm->memory.attempts);
 	memory_fail(&vm->memory, 0, false);
 	if (*r) {
 		CHECK_EQ(*r, -ENOMEM);
@@ -558,7 +558,7 @@ static bool refuse_one(const struct fault_case *c, uint32_t at)
 		return false;
 	CHECK_EQ(r, -EPERM);
 	CHECK_EQ(err.rule, MS_RULE_LISTENER);
-	CHECK_EQ(atomic_load(&vm->memory.asked), 0);
+	CHECK_EQ(atomic_load(&vm->memory.attempts), 0);
 	memory_fail(&vm->memory, 0, false);
 	CHECK_EQ(prepares, at + 1);
 	CHECK_EQ(aborts, at);
@@ -628,7 +628,7 @@ static void roll_back_steps(uint32_t n, uint32_t steps, bool abandon)
 	else
 		CHECK_EQ(ms_update_end(update, false, NULL), 0);
 	check_sound(vm); /* takes the lock and so runs the deferred end */
-	CHECK_EQ(atomic_load(&vm->memory.asked), 0);
+	CHECK_EQ(atomic_load(&vm->memory.attempts), 0);
 	memory_fail(&vm->memory, 0, false);
 	check_unchanged(&b, false, true);
 	refusals++;
@@ -816,7 +816,7 @@ static void test_first_looks(void)
 		memory_fail(&vm->memory, 1, i % 2);
 		CHECK_EQ(pthread_create(&thread, NULL, look_first, (void *)(uintptr_t)look), 0);
 		CHECK_EQ(pthread_join(thread, NULL), 0);
-		CHECK(atomic_load(&vm->memory.asked) >= 1);
+		CHECK(atomic_load(&vm->memory.attempts) >= 1);
 		memory_fail(&vm->memory, 0, false);
 		injections++;
 		check_sound(vm);
@@ -887,7 +887,7 @@ static bool fail_index(const struct index_case *c, uint32_t n, uint64_t nth, boo
 	was = held();
 	memory_fail(&vm->memory, nth, onward);
 	c->look_up(n, gone);
-	fired = atomic_load(&vm->memory.asked) >= nth;
+	fired = atomic_load(&vm->memory.attempts) >= nth;
 	memory_fail(&vm->memory, 0, false);
 	if (fired && onward) { /* no index was made */
 		struct held is = held();
@@ -944,7 +944,7 @@ static void test_copy(bool fails)
 	was = held();
 	memory_fail(&vm->memory, fails ? 1 : 2, true);
 	CHECK_EQ(ms_gfn_to_hva_many(vm, 1, &batch, true), 0);
-	CHECK_EQ(atomic_load(&vm->memory.asked), 1);
+	CHECK_EQ(atomic_load(&vm->memory.attempts), 1);
 	memory_fail(&vm->memory, 0, false);
 	is = held();
 	CHECK(is.bytes == was.bytes && is.blocks == was.blocks);

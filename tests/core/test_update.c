@@ -1344,7 +1344,7 @@ static bool fail_step(step_fn *fn, uint64_t nth)
 
 	memory_fail(&vm->memory, nth, false);
 	r = fn(&err);
-	reached = atomic_load(&vm->memory.asked) >= nth;
+	reached = atomic_load(&vm->memory.attempts) >= nth;
 	memory_fail(&vm->memory, 0, false);
 	if (!r) {
 		silent += reached;

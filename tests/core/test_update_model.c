@@ -170,7 +170,7 @@ static void arm(void)
 /* Returns whether the step had no memory; else its result was the expected one. */
 static bool lacked_memory(int r, const struct ms_error *err, int want, const struct ms_error *rule)
 {
-	bool failed = armed && atomic_load(&vm->memory.asked) >= armed;
+	bool failed = armed && atomic_load(&vm->memory.attempts) >= armed;
 
 	memory_fail(&vm->memory, 0, false);
 	if (failed && r == -ENOMEM) {
