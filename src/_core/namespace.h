@@ -73,6 +73,8 @@
 #define rules_request ms_rules_request
 #define set_index_is_valid ms_set_index_is_valid
 #define slots_lock_defer_end ms_slots_lock_defer_end
+#define slots_lock_enter_hook ms_slots_lock_enter_hook
+#define slots_lock_leave_hook ms_slots_lock_leave_hook
 #define slots_lock_release ms_slots_lock_release
 #define slots_lock_run_pending_end ms_slots_lock_run_pending_end
 #define slots_lock_try ms_slots_lock_try
@@ -92,8 +94,10 @@
 #define thread_end_remove ms_thread_end_remove
 #define thread_new_number ms_thread_new_number
 #define thread_os_id ms_thread_os_id
+#define thread_prepare ms_thread_prepare
 #define thread_self ms_thread_self
 #define thread_wait ms_thread_wait
+#define thread_watch ms_thread_watch
 #define thread_wake_all ms_thread_wake_all
 #define tree_search_many ms_tree_search_many
 #define update_check_caller ms_update_check_caller
@@ -107,19 +111,20 @@
 #define vm_index_report_searches ms_vm_index_report_searches
 #define vm_index_share ms_vm_index_share
 #define vm_is_in_step ms_vm_is_in_step
+#define vm_is_swapping ms_vm_is_swapping
 #define vm_lock ms_vm_lock
 #define vm_refuse ms_vm_refuse
 #define vm_replace ms_vm_replace
 #define vm_swap ms_vm_swap
 #define vm_swap_begin ms_vm_swap_begin
 #define vm_swap_end ms_vm_swap_end
-#define vm_swap_finish ms_vm_swap_finish
 #define vm_unlock ms_vm_unlock
 #define writer_admit ms_writer_admit
 #define writer_begin ms_writer_begin
 #define writer_carry_out ms_writer_carry_out
 #define writer_discard ms_writer_discard
 #define writer_end ms_writer_end
+#define writer_release ms_writer_release
 #define writer_roll_back_staged ms_writer_roll_back_staged
 #define writer_stage ms_writer_stage
 

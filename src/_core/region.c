@@ -46,16 +46,16 @@ static int check_region(struct ms_vm *vm, const struct ms_userspace_memory_regio
 static int set_region(struct ms_vm *vm, const struct ms_userspace_memory_region *region, uint32_t first_id,
 		      uint32_t end_id, struct ms_error *err)
 {
-	struct change change = { 0 };
-	struct writer w = { .vm = vm, .change = &change, .nr = 1, .err = err };
+	struct writer *w;
 	int r = region ? vm_lock(vm, err) : vm_refuse(err, EFAULT, MS_RULE_NULL_BUFFER, 0, NULL);
 
 	if (r)
 		return r;
-	w.as_id = region->as_id;
+	w = writer_of(vm, region->as_id, err);
+	w->nr = 1;
 	r = check_region(vm, region, first_id, end_id, err);
 	if (!r)
-		r = set_region_locked(&w, region);
+		r = set_region_locked(w, region);
 	if (r)
 		count_add(&vm->counts.refused, 1);
 	vm_unlock(vm);

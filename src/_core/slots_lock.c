@@ -32,6 +32,7 @@ bool slots_lock_run_pending_end(struct slots_lock *lock)
 	if (!end)
 		return false;
 	take_over(lock); /* a report from in there is inside a call of this thread */
+	lock->finish = end; /* it can be run again */
 	end(lock);
 	return true;
 }
@@ -77,4 +78,25 @@ void slots_lock_defer_end(struct slots_lock *lock, slots_lock_end_fn *end)
 	atomic_store_explicit(&lock->owner, 0, memory_order_relaxed);
 	atomic_store_explicit(&lock->pending_end, end, memory_order_release);
 	thread_wake_all(&lock->state);
+}
+
+static void thread_ended_in_hook(struct thread_hook *hook)
+{
+	struct slots_lock *lock = container_of(hook, struct slots_lock, hook);
+
+	slots_lock_defer_end(lock, lock->finish);
+}
+
+void slots_lock_enter_hook(struct slots_lock *lock)
+{
+	thread_self.hooks++;
+	if (!lock->has_end)
+		thread_hook_enter(&lock->hook, thread_ended_in_hook);
+}
+
+void slots_lock_leave_hook(struct slots_lock *lock)
+{
+	if (!lock->has_end)
+		thread_hook_leave(&lock->hook);
+	thread_self.hooks--;
 }

@@ -61,10 +61,23 @@ static void unlink_end(struct thread_end *end)
 	end->link = NULL;
 }
 
+/* Innermost first.  Each leaves its lock to the next thread that wants it. */
+static void run_hooks(void)
+{
+	while (thread_self.hook) {
+		struct thread_hook *hook = thread_self.hook;
+
+		thread_self.hook = hook->outer;
+		hook->run(hook);
+	}
+}
+
 static void run_ends(void *number)
 {
 	struct thread_end *next;
 
+	thread_self.watched = false; /* another destructor may use a VM, and then this one runs again */
+	run_hooks();
 	pthread_mutex_lock(&ends_lock);
 	for (struct thread_end *end = ends; end; end = next) {
 		next = end->next;
@@ -100,11 +113,18 @@ uint64_t process_forks(void)
 	return atomic_load_explicit(&forks, memory_order_relaxed);
 }
 
+bool thread_watch(void)
+{
+	if (unlikely(!thread_self.watched))
+		thread_self.watched = !pthread_setspecific(ending, (void *)(uintptr_t)thread_number());
+	return thread_self.watched;
+}
+
 bool thread_end_add(struct thread_end *end, thread_end_fn *run)
 {
 	end->owner = thread_number();
 	end->run = run;
-	if (pthread_setspecific(ending, (void *)(uintptr_t)end->owner))
+	if (!thread_watch())
 		return false;
 	pthread_mutex_lock(&ends_lock);
 	end->next = ends;

@@ -11,7 +11,7 @@
 int update_check_caller(const struct ms_update *u, struct ms_error *err)
 {
 	if (!u)
-		return vm_refuse(err, EINVAL, MS_RULE_UPDATE, 0, NULL);
+		return vm_refuse(err, EINVAL, MS_RULE_HANDLE, 0, NULL);
 	if (u->vm->forks != process_forks())
 		return vm_refuse(err, EIO, MS_RULE_FORKED, 0, NULL);
 	if (!is_own(u))
@@ -23,13 +23,22 @@ int update_check_caller(const struct ms_update *u, struct ms_error *err)
 
 static void finish_deferred(struct slots_lock *lock);
 
+/* Whether the end of its thread was still to come.  From here on the caller ends the update. */
+static bool end_is_mine(struct ms_update *u)
+{
+	if (!thread_end_remove(&u->end))
+		return false;
+	u->vm->slots_lock.has_end = false;
+	return true;
+}
+
 /* Once the end is deferred, *u belongs to whoever has the lock next. */
 bool update_step_end(struct ms_update *u)
 {
 	u->in_step = false;
 	if (!u->abandoned)
 		return true;
-	thread_end_remove(&u->end);
+	end_is_mine(u);
 	slots_lock_defer_end(&u->vm->slots_lock, finish_deferred);
 	return false;
 }
@@ -77,6 +86,7 @@ int ms_update_begin(struct ms_vm *vm, uint32_t as_id, struct ms_update **out, st
 	u->vm = vm;
 	u->as_id = as_id;
 	vm_index_share(vm, as_id);
+	vm->slots_lock.has_end = true;
 	atomic_store_explicit(&vm->update, u, memory_order_relaxed);
 	*out = u;
 	return 0;
@@ -166,15 +176,11 @@ static void free_update(struct ms_update *u)
 }
 
 /* Everything but the lock. */
-static bool finish(struct ms_update *u, bool keep)
+static void take_back(struct ms_update *u)
 {
-	bool alike = at_rest(u);
-
-	if (!alike || !keep)
-		roll_back(u);
+	roll_back(u);
 	settle(u);
 	free_update(u);
-	return alike;
 }
 
 /* A thread inside a read section would wait for itself, one inside a hook might pull the update from under a step. */
@@ -196,9 +202,14 @@ int ms_update_end(struct ms_update *u, bool keep, struct ms_error *err)
 	if (r)
 		return r;
 	vm = u->vm;
-	thread_end_remove(&u->end);
-	u->in_step = true; /* there is nothing left to give up */
-	alike = finish(u, keep);
+	u->in_step = true;
+	u->abandoned = true; /* if the thread ends in a report, it has no use for the update */
+	alike = at_rest(u);
+	if (!alike || !keep)
+		roll_back(u);
+	end_is_mine(u);
+	settle(u);
+	free_update(u);
 	vm_unlock(vm);
 	return alike || !keep ? 0 : vm_refuse(err, EINVAL, MS_RULE_SETS_DIFFER, 0, NULL);
 }
@@ -209,9 +220,10 @@ static void finish_deferred(struct slots_lock *lock)
 	struct ms_vm *vm = container_of(lock, struct ms_vm, slots_lock);
 	struct ms_update *u = atomic_load_explicit(&vm->update, memory_order_relaxed);
 
-	u->in_step = true;              /* of the thread that has the lock now */
-	vm_swap_finish(vm, u->as_id); /* a roll-back's, or one of a thread that has ended in a report of its wait */
-	finish(u, false);
+	u->in_step = true; /* of the thread that has the lock now */
+	if (vm_is_swapping(vm, u->as_id)) /* a roll-back's swap, or that of a thread that has ended in a report */
+		vm_swap_end(vm, u->as_id);
+	take_back(u);
 }
 
 static bool inside_own_step(const struct ms_update *u)
@@ -235,7 +247,7 @@ static void abandon(struct ms_update *u)
 	if (r == -EIO) /* a child has no writer that could wait for the lock */
 		return;
 	if (!r && !edited(u, vm_active_set(vm, u->as_id))) {
-		finish(u, false);
+		take_back(u);
 		vm_unlock(vm);
 		return;
 	}
@@ -249,6 +261,7 @@ static void thread_ended(struct thread_end *end)
 	struct ms_update *u = container_of(end, struct ms_update, end);
 
 	u->owner_ended = true;
+	u->vm->slots_lock.has_end = false;
 	if (u->abandoned) /* inside the step in which the thread has ended */
 		atomic_store_explicit(&u->deferred.given_back, 1, memory_order_release);
 	abandon(u);
@@ -261,7 +274,7 @@ void ms_update_abandon(struct ms_update *u)
 		return;
 	if (inside_own_step(u))
 		u->abandoned = true;
-	else if (!thread_end_remove(&u->end))
+	else if (!end_is_mine(u))
 		atomic_store_explicit(&u->deferred.given_back, 1, memory_order_release); /* whose thread has ended */
 	else
 		abandon(u);
@@ -272,8 +285,8 @@ void vm_end_update(struct ms_vm *vm)
 {
 	struct ms_update *u = atomic_load_explicit(&vm->update, memory_order_relaxed);
 
-	if (u && thread_end_remove(&u->end))
-		finish(u, false);
+	if (u && end_is_mine(u))
+		take_back(u);
 }
 
 bool vm_is_in_step(const struct ms_vm *vm)

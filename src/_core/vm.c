@@ -110,12 +110,12 @@ void vm_swap_end(struct ms_vm *vm, uint32_t as_id)
 	atomic_store_explicit(&active->generation, gen + vm->config.address_spaces, memory_order_relaxed); /* G */
 }
 
-void vm_swap_finish(struct ms_vm *vm, uint32_t as_id)
+bool vm_is_swapping(const struct ms_vm *vm, uint32_t as_id)
 {
-	const struct memslot_set *active = vm_active_set(vm, as_id);
+	uint64_t view = atomic_load_explicit(&vm->active, memory_order_relaxed);
+	const struct memslot_set *active = &vm->as[as_id].set[view >> as_id & 1];
 
-	if (atomic_load_explicit(&active->generation, memory_order_relaxed) & MS_GEN_UPDATE_IN_PROGRESS)
-		vm_swap_end(vm, as_id);
+	return atomic_load_explicit(&active->generation, memory_order_relaxed) & MS_GEN_UPDATE_IN_PROGRESS;
 }
 
 void vm_swap(struct ms_vm *vm, uint32_t as_id)
@@ -207,6 +207,7 @@ static int init_vm(struct ms_vm *vm, const struct ms_config *config, const struc
 		srcu_deinit(&vm->srcu);
 		return r;
 	}
+	vm->stall_report.lock = &vm->slots_lock;
 	stall_report_set(&vm->stall_report, &vm->srcu, MS_STALL_AFTER_MS_DEFAULT, config->report_stall,
 			 config->stall_opaque);
 	return 0;
@@ -256,18 +257,37 @@ static void empty_address_space(struct ms_vm *vm, uint32_t as_id)
 	empty_set(vm, vm_inactive_set(vm, as_id), true);
 }
 
+static void close_locked(struct ms_vm *vm)
+{
+	for (uint32_t i = 0; i < vm->config.address_spaces; i++)
+		empty_address_space(vm, i);
+	vm->closed = true;
+	atomic_store_explicit(&vm->counts.nr_memslots, 0, memory_order_relaxed);
+	atomic_store_explicit(&vm->counts.nr_memslot_pages, 0, memory_order_relaxed);
+}
+
+/* The thread has ended in a report: the swap of one address space is not over.  Those before it are empty already. */
+static void finish_close(struct slots_lock *lock)
+{
+	struct ms_vm *vm = container_of(lock, struct ms_vm, slots_lock);
+
+	for (uint32_t i = 0; i < vm->config.address_spaces; i++)
+		if (vm_is_swapping(vm, i)) {
+			vm_swap_end(vm, i);
+			empty_set(vm, vm_inactive_set(vm, i), true);
+		}
+	close_locked(vm);
+}
+
 int ms_vm_close(struct ms_vm *vm, struct ms_error *err)
 {
 	int r = take_lock(vm, err);
 
 	if (r)
 		return r;
+	vm->slots_lock.finish = finish_close;
 	if (!vm->closed)
-		for (uint32_t i = 0; i < vm->config.address_spaces; i++)
-			empty_address_space(vm, i);
-	vm->closed = true;
-	atomic_store_explicit(&vm->counts.nr_memslots, 0, memory_order_relaxed);
-	atomic_store_explicit(&vm->counts.nr_memslot_pages, 0, memory_order_relaxed);
+		close_locked(vm);
 	vm_unlock(vm);
 	return 0;
 }

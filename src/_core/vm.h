@@ -17,7 +17,7 @@
 #ifndef MS_VM_H
 #define MS_VM_H
 
-#include "memslot_set.h"
+#include "change.h"
 #include "slots_lock.h"
 #include "stall_report.h"
 
@@ -58,6 +58,7 @@ struct ms_vm {
 	_Atomic uint64_t manual_dirty_log_protect;
 	struct stall_report stall_report;
 	struct vm_counts counts;
+	struct writer writer; /* of the change under way */
 };
 
 _Static_assert(offsetof(struct ms_vm, config.user_mem_slots) < CACHE_LINE &&
@@ -115,8 +116,8 @@ void vm_swap(struct ms_vm *vm, uint32_t as_id);
 void vm_swap_begin(struct ms_vm *vm, uint32_t as_id);
 void vm_swap_end(struct ms_vm *vm, uint32_t as_id);
 
-/* Ends the swap that a thread has left between the two, if there is one. */
-void vm_swap_finish(struct ms_vm *vm, uint32_t as_id);
+/* Whether a thread has left a swap between the two. */
+bool vm_is_swapping(const struct ms_vm *vm, uint32_t as_id);
 
 /* Takes slots_lock for a change, or says in *err why this thread may not have it. */
 int vm_lock(struct ms_vm *vm, struct ms_error *err);

@@ -225,12 +225,12 @@ static void test_no_update(void)
 	struct ms_memslot got;
 	struct ms_error err;
 
-	check_rule(ms_update_replace(NULL, NULL, NULL, &err), &err, -EINVAL, MS_RULE_UPDATE);
-	check_rule(ms_update_activate(NULL, NULL, NULL, &err), &err, -EINVAL, MS_RULE_UPDATE);
-	check_rule(ms_update_swap(NULL, &err), &err, -EINVAL, MS_RULE_UPDATE);
-	check_rule(ms_update_invalidate(NULL, NULL, &out, &err), &err, -EINVAL, MS_RULE_UPDATE);
-	check_rule(ms_update_copy(NULL, NULL, &value, &out, &err), &err, -EINVAL, MS_RULE_UPDATE);
-	check_rule(ms_update_end(NULL, true, &err), &err, -EINVAL, MS_RULE_UPDATE);
+	check_rule(ms_update_replace(NULL, NULL, NULL, &err), &err, -EINVAL, MS_RULE_HANDLE);
+	check_rule(ms_update_activate(NULL, NULL, NULL, &err), &err, -EINVAL, MS_RULE_HANDLE);
+	check_rule(ms_update_swap(NULL, &err), &err, -EINVAL, MS_RULE_HANDLE);
+	check_rule(ms_update_invalidate(NULL, NULL, &out, &err), &err, -EINVAL, MS_RULE_HANDLE);
+	check_rule(ms_update_copy(NULL, NULL, &value, &out, &err), &err, -EINVAL, MS_RULE_HANDLE);
+	check_rule(ms_update_end(NULL, true, &err), &err, -EINVAL, MS_RULE_HANDLE);
 	CHECK_EQ(ms_update_value(NULL, NULL, &got), -EINVAL);
 	CHECK_EQ(ms_update_slots(NULL, true, &out, 1), 0);
 	CHECK(!ms_update_find(NULL, true, 1));

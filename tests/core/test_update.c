@@ -10,6 +10,7 @@
 #include "fixture.h"
 
 #include <pthread.h>
+#include <sched.h>
 #include <sys/wait.h>
 
 #define LOG MS_MEM_LOG_DIRTY_PAGES
@@ -1750,6 +1751,60 @@ static void test_ending_after_abandon_in_report(void)
 	}
 }
 
+static _Atomic bool reader_is_in;
+
+/* The reader is there when the end swaps back, not before. */
+static void *end_and_end(void *unused)
+{
+	may_end = true;
+	update = begun(vm, SPACE);
+	half_both();
+	atomic_store(&progress, 1);
+	while (!atomic_load(&reader_is_in))
+		sched_yield();
+	ms_update_end(update, true, NULL);
+	CHECK(false);
+	return unused;
+}
+
+static void *check_and_end(void *unused)
+{
+	may_end = true;
+	check_sound(vm);
+	CHECK(false);
+	return unused;
+}
+
+/* The thread ends in the report of its ms_update_end(), and so do `heirs` threads that finish the update. */
+static void end_in_report_of_end(enum taker taker, int heirs)
+{
+	struct picture before;
+	pthread_t thread;
+
+	vm = vm_with_slots(SPACES);
+	before = picture_of(vm);
+	CHECK_EQ(ms_set_stall_report(vm, 1, end_in_report, NULL, NULL), 0);
+	atomic_store(&progress, 0);
+	atomic_store(&reader_is_in, false);
+	thread = started(end_and_end, NULL);
+	while (!atomic_load(&progress))
+		sched_yield();
+	CHECK_EQ(ms_read_lock(vm), 0);
+	atomic_store(&reader_is_in, true);
+	joined(thread);
+	while (heirs--)
+		by_another_thread(check_and_end, NULL);
+	ms_read_unlock(vm);
+	check_abandoned(taker, &before);
+}
+
+static void test_ending_in_report_of_end(void)
+{
+	for (enum taker taker = 0; taker < NR_TAKERS; taker++)
+		for (int heirs = 0; heirs < 3; heirs++)
+			end_in_report_of_end(taker, heirs);
+}
+
 /* ---- the end of a VM with an open update ---- */
 
 static void *destroy_it(void *unused)
@@ -2006,6 +2061,7 @@ int main(int argc, char **argv)
 	test_ending_in_report();
 	test_ending_after_abandon_in_flush();
 	test_ending_after_abandon_in_report();
+	test_ending_in_report_of_end();
 	test_destroy_with_open_update();
 	test_destroy_in_hooks();
 	test_destroy_in_reports();

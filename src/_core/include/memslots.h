@@ -114,10 +114,10 @@ enum ms_rule {
 	MS_RULE_MANUAL_PROTECT, /* the value is not 0, 1 or 3 */
 	MS_RULE_READ_SECTION,   /* EDEADLK: this thread is inside a read section */
 	MS_RULE_HOOK,           /* EDEADLK: inside a hook of this VM; EBUSY: inside a hook of another VM whose lock is taken */
-	MS_RULE_UPDATE,         /* EDEADLK: this thread has an open update; EBUSY: the update belongs to another thread; EINVAL: NULL */
+	MS_RULE_UPDATE,         /* EDEADLK: this thread has an open update; EBUSY: the update belongs to another thread */
 	MS_RULE_FORKED,         /* EIO: the VM belongs to the parent process */
 	MS_RULE_CLOSED,         /* EBADF: the VM is closed */
-	MS_RULE_HANDLE,         /* the pointer is no handle of this update, or its slot is not where the step needs it; other = the slot */
+	MS_RULE_HANDLE,         /* NULL for an update, a pointer that is no handle of it, or a slot that is not where it must be; other = the slot */
 	MS_RULE_SETS_DIFFER,    /* the two sets differ at ms_update_end(), which has rolled back */
 	MS_RULE_BACKEND,        /* the design does not support the call */
 	MS_RULE_INTERRUPTED,    /* EINTR: the function of ms_set_poll() ended the wait for slots_lock */
@@ -401,7 +401,7 @@ uint64_t ms_manual_dirty_log_protect(const struct ms_vm *vm);
  *   belong to this update and that their slots are where the step needs them (-EINVAL, MS_RULE_HANDLE).  A pointer from
  *   another VM or from an earlier update is refused, also when its memory is freed.  The check costs O(log n) for n slots
  *   of the VM.  It cannot tell two slots apart that had the same address one after the other.
- * - A NULL update is -EINVAL and MS_RULE_UPDATE.
+ * - Without an update (NULL) a step is -EINVAL and MS_RULE_HANDLE.
  * - ms_update_end() returns 0 if both sets hold the same slots and none is INVALID.  Otherwise it restores both sets as
  *   they were at begin, with another swap if one was made, and fails with -EINVAL and MS_RULE_SETS_DIFFER.
  */
