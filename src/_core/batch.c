@@ -24,11 +24,14 @@
 /* The number of lookups that are copied through buffers on the stack at once, if the arrays have strides. */
 #define CHUNK ((size_t)256)
 
+/* Arrays of C, as an index reads and writes them. */
 static bool is_plain(const struct job *job)
 {
+	const struct ms_batch *batch = job->batch;
 	size_t out = job->kind == GFN_TO_ID ? sizeof(int32_t) : sizeof(uint64_t);
 
-	return job->batch->in_stride == sizeof(uint64_t) && job->batch->out_stride == (ptrdiff_t)out;
+	return batch->in_stride == sizeof(uint64_t) && batch->out_stride == (ptrdiff_t)out &&
+	       (uintptr_t)batch->in % sizeof(uint64_t) == 0 && (uintptr_t)batch->out % out == 0;
 }
 
 static int poll(const struct job *job)
@@ -54,20 +57,21 @@ static void answer_plain(const struct job *job, const struct flat_index *index, 
 
 static void answer_chunk(const struct job *job, const struct flat_index *index, size_t from, size_t n)
 {
+	const struct ms_batch batch = *job->batch; /* no store of a result changes it */
 	uint64_t values[CHUNK];
 	int32_t ids[CHUNK];
 
 	for (size_t i = 0; i < n; i++)
-		values[i] = value_at(job->batch, from + i);
+		values[i] = value_at(&batch, from + i);
 	if (job->kind == GFN_TO_ID)
 		flat_ids(index, values, ids, n);
 	else
 		flat_hvas(index, values, values, n, shift_of(job), job->write);
 	for (size_t i = 0; i < n; i++)
 		if (job->kind == GFN_TO_ID)
-			*(int32_t *)result_at(job->batch, from + i) = ids[i];
+			put_id(&batch, from + i, ids[i]);
 		else
-			*(uint64_t *)result_at(job->batch, from + i) = values[i];
+			put_hva(&batch, from + i, values[i]);
 }
 
 static void answer_by_index(const struct job *job, const struct flat_index *index, size_t from, size_t n)
@@ -209,10 +213,21 @@ static int run_long(const struct job *job)
 	return job->batch->in == job->batch->out ? run_copied(job) : run_walked(job);
 }
 
+/* More values than any array has would overflow a size. */
+static int check_batch(const struct ms_batch *batch, bool has_out)
+{
+	if (!batch || (batch->n && (!batch->in || (has_out && !batch->out))))
+		return -EFAULT;
+	return batch->n > SIZE_MAX / sizeof(uint64_t) ? -EINVAL : 0;
+}
+
 static int run_job(struct ms_vm *vm, uint32_t as_id, const struct ms_batch *batch, enum kind kind, bool write)
 {
 	struct job job = { .vm = vm, .as_id = as_id, .kind = kind, .write = write, .batch = batch };
+	int r = check_batch(batch, true);
 
+	if (unlikely(r))
+		return r;
 	if (unlikely(as_id >= vm->config.address_spaces)) {
 		batch_answer_holes(&job);
 		return 0;
@@ -238,7 +253,7 @@ int ms_gfn_to_slot_id_many(struct ms_vm *vm, uint32_t as_id, const struct ms_bat
 int ms_mark_page_dirty_many(struct ms_vm *vm, uint32_t as_id, const struct ms_batch *batch)
 {
 	struct job job = { .vm = vm, .as_id = as_id, .kind = MARK, .batch = batch };
-	int r = 0;
+	int r = check_batch(batch, false);
 
 	for (size_t done = 0; !r && as_id < vm->config.address_spaces && done < batch->n; done += MS_BATCH_PIECE) {
 		struct look look = look_begin(vm, as_id);

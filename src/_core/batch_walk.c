@@ -11,16 +11,14 @@ static void emit(const struct job *job, size_t i, const struct memslot *slot, ui
 	uint64_t gfn = value >> shift_of(job), hva;
 
 	if (job->kind == GFN_TO_ID) {
-		*(int32_t *)result_at(job->batch, i) =
-			slot && !(slot->flags & MS_MEMSLOT_INVALID) ? (int32_t)slot->id : -1;
+		put_id(job->batch, i, slot && !(slot->flags & MS_MEMSLOT_INVALID) ? (int32_t)slot->id : -1);
 	} else if (job->kind == MARK) {
 		point(READER_MARKS);
 		if (slot && slot->dirty)
 			dirty_log_mark(slot->dirty, gfn - slot->base_gfn);
 	} else {
 		hva = translate(slot, gfn, job->write);
-		*(uint64_t *)result_at(job->batch, i) =
-			hva < MS_HVA_ERR_MIN ? hva + (value - (gfn << shift_of(job))) : hva;
+		put_hva(job->batch, i, hva < MS_HVA_ERR_MIN ? hva + (value - (gfn << shift_of(job))) : hva);
 	}
 }
 

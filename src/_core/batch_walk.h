@@ -12,6 +12,8 @@
 #ifndef MS_BATCH_WALK_H
 #define MS_BATCH_WALK_H
 
+#include <string.h>
+
 #include "look.h"
 
 enum kind { GFN_TO_HVA, GPA_TO_HVA, GFN_TO_ID, MARK };
@@ -24,14 +26,23 @@ struct job {
 	const struct ms_batch *batch;
 };
 
+/* Values and results lie anywhere: a copy of eight bytes is one load or one store. */
 static inline uint64_t value_at(const struct ms_batch *batch, size_t i)
 {
-	return *(const uint64_t *)(const void *)((const char *)batch->in + (ptrdiff_t)i * batch->in_stride);
+	uint64_t value;
+
+	memcpy(&value, (const char *)batch->in + (ptrdiff_t)i * batch->in_stride, sizeof(value));
+	return value;
 }
 
-static inline void *result_at(const struct ms_batch *batch, size_t i)
+static inline void put_hva(const struct ms_batch *batch, size_t i, uint64_t hva)
 {
-	return (char *)batch->out + (ptrdiff_t)i * batch->out_stride;
+	memcpy((char *)batch->out + (ptrdiff_t)i * batch->out_stride, &hva, sizeof(hva));
+}
+
+static inline void put_id(const struct ms_batch *batch, size_t i, int32_t id)
+{
+	memcpy((char *)batch->out + (ptrdiff_t)i * batch->out_stride, &id, sizeof(id));
 }
 
 static inline unsigned shift_of(const struct job *job)

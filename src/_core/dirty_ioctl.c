@@ -47,8 +47,10 @@ int ms_get_dirty_log(struct ms_vm *vm, uint32_t as_id, uint32_t slot, uint64_t *
 		     struct ms_error *err)
 {
 	struct memslot *logged = NULL;
+	size_t unwanted;
 	int r = vm_lock(vm, err);
 
+	nwords = nwords ? nwords : &unwanted;
 	*nwords = 0;
 	if (r)
 		return r;

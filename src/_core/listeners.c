@@ -34,7 +34,7 @@ static int append_listener(struct ms_vm *vm, const struct ms_listener *listener,
 
 int ms_add_listener(struct ms_vm *vm, const struct ms_listener *listener, struct ms_error *err)
 {
-	int r = vm_lock(vm, err);
+	int r = listener ? vm_lock(vm, err) : vm_refuse(err, EFAULT, MS_RULE_NULL_BUFFER, 0, NULL);
 
 	if (r)
 		return r;
@@ -72,12 +72,12 @@ void vm_flush(struct ms_vm *vm, const struct memslot *active, const struct memsl
 		return;
 	active_value = memslot_value(active);
 	old_value = memslot_value(old);
-	thread_self.hooks++;
+	slots_lock_enter_hook(&vm->slots_lock);
 	for (size_t i = 0; i < vm->nr_listeners; i++) {
 		const struct ms_listener *l = vm->listeners[i];
 
 		if (l->flush)
 			l->flush(l->opaque, &active_value, &old_value);
 	}
-	thread_self.hooks--;
+	slots_lock_leave_hook(&vm->slots_lock);
 }

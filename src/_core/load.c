@@ -127,34 +127,46 @@ static int load_locked(struct writer *w, const struct ms_memslot *slots, struct 
 	return r;
 }
 
-static int load(struct writer *w, const struct ms_memslot *slots, size_t n)
+static int alloc_lists(struct writer *w, size_t n)
 {
 	struct memory *memory = &w->vm->memory;
-	struct place *places;
+	struct change *change = NULL;
+
+	if (n <= SIZE_MAX / sizeof(*change)) /* else the size overflows */
+		change = memory_zalloc(memory, n * sizeof(*change));
+	if (change) {
+		w->change = change;
+		w->room = n;
+		w->scratch_size = n * sizeof(struct place);
+		w->scratch = memory_zalloc(memory, w->scratch_size);
+	}
+	return w->scratch ? 0 : no_memory(w->err);
+}
+
+static int load(struct writer *w, const struct ms_memslot *slots, size_t n)
+{
 	int r;
 
 	if (w->as_id >= w->vm->config.address_spaces)
 		return vm_refuse(w->err, EINVAL, MS_RULE_AS_ID, w->vm->config.address_spaces, NULL);
 	if (!n)
 		return 0;
-	w->change = memory_zalloc(memory, n * sizeof(*w->change));
-	places = w->change ? memory_zalloc(memory, n * sizeof(*places)) : NULL;
-	r = places ? load_locked(w, slots, places, n) : no_memory(w->err);
-	memory_free(memory, places, n * sizeof(*places));
-	memory_free(memory, w->change, n * sizeof(*w->change));
+	r = alloc_lists(w, n);
+	if (!r)
+		r = load_locked(w, slots, w->scratch, n);
+	writer_release(w);
 	return r;
 }
 
 int ms_load_memslots(struct ms_vm *vm, uint32_t as_id, const struct ms_memslot *slots, size_t n, struct ms_error *err)
 {
 	struct ms_error unwanted = { 0 };
-	struct writer w = { .vm = vm, .as_id = as_id, .err = err ? err : &unwanted };
-	int r = vm_lock(vm, err);
+	int r = slots || !n ? vm_lock(vm, err) : vm_refuse(err, EFAULT, MS_RULE_NULL_BUFFER, 0, NULL);
 
 	if (r)
 		return r;
 	memory_pool_mark(&vm->memory);
-	r = load(&w, slots, n);
+	r = load(writer_of(vm, as_id, err ? err : &unwanted), slots, n);
 	if (r)
 		writer_refused(vm);
 	vm_unlock(vm);

@@ -24,9 +24,15 @@ int ms_read_lock(struct ms_vm *vm)
 	return 0;
 }
 
-void ms_read_unlock(struct ms_vm *vm)
+/* The shared record has no section of ms_read_lock()'s. */
+int ms_read_unlock(struct ms_vm *vm)
 {
-	srcu_read_unlock(&vm->srcu, (struct srcu_section){ .reader = srcu_reader(&vm->srcu) });
+	struct srcu_reader *reader = srcu_reader(&vm->srcu);
+
+	if (unlikely(srcu_is_shared(reader) || !reader->depth))
+		return -EPERM;
+	srcu_read_unlock(&vm->srcu, (struct srcu_section){ .reader = reader });
+	return 0;
 }
 
 /* ---- by gfn ---- */
@@ -113,7 +119,8 @@ static int copy_out(const struct memslot *slot, struct ms_memslot *out)
 {
 	if (!slot)
 		return -ENOENT;
-	*out = memslot_value(slot);
+	if (out)
+		*out = memslot_value(slot);
 	return 0;
 }
 
@@ -166,7 +173,7 @@ uint64_t ms_gfn_to_hva_prot(struct ms_vm *vm, uint32_t as_id, uint64_t gfn, bool
 	const struct memslot *slot = lookup(vm, &look, gfn);
 	uint64_t hva = translate(slot, gfn, false);
 
-	if (hva < MS_HVA_ERR_MIN)
+	if (writable && hva < MS_HVA_ERR_MIN)
 		*writable = !(slot->flags & MS_MEM_READONLY);
 	look_end(vm, look);
 	return hva;
@@ -192,7 +199,7 @@ struct slots_out {
 static void put_slot(struct slots_out *to, const struct memslot *slot)
 {
 	point(READER_WALKS);
-	if (to->nr < to->room)
+	if (to->out && to->nr < to->room)
 		to->out[to->nr] = memslot_value(slot);
 	to->nr++;
 }
@@ -237,7 +244,7 @@ size_t ms_memslots_in_hva_range(struct ms_vm *vm, uint32_t as_id, uint64_t start
 	if (look.set && start <= last)
 		sorted = vm->design->hva_range(look.set, start, last, visit_slot, &to);
 	look_end(vm, look);
-	if (!sorted && to.nr > 1 && to.nr <= room)
+	if (out && !sorted && to.nr > 1 && to.nr <= room)
 		qsort(out, to.nr, sizeof(*out), compare_slots);
 	return to.nr;
 }
@@ -257,7 +264,7 @@ static void put_hit(void *context, const struct memslot *slot)
 {
 	struct hits_out *to = context;
 
-	if (to->nr < to->room)
+	if (to->out && to->nr < to->room)
 		to->out[to->nr] = (struct ms_hva_hit){
 			.slot = memslot_value(slot),
 			.gfn = slot->base_gfn + ((to->hva - slot->hva.start) >> MS_PAGE_SHIFT),
@@ -282,7 +289,7 @@ size_t ms_hva_to_gfns(struct ms_vm *vm, uint64_t hva, struct ms_hva_hit *out, si
 		size_t first = to.nr;
 		bool sorted = vm->design->hva_range(vm_set_in_view(vm, as_id, view), hva, hva, put_hit, &to);
 
-		if (!sorted && to.nr > 1 && to.nr <= room)
+		if (out && !sorted && to.nr > 1 && to.nr <= room)
 			qsort(out + first, to.nr - first, sizeof(*out), compare_hits);
 	}
 	srcu_read_unlock(&vm->srcu, section);

@@ -126,12 +126,14 @@ void memory_free_lines(struct memory *m, void *block, size_t size)
 /* ---- the pool ---- */
 
 struct memory_chunk {
-	cache_aligned struct memory_chunk *next; /* in `open` */
-	struct memory_chunk *previous;
-	void *free;                              /* free blocks, linked by their last words */
-	size_t fresh, used, room;                /* in blocks; room counts all */
-	size_t size;                             /* of a block, in bytes */
+	cache_aligned struct rb_node node;    /* in `chunks` */
+	struct memory_chunk *next, *previous; /* in `open` */
+	void *free;                           /* free blocks, linked by their last words */
+	uint32_t fresh, used, room;           /* in blocks; room counts all */
+	uint32_t size;                        /* of a block, in bytes */
 };
+
+_Static_assert(sizeof(struct memory_chunk) == CACHE_LINE, "the head of a chunk is one line");
 
 /* The last word of a block: its chunk while the block is in use, the next free block while it is in the free list. */
 static void **word_of(void *block, size_t size)
@@ -177,6 +179,62 @@ static size_t chunk_size(size_t size, size_t room)
 	return offset_of_block(size, room);
 }
 
+/* The number of the block at the offset, or of one near it where none is. */
+static size_t block_near(size_t size, size_t offset)
+{
+	size_t row = SCATTER * size + CACHE_LINE, from = offset - sizeof(struct memory_chunk);
+
+	return from / row * SCATTER + from % row / size;
+}
+
+/* ---- chunks by address ---- */
+
+static struct memory_chunk *chunk_of_node(struct rb_node *node)
+{
+	return container_of(node, struct memory_chunk, node);
+}
+
+static void hang_chunk(struct memory_pool *pool, struct memory_chunk *chunk)
+{
+	struct rb_node *parent = NULL, *node = pool->chunks.node;
+	int dir = 0;
+
+	while (node) {
+		parent = node;
+		dir = (uintptr_t)node < (uintptr_t)&chunk->node;
+		node = node->child[dir];
+	}
+	rb_insert(&pool->chunks, parent, dir, &chunk->node);
+}
+
+/* The last chunk that begins before the address, or NULL. */
+static const struct memory_chunk *chunk_before(const struct memory_pool *pool, uintptr_t address)
+{
+	struct rb_node *node = pool->chunks.node, *before = NULL;
+
+	while (node) {
+		bool right = (uintptr_t)node < address;
+
+		before = right ? node : before;
+		node = node->child[right];
+	}
+	return before ? chunk_of_node(before) : NULL;
+}
+
+bool memory_pool_has(const struct memory *m, const void *block, size_t size)
+{
+	const struct memory_chunk *chunk = chunk_before(&m->pool, (uintptr_t)block);
+	size_t offset = chunk ? (uintptr_t)block - (uintptr_t)chunk : 0, i;
+
+	if (offset < sizeof(*chunk) || offset >= chunk_size(size, chunk->room))
+		return false;
+	i = block_near(size, offset);
+	return i >= chunk->fresh && i < chunk->room && offset_of_block(size, i) == offset &&
+	       *word_of((char *)chunk + offset, size) == chunk; /* P5 */
+}
+
+/* ---- chunks with a free block ---- */
+
 static void open_chunk(struct memory_pool *pool, struct memory_chunk *chunk)
 {
 	chunk->previous = NULL;
@@ -209,14 +267,17 @@ static struct memory_chunk *add_chunk(struct memory *m, size_t size, size_t room
 {
 	struct memory_chunk *chunk = NULL;
 
-	if (room <= (SIZE_MAX - sizeof(*chunk)) / (size + 1)) /* spare lines: at most a byte a block */
+	if (room <= UINT32_MAX && room <= (SIZE_MAX - sizeof(*chunk)) / (size + 1)) /* spare lines: at most a byte a block */
 		chunk = alloc_lines(chunk_size(size, room));
 	if (!chunk)
 		return NULL;
-	*chunk = (struct memory_chunk){ .fresh = room, .room = room, .size = size };
+	*chunk = (struct memory_chunk){
+		.fresh = (uint32_t)room, .room = (uint32_t)room, .size = (uint32_t)size,
+	};
 	for (size_t i = 0; MEMORY_POISONS && i < room; i++)
 		poison_block(block_at(chunk, size, i), size);
 	count_chunk(m, size, room, true);
+	hang_chunk(&m->pool, chunk);
 	open_chunk(&m->pool, chunk);
 	return chunk;
 }
@@ -225,6 +286,7 @@ static void drop_chunk(struct memory *m, struct memory_chunk *chunk)
 {
 	count_chunk(m, chunk->size, chunk->room, false);
 	close_chunk(&m->pool, chunk);
+	rb_erase(&m->pool.chunks, &chunk->node);
 	ASAN_UNPOISON_MEMORY_REGION(chunk, chunk_size(chunk->size, chunk->room));
 	free(chunk);
 }

@@ -8,13 +8,16 @@
  * The pool allocates blocks of one size.  They lie side by side in chunks, with a spare cache line here and there.  So
  * a walk over a million blocks has good locality.  A block of the pool is counted, and can be made to fail, like any
  * other block.  A chunk adds only its bytes to the counters; if it cannot be allocated, the block that needs it
- * fails.  At most one chunk without a used block is kept, and none when no block is in use.
+ * fails.  At most one chunk without a used block is kept, and none when no block is in use.  The chunks are also in a tree
+ * by address, for memory_pool_has().
  *
  * Invariants of a pool
  *   P1  `open` lists each chunk that has a free block, once, and no other chunk;
  *   P2  the first `fresh` blocks of a chunk were never in use; `used` of the others are in use; `free` lists the rest;
  *   P3  `idle` is the only chunk without a block in use, or NULL; no chunk is left when `blocks` is 0.  Of two
- *       chunks without a block in use, the smaller one stays.
+ *       chunks without a block in use, the smaller one stays;
+ *   P4  `chunks` holds each chunk once, by ascending address;
+ *   P5  the last word of a block is its chunk while the block is in use, and never otherwise.
  *
  * Locking: a pool has one user at a time (slots_lock); any thread may make the other calls.
  * Ordering: the counters are statistics, relaxed (row "counters" of docs/locking.md).
@@ -24,7 +27,7 @@
 
 #include <stdatomic.h>
 
-#include "compiler.h"
+#include "rbtree.h"
 
 /* If 1, free blocks are overwritten.  An allocation from the pool checks that nobody has written to its block since. */
 #if defined(MEMSLOTS_POISON) || MS_SANITIZED
@@ -39,6 +42,7 @@ struct memory_pool {
 	struct memory_chunk *open; /* the next block comes from the first chunk of this list */
 	struct memory_chunk *idle;
 	bool had_idle;             /* memory_pool_mark() */
+	struct rb_root chunks;     /* by address */
 	uint64_t room;             /* the sum over all chunks, in blocks */
 	uint64_t bytes;            /* the sum over all chunks */
 	size_t wanted;             /* memory_pool_reserve() */
@@ -76,6 +80,10 @@ void memory_free_lines(struct memory *m, void *block, size_t size);
 /* The block starts on a cache line and is not zeroed.  `size` is the same in all calls: a multiple of CACHE_LINE. */
 void *memory_pool_alloc(struct memory *m, size_t size);
 void memory_pool_free(struct memory *m, void *block, size_t size);
+
+/* Returns whether `block` is a block of the pool that is in use.  `block` may be any number: the function reads nothing
+ * through a pointer that is no block.  O(log chunks). */
+bool memory_pool_has(const struct memory *m, const void *block, size_t size);
 
 /* If fewer than n blocks are free, the next allocation first tries to add a chunk of n blocks.  Without memory for it,
  * blocks come from smaller chunks.  A new chunk is used from its last block to its first.  n = 0 cancels. */

@@ -141,6 +141,9 @@ struct memslot_design {
 	void (*init)(struct memslot_set *set); /* of a zeroed set; may be NULL */
 	struct memslot *(*alloc_slot)(struct memory *memory); /* zeroed */
 	void (*free_slot)(struct memory *memory, struct memslot *slot);
+	/* Whether `slot`, any pointer at all, is a slot of alloc_slot() that is not freed.  Reads nothing through a pointer
+	 * that is not.  Only of a design whose slots have handles (update.h); else NULL. */
+	bool (*has_slot)(const struct memory *memory, const struct memslot *slot);
 
 	/* Lookups, by readers in a section or by the writer.  Each returns NULL if there is no such slot. */
 	struct memslot *(*search)(const struct memslot_set *set, uint64_t gfn); /* the one that contains gfn */

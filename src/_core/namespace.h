@@ -51,6 +51,7 @@
 #define memory_init ms_memory_init
 #define memory_pool_alloc ms_memory_pool_alloc
 #define memory_pool_free ms_memory_pool_free
+#define memory_pool_has ms_memory_pool_has
 #define memory_pool_trim ms_memory_pool_trim
 #define memory_zalloc ms_memory_zalloc
 #define memory_zalloc_lines ms_memory_zalloc_lines
@@ -82,6 +83,8 @@
 #define slot_create_invalid ms_slot_create_invalid
 #define slot_give_log ms_slot_give_log
 #define slots_lock_defer_end ms_slots_lock_defer_end
+#define slots_lock_enter_hook ms_slots_lock_enter_hook
+#define slots_lock_leave_hook ms_slots_lock_leave_hook
 #define slots_lock_release ms_slots_lock_release
 #define slots_lock_run_pending_end ms_slots_lock_run_pending_end
 #define slots_lock_try ms_slots_lock_try
@@ -101,8 +104,10 @@
 #define thread_end_remove ms_thread_end_remove
 #define thread_new_number ms_thread_new_number
 #define thread_os_id ms_thread_os_id
+#define thread_prepare ms_thread_prepare
 #define thread_self ms_thread_self
 #define thread_wait ms_thread_wait
+#define thread_watch ms_thread_watch
 #define thread_wake_all ms_thread_wake_all
 #define tree_search_many ms_tree_search_many
 #define update_check_caller ms_update_check_caller
@@ -110,6 +115,7 @@
 #define update_swap_sets ms_update_swap_sets
 #define update_swap_sets_end ms_update_swap_sets_end
 #define vm_design ms_vm_design
+#define vm_end_update ms_vm_end_update
 #define vm_flush ms_vm_flush
 #define vm_free_deferred ms_vm_free_deferred
 #define vm_index_get ms_vm_index_get
@@ -117,6 +123,8 @@
 #define vm_index_pays ms_vm_index_pays
 #define vm_index_report_searches ms_vm_index_report_searches
 #define vm_index_share ms_vm_index_share
+#define vm_is_in_step ms_vm_is_in_step
+#define vm_is_swapping ms_vm_is_swapping
 #define vm_lock ms_vm_lock
 #define vm_refuse ms_vm_refuse
 #define vm_replace ms_vm_replace
@@ -129,6 +137,7 @@
 #define writer_carry_out ms_writer_carry_out
 #define writer_discard ms_writer_discard
 #define writer_end ms_writer_end
+#define writer_release ms_writer_release
 #define writer_roll_back_staged ms_writer_roll_back_staged
 #define writer_stage ms_writer_stage
 

@@ -58,17 +58,20 @@ static int check_region(struct ms_vm *vm, const struct ms_userspace_memory_regio
 static int set_region(struct ms_vm *vm, const struct ms_userspace_memory_region *region, uint32_t first_id,
 		      uint32_t end_id, struct ms_error *err)
 {
-	struct change change = { .guest_memfd = region->guest_memfd };
-	struct writer w = { .vm = vm, .as_id = region->as_id, .change = &change, .nr = 1, .err = err };
-	struct ms_memslot value = value_of(region);
-	int r = vm_lock(vm, err);
+	struct ms_memslot value;
+	struct writer *w;
+	int r = region ? vm_lock(vm, err) : vm_refuse(err, EFAULT, MS_RULE_NULL_BUFFER, 0, NULL);
 
 	if (r)
 		return r;
+	value = value_of(region);
+	w = writer_of(vm, region->as_id, err);
+	w->nr = 1;
+	w->change->guest_memfd = region->guest_memfd;
 	memory_pool_mark(&vm->memory);
 	r = check_region(vm, region, first_id, end_id, err);
 	if (!r)
-		r = set_region_locked(&w, &value);
+		r = set_region_locked(w, &value);
 	if (r)
 		writer_refused(vm);
 	vm_unlock(vm);

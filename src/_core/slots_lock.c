@@ -17,6 +17,12 @@ static bool lock_try(struct slots_lock *lock)
 						       memory_order_relaxed);
 }
 
+static bool take_over(struct slots_lock *lock)
+{
+	atomic_store_explicit(&lock->owner, thread_number(), memory_order_relaxed);
+	return true;
+}
+
 bool slots_lock_run_pending_end(struct slots_lock *lock)
 {
 	slots_lock_end_fn *end = NULL;
@@ -25,19 +31,15 @@ bool slots_lock_run_pending_end(struct slots_lock *lock)
 		end = atomic_exchange_explicit(&lock->pending_end, NULL, memory_order_acquire);
 	if (!end)
 		return false;
+	take_over(lock); /* a report from in there is inside a call of this thread */
+	lock->finish = end; /* it can be run again */
 	end(lock);
-	return true;
-}
-
-static bool take_over(struct slots_lock *lock)
-{
-	atomic_store_explicit(&lock->owner, thread_number(), memory_order_relaxed);
 	return true;
 }
 
 bool slots_lock_try(struct slots_lock *lock)
 {
-	return (lock_try(lock) || slots_lock_run_pending_end(lock)) && take_over(lock);
+	return (lock_try(lock) && take_over(lock)) || slots_lock_run_pending_end(lock);
 }
 
 void ms_set_poll(ms_poll_fn *poll)
@@ -57,7 +59,7 @@ bool slots_lock_wait(struct slots_lock *lock)
 {
 	while (atomic_exchange_explicit(&lock->state, 2, memory_order_acquire)) {
 		if (slots_lock_run_pending_end(lock))
-			break;
+			return true;
 		if (thread_wait(&lock->state, 2, LOCK_NAP_US) && wait_interrupted())
 			return false;
 	}
@@ -76,4 +78,25 @@ void slots_lock_defer_end(struct slots_lock *lock, slots_lock_end_fn *end)
 	atomic_store_explicit(&lock->owner, 0, memory_order_relaxed);
 	atomic_store_explicit(&lock->pending_end, end, memory_order_release);
 	thread_wake_all(&lock->state);
+}
+
+static void thread_ended_in_hook(struct thread_hook *hook)
+{
+	struct slots_lock *lock = container_of(hook, struct slots_lock, hook);
+
+	slots_lock_defer_end(lock, lock->finish);
+}
+
+void slots_lock_enter_hook(struct slots_lock *lock)
+{
+	thread_self.hooks++;
+	if (!lock->has_end)
+		thread_hook_enter(&lock->hook, thread_ended_in_hook);
+}
+
+void slots_lock_leave_hook(struct slots_lock *lock)
+{
+	if (!lock->has_end)
+		thread_hook_leave(&lock->hook);
+	thread_self.hooks--;
 }

@@ -24,8 +24,10 @@ static _Atomic uint64_t last_domain; /* row "thread numbers" */
 static pthread_mutex_t domains_lock = PTHREAD_MUTEX_INITIALIZER;
 static struct srcu *domains;
 
-static pthread_key_t thread_end;
+static pthread_key_t thread_end; /* with has_thread_end under domains_lock; constant once it is created */
+static bool has_thread_end;
 static pthread_once_t once = PTHREAD_ONCE_INIT;
+static int atfork_failed; /* written by `once` */
 
 /* Ends the open sections of a record in which no thread counts any more. */
 static void end_sections_of(struct srcu_reader *r)
@@ -81,10 +83,23 @@ static void in_child(void)
 	pthread_mutex_unlock(&domains_lock);
 }
 
-static void prepare_process(void)
+static void register_forks(void)
 {
-	pthread_key_create(&thread_end, take_back_all);
-	pthread_atfork(before_fork, after_fork, in_child);
+	atfork_failed = pthread_atfork(before_fork, after_fork, in_child);
+}
+
+static int prepare_process(void)
+{
+	int r;
+
+	pthread_once(&once, register_forks);
+	if (atfork_failed)
+		return -atfork_failed;
+	pthread_mutex_lock(&domains_lock);
+	r = has_thread_end ? 0 : pthread_key_create(&thread_end, take_back_all);
+	has_thread_end = !r;
+	pthread_mutex_unlock(&domains_lock);
+	return -r;
 }
 
 /* A writer reads os_id after it has read a count of the new owner, so it reads the os_id of the same owner (A). */
@@ -100,9 +115,12 @@ static void init_reader(struct srcu_reader *r, struct srcu *s, uint64_t owner, u
 	hand_out(r, owner, os_id);
 }
 
-void srcu_init(struct srcu *s, struct memory *memory)
+int srcu_init(struct srcu *s, struct memory *memory)
 {
-	pthread_once(&once, prepare_process);
+	int r = prepare_process();
+
+	if (r)
+		return r;
 	memset(s, 0, sizeof(*s));
 	s->number = atomic_fetch_add_explicit(&last_domain, 1, memory_order_relaxed) + 1;
 	s->memory = memory;
@@ -115,6 +133,7 @@ void srcu_init(struct srcu *s, struct memory *memory)
 		domains->previous_domain = s;
 	domains = s;
 	pthread_mutex_unlock(&domains_lock);
+	return 0;
 }
 
 void srcu_deinit(struct srcu *s)
@@ -137,12 +156,6 @@ void srcu_deinit(struct srcu *s)
 	}
 }
 
-void srcu_end_sections(struct srcu *s)
-{
-	for (struct srcu_reader *r = atomic_load(&s->readers); r; r = r->next)
-		end_sections_of(r);
-}
-
 static bool is_owned_by(const struct srcu_reader *r, uint64_t owner)
 {
 	return r && atomic_load_explicit(&r->owner, memory_order_relaxed) == owner;
@@ -156,6 +169,18 @@ static struct srcu_reader *find_owned_by(const struct srcu *s, uint64_t owner)
 	while (r && !is_owned_by(r, owner))
 		r = r->next;
 	return r;
+}
+
+void srcu_end_sections(struct srcu *s)
+{
+	struct srcu_reader *own = find_owned_by(s, thread_number());
+
+	for (struct srcu_reader *r = atomic_load(&s->readers); r; r = r->next)
+		end_sections_of(r);
+	if (own) {
+		thread_self.sections -= own->depth;
+		own->depth = 0;
+	}
 }
 
 static _Atomic(struct srcu_reader *) *recent_of(struct srcu *s, uint64_t owner)
@@ -201,12 +226,14 @@ static struct srcu_reader *add_reader(struct srcu *s, uint64_t owner)
 	return r;
 }
 
-/* The destructor, which takes the record back, must be registered before the thread owns a record. */
+/* The destructor, which takes the record back, must be registered before the thread owns a record.  If it cannot be, the
+ * thread gets no record. */
 static struct srcu_reader *obtain_reader(struct srcu *s, uint64_t owner)
 {
 	struct srcu_reader *r;
 
-	pthread_setspecific(thread_end, (void *)(uintptr_t)owner);
+	if (pthread_setspecific(thread_end, (void *)(uintptr_t)owner))
+		return NULL;
 	pthread_mutex_lock(&domains_lock);
 	r = reuse_reader(s, owner);
 	if (!r)

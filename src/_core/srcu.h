@@ -109,10 +109,11 @@ _Static_assert(offsetof(struct srcu, readers) < CACHE_LINE && offsetof(struct sr
 	       "a section reads one line of the domain; the members that writers change are on other lines");
 _Static_assert(offsetof(struct srcu_reader, depth) == CACHE_LINE, "a writer reads one line of a reader's record");
 
-void srcu_init(struct srcu *s, struct memory *memory);
+/* Returns 0, -EAGAIN if the process has no pthread key left, or -ENOMEM. */
+int srcu_init(struct srcu *s, struct memory *memory);
 
 /* Before the end of a domain: ends every open section of every thread.  No thread may be inside a lookup or a mark, and
- * none may begin one later. */
+ * none may begin one later.  thread_self.sections of other threads still counts their sections. */
 void srcu_end_sections(struct srcu *s);
 
 /* No section may be open, and none may be opened later. */

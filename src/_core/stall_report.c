@@ -24,16 +24,19 @@ static void stalled(void *opaque, uint32_t os_id, uint64_t waited_ns, uint32_t r
 	const struct stall_report *r = opaque;
 	struct ms_stall stall = { .thread_id = os_id, .report = report, .waited_ns = waited_ns };
 
-	thread_self.hooks++;
-	if (r->report)
-		r->report(r->opaque, &stall);
-	else
+	if (!r->report) {
 		print_stall(&stall);
-	thread_self.hooks--;
+		return;
+	}
+	if (!thread_watch()) /* no memory: the next report tries again */
+		return;
+	slots_lock_enter_hook(r->lock);
+	r->report(r->opaque, &stall);
+	slots_lock_leave_hook(r->lock);
 }
 
 void stall_report_set(struct stall_report *r, struct srcu *srcu, uint32_t after_ms, ms_stall_fn *report, void *opaque)
 {
-	*r = (struct stall_report){ report, opaque };
+	*r = (struct stall_report){ r->lock, report, opaque };
 	srcu->stall = (struct srcu_stall){ (uint64_t)after_ms * 1000000, stalled, r };
 }

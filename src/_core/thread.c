@@ -20,10 +20,12 @@ _Thread_local struct thread thread_self;
 static _Atomic uint64_t last_number; /* row "thread numbers": relaxed, only uniqueness counts */
 static _Atomic uint64_t forks;       /* row "forks": written by the only thread of a new child */
 static pthread_once_t once = PTHREAD_ONCE_INIT;
+static int atfork_failed; /* written by `once` */
 
 static pthread_mutex_t ends_lock = PTHREAD_MUTEX_INITIALIZER;
 static struct thread_end *ends; /* of all threads: few, since each is an update that is running */
-static pthread_key_t ending;
+static pthread_key_t ending; /* with has_ending under ends_lock; constant once it is created */
+static bool has_ending;
 
 uint64_t thread_new_number(void)
 {
@@ -59,10 +61,23 @@ static void unlink_end(struct thread_end *end)
 	end->link = NULL;
 }
 
+/* Innermost first.  Each leaves its lock to the next thread that wants it. */
+static void run_hooks(void)
+{
+	while (thread_self.hook) {
+		struct thread_hook *hook = thread_self.hook;
+
+		thread_self.hook = hook->outer;
+		hook->run(hook);
+	}
+}
+
 static void run_ends(void *number)
 {
 	struct thread_end *next;
 
+	thread_self.watched = false; /* another destructor may use a VM, and then this one runs again */
+	run_hooks();
 	pthread_mutex_lock(&ends_lock);
 	for (struct thread_end *end = ends; end; end = next) {
 		next = end->next;
@@ -74,24 +89,42 @@ static void run_ends(void *number)
 	pthread_mutex_unlock(&ends_lock);
 }
 
-static void prepare_process(void)
+static void register_forks(void)
 {
-	pthread_key_create(&ending, run_ends);
-	pthread_atfork(before_fork, after_fork, in_child);
+	atfork_failed = pthread_atfork(before_fork, after_fork, in_child);
+}
+
+int thread_prepare(void)
+{
+	int r;
+
+	pthread_once(&once, register_forks);
+	if (atfork_failed)
+		return -atfork_failed;
+	pthread_mutex_lock(&ends_lock);
+	r = has_ending ? 0 : pthread_key_create(&ending, run_ends);
+	has_ending = !r;
+	pthread_mutex_unlock(&ends_lock);
+	return -r;
 }
 
 uint64_t process_forks(void)
 {
-	pthread_once(&once, prepare_process);
 	return atomic_load_explicit(&forks, memory_order_relaxed);
+}
+
+bool thread_watch(void)
+{
+	if (unlikely(!thread_self.watched))
+		thread_self.watched = !pthread_setspecific(ending, (void *)(uintptr_t)thread_number());
+	return thread_self.watched;
 }
 
 bool thread_end_add(struct thread_end *end, thread_end_fn *run)
 {
-	pthread_once(&once, prepare_process);
 	end->owner = thread_number();
 	end->run = run;
-	if (pthread_setspecific(ending, (void *)(uintptr_t)end->owner))
+	if (!thread_watch())
 		return false;
 	pthread_mutex_lock(&ends_lock);
 	end->next = ends;

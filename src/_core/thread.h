@@ -3,7 +3,7 @@
  * thread.h - who am I, and sleeping until a word changes.
  *
  * `self` is what the engine must know of the calling thread without looking it up: a number that is never used
- * again (a pthread_t is), how many read sections and hooks it is inside of.  In a forked child the numbers go on,
+ * again (a pthread_t is), how many read sections and hooks it is inside of, and what to do if it ends in a hook.  In a forked child the numbers go on,
  * but process_forks() differs from the one that a VM remembers.
  *
  * A wait is always bounded by its caller and may end early; the caller looks at its condition again.
@@ -17,13 +17,17 @@
 
 #include "compiler.h"
 
+struct thread_hook;
+
 struct thread {
 	uint64_t number;    /* from 1; 0: not yet asked */
 	uint32_t sections;  /* read sections of all VMs, nested ones counted */
 	uint32_t hooks;     /* hooks of all VMs */
+	struct thread_hook *hook; /* the innermost one that a VM's change runs */
+	bool watched;       /* the end of the thread runs what this file promises */
 };
 
-/* initial-exec: one instruction instead of a call in a shared object; it takes 16 bytes of the space that the
+/* initial-exec: one instruction instead of a call in a shared object; it takes 32 bytes of the space that the
  * C library sets aside for modules loaded later. */
 extern _Thread_local struct thread thread_self __attribute__((tls_model("initial-exec")));
 
@@ -36,6 +40,30 @@ static inline uint64_t thread_number(void)
 	return thread_self.number;
 }
 
+/* The user's code, called under a lock.  If the thread ends in there, run(hook) comes, in that thread. */
+struct thread_hook;
+typedef void thread_hook_fn(struct thread_hook *hook);
+
+struct thread_hook {
+	struct thread_hook *outer;
+	thread_hook_fn *run;
+};
+
+/* Prepares the calling thread for thread_hook_enter().  false: no memory. */
+bool thread_watch(void);
+
+/* Hooks nest.  After thread_watch(). */
+static inline void thread_hook_enter(struct thread_hook *hook, thread_hook_fn *run)
+{
+	*hook = (struct thread_hook){ thread_self.hook, run };
+	thread_self.hook = hook;
+}
+
+static inline void thread_hook_leave(const struct thread_hook *hook)
+{
+	thread_self.hook = hook->outer;
+}
+
 /* What is to be done when the thread that asked for it ends. */
 struct thread_end;
 typedef void thread_end_fn(struct thread_end *end);
@@ -45,6 +73,10 @@ struct thread_end {
 	thread_end_fn *run;
 	struct thread_end *next, **link; /* under ends_lock; link NULL: in no list */
 };
+
+/* Prepares the process for all that follows here.  Before anything else; again after a failure.  -> 0, -EAGAIN: it has
+ * no pthread key to spare, or -ENOMEM. */
+int thread_prepare(void);
 
 /* From here on run(end) comes when the calling thread ends, in that thread and under ends_lock -> false: no memory. */
 bool thread_end_add(struct thread_end *end, thread_end_fn *run);

@@ -44,6 +44,14 @@ static void tree_free_slot(struct memory *memory, struct memslot *slot)
 	memory_pool_free(memory, tree_slot_of(slot), sizeof(struct tree_slot));
 }
 
+/* By numbers: there may be nothing where the pointer points to. */
+static bool tree_has_slot(const struct memory *memory, const struct memslot *slot)
+{
+	uintptr_t block = (uintptr_t)slot - offsetof(struct tree_slot, slot);
+
+	return memory_pool_has(memory, (const void *)block, sizeof(struct tree_slot));
+}
+
 static struct memslot *slot_or_null(const struct rb_node *node, uint32_t idx)
 {
 	return node ? slot_of_gfn_node(node, idx) : NULL;
@@ -376,6 +384,7 @@ const struct memslot_design DESIGN_OF(tree) = {
 	.init = tree_init,
 	.alloc_slot = tree_alloc_slot,
 	.free_slot = tree_free_slot,
+	.has_slot = tree_has_slot,
 	.search = tree_search_call,
 	.search_many = tree_search_many,
 	.find = tree_find,

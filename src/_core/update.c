@@ -10,6 +10,8 @@
 
 int update_check_caller(const struct ms_update *u, struct ms_error *err)
 {
+	if (!u)
+		return vm_refuse(err, EINVAL, MS_RULE_HANDLE, 0, NULL);
 	if (u->vm->forks != process_forks())
 		return vm_refuse(err, EIO, MS_RULE_FORKED, 0, NULL);
 	if (!is_own(u))
@@ -48,12 +50,24 @@ void update_swap_sets(struct ms_update *u)
 
 static void finish_deferred(struct slots_lock *lock);
 
+/* Whether the end of its thread was still to come.  From here on the caller ends the update. */
+static bool end_is_mine(struct ms_update *u)
+{
+	if (!thread_end_remove(&u->end))
+		return false;
+	u->vm->slots_lock.has_end = false;
+	return true;
+}
+
+/* Once the end is deferred, *u belongs to whoever has the lock next. */
 bool update_step_end(struct ms_update *u)
 {
 	u->in_step = false;
-	if (u->abandoned)
-		slots_lock_defer_end(&u->vm->slots_lock, finish_deferred);
-	return !u->abandoned;
+	if (!u->abandoned)
+		return true;
+	end_is_mine(u);
+	slots_lock_defer_end(&u->vm->slots_lock, finish_deferred);
+	return false;
 }
 
 /* ---- begin ---- */
@@ -76,6 +90,8 @@ int ms_update_begin(struct ms_vm *vm, uint32_t as_id, struct ms_update **out, st
 	struct ms_update *u;
 	int r;
 
+	if (!out)
+		return vm_refuse(err, EFAULT, MS_RULE_NULL_BUFFER, 0, NULL);
 	*out = NULL;
 	if (as_id >= vm->config.address_spaces)
 		return vm_refuse(err, EINVAL, MS_RULE_AS_ID, vm->config.address_spaces, NULL);
@@ -98,6 +114,7 @@ int ms_update_begin(struct ms_vm *vm, uint32_t as_id, struct ms_update **out, st
 	u->vm = vm;
 	u->as_id = as_id;
 	vm_index_share(vm, as_id);
+	vm->slots_lock.has_end = true;
 	atomic_store_explicit(&vm->update, u, memory_order_relaxed);
 	*out = u;
 	return 0;
@@ -117,7 +134,7 @@ static bool at_rest(const struct ms_update *u)
 	return true;
 }
 
-/* U1: first all of the inactive set's edits, then, where there are some, the other set's after a swap. */
+/* U1. */
 static void roll_back_inactive(struct ms_update *u)
 {
 	struct memslot_set *set = inactive(u);
@@ -125,8 +142,10 @@ static void roll_back_inactive(struct ms_update *u)
 	for (size_t i = u->edits.nr; i-- > 0;) {
 		struct edit *edit = edit_at(u, i);
 
-		if (edit->node_idx == set->node_idx)
-			vm_replace(u->vm, set, edit->new_slot, edit->old);
+		if (edit->node_idx != set->node_idx)
+			continue;
+		vm_replace(u->vm, set, edit->new_slot, edit->old);
+		edit->node_idx = EDIT_UNDONE;
 	}
 }
 
@@ -138,6 +157,8 @@ static bool edited(const struct ms_update *u, const struct memslot_set *set)
 	return false;
 }
 
+/* All of the inactive set's edits, then, where there are some left, the other set's after a swap.  A roll-back that has
+ * got as far as its swap goes on behind it. */
 static void roll_back(struct ms_update *u)
 {
 	roll_back_inactive(u);
@@ -145,7 +166,6 @@ static void roll_back(struct ms_update *u)
 		update_swap_sets(u);
 		roll_back_inactive(u);
 	}
-	u->edits.nr = 0;
 }
 
 /* U2: totals follow from the touched slots alone. */
@@ -184,17 +204,12 @@ static void free_update(struct ms_update *u)
 }
 
 /* Everything but the lock. */
-static bool finish(struct ms_update *u, bool keep)
+static void take_back(struct ms_update *u)
 {
-	bool alike = at_rest(u);
-
-	if (!alike || !keep)
-		roll_back(u);
+	roll_back(u);
 	settle(u);
-	if (!alike || !keep)
-		memory_pool_trim(&u->vm->memory);
+	memory_pool_trim(&u->vm->memory);
 	free_update(u);
-	return alike;
 }
 
 /* A thread inside a read section would wait for itself, one inside a hook might pull the update from under a step. */
@@ -209,36 +224,37 @@ static int check_end(const struct ms_update *u, struct ms_error *err)
 
 int ms_update_end(struct ms_update *u, bool keep, struct ms_error *err)
 {
-	struct ms_vm *vm = u->vm;
 	int r = update_check_caller(u, err);
+	struct ms_vm *vm;
 	bool alike;
 
 	if (r)
 		return r;
-	thread_end_remove(&u->end);
-	u->in_step = true; /* there is nothing left to give up */
-	alike = finish(u, keep);
+	vm = u->vm;
+	u->in_step = true;
+	u->abandoned = true; /* if the thread ends in a report, it has no use for the update */
+	alike = at_rest(u);
+	if (!alike || !keep)
+		roll_back(u);
+	end_is_mine(u);
+	settle(u);
+	if (!alike || !keep)
+		memory_pool_trim(&vm->memory);
+	free_update(u);
 	vm_unlock(vm);
 	return alike || !keep ? 0 : vm_refuse(err, EINVAL, MS_RULE_SETS_DIFFER, 0, NULL);
 }
 
-/* What ms_update_abandon() left to whoever wants the lock next. */
+/* Carries out what ms_update_abandon(), or the end of a thread, left to the next call that takes the lock. */
 static void finish_deferred(struct slots_lock *lock)
 {
 	struct ms_vm *vm = container_of(lock, struct ms_vm, slots_lock);
 	struct ms_update *u = atomic_load_explicit(&vm->update, memory_order_relaxed);
 
-	if (u->in_step) /* its thread has ended in a hook of a swap, whose readers it may not have waited for */
+	u->in_step = true; /* of the thread that has the lock now */
+	if (vm_is_swapping(vm, u->as_id)) /* a roll-back's swap, or that of a thread that has ended in a report */
 		update_swap_sets_end(u);
-	if (!u->rolling_back) {
-		finish(u, false);
-		return;
-	}
-	update_swap_sets_end(u);
-	roll_back_inactive(u);
-	settle(u);
-	memory_pool_trim(&vm->memory);
-	free_update(u);
+	take_back(u);
 }
 
 static bool inside_own_step(const struct ms_update *u)
@@ -251,7 +267,6 @@ static void begin_roll_back(struct ms_update *u)
 {
 	roll_back_inactive(u);
 	vm_swap_begin(u->vm, u->as_id);
-	u->rolling_back = true;
 }
 
 /* Waits for nobody: a reader might wait for what a collector's thread holds, and a thread that ends for neither. */
@@ -263,7 +278,7 @@ static void abandon(struct ms_update *u)
 	if (r == -EIO) /* a child has no writer that could wait for the lock */
 		return;
 	if (!r && !edited(u, vm_active_set(vm, u->as_id))) {
-		finish(u, false);
+		take_back(u);
 		vm_unlock(vm);
 		return;
 	}
@@ -277,16 +292,37 @@ static void thread_ended(struct thread_end *end)
 	struct ms_update *u = container_of(end, struct ms_update, end);
 
 	u->owner_ended = true;
+	u->vm->slots_lock.has_end = false;
+	if (u->abandoned) /* inside the step in which the thread has ended */
+		atomic_store_explicit(&u->deferred.given_back, 1, memory_order_release);
 	abandon(u);
 }
 
-/* A collector calls this, anywhere. */
+/* A collector calls this, anywhere.  Inside a step the thread's end stays to come: the step may not end. */
 void ms_update_abandon(struct ms_update *u)
 {
-	if (!thread_end_remove(&u->end))
-		atomic_store_explicit(&u->deferred.given_back, 1, memory_order_release); /* whose thread has ended */
-	else if (inside_own_step(u))
+	if (!u)
+		return;
+	if (inside_own_step(u))
 		u->abandoned = true;
+	else if (!end_is_mine(u))
+		atomic_store_explicit(&u->deferred.given_back, 1, memory_order_release); /* whose thread has ended */
 	else
 		abandon(u);
+}
+
+/* Readers are over: nothing here waits. */
+void vm_end_update(struct ms_vm *vm)
+{
+	struct ms_update *u = atomic_load_explicit(&vm->update, memory_order_relaxed);
+
+	if (u && end_is_mine(u))
+		take_back(u);
+}
+
+bool vm_is_in_step(const struct ms_vm *vm)
+{
+	const struct ms_update *u = atomic_load_explicit(&vm->update, memory_order_relaxed);
+
+	return !u || u->in_step;
 }

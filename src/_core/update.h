@@ -9,11 +9,13 @@
  *
  * Invariants
  *   U1  the log, read backwards for one set, leads that set back to where it was at begin: the two sets' entries do
- *       not depend on each other;
+ *       not depend on each other.  What is undone is marked, so that another thread can go on with a roll-back;
  *   U2  every slot that is not in both sets, or was not at begin, is in `touched`, once;
  *   U3  whoever may have a pointer to an update can ask it whose it is.  One whose thread has ended is a deferred
  *       free: it stays until it is given up or the VM is destroyed.  Thread numbers are not used again, so no step
- *       of it can succeed.
+ *       of it can succeed;
+ *   U4  a handle is a pointer that a caller gives: any number at all.  No step reads through it before has_slot() has
+ *       found it among the VM's slots, and U2 or the id hash among those of this update.
  *
  * Locking: slots_lock from begin to end, by the thread that began.  ends_lock (thread.h) decides who gives an update
  * up: the end of its thread or another caller.
@@ -28,8 +30,10 @@
 
 struct edit {
 	struct memslot *old, *new_slot;
-	uint32_t node_idx;
+	uint32_t node_idx; /* of the set, or EDIT_UNDONE */
 };
+
+#define EDIT_UNDONE 2u
 
 struct touched {
 	struct memslot *slot;
@@ -49,7 +53,6 @@ struct ms_update {
 	bool in_step;      /* the owner's step is inside a flush hook, or waits for readers and may be reporting one */
 	bool abandoned;    /* ... which has given the update up */
 	bool owner_ended;  /* its thread has ended: the free is deferred (U3) */
-	bool rolling_back; /* abandoned: the set of the beginning is published, the grace period is still to come */
 	struct list edits, touched;
 };
 
@@ -68,7 +71,7 @@ static inline struct touched *touched_at(const struct ms_update *u, size_t i)
 
 static inline bool is_own(const struct ms_update *u)
 {
-	return u->end.owner == thread_number();
+	return u && u->end.owner == thread_number();
 }
 
 static inline struct memslot_set *inactive(const struct ms_update *u)
@@ -81,11 +84,12 @@ static inline struct memslot_set *inactive(const struct ms_update *u)
 void update_swap_sets(struct ms_update *u);
 void update_swap_sets_end(struct ms_update *u);
 
-/* Refuses a step, or the end, by another thread than the owner, inside a read section or inside a hook. */
+/* Refuses a step, or the end, without an update, by another thread than the owner, inside a read section or inside a
+ * hook. */
 int update_check_caller(const struct ms_update *u, struct ms_error *err);
 
-/* Around whatever calls the user's code: who gives the update up in there gets his wish once the step is over; then
- * no handle is left. */
+/* Around each step that calls the user's code.  An abandon from there is carried out when the step is over, or when the
+ * thread ends in there. */
 static inline void update_step_begin(struct ms_update *u)
 {
 	u->in_step = true;

@@ -56,9 +56,33 @@ static bool touch(struct ms_update *u, struct memslot *slot)
 
 /* ---- what each step checks ---- */
 
+static struct memslot_set *set_of(const struct ms_update *u, bool active)
+{
+	return active ? vm_active_set(u->vm, u->as_id) : inactive(u);
+}
+
 static bool is_in(const struct memslot *slot, const struct memslot_set *set)
 {
 	return slot->sets >> set->node_idx & 1;
+}
+
+/* U4.  A slot that no step has touched is in both sets (U2), so one of them is enough. */
+static bool is_handle(const struct ms_update *u, const struct memslot *slot)
+{
+	const struct memslot_design *design = u->vm->design;
+
+	return design->has_slot(&u->vm->memory, slot) &&
+	       (slot->sets & TOUCHED || design->find(inactive(u), slot->id) == slot);
+}
+
+static int refuse_handle(const struct memslot *slot, struct ms_error *err)
+{
+	return vm_refuse(err, EINVAL, MS_RULE_HANDLE, 0, slot);
+}
+
+static int check_handle(const struct ms_update *u, const struct memslot *slot, struct ms_error *err)
+{
+	return !slot || is_handle(u, slot) ? 0 : refuse_handle(NULL, err);
 }
 
 static int check_place(const struct ms_update *u, const struct memslot_set *set, const struct memslot *old,
@@ -71,17 +95,29 @@ static int check_place(const struct ms_update *u, const struct memslot_set *set,
 	return rules_overlap(u->vm, set, new_slot->base_gfn, new_slot->npages, old ? old->id : new_slot->id, err);
 }
 
-/* Whether `set` can have new_slot in the place of old. */
-static int check_replace(const struct ms_update *u, const struct memslot_set *set, const struct memslot *old,
+/* Whether the active or the inactive set can have new_slot in the place of old. */
+static int check_replace(const struct ms_update *u, bool active, const struct memslot *old,
 			 const struct memslot *new_slot, struct ms_error *err)
 {
+	const struct memslot_set *set;
 	int r = update_check_caller(u, err);
 
+	if (!r)
+		r = check_handle(u, old, err);
+	if (!r)
+		r = check_handle(u, new_slot, err);
 	if (r)
 		return r;
+	set = set_of(u, active);
 	if ((!old && !new_slot) || (old && !is_in(old, set)) || (new_slot && is_in(new_slot, set)))
-		return vm_refuse(err, EINVAL, MS_RULE_HANDLE, 0, old ? old : new_slot);
+		return refuse_handle(old ? old : new_slot, err);
 	return new_slot ? check_place(u, set, old, new_slot, err) : 0;
+}
+
+/* A pointer that the step reads or writes. */
+static int check_pointer(const void *pointer, struct ms_error *err)
+{
+	return pointer ? 0 : vm_refuse(err, EFAULT, MS_RULE_NULL_BUFFER, 0, NULL);
 }
 
 /* ---- the steps ---- */
@@ -106,7 +142,7 @@ static void edit_inactive(struct ms_update *u, struct memslot *old, struct memsl
 
 int ms_update_replace(struct ms_update *u, struct ms_slot *old, struct ms_slot *new_slot, struct ms_error *err)
 {
-	int r = check_replace(u, inactive(u), slot_of(old), slot_of(new_slot), err);
+	int r = check_replace(u, false, slot_of(old), slot_of(new_slot), err);
 
 	if (r)
 		return r;
@@ -130,7 +166,7 @@ int ms_update_swap(struct ms_update *u, struct ms_error *err)
 
 int ms_update_activate(struct ms_update *u, struct ms_slot *old, struct ms_slot *new_slot, struct ms_error *err)
 {
-	int r = check_replace(u, vm_active_set(u->vm, u->as_id), slot_of(old), slot_of(new_slot), err);
+	int r = check_replace(u, true, slot_of(old), slot_of(new_slot), err);
 
 	if (r)
 		return r;
@@ -159,19 +195,38 @@ static int make_invalid(struct ms_update *u, const struct memslot *slot, struct 
 	return r ? r : add_draft(u, *inv, err);
 }
 
+/* The slot that was touched last.  It must not stay: its address may be an old handle of the caller's. */
+static void discard_draft(struct ms_update *u, struct memslot *draft)
+{
+	u->touched.nr--;
+	memslot_free(u->vm->design, &u->vm->memory, draft);
+}
+
+static int check_invalidate(const struct ms_update *u, const struct memslot *slot, struct ms_error *err)
+{
+	int r = update_check_caller(u, err);
+
+	if (!r)
+		r = check_handle(u, slot, err);
+	if (!r && (!slot || (slot->sets & 3) != 3))
+		r = refuse_handle(slot, err);
+	return r;
+}
+
 int ms_update_invalidate(struct ms_update *u, struct ms_slot *handle, struct ms_slot **out, struct ms_error *err)
 {
 	struct memslot *slot = slot_of(handle), *inv;
-	int r = update_check_caller(u, err);
+	int r = check_invalidate(u, slot, err);
 
-	if (!r && (!slot || (slot->sets & 3) != 3))
-		r = vm_refuse(err, EINVAL, MS_RULE_HANDLE, 0, slot);
 	if (!r)
-		r = make_invalid(u, slot, &inv, err);
+		r = check_pointer(out, err);
 	if (r)
 		return r;
-	if (!note_edit(u, slot, inv))
-		return no_memory(err); /* the draft stays one, and goes at the end */
+	if (!note_edit(u, slot, NULL))
+		return no_memory(err);
+	r = make_invalid(u, slot, &inv, err); /* last: no draft stays that nobody has a handle of */
+	if (r)
+		return r;
 	edit_inactive(u, slot, inv);
 	update_step_begin(u);
 	update_swap_sets(u);
@@ -187,7 +242,6 @@ static int check_values(const struct ms_update *u, const struct ms_memslot *v, s
 	return r ? r : rules_guest_memfd(v->flags, -1, err);
 }
 
-/* A draft that is refused after add_draft() goes at the end of the update. */
 static int make_draft(struct ms_update *u, const struct memslot *old, const struct ms_memslot *v,
 		      struct memslot **draft, struct ms_error *err)
 {
@@ -195,24 +249,41 @@ static int make_draft(struct ms_update *u, const struct memslot *old, const stru
 
 	if (!r)
 		r = add_draft(u, *draft, err);
-	if (!r)
-		r = rules_gpa_limit(u->vm, *draft, err);
+	if (r)
+		return r;
+	r = rules_gpa_limit(u->vm, *draft, err);
 	if (!r)
 		r = slot_give_log(u->vm, *draft, old, err);
+	if (r)
+		discard_draft(u, *draft);
 	return r;
+}
+
+static int check_copy(const struct ms_update *u, const struct memslot *old, const struct ms_memslot *values,
+		      struct ms_slot **out, struct ms_error *err)
+{
+	int r = update_check_caller(u, err);
+
+	if (!r)
+		r = check_pointer(values, err);
+	if (!r)
+		r = check_pointer(out, err);
+	return r ? r : check_handle(u, old, err);
 }
 
 int ms_update_copy(struct ms_update *u, struct ms_slot *old, const struct ms_memslot *values, struct ms_slot **out,
 		   struct ms_error *err)
 {
-	struct ms_memslot v = *values;
+	struct ms_memslot v;
 	struct memslot *draft;
-	int r = update_check_caller(u, err);
+	int r = check_copy(u, slot_of(old), values, out, err);
 
+	if (r)
+		return r;
+	v = *values;
 	if (old)
 		v.id = slot_of(old)->id;
-	if (!r)
-		r = check_values(u, &v, err);
+	r = check_values(u, &v, err);
 	if (!r)
 		r = make_draft(u, slot_of(old), &v, &draft, err);
 	if (!r)
@@ -222,22 +293,18 @@ int ms_update_copy(struct ms_update *u, struct ms_slot *old, const struct ms_mem
 
 /* ---- looking around ---- */
 
-static struct memslot_set *set_of(struct ms_update *u, bool active)
-{
-	return active ? vm_active_set(u->vm, u->as_id) : inactive(u);
-}
-
 size_t ms_update_slots(struct ms_update *u, bool active, struct ms_slot **out, size_t room)
 {
-	const struct memslot_set *set = set_of(u, active);
+	const struct memslot_set *set;
 	struct memslot *slot;
 	size_t nr = 0;
 
 	if (!is_own(u))
 		return 0;
+	set = set_of(u, active);
 	slot = u->vm->design->first_from(set, 0);
 	for (; slot; slot = u->vm->design->next(set, slot), nr++)
-		if (nr < room)
+		if (out && nr < room)
 			out[nr] = handle_of(slot);
 	return nr;
 }
@@ -249,10 +316,12 @@ struct ms_slot *ms_update_find(struct ms_update *u, bool active, uint32_t id)
 
 int ms_update_value(struct ms_update *u, const struct ms_slot *slot, struct ms_memslot *out)
 {
-	if (!is_own(u))
+	if (u && !is_own(u))
 		return -EBUSY;
-	if (!slot)
+	if (!u || !slot || !is_handle(u, slot_of(slot)))
 		return -EINVAL;
+	if (!out)
+		return -EFAULT;
 	*out = memslot_value(slot_of(slot));
 	return 0;
 }

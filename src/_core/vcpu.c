@@ -25,9 +25,10 @@ static struct ms_vcpu *obtain_vcpu(struct ms_vm *vm)
 
 int ms_vcpu_create(struct ms_vm *vm, struct ms_vcpu **out, struct ms_error *err)
 {
-	int r = vm_lock(vm, err);
+	int r = out ? vm_lock(vm, err) : vm_refuse(err, EFAULT, MS_RULE_NULL_BUFFER, 0, NULL);
 
-	*out = NULL;
+	if (out)
+		*out = NULL;
 	if (r)
 		return r;
 	*out = obtain_vcpu(vm);

@@ -111,6 +111,14 @@ void vm_swap_end(struct ms_vm *vm, uint32_t as_id)
 	atomic_store_explicit(&active->generation, gen + vm->config.address_spaces, memory_order_relaxed); /* G */
 }
 
+bool vm_is_swapping(const struct ms_vm *vm, uint32_t as_id)
+{
+	uint64_t view = atomic_load_explicit(&vm->active, memory_order_relaxed);
+	const struct memslot_set *active = &vm->as[as_id].set[view >> as_id & 1];
+
+	return atomic_load_explicit(&active->generation, memory_order_relaxed) & MS_GEN_UPDATE_IN_PROGRESS;
+}
+
 void vm_swap(struct ms_vm *vm, uint32_t as_id)
 {
 	vm_swap_begin(vm, as_id);
@@ -161,7 +169,7 @@ static const struct memslot_design *find_design(const char *name)
 
 static bool in_limits(const struct ms_config *config)
 {
-	return config->address_spaces >= 1 && config->address_spaces <= MS_ADDRESS_SPACES_MAX &&
+	return config->backend && config->address_spaces >= 1 && config->address_spaces <= MS_ADDRESS_SPACES_MAX &&
 	       config->user_mem_slots >= 1 && config->user_mem_slots <= MS_USER_MEM_SLOTS_MAX &&
 	       config->gpa_bits > MS_PAGE_SHIFT && config->gpa_bits <= 64 &&
 	       config->hva_end_max >= MS_PAGE_SIZE && config->hva_end_max < MS_HVA_ERR_MIN;
@@ -178,20 +186,35 @@ static void init_address_space(const struct ms_vm *vm, struct address_space *as,
 	}
 }
 
+static int alloc_sets(struct ms_vm *vm)
+{
+	vm->as = memory_zalloc_lines(&vm->memory, vm->config.address_spaces * sizeof(*vm->as));
+	if (!vm->as)
+		return -ENOMEM;
+	for (uint32_t i = 0; i < vm->config.address_spaces; i++)
+		init_address_space(vm, &vm->as[i], i);
+	return 0;
+}
+
 static int init_vm(struct ms_vm *vm, const struct ms_config *config, const struct memslot_design *design)
 {
+	int r;
+
 	memset(vm, 0, sizeof(*vm));
 	vm->design = design;
 	vm->config = *config;
 	vm->config.backend = design->name;
 	vm->forks = process_forks();
 	memory_init(&vm->memory);
-	vm->as = memory_zalloc_lines(&vm->memory, config->address_spaces * sizeof(*vm->as));
-	if (!vm->as)
-		return -ENOMEM;
-	for (uint32_t i = 0; i < config->address_spaces; i++)
-		init_address_space(vm, &vm->as[i], i);
-	srcu_init(&vm->srcu, &vm->memory);
+	r = srcu_init(&vm->srcu, &vm->memory);
+	if (r)
+		return r;
+	r = alloc_sets(vm);
+	if (r) {
+		srcu_deinit(&vm->srcu);
+		return r;
+	}
+	vm->stall_report.lock = &vm->slots_lock;
 	stall_report_set(&vm->stall_report, &vm->srcu, MS_STALL_AFTER_MS_DEFAULT, config->report_stall,
 			 config->stall_opaque);
 	return 0;
@@ -199,15 +222,23 @@ static int init_vm(struct ms_vm *vm, const struct ms_config *config, const struc
 
 int ms_vm_create(const struct ms_config *config, struct ms_vm **out)
 {
-	const struct memslot_design *design = find_design(config->backend);
+	const struct memslot_design *design;
 	struct ms_vm *vm;
 	int r;
 
+	if (!out)
+		return -EFAULT;
 	*out = NULL;
+	if (!config)
+		return -EFAULT;
 	if (!in_limits(config))
 		return -EINVAL;
+	design = find_design(config->backend);
 	if (!design)
 		return -ENOSYS;
+	r = thread_prepare();
+	if (r)
+		return r;
 	vm = aligned_alloc(CACHE_LINE, sizeof(*vm));
 	if (!vm)
 		return -ENOMEM;
@@ -234,18 +265,37 @@ static void empty_address_space(struct ms_vm *vm, uint32_t as_id)
 	empty_set(vm, vm_inactive_set(vm, as_id), true);
 }
 
+static void close_locked(struct ms_vm *vm)
+{
+	for (uint32_t i = 0; i < vm->config.address_spaces; i++)
+		empty_address_space(vm, i);
+	vm->closed = true;
+	atomic_store_explicit(&vm->counts.nr_memslots, 0, memory_order_relaxed);
+	atomic_store_explicit(&vm->counts.nr_memslot_pages, 0, memory_order_relaxed);
+}
+
+/* The thread has ended in a report: the swap of one address space is not over.  Those before it are empty already. */
+static void finish_close(struct slots_lock *lock)
+{
+	struct ms_vm *vm = container_of(lock, struct ms_vm, slots_lock);
+
+	for (uint32_t i = 0; i < vm->config.address_spaces; i++)
+		if (vm_is_swapping(vm, i)) {
+			vm_swap_end(vm, i);
+			empty_set(vm, vm_inactive_set(vm, i), true);
+		}
+	close_locked(vm);
+}
+
 int ms_vm_close(struct ms_vm *vm, struct ms_error *err)
 {
 	int r = take_lock(vm, err);
 
 	if (r)
 		return r;
+	vm->slots_lock.finish = finish_close;
 	if (!vm->closed)
-		for (uint32_t i = 0; i < vm->config.address_spaces; i++)
-			empty_address_space(vm, i);
-	vm->closed = true;
-	atomic_store_explicit(&vm->counts.nr_memslots, 0, memory_order_relaxed);
-	atomic_store_explicit(&vm->counts.nr_memslot_pages, 0, memory_order_relaxed);
+		close_locked(vm);
 	vm_unlock(vm);
 	return 0;
 }
@@ -286,13 +336,20 @@ static bool left_to_parent(const struct ms_vm *vm)
 				    atomic_load_explicit(&vm->slots_lock.state, memory_order_relaxed));
 }
 
+/* A call of this thread is under way, which will go on with the VM: this is one of its hooks, or a report. */
+static bool inside_own_call(const struct ms_vm *vm)
+{
+	return slots_lock_is_own(&vm->slots_lock) && vm_is_in_step(vm);
+}
+
 /* A collector calls this, anywhere: it waits for nobody.  A section that a thread left open has ended by now, since the
- * VM is out of its reach; so the grace periods of an update that was dropped have nobody to wait for. */
+ * VM is out of its reach; so the grace periods of an update that is open or was dropped have nobody to wait for. */
 void ms_vm_destroy(struct ms_vm *vm)
 {
-	if (!vm || left_to_parent(vm))
+	if (!vm || left_to_parent(vm) || inside_own_call(vm))
 		return;
 	srcu_end_sections(&vm->srcu);
+	vm_end_update(vm);
 	slots_lock_run_pending_end(&vm->slots_lock);
 	for (uint32_t i = 0; i < vm->config.address_spaces; i++) {
 		empty_set(vm, &vm->as[i].set[0], false);
@@ -312,9 +369,12 @@ const struct ms_config *ms_vm_config(const struct ms_vm *vm)
 	return &vm->config;
 }
 
-void ms_set_index_policy(struct ms_vm *vm, enum ms_index_policy policy)
+int ms_set_index_policy(struct ms_vm *vm, enum ms_index_policy policy)
 {
+	if ((unsigned)policy > MS_INDEX_WALK)
+		return -EINVAL;
 	atomic_store_explicit(&vm->index_policy, policy, memory_order_relaxed);
+	return 0;
 }
 
 enum ms_index_policy ms_index_policy(const struct ms_vm *vm)

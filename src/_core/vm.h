@@ -19,7 +19,7 @@
 
 #include <errno.h>
 
-#include "memslot_set.h"
+#include "change.h"
 #include "slots_lock.h"
 #include "stall_report.h"
 
@@ -60,6 +60,7 @@ struct ms_vm {
 	_Atomic uint64_t manual_dirty_log_protect;
 	struct stall_report stall_report;
 	struct vm_counts counts;
+	struct writer writer; /* of the change under way */
 };
 
 _Static_assert(offsetof(struct ms_vm, config.user_mem_slots) < CACHE_LINE &&
@@ -119,10 +120,18 @@ void vm_swap_end(struct ms_vm *vm, uint32_t as_id);
 
 /* The i-th design of this build; NULL after the last. */
 const struct memslot_design *vm_design(size_t i);
+/* Whether a thread has left a swap between the two. */
+bool vm_is_swapping(const struct ms_vm *vm, uint32_t as_id);
 
 /* Takes slots_lock for a change, or says in *err why this thread may not have it. */
 int vm_lock(struct ms_vm *vm, struct ms_error *err);
 void vm_unlock(struct ms_vm *vm);
+
+/* Rolls back the update that is open, whoever began it.  For the end of the VM (update.c). */
+void vm_end_update(struct ms_vm *vm);
+
+/* Whether the call that has slots_lock is under way.  An update that is open, between two steps, is not. */
+bool vm_is_in_step(const struct ms_vm *vm);
 
 /* Frees the deferred objects that were given back, or all.  Under slots_lock, or when nobody uses the VM any more. */
 void vm_free_deferred(struct ms_vm *vm, bool all);

@@ -163,11 +163,12 @@ static bool invalidates(const struct writer *w)
 }
 
 /* From the swap on no reader can derive anything new from the slots that go; flush says to drop what was. */
-static void invalidate(const struct writer *w)
+static void invalidate(struct writer *w)
 {
 	for (size_t i = 0; i < w->nr; i++)
 		if (w->change[i].inv)
 			replace(w, w->change[i].old, w->change[i].inv);
+	w->invalidated = true;
 	vm_swap(w->vm, w->as_id);
 	point(WRITER_INVALIDATED);
 	for (size_t i = 0; i < w->nr; i++)
@@ -178,18 +179,20 @@ static void invalidate(const struct writer *w)
 static int prepare_listeners(const struct writer *w, struct change *c)
 {
 	struct ms_change change;
+	int r = 0;
 
 	if (likely(!w->vm->nr_listeners))
 		return 0;
 	change = change_value(c);
-	for (; c->prepared < w->vm->nr_listeners; c->prepared++) {
+	slots_lock_enter_hook(&w->vm->slots_lock);
+	while (!r && c->prepared < w->vm->nr_listeners) {
 		const struct ms_listener *l = w->vm->listeners[c->prepared];
-		int r = l->prepare ? l->prepare(l->opaque, &change) : 0;
 
-		if (r)
-			return vm_refuse(w->err, r < 0 ? -r : EINVAL, MS_RULE_LISTENER_REFUSED, 0, NULL);
+		r = l->prepare ? l->prepare(l->opaque, &change) : 0;
+		c->prepared += !r;
 	}
-	return 0;
+	slots_lock_leave_hook(&w->vm->slots_lock);
+	return r ? vm_refuse(w->err, r < 0 ? -r : EINVAL, MS_RULE_LISTENER_REFUSED, 0, NULL) : 0;
 }
 
 static int prepare(const struct writer *w)
@@ -213,14 +216,19 @@ static int prepare(const struct writer *w)
 /* Those who had prepared hear of it in reverse order. */
 static void abort_prepared(const struct writer *w, struct change *c)
 {
-	struct ms_change change = change_value(c);
+	struct ms_change change;
 
+	if (!c->prepared || w->without_hooks)
+		return;
+	change = change_value(c);
+	slots_lock_enter_hook(&w->vm->slots_lock);
 	while (c->prepared > 0) {
 		const struct ms_listener *l = w->vm->listeners[--c->prepared];
 
 		if (l->abort)
 			l->abort(l->opaque, &change);
 	}
+	slots_lock_leave_hook(&w->vm->slots_lock);
 }
 
 /* Takes back the edits of the private set: staged slots leave it, invalidated ones return.  Sets that store copies of
@@ -239,32 +247,39 @@ static void restore_private_set(const struct writer *w)
 	}
 }
 
-/* The inactive set is the one that never saw an INVALID copy: it is published again, then the other is mended. */
-static void roll_back(const struct writer *w, bool invalidated)
+static void discard_all(const struct writer *w)
 {
-	for (size_t i = w->nr; i-- > 0;)
-		abort_prepared(w, &w->change[i]);
-	if (invalidated)
-		vm_swap(w->vm, w->as_id);
 	restore_private_set(w);
 	for (size_t i = 0; i < w->nr; i++)
 		writer_discard(w, &w->change[i]);
 }
 
-void writer_roll_back_staged(const struct writer *w)
+/* The inactive set is the one that never saw an INVALID copy: it is published again, then the other is restored. */
+static void roll_back(struct writer *w)
 {
-	roll_back(w, false);
+	for (size_t i = w->nr; i-- > 0;)
+		abort_prepared(w, &w->change[i]);
+	w->step = WRITER_ROLLS_BACK;
+	if (w->invalidated)
+		vm_swap(w->vm, w->as_id);
+	discard_all(w);
 }
 
-static void apply(const struct writer *w, bool invalidated)
+void writer_roll_back_staged(struct writer *w)
+{
+	roll_back(w);
+}
+
+static void apply(struct writer *w)
 {
 	const struct memslot_design *design = w->vm->design;
 
-	if (invalidated && design->resync)
+	if (w->invalidated && design->resync)
 		design->resync(inactive(w), vm_active_set(w->vm, w->as_id));
 	for (size_t i = 0; i < w->nr; i++)
 		if (!w->change[i].staged)
 			replace(w, w->change[i].old, w->change[i].new_slot);
+	w->step = WRITER_APPLIES;
 	vm_swap(w->vm, w->as_id);
 }
 
@@ -297,19 +312,21 @@ static void commit_listeners(const struct writer *w, const struct change *c)
 {
 	struct ms_change change = change_value(c);
 
+	slots_lock_enter_hook(&w->vm->slots_lock);
 	for (size_t i = 0; i < w->vm->nr_listeners; i++) {
 		const struct ms_listener *l = w->vm->listeners[i];
 
 		if (l->commit)
 			l->commit(l->opaque, &change);
 	}
+	slots_lock_leave_hook(&w->vm->slots_lock);
 }
 
 /* Nobody can see inv and old any more.  Where sets store copies of their own, the log of the new slot is theirs now
  * and the writer's copy of it goes. */
 static void commit(const struct writer *w, struct change *c)
 {
-	if (w->vm->nr_listeners)
+	if (w->vm->nr_listeners && !w->without_hooks)
 		commit_listeners(w, c);
 	point(WRITER_FREES);
 	free_slot(w, c->inv);
@@ -317,29 +334,81 @@ static void commit(const struct writer *w, struct change *c)
 	drop_copy(w, c->new_slot);
 }
 
-int writer_carry_out(const struct writer *w)
+static void commit_all(struct writer *w)
 {
-	bool invalidated = invalidates(w);
-	int r;
+	w->step = WRITER_COMMITS;
+	for (; w->committed < w->nr; w->committed++)
+		commit(w, &w->change[w->committed]);
+}
 
-	thread_self.hooks++;
-	if (invalidated)
+/* After the swap of apply(). */
+static void complete(struct writer *w)
+{
+	point(WRITER_APPLIED);
+	propagate(w);
+	point(WRITER_PROPAGATED);
+	for (size_t i = 0; i < w->nr; i++)
+		count_change(&w->vm->counts, &w->change[i]);
+	commit_all(w);
+}
+
+/* Without listeners only a stall report calls the user's code, and it asks for itself. */
+static int watch_thread(const struct writer *w)
+{
+	return likely(!w->vm->nr_listeners) || thread_watch() ? 0 : no_memory(w->err);
+}
+
+static void finish_change(struct slots_lock *lock);
+
+int writer_carry_out(struct writer *w)
+{
+	int r = watch_thread(w);
+
+	w->vm->slots_lock.finish = finish_change;
+	if (!r && invalidates(w))
 		invalidate(w);
-	r = prepare(w);
+	if (!r)
+		r = prepare(w);
 	if (r) {
-		roll_back(w, invalidated);
+		roll_back(w);
 	} else {
-		apply(w, invalidated);
-		point(WRITER_APPLIED);
-		propagate(w);
-		point(WRITER_PROPAGATED);
-		for (size_t i = 0; i < w->nr; i++)
-			count_change(&w->vm->counts, &w->change[i]);
-		for (size_t i = 0; i < w->nr; i++)
-			commit(w, &w->change[i]);
+		apply(w);
+		complete(w);
 	}
-	thread_self.hooks--;
 	return r;
+}
+
+/* ---- a change whose thread has ended in a hook or in a report ---- */
+
+static void take_back(struct writer *w)
+{
+	if (w->step == WRITER_PREPARES)
+		roll_back(w);
+	else
+		discard_all(w);
+}
+
+/* The same function finishes a change that another thread has begun to finish. */
+static void finish_change(struct slots_lock *lock)
+{
+	struct ms_vm *vm = container_of(lock, struct ms_vm, slots_lock);
+	struct writer *w = &vm->writer;
+	bool refused = w->step == WRITER_PREPARES || w->step == WRITER_ROLLS_BACK;
+
+	w->without_hooks = true;
+	w->err = NULL; /* it was on the stack of that thread */
+	if (vm_is_swapping(vm, w->as_id))
+		vm_swap_end(vm, w->as_id);
+	if (w->step == WRITER_APPLIES)
+		complete(w);
+	else if (w->step == WRITER_COMMITS)
+		commit_all(w);
+	else
+		take_back(w);
+	writer_end(w);
+	writer_release(w);
+	if (refused)
+		writer_refused(vm);
 }
 
 int writer_stage(const struct writer *w, struct change *c)
@@ -370,4 +439,13 @@ void writer_end(const struct writer *w)
 
 	if (vm->design->end)
 		vm->design->end(&vm->memory, &vm->as[w->as_id], inactive(w));
+}
+
+void writer_release(struct writer *w)
+{
+	struct memory *memory = &w->vm->memory;
+
+	memory_free(memory, w->scratch, w->scratch_size);
+	if (w->change != &w->single)
+		memory_free(memory, w->change, w->room * sizeof(*w->change));
 }

@@ -22,6 +22,9 @@
  *   propagate         A: new          B: -              B: new            A: new
  *   swaps             1               2                 2                 1
  *
+ * A thread may end inside a hook or a stall report.  Then the next call that takes slots_lock finishes the change, without
+ * hooks: it rolls the change back until apply, and completes it afterwards (enum writer_step).
+ *
  * Each swap moves the generation by the number of address spaces.  Roll-back allocates nothing: it swaps back and
  * puts old where inv was, so a refused DELETE or MOVE has made two swaps.
  *
@@ -36,23 +39,14 @@
 
 #include "vm.h"
 
-struct change {
-	struct memslot *old, *inv, *new_slot;
-	uint32_t prepared; /* listeners that were told prepare */
-	uint32_t entry;    /* of a load: which one, for the error */
-	int32_t guest_memfd; /* of the request */
-	uint8_t kind;      /* enum ms_change_kind */
-	bool staged;       /* new_slot is in the inactive set already */
-	bool noop;
-};
+/* The VM's writer, without a change in its list, which has room for one.  Under slots_lock. */
+static inline struct writer *writer_of(struct ms_vm *vm, uint32_t as_id, struct ms_error *err)
+{
+	struct writer *w = &vm->writer;
 
-struct writer {
-	struct ms_vm *vm;
-	uint32_t as_id;
-	struct change *change;
-	size_t nr;
-	struct ms_error *err;
-};
+	*w = (struct writer){ .vm = vm, .as_id = as_id, .change = &w->single, .err = err };
+	return w;
+}
 
 /* Names the entry of the list in the error, and passes r on. */
 static inline int at_entry(const struct writer *w, int r, uint32_t entry)
@@ -79,7 +73,7 @@ void writer_end(const struct writer *w);
 int writer_stage(const struct writer *w, struct change *c);
 
 /* Carries out admitted changes after begin().  After an error everything is as it was, except the generation. */
-int writer_carry_out(const struct writer *w);
+int writer_carry_out(struct writer *w);
 
 /* Under slots_lock, after a change that was refused: counts it, and frees what the pool has added for it. */
 static inline void writer_refused(struct ms_vm *vm)
@@ -89,6 +83,9 @@ static inline void writer_refused(struct ms_vm *vm)
 }
 
 /* Takes back the staged changes of a list that is not carried out, and discards them. */
-void writer_roll_back_staged(const struct writer *w);
+void writer_roll_back_staged(struct writer *w);
+
+/* Frees the memory of the list. */
+void writer_release(struct writer *w);
 
 #endif

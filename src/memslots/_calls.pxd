@@ -25,7 +25,7 @@ cdef extern from "memslots.h" nogil:
     int ms_add_listener(ms_vm *vm, const ms_listener *listener, ms_error *err)
     int ms_remove_listener(ms_vm *vm, const ms_listener *listener, ms_error *err)
     int ms_read_lock(ms_vm *vm)
-    void ms_read_unlock(ms_vm *vm)
+    int ms_read_unlock(ms_vm *vm)
     uint64_t ms_thread_number()
     int ms_gfn_to_memslot(ms_vm *vm, uint32_t as_id, uint64_t gfn, ms_memslot *out)
     int ms_id_to_memslot(ms_vm *vm, uint32_t as_id, uint32_t id, ms_memslot *out)
@@ -35,7 +35,7 @@ cdef extern from "memslots.h" nogil:
     int ms_gfn_to_hva_many(ms_vm *vm, uint32_t as_id, const ms_batch *batch, bint write)
     int ms_gpa_to_hva_many(ms_vm *vm, uint32_t as_id, const ms_batch *batch, bint write)
     int ms_gfn_to_slot_id_many(ms_vm *vm, uint32_t as_id, const ms_batch *batch)
-    void ms_set_index_policy(ms_vm *vm, ms_index_policy policy)
+    int ms_set_index_policy(ms_vm *vm, ms_index_policy policy)
     ms_index_policy get_index_policy "ms_index_policy"(const ms_vm *vm)
     size_t ms_memslots_in_gfn_range(ms_vm *vm, uint32_t as_id, uint64_t start, uint64_t end, ms_memslot *out,
                                     size_t room)

@@ -399,6 +399,9 @@ cdef int _make(VM vm, tuple args, dict limits) except -1:
             vm._closed = False
     if r == -errno.EINVAL:
         raise InvalidRegionError(errno.EINVAL, "; ".join(_out_of_range(&config)))
+    if r == -errno.EAGAIN:
+        raise from_errno(errno.EAGAIN, "this process has no pthread key left (PTHREAD_KEYS_MAX); memslots needs two: "
+                         "create a VM before other libraries take all keys")
     if r:
         raise _out_of_memory()
     return 0

@@ -120,6 +120,132 @@ static void check_in_place(const struct truth *t, uint32_t as_id, size_t n)
 	answers += n;
 }
 
+/* ---- values and results that lie anywhere ---- */
+
+#define FURTHEST 17 /* bytes from one value to the next */
+
+static unsigned char from_bytes[QUERIES * FURTHEST + FURTHEST], to_bytes[QUERIES * FURTHEST + FURTHEST];
+
+/* The first of n values, `offset` bytes into the array, or into what is left of it where the stride leads back. */
+static unsigned char *first_of(unsigned char *bytes, size_t n, ptrdiff_t stride, size_t offset)
+{
+	return bytes + offset + (stride < 0 ? (size_t)-stride * (n - 1) : 0);
+}
+
+static uint64_t read_hva(const struct ms_batch *batch, size_t i)
+{
+	uint64_t hva;
+
+	memcpy(&hva, (const unsigned char *)batch->out + (ptrdiff_t)i * batch->out_stride, sizeof(hva));
+	return hva;
+}
+
+static int32_t read_id(const struct ms_batch *batch, size_t i)
+{
+	int32_t id;
+
+	memcpy(&id, (const unsigned char *)batch->out + (ptrdiff_t)i * batch->out_stride, sizeof(id));
+	return id;
+}
+
+static struct ms_batch scattered(size_t n, ptrdiff_t stride, size_t offset)
+{
+	struct ms_batch batch = { .in = first_of(from_bytes, n, stride, offset), .in_stride = stride, .n = n };
+
+	for (size_t i = 0; i < n; i++) {
+		in[i] = draw_gfn();
+		memcpy((unsigned char *)(uintptr_t)batch.in + (ptrdiff_t)i * stride, &in[i], sizeof(in[i]));
+	}
+	batch.out = first_of(to_bytes, n, stride, offset);
+	batch.out_stride = stride;
+	return batch;
+}
+
+static void check_scattered(const struct truth *t, size_t n, ptrdiff_t stride, size_t offset)
+{
+	struct ms_batch batch = scattered(n, stride, offset);
+	const struct ms_memslot *slot;
+
+	CHECK_EQ(ms_gfn_to_hva_many(vm, 0, &batch, true), 0);
+	for (size_t i = 0; i < n; i++)
+		CHECK_EQ(read_hva(&batch, i), right_hva(t, in[i], true));
+	CHECK_EQ(ms_gfn_to_slot_id_many(vm, 0, &batch), 0);
+	for (size_t i = 0; i < n; i++) {
+		slot = slot_at(t, in[i]);
+		CHECK_EQ(read_id(&batch, i), slot ? (int32_t)slot->id : -1);
+	}
+	CHECK_EQ(ms_mark_page_dirty_many(vm, 0, &batch), 0);
+	batch.out = (void *)(uintptr_t)batch.in;
+	CHECK_EQ(ms_gfn_to_hva_many(vm, 0, &batch, false), 0);
+	for (size_t i = 0; i < n; i++)
+		CHECK_EQ(read_hva(&batch, i), right_hva(t, in[i], false));
+	answers += 3 * n;
+}
+
+/* UndefinedBehaviorSanitizer knows a load that is not aligned. */
+static void test_alignments(void)
+{
+	static const ptrdiff_t strides[] = { 8, 9, 12, FURTHEST, -8, -9 };
+	static const size_t sizes[] = { 1, 7, 70, MS_BATCH_PIECE + 100 };
+	struct truth t;
+
+	vm = new_vm(1);
+	for (uint32_t id = 0; id < 60; id++)
+		CHECK_EQ(set(vm, 0, id, 20 * id, 1 + id % 20, id % 3), 0);
+	t = truth_of(0);
+	for (size_t i = 0; i < ARRAY_SIZE(policies); i++) {
+		CHECK_EQ(ms_set_index_policy(vm, policies[i]), 0);
+		for (size_t k = 0; k < ARRAY_SIZE(strides) * ARRAY_SIZE(sizes); k++)
+			for (size_t offset = 0; offset < 8; offset += 1 + (k % 3))
+				check_scattered(&t, sizes[k / ARRAY_SIZE(strides)], strides[k % ARRAY_SIZE(strides)], offset);
+	}
+	end_vm(vm);
+}
+
+/* ---- batches that cannot be answered ---- */
+
+static int poll_once(void *calls)
+{
+	return ++*(int *)calls;
+}
+
+static void check_no_batch(const struct ms_batch *batch, int code, int code_of_mark)
+{
+	CHECK_EQ(ms_gfn_to_hva_many(vm, 0, batch, true), code);
+	CHECK_EQ(ms_gpa_to_hva_many(vm, 0, batch, true), code);
+	CHECK_EQ(ms_gfn_to_slot_id_many(vm, 0, batch), code);
+	CHECK_EQ(ms_gfn_to_slot_id_many(vm, 7, batch), code); /* where there is no address space, too */
+	CHECK_EQ(ms_mark_page_dirty_many(vm, 0, batch), code_of_mark);
+}
+
+static void test_no_batches(void)
+{
+	struct ms_batch batch = batch_of(3, 1), endless = batch_of(SIZE_MAX / 8 + 2, 0);
+	int polls = 0;
+
+	vm = new_vm(1);
+	CHECK_EQ(set(vm, 0, 1, 0, 10, LOG), 0);
+	check_no_batch(NULL, -EFAULT, -EFAULT);
+	batch.in = NULL;
+	check_no_batch(&batch, -EFAULT, -EFAULT);
+	batch = batch_of(3, 1);
+	batch.out = NULL;
+	check_no_batch(&batch, -EFAULT, 0);
+	batch.n = 0;
+	batch.in = NULL;
+	check_no_batch(&batch, 0, 0);
+	endless.in = out; /* one value, which is read and written so often that the size of a copy overflows */
+	endless.poll = poll_once;
+	endless.opaque = &polls;
+	check_no_batch(&endless, -EINVAL, -EINVAL);
+	CHECK_EQ(polls, 0);
+	endless.n = MS_BATCH_PIECE; /* but it may be */
+	out[0] = 3;
+	CHECK_EQ(ms_gfn_to_slot_id_many(vm, 0, &endless), 0);
+	check_sound(vm);
+	end_vm(vm);
+}
+
 static void check_singles(const struct truth *t, uint32_t as_id, struct ms_vcpu *vcpu)
 {
 	for (int i = 0; i < 20; i++) {
@@ -668,6 +794,8 @@ int main(int argc, char **argv)
 		test_interrupt();
 		test_marks_are_polled();
 		test_inside_a_section();
+		test_alignments();
+		test_no_batches();
 	}
 	design_name = "tree";
 	test_policy();

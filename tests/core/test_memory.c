@@ -172,11 +172,17 @@ static void check_pool(void)
 	CHECK(nr_pooled || !pool->open);
 }
 
+static bool has(const void *block)
+{
+	return memory_pool_has(&memory, block, BLOCK);
+}
+
 static void pool_take(void)
 {
 	unsigned char *block = memory_pool_alloc(&memory, BLOCK);
 
 	CHECK(block);
+	CHECK(has(block));
 	mark(block);
 	pooled[nr_pooled++] = block;
 }
@@ -185,6 +191,7 @@ static void pool_give(size_t i)
 {
 	check_mark(pooled[i]);
 	memory_pool_free(&memory, pooled[i], BLOCK);
+	CHECK(!has(pooled[i]));
 	pooled[i] = pooled[--nr_pooled];
 }
 
@@ -288,6 +295,60 @@ static void pool_reuses(void)
 	check_pool();
 }
 
+/* ---- which addresses are blocks in use ---- */
+
+static bool is_pooled(const unsigned char *address)
+{
+	for (size_t i = 0; i < nr_pooled; i++)
+		if (pooled[i] == address)
+			return true;
+	return false;
+}
+
+/* All of them as numbers: most point to nothing. */
+static void check_around(const unsigned char *block)
+{
+	for (intptr_t away = -3 * BLOCK; away <= 3 * BLOCK; away += 8) {
+		const unsigned char *address = (const unsigned char *)((intptr_t)block + away);
+
+		CHECK_EQ(has(address), is_pooled(address));
+	}
+}
+
+static bool is_below_in_memory(const struct rb_root *root, const struct rb_node *a, const struct rb_node *b)
+{
+	(void)root;
+	return (uintptr_t)a < (uintptr_t)b;
+}
+
+/* Blocks in use, blocks that were freed, blocks that were never handed out, and what is around the chunks. */
+static void pool_membership(void)
+{
+	struct rng rng = rng_stream(9);
+	struct memory other;
+	void *apart = malloc(BLOCK), *theirs;
+
+	memory_init(&other);
+	theirs = memory_pool_alloc(&other, BLOCK);
+	CHECK(!has(theirs) && !has(NULL)); /* of an empty pool */
+	memory_pool_reserve(&memory, 200);
+	while (nr_pooled < 700)
+		pool_take();
+	for (int i = 0; i < 350; i++)
+		pool_give(rng_below(&rng, nr_pooled));
+	CHECK_EQ(rb_check(&pool->chunks, is_below_in_memory), 0);
+	for (size_t i = 0; i < nr_pooled; i += 7)
+		check_around(pooled[i]);
+	CHECK(!has(NULL) && !has((void *)1) && !has((void *)UINTPTR_MAX) && !has(&memory) && !has(apart));
+	CHECK(!has(theirs) && memory_pool_has(&other, theirs, BLOCK));
+	memory_pool_free(&other, theirs, BLOCK);
+	CHECK(!memory_pool_has(&other, theirs, BLOCK));
+	free(apart);
+	while (nr_pooled)
+		pool_give(0);
+	CHECK(!pool->chunks.node);
+}
+
 /* A block of the pool fails by number like other allocations; so does a block without memory for its chunk. */
 static void pool_failures(void)
 {
@@ -342,6 +403,7 @@ static void test_pool(void)
 	pool_reserved();
 	pool_shrinks();
 	pool_reuses();
+	pool_membership();
 	pool_failures();
 #if MEMORY_POISONS
 	pool_poison(true);

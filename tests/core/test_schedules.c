@@ -220,7 +220,7 @@ static void check_at_in_both(uint32_t as_id, uint64_t gfn, uint32_t id)
 
 /* ---- changes, each of which must wait for the readers inside ---- */
 
-static const struct change {
+static const struct change_case {
 	const char *name;
 	void (*run)(struct actor *me);
 	uint32_t then_old, then_new; /* the ids at GFN and at MOVED afterwards */
@@ -237,7 +237,7 @@ static const struct change {
 	{ "close", close_vm, 0, 0, false },
 };
 
-static void check_after(const struct change *change)
+static void check_after(const struct change_case *change)
 {
 	CHECK_EQ(writer.r, 0);
 	check_at(0, GFN, change->then_old);
@@ -256,27 +256,27 @@ struct script {
 	const char *name;
 	void (*read)(struct actor *me);
 	uint32_t stop;
-	void (*check)(const struct change *change); /* the reader's answers, after both have ended */
+	void (*check)(const struct change_case *change); /* the reader's answers, after both have ended */
 	void (*prepare)(void);                      /* before the reader starts */
 	void (*before_change)(void);                /* while the reader is stopped */
-	void (*while_waiting)(const struct change *change);
+	void (*while_waiting)(const struct change_case *change);
 	bool outside;   /* the reader is outside of sections: the change does not wait for it */
 	bool tree_only; /* it needs indexes */
 };
 
-static void check_old_hva(const struct change *change)
+static void check_old_hva(const struct change_case *change)
 {
 	(void)change;
 	CHECK_EQ(reader.hva, hva_in(0, ID));
 }
 
-static void check_new_hva(const struct change *change)
+static void check_new_hva(const struct change_case *change)
 {
 	CHECK_EQ(reader.hva, hva_in(0, change->then_old));
 }
 
 /* A walk sees one state from its first slot to its last. */
-static void check_old_walk(const struct change *change)
+static void check_old_walk(const struct change_case *change)
 {
 	(void)change;
 	CHECK_EQ(reader.nr, 2);
@@ -317,7 +317,7 @@ static void look_up_in_section(struct actor *me)
 }
 
 /* The reader has left the first nested section.  The writer goes on waiting while the reader leaves two more. */
-static void leave_nested_sections(const struct change *change)
+static void leave_nested_sections(const struct change_case *change)
 {
 	(void)change;
 	go_until(&reader, POINT_READER_LEFT);
@@ -328,7 +328,7 @@ static void leave_nested_sections(const struct change *change)
 }
 
 /* Every answer in the section comes from the state that its first lookup saw. */
-static void check_old_section(const struct change *change)
+static void check_old_section(const struct change_case *change)
 {
 	check_old_hva(change);
 	CHECK_EQ(reader.r, -ENOENT);
@@ -348,7 +348,7 @@ static void check_marked(void)
 }
 
 /* The mark is in the log if the page goes on being logged. */
-static void check_mark(const struct change *change)
+static void check_mark(const struct change_case *change)
 {
 	if (change->run == create || change->run == move || change->run == load || change->run == grow_by_steps)
 		check_marked();
@@ -374,7 +374,7 @@ static int in_child(uint64_t other_hva)
 }
 
 /* The child looks up, and its changes are refused. */
-static void fork_and_look_up(const struct change *change)
+static void fork_and_look_up(const struct change_case *change)
 {
 	pid_t child;
 	int status;
@@ -416,7 +416,7 @@ static void index_eagerly(void)
 	ms_set_index_policy(vm, MS_INDEX_EAGER);
 }
 
-static void check_batches(const struct change *change)
+static void check_batches(const struct change_case *change)
 {
 	check_batch(ID, 0, OTHER);
 	if (vm->closed) /* a batch would make an index, which only ms_vm_destroy() frees */
@@ -461,7 +461,7 @@ static const struct script one_reader[] = {
 };
 
 /* A change that must not wait runs in this thread: if it waited, the test would hang. */
-static void begin_change(const struct script *script, const struct change *change)
+static void begin_change(const struct script *script, const struct change_case *change)
 {
 	if (!script->outside) {
 		act_until_waits(&writer, change->run, vm);
@@ -471,7 +471,7 @@ static void begin_change(const struct script *script, const struct change *chang
 	CHECK_EQ(stats_of(vm).grace_waits, 0);
 }
 
-static void run_script(const struct script *script, const struct change *change)
+static void run_script(const struct script *script, const struct change_case *change)
 {
 	char name[128];
 
@@ -498,7 +498,7 @@ static void run_script(const struct script *script, const struct change *change)
 /* ---- scripts with other steps ---- */
 
 /* H7: both sets have the slot as their hint before the change. */
-static void hints_in_both(const struct change *change)
+static void hints_in_both(const struct change_case *change)
 {
 	begin("H7: hints of both sets");
 	check_at_in_both(0, GFN, ID);
@@ -577,7 +577,7 @@ static void check_invisible(void)
 }
 
 /* H9, H10: lookups find the INVALID slot and store it as a hint; then it is freed. */
-static void between_the_swaps(const struct change *change)
+static void between_the_swaps(const struct change_case *change)
 {
 	begin("H9 H10: between the swaps");
 	act_until(&writer, change->run, POINT_WRITER_INVALIDATED);
@@ -588,7 +588,7 @@ static void between_the_swaps(const struct change *change)
 }
 
 /* H2, H9: one reader in the old set, one in the set with the INVALID copy; each swap waits for its reader. */
-static void a_reader_for_each_swap(const struct change *change)
+static void a_reader_for_each_swap(const struct change_case *change)
 {
 	begin("H2 H9: a reader for each swap");
 	act_until(&reader, look_up_slot, POINT_READER_VIEW_LOADED);
@@ -732,7 +732,7 @@ static void mark_across_roll_back(void (*roll_back)(struct actor *me))
 /* ---- changes that would deadlock, newcomers ---- */
 
 /* H18: a change inside a section fails immediately. */
-static void change_in_section(const struct change *change)
+static void change_in_section(const struct change_case *change)
 {
 	struct ms_error err = { 0 };
 
@@ -762,7 +762,7 @@ static int change_and_refuse(void *opaque, const struct ms_change *change)
 
 /* H18, H27, H28: a hook looks up, tries a change, which fails immediately, and refuses.  The roll-back waits for the
  * reader of the set with the INVALID slot before it edits that set. */
-static void refused_in_hook(const struct change *change)
+static void refused_in_hook(const struct change_case *change)
 {
 	struct actor hook = { 0 };
 	struct ms_listener listener = { .opaque = &hook, .prepare = change_and_refuse };
@@ -836,7 +836,7 @@ static void index_held_during_changes(void)
 
 /* ---- all of them ---- */
 
-static void each_change(const struct change *change)
+static void each_change(const struct change_case *change)
 {
 	if (change->steps && !design_is("tree"))
 		return;

@@ -60,7 +60,7 @@ static void nap_ms(long ms)
 static void domain_init(void)
 {
 	memory_init(&memory);
-	srcu_init(&domain, &memory);
+	CHECK_EQ(srcu_init(&domain, &memory), 0);
 }
 
 static size_t nr_records(struct srcu *s)
@@ -161,7 +161,7 @@ static void many_domains(void)
 
 	memory_init(&memory);
 	for (int i = 0; i < DOMAINS; i++)
-		srcu_init(&many[i], &memory);
+		CHECK_EQ(srcu_init(&many[i], &memory), 0);
 	for (int round = 0; round < 50; round++) {
 		for (int i = 0; i < DOMAINS; i++) {
 			section[i] = srcu_read_lock(&many[i]);
@@ -661,7 +661,7 @@ static void *hold_until_stopped(void *unused)
 		struct srcu *s = calloc(1, sizeof(*s) + CACHE_LINE);
 		struct srcu *lined = (void *)(((uintptr_t)s + CACHE_LINE - 1) & ~(uintptr_t)(CACHE_LINE - 1));
 
-		srcu_init(lined, &memory); /* takes the lock that a fork must not leave locked */
+		CHECK_EQ(srcu_init(lined, &memory), 0); /* takes the lock that a fork must not leave locked */
 		srcu_deinit(lined);
 		free(s);
 		atomic_fetch_add(&domains_made, 1);
@@ -687,7 +687,7 @@ static void in_child(void)
 
 	read_a_little(NULL);
 	synchronize_srcu(&domain);
-	srcu_init(&other, &memory);
+	CHECK_EQ(srcu_init(&other, &memory), 0);
 	synchronize_srcu(&other);
 	srcu_deinit(&other);
 	_exit(0);

@@ -375,7 +375,7 @@ static void prepare_fiber(unsigned i, void (*run)(void), bool newcomer)
 static void prepare(const struct scenario *scenario)
 {
 	memory_init(&memory);
-	srcu_init(&domain, &memory);
+	CHECK_EQ(srcu_init(&domain, &memory), 0);
 	memory_fail(&memory, scenario->records == SHARED, true);
 	yields = scenario->writer == YIELDING ? 8 : 0;
 	if (scenario->writer == REPORTING)
@@ -483,7 +483,7 @@ static void records_are_found_without_a_lock(void)
 
 	memory_init(&memory);
 	for (int i = 0; i <= SRCU_CACHED; i++)
-		srcu_init(&colliding[i], &memory);
+		CHECK_EQ(srcu_init(&colliding[i], &memory), 0);
 	new_thread();
 	for (int d = 0; d < 2; d++)
 		records[d] = srcu_find_reader(pair[d]);

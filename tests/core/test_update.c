@@ -10,6 +10,7 @@
 #include "fixture.h"
 
 #include <pthread.h>
+#include <sched.h>
 #include <sys/wait.h>
 
 #define LOG MS_MEM_LOG_DIRTY_PAGES
@@ -1712,25 +1713,34 @@ static void test_ending_inside_two(void)
 }
 
 /* A thread ends in a hook of its own step: in flush, or in the report that a reader delays its swap. */
+static _Thread_local bool may_end; /* false in the main thread, whose end would end the test with status 0 */
+
+static void end_here(void)
+{
+	if (may_end)
+		pthread_exit(NULL);
+}
+
 static void end_in_flush(void *opaque, const struct ms_memslot *active, const struct ms_memslot *old)
 {
 	(void)opaque;
 	(void)active;
 	(void)old;
-	pthread_exit(NULL);
+	end_here();
 }
 
 static void end_in_report(void *opaque, const struct ms_stall *stall)
 {
 	(void)opaque;
 	(void)stall;
-	pthread_exit(NULL);
+	end_here();
 }
 
 static void *invalidate_and_end(void *unused)
 {
 	struct ms_slot *out;
 
+	may_end = true;
 	update = begun(vm, SPACE);
 	ms_update_invalidate(update, found(true, 1), &out, NULL);
 	CHECK(false);
@@ -1750,6 +1760,241 @@ static void test_ending_in_flush(void)
 	after = picture_of(vm);
 	CHECK(same_picture(&before, &after));
 	ms_update_abandon(update);
+	done();
+}
+
+static void abandon_and_end(void *opaque, const struct ms_memslot *active, const struct ms_memslot *old)
+{
+	if (may_end)
+		abandon_in_flush(opaque, active, old);
+	end_here();
+}
+
+static void abandon_and_end_in_report(void *opaque, const struct ms_stall *stall)
+{
+	(void)opaque;
+	(void)stall;
+	if (may_end)
+		ms_update_abandon(update);
+	end_here();
+}
+
+/* The update was abandoned inside the step in which its thread has ended.  The next call rolls it back and frees it. */
+static void check_abandoned(enum taker taker, const struct picture *before)
+{
+	CHECK(atomic_load(&vm->slots_lock.pending_end)); /* else the next call would wait forever */
+	take(taker);
+	if (taker == BY_DESTROY)
+		return;
+	if (taker != BY_CLOSE)
+		CHECK_EQ(ms_update_end(begun(vm, 0), true, NULL), 0);
+	CHECK(taker == BY_CLOSE || !vm->deferred_frees); /* a begin frees updates that were given back */
+	check_rolled_back(taker, before);
+}
+
+static void test_ending_after_abandon_in_flush(void)
+{
+	static const struct ms_listener ends = { .flush = abandon_and_end };
+
+	for (enum taker taker = 0; taker < NR_TAKERS; taker++) {
+		struct picture before;
+
+		vm = vm_with_slots(SPACES);
+		CHECK_EQ(ms_add_listener(vm, &ends, NULL), 0);
+		before = picture_of(vm);
+		by_another_thread(invalidate_and_end, NULL);
+		check_abandoned(taker, &before);
+	}
+}
+
+static void test_ending_after_abandon_in_report(void)
+{
+	for (enum taker taker = 0; taker < NR_TAKERS; taker++) {
+		struct picture before;
+
+		vm = vm_with_slots(SPACES);
+		before = picture_of(vm);
+		CHECK_EQ(ms_set_stall_report(vm, 1, abandon_and_end_in_report, NULL, NULL), 0);
+		CHECK_EQ(ms_read_lock(vm), 0);
+		by_another_thread(invalidate_and_end, NULL);
+		ms_read_unlock(vm);
+		check_abandoned(taker, &before);
+	}
+}
+
+static _Atomic bool reader_is_in;
+
+/* The reader is there when the end swaps back, not before. */
+static void *end_and_end(void *unused)
+{
+	may_end = true;
+	update = begun(vm, SPACE);
+	half_both();
+	atomic_store(&progress, 1);
+	while (!atomic_load(&reader_is_in))
+		sched_yield();
+	ms_update_end(update, true, NULL);
+	CHECK(false);
+	return unused;
+}
+
+static void *check_and_end(void *unused)
+{
+	may_end = true;
+	check_sound(vm);
+	CHECK(false);
+	return unused;
+}
+
+/* The thread ends in the report of its ms_update_end(), and so do `heirs` threads that finish the update. */
+static void end_in_report_of_end(enum taker taker, int heirs)
+{
+	struct picture before;
+	pthread_t thread;
+
+	vm = vm_with_slots(SPACES);
+	before = picture_of(vm);
+	CHECK_EQ(ms_set_stall_report(vm, 1, end_in_report, NULL, NULL), 0);
+	atomic_store(&progress, 0);
+	atomic_store(&reader_is_in, false);
+	thread = started(end_and_end, NULL);
+	while (!atomic_load(&progress))
+		sched_yield();
+	CHECK_EQ(ms_read_lock(vm), 0);
+	atomic_store(&reader_is_in, true);
+	joined(thread);
+	while (heirs--)
+		by_another_thread(check_and_end, NULL);
+	ms_read_unlock(vm);
+	check_abandoned(taker, &before);
+}
+
+static void test_ending_in_report_of_end(void)
+{
+	for (enum taker taker = 0; taker < NR_TAKERS; taker++)
+		for (int heirs = 0; heirs < 3; heirs++)
+			end_in_report_of_end(taker, heirs);
+}
+
+/* ---- the end of a VM with an open update ---- */
+
+static void *destroy_it(void *unused)
+{
+	ms_vm_destroy(vm);
+	return unused;
+}
+
+static void *begin_and_destroy(void *arg)
+{
+	const struct half *half = arg;
+
+	update = begun(vm, SPACE);
+	half->steps();
+	ms_vm_destroy(vm);
+	return NULL; /* the end of the thread finds no update */
+}
+
+/* By the thread that began it, which goes on or ends; or by another one. */
+static void test_destroy_with_open_update(void)
+{
+	for (size_t i = 0; i < ARRAY_SIZE(halves); i++) {
+		vm = vm_with_slots(SPACES);
+		by_another_thread(begin_and_destroy, (void *)(uintptr_t)&halves[i]);
+		make_vm();
+		halves[i].steps();
+		by_another_thread(destroy_it, NULL);
+		make_vm();
+		halves[i].steps();
+		CHECK_EQ(ms_read_lock(vm), 0); /* destroy does not wait for it */
+		ms_vm_destroy(vm);
+		CHECK_EQ(thread_self.sections, 0);
+		make_vm(); /* this thread makes changes as before */
+		ended(true);
+		done();
+	}
+}
+
+static void destroy_in_flush(void *opaque, const struct ms_memslot *active, const struct ms_memslot *old)
+{
+	(void)opaque;
+	(void)active;
+	(void)old;
+	ms_vm_destroy(vm);
+}
+
+static int destroy_in_prepare(void *opaque, const struct ms_change *to)
+{
+	(void)to;
+	ms_vm_destroy(opaque);
+	return 0;
+}
+
+/* In a hook of the same VM, destroy does nothing: the step or the change goes on with the VM.  A hook of another VM may
+ * destroy it. */
+static void test_destroy_in_hooks(void)
+{
+	static const struct ms_listener own = { .flush = destroy_in_flush };
+	struct ms_vm *other = new_vm(1);
+	struct ms_listener theirs = { .prepare = destroy_in_prepare };
+
+	vm = vm_with_slots(SPACES);
+	theirs.opaque = vm;
+	CHECK_EQ(ms_add_listener(vm, &own, NULL), 0);
+	CHECK_EQ(ms_add_listener(vm, &theirs, NULL), 0);
+	CHECK_EQ(set(vm, SPACE, ID, 0xc00, NPAGES, LOG), 0);
+	update = begun(vm, SPACE);
+	half_invalid();
+	ended(false);
+	CHECK_EQ(ms_add_listener(other, &theirs, NULL), 0);
+	update = begun(vm, SPACE);
+	half_both();
+	CHECK_EQ(set(other, 0, 1, 1, 1, 0), 0);
+	ms_vm_destroy(other);
+}
+
+static void destroy_in_report(void *opaque, const struct ms_stall *stall)
+{
+	(void)opaque;
+	ms_vm_destroy(vm);
+	atomic_store(&progress, (int)stall->report);
+}
+
+static void *stalled_change(void *unused)
+{
+	CHECK_EQ(set(vm, SPACE, 30, 0xc00, 1, LOG), 0);
+	return unused;
+}
+
+/* This thread is the reader that the call waits for. */
+static void let_report(void *(*call)(void *))
+{
+	pthread_t thread;
+
+	atomic_store(&progress, 0);
+	CHECK_EQ(ms_read_lock(vm), 0);
+	thread = started(call, NULL);
+	while (!atomic_load(&progress))
+		usleep(100);
+	ms_read_unlock(vm);
+	joined(thread);
+}
+
+static void *take_over_and_check(void *unused)
+{
+	check_sound(vm);
+	return unused;
+}
+
+/* A report during a change, and one during a pending end that the thread runs. */
+static void test_destroy_in_reports(void)
+{
+	vm = vm_with_slots(SPACES);
+	CHECK_EQ(ms_set_stall_report(vm, 1, destroy_in_report, NULL, NULL), 0);
+	let_report(stalled_change);
+	update = begun(vm, SPACE);
+	half_published();
+	ms_update_abandon(update); /* the grace period is still to come */
+	let_report(take_over_and_check);
 	done();
 }
 
@@ -1780,6 +2025,7 @@ static pthread_barrier_t larger_is_seen;
 
 static void *swap_back_and_end(void *unused)
 {
+	may_end = true;
 	update = begun(vm, SPACE);
 	replaced(found(false, ID), copied(found(true, ID), value_of(ID, GFN, NPAGES + 1, LOG)));
 	swapped();
@@ -1837,6 +2083,22 @@ static void test_ending_during_abandon(void)
 		ms_update_abandon(update);
 		joined(waiting);
 		ms_vm_destroy(vm); /* though the thread may still be ending */
+		joined(dying);
+	}
+}
+
+/* A thread ends while another one destroys the VM of its update. */
+static void test_ending_during_destroy(void)
+{
+	for (uint64_t i = 0; i < test_times(300); i++) {
+		pthread_t dying;
+
+		vm = vm_with_slots(SPACES);
+		atomic_store(&has_begun, 0);
+		dying = started(begin_and_end, NULL);
+		while (!atomic_load(&has_begun))
+			;
+		ms_vm_destroy(vm);
 		joined(dying);
 	}
 }
@@ -1909,9 +2171,16 @@ int main(int argc, char **argv)
 	test_ending_in_flush();
 	test_ending_in_report();
 	test_marks_of_an_ended_thread();
+	test_ending_after_abandon_in_flush();
+	test_ending_after_abandon_in_report();
+	test_ending_in_report_of_end();
+	test_destroy_with_open_update();
+	test_destroy_in_hooks();
+	test_destroy_in_reports();
+	test_ending_during_destroy();
 	test_ending_during_abandon();
 	if (!TEST_THREAD_SANITIZED) /* it supports no threads in a child */
 		test_ending_during_fork();
-	printf("update: %" PRIu64 " allocations failed, %" PRIu64 "of them silent\n", injections, silent);
+	printf("update: %" PRIu64 " allocations failed, %" PRIu64 " of them silent\n", injections, silent);
 	return test_done("update", steps, "steps");
 }

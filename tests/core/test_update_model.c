@@ -6,6 +6,8 @@
  * each step, the content of both sets after it, the answers of lookups, and the state after the update's end: kept,
  * rolled back, or abandoned in a place that must not wait.  Sometimes an allocation fails, which must change nothing but
  * that result.
+ * Sometimes a step gets a pointer that is no handle of the update: a handle of an earlier update, whose memory may be
+ * freed, a handle of another VM, or a number.  The step must refuse it and change nothing.
  */
 #include "fixture.h"
 
@@ -56,13 +58,14 @@ static struct family families[KNOWN_MAX];
 static size_t nr_known, edits[2];
 static uint64_t empty_bytes, empty_blocks;
 
-static struct ms_vm *vm, *other_vm;
+static struct ms_vm *vm, *other_vm, *foreign_vm;
+static struct ms_update *foreign_update; /* open all the time */
 static struct ms_vcpu *vcpu;
 static struct ms_update *update;
 static uint32_t space;
 static size_t crowd; /* the approximate number of slots of an address space */
 static struct rng rng;
-static uint64_t answers[64], kept, rolled_back, without_memory, flushes;
+static uint64_t answers[64], kept, rolled_back, without_memory, flushes, strange, familiar;
 
 static struct rest *here(void)
 {
@@ -301,9 +304,100 @@ static void swap(void)
 	apply_swap();
 }
 
+/* ---- pointers that are no handles ---- */
+
+#define STRANGERS 256u
+
+static struct ms_slot *strangers[STRANGERS]; /* handles of all updates and VMs, the last ones */
+static uint64_t nr_strangers;
+
+static void meet(struct ms_slot *slot)
+{
+	strangers[nr_strangers++ % STRANGERS] = slot;
+}
+
+static struct ms_slot *foreign_handle(void)
+{
+	struct ms_slot *draft = NULL;
+	struct ms_memslot value = { 5, 1, HVA_BASE, 1, 0, 0, 0 };
+
+	if (rng_below(&rng, 2))
+		return ms_update_find(foreign_update, rng_below(&rng, 2), (uint32_t)rng_below(&rng, USER_SLOTS));
+	CHECK_EQ(ms_update_copy(foreign_update, NULL, &value, &draft, NULL), 0);
+	return draft;
+}
+
+static struct ms_slot *any_pointer(void)
+{
+	uintptr_t slot = (uintptr_t)(nr_strangers ? strangers[rng_below(&rng, STRANGERS) % nr_strangers] : NULL);
+
+	switch (rng_below(&rng, 8)) {
+	case 0:
+		return foreign_handle();
+	case 1:
+		return (struct ms_slot *)(slot + 8 * (uintptr_t)rng_below(&rng, 50) - 200);
+	case 2:
+		return (struct ms_slot *)(uintptr_t)rng_next(&rng);
+	default:
+		return (struct ms_slot *)slot;
+	}
+}
+
+/* An address that was freed may be a slot's again: then it is a handle. */
+static bool is_known(const struct ms_slot *slot)
+{
+	for (size_t i = 0; i < nr_known; i++)
+		if (handle(i) == slot)
+			return true;
+	return !slot;
+}
+
+static int strange_call(uint64_t which, struct ms_slot *stranger, struct ms_slot *own, struct ms_error *err)
+{
+	struct ms_memslot value = { 5, 1, HVA_BASE, 1, 0, 0, 0 };
+	struct ms_slot *out;
+
+	switch (which) {
+	case 0:
+		return ms_update_replace(update, stranger, NULL, err);
+	case 1:
+		return ms_update_replace(update, stranger, own, err);
+	case 2:
+		return ms_update_replace(update, own, stranger, err);
+	case 3:
+		return ms_update_activate(update, stranger, own, err);
+	case 4:
+		return ms_update_activate(update, own, stranger, err);
+	case 5:
+		return ms_update_invalidate(update, stranger, &out, err);
+	case 6:
+		return ms_update_copy(update, stranger, &value, &out, err);
+	default:
+		*err = (struct ms_error){ .rule = MS_RULE_HANDLE };
+		return ms_update_value(update, stranger, &value);
+	}
+}
+
+static void strange_step(void)
+{
+	struct ms_slot *stranger = any_pointer(), *own = handle(nr_known ? rng_below(&rng, nr_known) : NONE);
+	struct ms_error err = { .rule = MS_RULE_NONE };
+	uint64_t which = rng_below(&rng, 8); /* drawn in any case: addresses differ from run to run */
+
+	if (is_known(stranger)) {
+		familiar++;
+		return;
+	}
+	CHECK_EQ(strange_call(which, stranger, own, &err), -EINVAL);
+	CHECK_EQ(err.rule, MS_RULE_HANDLE);
+	CHECK(no_slot(&err.other));
+	strange++;
+}
+
 static size_t remember(struct ms_slot *slot, const struct ms_memslot *value, size_t family)
 {
 	known[nr_known] = (struct known){ *value, (struct memslot *)(void *)slot, family, { false, false }, false };
+	meet(slot);
 	return nr_known++;
 }
 
@@ -458,6 +552,8 @@ static void any_step(void)
 	uint32_t idx = idx_of(which >= 11); /* the set that the step would edit */
 	size_t old = any_in(idx, true), draft;
 
+	if (!rng_below(&rng, 6))
+		strange_step();
 	if (nr_known == KNOWN_MAX && which >= 13)
 		which -= 13;
 	if (which < 8)
@@ -728,6 +824,11 @@ static void make_vm(void)
 	config.gpa_bits = GPA_BITS;
 	vm = vm_with(&config);
 	other_vm = new_vm(1);
+	foreign_vm = vm_with(&config);
+	for (uint32_t id = 0; id < USER_SLOTS; id++)
+		CHECK_EQ(set(foreign_vm, 0, id, id, 1, 0), 0);
+	CHECK_EQ(ms_update_begin(foreign_vm, 0, &foreign_update, NULL), 0);
+	nr_strangers = 0;
 	for (uint32_t as_id = 0; as_id < SPACES; as_id++)
 		rest[as_id] = (struct rest){ .generation = as_id };
 	CHECK_EQ(ms_vcpu_create(vm, &vcpu, NULL), 0);
@@ -755,6 +856,7 @@ static uint64_t one_vm(uint64_t number)
 	ms_vcpu_destroy(vcpu);
 	end_vm(vm);
 	end_vm(other_vm);
+	ms_vm_destroy(foreign_vm); /* with its update */
 	return steps;
 }
 
@@ -767,7 +869,9 @@ int main(int argc, char **argv)
 		steps += one_vm(i);
 	printf("update: %" PRIu64 " kept, %" PRIu64 " rolled back, %" PRIu64 " steps without memory\n", kept,
 	       rolled_back, without_memory);
-	CHECK(kept && rolled_back && without_memory && flushes);
+	printf("update: %" PRIu64 " pointers refused that are no handles, %" PRIu64 " were handles again\n", strange,
+	       familiar);
+	CHECK(kept && rolled_back && without_memory && flushes && strange && familiar);
 	CHECK(answers[MS_RULE_NONE] && answers[MS_RULE_HANDLE] && answers[MS_RULE_DUPLICATE_ID] &&
 	      answers[MS_RULE_OVERLAP] && answers[MS_RULE_GPA_LIMIT]);
 	return test_done("update model", steps, "steps");

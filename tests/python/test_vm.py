@@ -1167,6 +1167,33 @@ print("nothing was changed")
 """
 
 
+NO_KEYS = """
+import ctypes
+from memslots import VM
+libc, key, keys = ctypes.CDLL(None), ctypes.c_uint(), []
+while not libc.pthread_key_create(ctypes.byref(key), None):
+    keys.append(key.value)
+try:
+    VM()
+except OSError as error:
+    print(error.errno, error.strerror)
+for _ in range(2):
+    libc.pthread_key_delete(keys.pop())
+with VM() as vm:
+    print(len(vm))
+"""
+
+
+def test_no_pthread_key_left() -> None:
+    """A VM needs two keys; a process without them gets EAGAIN, and a VM as soon as it has them."""
+    done = subprocess.run(
+        [sys.executable, "-c", NO_KEYS], capture_output=True, text=True, timeout=60, check=False
+    )
+    refused, _, made = done.stdout.partition("\n")
+    assert refused.startswith(f"{errno.EAGAIN} this process has no pthread key left"), done.stderr
+    assert (made.strip(), done.stderr) == ("0", "")
+
+
 @pytest.mark.skipif(SANITIZED, reason="a sanitizer's shadow does not fit a limited address space")
 def test_out_of_memory() -> None:
     """ENOMEM is a MemoryError that leaves everything as it was; a MOVE has swapped twice."""

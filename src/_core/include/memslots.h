@@ -13,6 +13,10 @@
  *     inside.
  *   - Calls return values, never pointers into the engine.  The one exception is struct ms_slot: a handle that is
  *     valid between ms_update_begin() and ms_update_end().
+ *   - struct ms_vm, ms_vcpu and ms_update are objects that the caller creates and ends, as FILE is in C: a call with NULL, or
+ *     with an object that has ended, is undefined where no comment says otherwise.
+ *   - A NULL pointer to memory that the call must read or write: -EFAULT and MS_RULE_NULL_BUFFER.  Where the call has an
+ *     answer without the memory, NULL is allowed and the comment says so.
  *   - Any thread may make any call.  Lookups never wait.  A call marked [lock] takes the VM's slots_lock and may wait
  *     for it, and for readers.  It fails immediately
  *       with -EDEADLK inside a read section of any VM, or inside a hook of the same VM;
@@ -111,7 +115,7 @@ struct ms_memslot {
 	RULE(CLEAR_RANGE, "[first_page, first_page + num_pages) is not inside limit = npages, or not in units of 64", \
 	     EINVAL) \
 	RULE(BITMAP_SIZE, "the bitmap must have limit words (ENOBUFS: in ms_get_dirty_log())", EINVAL, ENOBUFS) \
-	RULE(NULL_BUFFER, "the bitmap is NULL", EFAULT) \
+	RULE(NULL_BUFFER, "a pointer is NULL", EFAULT) \
 	RULE(DUPLICATE_ID, "another slot has this id: other, a slot of the VM or an entry of the same list", EEXIST) \
 	RULE(MANUAL_PROTECT, "the value is not 0, 1 or 3", EINVAL) \
 	RULE(READ_SECTION, "this thread is inside a read section", EDEADLK) \
@@ -121,7 +125,7 @@ struct ms_memslot {
 	RULE(UPDATE_OWNER, "the update belongs to another thread", EBUSY) \
 	RULE(FORKED, "the VM belongs to the parent process", EIO) \
 	RULE(CLOSED, "the VM is closed", EBADF) \
-	RULE(HANDLE, "the handle is not in the set that the step edits, or it is not a draft; other = its slot", \
+	RULE(HANDLE, "no update, no handle of this update, or a slot that is not where it must be; other = the slot", \
 	     EINVAL) \
 	RULE(SETS_DIFFER, "the two sets differ at ms_update_end(), which has rolled back", EINVAL) \
 	RULE(BACKEND, "the design does not support the call", ENOSYS) \
@@ -176,7 +180,8 @@ struct ms_config {
 /* Sets KVM's values on x86-64: one address space, 32,764 slots, 52 bits; design "tree"; stalls to stderr. */
 void ms_config_init(struct ms_config *config);
 
-/* -EINVAL: a limit is out of range.  -ENOSYS: no such backend.  -ENOMEM. */
+/* -EINVAL: a limit is out of range, or backend is NULL.  -ENOSYS: no such backend.  -ENOMEM.  -EAGAIN: the process has no
+ * pthread key left (PTHREAD_KEYS_MAX); the library needs two. */
 int ms_vm_create(const struct ms_config *config, struct ms_vm **out);
 
 /* [lock] Deletes every slot, after the readers that may see one have left.  Calls no hooks.  Later lookups find holes,
@@ -192,7 +197,14 @@ int ms_vm_close(struct ms_vm *vm, struct ms_error *err);
 typedef int ms_poll_fn(void);
 void ms_set_poll(ms_poll_fn *poll);
 
-/* Frees the VM.  No other call on the VM may be in progress, and its vCPUs must be destroyed. */
+/*
+ * Frees the VM.  NULL: does nothing.  Any thread may call it; it never waits.
+ * - No other call on the VM may be in progress.  In a hook or a stall report of the VM itself, ms_vm_destroy() does
+ *   nothing: the VM remains.
+ * - An open update is rolled back.  Open read sections of the VM end.  A section of another thread still counts for its
+ *   thread: that thread gets -EDEADLK for changes of every VM until it ends.
+ * - Pointers to the VM, its vCPUs, its updates and their handles are invalid afterwards.
+ */
 void ms_vm_destroy(struct ms_vm *vm);
 
 /* [lock] Reports waits of after_ms milliseconds or more; 0: never.  A new VM has MS_STALL_AFTER_MS_DEFAULT.  With a NULL
@@ -257,35 +269,40 @@ struct ms_listener {
 };
 
 /* [lock] Listeners are called in the order in which they were added.  The address identifies a listener.  It must stay
- * valid until ms_remove_listener() has returned.  -EEXIST: added twice.  -ENOENT: not added. */
+ * valid until ms_remove_listener() has returned.  -EEXIST: added twice.  -ENOENT: not added to this VM. */
 int ms_add_listener(struct ms_vm *vm, const struct ms_listener *listener, struct ms_error *err);
 int ms_remove_listener(struct ms_vm *vm, const struct ms_listener *listener, struct ms_error *err);
 
 /* ---- lookups (lookup.c) ------------------------------------------------------------------------------------ */
 
 /* One read section: all answers until the unlock come from one published state, in all address spaces.  Sections nest.
- * A section belongs to the thread that opened it.  -ENOMEM: no memory for the thread's first reader record. */
+ * A section belongs to the thread that opened it.  -ENOMEM: no memory for the thread's first reader record.
+ * ms_read_unlock() without an open section of this thread in this VM does nothing and returns -EPERM. */
 int ms_read_lock(struct ms_vm *vm);
-void ms_read_unlock(struct ms_vm *vm);
+int ms_read_unlock(struct ms_vm *vm);
 
 /* A number that only the calling thread has.  It is never used again, unlike a pthread_t or the result of gettid(). */
 uint64_t ms_thread_number(void);
 
-/* In all lookups an as_id out of range gives a hole.  0, or -ENOENT.  INVALID slots are returned, as in KVM. */
+/* In all lookups an as_id out of range gives a hole.  0, or -ENOENT.  INVALID slots are returned, as in KVM.  out may be
+ * NULL. */
 int ms_gfn_to_memslot(struct ms_vm *vm, uint32_t as_id, uint64_t gfn, struct ms_memslot *out);
 int ms_id_to_memslot(struct ms_vm *vm, uint32_t as_id, uint32_t id, struct ms_memslot *out);
 
 /* gfn_to_hva(): the address for writing.  MS_HVA_ERR_BAD in holes and INVALID slots, MS_HVA_ERR_RO_BAD in READONLY slots. */
 uint64_t ms_gfn_to_hva(struct ms_vm *vm, uint32_t as_id, uint64_t gfn);
 
-/* gfn_to_hva_prot(): the address for reading.  Sets *writable if the slot is writable and the address is no error value. */
+/* gfn_to_hva_prot(): the address for reading.  Sets *writable to whether the slot is writable, if the address is no error
+ * value.  writable may be NULL. */
 uint64_t ms_gfn_to_hva_prot(struct ms_vm *vm, uint32_t as_id, uint64_t gfn, bool *writable);
 
 /* kvm_is_visible_gfn(): whether a slot of the user, not INVALID, maps the frame. */
 bool ms_is_visible_gfn(struct ms_vm *vm, uint32_t as_id, uint64_t gfn);
 
-/* A batch reads n values of 8 bytes, in_stride bytes apart, and writes n results, out_stride bytes apart.  out may be
- * equal to in if the strides are equal.  Otherwise the two must not overlap. */
+/* A batch reads n values of 8 bytes, in_stride bytes apart, and writes n results, out_stride bytes apart.  Any alignment
+ * and any stride will do, negative ones and 0 included.  out may be equal to in if the strides are equal.  Otherwise the
+ * two must not overlap, or the results are undefined.  -EFAULT: a NULL batch, in or out, unless n is 0.  -EINVAL: n is
+ * more than SIZE_MAX / 8. */
 struct ms_batch {
 	const void *in;
 	ptrdiff_t in_stride;
@@ -332,11 +349,11 @@ enum ms_index_policy {
 	MS_INDEX_EAGER, /* build an index at the first batch */
 	MS_INDEX_WALK   /* no index, one lookup after the other: the yardstick for measurements */
 };
-void ms_set_index_policy(struct ms_vm *vm, enum ms_index_policy policy); /* from the next lookup on */
+int ms_set_index_policy(struct ms_vm *vm, enum ms_index_policy policy); /* from the next lookup on; -EINVAL: no policy */
 enum ms_index_policy ms_index_policy(const struct ms_vm *vm);
 
 /* These calls write up to `room` slots in ascending order and return the number of all matching slots.  If that is more
- * than `room`, call again with more room: which slots were written depends on the design. */
+ * than `room`, call again with more room: which slots were written depends on the design.  A NULL out has no room. */
 size_t ms_memslots_in_gfn_range(struct ms_vm *vm, uint32_t as_id, uint64_t start, uint64_t end,
 				struct ms_memslot *out, size_t room);
 size_t ms_memslots_in_hva_range(struct ms_vm *vm, uint32_t as_id, uint64_t start, uint64_t last,
@@ -358,7 +375,7 @@ uint64_t ms_nr_memslot_pages(const struct ms_vm *vm); /* in all address spaces *
 
 /* A vCPU has a last_used_slot of its own, which is dropped when the generation changes.  A vCPU is meant for one thread at
  * a time.  A second thread that uses it at the same time gets right answers without the hint.  ms_vcpu_create() is [lock].
- * ms_vcpu_destroy() never waits and may be called anywhere before ms_vm_destroy(). */
+ * ms_vcpu_destroy() never waits and may be called anywhere before ms_vm_destroy(), once.  NULL: it does nothing. */
 int ms_vcpu_create(struct ms_vm *vm, struct ms_vcpu **out, struct ms_error *err);
 void ms_vcpu_destroy(struct ms_vcpu *vcpu);
 int ms_vcpu_set_as_id(struct ms_vcpu *vcpu, uint32_t as_id); /* as on entry to SMM; -EINVAL */
@@ -376,8 +393,8 @@ int ms_mark_page_dirty_many(struct ms_vm *vm, uint32_t as_id, const struct ms_ba
 
 /*
  * [lock] KVM_GET_DIRTY_LOG: ceil(npages / 64) words; bit i of word j is page 64 j + i.  *nwords receives the number of
- * words.  If room is smaller, the call leaves the log unchanged and fails with -ENOBUFS.  With a NULL bitmap the call
- * clears the log, loses the bits and fails with -EFAULT, as KVM does.
+ * words; nwords may be NULL.  If room is smaller, the call leaves the log unchanged and fails with -ENOBUFS.  With a NULL
+ * bitmap the call clears the log, loses the bits and fails with -EFAULT, as KVM does.
  */
 int ms_get_dirty_log(struct ms_vm *vm, uint32_t as_id, uint32_t slot, uint64_t *bitmap, size_t room, size_t *nwords,
 		     struct ms_error *err);
@@ -400,8 +417,11 @@ uint64_t ms_manual_dirty_log_protect(const struct ms_vm *vm);
  *   MS_RULE_UPDATE_OWNER.
  * - If that thread ends, its update is rolled back.  The pointer stays valid until ms_update_abandon() or the end of the
  *   VM; every other call with it fails with -EBUSY.
- * - A handle is a slot of either set, or a draft.  Each step checks that its handles are in the right set (-EINVAL,
- *   MS_RULE_HANDLE).
+ * - A handle is a slot of either set, a slot that a step has removed, or a draft.  Each step checks that its handles
+ *   belong to this update and that their slots are where the step needs them (-EINVAL, MS_RULE_HANDLE).  A pointer from
+ *   another VM or from an earlier update is refused, also when its memory is freed.  The check costs O(log n) for n slots
+ *   of the VM.  It cannot tell two slots apart that had the same address one after the other.
+ * - Without an update (NULL) a step is -EINVAL and MS_RULE_HANDLE.
  * - ms_update_end() returns 0 if both sets hold the same slots and none is INVALID.  Otherwise it restores both sets as
  *   they were at begin, with another swap if one was made, and fails with -EINVAL and MS_RULE_SETS_DIFFER.
  */
@@ -409,7 +429,7 @@ int ms_update_begin(struct ms_vm *vm, uint32_t as_id, struct ms_update **out, st
 int ms_update_end(struct ms_update *update, bool keep, struct ms_error *err); /* keep = false: roll back, return 0 */
 
 /*
- * Rolls the update back.  This is the last call with the pointer.  It may come from any thread and any place, but not in
+ * Rolls the update back.  NULL: does nothing.  This is the last call with the pointer.  It may come from any thread and any place, but not in
  * parallel with a step of another thread.  It does not wait: readers see the state of the begin immediately (later, inside
  * a read section or a hook).  The next call that takes the VM's lock does the rest, which has to wait for readers.
  */
@@ -424,11 +444,11 @@ int ms_update_swap(struct ms_update *update, struct ms_error *err);
 int ms_update_activate(struct ms_update *update, struct ms_slot *old, struct ms_slot *new_slot, struct ms_error *err);
 
 /* Writes up to `room` slots of the active or the inactive set by ascending gfn, and returns the number of slots in the set.
- * Returns 0 in another thread than the owner of the update. */
+ * Returns 0 in another thread than the owner of the update, or without one.  A NULL out has no room. */
 size_t ms_update_slots(struct ms_update *update, bool active, struct ms_slot **out, size_t room);
 struct ms_slot *ms_update_find(struct ms_update *update, bool active, uint32_t id); /* or NULL */
 
-/* -EINVAL: NULL.  -EBUSY: another thread. */
+/* -EINVAL: no update, or no handle of this one.  -EBUSY: another thread. */
 int ms_update_value(struct ms_update *update, const struct ms_slot *slot, struct ms_memslot *out);
 
 /* ---- check and counters (check.c, stats.c) --------------------------------------------------------------------- */
@@ -467,7 +487,7 @@ const char *ms_build_info(void); /* compiler, flags, sanitizers: "key=value; ...
 /*
  * The vector instructions of batches: "portable", "avx2" or "avx512".  All levels give the same answers.  The default is
  * the best level of the CPU.  The environment variable MEMSLOTS_SIMD and ms_set_simd() choose another level that the CPU
- * has (-ENOSYS).
+ * has (-ENOSYS).  ms_set_simd(NULL) chooses the best one.
  */
 const char *ms_simd(void);
 const char *ms_simd_name(size_t i); /* the i-th level of this CPU; NULL after the last; 0 is "portable" */

@@ -1,0 +1,192 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * test_keys.c - a process without pthread keys to spare, and a thread without memory for the value of one.
+ *
+ * The library needs two keys, for what is to be done when a thread ends.  Without them no VM can be made, and no key of
+ * somebody else is touched.  Each case is a process of its own: the keys are made with the first VM.  The linker leads
+ * the calls of pthread_setspecific() and pthread_atfork() through this file (CMakeLists.txt).
+ */
+#include "fixture.h"
+
+#include <pthread.h>
+#include <sys/wait.h>
+
+static uint64_t cases;
+
+/* ---- the C library, failing ---- */
+
+int __real_pthread_setspecific(pthread_key_t key, const void *value);
+int __real_pthread_atfork(void (*prepare)(void), void (*parent)(void), void (*child)(void));
+int __wrap_pthread_setspecific(pthread_key_t key, const void *value);
+int __wrap_pthread_atfork(void (*prepare)(void), void (*parent)(void), void (*child)(void));
+
+static _Thread_local bool no_values;
+static int atforks_until_failure = -1;
+
+int __wrap_pthread_setspecific(pthread_key_t key, const void *value)
+{
+	return no_values ? ENOMEM : __real_pthread_setspecific(key, value);
+}
+
+int __wrap_pthread_atfork(void (*prepare)(void), void (*parent)(void), void (*child)(void))
+{
+	return atforks_until_failure-- == 0 ? ENOMEM : __real_pthread_atfork(prepare, parent, child);
+}
+
+/* ---- keys of somebody else ---- */
+
+static pthread_key_t keys[4096];
+static size_t nr_keys;
+static _Atomic unsigned wrong_values;
+
+static void check_own_value(void *value)
+{
+	if (value != &nr_keys)
+		atomic_fetch_add(&wrong_values, 1);
+}
+
+/* All but `spare` of them. */
+static void take_keys(size_t spare)
+{
+	while (nr_keys < ARRAY_SIZE(keys) && !pthread_key_create(&keys[nr_keys], check_own_value))
+		nr_keys++;
+	CHECK(nr_keys > spare && nr_keys < ARRAY_SIZE(keys));
+	while (spare--)
+		CHECK_EQ(pthread_key_delete(keys[--nr_keys]), 0);
+}
+
+static void *keep_values(void *unused)
+{
+	struct ms_config config = default_config(1);
+	struct ms_vm *vm;
+
+	for (size_t i = 0; i < nr_keys; i++)
+		CHECK_EQ(__real_pthread_setspecific(keys[i], &nr_keys), 0);
+	CHECK_EQ(ms_vm_create(&config, &vm), -EAGAIN);
+	CHECK(!vm);
+	for (size_t i = 0; i < nr_keys; i++)
+		CHECK_EQ(pthread_getspecific(keys[i]), &nr_keys);
+	return unused;
+}
+
+static void by_another_thread(void *(*fn)(void *), void *arg)
+{
+	pthread_t thread;
+
+	CHECK_EQ(pthread_create(&thread, NULL, fn, arg), 0);
+	CHECK_EQ(pthread_join(thread, NULL), 0);
+}
+
+static void use_vm(void)
+{
+	struct ms_vm *vm = new_vm(1);
+	struct ms_update *u;
+
+	CHECK_EQ(set(vm, 0, 1, 1, 1, 0), 0);
+	CHECK_EQ(ms_gfn_to_hva(vm, 0, 1), hva_for(0, 1));
+	CHECK_EQ(ms_update_begin(vm, 0, &u, NULL), 0);
+	CHECK_EQ(ms_update_end(u, true, NULL), 0);
+	end_vm(vm);
+}
+
+/* Once there are keys again, there are VMs. */
+static void no_keys(size_t spare)
+{
+	take_keys(spare);
+	by_another_thread(keep_values, NULL);
+	CHECK_EQ(atomic_load(&wrong_values), 0);
+	take_keys(2);
+	use_vm();
+}
+
+static void no_key_at_all(void)
+{
+	no_keys(0);
+}
+
+static void one_key_short(void)
+{
+	no_keys(1);
+}
+
+/* ---- no memory ---- */
+
+static void no_atfork(int until)
+{
+	struct ms_config config = default_config(1);
+	struct ms_vm *vm;
+
+	atforks_until_failure = until;
+	CHECK_EQ(ms_vm_create(&config, &vm), -ENOMEM);
+	CHECK(!vm);
+}
+
+static void no_first_atfork(void)
+{
+	no_atfork(0);
+}
+
+static void no_second_atfork(void)
+{
+	no_atfork(1);
+}
+
+/* No destructor would give the record back, so the thread shares one; it has no section of its own. */
+static void *look_without_values(void *of)
+{
+	struct ms_vm *vm = of;
+	struct ms_update *u;
+	struct ms_error err;
+	uint64_t blocks = stats_of(vm).blocks;
+
+	no_values = true;
+	CHECK_EQ(ms_gfn_to_hva(vm, 0, 1), hva_for(0, 1));
+	CHECK_EQ(ms_read_lock(vm), -ENOMEM);
+	CHECK_EQ(stats_of(vm).blocks, blocks);
+	CHECK_EQ(ms_update_begin(vm, 0, &u, &err), -ENOMEM);
+	CHECK_EQ(err.rule, MS_RULE_NO_MEMORY);
+	CHECK_EQ(stats_of(vm).blocks, blocks);
+	no_values = false;
+	CHECK_EQ(ms_read_lock(vm), 0); /* the next section asks again */
+	CHECK_EQ(ms_gfn_to_hva(vm, 0, 1), hva_for(0, 1));
+	return NULL; /* inside it: the end of the thread ends it */
+}
+
+static void no_value(void)
+{
+	struct ms_vm *vm = new_vm(1);
+
+	CHECK_EQ(set(vm, 0, 1, 1, 1, 0), 0);
+	by_another_thread(look_without_values, vm);
+	CHECK_EQ(set(vm, 0, 1, 0, 0, 0), 0);
+	check_sound(vm);
+	end_vm(vm);
+}
+
+static void in_a_process(void (*test)(void))
+{
+	int status = -1;
+	pid_t child;
+
+	fflush(NULL);
+	child = fork();
+	if (!child) {
+		alarm(60);
+		test();
+		exit(0);
+	}
+	CHECK_EQ(waitpid(child, &status, 0), child);
+	CHECK_EQ(status, 0);
+	cases++;
+}
+
+int main(int argc, char **argv)
+{
+	test_init(argc, argv, 60);
+	in_a_process(no_key_at_all);
+	in_a_process(one_key_short);
+	in_a_process(no_first_atfork);
+	in_a_process(no_second_atfork);
+	in_a_process(no_value);
+	return test_done("keys", cases, "processes");
+}

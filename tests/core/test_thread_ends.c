@@ -1,0 +1,447 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * test_thread_ends.c - a thread ends inside a hook of its change, or inside the report of a reader that delays it.
+ *
+ * The next call that takes slots_lock finishes the change without hooks: up to the last swap the VM is as it was before,
+ * and from then on as after the change.  The thread that finishes it may end in a report too.  The same holds for a
+ * close, and for an update whose thread ends in the report of its end (test_update.c has the steps).
+ */
+#include "fixture.h"
+
+#include <pthread.h>
+#include <sched.h>
+
+#define LOG MS_MEM_LOG_DIRTY_PAGES
+#define LISTENERS 2
+#define SPACES 2u
+#define SPACE 1u
+
+static struct ms_vm *vm;
+static uint64_t endings;
+
+/* ---- the user's code ---- */
+
+enum call { FLUSH, PREPARE, ABORT, COMMIT, REPORT };
+
+static _Thread_local bool may_end; /* false in the main thread, whose end would end the test with status 0 */
+static unsigned calls, end_at;     /* the thread ends in this call; 0: in no hook */
+static enum call last;
+static bool refuse;                /* the second listener refuses the change of such a thread */
+
+static void call(enum call kind)
+{
+	if (!may_end)
+		return;
+	last = kind;
+	if (++calls == end_at)
+		pthread_exit(NULL);
+}
+
+static _Atomic bool wants_reader, has_reader; /* between the two swaps of a change */
+
+static void await_reader(void)
+{
+	if (!may_end || !atomic_load(&wants_reader))
+		return;
+	atomic_store(&has_reader, false);
+	atomic_store(&wants_reader, false);
+	while (!atomic_load(&has_reader))
+		sched_yield();
+}
+
+static void on_flush(void *opaque, const struct ms_memslot *active, const struct ms_memslot *old)
+{
+	(void)opaque;
+	(void)active;
+	(void)old;
+	call(FLUSH);
+}
+
+static int on_prepare(void *opaque, const struct ms_change *change)
+{
+	(void)change;
+	call(PREPARE);
+	if (!opaque)
+		await_reader();
+	return refuse && may_end && opaque ? -EPERM : 0;
+}
+
+static void on_abort(void *opaque, const struct ms_change *change)
+{
+	(void)opaque;
+	(void)change;
+	call(ABORT);
+}
+
+static void on_commit(void *opaque, const struct ms_change *change)
+{
+	(void)opaque;
+	(void)change;
+	call(COMMIT);
+}
+
+static void on_report(void *opaque, const struct ms_stall *stall)
+{
+	(void)opaque;
+	(void)stall;
+	last = REPORT;
+	if (may_end)
+		pthread_exit(NULL);
+}
+
+static const struct ms_listener listeners[LISTENERS] = {
+	{ (void *)0, on_prepare, on_abort, on_flush, on_commit },
+	{ (void *)1, on_prepare, on_abort, on_flush, on_commit },
+};
+
+/* ---- the changes ---- */
+
+static int create_one(void)
+{
+	return set(vm, SPACE, 9, 0x900, 70, LOG);
+}
+
+static int delete_one(void)
+{
+	return set(vm, SPACE, 1, 0, 0, 0);
+}
+
+static int move_one(void)
+{
+	return set(vm, SPACE, 1, 0x900, 70, LOG);
+}
+
+static int log_one(void)
+{
+	return set(vm, SPACE, 2, 0x200, 70, LOG);
+}
+
+static int load_three(void)
+{
+	struct ms_memslot slots[3];
+
+	for (uint32_t i = 0; i < 3; i++)
+		slots[i] = (struct ms_memslot){ 0x900 - 0x80 * i, 70, hva_for(SPACE, 10 + i), 10 + i, SPACE, LOG, 0 };
+	return ms_load_memslots(vm, SPACE, slots, 3, NULL);
+}
+
+static const struct change_case {
+	int (*make)(void);
+	unsigned swaps;
+} changes[] = { { create_one, 1 }, { delete_one, 2 }, { move_one, 2 }, { log_one, 1 }, { load_three, 1 } };
+
+static struct ms_vm *vm_with_slots(void)
+{
+	struct ms_vm *of = new_vm(SPACES);
+	struct ms_vcpu *vcpu;
+
+	CHECK_EQ(ms_vcpu_create(of, &vcpu, NULL), 0); /* for a later call to reuse */
+	ms_vcpu_destroy(vcpu);
+	CHECK_EQ(set(of, SPACE, 1, 0x100, 70, LOG), 0);
+	CHECK_EQ(set(of, SPACE, 2, 0x200, 70, 0), 0);
+	CHECK_EQ(set(of, 0, 1, 0x100, 70, LOG), 0);
+	ms_mark_page_dirty(of, SPACE, 0x103);
+	for (int i = 0; i < LISTENERS; i++)
+		CHECK_EQ(ms_add_listener(of, &listeners[i], NULL), 0);
+	return of;
+}
+
+/* The VM after the change, which a thread that does not end makes. */
+static struct picture picture_after(const struct change_case *c, struct ms_stats *held)
+{
+	struct picture after;
+
+	vm = vm_with_slots();
+	CHECK_EQ(c->make(), 0);
+	after = picture_of(vm);
+	*held = held_by(vm);
+	end_vm(vm);
+	return after;
+}
+
+/* ---- the next call ---- */
+
+enum taker { BY_CHECK, BY_REFUSED, BY_UPDATE, BY_VCPU, BY_CLOSE, BY_DESTROY, NR_TAKERS };
+
+static void take(enum taker taker)
+{
+	struct ms_update *u;
+	struct ms_vcpu *vcpu;
+
+	if (taker == BY_CHECK) {
+		check_sound(vm);
+	} else if (taker == BY_REFUSED) {
+		CHECK_EQ(set(vm, SPACE, 1, 1, 1, 8), -EINVAL);
+	} else if (taker == BY_UPDATE) {
+		CHECK_EQ(ms_update_begin(vm, SPACE, &u, NULL), 0);
+		CHECK_EQ(ms_update_end(u, true, NULL), 0);
+	} else if (taker == BY_VCPU) {
+		CHECK_EQ(ms_vcpu_create(vm, &vcpu, NULL), 0);
+		ms_vcpu_destroy(vcpu);
+	} else if (taker == BY_CLOSE) {
+		CHECK_EQ(ms_vm_close(vm, NULL), 0);
+	} else {
+		ms_vm_destroy(vm); /* asserts that nothing is left */
+	}
+}
+
+static bool takes(enum taker taker)
+{
+	return taker != BY_UPDATE || design_is("tree");
+}
+
+static void *take_and_end(void *taker)
+{
+	may_end = true;
+	take((enum taker)(uintptr_t)taker);
+	CHECK(!"the thread ends in a report");
+	return NULL;
+}
+
+static void check_after(const struct picture *want, const struct ms_stats *held)
+{
+	struct picture is = picture_of(vm);
+	unsigned made = calls;
+
+	CHECK(same_picture(&is, want));
+	CHECK_EQ(held_by(vm).bytes, held->bytes);
+	CHECK_EQ(held_by(vm).blocks, held->blocks);
+	CHECK_EQ(set(vm, SPACE, 30, 0xf00, 1, LOG), 0); /* the lock is free */
+	CHECK_EQ(set(vm, SPACE, 30, 0, 0, 0), 0);
+	CHECK_EQ(calls, made);
+	check_sound(vm);
+	end_vm(vm);
+}
+
+/* ---- in hooks ---- */
+
+static bool ended; /* false: the change was over before that call */
+
+static void *make_change(void *of)
+{
+	const struct change_case *c = of;
+
+	may_end = true;
+	ended = true;
+	calls = 0;
+	CHECK_EQ(c->make(), refuse ? -EPERM : 0);
+	ended = false;
+	return NULL;
+}
+
+static void by_another_thread(void *(*fn)(void *), const void *arg)
+{
+	pthread_t thread;
+
+	CHECK_EQ(pthread_create(&thread, NULL, fn, (void *)(uintptr_t)arg), 0);
+	CHECK_EQ(pthread_join(thread, NULL), 0);
+}
+
+static void check_taken(enum taker taker, bool completed, const struct picture *before, const struct ms_stats *held)
+{
+	uint64_t was_refused = stats_of(vm).refused;
+	unsigned made = calls;
+
+	take(taker);
+	CHECK_EQ(calls, made); /* no hook */
+	if (taker == BY_DESTROY)
+		return;
+	if (taker == BY_CLOSE) {
+		end_vm(vm);
+		return;
+	}
+	CHECK_EQ(stats_of(vm).refused - was_refused, !completed + (taker == BY_REFUSED));
+	check_after(before, held);
+}
+
+/* Returns whether there was such a call. */
+static bool end_in_hook(const struct change_case *c, enum taker taker)
+{
+	struct picture before, after;
+	struct ms_stats held_before, held_after;
+
+	after = picture_after(c, &held_after);
+	vm = vm_with_slots();
+	before = picture_of(vm);
+	held_before = held_by(vm);
+	by_another_thread(make_change, c);
+	if (!ended) {
+		end_vm(vm);
+		return false;
+	}
+	CHECK(atomic_load(&vm->slots_lock.pending_end)); /* else the next call would wait forever */
+	check_taken(taker, last == COMMIT, last == COMMIT ? &after : &before,
+		    last == COMMIT ? &held_after : &held_before);
+	endings++;
+	return true;
+}
+
+static void test_hooks(void)
+{
+	for (size_t i = 0; i < ARRAY_SIZE(changes); i++)
+		for (unsigned k = 0; k < 2 * NR_TAKERS; k++) {
+			refuse = k % 2;
+			for (end_at = 1; takes(k / 2) && end_in_hook(&changes[i], k / 2); end_at++)
+				;
+			CHECK(!takes(k / 2) || end_at >= 4); /* two prepares, and an abort or commits */
+		}
+	end_at = 0;
+	refuse = false;
+}
+
+/* ---- in reports ---- */
+
+static void start(pthread_t *thread, void *(*fn)(void *), const void *arg)
+{
+	CHECK_EQ(pthread_create(thread, NULL, fn, (void *)(uintptr_t)arg), 0);
+}
+
+/* This thread is the reader that swap number `swap` of the change waits for. */
+static void end_at_swap(const struct change_case *c, unsigned swap)
+{
+	pthread_t thread;
+
+	atomic_store(&wants_reader, swap == 2);
+	atomic_store(&has_reader, false);
+	if (swap == 1)
+		CHECK_EQ(ms_read_lock(vm), 0);
+	start(&thread, make_change, c);
+	if (swap == 2) {
+		while (atomic_load(&wants_reader))
+			sched_yield();
+		CHECK_EQ(ms_read_lock(vm), 0);
+		atomic_store(&has_reader, true);
+	}
+	CHECK_EQ(pthread_join(thread, NULL), 0);
+	CHECK(ended && last == REPORT);
+}
+
+/* `heirs` threads end too, each in the report of the wait that it has taken over. */
+static void end_in_report(const struct change_case *c, unsigned swap, unsigned heirs, enum taker taker)
+{
+	bool completed = swap == c->swaps && !refuse;
+	struct picture before, after;
+	struct ms_stats held_before, held_after;
+
+	after = picture_after(c, &held_after);
+	vm = vm_with_slots();
+	CHECK_EQ(ms_set_stall_report(vm, 1, on_report, NULL, NULL), 0);
+	CHECK_EQ(ms_read_lock(vm), 0); /* makes the record of this thread */
+	ms_read_unlock(vm);
+	before = picture_of(vm);
+	held_before = held_by(vm);
+	end_at_swap(c, swap);
+	for (unsigned i = 0; i < heirs; i++) {
+		by_another_thread(take_and_end, (void *)(uintptr_t)BY_CHECK);
+		CHECK(atomic_load(&vm->slots_lock.pending_end));
+	}
+	ms_read_unlock(vm);
+	if (taker == BY_CLOSE || taker == BY_DESTROY)
+		check_taken(taker, completed, NULL, NULL);
+	else
+		check_taken(taker, completed, completed ? &after : &before, completed ? &held_after : &held_before);
+	endings += 1 + heirs;
+}
+
+static void test_reports(void)
+{
+	for (size_t i = 0; i < ARRAY_SIZE(changes); i++)
+		for (unsigned k = 0; k < 12; k++) {
+			unsigned swap = 1 + k % 2, heirs = k / 4;
+
+			refuse = k / 2 % 2;
+			if (swap <= changes[i].swaps && !(refuse && changes[i].swaps == 1))
+				end_in_report(&changes[i], swap, heirs, k % NR_TAKERS == BY_UPDATE ? BY_CHECK : k % NR_TAKERS);
+		}
+	refuse = false;
+}
+
+/* ---- in the report of a close ---- */
+
+static void *close_and_end(void *unused)
+{
+	may_end = true;
+	CHECK_EQ(ms_vm_close(vm, NULL), 0);
+	CHECK(!"the thread ends in a report");
+	return unused;
+}
+
+static void test_close(void)
+{
+	for (unsigned k = 0; k < 2 * NR_TAKERS; k++) {
+		if (k / 2 == BY_UPDATE || k / 2 == BY_CHECK || k / 2 == BY_REFUSED || k / 2 == BY_VCPU)
+			continue; /* -EBADF, below */
+		vm = vm_with_slots();
+		CHECK_EQ(ms_set_stall_report(vm, 1, on_report, NULL, NULL), 0);
+		CHECK_EQ(ms_read_lock(vm), 0);
+		by_another_thread(close_and_end, NULL);
+		if (k % 2)
+			by_another_thread(take_and_end, (void *)(uintptr_t)BY_CLOSE);
+		ms_read_unlock(vm);
+		take(k / 2);
+		if (k / 2 != BY_DESTROY)
+			end_vm(vm);
+		endings++;
+	}
+	vm = vm_with_slots();
+	CHECK_EQ(ms_set_stall_report(vm, 1, on_report, NULL, NULL), 0);
+	CHECK_EQ(ms_read_lock(vm), 0);
+	by_another_thread(close_and_end, NULL);
+	ms_read_unlock(vm);
+	CHECK_EQ(set(vm, SPACE, 1, 1, 1, 0), -EBADF);
+	CHECK_EQ(ms_gfn_to_hva(vm, SPACE, 0x100), MS_HVA_ERR_BAD);
+	end_vm(vm);
+}
+
+/* ---- in a hook of a VM inside a hook of another ---- */
+
+static struct ms_vm *outer;
+
+static int change_inner(void *opaque, const struct ms_change *change)
+{
+	(void)opaque;
+	(void)change;
+	if (may_end)
+		set(vm, SPACE, 9, 0x900, 70, LOG);
+	return 0;
+}
+
+static void *change_outer(void *unused)
+{
+	may_end = true;
+	calls = 0;
+	CHECK_EQ(set(outer, 0, 3, 3, 1, 0), 0);
+	CHECK(!"the thread ends in the inner hook");
+	return unused;
+}
+
+static void test_nested(void)
+{
+	static const struct ms_listener nests = { .prepare = change_inner };
+
+	vm = vm_with_slots();
+	outer = new_vm(1);
+	CHECK_EQ(ms_add_listener(outer, &nests, NULL), 0);
+	end_at = 1;
+	by_another_thread(change_outer, NULL);
+	end_at = 0;
+	CHECK_EQ(ms_nr_memslots(vm) + ms_nr_memslots(outer), 3);
+	check_sound(vm);
+	check_sound(outer);
+	CHECK_EQ(set(outer, 0, 3, 3, 1, 0), 0);
+	end_vm(outer);
+	end_vm(vm);
+	endings++;
+}
+
+int main(int argc, char **argv)
+{
+	test_init(argc, argv, 60);
+	for (size_t i = 0; (design_name = ms_backend_name(i)); i++) {
+		test_hooks();
+		test_reports();
+		test_close();
+		test_nested();
+	}
+	return test_done("thread ends", endings, "threads that ended in hooks and reports");
+}
