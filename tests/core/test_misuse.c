@@ -274,7 +274,7 @@ static void test_null_in_changes(struct ms_vm *vm)
 	check_rule(ms_set_internal_memory_region(vm, NULL, &err), &err, -EFAULT, MS_RULE_NULL_BUFFER);
 	check_rule(ms_load_memslots(vm, 0, NULL, 1, &err), &err, -EFAULT, MS_RULE_NULL_BUFFER);
 	check_rule(ms_load_memslots(vm, 0, NULL, SIZE_MAX, &err), &err, -EFAULT, MS_RULE_NULL_BUFFER);
-	check_rule(ms_load_memslots(vm, 0, &value, SIZE_MAX / 40 + 2, &err), &err, -ENOMEM, MS_RULE_NO_MEMORY);
+	check_rule(ms_load_memslots(vm, 0, &value, (size_t)1 << 61, &err), &err, -ENOMEM, MS_RULE_NO_MEMORY);
 	check_rule(ms_load_memslots(vm, 0, &value, SIZE_MAX, &err), &err, -ENOMEM, MS_RULE_NO_MEMORY);
 	CHECK_EQ(ms_load_memslots(vm, 0, NULL, 0, NULL), 0);
 	check_rule(ms_add_listener(vm, NULL, &err), &err, -EFAULT, MS_RULE_NULL_BUFFER);
