@@ -409,8 +409,9 @@ static void complete(struct writer *w)
 /* Without listeners only a stall report calls the user's code, and it asks for itself. */
 static int watch_thread(const struct writer *w)
 {
-	return likely(!w->vm->nr_listeners) || thread_watch() ? 0 :
-	       vm_refuse(w->err, ENOMEM, MS_RULE_NO_MEMORY, 0, NULL);
+	if (likely(!w->vm->nr_listeners) || thread_watch())
+		return 0;
+	return vm_refuse(w->err, ENOMEM, MS_RULE_NO_MEMORY, 0, NULL);
 }
 
 static void finish_change(struct slots_lock *lock);

@@ -352,7 +352,8 @@ static void test_reports(void)
 
 			refuse = k / 2 % 2;
 			if (swap <= changes[i].swaps && !(refuse && changes[i].swaps == 1))
-				end_in_report(&changes[i], swap, heirs, k % NR_TAKERS == BY_UPDATE ? BY_CHECK : k % NR_TAKERS);
+				end_in_report(&changes[i], swap, heirs,
+					      k % NR_TAKERS == BY_UPDATE ? BY_CHECK : k % NR_TAKERS);
 		}
 	refuse = false;
 }

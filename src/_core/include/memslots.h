@@ -117,7 +117,7 @@ enum ms_rule {
 	MS_RULE_UPDATE,         /* EDEADLK: this thread has an open update; EBUSY: the update belongs to another thread */
 	MS_RULE_FORKED,         /* EIO: the VM belongs to the parent process */
 	MS_RULE_CLOSED,         /* EBADF: the VM is closed */
-	MS_RULE_HANDLE,         /* NULL for an update, a pointer that is no handle of it, or a slot that is not where it must be; other = the slot */
+	MS_RULE_HANDLE,         /* no handle of this update, or its slot is in the wrong place; other = the slot */
 	MS_RULE_SETS_DIFFER,    /* the two sets differ at ms_update_end(), which has rolled back */
 	MS_RULE_BACKEND,        /* the design does not support the call */
 	MS_RULE_INTERRUPTED,    /* EINTR: the function of ms_set_poll() ended the wait for slots_lock */
@@ -332,7 +332,9 @@ enum ms_index_policy {
 	MS_INDEX_EAGER, /* build an index at the first batch */
 	MS_INDEX_WALK   /* no index, one lookup after the other: the yardstick for measurements */
 };
-int ms_set_index_policy(struct ms_vm *vm, enum ms_index_policy policy); /* from the next lookup on; -EINVAL: no policy */
+
+/* Holds from the next lookup on.  -EINVAL: no such policy. */
+int ms_set_index_policy(struct ms_vm *vm, enum ms_index_policy policy);
 enum ms_index_policy ms_index_policy(const struct ms_vm *vm);
 
 /* These calls write up to `room` slots in ascending order and return the number of all matching slots.  If that is more
