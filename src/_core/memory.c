@@ -267,7 +267,8 @@ static struct memory_chunk *add_chunk(struct memory *m, size_t size, size_t room
 {
 	struct memory_chunk *chunk = NULL;
 
-	if (room <= UINT32_MAX && room <= (SIZE_MAX - sizeof(*chunk)) / (size + 1)) /* spare lines: at most a byte a block */
+	/* The spare lines are at most a byte a block. */
+	if (room <= UINT32_MAX && room <= (SIZE_MAX - sizeof(*chunk)) / (size + 1))
 		chunk = alloc_lines(chunk_size(size, room));
 	if (!chunk)
 		return NULL;

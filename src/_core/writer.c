@@ -355,7 +355,9 @@ static void complete(struct writer *w)
 /* Without listeners only a stall report calls the user's code, and it asks for itself. */
 static int watch_thread(const struct writer *w)
 {
-	return likely(!w->vm->nr_listeners) || thread_watch() ? 0 : no_memory(w->err);
+	if (likely(!w->vm->nr_listeners) || thread_watch())
+		return 0;
+	return no_memory(w->err);
 }
 
 static void finish_change(struct slots_lock *lock);

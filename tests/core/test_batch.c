@@ -197,7 +197,8 @@ static void test_alignments(void)
 		CHECK_EQ(ms_set_index_policy(vm, policies[i]), 0);
 		for (size_t k = 0; k < ARRAY_SIZE(strides) * ARRAY_SIZE(sizes); k++)
 			for (size_t offset = 0; offset < 8; offset += 1 + (k % 3))
-				check_scattered(&t, sizes[k / ARRAY_SIZE(strides)], strides[k % ARRAY_SIZE(strides)], offset);
+				check_scattered(&t, sizes[k / ARRAY_SIZE(strides)], strides[k % ARRAY_SIZE(strides)],
+						offset);
 	}
 	end_vm(vm);
 }

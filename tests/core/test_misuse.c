@@ -113,7 +113,9 @@ static void add_freed(struct strangers *s, struct ms_vm *vm)
 /* Numbers, the inside and the neighbourhood of a slot, other memory of the VM and of the program. */
 static void add_numbers(struct strangers *s, struct ms_vm *vm)
 {
-	static const uint64_t numbers[] = { 1, 7, 8, 64, 4096, 1u << 31, UINT64_MAX, UINT64_MAX - 71, (uint64_t)1 << 63 };
+	static const uint64_t numbers[] = {
+		1, 7, 8, 64, 4096, 1u << 31, UINT64_MAX, UINT64_MAX - 71, (uint64_t)1 << 63
+	};
 	const struct memslot *slot = vm->design->find(vm_active_set(vm, 0), 9);
 
 	for (size_t i = 0; i < ARRAY_SIZE(numbers); i++)
@@ -174,7 +176,9 @@ static void test_strangers_of_a_dead_vm(void)
 /* A refused draft leaves no slot behind that an old handle with its address leads to. */
 static void test_address_of_a_refused_draft(void)
 {
-	const struct ms_memslot far = { ((uint64_t)1 << 40) - 1, 2, HVA_BASE, 900, 0, LOG, 0 }; /* beyond the last page */
+	const struct ms_memslot far = {
+		((uint64_t)1 << 40) - 1, 2, HVA_BASE, 900, 0, LOG, 0
+	}; /* beyond the last page */
 	struct ms_vm *vm = vm_with_slots();
 	struct ms_update *u = begun(vm, 0);
 	struct ms_slot *draft, *again;
@@ -274,7 +278,7 @@ static void test_null_in_changes(struct ms_vm *vm)
 	check_rule(ms_set_internal_memory_region(vm, NULL, &err), &err, -EFAULT, MS_RULE_NULL_BUFFER);
 	check_rule(ms_load_memslots(vm, 0, NULL, 1, &err), &err, -EFAULT, MS_RULE_NULL_BUFFER);
 	check_rule(ms_load_memslots(vm, 0, NULL, SIZE_MAX, &err), &err, -EFAULT, MS_RULE_NULL_BUFFER);
-	check_rule(ms_load_memslots(vm, 0, &value, SIZE_MAX / 40 + 2, &err), &err, -ENOMEM, MS_RULE_NO_MEMORY);
+	check_rule(ms_load_memslots(vm, 0, &value, (size_t)1 << 61, &err), &err, -ENOMEM, MS_RULE_NO_MEMORY);
 	check_rule(ms_load_memslots(vm, 0, &value, SIZE_MAX, &err), &err, -ENOMEM, MS_RULE_NO_MEMORY);
 	CHECK_EQ(ms_load_memslots(vm, 0, NULL, 0, NULL), 0);
 	check_rule(ms_add_listener(vm, NULL, &err), &err, -EFAULT, MS_RULE_NULL_BUFFER);

@@ -3,7 +3,8 @@
  * test_model.c - random changes and lookups compared with plain arrays, and many slots at once.
  *
  * The model is naive: a slot is an entry of an array, and a lookup tries them all.  Few ids, few pages and few host
- * addresses make overlaps, aliases and refusals as frequent as successes.
+ * addresses make overlaps, aliases and refusals as frequent as successes.  Some calls are misuses of the API, which change
+ * nothing.
  */
 #include "fixture.h"
 
@@ -345,9 +346,81 @@ static void do_manual(void)
 	CHECK_EQ(ms_set_manual_dirty_log_protect(vm, model.manual, NULL), 0);
 }
 
+/* ---- calls that a program should not make: each has an answer and changes nothing ---- */
+
+static void misuse_changes(void)
+{
+	uint32_t far = model.spaces + (uint32_t)below(3);
+	uint64_t word = 0;
+
+	CHECK_EQ(ms_set_user_memory_region(vm, NULL, NULL), -EFAULT);
+	CHECK_EQ(ms_load_memslots(vm, 0, NULL, 1 + below(9), NULL), -EFAULT);
+	CHECK_EQ(ms_add_listener(vm, NULL, NULL), -EFAULT);
+	CHECK_EQ(ms_remove_listener(vm, (const struct ms_listener *)(uintptr_t)rng_next(&rng), NULL), -ENOENT);
+	CHECK_EQ(ms_vcpu_create(vm, NULL, NULL), -EFAULT);
+	CHECK_EQ(ms_update_begin(vm, 0, NULL, NULL), -EFAULT);
+	CHECK_EQ(ms_get_dirty_log(vm, far, 0, &word, 1, NULL, NULL), -EINVAL);
+	CHECK_EQ(ms_clear_dirty_log(vm, far, 0, 0, 64, &word, 1, NULL), -EINVAL);
+	CHECK_EQ(ms_set_manual_dirty_log_protect(vm, 2 + 2 * below(9), NULL), -EINVAL);
+}
+
+static void misuse_lookups(void)
+{
+	uint32_t as_id = (uint32_t)below(model.spaces), far = model.spaces + (uint32_t)rng_next(&rng) % 1000;
+	uint64_t gfn = below(GFNS);
+	bool found = at(as_id, gfn) < IDS;
+
+	CHECK_EQ(ms_gfn_to_memslot(vm, as_id, gfn, NULL), found ? 0 : -ENOENT);
+	CHECK_EQ(ms_memslots_in_gfn_range(vm, as_id, gfn, gfn + 1, NULL, SIZE_MAX), found);
+	CHECK_EQ(ms_gfn_to_hva(vm, far, gfn), MS_HVA_ERR_BAD);
+	CHECK_EQ(ms_vcpu_set_as_id(vcpu, far), -EINVAL);
+	CHECK_EQ(ms_read_unlock(vm), -EPERM);
+	CHECK_EQ(ms_set_index_policy(vm, (enum ms_index_policy)(MS_INDEX_WALK + 1 + below(1000))), -EINVAL);
+}
+
+/* Arrays that overlap their neighbours' bytes are right too. */
+static void misuse_batches(void)
+{
+	uint32_t as_id = (uint32_t)below(model.spaces);
+	unsigned char bytes[8 * 17 + 8], results[8 * 17 + 8];
+	ptrdiff_t stride = 8 + (ptrdiff_t)below(10);
+	size_t offset = below(8);
+	struct ms_batch batch = { bytes + offset, stride, results + offset, stride, 8, NULL, NULL }, bad = batch;
+	uint64_t gfns[8];
+	int32_t id;
+
+	for (size_t i = 0; i < ARRAY_SIZE(gfns); i++) {
+		gfns[i] = below(GFNS + 4);
+		memcpy(bytes + offset + i * (size_t)stride, &gfns[i], sizeof(gfns[i]));
+	}
+	CHECK_EQ(ms_gfn_to_slot_id_many(vm, as_id, &batch), 0);
+	for (size_t i = 0; i < ARRAY_SIZE(gfns); i++) {
+		memcpy(&id, results + offset + i * (size_t)stride, sizeof(id));
+		CHECK_EQ(id, at(as_id, gfns[i]) < IDS ? (int32_t)at(as_id, gfns[i]) : -1);
+	}
+	bad.n = below(2) ? SIZE_MAX - below(100) : 1 + SIZE_MAX / 8 + below(100);
+	CHECK_EQ(ms_gfn_to_hva_many(vm, as_id, &bad, true), -EINVAL);
+	CHECK_EQ(ms_mark_page_dirty_many(vm, as_id, &bad), -EINVAL);
+	bad.in = NULL;
+	CHECK_EQ(ms_gpa_to_hva_many(vm, as_id, &bad, true), -EFAULT);
+	CHECK_EQ(ms_gfn_to_hva_many(vm, as_id, NULL, true), -EFAULT);
+}
+
+static void do_misuse(void)
+{
+	uint64_t what = below(3);
+
+	if (what == 0)
+		misuse_changes();
+	else if (what == 1)
+		misuse_lookups();
+	else
+		misuse_batches();
+}
+
 static void do_something(void)
 {
-	uint64_t what = below(64);
+	uint64_t what = below(66);
 
 	if (what < 50)
 		do_set();
@@ -359,8 +432,10 @@ static void do_something(void)
 		do_clear_log();
 	else if (what < 63)
 		do_load();
-	else
+	else if (what < 64)
 		do_manual();
+	else
+		do_misuse();
 }
 
 /* ---- lookups ---- */

@@ -253,7 +253,10 @@ struct ms_change {
 
 /*
  * A change calls the hooks where KVM calls its architecture code, in the thread that makes the change, under slots_lock.
- * Every member may be NULL.
+ * Every member may be NULL.  A hook returns, or its thread ends in it (pthread_exit(), cancellation).  In the second case
+ * the next call that takes the lock finishes the change without hooks: it rolls the change back before commit, and
+ * completes it in commit.  Leaving a hook by longjmp() or a C++ exception is undefined.  The same rules hold for
+ * ms_stall_fn.
  *   prepare  may refuse the change with a negative errno.
  *   abort    follows in reverse order for the listeners whose prepare succeeded, when the change is refused.
  *   flush    follows the swap that publishes the INVALID copy of a slot that is deleted or moved.  `active` is that copy,
@@ -310,7 +313,7 @@ struct ms_batch {
 	ptrdiff_t out_stride;
 	size_t n;
 	/* May be NULL.  Called at least every MS_BATCH_POLL values, outside the read sections of the call.  A result other
-	 * than 0 ends the batch. */
+	 * than 0 ends the batch.  The function must return. */
 	int (*poll)(void *opaque);
 	void *opaque;
 };
@@ -349,7 +352,9 @@ enum ms_index_policy {
 	MS_INDEX_EAGER, /* build an index at the first batch */
 	MS_INDEX_WALK   /* no index, one lookup after the other: the yardstick for measurements */
 };
-int ms_set_index_policy(struct ms_vm *vm, enum ms_index_policy policy); /* from the next lookup on; -EINVAL: no policy */
+
+/* Holds from the next lookup on.  -EINVAL: no such policy. */
+int ms_set_index_policy(struct ms_vm *vm, enum ms_index_policy policy);
 enum ms_index_policy ms_index_policy(const struct ms_vm *vm);
 
 /* These calls write up to `room` slots in ascending order and return the number of all matching slots.  If that is more
