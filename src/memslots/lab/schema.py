@@ -10,12 +10,12 @@ from typing import Any, TypedDict
 
 
 class More(TypedDict, total=False):
-    """Keys of some rows alone."""
+    """Keys that only some rows have."""
 
-    pattern: str  # of lookups: which gfns, asked how, on which slots
+    pattern: str  # of lookups: the stream of gfns, the way to look up (level), the slots (layout)
     level: str
     layout: str
-    iteration_ns: float  # of cases with whole iterations
+    iteration_ns: float  # of cases that have whole iterations
     iteration_ops: int
 
 
@@ -92,7 +92,7 @@ class Machine(TypedDict):
 
 
 class Report(TypedDict):
-    """What both commands print."""
+    """The keys that both reports share."""
 
     memslots: str
     command: str
