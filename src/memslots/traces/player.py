@@ -280,7 +280,10 @@ class _Player:
     # ---- changes ----
 
     def set(self, op: Op) -> Outcome:
-        """Perform KVM_SET_USER_MEMORY_REGION.  It has two flags.  The kernel checks them; for an engine this method does."""
+        """Perform KVM_SET_USER_MEMORY_REGION, which has two flags.
+
+        The kernel checks the flags itself; for an engine this method does.
+        """
         if self.is_engine and op.fields["flags"] & ~(LOG_DIRTY_PAGES | READONLY):
             return "EINVAL", None
         return self._set_region(op, {})
