@@ -261,7 +261,10 @@ def _array_wins(report: PerfReport) -> Iterator[str]:
 
 def _array_wins_at(table: str, wins: list[str]) -> str:
     places = ", ".join(wins) if wins else "nowhere"
-    return f"The array is the faster design ({table}): {places}; tree faster or even in all other rows of these."
+    return (
+        f"The array is faster ({table}): {places}.  In all other rows of these tables the tree is faster, "
+        "or both are even."
+    )
 
 
 def _sized(report: PerfReport) -> dict[tuple[str, int], dict[str, Row]]:
@@ -290,15 +293,14 @@ def _ranges(row: CrossoverRow) -> str:
 
 
 def _overheads(report: PerfReport) -> str:
-    known = (
-        f"medians of {plural(report['rounds'], 'round')}, ± half the distance of their quartiles; the clock takes "
-        f"{report['clock_ns']:.0f} ns of each percentile, an empty call from Python {report['floor_ns']:.0f} ns"
+    note = (
+        f"Times are per operation: medians of {plural(report['rounds'], 'round')}, ± half the distance between their "
+        f"quartiles.  Percentiles from C include {report['clock_ns']:.0f} ns for the clock, those from Python "
+        f"{report['floor_ns']:.0f} ns for the clock and the call."
     )
-    if report["kvm_refused_ns"] is not None:
-        known += (
-            f", a system call that KVM refuses {report['kvm_refused_ns']:.0f} ns of each of kvm's"
-        )
-    return f"Times are per operation, {known}."
+    if (refused := report["kvm_refused_ns"]) is not None:
+        note += f"  A system call that KVM refuses takes {refused:.0f} ns; each time of kvm includes this."
+    return note
 
 
 def _checked(report: PerfReport) -> str:

@@ -83,15 +83,14 @@ def _both(cases: dict[tuple[str, int], dict[str, Row]], case: str, n: int) -> st
 
 def _closing(report: ScaleReport) -> Iterator[str]:
     yield (
-        f"Times are per operation (setup: per slot), medians of up to {plural(report['rounds'], 'round')}; "
-        "n^x is fitted to the upper half of the sizes that were run.  VMs have no more ids than slots, so that the "
-        "array's table of ids, which each change copies, is as short as can be; those of `memslots perf` have 32,764, "
-        "as in Linux."
+        f"Times are per operation (setup: per slot), medians of up to {plural(report['rounds'], 'round')}.  n^x is "
+        "fitted to the upper half of the measured sizes.  VMs have no more ids than slots, so the array copies the "
+        "shortest possible table of ids with each change.  The VMs of `memslots perf` have 32,764 ids, as in Linux."
     )
     yield from show.index_note(report["results"])
     yield from show.new_design_notes(report["results"])
     if report["selftest"]:
-        yield f"Published: {published.SOURCE}; map at 32,764 is of {published.MAP_SLOTS:,} slots."
+        yield f"Published: {published.SOURCE}; map at 32,764 has {published.MAP_SLOTS:,} slots."
     yield from show.not_run(report["not_run"])
     for reason in report["skipped"]:
         yield f"skipped: {reason}"

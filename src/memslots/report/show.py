@@ -114,9 +114,9 @@ def index_note(rows: Iterable[Row]) -> Iterator[str]:
     """Explain the column of the tree with an index, if there is one."""
     if any(row["backend"] == INDEXED for row in rows):
         yield (
-            f"{INDEXED}: the {design_of(INDEXED)} with the index that its lookups by gfn derive from it "
-            '(vm.index_policy "eager"), which is made before the first of them is timed; single lookups among a few '
-            'slots walk all the same.  The designs themselves are measured without one ("off").'
+            f'{INDEXED}: the {design_of(INDEXED)} with an index for lookups by gfn (vm.index_policy "eager").  The '
+            "index is built before the first timed lookup.  Single lookups among a few slots walk the tree anyway.  "
+            'The designs themselves are measured without an index ("off").'
         )
 
 
