@@ -25,7 +25,7 @@ from typing import NamedTuple
 from tabulate import tabulate
 
 ROOT = Path(__file__).resolve().parent.parent
-HERE = "."  # the files as they are
+HERE = "."  # stands for the files of the checkout as they are
 ROUNDS = 5
 LEAST = 0.03  # the same code at another address in memory may differ by this much
 PARTS = ("src", "CMakeLists.txt", "pyproject.toml", "README.md", "LICENSE")  # the inputs of a build

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""mutant_list.py - read tests/mutants/*.toml: the mutants, the flips, and the reasons of those left out.
+"""mutant_list.py - read tests/mutants/*.toml: the mutants, the flips, and the reasons for everything that is left out.
 
     [[mutant]]     name, hazard, wrong (one sentence), in/file, old, new, caught_by; also: more edits; quick; cpu
     [[flips]]      in (one function or a list), hazard, caught_by; equivalent: flips that change nothing observable

@@ -316,7 +316,7 @@ def outcome_of(copy: Copy, test: Test, limit: float) -> Outcome:
 
 
 class Run:
-    """Workers that each have a copy.  A worker takes one group of mutants at a time, those of one file."""
+    """Workers that each have a copy.  A worker takes one group of mutants at a time: all mutants of one file."""
 
     def __init__(self, mutants: list[Mutant], jobs: int, every: bool, sources: Sources) -> None:
         self.mutants, self.every, self.sources = mutants, every, sources

@@ -27,7 +27,7 @@ CALLGRIND_SITE = "build/callgrind-python"
 
 
 class Run(NamedTuple):
-    """One measurement.  {out} in its words stands for the folder of the record."""
+    """One measurement.  {out} in `words` is replaced by the folder of the record."""
 
     text: str  # the file for the standard output
     words: tuple[str, ...]  # arguments of Python

@@ -23,7 +23,7 @@ from .work import AUTO, Settings, slots_of, stage
 FLOOR = """
 cimport cython
 
-cdef unsigned long long HOST_BASE = 1 << 44  # a literal as large would be a Python int
+cdef unsigned long long HOST_BASE = 1 << 44  # such a large literal would be a Python int
 
 cdef class Floor:
     def method(self, unsigned long long number):

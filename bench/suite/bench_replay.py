@@ -27,7 +27,7 @@ TRACES = (
     "pc-dimm-migrate",
     "q35-dimm-hotplug-63",
 )
-ARENA = 1 << 44  # host addresses of a trace are relative to it
+ARENA = 1 << 44  # host addresses in a trace are relative to this address
 IGNORED = (
     "set_identity_map_addr",
     "set_tss_addr",

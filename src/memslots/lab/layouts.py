@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 
 from ..constants import HVA_ERR_BAD, MEMSLOT_DTYPE, PAGE_SHIFT, PAGE_SIZE
 
-Layout = NDArray[Any]  # of MEMSLOT_DTYPE
+Layout = NDArray[Any]  # the dtype is MEMSLOT_DTYPE
 Numbers = NDArray[np.uint64]
 
-SEED = 20211206  # the day on which the trees were merged
+SEED = 20211206  # the date of the merge of tree-based memslots into Linux
 
 HOST_BASE = 0x1000_0000_0000
 MAX_NPAGES = 512

@@ -24,7 +24,7 @@ class Row(More):
 
     case: str
     backend: str
-    n_slots: int | None  # None: traces have their own slots
+    n_slots: int | None  # None for traces, which have their own slots
     unit: str
     median: float
     low: float
