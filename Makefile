@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: MIT
 #
-# The developer's commands.  Everything they need beyond a C compiler, make and Python goes into $(VENV) and build/.
+# The developer's commands.  They need a C compiler, make and Python.  Everything else goes into $(VENV) and build/.
 #
-#   PYTHON   the Python to use, such as make test PYTHON=python3.13 VENV=.venv-3.13
+#   PYTHON   the Python to use; for example: make test PYTHON=python3.13 VENV=.venv-3.13
 #   ARGS     further arguments for memslots perf, for pytest in test-python, bench and bench-compare, or for bench-goals,
 #            bench-readers, callgrind and mutants
 #   JOBS     processes that run tests at the same time; ARGS=-n0 runs pytest in one, for a debugger
 #   T, SEED  seconds and seed of torture
-#   A, B     what bench-compare compares: commits, or . for the files as they are
-#   NAME     the folder in docs/results that make results writes
+#   A, B     the versions for bench-compare: commits, or . for the files as they are
+#   NAME     the folder in docs/results that `make results` writes
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -24,7 +24,7 @@ PIP := $(BIN)/python -m pip -qq install
 PYTEST := $(BIN)/python -m pytest -n $(JOBS) --dist worksteal
 ASAN_SITE := build/asan-python
 CALLGRIND_SITE := build/callgrind-python
-# With folders, so that a file that was removed counts as a change.
+# The list includes folders, so that the removal of a file counts as a change.
 SOURCES := CMakeLists.txt pyproject.toml README.md LICENSE $(shell find src -not -name '*.py[co]' -not -name __pycache__)
 
 C_FILES := $(shell find src tests bench -name '*.[ch]' -o -name '*.cpp')
@@ -44,12 +44,12 @@ unexport PYTHONPATH PYTHONHOME
 help: ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-13s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
-# ---- what users run --------------------------------------------------------------------------------------------
+# ---- the main commands -----------------------------------------------------------------------------------------
 
-perf: $(VENV)/.package $(VENV)/.with-plot ## install into .venv, measure the engine on all designs and the kernel: a table, perf.png
+perf: $(VENV)/.package $(VENV)/.with-plot ## install into .venv, and measure all designs and the kernel: prints a table, writes perf.png
 	@$(BIN)/memslots perf --picture perf.png $(ARGS)
 
-test: test-core test-python ## everything a commit needs: the tests of the core and of the package
+test: test-core test-python ## run before each commit: the tests of the core and of the package
 
 # ---- the parts of make test ------------------------------------------------------------------------------------
 
@@ -60,15 +60,15 @@ define run-preset
 		cmake --build --preset $(1) -- --quiet && ctest --preset $(1) --parallel $(JOBS)
 endef
 
-test-core: $(VENV)/.with-build ## only the tests of the C core
+test-core: $(VENV)/.with-build ## run only the tests of the C core
 	$(call run-preset,dev)
 
-test-python: $(VENV)/.package $(VENV)/.with-test $(VENV)/.with-bench $(VENV)/.with-plot ## only pytest; ARGS="-k overlap" runs some tests
+test-python: $(VENV)/.package $(VENV)/.with-test $(VENV)/.with-bench $(VENV)/.with-plot ## run only pytest; ARGS="-k overlap" runs some tests
 	@$(PYTEST) $(ARGS)
 
 # ---- more of the Python suite ----------------------------------------------------------------------------------
 
-# The suite on other interpreters, each in a virtual environment of its own; $(1) are options of tools/interpreters.py.
+# Runs the suite on other interpreters, each in its own virtual environment.  $(1): options of tools/interpreters.py.
 define on-others
 	@$(BIN)/python tools/interpreters.py $(1) >build/interpreters && while read -r version python; do \
 		echo "the package on Python $$version ($$python)"; \
@@ -76,27 +76,28 @@ define on-others
 	done <build/interpreters
 endef
 
-test-another: $(VENV)/.made build/. ## pytest on one more Python, if there is one
+test-another: $(VENV)/.made build/. ## run pytest on one more supported Python, if one is found
 	$(call on-others,--most 1)
 
-test-others: $(VENV)/.made build/. ## pytest on all supported Pythons that are found
+test-others: $(VENV)/.made build/. ## run pytest on all supported Pythons that are found
 	$(call on-others,)
 
-test-kernel: $(VENV)/.package $(VENV)/.with-test ## a million random calls, each compared with the running kernel's answer
+test-kernel: $(VENV)/.package $(VENV)/.with-test ## make a million random calls, and compare each result with that of the running kernel
 	@MEMSLOTS_KVM_CALLS=1000000 MEMSLOTS_KVM_SECONDS=inf $(PYTEST) tests/python/test_kvm_differential.py $(ARGS)
 
-# ---- judges ----------------------------------------------------------------------------------------------------
+# ---- sanitizers, coverage, mutants, benchmarks, style ----------------------------------------------------------
 
-asan: asan-core asan-python ## core and package under AddressSanitizer and UndefinedBehaviorSanitizer
+asan: asan-core asan-python ## test core and package with AddressSanitizer and UndefinedBehaviorSanitizer
 
 asan-core: $(VENV)/.with-build
 	$(call run-preset,asan)
 
-# The lab and the tools stand on the binding and have nothing of their own that a sanitizer would see.
+# Tests of code above the binding.  Sanitizers would find nothing there, because it is Python only.
 ABOVE_BINDING := $(patsubst %,--ignore=tests/python/test_%.py,anchors bench_example bench_goals bench_names cli flips hostile_vectors interpreters layers layouts locking map mutants perf plot readme results runs scale typing vectors)
 
-# The interpreter itself is not instrumented: the sanitizers' libraries must be there before it, and it must not
-# hide small blocks in an allocator of its own.  Leaks are judged in the core's run; an interpreter leaves many.
+# The interpreter itself is not instrumented.  So LD_PRELOAD loads the sanitizers' libraries before it, and
+# PYTHONMALLOC=malloc turns off its own allocator, which would hide small blocks.  Leaks are checked only in the tests
+# of the core, because the interpreter leaks many blocks.
 asan-python: build/.asan-package $(VENV)/.with-test
 	@echo "the package, with address,undefined"
 	@LD_PRELOAD="$$($(CC) -print-file-name=libasan.so) $$($(CC) -print-file-name=libubsan.so)" \
@@ -104,20 +105,20 @@ asan-python: build/.asan-package $(VENV)/.with-test
 		PYTHONMALLOC=malloc PYTHONPATH=$(abspath $(ASAN_SITE)) \
 		$(PYTEST) -m "not slow" $(ABOVE_BINDING)
 
-tsan: $(VENV)/.with-build ## the core under ThreadSanitizer
+tsan: $(VENV)/.with-build ## test the core with ThreadSanitizer
 	$(call run-preset,tsan)
 
-torture: $(VENV)/.with-build ## readers beside a writer that never stops, every answer judged: T seconds over all builds
+torture: $(VENV)/.with-build ## run readers next to a writer that never stops, and check every answer: T seconds over all builds
 	@PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python tools/torture.py --seconds $(T) --seed $(SEED) $(ARGS)
 
 torture-short: $(VENV)/.with-build
 	@PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python tools/torture.py --seconds 15 --build dev --build asan --build tsan
 
-# Whatever memory a test still holds, or reads before it was written, fails it.  The synonym leads the allocator that
-# test_faults puts in the C library's place to valgrind's.
+# A test fails if it leaks memory, or reads memory that it has not written.  test_faults replaces the allocator of the C
+# library; --soname-synonyms makes valgrind intercept this replacement.
 LEAKS := test_faults test_update test_hooks test_dirty_log test_lookup
-leaks: $(VENV)/.with-build ## failed allocations, updates, hooks, logs and lookups of the core under valgrind, where there is one
-	@if ! command -v valgrind >/dev/null; then echo "leaks: there is no valgrind here: NOT run"; exit 0; fi; \
+leaks: $(VENV)/.with-build ## test failed allocations, updates, hooks, logs and lookups of the core with valgrind, if it is installed
+	@if ! command -v valgrind >/dev/null; then echo "leaks: NOT run, valgrind is not installed"; exit 0; fi; \
 	PATH="$(abspath $(BIN)):$$PATH" && cmake --preset dev --log-level=NOTICE && \
 	cmake --build --preset dev --target $(LEAKS) -- --quiet && \
 	for test in $(LEAKS); do \
@@ -126,7 +127,7 @@ leaks: $(VENV)/.with-build ## failed allocations, updates, hooks, logs and looku
 			--fair-sched=yes --child-silent-after-fork=yes --soname-synonyms=somalloc=NONE build/dev/$$test || exit 1; \
 	done && echo "leaks: 0 errors and 0 blocks left in $(words $(LEAKS)) tests"
 
-coverage: $(VENV)/.with-build $(VENV)/.with-coverage ## lines and branches of the core that its own tests run
+coverage: $(VENV)/.with-build $(VENV)/.with-coverage ## show the lines and branches of the core that its own tests run
 	@if [ -d build/coverage ]; then find build/coverage -name '*.gcda' -delete; fi
 	$(call run-preset,coverage)
 	@$(BIN)/gcovr -j $(JOBS) --root . --filter src/_core/ --exclude-branches-by-pattern '.*ms_assert\(.*' \
@@ -134,28 +135,28 @@ coverage: $(VENV)/.with-build $(VENV)/.with-coverage ## lines and branches of th
 		--json build/coverage/gcovr.json build/coverage
 	@$(BIN)/python tools/coverage.py build/coverage/gcovr.json
 
-mutants: $(VENV)/.package $(VENV)/.with-test ## plant bugs, one at a time, and see each caught; ARGS=--quick takes a minute, ARGS=--markdown lists them
+mutants: $(VENV)/.package $(VENV)/.with-test ## plant bugs one at a time, and check that tests catch each; ARGS=--quick takes a minute, ARGS=--markdown lists them
 	@$(BIN)/python tools/mutants.py $(ARGS)
 
-bench: $(VENV)/.package $(VENV)/.with-test $(VENV)/.with-bench ## the benchmarks, each of which checks the answer it times
+bench: $(VENV)/.package $(VENV)/.with-test $(VENV)/.with-bench ## run the benchmarks; each checks the answer that it times
 	@$(BIN)/python -m pytest bench/suite $(ARGS)
 
-bench-goals: $(VENV)/.package ## the goals of docs/benchmarks.md, each next to its yardstick in one run
+bench-goals: $(VENV)/.package ## measure the goals of docs/benchmarks.md, each together with its yardstick
 	@PYTHONPATH=bench $(BIN)/python -m goals $(ARGS)
 
-bench-readers: $(VENV)/.package ## readers next to a writer that never stops, the writer's times next to 1 to 8 readers
+bench-readers: $(VENV)/.package ## measure readers next to a writer that never stops, and the writer next to 1 to 8 readers
 	@$(BIN)/python bench/readers.py $(ARGS)
 
-callgrind: build/.callgrind-package ## instructions of a scalar lookup, and where they go
+callgrind: build/.callgrind-package ## count the instructions of a scalar lookup, by function
 	@$(BIN)/python bench/callgrind.py --site $(CALLGRIND_SITE) $(ARGS)
 
-bench-compare: $(VENV)/.with-build $(VENV)/.with-test $(VENV)/.with-bench ## is B faster than A?  Two commits in turns; A=HEAD B=. (the files)
+bench-compare: $(VENV)/.with-build $(VENV)/.with-test $(VENV)/.with-bench ## measure two versions in turns: is B faster than A?  Default: A=HEAD, B=. (the files)
 	@$(BIN)/python tools/bench_compare.py $(A) $(B) $(ARGS)
 
 results: $(VENV)/.package $(VENV)/.with-bench $(VENV)/.with-plot build/.callgrind-package ## record perf, scale, goals, readers and callgrind in docs/results/NAME: text, JSON, pictures
 	@$(BIN)/python tools/results.py $(or $(NAME),$(error make results NAME=folder, such as NAME=epyc-2cpu)) $(ARGS)
 
-lint: $(VENV)/.package $(VENV)/.with-lint ## style of Python and C, types, spelling, who includes and who imports whom
+lint: $(VENV)/.package $(VENV)/.with-lint ## check style, types, spelling, and the layers of includes and imports
 	@failed=; \
 	$(BIN)/ruff check . || failed="$$failed ruff-check"; \
 	$(BIN)/ruff format --check --quiet . || failed="$$failed ruff-format (make format repairs it)"; \
@@ -170,10 +171,10 @@ format: $(VENV)/.with-lint ## format the Python and C files
 	@$(BIN)/ruff format .
 	@$(BIN)/clang-format -i $(C_FILES)
 
-ci: lint asan tsan coverage torture-short test-another ## what continuous integration runs after make test
+ci: lint asan tsan coverage torture-short test-another ## run the checks of continuous integration that follow make test
 
 nightly: T = 600
-nightly: test-others test-kernel mutants leaks torture ## all Pythons, a million calls to the kernel, mutants, valgrind, 10 minutes of torture
+nightly: test-others test-kernel mutants leaks torture ## run the long checks: all Pythons, a million calls to the kernel, mutants, valgrind, 10 minutes of torture
 
 clean: ## remove the virtual environment and everything built
 	rm -rf "$(VENV)" "$(VENV)"-3.* build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
@@ -190,9 +191,9 @@ $(VENV)/.made:
 	@"$(PYTHON)" -m venv --clear "$(VENV)"
 	@touch $@
 
-# cmake and ninja as wheels: neither has to be on the system.
+# cmake and ninja come as wheels, so that the system does not need them.
 $(VENV)/.with-build: pyproject.toml tools/requirements.py $(VENV)/.made
-	@echo "installing what the build needs into $(VENV)"
+	@echo "installing the requirements of the build into $(VENV)"
 	@$(BIN)/python tools/requirements.py build >$@.txt
 	@$(PIP) -r $@.txt 'cmake>=3.25' ninja
 	@touch $@
@@ -220,7 +221,7 @@ build/.asan-package: $(SOURCES) $(VENV)/.package
 		--config-settings=cmake.define.MEMSLOTS_SANITIZE=address,undefined .
 	@touch $@
 
-# As it is released, but with the names of its functions.
+# The same options as for a release, but with symbols.
 build/.callgrind-package: $(SOURCES) $(VENV)/.package
 	@echo "building memslots with symbols into $(CALLGRIND_SITE)"
 	@rm -rf $(CALLGRIND_SITE)

@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: MIT
-"""How many instructions a scalar lookup takes, and where they go: `make callgrind`.
+"""Count the instructions of a scalar lookup, by function: `make callgrind`.
 
-Each case runs under valgrind's callgrind twice, with different numbers of lookups: the difference is the cost of the
-lookups.  From C only the loop is subtracted, from Python a loop that does nothing.  A line's instructions count for the
-function of the source that contains the line, inlined or not; from Python for the function of the object file.
+Each case runs twice under valgrind's callgrind, with different numbers of lookups.  The difference is the cost of the
+lookups.  In C the instructions of the loop are subtracted, in Python those of an empty loop.  In C an instruction
+counts for the source function that contains its line, even if that function is inlined.  In Python it counts for the
+function of the object file.
 
-Instructions are not times.  They show the effect of a change of the code, and they are the same on every machine.
+Instructions are not times.  They show the effect of a change of the code, and are the same on every machine.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ SLOTS = (64, 4096)
 C_CALLS = (10_000, 110_000)
 PYTHON_CALLS = (2_000, 12_000)
 TOP = 10
-LEAST = 0.5  # instructions a lookup: below it is noise of the start-up
+LEAST = 0.5  # instructions for each lookup; less than this is noise of the start-up
 
 PYTHON_LOOP = """
 import sys
@@ -76,7 +77,9 @@ class Where(NamedTuple):
     line: int
 
 
-Profile = Counter[Where]  # instructions; of a difference, instructions a call
+Profile = Counter[
+    Where
+]  # instructions, or, for the difference of two profiles, instructions for each call
 Table = list[tuple[str, float]]
 
 
@@ -91,7 +94,7 @@ class Result(NamedTuple):
 
 
 def profile(command: list[str], **env: str) -> Profile:
-    """Runs it under callgrind; a program that finds a wrong answer fails."""
+    """Run the command under callgrind.  A wrong answer makes the command fail."""
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "callgrind.out"
         options = [f"--callgrind-out-file={out}", "--compress-strings=no", "--compress-pos=no"]
@@ -105,7 +108,7 @@ def profile(command: list[str], **env: str) -> Profile:
 
 
 def parse(text: str) -> Profile:
-    """Self costs by line.  A line after calls= is what the callee cost: not the caller's own."""
+    """Return the self costs by line.  A line after calls= has the cost of the callee, so it does not count."""
     costs: Profile = Counter()
     object_, function, file = "", "", ""
     of_callee = False
@@ -127,7 +130,7 @@ def parse(text: str) -> Profile:
 
 
 def a_call(few: Profile, many: Profile, calls: tuple[int, int]) -> Profile:
-    """What one more call costs."""
+    """Return the cost of one call: the difference of the profiles, divided by the difference of the calls."""
     n = calls[1] - calls[0]
     return Counter({at: (many[at] - few[at]) / n for at in many | few if many[at] != few[at]})
 
@@ -141,7 +144,7 @@ def from_c(program: Path, case: str, slots: int) -> Profile:
 
 
 def count_c(program: Path, case: str, slots: int) -> Result:
-    """Without the loop, whose instructions are all in scalar.c."""
+    """Count without the loop.  All instructions of the loop are in scalar.c."""
     cost = from_c(program, case, slots)
     inside = Counter({at: n for at, n in cost.items() if Path(at.file).name != "scalar.c"})
     where: Counter[str] = Counter()
@@ -151,14 +154,14 @@ def count_c(program: Path, case: str, slots: int) -> Result:
 
 
 def table(where: Counter[str]) -> Table:
-    """The largest, and what is left."""
+    """Return the functions with the most instructions, and the sum of the others."""
     top = [(name, round(n, 1)) for name, n in where.most_common(TOP) if n >= LEAST]
     return [*top, ("others", round(sum(where.values()) - sum(n for _, n in top), 1))]
 
 
 @cache
 def definitions(file: str) -> list[tuple[int, str]]:
-    """Where the functions of a C file begin: a line that is not indented and has a name and a parenthesis."""
+    """Find the first line of each function of a C file: not indented, with a name and a parenthesis."""
     if not Path(file).is_file():
         return []
     lines = Path(file).read_text(encoding="utf-8", errors="replace").splitlines()
@@ -203,7 +206,7 @@ def lines(results: list[Result]) -> list[str]:
 
 
 def markdown(results: list[Result]) -> list[str]:
-    """The table of docs/results/NAME/callgrind.md: for each lookup a row of its sum, then one for each function."""
+    """Return the table of docs/results/NAME/callgrind.md: a row with the sum of each lookup, and one per function."""
     rows = ["| lookup | slots | function | instructions |", "|---|---:|---|---:|"]
     for r in results:
         at = f"| {r.case} | {r.slots:,}"
@@ -215,7 +218,7 @@ def markdown(results: list[Result]) -> list[str]:
 def arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="callgrind", description=__doc__)
     parser.add_argument("--slots", nargs="+", type=int, default=SLOTS, metavar="N")
-    parser.add_argument("--site", type=Path, help="where a package with symbols is installed")
+    parser.add_argument("--site", type=Path, help="the folder of an installed package with symbols")
     parser.add_argument("--no-python", action="store_true", help="only the calls from C")
     parser.add_argument("--json", type=Path, metavar="FILE")
     parser.add_argument(
@@ -227,7 +230,7 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> int:
     args = arguments(argv)
     if not shutil.which("valgrind"):
-        print("callgrind: skipped, there is no valgrind (Debian: apt-get install valgrind)")
+        print("callgrind: skipped, valgrind is not installed (Debian: apt-get install valgrind)")
         return 0
     results: list[Result] = []
     cases = [case for case in CASES if case != "index" or has_switch()]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Your own benchmark: pytest bench/example_user.py, with pytest-benchmark and memslots installed."""
+"""An example of your own benchmark: `pytest bench/example_user.py`.  It needs pytest-benchmark and memslots."""
 
 from memslots import VM
 from memslots.lab import layouts

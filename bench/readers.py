@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: MIT
 """Readers next to a writer, and a writer next to readers: `make bench-readers`.
 
-Needs the package with its extra `perf`.  Every answer is checked: a frame of the slot that the writer deletes and
-creates is its address or a hole, all others never change, and a batch answers from one set.
+It needs the package with its extra `perf`.  Every answer is checked.  A frame of the slot that the writer deletes and
+creates has its address or is a hole.  The answers for all other frames never change.  All answers of a batch come from
+one set.
 """
 
 from __future__ import annotations
@@ -18,17 +19,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from goals.beside import (
-    BATCH,
-    SCALAR,
-    Background,
-    Batches,
-    Reader,
-    Scalar,
-    Sections,
-    Writer,
-    run_for,
-)
 from goals.scorecard import number
 from goals.timing import quartiles
 from goals.work import (
@@ -42,6 +32,17 @@ from goals.work import (
     slots_of,
     stage,
 )
+from goals.workers import (
+    BATCH,
+    SCALAR,
+    Background,
+    Batches,
+    Reader,
+    Scalar,
+    Sections,
+    Writer,
+    run_for,
+)
 from tabulate import tabulate
 
 import memslots
@@ -52,7 +53,7 @@ from memslots.lab.machine import machine
 
 SLOTS = 4096
 THREADS = (1, 2, 4, 8)
-PAUSE = 0.01  # seconds between the changes of a writer that is idle
+PAUSE = 0.01  # seconds between two changes of the idle writer
 NO_WRITER, IDLE, BUSY = "no writer", "idle writer", "a writer that never stops"
 SECTION_GFNS = 100
 
@@ -67,13 +68,13 @@ class Plan:
 
     @property
     def victim(self) -> np.void:
-        """The slot that comes and goes."""
+        """The slot that the writer deletes and creates."""
         row: np.void = self.on.slots[len(self.on.slots) // 2]
         return row
 
     def vm(self, policy: str) -> VM:
         vm = self.on.vm(policy)
-        vm.gfn_to_hva_many(self.on.gfns)  # the index, where the policy has one
+        vm.gfn_to_hva_many(self.on.gfns)  # builds the index, if the policy has one
         return vm
 
 
@@ -99,12 +100,12 @@ def in_sections(plan: Plan, vm: VM) -> Reader:
 
 class Kind(NamedTuple):
     name: str
-    policy: str  # which path it takes
+    policy: str  # the index policy, which selects the path
     make: Callable[[Plan, VM], Reader]
 
 
 def kinds() -> list[Kind]:
-    """Where the build has no index there is one path."""
+    """Return the kinds of readers.  A build without an index has only one path."""
     paths = [(WALK, "tree"), (AUTO, "index")] if has_switch() else [(WALK, "tree")]
     makes = {"lookups": one_by_one, "batches": in_batches}
     return [
@@ -121,12 +122,12 @@ VCPU = Kind("vCPU lookups, hot", AUTO, by_vcpu)
 SECTIONS = Kind("read sections of 1 ms", WALK, in_sections)
 
 
-# ---- what is measured -----------------------------------------------------------------------------
+# ---- measurements ---------------------------------------------------------------------------------
 
 
 @dataclass
 class Throughput:
-    """Lookups a second of all readers together; `kept` is the ratio to the rate without a writer."""
+    """Lookups per second of all readers together.  `kept` is the ratio to the rate without a writer."""
 
     kind: str
     readers: int
@@ -140,7 +141,7 @@ class Throughput:
 
 @dataclass
 class Latency:
-    """Microseconds of one change.  `rounds` has every change: how many took which time, in nanoseconds."""
+    """Microseconds of one change.  `rounds` has the times of all changes as histograms, in nanoseconds."""
 
     next_to: str
     readers: int
@@ -167,17 +168,17 @@ class Report:
 
 
 def measure_throughput(plan: Plan, report: Report) -> None:
-    """For as many readers as have a processor each beside the writer's; one in any case."""
+    """Measure numbers of readers for which each reader and the writer have a CPU of their own, and at least one."""
     cpus = len(os.sched_getaffinity(0))
     fitting = [n for n in plan.threads if n < cpus] or [1]
     for kind in kinds():
         for n in fitting:
-            reached: dict[str, list[float]] = {name: [] for name in (NO_WRITER, IDLE, BUSY)}
+            measured: dict[str, list[float]] = {name: [] for name in (NO_WRITER, IDLE, BUSY)}
             for _ in range(plan.rounds):
-                for name, rates in reached.items():
+                for name, rates in measured.items():
                     rates.append(one_rate(plan, report, kind, n, name))
-            base = quartiles(reached[NO_WRITER])[1]
-            for name, rates in reached.items():
+            base = quartiles(measured[NO_WRITER])[1]
+            for name, rates in measured.items():
                 low, middle, high = quartiles(rates)
                 report.throughput.append(
                     Throughput(kind.name, n, name, middle, low, high, middle / base, rates)
@@ -222,12 +223,12 @@ def one_latency(plan: Plan, report: Report, kind: Kind, n: int) -> Latency:
 
 
 def histogram(ns: Numbers) -> dict[str, list[int]]:
-    """Each time that occurs, and how often: as exact as the times, and much shorter."""
+    """Return each time and its count: as exact as the list of times, and much shorter."""
     values, counts = np.unique(ns, return_counts=True)
     return {"ns": values.tolist(), "count": counts.tolist()}
 
 
-# ---- what is shown --------------------------------------------------------------------------------
+# ---- output ---------------------------------------------------------------------------------------
 
 
 def throughput_rows(report: Report) -> Iterator[list[str]]:
@@ -283,14 +284,14 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--batch", type=int, default=BATCH, metavar="N", help="gfns in one batch")
     parser.add_argument("--rounds", type=int, default=5, metavar="N")
     parser.add_argument(
-        "--seconds", type=float, default=0.3, metavar="S", help="of a round of one figure"
+        "--seconds", type=float, default=0.3, metavar="S", help="length of a round of one figure"
     )
     parser.add_argument(
         "--json", type=Path, metavar="FILE", help="writes every figure and its samples"
     )
     parser.add_argument("--markdown", action="store_true", help="prints tables in Markdown")
     parser.add_argument(
-        "--quick", action="store_true", help="a few seconds: does it run?  No figure counts"
+        "--quick", action="store_true", help="test the tool in a few seconds; figures do not count"
     )
     return parser.parse_args(argv)
 

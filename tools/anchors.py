@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""anchors.py - find a text of the sources by the function that encloses it.
+"""anchors.py - find a text in the sources by the function that contains it.
 
 An anchor is the name of a function and a text inside it.  Texts are compared token by token: comments, docstrings,
 whitespace and line breaks do not count.  An anchor therefore survives a new comment, a reformatted line, and a function
@@ -9,11 +9,11 @@ The name is one of:
 
     lookup            a function of C, Python or Cython, or a table of C (`= { ... }`)
     VM.close          a method; `close` alone finds it too
-    struct memslot    a struct, a union or an enum of C; an enum without a name is `enum`
+    struct memslot    a struct, a union or an enum of C; the name of an anonymous enum is `enum`
     #define NAME      a macro, with all its lines
 
-`file` is a glob below the root.  It chooses among functions of the same name.  Without a name, the text is searched in
-the whole of the files that it matches.
+`file` is a glob below the root.  It selects one of several functions with the same name.  Without a name, the tool
+searches for the text in all of each file that matches.
 """
 
 import re
@@ -60,11 +60,11 @@ class Token(NamedTuple):
 
 
 class Unit(NamedTuple):
-    """A function, or another part of a file that has a name."""
+    """A function, or another named part of a file."""
 
     name: str
-    first: int  # token
-    end: int  # the token after the last one
+    first: int  # index of the first token
+    end: int  # index of the token after the last one
 
 
 class Place(NamedTuple):
@@ -81,7 +81,7 @@ def is_c(file: str) -> bool:
 
 
 def blanked(comments: re.Pattern[str], text: str) -> str:
-    """The text with spaces for its comments; every position stays."""
+    """Return the text with each comment replaced by spaces, so that all positions stay the same."""
     return comments.sub(lambda m: m[0] if m["keep"] else re.sub(r"[^\n]", " ", m[0]), text)
 
 
@@ -92,7 +92,7 @@ def tokens_of(text: str, c: bool) -> list[Token]:
 
 
 def without_docstrings(text: str, tokens: list[Token]) -> list[Token]:
-    """Drops each string that has its lines for itself and is no argument."""
+    """Drop each string that is a statement of its own."""
     starts = {i for i, _ in first_of_lines(text, tokens)}
     return [
         t
@@ -109,7 +109,7 @@ def without_docstrings(text: str, tokens: list[Token]) -> list[Token]:
 
 
 def declared(words: list[str]) -> str:
-    """The name of a declaration of C, by its tokens before the brace."""
+    """Return the name of a C declaration, from its tokens before the brace."""
     depth, calls = 0, list[str]()
     for i, word in enumerate(words):
         if word == "=" and depth == 0:
@@ -134,14 +134,14 @@ def declared(words: list[str]) -> str:
 
 
 def directives(plain: str, tokens: list[Token]) -> Iterator[tuple[str, int, int]]:
-    """Text and tokens (first, end) of each directive of the preprocessor."""
+    """Yield the text and the tokens (first, end) of each preprocessor directive."""
     starts = [t.start for t in tokens]
     for m in C_DIRECTIVE.finditer(plain):
         yield m[0], bisect_left(starts, m.start()), bisect_left(starts, m.end())
 
 
 def comments_only(text: str) -> str:
-    """Blanks comments with their line breaks, and keeps continued lines: a directive is then one match."""
+    """Replace comments and their line breaks by spaces, but keep continued lines.  A directive is then one match."""
 
     def blank(m: re.Match[str]) -> str:
         return m[0] if m["keep"] or m[0] == "\\\n" else " " * len(m[0])
@@ -155,7 +155,11 @@ def units_of_c(text: str, tokens: list[Token]) -> Iterator[Unit]:
         if found := C_DEFINE.match(directive):
             yield Unit(f"#define {found[1]}", first, end)
         code[first:end] = [-1] * (end - first)
-    depth, first, name = 0, -1, ""  # first: of the declaration or definition that is open, or -1
+    depth, first, name = (
+        0,
+        -1,
+        "",
+    )  # first: the first token of the open declaration or definition, or -1
     head: list[str] = []
     for i in filter(lambda i: i >= 0, code):
         word = tokens[i].text
@@ -171,7 +175,7 @@ def units_of_c(text: str, tokens: list[Token]) -> Iterator[Unit]:
         elif word == "}":
             if depth == 1 and name:
                 yield Unit(name, first, i + 1)
-            depth = max(0, depth - 1)  # the end of `extern "C" {` has no beginning
+            depth = max(0, depth - 1)  # the brace of `extern "C" {` was not counted
             if depth == 0:
                 first, name = -1, ""
         elif depth == 0 and word == ";":
@@ -183,7 +187,7 @@ def units_of_c(text: str, tokens: list[Token]) -> Iterator[Unit]:
 def units_of_python(text: str, tokens: list[Token]) -> Iterator[Unit]:
     starts = [t.start for t in tokens]
     line_tokens = first_of_lines(text, tokens)
-    classes: list[tuple[int, str]] = []  # indent and name of those that are open
+    classes: list[tuple[int, str]] = []  # indent and name of the open classes
     for m in PY_FUNCTION.finditer(text):
         first = bisect_left(starts, m.end("indent"))
         if first >= len(tokens) or tokens[first].start != m.end("indent"):
@@ -198,7 +202,7 @@ def units_of_python(text: str, tokens: list[Token]) -> Iterator[Unit]:
 
 
 def first_of_lines(text: str, tokens: list[Token]) -> list[tuple[int, int]]:
-    """Token and column of the first token of each line that is no continuation."""
+    """Return index and column of the first token of each line that is not a continuation."""
     found, depth, last_end = [], 0, 0
     for i, token in enumerate(tokens):
         between = text[last_end : token.start]
@@ -212,7 +216,7 @@ def first_of_lines(text: str, tokens: list[Token]) -> list[tuple[int, int]]:
 
 
 class Source:
-    """A file, its tokens and the parts that have names."""
+    """A file, its tokens and its named parts."""
 
     def __init__(self, file: str, text: str) -> None:
         self.file, self.text = file, text
@@ -230,7 +234,7 @@ class Source:
         ]
 
 
-# ---- how a text is replaced ---------------------------------------------------------------------
+# ---- replacing a text ---------------------------------------------------------------------------
 
 
 def common(a: list[str], b: list[str]) -> int:
@@ -240,12 +244,12 @@ def common(a: list[str], b: list[str]) -> int:
 
 
 def place_in_c(source: Source, at: int, old: list[Token], new_text: str) -> Place:
-    """Replaces only the tokens that differ, so that the comments around them stay."""
+    """Replace only the tokens that differ, so that the comments around them stay."""
     new = tokens_of(new_text, True)
     a, b = [t.text for t in old], [t.text for t in new]
     head = common(a, b)
     tail = common(a[head:][::-1], b[head:][::-1])
-    first, last = at + head, at + len(a) - tail  # of the file's tokens: those that go
+    first, last = at + head, at + len(a) - tail  # the tokens of the file that are replaced
     if first < last:
         text = (
             new_text[new[head].start : new[len(b) - tail - 1].end] if head < len(b) - tail else ""
@@ -267,7 +271,7 @@ def indent_of(line: str) -> int:
 def place_in_python(
     source: Source, at: int, old: list[Token], old_text: str, new_text: str
 ) -> Place:
-    """Replaces the lines, and gives the new ones the indentation of the place."""
+    """Replace the lines, and indent the new ones like the old ones."""
     start, end = source.tokens[at].start, source.tokens[at + len(old) - 1].end
     line = source.text[source.text.rfind("\n", 0, start) + 1 :].partition("\n")[0]
     first = old_text[old_text.rfind("\n", 0, old[0].start) + 1 :]
@@ -282,7 +286,7 @@ def place_in_python(
 
 
 class Sources:
-    """The files below a root, read when they are first needed."""
+    """The files below a root.  A file is read at its first use."""
 
     def __init__(self, root: Path, folders: Iterable[str] = FOLDERS) -> None:
         self.root = root
@@ -315,17 +319,17 @@ class Sources:
         return self.by_name.get(" ".join(name.split()), [])
 
     def units(self, name: str, file: str = "") -> list[tuple[Source, Unit]]:
-        """All parts of that name, or the whole of the files where there is no name."""
+        """Return all parts of that name, or whole files if `name` is empty."""
         fits = [f for f in self.files if not file or fnmatch(f, file)]
         if not name:
             found = [(self.source(f), self.source(f).whole) for f in fits]
         else:
             found = [(s, u) for s, u in self.named(name) if s.file in fits]
         if not found:
-            raise AnchorError(self.why_none(name, file))
+            raise AnchorError(self.reason_for_none(name, file))
         return found
 
-    def why_none(self, name: str, file: str) -> str:
+    def reason_for_none(self, name: str, file: str) -> str:
         if not name:
             return f"no file matches {file!r}"
         elsewhere = sorted({s.file for s, _ in self.named(name)})
@@ -363,7 +367,7 @@ def line_of(text: str, position: int) -> int:
 
 
 def applied(text: str, places: Iterable[Place]) -> str:
-    """The text with all places replaced; they may not overlap."""
+    """Return the text with all places replaced.  Places must not overlap."""
     ordered = sorted(places, key=lambda p: (p.start, p.end))
     for a, b in pairwise(ordered):
         if b.start < a.end:

@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: MIT
-"""bench_compare.py - two versions of memslots, measured in turns on one machine: is B faster than A?
+"""bench_compare.py - measure two versions of memslots in turns on one machine: is B faster than A?
 
     bench_compare.py A B [--rounds N] [--sort] [-k EXPRESSION] [further arguments of pytest]
 
-A and B are anything that git knows as a commit, or `.`, the files as they are.  Each is taken
-out of git into build/compare/, built there and installed beside it; nothing is written to the repository itself.
-Both run the benchmarks of *this* checkout's bench/suite, in turns, A B, B A, A B, ...: a busy minute of the machine
-hits both.  A round gives one ratio B / A of medians for each benchmark; the table has the median of these ratios, and
-the lowest and the highest: where 1 lies between them, nothing has been shown.  Of N rounds of equal versions all agree
-by chance in one benchmark of 2^(N-1).  A benchmark whose answer is wrong fails.
+A and B are commits in any spelling that git accepts.  `.` stands for the files of the checkout as they are.  The tool
+copies each version into build/compare/ and builds and installs it there.  It writes nothing to the repository itself.
+Both versions run the benchmarks of *this* checkout's bench/suite in turns: A B, B A, A B, ...  A busy minute of the
+machine therefore affects both.  A round gives one ratio B / A of medians for each benchmark.  The table has the median,
+the lowest and the highest of these ratios.  If 1 lies between the lowest and the highest, the difference is not clear.
+For equal versions all N rounds agree by chance in one of 2^(N-1) benchmarks.  A benchmark with a wrong answer fails.
 """
 
 import argparse
@@ -25,16 +25,16 @@ from typing import NamedTuple
 from tabulate import tabulate
 
 ROOT = Path(__file__).resolve().parent.parent
-HERE = "."  # the files as they are
+HERE = "."  # stands for the files of the checkout as they are
 ROUNDS = 5
-LEAST = 0.03  # the same code, moved by some bytes in memory, may differ as much
-PARTS = ("src", "CMakeLists.txt", "pyproject.toml", "README.md", "LICENSE")  # what a build reads
+LEAST = 0.03  # the same code at another address in memory may differ by this much
+PARTS = ("src", "CMakeLists.txt", "pyproject.toml", "README.md", "LICENSE")  # the inputs of a build
 
-Medians = dict[str, float]  # seconds by name of the benchmark
+Medians = dict[str, float]  # benchmark -> seconds
 
 
 class Version(NamedTuple):
-    """What is compared: a name as it was given, and where it is installed."""
+    """A version to compare: its name as given, and the folder where it is installed."""
 
     name: str
     site: Path
@@ -53,7 +53,7 @@ def git(*args: str) -> str:
 
 
 def version(name: str) -> Version:
-    """Takes it out of git and builds it, unless that was done before."""
+    """Copy a version out of git and build it, unless that was done before."""
     commit = "files" if name == HERE else git("rev-parse", "--verify", f"{name}^{{commit}}")[:12]
     folder = ROOT / "build" / "compare" / commit
     site, done = folder / "site", folder / "done"
@@ -62,8 +62,8 @@ def version(name: str) -> Version:
         (copy_files if name == HERE else extract)(commit, folder / "source")
         build(folder)
         done.touch()
-    told = "" if name == HERE else f" ({commit[:7]})"
-    return Version(name + told, site)
+    shown = "" if name == HERE else f" ({commit[:7]})"
+    return Version(name + shown, site)
 
 
 def copy_files(_: str, source: Path) -> None:
@@ -79,7 +79,7 @@ def copy_files(_: str, source: Path) -> None:
 
 
 def extract(commit: str, source: Path) -> None:
-    """git archive, not a worktree: that would be noted in the repository."""
+    """Copy the files of a commit.  Use git archive, because a worktree would change the repository."""
     shutil.rmtree(source, ignore_errors=True)
     source.mkdir(parents=True)
     command = ["git", "-C", str(ROOT), "archive", commit]
@@ -101,7 +101,7 @@ def build(folder: Path) -> None:
 
 
 class Runs:
-    """Medians of all rounds of one version, and what failed."""
+    """The medians of all rounds of one version, and the benchmarks that failed."""
 
     def __init__(self) -> None:
         self.rounds: list[Medians] = []
@@ -109,7 +109,7 @@ class Runs:
 
 
 def measure(version: Version, runs: Runs, arguments: list[str]) -> None:
-    """One run of the suite in a process of its own."""
+    """Run the suite once in a new process."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "benchmarks.json"
         command = [
@@ -127,8 +127,8 @@ def measure(version: Version, runs: Runs, arguments: list[str]) -> None:
         done = subprocess.run(
             command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False
         )
-        told = done.stdout.splitlines()
-        runs.failed |= {line for line in told if line.startswith(("FAILED", "ERROR"))}
+        lines = done.stdout.splitlines()
+        runs.failed |= {line for line in lines if line.startswith(("FAILED", "ERROR"))}
         if done.returncode not in (0, 1) or not path.exists():
             raise SystemExit(f"{version.name}: pytest ended with {done.returncode}\n{done.stdout}")
         runs.rounds.append(medians(path))
@@ -140,7 +140,7 @@ def medians(path: Path) -> Medians:
 
 
 def measure_all(pair: tuple[Version, Version], rounds: int, arguments: list[str]) -> list[Runs]:
-    """In turns; who begins changes from round to round."""
+    """Measure both versions in turns.  The version that begins alternates from round to round."""
     runs = [Runs(), Runs()]
     for i in range(rounds):
         print(f"round {i + 1} of {rounds}", file=sys.stderr, flush=True)
@@ -153,7 +153,7 @@ def measure_all(pair: tuple[Version, Version], rounds: int, arguments: list[str]
 
 
 class Compared(NamedTuple):
-    """One benchmark: medians in seconds, and B / A of each round."""
+    """One benchmark: both medians in seconds, and the ratio B / A of each round."""
 
     name: str
     a: float
@@ -162,7 +162,7 @@ class Compared(NamedTuple):
 
     @property
     def verdict(self) -> str:
-        """Only what all rounds agree on, and what is not too little to be owed to the code itself."""
+        """Give a verdict only if all rounds agree and the difference is at least LEAST."""
         if abs(median(self.ratios) - 1) < LEAST:
             return ""
         if max(self.ratios) < 1:
@@ -206,8 +206,8 @@ def seconds(value: float) -> str:
     return f"{value / size:.4g} {unit}"
 
 
-def tell_rest(names: tuple[str, str], runs: list[Runs]) -> None:
-    """What has no row in the table, and why."""
+def print_rest(names: tuple[str, str], runs: list[Runs]) -> None:
+    """Print the benchmarks that have no row in the table, with the reason."""
     for name, mine, other in zip(names, runs, reversed(runs), strict=True):
         for line in sorted(mine.failed):
             print(f"{name}: {line}")
@@ -223,7 +223,9 @@ def arguments() -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("a", metavar="A")
     parser.add_argument("b", metavar="B")
     parser.add_argument("--rounds", type=int, default=ROUNDS)
-    parser.add_argument("--sort", action="store_true", help="by ratio, not as they ran")
+    parser.add_argument(
+        "--sort", action="store_true", help="sort by ratio, not by order of the runs"
+    )
     return parser.parse_known_args()
 
 
@@ -237,14 +239,14 @@ def main() -> int:
         rows.sort(key=lambda row: median(row.ratios))
     if rows:
         print(table(rows))
-    tell_rest(("A", "B"), runs)
+    print_rest(("A", "B"), runs)
     count = {
         verdict: sum(row.verdict == verdict for row in rows) for verdict in ("faster", "slower")
     }
     failed = any(r.failed for r in runs)
     print(
         f"bench-compare: {len(rows)} benchmarks, B is faster in {count['faster']}, slower in"
-        f" {count['slower']}, not told apart in {len(rows) - sum(count.values())}"
+        f" {count['slower']}, no clear difference in {len(rows) - sum(count.values())}"
         + (", some FAILED" if failed else "")
     )
     return 1 if failed or not rows else 0

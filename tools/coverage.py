@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""coverage.py FILE - prints what a JSON report of gcovr says of the core.
+"""coverage.py FILE - print the coverage of the core from a JSON report of gcovr.
 
-A row per file: lines and branches that ran, the numbers of the lines that did not; then the total.
+Each file has a row with the lines and branches that ran, and the numbers of the lines that did not run.  The last line
+has the total.
 """
 
 import json
@@ -32,10 +33,10 @@ def ranges(numbers: list[int]) -> str:
 
 
 def file_counts(lines: list[dict[str, Any]]) -> tuple[Count, Count, list[int]]:
-    """The lines and branches of one file, and the numbers of the lines that did not run."""
+    """Return the counts of lines and branches of one file, and the numbers of the lines that did not run."""
     code = [line for line in lines if not line.get("gcovr/excluded")]
     runs: dict[int, bool] = {}
-    for line in code:  # an inline function's line stands once for each place of the report
+    for line in code:  # a line of an inline function may occur several times in the report
         runs[line["line_number"]] = runs.get(line["line_number"], False) or line["count"] > 0
     branches = [
         branch["count"] > 0

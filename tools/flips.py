@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""flips.py - make simple mutants of a C function: each flips one comparison, one operator or one condition.
+"""flips.py - make simple mutants of a C function.  Each flips one comparison, one operator or one condition.
 
     kind                  effect
     lt-le le-lt           `a < b` becomes `a <= b`, and the reverse
@@ -7,7 +7,7 @@
     and-or or-and         `a && b` becomes `a || b`, and the reverse
     plus-one minus-one    `a + 1` and `a - 1` become `a`
     if-true if-false      the condition of an `if` is forced
-    never                 the condition of a `while` or a `for` is false: the loop does not go on
+    never                 the condition of a `while` or a `for` is false: the loop ends
     first second          `c ? a : b` becomes `a`, or `b`
 
 The name of a flip is its kind and its number among the flips of that kind in the function: `lt-le:2`.
@@ -34,7 +34,7 @@ BEFORE_CONDITION = {"=", "return", ",", ";", "?", ":", "+=", "-=", "|=", "&=", *
 
 
 class Flip(NamedTuple):
-    """One flip in the function `name`; it is planted as an Edit is."""
+    """One flip in the function `name`.  It is planted in the same way as an Edit."""
 
     name: str
     label: str  # kind:number
@@ -48,11 +48,11 @@ class Found(NamedTuple):
     label: str
     place: Place
     code: str  # the expression or the condition that changes, on one line
-    text: str  # the same with the flip
+    text: str  # the same code with the flip
 
 
 class Change(NamedTuple):
-    """Tokens [first, end) become `text`; the tokens [shown, shown_end) show where that is."""
+    """Tokens [first, end) become `text`.  Messages show the tokens [shown, shown_end)."""
 
     kind: str
     first: int
@@ -63,7 +63,7 @@ class Change(NamedTuple):
 
 
 def closing(words: list[str], at: int) -> int:
-    """The place of the bracket that closes the one at `at`."""
+    """Return the index of the bracket that closes the bracket at `at`."""
     depth = 0
     for i in range(at, len(words)):
         depth += (words[i] in OPEN) - (words[i] in CLOSED)
@@ -73,7 +73,7 @@ def closing(words: list[str], at: int) -> int:
 
 
 def beginning(words: list[str], at: int) -> int:
-    """Where the expression begins that ends before `at`."""
+    """Return the first token of the expression that ends before `at`."""
     depth = 0
     for i in range(at - 1, -1, -1):
         if depth == 0 and words[i] in BEFORE_CONDITION:
@@ -83,7 +83,7 @@ def beginning(words: list[str], at: int) -> int:
 
 
 def ending(words: list[str], at: int) -> int:
-    """The token behind the expression that begins at `at`."""
+    """Return the token after the expression that begins at `at`."""
     depth = 0
     for i in range(at, len(words)):
         if depth == 0 and words[i] in {")", "]", "}", ";", ",", "?", ":", "{"}:
@@ -93,7 +93,7 @@ def ending(words: list[str], at: int) -> int:
 
 
 def forced(words: list[str], i: int) -> Iterator[Change]:
-    """Of the conditions that begin with the token i."""
+    """Yield the flips of the condition that begins with the token i."""
     if words[i] in ("if", "while") and words[i + 1] == "(":
         first, end = i + 2, closing(words, i + 1)
         for kind, value in (
@@ -118,7 +118,7 @@ def forced(words: list[str], i: int) -> Iterator[Change]:
 
 
 def changes(words: list[str]) -> Iterator[Change]:
-    """All flips of a function with these tokens, in their order."""
+    """Yield all flips of a function with these tokens, in order."""
     for i, word in enumerate(words):
         if word in OPERATORS:
             text, kind = OPERATORS[word]
@@ -134,7 +134,7 @@ def is_operand(word: str) -> bool:
 
 
 def body(source: Source, unit: Unit) -> tuple[int, list[str]]:
-    """The tokens of a function behind its head, or of a macro behind its name."""
+    """Return the tokens of a function after its head, or of a macro after its name."""
     words = source.words[unit.first : unit.end]
     skip = 3 if words[0] == "#" else words.index("{") if "{" in words else 0
     return unit.first + skip, words[skip:]
@@ -147,7 +147,7 @@ def flips_in(source: Source, unit: Unit) -> list[Found]:
     for change in changes(words):
         numbers[change.kind] += 1
         tokens = source.tokens[first + change.first : first + change.end]
-        if change.text == "" and tokens[0].text in STEPS:  # with the space before it
+        if change.text == "" and tokens[0].text in STEPS:  # remove the space before it too
             start = source.tokens[first + change.first - 1].end
         else:
             start = tokens[0].start
@@ -164,7 +164,7 @@ def flips_in(source: Source, unit: Unit) -> list[Found]:
 
 
 def flips_of(sources: Sources, name: str, file: str = "") -> list[Found]:
-    """All flips of the one function of this name."""
+    """Return all flips of the function of this name.  There must be exactly one."""
     units = [
         (s, u)
         for s, u in sources.units(name, file)

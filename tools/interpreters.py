@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: MIT
-"""interpreters.py - finds the supported Pythons on this machine, so that `make ci` and `make nightly` can test on them.
+"""interpreters.py - find the supported Pythons on this machine, so that `make ci` and `make nightly` can test on them.
 
-The supported versions are the classifiers of pyproject.toml.  The version of this interpreter is left
-out: `make test` has run on it.  Prints a line `VERSION PATH` for each one found, newest first, and
-names on stderr each one that it did not find or that cannot build extensions.
+The classifiers of pyproject.toml name the supported versions.  The version of this interpreter is left out, because
+`make test` runs on it.  The tool prints a line `VERSION PATH` for each interpreter that it finds, newest first.  On
+stderr it names each version that it does not find, or that cannot build extensions.
 """
 
 import argparse
@@ -23,7 +23,7 @@ PROBE = (
 
 
 def supported(pyproject: str) -> list[str]:
-    """The versions that the classifiers name, newest first."""
+    """Return the versions in the classifiers, newest first."""
     classifiers = tomllib.loads(pyproject)["project"]["classifiers"]
     found = [re.fullmatch(r"Programming Language :: Python :: (3\.\d+)", c) for c in classifiers]
     versions = [match[1] for match in found if match]
@@ -31,7 +31,7 @@ def supported(pyproject: str) -> list[str]:
 
 
 def candidates(version: str) -> Iterator[Path]:
-    """Where an interpreter of this version may be: on PATH, then in the folders of pyenv and uv."""
+    """Yield possible paths of an interpreter of this version: on PATH, then in the folders of pyenv and uv."""
     home = Path.home()
     for folder in os.environ.get("PATH", "").split(os.pathsep):
         yield Path(folder) / f"python{version}"
@@ -44,7 +44,7 @@ def candidates(version: str) -> Iterator[Path]:
 
 
 def is_version(path: Path, version: str) -> bool:
-    """Whether it runs and is this version; a shim of pyenv may exist and refuse to run."""
+    """Whether the interpreter runs and has this version.  A shim of pyenv may exist but not run."""
     if not os.access(path, os.X_OK):
         return False
     try:
@@ -62,7 +62,7 @@ def can_build(path: Path) -> bool:
 
 
 def find(version: str) -> Path | str:
-    """An interpreter that can build extensions, or the reason why there is none."""
+    """Return an interpreter that can build extensions, or the reason why there is none."""
     found = dict.fromkeys(path for path in candidates(version) if is_version(path, version))
     usable = next((path for path in found if can_build(path)), None)
     if usable:

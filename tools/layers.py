@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: MIT
-"""layers.py - proves who may include whom in the C core, and that its symbols carry their prefix.
+"""layers.py - check the includes of the C core against its layers, and the prefix of its symbols.
 
-A file of the core includes headers of strictly lower layers, its own header, and memslots.h, the
-public one, which includes nothing of the core.  No file of the core includes Python.h.  So two
-files of one layer never see each other.  Nor do the writer's files and the reader's, in whatever
-layers they are: they share vm_index.h and what is below it.
+A file of the core may include headers of strictly lower layers, its own header, and the public header memslots.h.
+memslots.h includes no header of the core.  Two files of one layer never include each other.  A file of the writer and a
+file of the reader never include each other in any layer; they share only vm_index.h and lower layers.  No file of the
+core includes Python.h.
 
-With --library every global symbol that the static library defines must begin with ms_: QEMU and
-other programs define interval_tree_insert() and its like too.
+With --library the tool also checks that every global symbol of the static library begins with ms_.  QEMU and other
+programs define symbols such as interval_tree_insert() too.
 """
 
 import argparse
@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-# From the lowest layer up; a letter orders what belongs together.
+# From the lowest layer up.  A letter orders the layers of one number.
 LAYERS = {
     "0a": ("namespace",),
     "0b": ("compiler",),
@@ -66,12 +66,12 @@ SIDES = {
     "reader": ("search", "batch_walk", "lookup", "batch"),
 }
 SIDE_OF = {module: side for side, modules in SIDES.items() for module in modules}
-DESIGNS = "3b"  # every other *_set: adding one takes no line here
+DESIGNS = "3b"  # the layer of every other *_set; a new one needs no entry here
 PUBLIC = "memslots.h"
 
 INCLUDE = re.compile(r'\s*#\s*include\s*([<"])([^>"]+)[>"]')
 PREFIX = "ms_"
-INSTRUMENTATION = ("__odr_asan",)  # what a sanitizer adds to a library's own symbols
+INSTRUMENTATION = ("__odr_asan",)  # symbols that a sanitizer adds
 
 
 class Wrong(NamedTuple):
@@ -87,19 +87,19 @@ def layer_of(module: str) -> str | None:
 
 
 def includes(path: Path) -> Iterator[tuple[int, str, bool]]:
-    """Line number, name, and whether it was quoted, of each #include."""
+    """Yield line number, name, and whether the name is in quotes, of each #include."""
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
         if match := INCLUDE.match(line):
             yield number, match[2], match[1] == '"'
 
 
 def objection(includer: Path, name: str, quoted: bool, headers: set[str]) -> str | None:
-    """Why the file may not include the name, or None."""
+    """Return the reason why the file may not include the name, or None."""
     header = Path(name).name
     if header == "Python.h":
         return "the core builds without Python.h"
     if not quoted and header not in headers:
-        return None  # the compiler's and the system's
+        return None  # a header of the compiler or the system
     if includer.name == PUBLIC:
         return f"{PUBLIC} is the wall: it includes nothing of the core, but here {header}"
     if header == PUBLIC:
@@ -121,7 +121,7 @@ def objection(includer: Path, name: str, quoted: bool, headers: set[str]) -> str
 
 
 def check_includes(core: Path) -> tuple[list[Wrong], int, int]:
-    """What is wrong under the folder of the core; how many files and includes were looked at."""
+    """Return the faults under the folder of the core, and the numbers of checked files and includes."""
     files = sorted(p for p in core.rglob("*") if p.suffix in (".c", ".h"))
     headers = {p.name for p in files if p.suffix == ".h"}
     wrong, count = [], 0
@@ -137,7 +137,7 @@ def check_includes(core: Path) -> tuple[list[Wrong], int, int]:
 
 
 def check_symbols(library: Path, nm: str) -> tuple[list[Wrong], int]:
-    """The global symbols of the library that lack the prefix; how many it defines."""
+    """Return the global symbols of the library without the prefix, and the number of its global symbols."""
     out = subprocess.run(
         [nm, "--extern-only", "--defined-only", "--format=posix", str(library)],
         check=True,
@@ -161,8 +161,8 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     core = Path(__file__).resolve().parent.parent / "src" / "_core"
     parser.add_argument("--core", type=Path, default=core, help="the folder of the C core")
-    parser.add_argument("--library", type=Path, help="the static library, for its symbols")
-    parser.add_argument("--nm", default="nm", help="the nm that reads it")
+    parser.add_argument("--library", type=Path, help="the static library; check its symbols")
+    parser.add_argument("--nm", default="nm", help="the nm that reads the library")
     args = parser.parse_args(argv)
 
     wrong, files, count = check_includes(args.core)

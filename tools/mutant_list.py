@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: MIT
-"""mutant_list.py - read tests/mutants/*.toml: the mutants, the flips, and the reasons of those left out.
+"""mutant_list.py - read tests/mutants/*.toml: the mutants, the flips, and the reasons for everything that is left out.
 
     [[mutant]]     name, hazard, wrong (one sentence), in/file, old, new, caught_by; also: more edits; quick; cpu
     [[flips]]      in (one function or a list), hazard, caught_by; equivalent: flips that change nothing observable
-    [[left]]       a mutant that no test here can catch, and left_to: the reason
+    [[left]]       a mutant that no test here can catch; left_to: the reason
     [[excused]]    a hazard without a mutant, and the reason
 
-anchors.py says how `in`, `file` and `old` are compared with the sources, and flips.py which flips there are.  A test is
-the name of a ctest, with `asan:` or `tsan:` before it for a build with sanitizers, or the node id of a pytest.  It may
-end in `scale=` and `seed=`, which test.h reads.
+anchors.py describes how `in`, `file` and `old` are compared with the sources.  flips.py lists the kinds of flips.  A
+test is the name of a ctest, with `asan:` or `tsan:` before it for a build with sanitizers, or the node id of a pytest.
+It may end in `scale=` and `seed=`, which test.h reads.
 """
 
 import fnmatch
@@ -24,10 +24,10 @@ from flips import Flip, Found, flips_of
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "tests" / "mutants"
 HAZARDS = tuple(f"H{i}" for i in range(1, 33))
-BAD_INPUT = "input"  # the table "Bad input and lifetimes", whose rows have no numbers
+BAD_INPUT = "input"  # any row of the table "Bad input and lifetimes"; its rows have no numbers
 SANITIZERS = {"plain": "", "asan": "address,undefined", "tsan": "thread"}
 PYTHON = "python"  # the build of the extension
-SCALE = 0.1  # of the random parts of the tests: a test that finds a bug finds it early
+SCALE = 0.1  # of the random parts of the tests; a test that finds a bug usually finds it early
 KINDS = {"mutant", "flips", "left", "excused"}
 
 
@@ -44,7 +44,7 @@ class Edit(NamedTuple):
 
 
 class Test(NamedTuple):
-    """`name` is a ctest, or the node id of a pytest where build is "python"."""
+    """`name` is a ctest, or the node id of a pytest if build is "python"."""
 
     build: str
     name: str
@@ -63,9 +63,9 @@ class Mutant(NamedTuple):
     wrong: str
     edits: tuple[Edit | Flip, ...]
     tests: tuple[Test, ...]
-    quick: bool  # one of those that --quick plants
-    left_to: str  # the reason why it is not planted
-    cpu: frozenset[str]  # the flags of a CPU that runs the code
+    quick: bool  # --quick plants it too
+    left_to: str  # the reason why it is not planted, or empty
+    cpu: frozenset[str]  # the CPU flags that the code needs
 
 
 class Equivalent(NamedTuple):
@@ -104,7 +104,7 @@ def parse_test(text: str) -> Test:
 
 
 def parse_edit(entry: dict[str, Any]) -> Edit:
-    """The last line's end is no part of a text, so that three quotes may stand on a line of their own."""
+    """Read an edit.  The last line break is not part of a text, so the closing quotes may have their own line."""
     if not entry.get("in") and not entry.get("file"):
         raise KeyError("in")
     old, new = (entry[key].removesuffix("\n") for key in ("old", "new"))
@@ -144,7 +144,7 @@ def parse_mutant(entry: dict[str, Any], left_to: str = "") -> Mutant:
 
 
 def parse_equivalents(entry: dict[str, Any]) -> dict[str, dict[str, str]]:
-    """By the name of the flip, `function:kind:number`."""
+    """Return the equivalent flips by name, `function:kind:number`."""
     functions, found = listed(entry["in"]), {}
     for e in entry.get("equivalent", []):
         name = e["flip"] if len(functions) > 1 else f"{functions[0]}:{e['flip']}"
@@ -155,7 +155,7 @@ def parse_equivalents(entry: dict[str, Any]) -> dict[str, dict[str, str]]:
 
 
 def parse_flips(entry: dict[str, Any], sources: Sources) -> tuple[list[Mutant], list[Equivalent]]:
-    """All flips of the functions; a function that is not there is one mutant, which cannot be planted."""
+    """Return all flips of the functions.  A missing function becomes one mutant, which cannot be planted."""
     functions = listed(entry["in"])
     equivalents = parse_equivalents(entry)
     tests = tuple(map(parse_test, entry["caught_by"]))
@@ -182,15 +182,13 @@ def parse_flips(entry: dict[str, Any], sources: Sources) -> tuple[list[Mutant], 
                     mutant(name, flip.label, f"{name}(): `{flip.code}` becomes `{flip.text}`.")
                 )
     missing = {m.edits[0].name for m in mutants if m.name.endswith(":any")}
-    if strangers := [name for name in equivalents if name.partition(":")[0] not in missing]:
-        raise ListError(
-            f"there is no flip of the name {', '.join(strangers)}; take the equivalent out"
-        )
+    if unknown := [name for name in equivalents if name.partition(":")[0] not in missing]:
+        raise ListError(f"there is no flip of the name {', '.join(unknown)}; remove the equivalent")
     return mutants, left_out
 
 
 def equivalent(name: str, flip: Found, entry: dict[str, str]) -> Equivalent:
-    """Its code says which flip the reason is about, since numbers move with the code."""
+    """Return the equivalent.  Its `code` must be that of the flip, because numbers change with the code."""
     if "".join(entry["code"].split()) != "".join(flip.code.split()):
         raise ListError(
             f"the equivalent {name}:{flip.label} is about `{entry['code']}`, but that flip changes `{flip.code}`"
@@ -203,8 +201,8 @@ def read_catalogue(folder: Path = FOLDER, sources: Sources | None = None) -> Cat
     catalogue = Catalogue([], [], {}, [])
     for path in sorted(folder.glob("*.toml")):
         data = tomllib.loads(path.read_text(encoding="utf-8"))
-        if strangers := data.keys() - KINDS:
-            raise ListError(f"{path.name}: an entry cannot be of the kind {', '.join(strangers)}")
+        if unknown := data.keys() - KINDS:
+            raise ListError(f"{path.name}: an entry cannot be of the kind {', '.join(unknown)}")
         catalogue.mutants.extend(map(parse_mutant, data.get("mutant", [])))
         catalogue.left.extend(parse_mutant(e, e["left_to"]) for e in data.get("left", []))
         catalogue.excused.update((e["hazard"], e["reason"]) for e in data.get("excused", []))
@@ -218,11 +216,11 @@ def read_catalogue(folder: Path = FOLDER, sources: Sources | None = None) -> Cat
     return catalogue
 
 
-# ---- looking into it ----------------------------------------------------------------------------
+# ---- queries ------------------------------------------------------------------------------------
 
 
 def planted(edits: Iterable[Edit | Flip], sources: Sources) -> dict[str, str]:
-    """The files that the edits change, with their new texts."""
+    """Return the files that the edits change, with their new texts."""
     places: dict[str, list[Place]] = {}
     for edit in edits:
         place = edit.place(sources)
@@ -231,7 +229,7 @@ def planted(edits: Iterable[Edit | Flip], sources: Sources) -> dict[str, str]:
 
 
 def stale(mutant: Mutant, sources: Sources) -> str:
-    """The reason why the mutant cannot be planted in these sources, or nothing."""
+    """Return the reason why the mutant cannot be planted in these sources, or an empty text."""
     try:
         planted(mutant.edits, sources)
     except AnchorError as error:
@@ -240,7 +238,7 @@ def stale(mutant: Mutant, sources: Sources) -> str:
 
 
 def files_of(mutant: Mutant, sources: Sources) -> list[str]:
-    """The files that it changes, without those of anchors that are not found."""
+    """Return the files that the mutant changes.  Anchors that are not found are ignored."""
     found: dict[str, None] = {}
     for edit in mutant.edits:
         with suppress(AnchorError):
@@ -249,7 +247,7 @@ def files_of(mutant: Mutant, sources: Sources) -> list[str]:
 
 
 def uncovered(catalogue: Catalogue) -> list[str]:
-    """Hazards that have neither a mutant nor an excuse."""
+    """Return the hazards that have neither a mutant nor an excuse."""
     covered = {hazard for m in catalogue.mutants for hazard in m.hazards}
     return [hazard for hazard in HAZARDS if hazard not in covered | catalogue.excused.keys()]
 
@@ -257,7 +255,10 @@ def uncovered(catalogue: Catalogue) -> list[str]:
 def select(
     mutants: list[Mutant], pattern: str, quick: bool, shard: tuple[int, int], sources: Sources
 ) -> list[Mutant]:
-    """By a part of name, hazard, function, file or test, or by a pattern with * for all of one of them."""
+    """Select mutants by a part of the name, hazard, function, file or test.
+
+    A pattern with wildcards must match one of these as a whole.
+    """
 
     def fits(m: Mutant) -> bool:
         words = [
@@ -275,7 +276,7 @@ def select(
     return chosen[shard[0] - 1 :: shard[1]]
 
 
-# ---- printing it --------------------------------------------------------------------------------
+# ---- printing -----------------------------------------------------------------------------------
 
 
 def in_order(hazard: str) -> tuple[int, str]:
@@ -283,7 +284,7 @@ def in_order(hazard: str) -> tuple[int, str]:
 
 
 def table(*head: str, rows: Iterable[Iterable[str]]) -> Iterator[str]:
-    """A table of Markdown; a bar would end a cell."""
+    """Yield a Markdown table.  Bars are escaped, because a bar would end a cell."""
     yield f"| {' | '.join(head)} |"
     yield "|---" * len(head) + "|"
     for row in rows:
@@ -292,7 +293,10 @@ def table(*head: str, rows: Iterable[Iterable[str]]) -> Iterator[str]:
 
 
 def markdown(mutants: list[Mutant], catalogue: Catalogue) -> str:
-    """The mutants by hazard, with a row for each hazard of each, and all that is left out."""
+    """Return tables of the mutants by hazard, and of everything that is left out.
+
+    A mutant has a row for each of its hazards.
+    """
     by_hazard = sorted(
         ((h, m) for m in mutants for h in m.hazards), key=lambda x: (in_order(x[0]), x[1].name)
     )

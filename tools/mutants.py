@@ -1,17 +1,17 @@
 # SPDX-License-Identifier: MIT
-"""mutants.py - plant bugs, one at a time, and see that a test catches each.
+"""mutants.py - plant bugs one at a time, and check that a test catches each.
 
     mutants.py [-k PATTERN] [--quick] [--shard I/N] [--jobs N] [--every] [--list] [--json FILE] [--markdown]
 
-mutant_list.py describes the bugs, which are in tests/mutants/*.toml.  A bug of code that only some CPUs run names their
-flags in /proc/cpuinfo (`cpu`); on another CPU it is not planted, and the run says so.
+The bugs are in tests/mutants/*.toml; mutant_list.py describes their format.  Some code runs only on some CPUs.  A bug
+there names the necessary flags of /proc/cpuinfo (`cpu`).  On another CPU it is not planted, and the run reports this.
 
-The tool plants bugs into copies of the sources under build/mutants/, never into the tree, and compiles only what they
-change.  First the copies without a bug must pass every test that is named, because a test that fails anyway proves
-nothing.  Then the tool builds each mutant and runs its tests until one fails.  These catch a mutant: a check of the
-test, an assertion of the engine, a sanitizer, a crash, and the watchdog.  The watchdog ends a test that takes five
-times as long as without the bug.  A machine that stalls can cause that too, so such a test runs again, and the second
-run counts.  A mutant that does not compile, or whose anchor is not found, is not caught.
+The tool plants bugs into copies of the sources under build/mutants/, never into the tree, and compiles only changed
+files.  First every named test must pass in a copy without a bug, because a test that fails without a bug proves
+nothing.  Then the tool builds each mutant and runs its tests until one fails.  A mutant is caught by a check of the
+test, an assertion of the engine, a sanitizer, a crash, or the watchdog.  The watchdog ends a test that takes five times
+as long as without the bug.  A busy machine can cause this too, so such a test runs again, and the second run counts.
+A mutant that does not compile, or whose anchor is not found, is not caught.
 
 The last line is `mutants: N planted, N caught`; the exit status is 0 when both numbers are the same.
 """
@@ -64,8 +64,8 @@ PARTS = (
     "tools",
 )
 
-LIMIT_S = 10  # for a test that takes no time; five times its time is added
-LIMIT_MAX_S = 120  # for a test of the copy without a bug
+LIMIT_S = 10  # seconds; five times the time of the test is added
+LIMIT_MAX_S = 120  # for a test without a bug
 WATCHDOG = "watchdog"
 
 
@@ -79,7 +79,7 @@ def cpu_flags(path: Path = Path("/proc/cpuinfo")) -> set[str]:
 
 
 def files_below(root: Path) -> Iterator[Path]:
-    """All files that a build or a test reads, relative to root."""
+    """Yield all files that a build or a test reads, relative to root."""
     for part in PARTS:
         path = root / part
         for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
@@ -92,7 +92,7 @@ def files_below(root: Path) -> Iterator[Path]:
 
 
 def write_if_new(path: Path, content: bytes) -> bool:
-    """Keeps the time of a file that has this content already, so that nothing is compiled again."""
+    """Write a file only if its content differs.  Otherwise its time stays, and nothing is compiled again."""
     if path.exists() and path.read_bytes() == content:
         return False
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -101,11 +101,11 @@ def write_if_new(path: Path, content: bytes) -> bool:
 
 
 def tool(name: str) -> str:
-    """cmake and ninja are next to the Python that runs this, or on PATH."""
+    """Find cmake or ninja next to the Python that runs this, or on PATH."""
     neighbour = Path(sys.executable).parent / name
     found = str(neighbour) if neighbour.exists() else shutil.which(name)
     if not found:
-        raise SystemExit(f"{name} is not installed: make mutants does that")
+        raise SystemExit(f"{name} is not installed; `make mutants` installs it")
     return found
 
 
@@ -128,7 +128,7 @@ def call(*command: str | Path, cwd: Path | None = None) -> str:
 
 
 def environment(**more: str) -> dict[str, str]:
-    """The environment of builds and tests: the sanitizer options of the presets, and this Python's folder on PATH."""
+    """Return the environment of builds and tests, with the presets' sanitizer options and this Python on PATH."""
     presets = json.loads((ROOT / "CMakePresets.json").read_text(encoding="utf-8"))["testPresets"]
     options = next(p["environment"] for p in presets if p["name"] == "base")
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
@@ -136,7 +136,7 @@ def environment(**more: str) -> dict[str, str]:
 
 
 class Copy:
-    """A copy of the sources, its builds, and the mutant that is planted in it."""
+    """A copy of the sources, its builds, and the planted mutant."""
 
     def __init__(self, number: int) -> None:
         self.base = WORK / f"copy-{number}"
@@ -150,10 +150,10 @@ class Copy:
         for file in wanted:
             write_if_new(self.source / file, (ROOT / file).read_bytes())
         self.sources = Sources(self.source)
-        self.sources.read_all()  # before anything is planted there
+        self.sources.read_all()  # before a mutant is planted
 
     def plant(self, edits: Iterable[Edit | Flip]) -> None:
-        """Takes the former mutant out and puts this one in; a file that both change is written once."""
+        """Replace the planted mutant by this one.  A file that both change is written once."""
         texts = planted(edits, self.sources)
         for file in self.mutated - texts.keys():
             write_if_new(self.source / file, self.sources.source(file).text.encode())
@@ -209,7 +209,7 @@ class Copy:
         return commands[test.name]
 
     def run(self, test: Test, limit: float) -> "Outcome":
-        """Builds the test and runs it in a session of its own, so that its children can be killed with it."""
+        """Build the test and run it in a new session, so that its children can be killed with it."""
         self.build(test.build, [test.name])
         more = {"MEMSLOTS_TEST_SCALE": str(test.scale), "MEMSLOTS_SEED": test.seed}
         if test.build == PYTHON:
@@ -235,7 +235,9 @@ class Copy:
 SANITIZER = re.compile(r"ERROR: (AddressSanitizer|LeakSanitizer): ([\w-]+)|WARNING: (ThreadSanitizer): ([\w ()-]+)|"
                        r"(runtime error): (.+)")  # fmt: skip
 CHECK = re.compile(r"^(?:.*/)?(\w+\.[ch]:\d+): (.+)$", re.MULTILINE)
-INVARIANT = re.compile(r"^([A-Z]\d+): (.*)$", re.MULTILINE)  # of fixture.h's check_sound()
+INVARIANT = re.compile(
+    r"^([A-Z]\d+): (.*)$", re.MULTILINE
+)  # a message of check_sound() in fixture.h
 ASSERTION = re.compile(r"(\w+\.[ch]):\d+: \w+: Assertion [`'](.+)' failed")
 PYTEST = re.compile(r"^(?:FAILED|ERROR) \S*?(\w+\.py(?:::.+?)?)(?: - (.*))?$", re.MULTILINE)
 OWN_WATCHDOG = re.compile(
@@ -254,7 +256,7 @@ class Outcome(NamedTuple):
 
     @property
     def how(self) -> str:
-        """The kind of failure, and its message."""
+        """Return the kind of failure and its message."""
         if self.status is None or OWN_WATCHDOG.search(self.output):
             return WATCHDOG
         if found := SANITIZER.search(self.output):
@@ -278,7 +280,7 @@ class Outcome(NamedTuple):
 class Verdict(NamedTuple):
     mutant: Mutant
     caught: list[tuple[Test, str]]
-    trouble: str  # the reason why it could not be tried
+    trouble: str  # the reason why the mutant could not be tested, or empty
     seconds: float
 
     def line(self) -> str:
@@ -306,7 +308,7 @@ class Verdict(NamedTuple):
 
 
 def outcome_of(copy: Copy, test: Test, limit: float) -> Outcome:
-    """A hang hangs twice; a stall of the machine does not."""
+    """Run the test, and again if the watchdog ended it.  A real hang hangs twice, unlike a stall of the machine."""
     outcome = copy.run(test, limit)
     if outcome.failed and outcome.how == WATCHDOG:
         return copy.run(test, limit)
@@ -314,7 +316,7 @@ def outcome_of(copy: Copy, test: Test, limit: float) -> Outcome:
 
 
 class Run:
-    """Workers with a copy each; each takes a group of mutants of the same file at a time."""
+    """Workers that each have a copy.  A worker takes one group of mutants at a time: all mutants of one file."""
 
     def __init__(self, mutants: list[Mutant], jobs: int, every: bool, sources: Sources) -> None:
         self.mutants, self.every, self.sources = mutants, every, sources
@@ -338,7 +340,7 @@ class Run:
                     return
                 try:
                     do(copy, item)
-                except Exception as error:  # an error of this program or its tools is no verdict
+                except Exception as error:  # an error of this program or its tools is not a verdict
                     self.failures.append(f"{type(error).__name__}: {error}")
 
         threads = [threading.Thread(target=worker, args=(copy,)) for copy in self.copies]
@@ -360,7 +362,7 @@ class Run:
         )
 
     def prove(self) -> None:
-        """Runs every named test without a bug; the time that it takes sets its limit."""
+        """Run every named test without a bug, and derive its time limit."""
         tests = sorted(
             {t for m in self.mutants for t in m.tests}, key=lambda t: (t.build != PYTHON, t)
         )
@@ -428,13 +430,17 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
         "-k",
         metavar="PATTERN",
         default="",
-        help="only those whose name, hazard, function, file or test contains it",
+        help="only mutants whose name, hazard, function, file or test contains the pattern",
     )
     parser.add_argument(
         "--quick", action="store_true", help="plant a few of each kind: about a minute"
     )
     parser.add_argument(
-        "--shard", type=parse_shard, default=(1, 1), metavar="I/N", help="every N-th, from the I-th"
+        "--shard",
+        type=parse_shard,
+        default=(1, 1),
+        metavar="I/N",
+        help="every N-th mutant, from the I-th",
     )
     parser.add_argument(
         "--jobs", type=int, default=os.cpu_count() or 1, help="copies of the sources to work in"
@@ -452,8 +458,8 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def have_it_alone() -> Any:
-    """Only one run may use the copies at a time; the end of the process releases the lock."""
+def lock_copies() -> Any:
+    """Let only one run at a time use the copies.  The end of the process releases the lock."""
     WORK.mkdir(parents=True, exist_ok=True)
     lock = (WORK / "lock").open("w")
     try:
@@ -487,7 +493,7 @@ def main(argv: list[str] | None = None) -> int:
                 f"{','.join(m.hazards):8} {m.name:36} not planted: this CPU has no {', '.join(absent)}"
             )
     chosen = [m for m in chosen if m.cpu <= flags]
-    lock = have_it_alone()  # until the end
+    lock = lock_copies()  # until the end
     reasons = {m.name: stale(m, sources) for m in chosen}
     verdicts = [Verdict(m, [], reasons[m.name], 0) for m in chosen if reasons[m.name]]
     for v in verdicts:

@@ -1,8 +1,8 @@
 #!/bin/sh
 # SPDX-License-Identifier: MIT
 #
-# prerequisites.sh [PYTHON] - looks for what pip cannot install, before anything is built.
-# Names everything that is missing and the Debian packages that have it; exit 1 if something is.
+# prerequisites.sh [PYTHON] - check for the programs and headers that pip cannot install, before the build.
+# It names everything that is missing, and the Debian packages that contain it.  The exit status is then 1.
 
 python=${1:-python3}
 packages=
@@ -14,7 +14,7 @@ missing() { # PACKAGE TEXT
 
 work=$(mktemp -d) || exit 1
 trap 'rm -rf "$work"' EXIT
-# A program with the headers that the core uses: a compiler without the C library's headers fails too.
+# Compile a program with the headers of the core, to find also a compiler without the headers of the C library.
 printf '#include <pthread.h>\n#include <stdatomic.h>\n#include <stdio.h>\nint main(void) { return 0; }\n' >"$work/c.c"
 compiler=
 for candidate in ${CC:+"$CC"} cc gcc clang; do
@@ -27,14 +27,14 @@ done
 [ -n "$compiler" ] || missing build-essential "a C11 compiler with its C library (tried: ${CC:+$CC }cc gcc clang)"
 
 if ! command -v "$python" >/dev/null 2>&1; then
-	missing python3 "Python 3.11 or newer ('$python' is no command); another one: make PYTHON=/path/to/python3 ..."
+	missing python3 "Python 3.11 or newer ('$python' is not a command); another one: make PYTHON=/path/to/python3 ..."
 	missing python3-dev "Python's headers (Python.h)"
 	missing python3-venv "Python's venv module with ensurepip"
 elif ! "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
 	version=$("$python" -c 'import sys; print("%d.%d.%d" % sys.version_info[:3])' 2>/dev/null)
 	missing python3 "Python 3.11 or newer ('$python' is ${version:-no working Python 3}); another one: make PYTHON=/path/to/python3 ..."
 else
-	# A package of Debian's default Python is called python3-..., one of another Python python3.X-...
+	# Debian's packages have the name python3-... for its default Python, and python3.X-... for another Python.
 	prefix=python3
 	"$python" -c 'import sys; sys.exit(sys.executable != "/usr/bin/python3")' ||
 		[ ! -e /usr/bin/python3 ] ||

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""python_layers.py - proves who may import whom in the Python package, and that imports have no circle.
+"""python_layers.py - check the imports of the Python package against its layers, and that they have no circle.
 
 It reads .py, .pyx, .pxi and .pxd files: imports at every depth, also inside functions, cimports, includes, and calls of
-import_module() and __import__().  Imports below `if TYPE_CHECKING` do not run and do not count.
+import_module() and __import__().  Imports below `if TYPE_CHECKING` do not run, so they do not count.
 
 A part is a module of the package, the extension with all files that it includes, or a folder.  A part imports parts of
 lower layers only.  Inside a folder every order is allowed, but no circle, as in the whole package.
@@ -23,7 +23,7 @@ EXTENSION = "_memslots"  # the part of all Cython files except libmemslots.pxd
 
 # From the lowest layer up.
 LAYERS = (
-    # What `import memslots` loads.
+    # Modules that `import memslots` loads.
     ("_interpreter", "constants", "libmemslots"),
     ("errors", "listener"),
     (EXTENSION,),
@@ -41,7 +41,7 @@ LAYERS = (
 )
 LAYER_OF = {part: layer for layer, parts in enumerate(LAYERS) for part in parts}
 
-#: Names that are computed at run time cannot be checked.  Here they are modules of the interpreter itself.
+#: Modules that may compute the names of imports.  Such names cannot be checked; these are modules of the interpreter.
 COMPUTED = ("_interpreter",)
 
 CYTHON = (".pyx", ".pxi", ".pxd")
@@ -58,18 +58,18 @@ class Wrong(NamedTuple):
 
 
 class Import(NamedTuple):
-    """A line of a file, and what it imports as it is written."""
+    """One import: its line, and the names as they are written."""
 
     line: int
     module: str | None  # with its leading dots; None where it is computed
-    names: tuple[str, ...] = ()  # of `from module import names`
-    cimport: bool = False  # of declarations
+    names: tuple[str, ...] = ()  # in `from module import names`
+    cimport: bool = False  # imports declarations
     include: bool = False  # `module` is the path of a file
-    prefix: bool = False  # `module` is the beginning of the names of several modules
+    prefix: bool = False  # `module` is the common beginning of several module names
 
 
 class Edge(NamedTuple):
-    """One file of the package needs another."""
+    """One file of the package imports or includes another."""
 
     source: str
     line: int
@@ -96,7 +96,7 @@ def python_imports(source: str) -> Iterator[Import]:
 
 
 def running_nodes(node: ast.AST) -> Iterator[ast.AST]:
-    """All nodes below this one, except those for type checkers alone."""
+    """Yield all nodes below this one, except nodes for type checkers only."""
     for child in ast.iter_child_nodes(node):
         if isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test):
             for other in child.orelse:
@@ -108,12 +108,15 @@ def running_nodes(node: ast.AST) -> Iterator[ast.AST]:
 
 
 def called(node: ast.Call) -> str:
-    """The last part of the function's name."""
+    """Return the last part of the name of the called function."""
     return node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
 
 
 def imported_by_call(node: ast.Call) -> Import:
-    """A literal name, or the literal beginning of an f-string; a relative name is one of the caller's package."""
+    """Return the import of a literal name, or of the literal beginning of an f-string.
+
+    A relative name is relative to the package of the caller.
+    """
     name = node.args[0] if node.args else None
     if isinstance(name, ast.Constant) and isinstance(name.value, str):
         return Import(node.lineno, name.value)
@@ -141,7 +144,7 @@ def cython_imports(source: str) -> Iterator[Import]:
 
 
 def statements(source: str) -> Iterator[tuple[int, list[str]]]:
-    """The tokens of each statement with the line where it begins; inside brackets it goes on over ends of lines."""
+    """Yield the first line and the tokens of each statement.  Inside brackets a statement may span several lines."""
     words: list[str] = []
     begin, depth = 1, 0
     for match in TOKEN.finditer(source + "\n"):
@@ -157,7 +160,7 @@ def statements(source: str) -> Iterator[tuple[int, list[str]]]:
 
 
 def import_statement(line: int, words: list[str], place: int) -> Iterator[Import]:
-    """[from MODULE] import NAMES; `as` and its name are left out."""
+    """Parse [from MODULE] import NAMES; `as` and its name are dropped."""
     text = re.sub(r" as \w+", "", " ".join(words[place + 1 :]))
     names = tuple(name.strip() for name in text.strip("() ,").split(","))
     cimport = words[place] == "cimport"
@@ -199,14 +202,14 @@ class Package:
         self.wrong.append(Wrong(f"{self.folder / file}:{line}", reason))
 
     def _add_declarations(self) -> None:
-        """A .pyx file includes the .pxd file of its name without being told to."""
+        """Add the implicit include: a .pyx file includes the .pxd file of the same name."""
         for file in self.files:
             pxd = Path(file).with_suffix(".pxd").as_posix()
             if file.endswith(".pyx") and pxd in self.files:
                 self.edges.append(Edge(file, 1, pxd))
 
     def _targets(self, file: str, found: Import) -> Iterator[str]:
-        """Paths of the files of this package that an import names."""
+        """Yield the paths of the files of this package that an import names."""
         if found.module is None:
             return
         if found.include:
@@ -233,7 +236,7 @@ class Package:
         return ".".join([self.name, *parts])
 
     def _imported(self, module: str, found: Import) -> Iterator[str]:
-        """`from package import name` imports a module of that name, if there is one, else the package itself."""
+        """Resolve `from package import name`: the module of that name if it exists, otherwise the package itself."""
         for name in found.names or ("",):
             file = self._file(f"{module}.{name}", found.cimport) if name else None
             yield file or self._file(module, found.cimport) or module
@@ -248,7 +251,7 @@ class Package:
 
 
 def part_of(file: str) -> str:
-    """The part that a file belongs to."""
+    """Return the part that the file belongs to."""
     path = Path(file)
     if len(path.parts) > 1:
         return path.parts[0]
@@ -256,11 +259,11 @@ def part_of(file: str) -> str:
     return EXTENSION if cython else path.stem
 
 
-# ---- what is wrong -------------------------------------------------------------------------------
+# ---- faults --------------------------------------------------------------------------------------
 
 
 def objection(edge: Edge) -> str | None:
-    """Why this import breaks the layers, or None."""
+    """Return the reason why this import breaks the layers, or None."""
     mine, its = part_of(edge.source), part_of(edge.target)
     if mine == its or LAYER_OF[its] < LAYER_OF[mine]:
         return None
@@ -280,7 +283,7 @@ def layer_faults(package: Package) -> Iterator[Wrong]:
 
 
 def circles(package: Package) -> Iterator[Wrong]:
-    """One circle for each edge that closes one in a search from every file."""
+    """Yield one circle for each edge that closes a circle in a depth-first search from every file."""
     edges: dict[str, list[Edge]] = {}
     for edge in package.edges:
         edges.setdefault(edge.source, []).append(edge)

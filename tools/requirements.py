@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""requirements.py NAME - what pyproject.toml asks for, a line each, for `pip install -r`.
+"""requirements.py NAME - print requirements from pyproject.toml, one on each line, for `pip install -r`.
 
-NAME is `build` for the build backend, or one of the project's extras.  It lets the Makefile install
-one kind of requirement at a time, each of which stands in pyproject.toml alone.
+NAME is `build` for the build backend, or an extra of the project.  The Makefile uses this tool to install one kind of
+requirement at a time, so that all requirements stand only in pyproject.toml.
 """
 
 import sys

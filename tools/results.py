@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""results.py - runs every measurement and records it in docs/results/NAME: tables, raw JSON and pictures.
+"""results.py - run every measurement and record it in docs/results/NAME: tables, raw JSON and pictures.
 
-The measurements run one after the other and write into build/results/NAME.  The folder moves to docs/results only when
-all of them have succeeded, so that a record is never half done.  Its README.md names the commit, the machine and the
+The measurements run one after the other and write into build/results/NAME.  The folder moves to docs/results only after
+all of them have succeeded, so that a record is always complete.  Its README.md names the commit, the machine and the
 command of each file.
 """
 
@@ -27,12 +27,12 @@ CALLGRIND_SITE = "build/callgrind-python"
 
 
 class Run(NamedTuple):
-    """One measurement.  {out} in its words is the folder of the record."""
+    """One measurement.  {out} in `words` is replaced by the folder of the record."""
 
-    text: str  # the file of its standard output
+    text: str  # the file for the standard output
     words: tuple[str, ...]  # arguments of Python
-    quick: tuple[str, ...]  # added for a trial
-    shown: str  # the command that a reader of the record gives to repeat it
+    quick: tuple[str, ...]  # further arguments for a trial
+    shown: str  # the command that repeats the measurement
 
 
 RUNS = (
@@ -82,7 +82,7 @@ class Done(NamedTuple):
 
 
 def measure(run: Run, out: Path, quick: bool) -> Done:
-    """Ends the program when the command fails: a wrong answer must not become a record."""
+    """Run one measurement.  If it fails, end the program, so that wrong answers are never recorded."""
     words = [
         word.replace("{out}", str(out)) for word in (*run.words, *(run.quick if quick else ()))
     ]
@@ -109,7 +109,7 @@ def git(*words: str) -> str:
 
 
 def commit() -> str:
-    """The commit, and whether files differ from it."""
+    """Return the commit, and whether files differ from it."""
     changed = git("status", "--porcelain", "--untracked-files=no")
     return f"`{git('rev-parse', 'HEAD') or 'unknown'}`" + (
         ", with changed files" if changed else ""
@@ -117,7 +117,7 @@ def commit() -> str:
 
 
 def machine(out: Path) -> dict[str, object]:
-    """As the first report that has one describes it."""
+    """Return the description of the machine from the first report that has one."""
     for path in sorted(out.glob("*.json")):
         found = json.loads(path.read_text(encoding="utf-8")).get("machine")
         if found:

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: MIT
-"""torture.py - builds tests/core/torture plain and under each sanitizer of each compiler, and runs them in turn.
+"""torture.py - build tests/core/torture plain and with each sanitizer of each compiler, and run the builds in turn.
 
-The seconds are shared by the builds.  Each run appends a line to the record; the last line of the
-output is the sum.  Exit 1 for a wrong answer, a report of a sanitizer or a thread that hangs; a
-compiler that is not there is named, not passed over.
+The builds share the seconds.  Each run appends a line to the record.  The last line of the output is the sum.  The
+output names each missing compiler.  The exit status is 1 for a wrong answer, a report of a sanitizer, or a thread that
+hangs.
 """
 
 import argparse
@@ -43,7 +43,10 @@ class Sum(NamedTuple):
 
 
 def launcher(preset: str) -> list[str]:
-    """ThreadSanitizer of gcc 12 and clang 14 wants addresses that are not randomized by 32 bits."""
+    """Return a command that starts a program without address randomization, for ThreadSanitizer.
+
+    ThreadSanitizer of gcc 12 and clang 14 does not start where the kernel randomizes 32 bits of an address.
+    """
     setarch = shutil.which("setarch")
     if "tsan" not in preset or not setarch:
         return []
@@ -63,7 +66,10 @@ def build(preset: str) -> Path:
 
 
 def run(program: Path, preset: str, args: argparse.Namespace, seconds: float) -> Sum:
-    """The run's sum; what went wrong without a closing line counts as one wrong answer, and is put on record."""
+    """Run one build and return its sum.
+
+    A run that fails without a closing line counts as one wrong answer.  This function then writes the record.
+    """
     command = [*launcher(preset), str(program), "-t", f"{seconds:.3f}", "-s", str(args.seed)]
     command += ["-o", str(args.record), "-n", preset]
     print(f"torture: {preset}, {seconds:.0f} s, seed {args.seed}", flush=True)
@@ -76,7 +82,9 @@ def run(program: Path, preset: str, args: argparse.Namespace, seconds: float) ->
         return Sum(*map(int, closing.groups()))
     if closing:
         total = Sum(*map(int, closing.groups()))
-        return total if total.wrong else total.plus(Sum(wrong=1))  # a leak, found at the end
+        return (
+            total if total.wrong else total.plus(Sum(wrong=1))
+        )  # a fault after the closing line, such as a leak
     now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
     with args.record.open("a", encoding="utf-8") as record:
         record.write(f"{now}\t{preset}\t{args.seed}\t{seconds:.0f}\tended with {done.returncode}\n")

@@ -1,5 +1,5 @@
 /* SPDX-License-Identifier: MIT */
-/* common.h - what the programs of bench/core share: a clock, seeded numbers, seeded slots, streams of gfns. */
+/* common.h - shared by the programs of bench/core: a clock, seeded numbers, seeded slots, streams of gfns. */
 #ifndef BENCH_COMMON_H
 #define BENCH_COMMON_H
 
@@ -9,13 +9,13 @@
 
 #include "include/memslots.h"
 
-#define HOT_RUN 64 /* lookups in one slot before the next, as in memslots.lab.layouts */
+#define HOT_RUN 64 /* lookups in one slot before the stream changes to another, as in memslots.lab.layouts */
 #define NPAGES_MAX 512
-#define HOLE_MAX 128 /* on average a fifth of all frames */
+#define HOLE_MAX 128 /* holes are on average a fifth of all frames */
 
 static uint64_t random_state = 20211206;
 
-/* splitmix64, whose high bits are good enough for a remainder. */
+/* splitmix64; its quality is good enough for a remainder. */
 static inline uint64_t random_below(uint64_t n)
 {
 	uint64_t x = random_state += 0x9E3779B97F4A7C15u;
@@ -25,7 +25,7 @@ static inline uint64_t random_below(uint64_t n)
 	return (x ^ x >> 31) % n;
 }
 
-/* The thread's own time: nothing here waits, and what others do with the processor does not count. */
+/* Processor time of this thread: no code here waits, and the time of other processes does not count. */
 static inline double now_ns(void)
 {
 	struct timespec t;
@@ -43,7 +43,7 @@ static inline void *must(void *p)
 	return p;
 }
 
-/* An answer that is wrong makes a benchmark worthless. */
+/* End the program at a wrong answer, because the times are then worthless. */
 static inline void check(bool right, const char *what)
 {
 	if (!right) {
@@ -63,7 +63,7 @@ static inline void shuffle(void **items, size_t n)
 	}
 }
 
-/* Slots of 1 to NPAGES_MAX pages with holes, by gfn; ids in no relation to gfns.  Returns the end of the last. */
+/* Slots of 1 to NPAGES_MAX pages with holes, in order of gfn, with shuffled ids.  Returns the end of the last slot. */
 static inline uint64_t make_slots(struct ms_memslot *slots, size_t n)
 {
 	uint64_t gfn = 0;

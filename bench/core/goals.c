@@ -1,14 +1,14 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * goals.c - the yardsticks of goals P5, P6 and P7 that only C can hold, and this engine next to them in the same run.
+ * goals.c - the yardsticks of goals P5, P6 and P7 that need C, measured together with the engine in one run.
  *
- *   P5  searches by gfn: a plain red-black tree with KVM's slot layout and branches, and the engine's tree; random and hot,
- *       and hot behind a last_used_slot, as both use their trees.  Slots lie in memory in random order, for both.
+ *   P5  searches by gfn, in a plain red-black tree with KVM's slot layout and branches, and in the engine's tree:
+ *       random, hot, and hot with a last_used_slot, as both use their trees.  In both, slots are at random places.
  *   P6  delete + create: the bare edits of three indexes in two sets, and the whole call
  *   P7  a lookup by id
  *
- * goals ROUNDS N...: all numbers of slots take turns in each round.  Prints one JSON object: nanoseconds a call, by number
- * of slots and who, an array of the rounds.
+ * goals ROUNDS N...: all numbers of slots take turns in each round.  Prints one JSON object: for each number of slots
+ * and each measurement an array with the nanoseconds of one call in each round.
  */
 #define _POSIX_C_SOURCE 199309L
 #include <string.h>
@@ -24,9 +24,9 @@
 #define SLOTS_MAX 32764
 #define SIZES_MAX 8
 
-enum who { KVM_RANDOM, OUR_RANDOM, KVM_HOT, OUR_HOT, KVM_HINTED, OUR_HINTED, BARE_EDITS, CHANGES, IDS, NR_WHO };
+enum figure { KVM_RANDOM, OUR_RANDOM, KVM_HOT, OUR_HOT, KVM_HINTED, OUR_HINTED, BARE_EDITS, CHANGES, IDS, NR_FIGURES };
 
-static const char *const who_name[NR_WHO] = {
+static const char *const figure_name[NR_FIGURES] = {
 	"kvm_random", "our_random", "kvm_hot",	"our_hot", "kvm_hinted", "our_hinted", "bare_edits", "changes", "ids",
 };
 
@@ -35,15 +35,15 @@ struct bench {
 	struct ms_memslot *slots;	/* by gfn */
 	const struct ms_memslot **by_id;
 	struct kvm_set kvm;
-	struct address_space bare;	/* two sets of the design's own, without an engine */
+	struct address_space bare;	/* two sets of the tree design, without an engine */
 	struct memory memory;
 	struct ms_vm *vm;
 	uint64_t random[QUERIES], hot[QUERIES], ids[QUERIES];
-	double *ns[NR_WHO];
+	double *ns[NR_FIGURES];
 };
 
 static uint64_t kvm_answer[QUERIES], our_answer[QUERIES];
-static uint64_t ignored; /* the time by another clock */
+static uint64_t ignored; /* the engine's own measurement, by another clock */
 
 /* ---- slots in both trees ---- */
 
@@ -70,7 +70,7 @@ static void init_bare_sets(struct bench *b)
 	DESIGN_OF(tree).end(&b->memory, &b->bare, &b->bare.set[1]);
 }
 
-/* Allocated and inserted in random order. */
+/* Slots are allocated and inserted in random order. */
 static void fill(struct bench *b)
 {
 	void **kvm = must(calloc(b->n, sizeof(*kvm))), **ours = must(calloc(b->n, sizeof(*ours)));
@@ -108,8 +108,8 @@ static struct bench *make_bench(size_t n, size_t rounds)
 	random_gfns(b->random, QUERIES, end);
 	hot_gfns(b->hot, QUERIES, b->slots, n);
 	random_gfns(b->ids, QUERIES, n);
-	for (int who = 0; who < NR_WHO; who++)
-		b->ns[who] = must(calloc(rounds, sizeof(double)));
+	for (int f = 0; f < NR_FIGURES; f++)
+		b->ns[f] = must(calloc(rounds, sizeof(double)));
 	return b;
 }
 
@@ -144,7 +144,7 @@ static void kvm_hinted(struct bench *b, const uint64_t *gfns)
 	}
 }
 
-/* As find_hinted() of search.h. */
+/* The same as find_hinted() of search.h. */
 static inline const struct memslot *find_hinted(struct memslot_set *set, uint64_t gfn)
 {
 	struct memslot *slot = atomic_load_explicit(&set->last_used_slot, memory_order_relaxed);
@@ -176,8 +176,8 @@ static double time_searches(searches_fn *searches, struct bench *b, const uint64
 	return (now_ns() - start) / QUERIES;
 }
 
-static void race(struct bench *b, size_t round, enum who kvm, searches_fn *theirs, searches_fn *ours,
-		 const uint64_t *gfns)
+static void search_both(struct bench *b, size_t round, enum figure kvm, searches_fn *theirs, searches_fn *ours,
+			const uint64_t *gfns)
 {
 	b->ns[kvm][round] = time_searches(theirs, b, gfns);
 	b->ns[kvm + 1][round] = time_searches(ours, b, gfns);
@@ -236,9 +236,9 @@ static double time_ids(struct bench *b)
 
 static void run_round(struct bench *b, size_t round)
 {
-	race(b, round, KVM_RANDOM, kvm_searches, our_searches, b->random);
-	race(b, round, KVM_HOT, kvm_searches, our_searches, b->hot);
-	race(b, round, KVM_HINTED, kvm_hinted, our_hinted, b->hot);
+	search_both(b, round, KVM_RANDOM, kvm_searches, our_searches, b->random);
+	search_both(b, round, KVM_HOT, kvm_searches, our_searches, b->hot);
+	search_both(b, round, KVM_HINTED, kvm_hinted, our_hinted, b->hot);
 	b->ns[BARE_EDITS][round] = time_bare_edits(b);
 	b->ns[CHANGES][round] = time_changes(b);
 	b->ns[IDS][round] = time_ids(b);
@@ -247,11 +247,11 @@ static void run_round(struct bench *b, size_t round)
 static void print_bench(const struct bench *b, size_t rounds, const char *end)
 {
 	printf("\"%zu\": {", b->n);
-	for (int who = 0; who < NR_WHO; who++) {
-		printf("\"%s\": [", who_name[who]);
+	for (int f = 0; f < NR_FIGURES; f++) {
+		printf("\"%s\": [", figure_name[f]);
 		for (size_t i = 0; i < rounds; i++)
-			printf("%.3f%s", b->ns[who][i], i + 1 < rounds ? ", " : "]");
-		fputs(who + 1 < NR_WHO ? ", " : "}", stdout);
+			printf("%.3f%s", b->ns[f][i], i + 1 < rounds ? ", " : "]");
+		fputs(f + 1 < NR_FIGURES ? ", " : "}", stdout);
 	}
 	puts(end);
 }

@@ -1,14 +1,14 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * kvm_tree.h - the yardstick of P5: a plain red-black tree whose slots have the layout of struct kvm_memory_slot, searched
- * with KVM's two branches a node, behind a last_used_slot with KVM's two branches.
+ * kvm_tree.h - the yardstick of P5: a plain red-black tree.  Its slots have the layout of struct kvm_memory_slot.
+ * As in KVM, a search has two branches for each node, and the test of last_used_slot has two branches.
  */
 #ifndef BENCH_KVM_TREE_H
 #define BENCH_KVM_TREE_H
 
 #include "rbtree.h"
 
-/* The order and sizes of its members: chains, interval nodes, gfn nodes, then the frames; 264 bytes in all. */
+/* Order and sizes of the members as in KVM: chains, interval nodes, gfn nodes, then the frames; 264 bytes in all. */
 struct kvm_slot {
 	void *id_node[4];
 	uint64_t hva_node[2][6];

@@ -1,16 +1,16 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * scalar.c - lookups one by one, to be counted under callgrind: bench/callgrind.py runs it twice with different numbers of
- * lookups, and what differs is the lookups alone.
+ * scalar.c - single lookups, for callgrind.  bench/callgrind.py runs this program twice with different numbers of
+ * lookups; the difference of the instructions is the cost of the lookups.
  *
  * scalar CASE SLOTS N
  *   nothing   the loop without a lookup
  *   hot       ms_gfn_to_hva() of 64 frames in one slot, then in another one
  *   random    ms_gfn_to_hva() of random frames, a fifth of them holes, without an index
- *   index     the same after a large batch, which makes the index
+ *   index     the same after a large batch, which builds the index
  *   vcpu      ms_vcpu_gfn_to_hva(), hot
  *
- * The answers of the last QUERIES lookups are checked, at a cost that does not depend on N.
+ * The program checks the answers of the last QUERIES lookups, at a cost that does not depend on N.
  */
 #define _POSIX_C_SOURCE 199309L
 #include <stdbool.h>
@@ -19,8 +19,8 @@
 
 #include "common.h"
 
-#define QUERIES 4096	   /* a power of two: the loop takes them in turn */
-#define LARGE_BATCH 300000 /* many times what an index of the largest VM costs to build */
+#define QUERIES 4096	   /* a power of two; the loop repeats these gfns */
+#define LARGE_BATCH 300000 /* costs many times more than to build the index of the largest VM */
 
 static uint64_t gfns[QUERIES], hvas[QUERIES];
 
@@ -56,7 +56,7 @@ static uint64_t right_answer(const struct ms_memslot *slots, size_t n, uint64_t 
 	return slots[low].userspace_addr + ((gfn - slots[low].base_gfn) << 12);
 }
 
-/* Twice, should a policy want to see that it pays. */
+/* Two batches, because a policy may build the index only after it has seen one. */
 static void large_batches(struct ms_vm *vm, uint64_t end)
 {
 	uint64_t *many = must(calloc(LARGE_BATCH, sizeof(*many))), *out = must(calloc(LARGE_BATCH, sizeof(*out)));

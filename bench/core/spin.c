@@ -1,14 +1,14 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * spin.c - the yardstick of P9: a loop that reads 8 bytes, computes, and writes 8 bytes, as a batch of lookups does, and
- * shares nothing.  How much more two threads do of it than one is what this machine offers at this moment.
+ * spin.c - the yardstick of P9: a loop that reads 8 bytes, computes, and writes 8 bytes, as a batch of lookups does.
+ * Threads share no data.  The gain of two threads over one shows how well the machine can scale at this moment.
  */
 #include <pthread.h>
 #include <stdint.h>
 #include <stdlib.h>
 
-#define WORDS 65536 /* of each thread: in and out, 1 MiB together */
-#define STEPS 8	    /* multiplications in a chain: some nanoseconds, as a lookup */
+#define WORDS 65536 /* for each thread; in and out together have 1 MiB */
+#define STEPS 8	    /* multiplications in a chain: a few nanoseconds, as for a lookup */
 
 struct work {
 	uint64_t passes, sum;
@@ -34,7 +34,7 @@ static void *spin(void *arg)
 	return NULL;
 }
 
-/* `passes` passes in each of so many threads; returns the sum of what they computed, 0 when a thread could not be had. */
+/* Runs `passes` passes in each thread.  Returns the sum of the results, or 0 if a thread cannot be started. */
 uint64_t bench_spin(unsigned threads, uint64_t passes)
 {
 	pthread_t thread[64];

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""python -m goals: runs the parts, prints what came, and fails for wrong answers alone."""
+"""python -m goals: run the parts and print the figures.  Only wrong answers make it fail."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from .scorecard import Figure, Scorecard
 from .work import NO_SWITCH, QUICK, Settings, has_switch, simd_level
 
 GOALS = tuple(f"P{i}" for i in range(1, 11))
-LEVELS = ("portable", "avx2")  # what MEMSLOTS_SIMD is forced to
+LEVELS = ("portable", "avx2")  # the forced values of MEMSLOTS_SIMD
 LEVELS_MOST, LEVELS_ROUNDS = 32_764, 3
 
 
 def parts(
     card: Scorecard, settings: Settings, folder: Path
 ) -> list[tuple[str, Callable[[], None]]]:
-    """The goals that a part is about, and the part."""
+    """Return pairs: the goals that a part measures, and the part."""
     return [
         ("P1 P2", lambda: batches.steady(card, settings)),
         ("P3", lambda: batches.changing(card, settings)),
@@ -40,7 +40,7 @@ def parts(
         ("P6", lambda: core.against_kernel(card, settings)),
         ("P8", lambda: memory.memory(card, settings)),
         ("P9", lambda: threads.scaling(card, settings, folder)),
-        ("P9", lambda: threads.beside(card, settings)),
+        ("P9", lambda: threads.readers_and_writer(card, settings)),
         ("P10", lambda: start.start(card, settings)),
     ]
 
@@ -59,7 +59,7 @@ def run(card: Scorecard, settings: Settings, wanted: list[str]) -> None:
 
 
 def forced(card: Scorecard, settings: Settings) -> None:
-    """P1 once more with MEMSLOTS_SIMD, which is read when memslots is imported, in processes of their own."""
+    """Measure P1 again with each MEMSLOTS_SIMD, in new processes, because memslots reads it at import."""
     for level in LEVELS:
         what = f"MEMSLOTS_SIMD={level}"
         if simd_level() is None:
@@ -97,7 +97,7 @@ def run_forced(level: str, settings: Settings) -> dict[str, Any]:
 
 
 def take_over(card: Scorecard, report: dict[str, Any], level: str) -> None:
-    """Without bounds: the goals are about the level that the machine has."""
+    """Add the figures without bounds, because the goals apply to the best level of the machine."""
     for row in report["figures"]:
         fields = {k: v for k, v in row.items() if k not in ("verdict", "sure", "bound")}
         fields["what"] = f"{row['what']}, MEMSLOTS_SIMD={level}"
@@ -120,14 +120,14 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="goals", description=__doc__)
     parser.add_argument("--only", nargs="+", choices=GOALS, default=GOALS, metavar="P")
     parser.add_argument(
-        "--rounds", type=int, help="turns of each; medians and quartiles are over them"
+        "--rounds", type=int, help="turns of each call; medians and quartiles are over the rounds"
     )
     parser.add_argument(
         "--sizes",
         nargs="+",
         type=positive,
         metavar="N",
-        help="numbers of slots; only the default ones have bounds",
+        help="numbers of slots; only the default numbers have bounds",
     )
     parser.add_argument(
         "--json", type=Path, metavar="FILE", help="writes every figure and its samples"
@@ -136,10 +136,10 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
         "--markdown", action="store_true", help="prints a table with one row for each figure"
     )
     parser.add_argument(
-        "--no-levels", action="store_true", help="not again with each MEMSLOTS_SIMD"
+        "--no-levels", action="store_true", help="do not repeat P1 with each MEMSLOTS_SIMD"
     )
     parser.add_argument(
-        "--quick", action="store_true", help="a few seconds: does it run?  No figure counts"
+        "--quick", action="store_true", help="test the tool in a few seconds; figures do not count"
     )
     return parser.parse_args(argv)
 

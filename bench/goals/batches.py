@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""P1 to P3: batches against numpy, a copy, and the plain walk of the tree."""
+"""P1 to P3: batches compared with numpy, with a copy, and with the plain walk of the tree."""
 
 from __future__ import annotations
 
@@ -18,30 +18,30 @@ from .scorecard import Scorecard
 from .timing import turns
 from .work import AUTO, WALK, Settings, Stage, has_switch, slots_of, sorted_out, stage
 
-#: At least so many times numpy searchsorted + where.
+#: The least factor by which a batch must be faster than numpy searchsorted + where, by number of slots.
 AGAINST_NUMPY = {8: 10, 64: 14, 509: 18, 4096: 20, 32_764: 24, 1_000_000: 18}
 AGAINST_NUMPY_ADVERSARIAL = {32_764: 12}
 AGAINST_ARGSORT, AGAINST_WALK, AGAINST_COPY = 7, 25, 10
-MOST = 32_764  # the bounds against numpy's best and against a copy end here
-BESIDE_CHANGES = 0.9
+MOST = 32_764  # for more slots there is no bound against argsort and against a copy
+AFTER_CHANGES = 0.9
 
 BATCHES = (100, 1000, 10_000)
-SINGLES = (300, 1000)  # some more than a policy waits for, and many more
+SINGLES = (300, 1000)  # a few more lookups than the policy needs to build an index, and many more
 Pair = tuple[list[float], list[float]]
 
-LARGE_ROUNDS = 3  # beyond MOST the plain walk takes a second or more
-#: With a change before each batch: so many questions a round, so that a round takes milliseconds.
+LARGE_ROUNDS = 3  # for more than MOST slots, because the plain walk then takes a second or more
+#: The number of lookups in a round with a change before each batch, so that a round takes milliseconds.
 ROUND_QUERIES = 20_000
 
 
 def steady(card: Scorecard, settings: Settings) -> None:
-    """P1, P2: a set that nobody changes."""
+    """P1, P2: batches on slots that do not change."""
     for n in settings.sizes:
         at = slots_of(n)
         times = measure(card, at, stage(n, settings), settings)
         report(card, at, times, AGAINST_NUMPY.get(n), n)
         card.ratio(
-            "P2", "batch / np.copyto of the questions", at, times["batch"], times["copyto"],
+            "P2", "batch / np.copyto of the gfns", at, times["batch"], times["copyto"],
             "<=", AGAINST_COPY if n <= MOST else None,
         )  # fmt: skip
     for n in settings.up_to(MOST)[-1:]:
@@ -62,9 +62,9 @@ def measure(card: Scorecard, at: str, on: Stage, settings: Settings) -> dict[str
         "walk": lambda: on.vm(WALK).gfn_to_hva_many(on.gfns, out=outs["walk"]),
         "copyto": lambda: np.copyto(outs["copyto"], on.gfns),
     }
-    for name in ("batch", "walk"):  # makes the VMs
+    for name in ("batch", "walk"):  # creates the VMs
         calls[name]()
-    while has_switch() and not on.vm(AUTO).stats()["index_builds"]:  # the set is steady
+    while has_switch() and not on.vm(AUTO).stats()["index_builds"]:  # until the index is built
         calls["batch"]()
     for out in outs.values():
         out[:] = 0
@@ -79,7 +79,7 @@ def measure(card: Scorecard, at: str, on: Stage, settings: Settings) -> dict[str
 
 
 def gathers(on: Stage) -> Callable[[], object]:
-    """The least that any index asks of a large memory: four bytes of a bucket, then sixteen of a record."""
+    """Return the least memory accesses of any index: four bytes of a bucket, then sixteen bytes of a record."""
     n = len(on.slots)
     buckets, records = np.zeros(n, np.uint32), np.zeros(n, np.complex128)
     places = (on.gfns % np.uint64(n)).astype(np.intp)
@@ -113,24 +113,27 @@ def report(
 
 
 def changing(card: Scorecard, settings: Settings) -> None:
-    """P3: a change before each batch.  Alone and with its change: an index must not hide in either."""
+    """P3: a change before each batch.
+
+    Measure the batch alone and together with its change, so that the cost of an index shows in one of the two.
+    """
     for size in BATCHES:
         for n in settings.sizes:
             what = f"walk / a batch of {size:,} after a change"
-            alone, whole = beside_changes(card, settings, n, size, Changing)
-            card.ratio("P3", f"{what}, batch alone", slots_of(n), *alone, bound=BESIDE_CHANGES)
-            card.ratio("P3", f"{what}, with its change", slots_of(n), *whole, bound=BESIDE_CHANGES)
+            alone, whole = after_changes(card, settings, n, size, Changing)
+            card.ratio("P3", f"{what}, batch alone", slots_of(n), *alone, bound=AFTER_CHANGES)
+            card.ratio("P3", f"{what}, with its change", slots_of(n), *whole, bound=AFTER_CHANGES)
     for size in SINGLES:
         for n in settings.sizes:
             what = f"walk / {size:,} single lookups after a change, with its change"
-            _, whole = beside_changes(card, settings, n, size, ChangingOneByOne)
+            _, whole = after_changes(card, settings, n, size, ChangingOneByOne)
             card.ratio("P3", what, slots_of(n), *whole)
 
 
-def beside_changes(
+def after_changes(
     card: Scorecard, settings: Settings, n: int, size: int, kind: type[Changing]
 ) -> tuple[Pair, Pair]:
-    """The lookups alone, and with their changes: of the walk, and of what the policy does."""
+    """Return times of the walk and of the default policy: of the lookups alone, and together with their changes."""
     on = stage(n, settings)
     victim = on.slots[n // 2]
     gfns = sorted_out(on.slots, on.gfns, victim)[: max(size, ROUND_QUERIES)]
@@ -141,14 +144,14 @@ def beside_changes(
     whole = turns({name: run.round for name, run in runs.items()}, 2 * settings.rounds - 1)
     for name, run in runs.items():
         right = layouts.expected_hvas(on.slots, run.gfns)
-        card.check((run.out == right).all(), f"{name}, {kind.asked} of {size} at {n} slots")
+        card.check((run.out == right).all(), f"{name}, {kind.lookups} of {size} at {n} slots")
     return (runs[WALK].alone, runs[AUTO].alone), (whole[WALK], whole[AUTO])
 
 
 class Changing:
-    """Deletes a slot, asks, creates it, asks, ...: as many deletes as creates in a round."""
+    """Rounds of: delete a slot, look up, create it, look up, ...  A round has as many deletes as creates."""
 
-    asked = "batches"
+    lookups = "batches"
 
     def __init__(self, vm: VM, victim: np.void, gfns: np.ndarray[Any, Any], size: int) -> None:
         pieces = max(2, len(gfns) // size // 2 * 2)
@@ -170,11 +173,11 @@ class Changing:
         for i, (gfns, out) in enumerate(self.pieces):
             self.change(i % 2 == 1)
             start = thread_time_ns()
-            self.ask(gfns, out)
+            self.look_up(gfns, out)
             spent += thread_time_ns() - start
         self.alone.append(float(spent))
 
-    def ask(self, gfns: Numbers, out: Numbers) -> None:
+    def look_up(self, gfns: Numbers, out: Numbers) -> None:
         self.vm.gfn_to_hva_many(gfns, out=out)
 
     def change(self, create: bool) -> None:
@@ -183,9 +186,9 @@ class Changing:
 
 
 class ChangingOneByOne(Changing):
-    """The same, asked by as many calls in C."""
+    """The same rounds, with single lookups in C instead of batches."""
 
-    asked = "single lookups"
+    lookups = "single lookups"
 
-    def ask(self, gfns: Numbers, out: Numbers) -> None:
+    def look_up(self, gfns: Numbers, out: Numbers) -> None:
         out[:] = time_lookups(self.vm, "gfn_to_hva", gfns, group=len(gfns))[1]

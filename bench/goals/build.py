@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Compiles the yardsticks that need a compiler, with the core's own sources where they measure the core."""
+"""Compile the yardsticks that are written in C or Cython, together with the core if they measure the core."""
 
 from __future__ import annotations
 
@@ -15,13 +15,12 @@ ROOT = Path(__file__).resolve().parents[2]
 CORE = ROOT / "src" / "_core"
 HERE = ROOT / "bench" / "core"
 
-
-#: For a run that only asks whether everything runs: compiled in a moment.
+#: Compiler flags for --quick: they compile fast.
 QUICK = ("-O0",)
 
 
 def compile_c(target: Path, sources: list[Path], *flags: str) -> Path:
-    """As the package is built: -O3, assertions off."""
+    """Compile with the options of the released package: -O3, assertions off."""
     compiler = shlex.split(sysconfig.get_config_var("CC") or "cc")
     command = [
         *compiler,
@@ -38,14 +37,14 @@ def compile_c(target: Path, sources: list[Path], *flags: str) -> Path:
 
 
 def with_core(target: Path, source: str, *flags: str) -> Path:
-    """A program of bench/core and the whole engine."""
+    """Compile a program of bench/core together with the whole engine."""
     includes = (f"-I{CORE}", f"-I{CORE / 'include'}")
     sources = [HERE / source, *sorted(CORE.glob("*.c"))]
     return compile_c(target, sources, "-std=gnu11", *includes, *flags)
 
 
 def cython_module(folder: Path, name: str, source: str, *flags: str) -> Any:
-    """The module that this Cython source makes."""
+    """Compile this Cython source and import the module."""
     pyx = folder / f"{name}.pyx"
     pyx.write_text(source, encoding="utf-8")
     subprocess.run([sys.executable, "-m", "cython", "-3", str(pyx)], check=True)

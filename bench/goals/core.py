@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""P5 to P7: the tree, changes and ids in C; changes against the array and against this machine's kernel."""
+"""P5 to P7: the tree, changes and lookups by id in C; changes compared with the array and with the kernel."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ from .work import Settings, slots_of, stage
 
 SIZES = (8, 64, 509, 4096, 32_764)
 RANDOM, RANDOM_FROM = 1.3, 509
-HOT = 0.97  # "not slower": code that was moved by some bytes differs by 3 %
+HOT = 0.97  # means "not slower": the same code at another address may differ by 3 %
 BARE = {64: 2.5, 32_764: 1.8}
 FEW, MANY = 64, 32_764
 GROWTH, ARRAY, KERNEL, IDS = 8, 60, {64: 20, 32_764: 7}, 4
-PAIRS = 200  # delete + create, a round
+PAIRS = 200  # of delete + create, in a round
 
 By = dict[int, dict[str, list[float]]]
 
@@ -82,11 +82,14 @@ def edits(card: Scorecard, by: By) -> None:
     card.ratio("P7", "a lookup by id, many / few slots", at, a["ids"], b["ids"], "<=", ids)
 
 
-# ---- against others, from Python ----------------------------------------------------------------
+# ---- comparisons from Python --------------------------------------------------------------------
 
 
 def against_array(card: Scorecard, settings: Settings) -> None:
-    """Both from Python, call by call, each in the middle of a run of changes and as the first after the other's."""
+    """Compare changes of both designs from Python, one call at a time.
+
+    Measure a design twice: after its own changes, and directly after changes of the other design.
+    """
     if not (sizes := settings.up_to(MANY)):
         return
     n = sizes[-1]
@@ -128,7 +131,7 @@ def replug_all(vm: VM, slots: list[tuple[int, dict[str, int]]]) -> None:
 
 
 def against_kernel(card: Scorecard, settings: Settings) -> None:
-    """The kernel's two ioctls pay for a system call and a grace period, which nobody here waits for."""
+    """Compare with two ioctls of the kernel.  These include system calls and grace periods, which the engine avoids."""
     what = "this machine's kernel, two ioctls / delete + create in C"
     if reason := kvm.available():
         card.skip("P6", what, reason)
@@ -136,10 +139,10 @@ def against_kernel(card: Scorecard, settings: Settings) -> None:
     for n in sorted(KERNEL):
         if n in settings.sizes:
             with on_one_cpu(True):
-                race_kernel(card, settings, n, what)
+                compare_with_kernel(card, settings, n, what)
 
 
-def race_kernel(card: Scorecard, settings: Settings, n: int, what: str) -> None:
+def compare_with_kernel(card: Scorecard, settings: Settings, n: int, what: str) -> None:
     slots = stage(n, settings).slots
     victims = np.random.default_rng(layouts.SEED).choice(slots, 20 if settings.quick else PAIRS)
     rows = alternating(regions(victims, memory_size=0), regions(victims))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""P8: what a slot takes, and what the index adds, as the engine counts its own allocations."""
+"""P8: the memory of a slot, and the memory that the index adds, from the engine's count of its allocations."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ SLOT, INDEX = 256, 32
 def memory(card: Scorecard, settings: Settings) -> None:
     for n in settings.sizes:
         on = stage(n, settings)
-        vm = on.new_vm(AUTO)  # of its own: the others have seen changes
+        vm = on.new_vm(AUTO)  # a new VM, because others had changes
         bare = vm.stats()["bytes"] / n
         card.value(
             "P8", "memory of a slot without an index", slots_of(n), bare, "bytes", "<=", SLOT

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""P4: one lookup from Python against a method that takes and returns an int; small batches against loops."""
+"""P4: a lookup from Python compared with a method that takes and returns an int; small batches with loops."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from .scorecard import Scorecard
 from .timing import quartiles, ratios, turns
 from .work import AUTO, Settings, slots_of, stage
 
-#: As Cython makes methods by default, and as it makes them with the directive that memslots is compiled with.  They
-#: take ints as small as gfns and return ints as large as host addresses: another size has another cost.
+#: One method with Cython's default for binding, one with the directive that memslots uses.  Arguments are as small as
+#: gfns and results as large as host addresses, because the cost of a Python int depends on its size.
 FLOOR = """
 cimport cython
 
-cdef unsigned long long HOST_BASE = 1 << 44  # a literal as large would be a Python int
+cdef unsigned long long HOST_BASE = 1 << 44  # such a large literal would be a Python int
 
 cdef class Floor:
     def method(self, unsigned long long number):
@@ -64,7 +64,9 @@ def one_by_one(
 ) -> None:
     on = stage(n, settings)
     vm = on.vm(AUTO)
-    vm.gfn_to_hva_many(on.gfns)  # where there is an index, single lookups use it
+    vm.gfn_to_hva_many(
+        on.gfns
+    )  # builds the index, if the policy has one; single lookups then use it
     right = layouts.expected_hvas(on.slots, gfns).tolist()
     numbers = gfns.tolist()
     calls = {
@@ -86,7 +88,7 @@ def loop(call: One, numbers: list[int]) -> None:
 
 
 class Small:
-    """The same questions as batches of one size, and as lists of ints."""
+    """The same gfns as batches of one size, and as lists of ints."""
 
     def __init__(self, vm: VM, gfns: Numbers, size: int) -> None:
         count = len(gfns) // size
@@ -106,7 +108,7 @@ class Small:
 
 
 def small_batches(card: Scorecard, settings: Settings) -> None:
-    """From how many elements on a batch beats a loop over the same numbers as ints."""
+    """Find the size from which a batch is faster than a loop over the same gfns as ints."""
     on = stage(SMALL_SLOTS, settings)
     hits = on.gfns[on.expected < HVA_ERR_MIN][:SMALL_QUERIES]
     right = layouts.expected_hvas(on.slots, hits)

@@ -32,7 +32,7 @@ class Figure:
 
     @property
     def verdict(self) -> str:
-        """SHOWN where the goal has no bound."""
+        """HOLDS or MISSES, or SHOWN without a bound."""
         if self.bound is None:
             return SHOWN
         held = self.value >= self.bound if self.relation == ">=" else self.value <= self.bound
@@ -40,7 +40,7 @@ class Figure:
 
     @property
     def sure(self) -> bool:
-        """The bound does not lie between the quartiles: another run would say the same."""
+        """Whether another run would probably give the same verdict: the bound is not between the quartiles."""
         return self.bound is None or not self.low < self.bound < self.high
 
     @property
@@ -67,7 +67,7 @@ class Figure:
 
 
 def number(value: float) -> str:
-    """Three digits, or all from a hundred on."""
+    """Format a number with three digits, or with all digits before the point from a hundred on."""
     if not value or not math.isfinite(value):
         return f"{value:g}"
     digits = 2 - math.floor(math.log10(abs(value)))
@@ -76,7 +76,7 @@ def number(value: float) -> str:
 
 @dataclass
 class Scorecard:
-    """The figures and verdicts of one run of the goals; each part adds its own."""
+    """The figures and verdicts of one run of the goals.  Each part adds its figures."""
 
     figures: list[Figure] = field(default_factory=list)
     skipped: list[dict[str, str]] = field(default_factory=list)
@@ -93,7 +93,7 @@ class Scorecard:
         relation: str = ">=",
         bound: float | None = None,
     ) -> None:
-        """The median of the rounds' ratios over / under."""
+        """Add the median of the ratios over / under of all rounds."""
         low, middle, high = quartiles(ratios(over, under))
         samples = {"over": list(over), "under": list(under)}
         medians = {name: quartiles(times)[1] for name, times in samples.items()}
@@ -113,7 +113,7 @@ class Scorecard:
         relation: str = "<=",
         bound: float | None = None,
     ) -> None:
-        """A number that is no ratio of times."""
+        """Add a number that is not a ratio of times."""
         self.figures.append(Figure(goal, what, at, value, value, value, relation, bound, unit))
 
     def skip(self, goal: str, what: str, reason: str) -> None:
@@ -124,14 +124,14 @@ class Scorecard:
             self.notes.append(text)
 
     def check(self, right: object, what: str) -> None:
-        """Every answer that is timed goes through here."""
+        """Record a wrong answer.  Every timed answer is checked by a call of this method."""
         if not right:
             self.wrong.append(what)
 
-    # ---- what is shown ----------------------------------------------------------------------
+    # ---- output -----------------------------------------------------------------------------
 
     def grouped(self) -> Iterator[tuple[str, str, list[Figure]]]:
-        """Figures by goal and what is compared, goals in their order."""
+        """Group figures by goal and comparison, with the goals in order."""
         groups: dict[tuple[str, str], list[Figure]] = {}
         for f in self.figures:
             groups.setdefault((f.goal, f.what), []).append(f)
@@ -150,7 +150,7 @@ class Scorecard:
         yield f"goals: {self.total(self.figures)}; {len(self.wrong)} wrong answers"
 
     def markdown(self) -> Iterator[str]:
-        """The table of docs/results/NAME/goals.md: one row for each figure."""
+        """Yield the table of docs/results/NAME/goals.md, with one row for each figure."""
         yield from (row(cells) for cells in (HEADERS, ["---"] * len(HEADERS)))
         for goal, what, figures in self.grouped():
             for f in figures:

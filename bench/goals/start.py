@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""P10: how long a program that imports memslots takes, against one that imports numpy."""
+"""P10: the time of a program that imports memslots, compared with one that imports numpy."""
 
 from __future__ import annotations
 

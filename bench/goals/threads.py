@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""P9: two threads of batches against two of a plain loop; a reader next to a writer, and a writer next to a reader."""
+"""P9: two threads of batches compared with two of a plain loop; a reader next to a writer, and the reverse."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ import numpy as np
 
 from memslots.lab.layouts import Numbers
 
-from .beside import BATCH, SCALAR, Background, Batches, Reader, Scalar, Spinner, Writer, run_for
 from .build import HERE, compile_c
 from .scorecard import Scorecard
 from .timing import WALL, ratios, turns
 from .work import AUTO, WALK, Settings, Stage, has_switch, slots_of, stage
+from .workers import BATCH, SCALAR, Background, Batches, Reader, Scalar, Spinner, Writer, run_for
 
 SLOTS = 4096
-SCALING, BESIDE = 0.9, 0.7
-WORK_NS = 60e6  # of one thread, in a round
-SECONDS = 0.3  # of a reader, in a round
+SCALING, NEXT_TO_WRITER = 0.9, 0.7
+WORK_NS = 60e6  # the work of one thread in a round
+SECONDS = 0.3  # the time of a reader in a round
 
 CLoop = Callable[[int, int], int]
 
@@ -51,7 +51,7 @@ def scaling(card: Scorecard, settings: Settings, folder: Path) -> None:
 
 
 def c_loop(folder: Path) -> CLoop:
-    """bench_spin(threads, passes), which ctypes calls without the GIL."""
+    """Return bench_spin(threads, passes).  ctypes calls it without the GIL."""
     library = compile_c(folder / "spin.so", [HERE / "spin.c"], "-shared", "-fPIC")
     spin = ctypes.CDLL(str(library)).bench_spin
     spin.argtypes, spin.restype = (ctypes.c_uint, ctypes.c_uint64), ctypes.c_uint64
@@ -61,7 +61,7 @@ def c_loop(folder: Path) -> CLoop:
 def two_and_one(
     spin: CLoop, on: Stage, policy: str, settings: Settings
 ) -> tuple[dict[str, Callable[[], object]], list[Numbers]]:
-    """About the same time of each in one thread."""
+    """Return calls of batches and of the C loop, which take about the same time in one thread."""
     vm, outs = on.vm(policy), [np.zeros_like(on.gfns), np.zeros_like(on.gfns)]
 
     def batches(out: Numbers, times: int) -> None:
@@ -79,7 +79,7 @@ def two_and_one(
 
 
 def report_scaling(card: Scorecard, got: dict[str, list[float]], at: str) -> None:
-    """2 is perfect; what the C loop misses of it, the machine owes."""
+    """Report the scaling of batches and of the C loop.  2 is ideal; the C loop shows the limit of the machine."""
     loops = [2 * x for x in ratios(got["one loop"], got["two loops"])]
     ours = [2 * x for x in ratios(got["one"], got["two"])]
     what = "scaling of two threads of batches / of two C loops"
@@ -90,7 +90,7 @@ def report_scaling(card: Scorecard, got: dict[str, list[float]], at: str) -> Non
 
 
 def repeats(call: Callable[[], object], settings: Settings) -> int:
-    """How often it fits into a round's work."""
+    """Return how often the call fits into the work of a round."""
     once = min(turns({"it": call}, 3, WALL)["it"])
     return 1 if settings.quick else max(1, round(WORK_NS / once))
 
@@ -106,7 +106,7 @@ def together(calls: list[tuple[Callable[..., None], Numbers, int]]) -> None:
 # ---- next to each other -------------------------------------------------------------------------
 
 
-def beside(card: Scorecard, settings: Settings) -> None:
+def readers_and_writer(card: Scorecard, settings: Settings) -> None:
     n = min(SLOTS, settings.sizes[-1])
     for policy in policies():
         for kind, make in (("lookups", Scalar), ("batches", Batches)):
@@ -116,29 +116,29 @@ def beside(card: Scorecard, settings: Settings) -> None:
 def one_path(
     card: Scorecard, settings: Settings, n: int, policy: str, kind: str, make: type[Reader]
 ) -> None:
-    """A reader alone, next to a thread that only keeps a CPU busy, and next to a writer: in turns."""
+    """Measure a reader in turns: alone, next to a thread that only keeps a CPU busy, and next to a writer."""
     on = stage(n, settings)
     vm, victim = on.vm(policy), on.slots[n // 2]
     gfns = on.gfns[: SCALAR if make is Scalar else BATCH]
-    reached: dict[str, list[float]] = {"alone": [], "spinner": [], "writer": []}
+    measured: dict[str, list[float]] = {"alone": [], "spinner": [], "writer": []}
     latencies = []
     for _ in range(settings.rounds):
-        readers = [make(vm, on.slots, gfns, victim) for _ in reached]
+        readers = [make(vm, on.slots, gfns, victim) for _ in measured]
         changes = Writer(vm, victim)
         together_with: list[list[Background]] = [[], [Spinner()], [changes]]
         for others, one in zip(together_with, readers, strict=True):
             run_for(0.05 if settings.quick else SECONDS, [*others, one])
-        for name, one in zip(reached, readers, strict=True):
-            reached[name].append(one.per_second)
+        for name, one in zip(measured, readers, strict=True):
+            measured[name].append(one.per_second)
             card.check(not one.wrong, f"{kind} {name}, {policy}: {one.wrong} answers")
         card.check(not changes.refused, "every change next to a reader is made")
         latencies.append(changes.latencies)
     at = f"{kind}, {path(policy)}"
     what = f"a reader next to a writer that never stops / undisturbed, {slots_of(n)}"
-    bound = BESIDE if policy == WALK else None
-    card.ratio("P9", what, at, reached["writer"], reached["alone"], bound=bound)
+    bound = NEXT_TO_WRITER if policy == WALK else None
+    card.ratio("P9", what, at, measured["writer"], measured["alone"], bound=bound)
     card.ratio(
-        "P9", "... / next to a thread that only spins", at, reached["writer"], reached["spinner"]
+        "P9", "... / next to a thread that only spins", at, measured["writer"], measured["spinner"]
     )
     for name, q in (("p50", 50), ("p99", 99), ("max", 100)):
         us = float(np.percentile(np.concatenate(latencies), q)) / 1000

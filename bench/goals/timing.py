@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""Calls that take turns: a busy moment of the machine hits all of them.
+"""Calls that take turns, so that a busy moment of the machine affects all of them.
 
-Where a call neither waits nor has other threads, what counts is the processor time of the thread that makes it: on a
-busy machine the time that others run would be most of the spread.
+A call that neither waits nor starts threads is measured in processor time of its thread.  On a busy machine the time of
+other processes would otherwise cause most of the spread.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 from time import perf_counter_ns, thread_time_ns
 
-Times = Sequence[float]  # nanoseconds, one of each round
+Times = Sequence[float]  # nanoseconds, one value for each round
 
 WALL, OWN = perf_counter_ns, thread_time_ns
 
@@ -22,9 +22,9 @@ def turns(
     clock: Callable[[], int] = OWN,
     before: Mapping[str, Callable[[], object]] | None = None,
 ) -> dict[str, list[float]]:
-    """The nanoseconds of each call, round by round; in each round another one begins.
+    """Return the nanoseconds of each call, by round.  Each round begins with another call.
 
-    before: what each does first, which does not count.
+    `before` has a function for each call, which runs before it and is not timed.
     """
     names = list(calls)
     times: dict[str, list[float]] = {name: [] for name in names}
@@ -40,12 +40,12 @@ def turns(
 
 
 def ratios(over: Times, under: Times) -> list[float]:
-    """Round by round."""
+    """Return over / under for each round."""
     return [a / b for a, b in zip(over, under, strict=True)]
 
 
 def quartiles(values: Times) -> tuple[float, float, float]:
-    """Lower quartile, median, upper quartile."""
+    """Return the lower quartile, the median and the upper quartile."""
     if len(values) < 2:
         return values[0], values[0], values[0]
     low, middle, high = statistics.quantiles(values, n=4, method="inclusive")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Slots, questions, right answers, and VMs that hold them; made once and shared by all parts of a run."""
+"""Slots, gfns to look up, right answers, and VMs with the slots.  All parts of a run share them."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from memslots.lab.layouts import Layout, Numbers
 SIZES = (8, 64, 509, 4096, 32_764, 1_000_000)
 ROOM = 32_764  # ids of a VM on x86-64
 
-#: What index_policy can be: its default; no index; the plain walk, not interleaved and without an index.
+#: Values of index_policy: the default; no index; the plain walk, not interleaved and without an index.
 AUTO, OFF, WALK = "auto", "off", "walk"
 
 NO_SWITCH = (
-    "this build has no VM.index_policy: what is compared with the plain walk is the same call"
+    "this build has no VM.index_policy: the comparisons with the plain walk compare the same call"
 )
 
 
 @dataclass(frozen=True)
 class Settings:
-    """Rounds, queries and sizes of one run of the goals; --quick does nearly nothing."""
+    """Rounds, queries and sizes of one run of the goals."""
 
     rounds: int = 5
     queries: int = 1_000_000
@@ -45,14 +45,14 @@ def has_switch() -> bool:
 
 
 def with_policy(vm: VM, policy: str) -> VM:
-    """Where the build has no policies every call is the plain walk."""
+    """Set the policy.  In a build without policies every call is the plain walk."""
     if has_switch():
-        setattr(vm, "index_policy", policy)  # noqa: B010 - the types of a build without it
+        setattr(vm, "index_policy", policy)  # noqa: B010 - a build without policies has no such attribute
     return vm
 
 
 def simd_level() -> str | None:
-    """The level in use, or None where the build has no levels."""
+    """Return the level in use, or None if the build has no levels."""
     simd = getattr(memslots, "simd", None)
     return str(simd()) if callable(simd) else memslots.build_info().get("simd")
 
@@ -62,14 +62,14 @@ def slots_of(n: int) -> str:
 
 
 def sorted_out(slots: Layout, gfns: Numbers, victim: np.void) -> Numbers:
-    """Without the frames of one slot, which the run deletes and creates."""
+    """Return the gfns without those of one slot, which the run deletes and creates."""
     inside = gfns - victim["base_gfn"] < victim["npages"]
     return np.ascontiguousarray(gfns[~inside])
 
 
 @dataclass
 class Stage:
-    """One layout.  A fifth of the questions miss."""
+    """One layout, gfns to look up, and the right answers.  A fifth of the gfns miss."""
 
     slots: Layout
     gfns: Numbers
@@ -79,7 +79,7 @@ class Stage:
         self.expected: Numbers = layouts.expected_hvas(self.slots, self.gfns)
 
     def vm(self, policy: str = AUTO, **kwargs: Any) -> VM:
-        """A VM that holds the slots, one for each policy."""
+        """Return the VM of this policy that holds the slots."""
         if policy not in self._vms:
             self._vms[policy] = self.new_vm(policy, **kwargs)
         return self._vms[policy]
@@ -103,7 +103,7 @@ def stage(n: int, settings: Settings, layout: str = "uniform") -> Stage:
 
 
 def _misses_anywhere(slots: Layout, count: int) -> Numbers:
-    """Frames of random slots and a fifth from the whole span, nearly all of which lies between the clusters."""
+    """Frames of random slots, and a fifth from the whole span, nearly all of them in holes between the clusters."""
     gfns = layouts.random(slots, count)
     gfns[::5] = layouts.misses(slots, count)[::5]
     return gfns

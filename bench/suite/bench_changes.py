@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Changes of single slots among n, from Python; filling a VM.  Each leaves the slots as they were."""
+"""Changes of single slots among n, and filling a VM, from Python.  A round of changes restores the slots."""
 
 from collections.abc import Callable
 
@@ -10,8 +10,8 @@ from pytest_benchmark.fixture import BenchmarkFixture
 
 from memslots import PAGE_SIZE, VM, MemFlag, RegionOverlapError
 
-VICTIMS = 16  # changed there and back in a round, so 32 changes
-MOST_TO_FILL_ONE_BY_ONE = 4096  # the array copies itself for each of them
+VICTIMS = 16  # slots that are changed and restored in a round, so 32 changes
+MOST_TO_FILL_ONE_BY_ONE = 4096  # the array is copied for each slot
 
 AssertSlots = Callable[[VM, np.ndarray], None]
 Row = tuple[int, int, int, int]  # id, gpa, bytes, userspace_addr
@@ -93,7 +93,7 @@ def test_log_on_and_off(
 def test_refused(
     benchmark: BenchmarkFixture, vm: VM, slots: np.ndarray, victims: list[Row]
 ) -> None:
-    """The range is taken: an error that names the other slot.  The id is free."""
+    """The range overlaps another slot; the error names it.  The id is free."""
 
     def try_all() -> list[int]:
         others = []

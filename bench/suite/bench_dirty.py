@@ -10,7 +10,7 @@ from pytest_benchmark.fixture import BenchmarkFixture
 
 from memslots import DIRTY_LOG_MANUAL_PROTECT_ENABLE, PAGE_SIZE, VM, MemFlag
 
-HARVESTS = 20  # rounds; each needs pages that are dirty again
+HARVESTS = 20  # rounds; pages are marked dirty again before each
 
 
 @pytest.mark.benchmark(group="mark_page_dirty_many")
@@ -28,7 +28,7 @@ def test_mark_many(
 
 
 def harvest(vm: VM, slots: np.ndarray, gfns: np.ndarray) -> set[int]:
-    """The dirty gfns of every slot that holds one of `gfns`."""
+    """Return the dirty gfns of every slot that contains one of `gfns`."""
     by_gfn = np.sort(slots, order="base_gfn")
     touched = np.unique(np.searchsorted(by_gfn["base_gfn"], gfns, side="right") - 1)
     return {
@@ -49,7 +49,7 @@ def npages(request: pytest.FixtureRequest) -> int:
 
 @pytest.fixture
 def logged(backend: str, npages: int) -> Iterator[VM]:
-    """One slot with a log."""
+    """A VM with one slot under dirty logging."""
     with VM(backend=backend) as vm:
         vm.set_user_memory_region(
             0,

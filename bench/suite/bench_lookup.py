@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Lookups, 1,000 a round: by gfn from C, in a batch and one by one from Python; by id; by host address."""
+"""Lookups, 1,000 in a round: by gfn from C, by gfn in a batch and one by one from Python, by id, by host address."""
 
 from collections.abc import Callable
 from typing import Any
@@ -12,12 +12,12 @@ from pytest_benchmark.fixture import BenchmarkFixture
 from memslots import VM, _memslots
 
 time_lookups: Callable[..., Any] | None = getattr(_memslots, "time_lookups", None)
-from_c = pytest.mark.skipif(time_lookups is None, reason="this version times nothing from C")
+from_c = pytest.mark.skipif(time_lookups is None, reason="this version cannot time lookups from C")
 by_gfn = pytest.mark.parametrize("backend", GFN_BACKENDS)
 
 
 def answers(vm: VM, what: str, *numbers: np.ndarray, **how: Any) -> np.ndarray:
-    """All lookups in one loop in C."""
+    """Make all lookups in one loop in C."""
     assert time_lookups
     return time_lookups(vm, what, *numbers, group=LOOKUPS, **how)[1]
 
@@ -54,7 +54,9 @@ def test_gfn_to_hva_many(
 
 @pytest.mark.benchmark(group="gfn_to_hva from Python")
 @by_gfn
-@pytest.mark.parametrize("pattern", ["hot", "sequential", "random"])  # a miss raises: no hot path
+@pytest.mark.parametrize(
+    "pattern", ["hot", "sequential", "random"]
+)  # no misses, because a miss raises
 def test_gfn_to_hva_from_python(
     benchmark: BenchmarkFixture, vm: VM, gfns: np.ndarray, hvas: np.ndarray
 ) -> None:
@@ -73,7 +75,7 @@ def test_id_to_memslot_from_c(benchmark: BenchmarkFixture, vm: VM, slots: np.nda
 @from_c
 @pytest.mark.benchmark(group="slots in a page of host memory, from C")
 def test_hva_range_from_c(benchmark: BenchmarkFixture, vm: VM, slots: np.ndarray) -> None:
-    """What an MMU notifier asks for each page that the host takes away."""
+    """The lookup of an MMU notifier for each page that the host unmaps."""
     starts = layouts.expected_hvas(slots, layouts.random(slots, LOOKUPS))
     lasts = starts + np.uint64(4095)
     counts = benchmark(answers, vm, "hva_range", starts, lasts)

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""Whole QEMU traces as calls of a VM.  Linux accepted every call of these traces, so none may raise.
+"""Whole QEMU traces as calls of a VM.  Linux accepted every call of these traces, so no call may raise.
 
-The files are those of this checkout, and they are decoded here: two versions of memslots get the same calls.
+The files are those of this checkout, and this file decodes them.  Two versions of memslots therefore get the same
+calls.
 """
 
 import gzip
@@ -26,8 +27,13 @@ TRACES = (
     "pc-dimm-migrate",
     "q35-dimm-hotplug-63",
 )
-ARENA = 1 << 44  # host addresses of a trace are relative to it
-IGNORED = ("set_identity_map_addr", "set_tss_addr", "create_irqchip", "create_vcpu")  # no slots
+ARENA = 1 << 44  # host addresses in a trace are relative to this address
+IGNORED = (
+    "set_identity_map_addr",
+    "set_tss_addr",
+    "create_irqchip",
+    "create_vcpu",
+)  # no slot calls
 
 Op = dict[str, Any]
 Call = Callable[[VM], np.ndarray | None]
@@ -35,10 +41,10 @@ Row = tuple[int, int, int, int, int]  # id, base_gfn, npages, userspace_addr, fl
 
 
 class Log(NamedTuple):
-    """A dirty log as QEMU got it."""
+    """A dirty log that QEMU got."""
 
     nbytes: int
-    pages: np.ndarray  # the guest had written to these
+    pages: np.ndarray  # the guest wrote to these pages
 
     def is_in(self, words: np.ndarray) -> bool:
         bits = np.unpackbits(words.view(np.uint8), bitorder="little")
@@ -59,7 +65,7 @@ def trace(name: str) -> Trace:
     assert all(op["ret"] == 0 for op in ops)
     calls: list[Call] = []
     logs: list[Log] = []
-    slots: dict[int, Row] = {}  # as they are after the call that was decoded last
+    slots: dict[int, Row] = {}  # after the last decoded call
     for op in ops:
         if op["op"] in IGNORED:
             continue
@@ -95,7 +101,7 @@ def set_region(op: Op, slots: dict[int, Row]) -> Call:
 
 
 def get_dirty(op: Op, slots: dict[int, Row]) -> Call:
-    """The guest's stores, then the harvest."""
+    """Mark the pages of the guest's stores, then get the log."""
     slot, base = op["slot"], slots[op["slot"]][1]
     gfns = log_of(op).pages.astype(np.uint64) + np.uint64(base)
 
@@ -132,7 +138,7 @@ def log_of(op: Op) -> Log:
 
 
 def pages_of(runs: list[list[int]]) -> np.ndarray:
-    """`[[first, count], ...]` -> every page number."""
+    """Convert `[[first, count], ...]` to all page numbers."""
     pages = [np.arange(first, first + count) for first, count in runs]
     return np.concatenate(pages) if pages else np.empty(0, dtype=np.int64)
 

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: MIT
-"""What the benchmarks share: sizes, backends, streams of gfns, and VMs that hold seeded layouts.
+"""Shared parts of the benchmarks: sizes, backends, streams of gfns, and VMs with seeded layouts.
 
 `make bench-compare` runs these files on an older package too, so they import only names that names.json lists.
 
-A row of the table that pytest-benchmark prints is one backend; a table is one operation at one number of slots, so
-that what belongs together stands together.  Every benchmark checks the answer that it timed.
+pytest-benchmark prints one table for each operation and number of slots, with one row for each backend.  Every
+benchmark checks the answer that it timed.
 """
 
 import importlib.util
@@ -23,20 +23,21 @@ CHECKOUT = Path(__file__).resolve().parents[2]
 
 SIZES = (8, 64, 509, 4096, 32764)
 ROOM = SIZES[-1] + 1  # one id is always free
-LOOKUPS = 1000  # a round; the plainest design walks 32,764 slots for each
+LOOKUPS = 1000  # in a round; the simplest design walks up to 32,764 slots for each lookup
 
-#: The designs are measured without an index.  The tree with one is measured where lookups by gfn are.
+#: The designs are measured without an index.  The tree with an index is measured only for lookups by gfn.
 BACKENDS = getattr(memslots, "backends", lambda: ("tree",))()
 INDEXED = "tree+index"
 GFN_BACKENDS = (*BACKENDS, INDEXED) if hasattr(VM, "index_policy") else BACKENDS
 
-#: Seconds a benchmark, in place of pytest-benchmark's 1: with hundreds of them the suite takes a minute or two.
+#: Seconds for each benchmark.  The default of pytest-benchmark is 1.  The suite has hundreds of benchmarks and takes a
+#: minute or two.
 MAX_TIME = 0.1
 DEFAULT_MAX_TIME = 1.0
 
 
 def _layouts() -> ModuleType:
-    """memslots.lab.layouts of this checkout, whichever version is measured: two commits get the same work."""
+    """Load memslots.lab.layouts of this checkout for every measured version, so that two commits get the same work."""
     path = CHECKOUT / "src" / "memslots" / "lab" / "layouts.py"
     spec = importlib.util.spec_from_file_location("memslots.lab.layouts", path)
     assert spec is not None
@@ -73,8 +74,8 @@ def pattern(request: pytest.FixtureRequest) -> str:
 
 
 @pytest.fixture(autouse=True)
-def _a_table_for_each_operation(request: pytest.FixtureRequest) -> None:
-    """The group is the mark's and every parameter but the backend."""
+def _one_table_for_each_operation(request: pytest.FixtureRequest) -> None:
+    """Set the group to the group of the mark and all parameters except the backend."""
     if "benchmark" not in request.fixturenames:
         return
     params = getattr(request.node, "callspec", None)
@@ -90,7 +91,7 @@ MakeVM = Callable[..., VM]
 
 @pytest.fixture(scope="session")
 def filled_vm() -> Iterator[MakeVM]:
-    """filled_vm(backend, n_slots, flags=0): made once.  Whoever changes its slots puts them back."""
+    """filled_vm(backend, n_slots, flags=0) creates a VM once.  A benchmark that changes its slots must restore them."""
     made: dict[tuple[str, int, int], VM] = {}
     with ExitStack() as stack:
 
@@ -118,7 +119,7 @@ def new_vm(backend: str) -> VM:
 
 
 def make_index(vm: VM) -> None:
-    """Single lookups use one that is there, but make none of many slots."""
+    """Build the index by a batch.  Single lookups use an existing index, but do not build one for many slots."""
     vm.gfn_to_hva_many(np.zeros(65, dtype=np.uint64))
     assert vm.stats()["index_builds"] == 1
 
@@ -146,14 +147,14 @@ def gfns(slots: np.ndarray, pattern: str) -> np.ndarray:
 
 @pytest.fixture
 def hvas(slots: np.ndarray, gfns: np.ndarray) -> np.ndarray:
-    """The right answers, by numpy."""
+    """The right answers, computed by numpy."""
     return layouts.expected_hvas(slots, gfns)
 
 
 @pytest.fixture
 def assert_slots() -> Callable[[VM, np.ndarray], None]:
     def check(vm: VM, slots: np.ndarray) -> None:
-        """The VM holds exactly these slots, and every invariant."""
+        """Assert that the VM holds exactly these slots and that all invariants hold."""
         expected = np.sort(slots, order="base_gfn")
         found = vm.memslots_array()
         for name in MEMSLOT_DTYPE.names or ():

@@ -187,7 +187,7 @@ def test_missed_goals_do_not_fail(bench: Any, capsys: pytest.CaptureFixture[str]
 
 def test_a_reader_finds_wrong_and_torn_answers(bench: Any) -> None:
     """Which answers for the slot that comes and goes are right, and that a batch may not mix them."""
-    beside = bench("goals.beside")
+    workers = bench("goals.workers")
     slots = layouts.uniform(8)
     victim = slots[3]
     gfns = np.arange(victim["base_gfn"], victim["base_gfn"] + 4, dtype=np.uint64)
@@ -195,7 +195,7 @@ def test_a_reader_finds_wrong_and_torn_answers(bench: Any) -> None:
     right = layouts.expected_hvas(slots, np.concatenate([gfns, others]))
     with VM() as vm:
         vm.load_memslots(slots)
-        reader = beside.Batches(vm, slots, np.concatenate([gfns, others]), victim)
+        reader = workers.Batches(vm, slots, np.concatenate([gfns, others]), victim)
         for answers, wrong in (
             (right, 0),
             (np.concatenate([np.full(4, HVA_ERR_BAD, np.uint64), right[4:]]), 0),
@@ -205,20 +205,20 @@ def test_a_reader_finds_wrong_and_torn_answers(bench: Any) -> None:
         ):
             reader.out = answers
             assert reader.count_wrong() == wrong
-        one_by_one = beside.Scalar(vm, slots, np.concatenate([gfns, others]), victim)
+        one_by_one = workers.Scalar(vm, slots, np.concatenate([gfns, others]), victim)
         one_by_one.out = np.concatenate([right[:1], np.full(3, HVA_ERR_BAD, np.uint64), right[4:]])
         assert one_by_one.count_wrong() == 0  # each lookup is a section of its own
 
 
 def test_an_exception_in_a_thread_is_raised(bench: Any) -> None:
-    beside = bench("goals.beside")
+    workers = bench("goals.workers")
 
-    class Fails(beside.Background):  # type: ignore[misc]
+    class Fails(workers.Background):  # type: ignore[misc]
         def step(self, counting: bool) -> None:
             raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
-        beside.run_for(0, [Fails()])
+        workers.run_for(0, [Fails()])
 
 
 # ---- parts ----------------------------------------------------------------------------------------

@@ -177,7 +177,7 @@ def test_the_table_and_the_files(capsys: pytest.CaptureFixture[str], tmp_path: P
         assert words in out
     assert re.search(r"^40 slots +tree +array +list.* +tree\+index +array / tree$", out, re.M)
     assert re.search(r"^tree / tree\+index, by slots +8 +40$", out, re.M)
-    assert "tree+index: the tree with the index" in out
+    assert "tree+index: the tree with an index" in out
     assert "the real kernel: --no-kvm" in out
     assert "0 cells with wrong answers" in out
     assert faults(json.loads(file.read_text()), PerfReport) == []
@@ -469,11 +469,11 @@ def test_who_wins_is_told_of_every_table() -> None:
     results += rows("unmap", 4096, 1, 9)
     told = list(report_perf._array_wins({"results": results, "crossover": []}))
     assert told == [
-        "The array is the faster design (costs above): RW at 509 and 4,096; "
-        "tree faster or even in all other rows of these."
+        "The array is faster (costs above): RW at 509 and 4,096.  "
+        "In all other rows of these tables the tree is faster, or both are even."
     ]
     told = list(report_perf._array_wins({"results": results[:2], "crossover": []}))
-    assert "(costs above): nowhere;" in told[0]
+    assert "(costs above): nowhere." in told[0]
 
 
 def test_a_new_design_has_a_column_a_ratio_and_a_sentence() -> None:

@@ -69,7 +69,7 @@ def test_the_table(capsys: pytest.CaptureFixture[str]) -> None:
     for words in (
         "~ n^x",
         "  tree+index  ",
-        "tree+index: the tree with the index",
+        "tree+index: the tree with an index",
         "setup/load",
         "change/move",
         "(published)",

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""The calls of /dev/kvm by number, with the layout of their arguments.
+"""The ioctls of /dev/kvm: their numbers and the layouts of their arguments.
 
-Layouts are those of little-endian machines with 4 KiB pages, ioctl numbers the common ones (not those of ppc, mips and
-sparc).
+The layouts are for little-endian machines with 4 KiB pages.  The numbers are for most architectures, but not for ppc,
+mips and sparc.
 """
 
 import fcntl
@@ -10,7 +10,7 @@ import os
 import struct
 
 DEVICE = "/dev/kvm"
-API_VERSION = 12  # of every kernel since 2.6.22; KVM tells users to refuse others
+API_VERSION = 12  # of every kernel since 2.6.22; KVM's documentation says to refuse other versions
 PAGE_SIZE = 4096
 MAX_NR_PAGES = (1 << 31) - 1  # KVM_MEM_MAX_NR_PAGES
 MEM_LOG_DIRTY_PAGES, MEM_READONLY, MEM_GUEST_MEMFD = 1, 2, 4
@@ -24,7 +24,7 @@ KVM_SET_USER_MEMORY_REGION2 = 0x40A0AE49
 KVM_ENABLE_CAP = 0x4068AEA3
 KVM_CLEAR_DIRTY_LOG = 0xC018AEC0
 
-# The numbers of <linux/kvm.h>, under its names without KVM_CAP_ and in lower case.
+# The extension numbers of <linux/kvm.h>.  The names are in lower case and without KVM_CAP_.
 EXTENSIONS = {
     "user_memory": 3,
     "nr_memslots": 10,
@@ -44,11 +44,10 @@ EXTENSIONS = {
     "guest_memfd_flags": 244,
 }
 
-# The 32-bit `slot` of every structure is the id (low half) and the address space (high half).
+# The 32-bit `slot` of every structure holds the id (low half) and the address space (high half).
 REGION = struct.Struct("<HHIQQQ")  # kvm_userspace_memory_region
-REGION2 = struct.Struct(
-    "<HHIQQQQi116x"
-)  # kvm_userspace_memory_region2, guest_memfd signed so that -1 fits
+# kvm_userspace_memory_region2; guest_memfd is signed so that -1 fits
+REGION2 = struct.Struct("<HHIQQQQi116x")
 DIRTY_LOG = struct.Struct("<HHIQ")  # kvm_dirty_log
 CLEAR_LOG = struct.Struct("<HHIQQ")  # kvm_clear_dirty_log
 ENABLE_CAP = struct.Struct("<IIQ88x")  # kvm_enable_cap

@@ -1,18 +1,18 @@
 # SPDX-License-Identifier: MIT
-"""Asks the machine's own kernel: the memory and dirty-log calls of /dev/kvm, named as in `VM`.
+"""The slots and dirty logs of this machine's kernel, through the ioctls of /dev/kvm; methods have the names of `VM`.
 
-An engine that claims to behave as KVM does has to be compared with KVM; this is the other side of
-that comparison.  No memory is mapped and no guest runs: these calls never touch the host addresses
-they are given, so `KvmVM` changes slots and reads dirty logs but translates nothing.
+Tests compare the engine with this class, because the engine must behave as KVM does.  No memory is mapped and no guest
+runs.  The kernel does not access the host addresses of these slots.  `KvmVM` therefore changes slots and reads dirty
+logs, but translates nothing.
 
 Invariants
-  K1  `_regions` is what the kernel holds: an entry changes only where a call returned 0, under
-      `_lock`.  A dirty log is sized by it, so the kernel never writes beyond the array; for a slot
-      that is not in it the kernel gets a NULL pointer.
-  K2  no call is made that would build a slot of more than MAX_BUILT_PAGES.
-  K3  `_shadows` holds every id whose state the kernel was not allowed to decide (K2, or a
-      collision with such an id) and all ranges that it may occupy; what depends on one raises
-      NotCompared.  A range of a shadow overlaps no entry of `_regions` that is not a shadow itself.
+  K1  `_regions` holds the slots of the kernel.  An entry changes only after an ioctl that returned 0, under `_lock`.
+      The size of a dirty log comes from `_regions`, so the kernel never writes beyond the array.  For a slot that is
+      not in `_regions` the kernel gets a NULL pointer.
+  K2  No ioctl is made that would build a slot of more than MAX_BUILT_PAGES.
+  K3  A shadow is an id whose change was not passed to the kernel, because of K2 or because it depends on another
+      shadow.  `_shadows` holds every shadow with all ranges that it may occupy.  A call that depends on a shadow
+      raises NotCompared.  A range of a shadow overlaps no entry of `_regions`, except entries of shadows.
 """
 
 import errno
@@ -33,21 +33,20 @@ from ..errors import MemslotsError, from_errno
 from . import ioctls
 from .ioctls import MAX_NR_PAGES, MEM_GUEST_MEMFD, MEM_LOG_DIRTY_PAGES, MEM_READONLY, PAGE_SIZE
 
-# With shadow paging a slot costs the kernel about 10 bytes a page: 160 MiB for this many pages,
+# With shadow paging a slot costs the kernel about 10 bytes for each page: 160 MiB for MAX_BUILT_PAGES,
 # 20 GiB for MAX_NR_PAGES.
 MAX_BUILT_PAGES = 1 << 24
 
 
-class NotCompared(Exception):  # noqa: N818 - no error: nothing went wrong
-    """The kernel must not be asked: it would use gigabytes, or the answer depends on such a slot.
+class NotCompared(Exception):  # noqa: N818 - not an error
+    """The call was not passed to the kernel.  It would use gigabytes, or it depends on such a slot.
 
-    A change that raises it counts as one that may have been made: the state of its slot stays
-    unknown until the slot is deleted.
+    After a change that raises NotCompared, the state of its slot is unknown until the slot is deleted.
     """
 
 
 def available() -> str | None:
-    """Returns None where `KvmVM` works, else the reason in words why it does not."""
+    """Return None if `KvmVM` works, otherwise the reason in words."""
     if sys.byteorder != "little" or mmap.PAGESIZE != PAGE_SIZE:
         return f"{ioctls.DEVICE}: needs a little-endian machine with pages of {PAGE_SIZE} bytes"
     try:
@@ -72,13 +71,13 @@ class _Range(NamedTuple):
 
 
 class KvmVM:
-    """A VM of the running kernel, for its memory slots and dirty logs alone."""
+    """A VM of the running kernel, with memory slots and dirty logs only."""
 
-    translates = False  # it has no lookups: KVM's translations show only in a running guest
+    translates = False  # no lookups: KVM translates only for a running guest
 
     def __init__(self) -> None:
         self._fd = -1
-        self._lock = threading.Lock()  # K1; and the argument buffers below are shared
+        self._lock = threading.Lock()  # protects _regions (K1) and the argument buffers below
         self._regions: dict[tuple[int, int], _Range] = {}  # (as_id, slot)
         self._shadows: dict[tuple[int, int], list[_Range]] = {}
         self._manual_dirty_log_protect = 0
@@ -105,16 +104,16 @@ class KvmVM:
         self.close()
 
     def close(self) -> None:
-        """Gives the VM back to the kernel; closing twice is harmless."""
+        """Close the VM.  Closing it again does nothing."""
         with self._lock:
             fd, self._fd = self._fd, -1
         if fd >= 0:
             os.close(fd)
 
-    # ---- what this kernel offers -----------------------------------------------------------------
+    # ---- limits and extensions of this kernel ----------------------------------------------------
 
     def check_extension(self, extension: str | int) -> int:
-        """KVM_CHECK_EXTENSION, by number or by a name of ioctls.EXTENSIONS."""
+        """Call KVM_CHECK_EXTENSION with a number or a name of ioctls.EXTENSIONS."""
         if isinstance(extension, str):
             if extension not in ioctls.EXTENSIONS:
                 raise ValueError(
@@ -133,7 +132,7 @@ class KvmVM:
 
     @property
     def hva_end_max(self) -> int:
-        """The highest userspace_addr + memory_size that is accepted."""
+        """The highest userspace_addr + memory_size that the kernel accepts."""
         return _hva_end_max()
 
     # ---- slots -----------------------------------------------------------------------------------
@@ -150,12 +149,12 @@ class KvmVM:
         guest_memfd: int | None = None,
         guest_memfd_offset: int = 0,
     ) -> None:
-        """KVM_SET_USER_MEMORY_REGION; KVM_SET_USER_MEMORY_REGION2 where a guest_memfd is given.
+        """Call KVM_SET_USER_MEMORY_REGION, or KVM_SET_USER_MEMORY_REGION2 if a guest_memfd is given.
 
-        A guest_memfd of -1 is a descriptor that is none.
+        A guest_memfd of -1 is passed to the kernel as an invalid descriptor.
         """
         given = (slot, as_id, flags, guest_phys_addr, memory_size, userspace_addr)
-        region = tuple(map(index, given))  # a numpy number would wrap in the sums below
+        region = tuple(map(index, given))  # sums of numpy numbers would wrap
         with self._lock:
             fd = self._open_fd()
             try:
@@ -168,7 +167,7 @@ class KvmVM:
             except struct.error as e:
                 raise _misfit(e) from None
             if self._shadows or memory_size > MAX_BUILT_PAGES * PAGE_SIZE:
-                self._refuse_what_cannot_be_asked(*region)
+                self._refuse_not_comparable(*region)
             try:
                 fcntl.ioctl(fd, request, argument, True)
             except OSError as e:
@@ -181,12 +180,12 @@ class KvmVM:
         else:
             del self._regions[as_id, slot]
 
-    # ---- slots that are too large to ask for -----------------------------------------------------
+    # ---- slots that are too large for the kernel -------------------------------------------------
 
-    def _refuse_what_cannot_be_asked(
+    def _refuse_not_comparable(
         self, slot: int, as_id: int, flags: int, gpa: int, size: int, hva: int
     ) -> None:
-        """Raises NotCompared unless the kernel's answer is sure to be true and cheap (K2, K3)."""
+        """Raise NotCompared if the call would break K2 or depends on a shadow (K3)."""
         key, new = (as_id, slot), _Range(gpa, size)
         if not self._may_pass_static_checks(slot, as_id, flags, gpa, size, hva):
             return
@@ -196,17 +195,19 @@ class KvmVM:
         if size:
             was = [self._regions[key]] if key in self._regions else []
             self._shadows.setdefault(key, was).append(new)
-        elif flags <= MEM_LOG_DIRTY_PAGES | MEM_READONLY:  # with others a delete may be refused
+        elif (
+            flags <= MEM_LOG_DIRTY_PAGES | MEM_READONLY
+        ):  # with other flags KVM may refuse a delete
             self._forget(key)
         raise NotCompared(
             f"slot {slot} [{gpa:#x}, {gpa + size:#x}) in address space {as_id} is, or meets, "
-            f"one of more than {MAX_BUILT_PAGES} pages, which the kernel is not asked to build"
+            f"one of more than {MAX_BUILT_PAGES} pages, which is not passed to the kernel"
         )
 
     def _may_pass_static_checks(
         self, slot: int, as_id: int, flags: int, gpa: int, size: int, hva: int
     ) -> bool:
-        """False only where KVM refuses with EINVAL whatever slots there are."""
+        """False only if KVM refuses the call with EINVAL for any set of slots."""
         return not (
             (gpa | size | hva) % PAGE_SIZE
             or flags >= MEM_GUEST_MEMFD << 1
@@ -218,7 +219,7 @@ class KvmVM:
         )
 
     def _depends_on_shadow(self, key: tuple[int, int], new: _Range) -> bool:
-        """Would a shadow decide?  Not over another size (EINVAL) or a known slot (EEXIST)."""
+        """Whether the result depends on a shadow.  Not if another size (EINVAL) or a known slot (EEXIST) decides."""
         known = self._regions.get(key)
         if not new.size or (known and known.size != new.size) or self._meets_known_slot(key, new):
             return False
@@ -239,7 +240,7 @@ class KvmVM:
         )
 
     def _forget(self, key: tuple[int, int]) -> None:
-        """A shadow is deleted, and with it what the kernel held under its id before."""
+        """Delete a shadow, and the kernel's slot of the same id if there is one."""
         self._shadows.pop(key)
         if self._regions.pop(key, None):
             ioctls.REGION.pack_into(self._region, 0, key[1], key[0], 0, 0, 0, 0)
@@ -248,20 +249,20 @@ class KvmVM:
     # ---- dirty logs ------------------------------------------------------------------------------
 
     def get_dirty_log(self, slot: int, as_id: int = 0) -> np.ndarray:
-        """KVM_GET_DIRTY_LOG: ceil(npages / 64) words of uint64, the caller's own."""
+        """Call KVM_GET_DIRTY_LOG.  Return a new array of ceil(npages / 64) words of uint64."""
         slot, as_id = index(slot), index(as_id)
         with self._lock:
             npages = self._regions.get((as_id, slot), _Range(0, 0)).size // PAGE_SIZE
             words = np.zeros(_nr_words(npages), np.uint64)
-            self._ask_dirty_log(slot, as_id, words.ctypes.data if npages else 0)
+            self._ioctl_get_dirty_log(slot, as_id, words.ctypes.data if npages else 0)
             return words
 
     def _get_dirty_log_null(self, slot: int, as_id: int = 0) -> None:
-        """KVM_GET_DIRTY_LOG with a NULL bitmap: EFAULT, and a log that is not manual is lost."""
+        """Call KVM_GET_DIRTY_LOG with a NULL bitmap.  It fails with EFAULT, and a log that is not manual is lost."""
         with self._lock:
-            self._ask_dirty_log(index(slot), index(as_id), 0)
+            self._ioctl_get_dirty_log(index(slot), index(as_id), 0)
 
-    def _ask_dirty_log(self, slot: int, as_id: int, address: int) -> None:
+    def _ioctl_get_dirty_log(self, slot: int, as_id: int, address: int) -> None:
         fd = self._open_fd()
         self._refuse_shadow(slot, as_id)
         try:
@@ -275,18 +276,17 @@ class KvmVM:
     def clear_dirty_log(
         self, slot: int, first_page: int, num_pages: int, bitmap: np.ndarray | None, as_id: int = 0
     ) -> None:
-        """KVM_CLEAR_DIRTY_LOG; a bitmap of None is a bad pointer.
+        """Call KVM_CLEAR_DIRTY_LOG.  A bitmap of None is passed as a NULL pointer.
 
-        A bitmap that has not ceil(num_pages / 64) words is replaced by a NULL pointer, so that
-        the kernel makes its own checks first and reads nothing; where they pass, the size is the
-        error.
+        If the bitmap does not have ceil(num_pages / 64) words, the kernel gets a NULL pointer too.  It then makes its
+        own checks and reads nothing.  If these checks pass, the call fails because of the size.
         """
         words = _as_words(bitmap)
         slot, as_id, num_pages = index(slot), index(as_id), index(num_pages)
         with self._lock:
             fits = words is not None and words.size == _nr_words(num_pages)
             address = words.ctypes.data if words is not None and fits and words.size else 0
-            error = self._ask_clear(slot, as_id, first_page, num_pages, address)
+            error = self._ioctl_clear_dirty_log(slot, as_id, first_page, num_pages, address)
         if words is not None and not fits and error in (0, errno.EFAULT):
             raise from_errno(
                 errno.EINVAL,
@@ -297,7 +297,7 @@ class KvmVM:
             what = f"KVM_CLEAR_DIRTY_LOG of {num_pages} pages from page {first_page}"
             raise _log_error(error, what, slot, as_id)
 
-    def _ask_clear(
+    def _ioctl_clear_dirty_log(
         self, slot: int, as_id: int, first_page: int, num_pages: int, address: int
     ) -> int:
         fd = self._open_fd()
@@ -315,7 +315,7 @@ class KvmVM:
     def _refuse_shadow(self, slot: int, as_id: int) -> None:
         if (as_id, slot) in self._shadows:
             raise NotCompared(
-                f"slot {slot} in address space {as_id}: the kernel was not asked to build it"
+                f"slot {slot} in address space {as_id}: it was not passed to the kernel"
             )
 
     @property
@@ -351,15 +351,15 @@ class KvmVM:
 
 @functools.cache
 def _gpa_bits() -> int:
-    """The host's physical address width, 52 with shadow paging: no ioctl tells, so it is tried."""
+    """Return the host's physical address width, or 52 with shadow paging.  No ioctl returns it, so try all widths."""
     with KvmVM() as vm:
         return next(b for b in range(63, 12, -1) if _accepts(vm, (1 << b) - PAGE_SIZE, 0))
 
 
 @functools.cache
 def _hva_end_max() -> int:
-    """TASK_SIZE_MAX, which depends on the levels of the host's page tables, by bisection."""
-    low, high = 1, 1 << 52  # in pages: an end that is accepted, and one that is not
+    """Find TASK_SIZE_MAX by bisection.  It depends on the levels of the host's page tables."""
+    low, high = 1, 1 << 52  # in pages; the kernel accepts an end at low, and refuses one at high
     with KvmVM() as vm:
         while low + 1 < high:
             middle = (low + high) // 2
@@ -409,7 +409,9 @@ def _refused(
         f"KVM refuses slot {slot} [{gpa:#x}, {gpa + size:#x}) at {hva:#x}, flags {flags:#x}, "
         f"in address space {as_id}: {os.strerror(number)}"
     )
-    rule = "GMEM_FD" if number == errno.EBADF else None  # the VM's own descriptor is open
+    rule = (
+        "GMEM_FD" if number == errno.EBADF else None
+    )  # not the VM's own descriptor, which is open
     return from_errno(number, message, slot=slot, rule=rule)
 
 

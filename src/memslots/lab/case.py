@@ -14,18 +14,18 @@ from .subjects import INDEXED, ROOM, Subjects
 
 
 class Budget(NamedTuple):
-    """The time and the operations that a command may spend on each case."""
+    """Limits of time and of operations for each case."""
 
-    seconds: float  # a round of one case on one backend
-    filling: float  # seconds, beyond which a VM is not filled
-    at_most: float  # seconds, beyond which one run of a case is not begun
+    seconds: float  # for a round of one case on one backend
+    filling: float  # seconds; a VM that needs more to fill is skipped
+    at_most: float  # seconds; a case with a longer run is skipped
     lookups: int
     changes: int
     latencies: int  # operations timed one by one in a round
 
 
 class Run(NamedTuple):
-    """What a case is given to run."""
+    """The arguments of one run of a case."""
 
     backend: str
     subjects: Subjects
@@ -33,12 +33,17 @@ class Run(NamedTuple):
 
 
 class Case(ABC):
-    """Its `names` are those of the rows that it makes.  Every design takes part, the others where it says so."""
+    """One case; `names` are the names of its rows.  It runs on every design.
+
+    `with_kvm` and `with_index` add the kernel and the tree with an index.
+    """
 
     names: tuple[str, ...]
     with_kvm: ClassVar[bool] = False
     with_index: ClassVar[bool] = False
-    moves_slots: ClassVar[bool] = False  # in memory, in a VM that others use too
+    moves_slots: ClassVar[bool] = (
+        False  # places slots elsewhere in memory, in a VM that other cases share
+    )
 
     def __init__(self, n_slots: int | None, seed: int) -> None:
         self.n_slots = n_slots
@@ -46,17 +51,17 @@ class Case(ABC):
 
     @abstractmethod
     def run(self, run: Run) -> Sequence[Sample]:
-        """Measures once; the samples say whether the answers were right."""
+        """Measure once.  The samples record whether the answers were right."""
 
     def setup(self, run: Run) -> None:  # noqa: B027 - most cases need none
-        """What is not timed and done once for each backend."""
+        """Prepare the case, once for each backend.  This is not timed."""
 
     def backends(self, available: Iterable[str]) -> list[str]:
         special = {"kvm": self.with_kvm, INDEXED: self.with_index}
         return [name for name in available if special.get(name, True)]
 
     def refusal(self, backend: str, budget: Budget) -> str | None:
-        """Why this backend would take too long here, or None."""
+        """Return the reason to skip this backend, or None.  Reasons: it takes too long, or has too few ids."""
         n = self.n_slots or 0
         if backend == "kvm" and n > ROOM:
             return f"it has room for {ROOM:,}"
@@ -64,7 +69,7 @@ class Case(ABC):
         return f"filling a VM takes {duration(seconds)}" if seconds > budget.filling else None
 
     def rounds(self, backend: str, wanted: int, budget: Budget) -> int:
-        """How often to run: fewer times where one takes long."""
+        """Return the number of runs: fewer than `wanted` if one run takes long."""
         return wanted
 
     def is_wanted(self, pattern: str | None) -> bool:
@@ -72,7 +77,7 @@ class Case(ABC):
 
 
 def duration(seconds: float) -> str:
-    """Roughly, in words."""
+    """Return an approximate duration in words."""
     for unit, size in (("hours", 3600), ("minutes", 60)):
         if seconds >= 2 * size:
             return f"about {seconds / size:.0f} {unit}"
@@ -80,5 +85,5 @@ def duration(seconds: float) -> str:
 
 
 def matches(name: str, pattern: str | None) -> bool:
-    """A part of the name, or a shell pattern."""
+    """Whether the name contains the pattern, which may use shell wildcards."""
     return pattern is None or fnmatch(name, f"*{pattern}*")

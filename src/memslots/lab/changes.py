@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
 """Changes of single slots among n: create, delete, move, logging on and off; on the engine and by ioctl.
 
-Each run ends with the slots that it began with, which is checked, as are every result and how many changes of each
-kind were made.
+Each run ends with the same slots as it began with.  Three things are checked: the slots at the end, every result, and
+the number of changes of each kind.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ FIELDS = ("base_gfn", "npages", "userspace_addr", "id", "flags")
 
 
 class PairCase(Case):
-    """Random slots, and for each two changes, the second of which undoes the first."""
+    """Two changes for each of some random slots; the second change undoes the first."""
 
     with_kvm: ClassVar[bool] = True
     moves_slots: ClassVar[bool] = True
-    kinds: ClassVar[tuple[str, str]]  # of CHANGES: what the first and the second count as
+    kinds: ClassVar[tuple[str, str]]  # the kinds in CHANGES of the first and the second change
 
     @cached_property
     def slots(self) -> Layout:
@@ -65,17 +65,17 @@ class PairCase(Case):
     def miscounted(
         self, before: dict[str, int] | None, after: dict[str, int] | None, pairs: int
     ) -> str | None:
-        """Whether other changes were made than those that were asked for."""
+        """Compare the counts of changes with the requested ones; return the first difference in words."""
         if before is None or after is None:
             return None
         for kind in CHANGES:
-            made, asked = after[kind] - before[kind], pairs * self.kinds.count(kind)
-            if made != asked:
-                return f"{made} {kind} were made, not {asked}"
+            made, requested = after[kind] - before[kind], pairs * self.kinds.count(kind)
+            if made != requested:
+                return f"{made} {kind} were made, not {requested}"
         return None
 
     def samples(self, changed: Changed, wrong: str | None) -> list[Sample]:
-        """One for each name: of two names each has every other change."""
+        """Return one sample for each name.  With two names, each gets every other change."""
         ns, results = changed
         step = len(self.names)
         made = []
@@ -87,7 +87,10 @@ class PairCase(Case):
 
 
 def misplaced(subject: Changeable, expected: Layout) -> str | None:
-    """Whether the slots are not those of `expected`, by rising gfn; None where it cannot be asked."""
+    """Compare the slots with `expected`, sorted by gfn; return the first difference in words.
+
+    None: no difference, or the subject cannot list its slots (the kernel).
+    """
     got = subject.contents()
     if got is None:
         return None
@@ -103,7 +106,7 @@ class DeleteCreate(PairCase):
 
 
 class Move(PairCase):
-    """To a place beyond all slots, and back."""
+    """Move a slot beyond all other slots, and back."""
 
     names = ("change/move",)
     kinds = ("moves", "moves")
@@ -115,7 +118,7 @@ class Move(PairCase):
 
 
 class Flags(PairCase):
-    """Dirty logging on, and off: what a migration does to every slot."""
+    """Turn dirty logging on and off, as a migration does for every slot."""
 
     names = ("change/log on", "change/log off")
     kinds = ("flag_changes", "flag_changes")

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""Roughly what an operation costs, so that a round takes as long as it may.
+"""Approximate costs of operations; they limit the operations of a round to its time.
 
-A slow design gets fewer operations, evenly spread over those that a fast one gets, and none where even one is too
-many.  The figures are constants and not measured here: the same command makes the same choices on every machine.
+A slow design gets fewer operations than a fast one, spread evenly over the same stream.  A case that is too slow even
+with few operations is skipped.  The costs are constants, so the same command makes the same choices on every machine.
 """
 
 from __future__ import annotations
@@ -16,16 +16,15 @@ from numpy.typing import NDArray
 from .._memslots import design_costs
 from .subjects import design_of
 
-RUN = 64  # operations that stay neighbours when some of a stream are chosen
+RUN = 64  # consecutive operations that stay together when a part of a stream is chosen
 FEWEST = 16
 
-
-CACHED = 65_536  # slots; walks and copies of more leave the caches of most machines
-UNCACHED = 8  # times as slow, then
+CACHED = 65_536  # slots; walks and copies of more slots miss the caches of most machines
+UNCACHED = 8  # the factor by which such walks and copies are slower
 
 
 class Cost(NamedTuple):
-    """Nanoseconds of one operation: some anyway, some for each slot there is."""
+    """Nanoseconds of one operation: a fixed part, and a part for each slot."""
 
     fixed: float
     per_slot: float = 0.0
@@ -44,7 +43,7 @@ COSTS: dict[str, dict[str, Cost]] = {
     "id": {LOG: Cost(10), SCAN: Cost(30, 0.6), WALK: Cost(30, 1.1)},
     "hva": {LOG: Cost(150), SCAN: Cost(20, 1.5), WALK: Cost(20, 3)},
     "change": {LOG: Cost(2000), SCAN: Cost(1000, 5), WALK: Cost(1000, 15), KVM: Cost(20_000, 1)},
-    # One slot of n that are made one by one, or by load_memslots().
+    # The cost of one slot of n.  "setup" creates them one by one, "load" is load_memslots().
     "setup": {
         LOG: Cost(1500),
         SCAN: Cost(1000, 1.8),
@@ -54,13 +53,13 @@ COSTS: dict[str, dict[str, Cost]] = {
     "load": {LOG: Cost(4000), SCAN: Cost(500, 0.9), WALK: Cost(500, 1.8), KVM: Cost(20_000)},
 }
 
-#: A load looks for each slot's gfn and id.  A setup is made of changes.
+#: A load searches for the gfn and the id of each slot.  A setup consists of changes.
 DECLARED = {"setup": ("change",), "load": ("gfn", "id")}
 SLOWEST_FIRST = (WALK, SCAN, LOG)
 
 
 def declared(kind: str, backend: str) -> str:
-    """The cost that the design declares; a backend that is no design of this build counts as slow."""
+    """Return the cost class that the design declares; a backend that this build does not have counts as slow."""
     if backend == KVM and KVM in COSTS[kind]:
         return KVM
     costs = design_costs().get(design_of(backend), {})
@@ -69,18 +68,18 @@ def declared(kind: str, backend: str) -> str:
 
 
 def nominal(kind: str, backend: str, n_slots: int) -> float:
-    """Nanoseconds of one operation."""
+    """Return the nanoseconds of one operation."""
     return COSTS[kind][declared(kind, backend)].at(n_slots)
 
 
 def affordable(kind: str, backend: str, n_slots: int, wanted: int, seconds: float) -> int:
-    """How many of `wanted` operations a round has time for."""
+    """Return how many of the `wanted` operations fit into a round of `seconds`."""
     fitting = int(seconds * 1e9 / nominal(kind, backend, n_slots))
     return min(wanted, max(fitting, FEWEST))
 
 
 def spread(total: int, count: int) -> NDArray[np.intp]:
-    """`count` places below `total`, in runs of neighbours that are evenly spread."""
+    """Choose `count` of the numbers below `total`, in runs of consecutive numbers that are evenly spread."""
     if count >= total:
         return np.arange(total)
     return np.concatenate(list(_runs(total, count)))

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: MIT
 """Seeded slots, streams of lookups on them, and the answers, computed by numpy and not by the engine.
 
-A layout is an array of MEMSLOT_DTYPE, in the order of shuffled creation: `layout["id"]` are the ids 0 to n - 1, in
-no relation to gfns.  The same name, number and seed give the same array on every machine.
+A layout is an array of MEMSLOT_DTYPE, in the order of creation, which is shuffled.  `layout["id"]` holds the ids 0 to
+n - 1.  Ids and gfns have no common order, except in "selftest".  The same name, number and seed give the same array on
+every machine.
 """
 
 from __future__ import annotations
@@ -15,31 +16,31 @@ from numpy.typing import NDArray
 
 from ..constants import HVA_ERR_BAD, MEMSLOT_DTYPE, PAGE_SHIFT, PAGE_SIZE
 
-Layout = NDArray[Any]  # of MEMSLOT_DTYPE
+Layout = NDArray[Any]  # the dtype is MEMSLOT_DTYPE
 Numbers = NDArray[np.uint64]
 
-SEED = 20211206  # the day on which the trees were merged
+SEED = 20211206  # the date of the merge of tree-based memslots into Linux
 
 HOST_BASE = 0x1000_0000_0000
 MAX_NPAGES = 512
-NO_ADDRESS = 2**64 - 1  # what time_lookups() answers for an id that is not there
+NO_ADDRESS = 2**64 - 1  # the result of time_lookups() for an id without a slot
 
-#: Where memslot_perf_test puts its memory, and its code.
+#: The places of the test memory and of the code in memslot_perf_test.
 TEST_GFN, CODE_GFN, CODE_NPAGES = 0x10000000 >> PAGE_SHIFT, 0, 512
 TEST_NPAGES = (512 << 20 >> PAGE_SHIFT) + 1
 
-#: Of "adversarial": one cluster begins at each of these powers of two.
+#: In "adversarial" one cluster begins at each of these powers of two.
 EXPONENTS = range(20, 37)
-MAX_ADVERSARIAL = 2_000_000  # more would reach from one power into the next
+MAX_ADVERSARIAL = 2_000_000  # with more slots a cluster would overlap the next one
 
-HOT_RUN = 64  # lookups in one slot before the next
+HOT_RUN = 64  # lookups in one slot before the stream changes to another slot
 
 
 # ---- layouts ------------------------------------------------------------------------------------
 
 
 def uniform(n: int, seed: int = SEED) -> Layout:
-    """Slots of 1 to 512 pages; behind every other one, on average, a hole: a fifth of all frames."""
+    """Slots of 1 to 512 pages.  On average every other slot is followed by a hole; a fifth of all frames are holes."""
     rng = np.random.default_rng(seed)
     npages = rng.integers(1, MAX_NPAGES + 1, n, dtype=np.uint64)
     holes = rng.integers(1, MAX_NPAGES // 2, n, dtype=np.uint64) * (rng.random(n) < 0.5)
@@ -48,7 +49,7 @@ def uniform(n: int, seed: int = SEED) -> Layout:
 
 
 def adversarial(n: int, seed: int = SEED) -> Layout:
-    """Small slots in 17 clusters that begin at powers of two up to 2^36: what an index by high bits dislikes."""
+    """Small slots in 17 clusters that begin at powers of two up to 2^36: a bad case for an index by high bits."""
     if n > MAX_ADVERSARIAL:
         raise ValueError(f"the adversarial layout has room for {MAX_ADVERSARIAL} slots, not {n}")
     rng = np.random.default_rng(seed)
@@ -67,9 +68,9 @@ def _starts() -> Numbers:
 
 
 def selftest(n: int, seed: int = SEED, total_pages: int = TEST_NPAGES) -> Layout:
-    """memslot_perf_test: a slot of code, then n - 1 that share `total_pages` evenly, the last with the rest.
+    """The slots of memslot_perf_test: one for code, then n - 1 that share `total_pages` evenly.
 
-    Ids rise with gfns, as the test makes them; the order of the rows alone is shuffled.
+    The last slot gets the remainder too.  Ids rise with gfns, as in the test; only the order of the rows is shuffled.
     """
     if not 2 <= n <= total_pages + 1:
         raise ValueError(f"{total_pages} pages make 2 to {total_pages + 1} slots, not {n}")
@@ -83,14 +84,14 @@ def selftest(n: int, seed: int = SEED, total_pages: int = TEST_NPAGES) -> Layout
 
 
 def _shuffled(bases: Numbers, npages: Numbers, rng: np.random.Generator) -> Layout:
-    """Rows by rising id, whose gfns are in no order."""
+    """Rows in ascending order of id, with gfns in random order."""
     rows = _rows(bases, npages, rng)[rng.permutation(len(bases))]
     rows["id"] = np.arange(len(rows))
     return rows
 
 
 def _rows(bases: Numbers, npages: Numbers, rng: np.random.Generator) -> Layout:
-    """Slots by rising gfn; their host memory lies in another order, with a page between any two."""
+    """Slots in ascending order of gfn.  Their host memory has another order, with a gap of one page between slots."""
     rows = np.zeros(len(bases), dtype=MEMSLOT_DTYPE)
     rows["id"] = np.arange(len(bases))
     rows["base_gfn"], rows["npages"] = bases, npages
@@ -101,7 +102,7 @@ def _rows(bases: Numbers, npages: Numbers, rng: np.random.Generator) -> Layout:
 
 
 def sorted_by(slots: Layout, name: str) -> Layout:
-    """The rows in ascending order of one field."""
+    """Return the rows in ascending order of one field."""
     return slots[np.argsort(slots[name], kind="stable")]
 
 
@@ -113,7 +114,7 @@ LAYOUTS: dict[str, Callable[[int, int], Layout]] = {
 
 
 def layout(name: str, n: int, seed: int = SEED) -> Layout:
-    """The layout of this name with n slots."""
+    """Return the layout of this name with n slots."""
     if name not in LAYOUTS:
         raise ValueError(f"unknown layout {name!r}; known: {', '.join(LAYOUTS)}")
     return LAYOUTS[name](n, seed)
@@ -123,12 +124,12 @@ def layout(name: str, n: int, seed: int = SEED) -> Layout:
 
 
 def _stream_rng(seed: int) -> np.random.Generator:
-    """Other numbers than those that made the layout of this seed."""
+    """A generator whose numbers differ from those of the layout with the same seed."""
     return np.random.default_rng((seed, 1))
 
 
 def hot(slots: Layout, count: int, seed: int = SEED) -> Numbers:
-    """64 random frames of one slot, then of the next one drawn."""
+    """64 random frames of one random slot, then 64 of another random slot, and so on."""
     rng = _stream_rng(seed)
     chosen = slots[np.repeat(rng.integers(0, len(slots), count // HOT_RUN + 1), HOT_RUN)[:count]]
     return _frames_in(chosen, rng)
@@ -141,7 +142,7 @@ def _frames_in(chosen: Layout, rng: np.random.Generator) -> Numbers:
 
 
 def sequential(slots: Layout, count: int, seed: int = SEED) -> Numbers:
-    """Every mapped frame in ascending order, from a random one on, and round."""
+    """Every mapped frame in ascending order, from a random start; after the last frame comes the first."""
     by_gfn = sorted_by(slots, "base_gfn")
     ends = np.cumsum(by_gfn["npages"])
     start = int(_stream_rng(seed).integers(0, int(ends[-1])))
@@ -151,13 +152,13 @@ def sequential(slots: Layout, count: int, seed: int = SEED) -> Numbers:
 
 
 def random(slots: Layout, count: int, seed: int = SEED) -> Numbers:
-    """Independent frames, each of a random slot."""
+    """Independent random frames, each in a random slot."""
     rng = _stream_rng(seed)
     return _frames_in(slots[rng.integers(0, len(slots), count)], rng)
 
 
 def misses(slots: Layout, count: int, seed: int = SEED) -> Numbers:
-    """Independent frames of the whole span: as many miss as there are holes."""
+    """Independent random frames from the whole span; the share of misses is the share of holes."""
     end = int((slots["base_gfn"] + slots["npages"]).max())
     first = int(slots["base_gfn"].min())
     return _stream_rng(seed).integers(first, end, count, dtype=np.uint64)
@@ -180,7 +181,7 @@ def ids(slots: Layout, count: int, seed: int = SEED) -> Numbers:
 
 
 def expected_hvas(slots: Layout, gfns: Numbers) -> Numbers:
-    """What gfn_to_hva_many() must answer."""
+    """Return the right result of gfn_to_hva_many()."""
     by_gfn = sorted_by(slots, "base_gfn")
     i = np.searchsorted(by_gfn["base_gfn"], gfns, side="right") - 1
     row = by_gfn[np.maximum(i, 0)]
@@ -191,7 +192,7 @@ def expected_hvas(slots: Layout, gfns: Numbers) -> Numbers:
 
 
 def expected_addresses(slots: Layout, numbers: Numbers) -> Numbers:
-    """What time_lookups() must answer for ids: userspace_addr, NO_ADDRESS where there is no such slot."""
+    """Return the right result of time_lookups() for ids: userspace_addr, or NO_ADDRESS for an id without a slot."""
     by_id = sorted_by(slots, "id")
     i = np.minimum(np.searchsorted(by_id["id"], numbers), len(by_id) - 1)
     known = by_id["id"][i] == numbers
@@ -199,7 +200,7 @@ def expected_addresses(slots: Layout, numbers: Numbers) -> Numbers:
 
 
 def expected_counts(slots: Layout, starts: Numbers, lasts: Numbers) -> Numbers:
-    """How many slots have a byte in each [start, last]; slots must not share host memory."""
+    """Return how many slots have a byte in each [start, last].  Slots must not share host memory."""
     begins = np.sort(slots["userspace_addr"])
     ends = np.sort(slots["userspace_addr"] + (slots["npages"] << np.uint64(PAGE_SHIFT)))
     begun = np.searchsorted(begins, lasts, side="right")

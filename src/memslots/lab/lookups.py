@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: MIT
-"""Lookups: which address, which slot; four streams by four ways to ask.
+"""Lookups by gfn and by id: each stream of gfns is looked up in up to four ways.
 
 vm      C loop around the VM's own lookup, with the set's last_used_slot
 vcpu    C loop around a vCPU's lookup, with a last_used_slot of its own
-batch   one call of `gfn_to_hva_many` from Python for BATCH numbers
+batch   one call of `gfn_to_hva_many` from Python for each BATCH numbers
 python  one call of `gfn_to_hva` from Python for each number, in a loop
 """
 
@@ -28,9 +28,9 @@ from .subjects import Answered, Engine
 
 LEVELS = ("vm", "vcpu", "batch", "python")
 BATCH = 4096
-PASSES = 3  # over a stream in batches, as one pass has too few for a median
+PASSES = 3  # over a stream in batches; one pass has too few batches for a median
 
-#: How the streams are named in cases, and the layout of each.
+#: The names of the streams in cases, and the layout of each.
 PATTERNS = {
     "hot": "uniform",
     "sequential": "uniform",
@@ -43,7 +43,7 @@ Loop = Callable[[Numbers, int], Answered]
 
 
 class LookupCase(Case):
-    """What all lookups share: a layout, a stream of numbers, their answers."""
+    """The common part of all lookups: the layout, the engine, and the number of operations."""
 
     kind = "gfn"
     layout_name = "uniform"
@@ -60,16 +60,16 @@ class LookupCase(Case):
 
 
 def engine_with(run: Run, name: str, slots: Layout) -> Engine:
-    """The engine of this run that holds these slots."""
+    """Return the engine of this run that holds these slots."""
     found = run.subjects.get(run.backend, name, lambda: slots)
     assert isinstance(found, Engine)
     return found
 
 
 def time_loop(loop: Loop, numbers: Numbers, latencies: int) -> tuple[float, Times, Numbers]:
-    """The typical time in groups, the times one by one, and the answers of both.
+    """Return the typical time in groups, the times of single lookups, and the answers of both passes.
 
-    A first pass is not timed: the turn before was another backend's, and so is what the caches hold.
+    The first pass is not timed.  It fills the caches, which still hold data of the backend before.
     """
     loop(numbers, RUN)
     ns, answers = loop(numbers, RUN)
@@ -80,7 +80,7 @@ def time_loop(loop: Loop, numbers: Numbers, latencies: int) -> tuple[float, Time
 
 
 class GfnLookup(LookupCase):
-    """gfn -> host address, by one stream and one way to ask."""
+    """gfn -> host address, for one stream and one way to look up."""
 
     with_index = True
 
@@ -89,16 +89,18 @@ class GfnLookup(LookupCase):
         self.names = (f"lookup/{pattern}/{level}",)
         self.pattern, self.level = pattern, level
         self.layout_name = PATTERNS[pattern]
-        self._known: dict[
-            int, tuple[Numbers, Numbers]
-        ] = {}  # streams by length, with their answers
+        #: Streams by length, with their answers.
+        self._known: dict[int, tuple[Numbers, Numbers]] = {}
 
     def numbers(self, wanted: int) -> Numbers:
         make = layouts.STREAMS["random" if self.pattern == "adversarial" else self.pattern]
         return make(self.slots, wanted, self.seed)
 
     def stream(self, wanted: int, count: int) -> tuple[Numbers, Numbers]:
-        """`count` of the same numbers that a faster backend gets `wanted` of, and the answers."""
+        """Return `count` numbers of the stream of `wanted`, and their answers.
+
+        A fast backend gets the whole stream, a slow one a part of the same stream.
+        """
         if count not in self._known:
             numbers = self.numbers(wanted)[spread(wanted, count)]
             self._known[count] = numbers, layouts.expected_hvas(self.slots, numbers)
@@ -107,9 +109,9 @@ class GfnLookup(LookupCase):
     def run(self, run: Run) -> Sequence[Sample]:
         wanted = run.budget.lookups
         numbers, expected = self.stream(wanted, self.count(run, wanted))
-        return [self.asked(self.engine(run), numbers, expected, run.budget.latencies)]
+        return [self.timed(self.engine(run), numbers, expected, run.budget.latencies)]
 
-    def asked(self, engine: Engine, numbers: Numbers, expected: Numbers, latencies: int) -> Sample:
+    def timed(self, engine: Engine, numbers: Numbers, expected: Numbers, latencies: int) -> Sample:
         if self.level == "batch":
             return self.sample(expected, *time_batches(engine.vm.gfn_to_hva_many, numbers))
         if self.level == "python":
@@ -132,7 +134,7 @@ class GfnLookup(LookupCase):
 def time_batches(
     many: Callable[..., NDArray[Any]], numbers: Numbers
 ) -> tuple[float, Times, Numbers, int]:
-    """One call for each BATCH numbers, after one for all of them that is not timed."""
+    """Time one call for each BATCH numbers.  Before, one call for all numbers is not timed."""
     answers = np.zeros(len(numbers), dtype=np.uint64)
     many(numbers, answers)
     answers[:] = 0
@@ -149,7 +151,7 @@ def time_batches(
 def time_calls(
     call: Callable[[int], int], numbers: Numbers, latencies: int
 ) -> tuple[float, Times, Numbers, int]:
-    """One call for each number, after as many that are not timed; the loop around it is part of the time."""
+    """Time one call for each number, after the same calls without timing.  The time includes the Python loop."""
     given = numbers.tolist()
     _call_each(call, given)
     grouped: list[float] = []
@@ -184,7 +186,7 @@ def _time_each(call: Callable[[int], int], numbers: list[int]) -> Iterator[int]:
 
 
 class IdLookup(LookupCase):
-    """id -> slot, as every change does first."""
+    """id -> slot, the first step of every change."""
 
     kind = "id"
     names = ("lookup/id/vm",)
@@ -194,15 +196,15 @@ class IdLookup(LookupCase):
         numbers = layouts.ids(self.slots, self.count(run, wanted), self.seed)
         latencies = min(run.budget.latencies, len(numbers))
         value, singles, answers = time_loop(self.engine(run).ids, numbers, latencies)
-        asked = np.concatenate([numbers, numbers[:latencies]])
-        wrong = difference(answers, layouts.expected_addresses(self.slots, asked), "answers")
+        looked_up = np.concatenate([numbers, numbers[:latencies]])
+        wrong = difference(answers, layouts.expected_addresses(self.slots, looked_up), "answers")
         extra: More = {"pattern": "random", "level": "vm", "layout": self.layout_name}
         made = digest(answers)
-        return [Sample(self.names[0], value, singles, 1, len(asked), made, wrong, extra)]
+        return [Sample(self.names[0], value, singles, 1, len(looked_up), made, wrong, extra)]
 
 
 def all_lookups(n_slots: int, seed: int) -> list[Case]:
-    """Every stream by every way, and by id."""
+    """Every stream in every way, and lookups by id."""
     cases: list[Case] = [IdLookup(n_slots, seed)]
     for pattern in PATTERNS:
         levels = ("vm", "batch") if pattern == "adversarial" else LEVELS

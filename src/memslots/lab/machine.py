@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What figures were measured on, and where on it."""
+"""A description of the machine, its available backends, and the overhead of its clock."""
 
 from __future__ import annotations
 
@@ -17,14 +17,15 @@ from .._memslots import backends, build_info, time_nothing
 from .schema import Cpu, Machine
 from .subjects import INDEXED, design_of
 
-#: Kernel changes wait for a grace period, which costs several times more away from the CPU that runs its work.
+#: A change in the kernel waits for a grace period.  On this CPU the wait is several times shorter than on others,
+#: because the kernel's deferred work runs here.
 KVM_CPU = 0
 
 CPU_FEATURES = ("avx2", "bmi2", "avx512f")
 
 
 def machine() -> Machine:
-    """Versions, build and CPU."""
+    """Return the versions, the build and the CPU."""
     return {
         "platform": platform.platform(),
         "python": platform.python_version(),
@@ -35,7 +36,7 @@ def machine() -> Machine:
 
 
 def cpu() -> Cpu:
-    """The model, and which of the features that matter here it has, as Linux tells it."""
+    """Return the model and the relevant features of the CPU, read from /proc/cpuinfo."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
@@ -50,7 +51,10 @@ def cpu() -> Cpu:
 
 
 def available_backends(with_kvm: bool) -> tuple[list[str], list[str]]:
-    """The designs of the engine, the index of one, the kernel; who is skipped, and why."""
+    """Return the names of all backends, and a reason for each one that is skipped.
+
+    Backends are the designs of the engine, the tree with an index, and the kernel.
+    """
     names = list(backends())
     names += [INDEXED] if design_of(INDEXED) in names else []
     reason = kvm.available() if with_kvm else "--no-kvm"
@@ -61,7 +65,7 @@ def available_backends(with_kvm: bool) -> tuple[list[str], list[str]]:
 
 @contextmanager
 def on_one_cpu(wanted: bool) -> Iterator[None]:
-    """Stays on KVM_CPU, if that may be."""
+    """Run the block on KVM_CPU, if `wanted` and allowed by the affinity of the process."""
     if not wanted or not hasattr(os, "sched_setaffinity"):
         yield
         return
@@ -75,12 +79,12 @@ def on_one_cpu(wanted: bool) -> Iterator[None]:
 
 
 def clock_ns() -> float:
-    """The clock's share of each time that was taken alone, in C."""
+    """Return the nanoseconds that reading the clock adds to each single measurement in C."""
     return float(np.median(time_nothing(10_000)))
 
 
 def python_call_ns() -> float:
-    """What the clock and an empty method call measure from Python."""
+    """Return the nanoseconds that an empty method call takes from Python, with the clock."""
     call: Callable[[], object] = object().__hash__
     ns = []
     for _ in range(2000):

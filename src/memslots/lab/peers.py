@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What a user of Python would do lookups with today; same slots, same numbers, same answers."""
+"""Other ways to look up addresses in Python, measured with the same slots and numbers as the engine."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ ZERO = np.uint64(0)
 
 
 class Peer(NamedTuple):
-    level: str  # of GfnLookup
-    needs: str | None  # a module
-    make: Callable[[Layout], Any]  # of One or of Many
+    level: str  # one of lookups.LEVELS
+    needs: str | None  # the name of a module
+    make: Callable[[Layout], Any]  # returns a One or a Many
 
 
 def _sorted_columns(slots: Layout) -> tuple[Numbers, Numbers, Numbers]:
@@ -42,14 +42,16 @@ def numpy_searchsorted(slots: Layout) -> Many:
 
     def many(gfns: Numbers, out: Numbers) -> None:
         i = np.searchsorted(base, gfns, side="right") - 1
-        offset = gfns - base[i]  # below the first slot i is -1: the last slot, and a huge offset
+        offset = (
+            gfns - base[i]
+        )  # below the first slot i is -1, and the offset wraps to a huge number
         out[:] = np.where(offset < npages[i], addr[i] + (offset << SHIFT), BAD)
 
     return many
 
 
 def numpy_argsort(slots: Layout) -> Many:
-    """Sorting the questions first spares the cache more than it costs."""
+    """Sort the gfns first.  Sorting costs less than the cache misses that it avoids."""
     search = numpy_searchsorted(slots)
 
     def many(gfns: Numbers, out: Numbers) -> None:
@@ -116,7 +118,7 @@ PEERS = {
 
 
 def available() -> tuple[list[str], list[str]]:
-    """Names of peers, and those that are not here, with the reason."""
+    """Return the names of the available peers, and a reason for each missing one."""
     names, skipped = [], []
     for name, peer in PEERS.items():
         if peer.needs is None or find_spec(peer.needs):
@@ -127,7 +129,7 @@ def available() -> tuple[list[str], list[str]]:
 
 
 class PeerLookup(GfnLookup):
-    """The lookups of one level, by all peers of that level; the rows carry the case of the engine's own."""
+    """The lookups of one level, by all peers of that level.  The rows have the same case name as the engine's rows."""
 
     def backends(self, available: Any) -> list[str]:
         return [name for name in available if name in PEERS and PEERS[name].level == self.level]

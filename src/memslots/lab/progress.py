@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The progress of long commands, on stderr: a bar on a terminal, else a line every few seconds."""
+"""The progress of long commands on stderr: a bar on a terminal, otherwise a line every few seconds."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from contextlib import contextmanager, suppress
 from time import monotonic
 from typing import Any
 
-Progress = Callable[..., object]  # takes how many more units are done, 1 where none is given
+Progress = Callable[..., object]  # its argument is the number of further units done, 1 by default
 
 LINE_EVERY = 5.0  # seconds
 
 
 @contextmanager
 def progress_bar(total: Callable[[], int], unit: str) -> Iterator[Progress]:
-    """Yields a function that counts units.  Commands that end within a second show nothing.
+    """Yield a function that counts units.  Commands that end within a second show nothing.
 
     `total` may be slow: it is called only when something is shown.
     """
@@ -30,7 +30,7 @@ def progress_bar(total: Callable[[], int], unit: str) -> Iterator[Progress]:
 
 
 def _bar() -> Any:
-    """The class of tqdm; None where it is not installed."""
+    """Return the class of tqdm, or None if it is not installed."""
     try:
         from tqdm import tqdm
     except ImportError:
@@ -46,7 +46,7 @@ def _is_terminal() -> bool:
 
 
 class _Lines:
-    """How far the work is, as lines of a log."""
+    """The progress as lines of a log."""
 
     def __init__(self, total: Callable[[], int], unit: str) -> None:
         self._total, self._unit = total, unit

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""Real QEMU traces, played from Python: every result is compared with the one that a real Linux recorded.
+"""Real QEMU traces, played from Python.  Every result is compared with the result that Linux gave.
 
-`replay/KIND` is one kind of call in all traces, `scenario/NAME` all calls of the traces that show it.
+The case `replay/KIND` has one kind of call, from all traces.  The case `scenario/NAME` has all calls of the traces of
+that scenario.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from ..traces import player, vectors
 from .case import Case, Run
 from .sample import Sample, typical
 
-#: What a trace shows, by words of its file name, first match first.
+#: Scenarios, and the words in file names that select them.  The first match counts.
 SCENARIOS = (
     ("migration", ("migrate",)),
     ("hot-plug of DIMMs", ("hotplug",)),
@@ -44,7 +45,7 @@ KINDS = (
 
 
 def scenario(path: str) -> str:
-    """What the trace at `path` shows."""
+    """Return the scenario of the trace at `path`."""
     stem = Path(path).name.removesuffix(".gz").removesuffix(".jsonl")
     return next(name for name, words in SCENARIOS if any(word in stem for word in words))
 
@@ -71,8 +72,8 @@ class Replay(Case):
 
 
 def _digest(results: list[player.PlayResult]) -> str:
-    told = [(Path(r.path).name, r.ops, [str(m) for m in r.mismatches]) for r in results]
-    return hashlib.sha256(repr(told).encode()).hexdigest()[:16]
+    outcomes = [(Path(r.path).name, r.ops, [str(m) for m in r.mismatches]) for r in results]
+    return hashlib.sha256(repr(outcomes).encode()).hexdigest()[:16]
 
 
 def _wrong(results: list[player.PlayResult]) -> str | None:

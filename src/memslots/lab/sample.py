@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What one run of one case gave, and the row that all its runs become."""
+"""The result of one run of a case, and the row of the report that summarizes all its runs."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Times = NDArray[np.float64]  # nanoseconds of one operation each
 
 @dataclass
 class Sample:
-    """One run: the time of an operation, the times that percentiles come from, and whether answers were right."""
+    """One run: the typical time of an operation, the times for percentiles, and the first wrong answer."""
 
     case: str
     value: float  # ns per operation
@@ -27,12 +27,12 @@ class Sample:
     ops: int  # timed in this run
     digest: str  # of the answers
     wrong: str | None = None
-    extra: More = field(default_factory=More)  # further keys of the row, alike in each round
+    extra: More = field(default_factory=More)  # further keys of the row, the same in each round
     iteration_ops: int | None = None  # operations of one iteration of the case
 
 
 def per_operation(ns: NDArray[Any], ops: int, group: int) -> Times:
-    """The times of groups -> times of one operation in each; the last group may be a part of one."""
+    """Convert times of groups to times of one operation.  The last group may be smaller."""
     times = np.asarray(ns, dtype=np.float64)
     sizes = np.full(len(times), group, dtype=np.float64)
     if ops % group:
@@ -41,12 +41,12 @@ def per_operation(ns: NDArray[Any], ops: int, group: int) -> Times:
 
 
 def typical(times: Times) -> float:
-    """The median: a busy moment of the machine spoils some groups, not the result."""
+    """Return the median: a busy moment of the machine changes some groups, but not the result."""
     return float(np.median(times))
 
 
 def digest(*answers: NDArray[Any]) -> str:
-    """The same for the same answers, whoever gave them."""
+    """Return a hash that is the same for the same answers of any backend."""
     sha = hashlib.sha256()
     for answer in answers:
         sha.update(str(answer.dtype).encode())
@@ -55,7 +55,7 @@ def digest(*answers: NDArray[Any]) -> str:
 
 
 def difference(got: NDArray[Any], expected: NDArray[Any], what: str) -> str | None:
-    """None where both are alike, else in words how many are not, and the first that is not."""
+    """Return None if both are equal, otherwise a text with the number of differences and the first one."""
     if got.shape != expected.shape:
         return f"{what}: {got.shape} answers, {expected.shape} expected"
     wrong = np.flatnonzero(got != expected)
@@ -73,12 +73,12 @@ def _text(value: Any) -> str:
 
 
 def first(wrongs: Iterable[str | None]) -> str | None:
-    """The first thing that was wrong, if any was."""
+    """Return the first error, or None."""
     return next((wrong for wrong in wrongs if wrong), None)
 
 
 def row(samples: Sequence[Sample], backend: str, n_slots: int | None) -> Row:
-    """All runs of one case on one backend, as `--json` prints them."""
+    """Summarize all runs of one case on one backend, as `--json` prints them."""
     values = np.array([s.value for s in samples])
     singles = np.concatenate([s.singles for s in samples])
     p50, p99, p999 = (float(p) for p in np.percentile(singles, [50, 99, 99.9]))

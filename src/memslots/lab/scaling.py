@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What is measured against the number of slots, on the uniform layout, in VMs with no more ids than slots."""
+"""The cases of `memslots scale`: costs by number of slots, on the uniform layout, with as many ids as slots."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from .subjects import Answered, Engine, regions
 
 
 class HvaLookup(LookupCase):
-    """Random pages by host address, as an MMU notifier asks: which slots have a byte there.  Always one has."""
+    """Find the slots in random pages of host memory, as an MMU notifier does.  Each page is in exactly one slot."""
 
     kind = "hva"
     names = ("lookup/hva/vm",)
@@ -43,7 +43,7 @@ class HvaLookup(LookupCase):
 
 
 class Fill(LookupCase):
-    """New VMs with all slots.  Operation: a slot."""
+    """Fill a new VM with all slots.  One operation is one slot."""
 
     cost: ClassVar[str]
 
@@ -67,7 +67,7 @@ class Fill(LookupCase):
 
 
 class LoadSlots(Fill):
-    """By load_memslots(), in one change.  The first VM is kept for the other cases."""
+    """Fill by load_memslots(), in one change.  The other cases use the first VM."""
 
     names = ("setup/load",)
     cost = "load"
@@ -84,7 +84,7 @@ class LoadSlots(Fill):
 
 
 class SetupSlots(Fill):
-    """One by one, as a VMM does and as memslot_perf_test does."""
+    """Create slots one by one, as a VMM and memslot_perf_test do."""
 
     names = ("setup/one by one",)
     cost = "setup"
@@ -100,7 +100,7 @@ class SetupSlots(Fill):
 
 
 def all_cases(n_slots: int, seed: int) -> list[Case]:
-    """In the order of the tables; the first fills what the others use."""
+    """Return the cases in the order of the tables.  The first one fills the VM that the others use."""
     return [
         LoadSlots(n_slots, seed),
         SetupSlots(n_slots, seed),

@@ -10,12 +10,12 @@ from typing import Any, TypedDict
 
 
 class More(TypedDict, total=False):
-    """Keys of some rows alone."""
+    """Keys that only some rows have."""
 
-    pattern: str  # of lookups: which gfns, asked how, on which slots
+    pattern: str  # of lookups: the stream of gfns, the way to look up (level), the slots (layout)
     level: str
     layout: str
-    iteration_ns: float  # of cases with whole iterations
+    iteration_ns: float  # of cases that have whole iterations
     iteration_ops: int
 
 
@@ -24,7 +24,7 @@ class Row(More):
 
     case: str
     backend: str
-    n_slots: int | None  # None: traces have their own slots
+    n_slots: int | None  # None for traces, which have their own slots
     unit: str
     median: float
     low: float
@@ -92,7 +92,7 @@ class Machine(TypedDict):
 
 
 class Report(TypedDict):
-    """What both commands print."""
+    """The keys that both reports share."""
 
     memslots: str
     command: str

@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: MIT
-"""The cases of the kernel's memslot_perf_test, as far as an engine without a guest has them.
+"""The cases of the kernel's memslot_perf_test, without a guest.
 
-A user-space engine keeps what the test asks of memslots: creating, moving, and page-grain lookups by gfn (a guest's
-fault) and by host address (what an MMU notifier asks when the host unmaps).  It leaves out the guest, its page
-tables and faults, madvise(), TLB flushes and the two threads that wait for each other: lookups and unmaps that run
-at the same time there come one after the other here.  Sizes, places and numbers of operations are the test's.
+These cases have the test's operations on memslots: creates, moves, and lookups page by page.  A guest's fault is a
+lookup by gfn.  An unmap by the host is a lookup by host address, as an MMU notifier does it.  They leave out the
+guest, its page tables and faults, madvise(), TLB flushes, and the two threads that wait for each other.  Lookups and
+unmaps run at the same time in the test, and one after the other here.  Sizes, places and numbers of operations are
+those of the test.
 """
 
 from __future__ import annotations
@@ -29,11 +30,11 @@ from .subjects import Engine, Kernel, alternating, regions
 
 MIB = 1 << 20 >> PAGE_SHIFT  # pages
 CHUNK = 2 * MIB
-GUEST_PAGES = 50  # which the guest of the moving tests writes
+GUEST_PAGES = 50  # the pages that the guest writes in the move tests
 
 
 class KernelTest(Case):
-    """Memory of a size, shared by n - 1 slots; its first page is what host and guest talk through."""
+    """A test with memory of a fixed size in n - 1 slots.  Its first page is for messages of host and guest."""
 
     total_pages: ClassVar[int]
 
@@ -42,7 +43,7 @@ class KernelTest(Case):
 
     @cached_property
     def slots(self) -> Layout:
-        """By rising gfn; the first holds code."""
+        """The slots in ascending order of gfn.  The first one holds code."""
         rows = layouts.selftest(self.n_slots or 2, self.seed, self.total_pages)
         return layouts.sorted_by(rows, "base_gfn")
 
@@ -60,7 +61,10 @@ class KernelTest(Case):
         return area[: len(area) // 2], area[len(area) // 2 :]
 
     def chunks(self, gfns: Numbers, npages: int) -> tuple[Numbers, Numbers]:
-        """Host ranges [start, last] of each `npages` of ascending gfns; one for each slot that a chunk meets."""
+        """Return the host ranges [start, last] of chunks of `npages` ascending gfns.
+
+        A chunk that spans several slots has one range for each slot.
+        """
         owner = np.searchsorted(self.slots["base_gfn"], gfns, side="right") - 1
         chunk = (gfns - gfns[0]) // np.uint64(npages)
         begins = np.flatnonzero(np.r_[True, (np.diff(owner) != 0) | (np.diff(chunk) != 0)])
@@ -70,7 +74,7 @@ class KernelTest(Case):
 
 
 class Timed(NamedTuple):
-    """Lookups of one kind, spread over all that an iteration makes."""
+    """The measured lookups of one kind, spread evenly over those of a whole iteration."""
 
     value: float  # ns per operation
     singles: Times
@@ -80,13 +84,13 @@ class Timed(NamedTuple):
 
 
 def time_ranges(case: KernelTest, run: Run, ranges: tuple[Numbers, Numbers]) -> Timed:
-    """Host ranges: which slots have a byte there."""
+    """Time searches for the slots that have a byte in host ranges."""
     starts, lasts = ranges
     count = affordable("hva", run.backend, len(case.slots), len(starts), run.budget.seconds)
     chosen = spread(len(starts), count)
     starts, lasts = starts[chosen], lasts[chosen]
     hvas = case.engine(run).hvas
-    hvas(starts, lasts, RUN)  # fills the caches: the turn before was another backend's
+    hvas(starts, lasts, RUN)  # fills the caches, which still hold data of the backend before
     ns, answers = hvas(starts, lasts, RUN)
     few = slice(0, run.budget.latencies)
     single_ns, more = hvas(starts[few], lasts[few], 1)
@@ -99,22 +103,22 @@ def time_ranges(case: KernelTest, run: Run, ranges: tuple[Numbers, Numbers]) -> 
 
 
 def time_pages(case: KernelTest, run: Run, gfns: Numbers, by_vcpu: bool) -> Timed:
-    """Pages that the guest (by_vcpu) or the host touches."""
+    """Time lookups of pages that the guest (by_vcpu) or the host accesses."""
     count = affordable("gfn", run.backend, len(case.slots), len(gfns), run.budget.seconds)
     gfns = gfns[spread(len(gfns), count)]
     engine = case.engine(run)
     latencies = min(run.budget.latencies, len(gfns))
     loop = engine.vcpu_gfns if by_vcpu else engine.gfns
     value, singles, answers = time_loop(loop, gfns, latencies)
-    asked = np.concatenate([gfns, gfns[:latencies]])
-    wrong = difference(answers, layouts.expected_hvas(case.slots, asked), "pages")
-    return Timed(value, singles, len(asked), answers, wrong)
+    looked_up = np.concatenate([gfns, gfns[:latencies]])
+    wrong = difference(answers, layouts.expected_hvas(case.slots, looked_up), "pages")
+    return Timed(value, singles, len(looked_up), answers, wrong)
 
 
 class Map(KernelTest):
-    """The guest writes one half while the host unmaps the other, slot by slot; then the halves change.
+    """The guest writes one half while the host unmaps the other half slot by slot; then they swap halves.
 
-    Operation: a page, with its share of the unmapping.  No more than 8,194 slots, as in the test.
+    One operation is a page, with its share of the unmaps.  At most 8,194 slots, as in the test.
     """
 
     names = ("map",)
@@ -147,7 +151,7 @@ class Map(KernelTest):
 
 
 class Unmap(KernelTest):
-    """The host unmaps either half page by page.  Operation: a page."""
+    """The host unmaps both halves page by page.  One operation is a page."""
 
     names = ("unmap",)
     total_pages = 128 * MIB + 1
@@ -162,16 +166,16 @@ class Unmap(KernelTest):
 
 
 class UnmapChunked(Unmap):
-    """The same in chunks of 2 MiB.  Operation: a chunk, or the part of one that a slot has."""
+    """The host unmaps both halves in chunks of 2 MiB.  One operation is the part of a chunk in one slot."""
 
     names = ("unmap chunked",)
     unit = CHUNK
 
 
 class MoveArea(KernelTest):
-    """The host moves the last slot away and back while the guest writes 50 pages near it.  Operation: a move.
+    """The host moves the last slot away and back while the guest writes 50 pages near it.  One operation is a move.
 
-    Between two moves the vCPU looks up its pages, which is checked and not timed.
+    Between two moves the vCPU looks up its pages.  These lookups are checked, but not timed.
     """
 
     total_pages = 512 * MIB + 1
@@ -185,11 +189,11 @@ class MoveArea(KernelTest):
         wanted = run.budget.changes
         count = affordable("change", run.backend, len(self.slots), wanted, run.budget.seconds) // 2
         if isinstance(subject, Engine):
-            return [self.sample(*self.move_beside_guest(subject, count))]
+            return [self.sample(*self.move_next_to_guest(subject, count))]
         return [self.sample(*self.move_alone(subject, count))]
 
     def steps(self) -> tuple[NDArray[Any], NDArray[Any]]:
-        """The move away, and the one back."""
+        """Return the move away and the move back."""
         last = self.slots[-1:]
         away = (layouts.TEST_GFN + 512 * MIB + 1) << PAGE_SHIFT
         return regions(last, guest_phys_addr=away), regions(last)
@@ -201,7 +205,7 @@ class MoveArea(KernelTest):
         ns, results = kernel.changes(alternating(np.repeat(away, pairs), np.repeat(back, pairs)))
         return ns, results, None
 
-    def move_beside_guest(
+    def move_next_to_guest(
         self, engine: Engine, pairs: int
     ) -> tuple[NDArray[Any], NDArray[Any], str | None]:
         pages = self.guest_pages()
@@ -237,7 +241,7 @@ class MoveArea(KernelTest):
 
 
 class MoveActive(MoveArea):
-    """25 pages lie below the slot that moves, 25 in it: those are gone while it is away."""
+    """25 of the guest's pages are below the moved slot and 25 in it.  The latter are unmapped while it is away."""
 
     names = ("move active area",)
 
@@ -248,7 +252,7 @@ class MoveActive(MoveArea):
 
 
 class MoveInactive(MoveArea):
-    """All 50 pages lie below the slot that moves."""
+    """All 50 pages of the guest are below the moved slot."""
 
     names = ("move inactive area",)
 
@@ -258,7 +262,7 @@ class MoveInactive(MoveArea):
 
 
 class ReadWrite(KernelTest):
-    """Host and guest write every page, then both read back what the other wrote.  Operation: a page, once."""
+    """Host and guest write every page, then each reads the data of the other.  One operation is one access."""
 
     names = ("RW",)
     total_pages = 512 * MIB + 1
@@ -282,7 +286,7 @@ class ReadWrite(KernelTest):
 
 
 class SlotSetup(KernelTest):
-    """All slots, one by one, in a new VM.  Operation: a slot."""
+    """Create all slots one by one in a new VM.  One operation is a slot."""
 
     names = ("slot setup",)
     total_pages = 512 * MIB + 1
@@ -297,7 +301,7 @@ class SlotSetup(KernelTest):
         return f"one run takes {duration(seconds)}" if seconds > budget.at_most else None
 
     def rounds(self, backend: str, wanted: int, budget: Budget) -> int:
-        """As many as fit into `at_most` together."""
+        """Return as many runs as fit into `at_most` together."""
         return max(1, min(wanted, int(budget.at_most / self.seconds(backend))))
 
     def run(self, run: Run) -> Sequence[Sample]:

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
-"""Who is measured, each with the slots of a layout: designs of the engine by name, the tree with an index, this
-machine's kernel.
+"""The subjects of the measurements: designs of the engine, the tree with an index, and this machine's kernel.
+
+Each subject is a VM that holds the slots of a layout.
 """
 
 from __future__ import annotations
@@ -24,21 +25,20 @@ from .layouts import Layout, Numbers
 Answered = tuple[Numbers, Numbers]  # ns of each group, answers
 Changed = tuple[Numbers, NDArray[np.int32]]  # ns of each group, results
 
-ROOM = (
-    32_764  # ids of a VM on x86-64; the array has a table of as many, however few slots there are
-)
+#: The number of ids of a VM on x86-64.  The array has a table of this size for any number of slots.
+ROOM = 32_764
 
-#: The tree with the index that lookups by gfn derive from it; to everything else it is the tree.
+#: The tree with an index for lookups by gfn.  All other operations use the tree alone.
 INDEXED = "tree+index"
 
 
 def design_of(backend: str) -> str:
-    """The design of the engine that stands behind this name."""
+    """Return the design of the engine for this name of a backend."""
     return "tree" if backend == INDEXED else backend
 
 
 def regions(slots: Layout, **fields: Any) -> NDArray[Any]:
-    """The changes that create these slots, or with other fields given, do something else to them."""
+    """Return the changes that create these slots.  `fields` replace values, for other kinds of changes."""
     rows = np.zeros(len(slots), dtype=REGION_DTYPE)
     rows["guest_memfd"] = -1
     for name in ("as_id", "flags", "userspace_addr"):
@@ -59,7 +59,7 @@ def alternating(first: NDArray[Any], second: NDArray[Any]) -> NDArray[Any]:
 
 
 class Changeable(Protocol):
-    """What takes changes: a VM of the engine or of the kernel."""
+    """A subject that can change slots: a VM of the engine or of the kernel."""
 
     backend: str
 
@@ -72,8 +72,8 @@ class Changeable(Protocol):
 class Engine:
     """A VM of one design, and the loops that time it.
 
-    A design is measured by itself, so without an index.  INDEXED has one as soon as it has its slots: single lookups
-    among more than a few slots use an index that is there, but make none of many.
+    A design is measured without an index.  For INDEXED the constructor builds the index by a batch, because single
+    lookups use an existing index but do not build one for many slots.
     """
 
     def __init__(self, backend: str, slots: Layout | None = None, room: int = ROOM) -> None:
@@ -103,11 +103,11 @@ class Engine:
         return time_changes(self.vm, rows, group=group)
 
     def contents(self) -> Layout:
-        """All slots by rising gfn."""
+        """Return all slots in ascending order of gfn."""
         return self.vm.memslots_array()
 
     def made(self) -> dict[str, int]:
-        """How many changes of each kind it has made so far."""
+        """Return the number of changes of each kind so far."""
         return {kind: n for kind, n in self.vm.stats().items() if kind in CHANGES}
 
     def close(self) -> None:
@@ -118,7 +118,7 @@ CHANGES = ("creates", "deletes", "moves", "flag_changes")
 
 
 class Kernel:
-    """A VM of the running kernel.  It shows neither slots nor translations: only its results can be checked."""
+    """A VM of the running kernel.  Its slots and translations are not visible, so only its results are checked."""
 
     backend = "kvm"
 
@@ -150,7 +150,7 @@ class Kernel:
         os.close(self._fd)
 
 
-#: struct kvm_userspace_memory_region, with the two halves of `slot` apart.
+#: struct kvm_userspace_memory_region, with `slot` split into its two halves.
 _KVM_REGION = np.dtype(
     [
         ("slot", "<u2"),
@@ -171,7 +171,7 @@ def _packed(rows: NDArray[Any]) -> list[bytes]:
 
 
 def refused_call_ns(calls: int = 2000) -> float:
-    """What the way into the kernel and back costs: a call that its first rule refuses, median."""
+    """Return the median time of a call that the kernel refuses at once: the cost of the system call itself."""
     rows = np.zeros(calls, dtype=REGION_DTYPE)
     rows["memory_size"] = PAGE_SIZE // 2
     with closing(Kernel()) as kernel:
@@ -185,9 +185,9 @@ SLOW_TO_FILL = 0.5  # seconds
 
 
 class Subjects:
-    """VMs with layouts in them, made when first asked for and kept until they are renewed, or the end of the block.
+    """VMs that hold layouts.  `get` creates a VM at the first request; it lives until `renew` or the end of the block.
 
-    `room`: how many ids a VM of the engine has, if not more are needed.
+    `room` is the number of ids of a VM of the engine, unless the layout needs more.
     """
 
     def __init__(self, room: int = ROOM) -> None:
@@ -203,18 +203,18 @@ class Subjects:
         self.renew()
 
     def renew(self) -> None:
-        """Closes all but those that took long to fill: the next round gets VMs that lie elsewhere in memory."""
+        """Close all VMs except those that took long to fill.  The next round gets VMs elsewhere in memory."""
         for key in [key for key in self._made if key not in self._slow]:
             self._made.pop(key).close()
 
     def new(self, backend: str, slots_to_come: int) -> Any:
-        """An empty VM with room for them, which the caller closes."""
+        """Return an empty VM with room for `slots_to_come` slots.  The caller closes it."""
         if backend == "kvm":
             return Kernel()
         return Engine(backend, room=max(self.room, slots_to_come))
 
     def get(self, backend: str, key: str, slots: Callable[[], Layout]) -> Any:
-        """The VM of this backend that holds the layout called `key`."""
+        """Return the VM of this backend that holds the layout `key`."""
         if (backend, key) not in self._made:
             layout, start = slots(), perf_counter()
             made = Kernel(layout) if backend == "kvm" else Engine(backend, layout, self.room)
@@ -224,7 +224,7 @@ class Subjects:
         return self._made[backend, key]
 
     def keep(self, backend: str, key: str, subject: Any) -> None:
-        """From now on this is the one that `get` gives, if there is none, and closed when that would be."""
+        """Let `get` return this VM from now on.  If `get` has one for this key already, close this one."""
         if (backend, key) in self._made:
             subject.close()
         else:

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: MIT
-"""Rounds of measuring, and the conclusions from their rows.
+"""Rounds of measurements, and conclusions from their rows.
 
-rounds      lets backends take turns, and keeps the samples
+rounds      runs backends in turns and keeps the samples
 duel        the array against the tree, from their rows
-fit         growth of a cost with the number of slots
-crossover   up to which number of slots the array is the better design
-published   the figures of the authors of the trees
+fit         the growth of a cost with the number of slots
+crossover   the number of slots up to which the array is faster
+published   the figures of the authors of the tree-based memslots
 """

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""Up to how many slots the array of before Linux 5.17 is the better design, operation by operation.
+"""The number of slots up to which the array (the design before Linux 5.17) is faster, for each operation.
 
-The array copies a table of all ids with each change, however few slots there are: of 32,764 ids in a VM of Linux
-5.12 to 5.16, of 509 before.  Small numbers of slots are measured in VMs of both kinds.
+With each change the array copies a table of all ids, for any number of slots.  A VM has 32,764 ids in Linux 5.12 to
+5.16, and 509 in earlier versions.  Small numbers of slots are measured in VMs of both sizes.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ SMALL = (2, 4, 8, 16, 32, 64, 128, 256)
 SIZES = {OLD_ROOM: (*SMALL, 509), ROOM: (*SMALL, 512, 1024, 4096)}
 BACKENDS = (duel.BASE, duel.RIVAL)
 
-#: In every mode: numbers are small here, and so is the work.
+#: The budget of every mode.  Numbers of slots are small here, and so is the work.
 BUDGET = Budget(0.005, 1.0, 1.0, 4096, 64, 256)
 
 
 class Crossover:
-    """The tree and the array at small numbers of slots, in VMs with room for few and for many ids."""
+    """The tree and the array at small numbers of slots, in VMs with few and with many ids."""
 
     def __init__(
         self, seed: int, rounds: int, pattern: str | None, largest: int | None = None
@@ -55,7 +55,10 @@ class Crossover:
         return [wrong for results in self.results.values() for wrong in results.wrong]
 
     def rows(self, main: list[Row]) -> list[CrossoverRow]:
-        """For each case and room who is faster where; `main` adds larger numbers of slots."""
+        """Return a row for each case and number of ids: the sizes at which each design is faster.
+
+        `main` adds larger numbers of slots.
+        """
         of_main = duels(main)
         return [
             _row(case, room, by_size | _larger(of_main.get(case, {}), max(by_size), room))
@@ -78,7 +81,7 @@ def _cases(n: int, seed: int) -> list[Case]:
 
 
 def duels(rows: Iterable[Row]) -> dict[str, dict[int, dict[str, Row]]]:
-    """case -> number of slots -> backend -> row, where there are both."""
+    """Group rows: case -> number of slots -> backend -> row, where both backends have one."""
     found: dict[str, dict[int, dict[str, Row]]] = {}
     for row in rows:
         if row["backend"] in BACKENDS and row["n_slots"]:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""A rival against the tree, from their rows: the factor, and the winner where it is beyond doubt."""
+"""A rival against the tree, from their rows: the factor, and the winner if the difference is clear."""
 
 from __future__ import annotations
 
@@ -9,7 +9,10 @@ from ..lab.schema import Row
 
 BASE, RIVAL = "tree", "array"
 EVENLY = "even"
-EVEN = (0.9, 1.1)  # factors between these are no difference on a machine that others use too
+EVEN = (
+    0.9,
+    1.1,
+)  # factors in this range count as equal, because other processes disturb the machine
 
 Rows = Mapping[str, Row]  # by backend
 
@@ -19,12 +22,12 @@ def has_both(rows: Rows, rival: str = RIVAL) -> bool:
 
 
 def factor(rows: Rows, rival: str = RIVAL) -> float:
-    """The rival's cost as a multiple of the tree's."""
+    """Return the rival's cost as a multiple of the tree's."""
     return float(rows[rival]["median"] / rows[BASE]["median"])
 
 
 def winner(rows: Rows, rival: str = RIVAL) -> str:
-    """The faster one: "even" where medians are close, or the middle halves of the rounds overlap."""
+    """Return the faster one, or "even" if medians are close or the middle halves of the rounds overlap."""
     low, high = EVEN
     ratio = factor(rows, rival)
     if ratio > high and rows[rival]["low"] > rows[BASE]["high"]:

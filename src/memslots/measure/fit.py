@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""How a cost grows with the number of slots, and where two costs cross."""
+"""The growth of a cost with the number of slots, and the number of slots at which two costs cross."""
 
 from __future__ import annotations
 
@@ -9,7 +9,10 @@ import numpy as np
 
 
 def exponent(sizes: Sequence[float], costs: Sequence[float]) -> float | None:
-    """x of cost ~ n^x: least squares on logarithms, over the upper half of the sizes; None for fewer than 2."""
+    """Return x of cost ~ n^x, by least squares on logarithms over the upper half of the sizes.
+
+    None for fewer than 2 sizes.
+    """
     upper = fitted(sorted(zip(sizes, costs, strict=True)))
     if len(upper) < 2:
         return None
@@ -18,14 +21,14 @@ def exponent(sizes: Sequence[float], costs: Sequence[float]) -> float | None:
 
 
 def fitted(points: Sequence[tuple[float, float]]) -> Sequence[tuple[float, float]]:
-    """Of points by rising size, those that `exponent` uses: the upper half, or all where there are three or fewer."""
+    """Return the points that `exponent` uses: the upper half by size, or all if there are at most three."""
     return points[len(points) // 2 :] if len(points) > 3 else points
 
 
 def crossover(factors: Mapping[int, float]) -> float | None:
-    """From which n on factor(n) > 1 stays true: the last crossing, between two sizes on a line of logarithms.
+    """Return the n from which factor(n) > 1 holds: the last crossing, interpolated on logarithms between two sizes.
 
-    0 where it is true of all sizes, None where it is not of the last.
+    0 if it holds for all sizes, None if it does not hold for the last one.
     """
     sizes = sorted(factors)
     below = [n for n in sizes if factors[n] <= 1]

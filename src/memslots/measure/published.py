@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What the authors of the trees measured: memslot_perf_test, seconds of an iteration, arrays and then trees.
+"""Published figures of the tree-based memslots: seconds for one iteration of memslot_perf_test, arrays and trees.
 
 From the cover letter of "KVM: Scalable memslots implementation", v2 to v4 (Maciej S. Szmigiero, 2021): Xeon 8167M, TDP
 MMU off.  "32k" is 32,764 slots, for map 8,194.
@@ -48,11 +48,11 @@ _AFTER = {
     509: (0.0223, 0.0315, 0.000869, 0.0000792, 0.0000847, 0.00803),
     32764: (0.0541, 0.0351, 0.0348, 0.0000786, 0.0000880, 0.59),
 }
-MAP_SLOTS = 8194  # what the test of "map" makes of 32,764
+MAP_SLOTS = 8194  # the largest number of slots of "map"; it takes the place of 32,764
 
 
 def key(case: str, n_slots: int) -> tuple[str, int]:
-    """Where TABLE has this case."""
+    """Return the key of this case in TABLE."""
     return case, MAP_SLOTS if case == "map" and n_slots > MAP_SLOTS else n_slots
 
 
@@ -64,7 +64,7 @@ TABLE = {
 
 
 def rows() -> list[PublishedRow]:
-    """The table, as `--json` prints it."""
+    """Return the table as `--json` prints it."""
     return [
         {
             "case": case,

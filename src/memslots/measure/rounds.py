@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Rounds in which backends take turns case by case, so that a busy moment of the machine hits them alike."""
+"""Rounds of measurements.  Backends take turns for each case, so that a busy moment of the machine affects all."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Results:
         self.not_run: list[NotRun] = []
 
     def expect(self, cell: Cell) -> None:
-        """Rows come in the order in which their cells were planned."""
+        """Reserve the place of a cell, so that rows keep the planned order."""
         for name in cell.case.names:
             self.samples.setdefault((name, cell.backend, cell.case.n_slots), [])
 
@@ -74,7 +74,7 @@ class Results:
 def plan(
     cases: Iterable[Case], backends: Sequence[str], rounds: int, budget: Budget, results: Results
 ) -> list[Cell]:
-    """The cells to run.  A case that would take too long on a backend is noted in `results` instead."""
+    """Return the cells to run.  A case that a backend skips is noted in `results` with the reason."""
     cells = []
     for case in cases:
         for backend in case.backends(backends):
@@ -87,14 +87,14 @@ def plan(
 
 
 def turns(cells: Iterable[Cell]) -> int:
-    """How often `measure` will call `progress`."""
+    """Return how often `measure` will call `progress`."""
     return sum(cell.rounds for cell in cells)
 
 
 def measure(
     cells: Sequence[Cell], budget: Budget, results: Results, progress: Progress, room: int = ROOM
 ) -> None:
-    """Runs all cells; those of the same number of slots share the VMs of a round, which have `room` ids."""
+    """Run all cells.  Cells with the same number of slots share the VMs of a round; each VM has `room` ids."""
     for _, group in groupby(cells, lambda cell: cell.case.n_slots):
         with Subjects(room) as subjects, _without_gc():
             _measure_group(list(group), subjects, budget, results, progress)
@@ -103,8 +103,11 @@ def measure(
 def _measure_group(
     cells: list[Cell], subjects: Subjects, budget: Budget, results: Results, progress: Progress
 ) -> None:
-    """Where the slots of a VM lie decides about its times, so that each round has its own.  What finds slots as they
-    were loaded comes before what puts them elsewhere, and is the same whether that is measured or not."""
+    """Run all rounds of one number of slots.
+
+    The places of slots in memory affect the times, so each round has new VMs.  Cases that move slots in memory come
+    last.  The other cases therefore give the same times whether or not such cases run.
+    """
     cells = sorted(cells, key=lambda cell: cell.case.moves_slots)
     failed: set[int] = set()
     for i in range(max(cell.rounds for cell in cells)):
@@ -116,10 +119,10 @@ def _measure_group(
 
 
 def _in_turn(cells: list[Cell], i: int) -> Iterator[Cell]:
-    """The cells of round i: case by case, backends in another order each time.
+    """Return the cells of round i: case by case, with the backends in a new random order.
 
-    A shuffled order, since in one that only rotates each would always follow the same other and bear what that one
-    leaves behind: cold caches, or the kernel's deferred work.
+    In a rotated order each backend would always follow the same other one.  It would then always pay for its
+    leftovers, such as cold caches or the kernel's deferred work.
     """
     for number, (_, group) in enumerate(groupby(cells, lambda cell: id(cell.case))):
         due = [cell for cell in group if i < cell.rounds]
@@ -128,13 +131,13 @@ def _in_turn(cells: list[Cell], i: int) -> Iterator[Cell]:
 
 
 def _turn(cell: Cell, i: int, subjects: Subjects, budget: Budget, results: Results) -> bool:
-    """One run of one cell; False where it failed, which is a wrong answer too."""
+    """Run one cell once.  Return False if it raised, which counts as a wrong answer."""
     run = Run(cell.backend, subjects, budget)
     try:
         if i == 0:
             cell.case.setup(run)
         results.note(cell, cell.case.run(run))
-    except Exception as e:  # whatever a backend does wrong must be named, not end the others' runs
+    except Exception as e:  # report any error of a backend, and go on with the others
         results.note_wrong(cell.case.names[0], cell, f"{type(e).__name__}: {e}")
         return False
     return True

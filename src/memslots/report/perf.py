@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What `memslots perf` prints."""
+"""The text of `memslots perf`."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ GROUPS = (
     ("lookups", ("lookup/",)),
 )
 
-#: What latencies are shown of; all are in the JSON.
+#: The cases whose latencies are shown.  The JSON has those of all cases.
 LATENCIES = (
     "unmap",
     "slot setup",
@@ -37,12 +37,12 @@ PEER_TABLES = (
     ("lookup/misses/python", "one by one, from Python: ns each"),
 )
 
-#: What the design's authors published, and what this engine must show too.
+#: The cases with published figures, in the closing summary.
 HEADLINES = ("unmap", "unmap chunked", "move active area", "move inactive area", "slot setup")
 
 
 def text(report: PerfReport, width: int | None = None) -> str:
-    """The report for a terminal of `width` columns; None: lines may have any length."""
+    """Return the report for a terminal of `width` columns.  None: lines may have any length."""
     parts = [
         *_size_tables(report),
         *_crossovers(report),
@@ -57,7 +57,7 @@ def text(report: PerfReport, width: int | None = None) -> str:
 
 
 def _of_size(report: PerfReport, n: int) -> list[Row]:
-    """The rows of n slots; those of a case that has no room for so many stand with them."""
+    """Return the rows of n slots.  "map", which has fewer slots, is included at its largest size."""
     capped = published.MAP_SLOTS if n > published.MAP_SLOTS else n
     return [
         row
@@ -100,7 +100,7 @@ def _line(
 
 
 def _rivals(rows: list[Row]) -> list[str]:
-    """The designs that have a column of their cost as a multiple of the tree's."""
+    """Return the designs that have a column with their cost as a multiple of the tree's."""
     return [duel.RIVAL, *show.new_designs(rows)]
 
 
@@ -108,7 +108,7 @@ def _rivals(rows: list[Row]) -> list[str]:
 
 
 def _crossovers(report: PerfReport) -> Iterator[Table]:
-    """array / tree by number of slots, for VMs with few and with many ids."""
+    """Tables of array / tree by number of slots, for VMs with few and with many ids."""
     for room in dict.fromkeys(row["user_mem_slots"] for row in report["crossover"]):
         rows = [row for row in report["crossover"] if row["user_mem_slots"] == room]
         sizes = sorted({int(n) for row in rows for n in row["factors"]})
@@ -127,7 +127,7 @@ def _factor_cell(row: CrossoverRow, n: int) -> str:
 
 
 def _index_gains(report: PerfReport) -> Part:
-    """tree / tree+index of each lookup, by number of slots."""
+    """A table of tree / tree+index for each lookup, by number of slots."""
     cases = show.by_case_and_size(report["results"])
     gains = {key: gain for key, rows in cases.items() if (gain := _index_gain(rows))}
     sizes = sorted({n for _, n in gains})
@@ -207,14 +207,14 @@ def _most_ops(rows: Iterable[Row]) -> str:
 
 
 def _trace_cell(row: Row | None) -> str:
-    """Whole traces by what they take in all."""
+    """For whole traces the total time, otherwise the time of one operation."""
     if row and "iteration_ns" in row:
         mark = "" if row["checked"] else " WRONG"
         return f"{show.time(row['iteration_ns'])} {show.spread(row):>4}{mark}"
     return show.cell(row)
 
 
-# ---- what follows -------------------------------------------------------------------------------
+# ---- the closing notes --------------------------------------------------------------------------
 
 
 def _closing(report: PerfReport) -> Iterator[str]:
@@ -234,9 +234,9 @@ def _closing(report: PerfReport) -> Iterator[str]:
 def _headlines(report: PerfReport) -> Iterator[str]:
     for n in report["slots"]:
         cases = show.by_case(_of_size(report, n))
-        told = [_headline(case, cases[case], n) for case in HEADLINES if case in cases]
-        if n >= 1000 and any(told):
-            yield f"array / tree at {n:,} slots: " + ", ".join(filter(None, told))
+        factors = [_headline(case, cases[case], n) for case in HEADLINES if case in cases]
+        if n >= 1000 and any(factors):
+            yield f"array / tree at {n:,} slots: " + ", ".join(filter(None, factors))
 
 
 def _headline(case: str, by_backend: dict[str, Row], n: int) -> str:
@@ -249,19 +249,22 @@ def _headline(case: str, by_backend: dict[str, Row], n: int) -> str:
 
 
 def _array_wins(report: PerfReport) -> Iterator[str]:
-    """Where the old design is the better one: in the costs, and by number of slots for each kind of VM."""
+    """Name the cases in which the array is faster: among the costs, and by number of slots for each kind of VM."""
     if any(duel.has_both(rows) for rows in _sized(report).values()):
         yield _array_wins_at("costs above", _wins_in_costs(report))
     rooms = dict.fromkeys(row["user_mem_slots"] for row in report["crossover"])
     for room in rooms:
         rows = [row for row in report["crossover"] if row["user_mem_slots"] == room]
-        told = [f"{row['case']} at {_ranges(row)}" for row in rows if row["array_wins_at"]]
-        yield _array_wins_at(f"array / tree, VM of {room:,} ids", told)
+        wins = [f"{row['case']} at {_ranges(row)}" for row in rows if row["array_wins_at"]]
+        yield _array_wins_at(f"array / tree, VM of {room:,} ids", wins)
 
 
 def _array_wins_at(table: str, wins: list[str]) -> str:
-    told = ", ".join(wins) if wins else "nowhere"
-    return f"The array is the faster design ({table}): {told}; tree faster or even in all other rows of these."
+    places = ", ".join(wins) if wins else "nowhere"
+    return (
+        f"The array is faster ({table}): {places}.  In all other rows of these tables the tree is faster, "
+        "or both are even."
+    )
 
 
 def _sized(report: PerfReport) -> dict[tuple[str, int], dict[str, Row]]:
@@ -277,7 +280,7 @@ def _wins_in_costs(report: PerfReport) -> list[str]:
 
 
 def _ranges(row: CrossoverRow) -> str:
-    """The sizes at which the array wins, neighbours joined: "2 to 16, 32,764 slots"."""
+    """Return the sizes at which the array wins, with consecutive sizes joined: "2 to 16 and 32,764 slots"."""
     sizes = [int(n) for n in row["factors"]]
     runs: list[list[int]] = []
     for n in row["array_wins_at"]:
@@ -285,20 +288,19 @@ def _ranges(row: CrossoverRow) -> str:
             runs[-1].append(n)
         else:
             runs.append([n])
-    told = [f"{run[0]:,} to {run[-1]:,}" if len(run) > 1 else f"{run[0]:,}" for run in runs]
-    return " and ".join(told) + " slots"
+    parts = [f"{run[0]:,} to {run[-1]:,}" if len(run) > 1 else f"{run[0]:,}" for run in runs]
+    return " and ".join(parts) + " slots"
 
 
 def _overheads(report: PerfReport) -> str:
-    known = (
-        f"medians of {plural(report['rounds'], 'round')}, ± half the distance of their quartiles; the clock takes "
-        f"{report['clock_ns']:.0f} ns of each percentile, an empty call from Python {report['floor_ns']:.0f} ns"
+    note = (
+        f"Times are per operation: medians of {plural(report['rounds'], 'round')}, ± half the distance between their "
+        f"quartiles.  Percentiles from C include {report['clock_ns']:.0f} ns for the clock, those from Python "
+        f"{report['floor_ns']:.0f} ns for the clock and the call."
     )
-    if report["kvm_refused_ns"] is not None:
-        known += (
-            f", a system call that KVM refuses {report['kvm_refused_ns']:.0f} ns of each of kvm's"
-        )
-    return f"Times are per operation, {known}."
+    if (refused := report["kvm_refused_ns"]) is not None:
+        note += f"  A system call that KVM refuses takes {refused:.0f} ns; each time of kvm includes this."
+    return note
 
 
 def _checked(report: PerfReport) -> str:

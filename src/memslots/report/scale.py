@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What `memslots scale` prints."""
+"""The text of `memslots scale`."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from .words import plural
 
 
 def text(report: ScaleReport, width: int | None = None) -> str:
-    """The report for a terminal of `width` columns; None: lines may have any length."""
+    """Return the report for a terminal of `width` columns.  None: lines may have any length."""
     closing = tables.paragraphs(_closing(report), width)
     return tables.page([_costs(report), _published(report), closing], width)
 
 
 def _costs(report: ScaleReport) -> Part:
-    """One line an operation and backend, one column a number of slots."""
+    """A table with a line for each operation and backend, and a column for each number of slots."""
     sizes = report["slots"]
     rows = {(r["case"], r["backend"], r["n_slots"]): r for r in report["results"]}
     not_run = {(r["case"], r["backend"], r["n_slots"]) for r in report["not_run"]}
@@ -42,7 +42,7 @@ def _cell(row: Row | None, not_run: bool) -> str:
 
 
 def _ratios(of_case: list[Row], sizes: list[int]) -> list[list[str]]:
-    """One line for each new design: its cost as a multiple of the tree's, and who wins."""
+    """Return a line for each new design: its cost as a multiple of the tree's, and the winner."""
     by_size = {n: both for (_, n), both in show.by_case_and_size(of_case).items()}
     rivals = show.new_designs(of_case)
     return [
@@ -58,11 +58,11 @@ def _exponent(report: ScaleReport, case: str, backend: str) -> str:
     return ""
 
 
-# ---- beside the published table -----------------------------------------------------------------
+# ---- the comparison with the published table ----------------------------------------------------
 
 
 def _published(report: ScaleReport) -> Part:
-    """array / tree of memslot_perf_test's cases: here, and in the table of the patch series."""
+    """A table of array / tree for memslot_perf_test's cases: measured here, and published with the patch series."""
     cases = show.by_case_and_size(report["selftest"])
     sizes = sorted({n for _, n in published.TABLE if n != published.MAP_SLOTS})
     body = [[f"{n:,}", *(_both(cases, case, n) for case in published.CASES)] for n in sizes]
@@ -78,20 +78,19 @@ def _both(cases: dict[tuple[str, int], dict[str, Row]], case: str, n: int) -> st
     return f"{show.factor(duel.factor(by_backend))} ({show.factor(published.TABLE[key].factor)})"
 
 
-# ---- what follows -------------------------------------------------------------------------------
+# ---- the closing notes --------------------------------------------------------------------------
 
 
 def _closing(report: ScaleReport) -> Iterator[str]:
     yield (
-        f"Times are per operation (setup: per slot), medians of up to {plural(report['rounds'], 'round')}; "
-        "n^x is fitted to the upper half of the sizes that were run.  VMs have no more ids than slots, so that the "
-        "array's table of ids, which each change copies, is as short as can be; those of `memslots perf` have 32,764, "
-        "as in Linux."
+        f"Times are per operation (setup: per slot), medians of up to {plural(report['rounds'], 'round')}.  n^x is "
+        "fitted to the upper half of the measured sizes.  VMs have no more ids than slots, so the array copies the "
+        "shortest possible table of ids with each change.  The VMs of `memslots perf` have 32,764 ids, as in Linux."
     )
     yield from show.index_note(report["results"])
     yield from show.new_design_notes(report["results"])
     if report["selftest"]:
-        yield f"Published: {published.SOURCE}; map at 32,764 is of {published.MAP_SLOTS:,} slots."
+        yield f"Published: {published.SOURCE}; map at 32,764 has {published.MAP_SLOTS:,} slots."
     yield from show.not_run(report["not_run"])
     for reason in report["skipped"]:
         yield f"skipped: {reason}"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Figures and notes as text."""
+"""Times, factors and notes as text."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from .words import listed, plural
 
 UNITS = (("ns", 1.0), ("us", 1e3), ("ms", 1e6), ("s", 1e9))
 
-#: The designs and the kernel in the order of their columns; whatever else there is follows.
+#: The order of columns: FIRST, all other backends, LAST.
 FIRST = ("tree", "array", "list")
 LAST = ("kvm",)
 
 
 def time(ns: float) -> str:
-    """Three digits and a unit."""
+    """Format a time with three digits and a unit."""
     for unit, size in UNITS:
         if ns < 1000 * size:
             break
@@ -29,7 +29,7 @@ def time(ns: float) -> str:
 
 
 def spread(row: Row) -> str:
-    """Half the distance of the quartiles of the rounds, in percent of the median."""
+    """Return half the distance between the quartiles of the rounds, in percent of the median."""
     return f"±{50 * (row['high'] - row['low']) / max(row['median'], 1e-9):.0f}%"
 
 
@@ -45,7 +45,7 @@ def factor(value: float) -> str:
 
 
 def verdict(by_backend: dict[str, Row], rival: str = duel.RIVAL) -> str:
-    """rival / tree, and who wins."""
+    """Return rival / tree and the winner."""
     if not duel.has_both(by_backend, rival):
         return ""
     who = duel.winner(by_backend, rival)
@@ -54,7 +54,7 @@ def verdict(by_backend: dict[str, Row], rival: str = duel.RIVAL) -> str:
 
 
 def new_designs(rows: Iterable[Row]) -> list[str]:
-    """The designs that this project does not ship."""
+    """Return the designs that are not part of this project."""
     known = {*FIRST, INDEXED, *LAST, *PEERS}
     return [name for name in columns(rows) if name not in known]
 
@@ -64,7 +64,7 @@ def ratio_headers(rivals: Iterable[str]) -> list[str]:
 
 
 def new_design_notes(rows: Sequence[Row]) -> Iterator[str]:
-    """One sentence about each new design: where it is faster than the tree, and how often it is not."""
+    """Yield a sentence about each new design: the cases in which it is faster, and how many are slower or even."""
     for name in new_designs(rows):
         yield _new_design_note(name, by_case_and_size(rows))
 
@@ -83,7 +83,7 @@ def _new_design_note(name: str, cells: Mapping[tuple[str, int], dict[str, Row]])
 
 
 def cases_at(cells: Iterable[tuple[str, int]]) -> list[str]:
-    """One text for each case: "RW at 8 and 509"."""
+    """Return one text for each case, such as "RW at 8 and 509"."""
     sizes: dict[str, list[int]] = {}
     for case, n in sorted(cells, key=lambda cell: cell[1]):
         sizes.setdefault(case, []).append(n)
@@ -91,17 +91,17 @@ def cases_at(cells: Iterable[tuple[str, int]]) -> list[str]:
 
 
 def by_case(rows: Iterable[Row]) -> dict[str, dict[str, Row]]:
-    """case -> backend -> row."""
+    """Group rows: case -> backend -> row."""
     found: dict[str, dict[str, Row]] = {}
     for row in rows:
         found.setdefault(row["case"], {})[row["backend"]] = row
     return found
 
 
-def not_run(told: Iterable[NotRun]) -> Iterator[str]:
+def not_run(entries: Iterable[NotRun]) -> Iterator[str]:
     """One line for each backend and reason."""
     found: dict[tuple[str, str], list[NotRun]] = {}
-    for row in told:
+    for row in entries:
         found.setdefault((row["backend"], row["reason"]), []).append(row)
     for (backend, reason), rows in found.items():
         sizes = dict.fromkeys(f"{row['n_slots']:,}" for row in rows)
@@ -111,17 +111,17 @@ def not_run(told: Iterable[NotRun]) -> Iterator[str]:
 
 
 def index_note(rows: Iterable[Row]) -> Iterator[str]:
-    """What the column of the index is, where there is one."""
+    """Explain the column of the tree with an index, if there is one."""
     if any(row["backend"] == INDEXED for row in rows):
         yield (
-            f"{INDEXED}: the {design_of(INDEXED)} with the index that its lookups by gfn derive from it "
-            '(vm.index_policy "eager"), which is made before the first of them is timed; single lookups among a few '
-            'slots walk all the same.  The designs themselves are measured without one ("off").'
+            f'{INDEXED}: the {design_of(INDEXED)} with an index for lookups by gfn (vm.index_policy "eager").  The '
+            "index is built before the first timed lookup.  Single lookups among a few slots walk the tree anyway.  "
+            'The designs themselves are measured without an index ("off").'
         )
 
 
 def by_case_and_size(rows: Iterable[Row]) -> dict[tuple[str, int], dict[str, Row]]:
-    """(case, number of slots) -> backend -> row; without the traces, which bring their own slots."""
+    """Group rows: (case, number of slots) -> backend -> row.  Traces have their own slots and are left out."""
     found: dict[tuple[str, int], dict[str, Row]] = {}
     for row in rows:
         if row["n_slots"] is not None:
@@ -130,7 +130,7 @@ def by_case_and_size(rows: Iterable[Row]) -> dict[tuple[str, int], dict[str, Row
 
 
 def columns(rows: Iterable[Row]) -> list[str]:
-    """The backends of these rows, in their order."""
+    """Return the backends of these rows in the order of their columns."""
     names = list(dict.fromkeys(row["backend"] for row in rows))
     others = [name for name in names if name not in (*FIRST, *LAST)]
     return [n for n in (*FIRST, *others, *LAST) if n in names]

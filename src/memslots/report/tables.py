@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 """Tables as text.
 
-A table that is wider than the terminal becomes several, one below the other.  No number is ever broken.
+A table that is wider than the terminal is split into several tables, one below the other.  A number is never split.
 A width of None means that lines may have any length.
 """
 
@@ -14,10 +14,10 @@ from tabulate import SEPARATING_LINE, DataRow, Line, TableFormat, tabulate
 
 from .words import wrapped
 
-PROSE = 118  # the widest paragraph that is pleasant to read
+PROSE = 118  # the greatest width of a paragraph
 GAP = 2  # spaces between columns
 
-#: A rule below the headers; no header is wider than its text.
+#: A rule below the headers, and columns without padding.
 FORMAT = TableFormat(
     lineabove=None,
     linebelowheader=Line("", "-", " " * GAP, ""),
@@ -37,22 +37,22 @@ class Table(NamedTuple):
     headers: Sequence[str]
 
 
-Part = Table | str  # of a report
+Part = Table | str  # a part of a report
 
 
 def page(parts: Iterable[Part], width: int | None) -> str:
-    """The parts that are not empty, with a blank line between them."""
+    """Join the parts that are not empty, with a blank line between them."""
     texts = (text(part, width) if isinstance(part, Table) else part for part in parts)
     return "\n\n".join(t for t in texts if t)
 
 
 def paragraphs(lines: Iterable[str], width: int | None) -> str:
-    """Each line wrapped."""
+    """Wrap each line."""
     return "\n".join(wrapped(line, min(width or PROSE, PROSE)) for line in lines)
 
 
 def text(table: Table, width: int | None) -> str:
-    """Side by side if the columns fit, else in blocks of columns, else one cell per line."""
+    """Format a table: as a whole if it fits, otherwise in blocks of columns, otherwise with one cell per line."""
     if width is None or sum(_widths(table)) + GAP * (len(table.headers) - 1) <= width:
         return _whole(table)
     title, *names = table.headers
@@ -62,7 +62,7 @@ def text(table: Table, width: int | None) -> str:
 
 
 def _whole(table: Table) -> str:
-    """Labels to the left, all other columns to the right."""
+    """Align labels to the left and all other columns to the right."""
     made: str = tabulate(
         [table.headers, SEPARATING_LINE, *table.body],
         tablefmt=FORMAT,
@@ -79,7 +79,10 @@ def _widths(table: Table) -> list[int]:
 
 
 def _blocks(table: Table, width: int) -> Iterator[Table]:
-    """Tables with the labels and as many columns as fit.  None where some column does not fit next to the labels."""
+    """Yield tables with the labels and as many columns as fit.
+
+    Yield nothing if some column does not fit next to the labels.
+    """
     label, *others = _widths(table)
     if any(label + GAP + w > width for w in others):
         return
@@ -98,7 +101,7 @@ def _columns(table: Table, begin: int, end: int) -> Table:
 
 
 def _records(table: Table, width: int) -> Iterator[str]:
-    """The label on a line of its own, then a line for each cell with the name of its column."""
+    """Yield the label of each row on its own line, then a line for each cell with the name of its column."""
     title, *names = table.headers
     if title:
         yield wrapped(title, width)

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""Words that messages and reports share.  Needs no library, as the commands `replay`, `map` and `info` do."""
+"""Functions for texts in messages and reports.
+
+The module imports only the standard library, because the commands `replay`, `map` and `info` need no other library.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +27,7 @@ def listed(names: Iterable[str], last: str = "and") -> str:
 
 
 def choices(name: str, names: Iterable[str]) -> str:
-    """The end of a message about an unknown name: similar names first, then all valid ones."""
+    """Return the end of a message about an unknown name: similar names first, then all valid ones."""
     known = list(names)
     similar = _similar(name, known)
     question = f"; did you mean {listed(similar, 'or')}?" if similar else "."
@@ -32,13 +35,13 @@ def choices(name: str, names: Iterable[str]) -> str:
 
 
 def _similar(name: str, known: list[str]) -> list[str]:
-    """By the whole name, or else by a part: `lookup/hto` and `hto` both lead to `lookup/hot`."""
+    """Compare whole names, otherwise parts of names: `lookup/hto` and `hto` both find `lookup/hot`."""
     whole = get_close_matches(name, known)
     return whole or [k for k in known if get_close_matches(name, k.split("/"))][:3]
 
 
 def wrapped(text: str, width: int, indent: str = "  ") -> str:
-    """Wrapped at spaces only, and not between a number and its unit: numbers, names and options stay whole."""
+    """Wrap a text at spaces, but not between a number and its unit.  Numbers, names and options are never split."""
     joined = re.sub(r"(?<=\d) (?=[a-z])", NO_BREAK, text)
     lines = fill(
         joined, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False

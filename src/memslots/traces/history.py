@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: MIT
 """The slots that a vector file describes, over all its operations.
 
-Nothing is played: the slots follow from the changes that the recording kernel accepted.  A change that rewrites a slot
-ends one life and begins another, so the history of a file is a list of lives.  Each is a rectangle of guest addresses
-and operations.
+No VM is involved: the slots follow from the changes that the recording kernel accepted.  A life is a slot without
+changes, from one operation to another.  A change of a slot ends one life and begins the next one.  The history of a
+file is a list of lives; each is a rectangle of guest addresses and operations.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ KINDS = ("RAM", "RAM, logged", "READONLY", "READONLY, logged")
 
 
 class Life(NamedTuple):
-    """One slot, unchanged while `begin` to `end` - 1 operations of its file are done; [gpa, end_gpa) are bytes."""
+    """One slot without changes.  It exists after `begin` to `end` - 1 operations, and has the bytes [gpa, end_gpa)."""
 
     id: int
     as_id: int
     gpa: int
     size: int
-    hva: str  # as the file has it
+    hva: str  # as it stands in the file
     flags: int
     begin: int
     end: int
@@ -40,19 +40,19 @@ class Life(NamedTuple):
 
 
 def name_of(file: vectors.VectorFile) -> str:
-    """What to call it in a title."""
+    """Return the name of the file for a title."""
     return str(file.header.get("name") or vectors.stem(file.path))
 
 
 def lives(file: vectors.VectorFile) -> list[Life]:
-    """Every slot of the file, as often as it changed, by its beginning."""
+    """Return all lives of all slots of the file, in the order of their beginnings."""
     found: list[Life] = []
     alive: dict[int, Life] = {}  # by the ioctl's slot, which includes the address space
     for n, op in changes(file):
         slot, new = op.fields["slot"], _born(op, n, len(file.ops) + 1)
         old = alive.get(slot)
         if old and new._replace(begin=old.begin) == old:
-            continue  # KVM found nothing to change
+            continue  # the change had no effect
         if old:
             found.append(alive.pop(slot)._replace(end=n))
         if new.size:
@@ -61,7 +61,7 @@ def lives(file: vectors.VectorFile) -> list[Life]:
 
 
 def changes(file: vectors.VectorFile) -> Iterator[tuple[int, vectors.Op]]:
-    """Each change that was accepted, with its number among all operations, from 1."""
+    """Yield each accepted change with its number among all operations.  The first operation has number 1."""
     for n, op in enumerate(file.ops, 1):
         if op.kind in vectors.CHANGES and op.fields["ret"] == 0:
             yield n, op
@@ -74,13 +74,13 @@ def _born(op: vectors.Op, begin: int, end: int) -> Life:
 
 
 def slots_at(all_lives: Iterable[Life], n: int) -> list[Life]:
-    """The slots after n operations, by address space and gpa."""
+    """Return the slots after n operations, by address space and gpa."""
     now = [life for life in all_lives if life.begin <= n < life.end]
     return sorted(now, key=lambda life: (life.as_id, life.gpa))
 
 
 def most_slots(all_lives: Iterable[Life]) -> int:
-    """How many there were at the fullest moment."""
+    """Return the largest number of slots at one time."""
     steps = sorted(
         step for life in all_lives for step in ((life.begin, 1), (life.end, -1))
     )  # at one operation the end (-1) sorts before the beginning
@@ -92,7 +92,7 @@ def most_slots(all_lives: Iterable[Life]) -> int:
 
 
 def size_text(size: int) -> str:
-    """In the largest unit that keeps it at or above 1: 640 KiB, 3.5 GiB."""
+    """Format a size in the largest unit that gives a value of at least 1: 640 KiB, 3.5 GiB."""
     for unit, shift in (("TiB", 40), ("GiB", 30), ("MiB", 20), ("KiB", 10)):
         if size >> shift:
             return f"{size / (1 << shift):.4g} {unit}"

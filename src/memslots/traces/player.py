@@ -1,20 +1,18 @@
 # SPDX-License-Identifier: MIT
 """Plays a vector file on a VM and compares every result with the recorded one.
 
-The VM is anything with the calls of `memslots.VM`.  The kernel behind `memslots.kvm.KvmVM` is one
-too, but it translates nothing without a guest (`translates` is False).  That decides what is
-compared:
+The VM is any object with the methods of `memslots.VM`: an engine, or the kernel through `memslots.kvm.KvmVM`.  The
+kernel translates nothing without a guest (`translates` is False), so it is compared less:
 
-* An engine: everything.  Loads and stores become a translation and a mark_page_dirty; calls that
-  change nothing in an engine (vCPU, irqchip, ...) return 0.
-* The kernel: loads, stores and the calls that set a guest up are counted as not compared.  A store
-  that was recorded to reach a logged slot is thereby missing from the log, so of later dirty logs
-  of this slot only result and size are compared (`by_size`), until a harvest, a delete or the end
-  of logging makes both alike again.  A change that `KvmVM` will not let the kernel carry out
-  raises NotCompared there, and so does whatever depends on it: each is counted as not compared.
+* An engine: every result is compared.  A load becomes a translation, a store a translation and a mark_page_dirty.
+  Calls that have no effect on an engine (vCPU, irqchip, ...) return 0.
+* The kernel: loads, stores and the calls that set up a guest are counted as not compared.  The dirty log of a slot then
+  lacks the recorded stores.  Of later dirty logs of this slot only result and size are compared (`by_size`), until a
+  harvest, a delete or the end of logging makes the logs equal again.  `KvmVM` raises NotCompared for a change that it
+  does not pass to the kernel, and for each call that depends on it.  These are counted as not compared too.
 
-What a guest did in a QEMU trace was not recorded; what QEMU got from a dirty log (`observed`) was.
-It is marked dirty just before the log is read, and only the result of the call is compared.
+A QEMU trace does not contain the guest's stores.  It contains the dirty pages that QEMU got from a dirty log
+(`observed`).  The player marks them dirty just before it reads the log, and compares only the result of the call.
 """
 
 import errno
@@ -50,19 +48,19 @@ from .vectors import SCOPE, Op, VectorError, VectorFile, too_many_logged
 
 MANUAL_PROTECT = "manual_dirty_log_protect2"
 PROGRESS_STEP = 256  # operations between two calls of `progress`
-SURPLUS_RUNS = 8  # a mismatch shows so many runs of a dirty log more than were recorded
+SURPLUS_RUNS = 8  # a mismatch shows at most this many runs more than were recorded
 
 Timings = dict[str, list[int]]
 Out = dict[str, Any] | None
-Outcome = tuple[Any, Out]  # ret and out, as in the file
+Outcome = tuple[Any, Out]  # `ret` and `out`, as in the file
 
 
 class BackendError(Exception):
-    """The backend that was asked for cannot be had here; says why."""
+    """The requested backend is not available here; the message gives the reason."""
 
 
 class Mismatch(NamedTuple):
-    """A result that is not the recorded one; both are {"ret": ..., "out": ...}."""
+    """A result that differs from the recorded one; both have the form {"ret": ..., "out": ...}."""
 
     path: str
     line: int
@@ -77,14 +75,14 @@ class Mismatch(NamedTuple):
 
 @dataclass
 class PlayResult:
-    """What came of one file.  `ops` counts all its operations, compared or not."""
+    """The result of one file.  `ops` counts all its operations, compared or not."""
 
     path: str
     ops: int
     mismatches: list[Mismatch] = field(default_factory=list)
     skipped: Counter[str] = field(default_factory=Counter)  # reason -> operations not compared
     out_of_scope: int = 0
-    by_size: int = 0  # dirty logs of which only result and size were compared
+    by_size: int = 0  # dirty logs with only result and size compared
     notes: list[str] = field(default_factory=list)
 
     @property
@@ -93,7 +91,7 @@ class PlayResult:
 
 
 class _NotPlayedError(Exception):
-    """The operation has no meaning on this VM; the message is the reason."""
+    """This VM cannot perform the operation; the message is the reason."""
 
 
 class _OutOfScopeError(Exception):
@@ -107,11 +105,11 @@ def play(
     timings: Timings | None = None,
     progress: Callable[[int], object] | None = None,
 ) -> PlayResult:
-    """Plays all operations on `vm`, which has no slots yet.
+    """Play all operations on `vm`, which has no slots yet.
 
-    `timings` receives nanoseconds of the calls alone, by kind: create, delete, move, flags, no-op,
-    refused, get_dirty, clear_dirty, mark, lookup.  `progress` is told now and then how many more
-    operations are done.
+    `timings` receives the nanoseconds of each call of the VM, by kind: create, delete, move, flags, no-op, refused,
+    get_dirty, clear_dirty, mark, lookup.  `progress` is called from time to time with the number of further operations
+    that are done.
     """
     result = PlayResult(file.path, len(file.ops))
     if file.scope != SCOPE:
@@ -127,11 +125,11 @@ def play(
     return result
 
 
-# ---- logs that the kernel cannot have in full ---------------------------------------------------
+# ---- logs that are incomplete on the kernel -----------------------------------------------------
 
 
 class _IncompleteLogs:
-    """The slots whose log lacks stores that were recorded but could not be made."""
+    """The slots whose log lacks recorded stores, which the kernel cannot make without a guest."""
 
     def __init__(self) -> None:
         self._slots: set[int] = set()
@@ -141,7 +139,7 @@ class _IncompleteLogs:
         return slot in self._slots
 
     def follow(self, op: Op, recorded: Regions) -> None:
-        """Call it with each operation, before `recorded` changes."""
+        """Follow one operation.  Call this for each operation, before `recorded` changes."""
         kind, f = op.kind, op.fields
         if kind in ("write", "host_write") and f.get("out", {}).get("wrote"):
             self._slots.update(recorded.logged_at(parse_number(f["gpa"])))
@@ -150,11 +148,11 @@ class _IncompleteLogs:
                 self._slots.update(recorded.logged_at(gpa))
         elif kind == "enable_cap" and f["ret"] == 0:
             self._manual = bool(parse_number(f["arg"]) & 1)
-        elif self._starts_afresh(op):
+        elif self._clears_log(op):
             self._slots.discard(f["slot"])
 
-    def _starts_afresh(self, op: Op) -> bool:
-        """Whatever is missing now is gone from the recorded log as well."""
+    def _clears_log(self, op: Op) -> bool:
+        """Whether this operation clears or removes the recorded log, so that both logs are equal again."""
         if op.kind == "get_dirty":
             return not self._manual and op.fields["ret"] in (0, "EFAULT")
         if op.kind not in CHANGES or op.fields["ret"] != 0:
@@ -175,10 +173,10 @@ class _Player:
         self.is_engine = getattr(vm, "translates", True)
         self.machine = machine_of(file.header)
         self.recorded = Regions()
-        self.accepted = Regions()  # by this VM
+        self.accepted = Regions()  # the changes that this VM accepted
         self.incomplete = _IncompleteLogs()
         self.not_played: tuple[type[Exception], ...] = (_NotPlayedError, _OutOfScopeError)
-        self.ns = 0  # of the last call
+        self.ns = 0  # the time of the last call
         if not self.is_engine:
             from ..kvm import NotCompared
 
@@ -200,21 +198,24 @@ class _Player:
         self._follow(op)
 
     def _bound_logs(self, op: Op) -> None:
-        """The reader limits the recorded changes.  This VM may accept one that was recorded as refused."""
+        """Limit the pages under dirty logging.
+
+        The reader checks recorded changes.  This VM may also accept a change that was recorded as refused.
+        """
         slot, new = op.fields["slot"], region_of(op.fields)
         pages = self.accepted.logged_after(slot, new, self.machine)
         if wrong := too_many_logged(pages, self.file.limits):
             raise VectorError(self.file.path, op.line, f"{op.kind}: {wrong}")
 
     def _outcome(self, op: Op) -> Outcome:
-        """An error of any call is a result; one that is no OSError never is the recorded one."""
+        """Perform the operation.  An exception is a result too; only an OSError can equal a recorded result."""
         try:
             ret, out = _HANDLERS[op.kind](self, op)
         except self.not_played:
             raise
         except OSError as e:
             ret, out = errno.errorcode.get(e.errno or 0, f"{type(e).__name__}: {e}"), None
-        except Exception as e:  # whatever an engine does wrong is a wrong result
+        except Exception as e:  # any other error of an engine is a wrong result
             ret, out = f"{type(e).__name__}: {e}", None
         if self.timings is not None:
             self._note_time(op, ret)
@@ -250,7 +251,7 @@ class _Player:
     # ---- calls and their time ----
 
     def _do(self, call: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
-        """A call that returns None.  Any other result, such as a status, is an error."""
+        """Make a call that must return None.  Any other result, such as a status, is an error."""
         if (returned := self._call(call, *args, **kwargs)) is not None:
             raise TypeError(f"{call.__name__} returned {returned!r}, not None")
 
@@ -263,7 +264,7 @@ class _Player:
             self.ns = perf_counter_ns() - start
 
     def _note(self, kind: str) -> None:
-        """Books the last call; operations that made none of their own book nothing."""
+        """Add the time of the last call to the timings.  If the operation made no call, add nothing."""
         if self.timings is not None and self.ns:
             self.timings.setdefault(kind, []).append(self.ns)
         self.ns = 0
@@ -279,7 +280,10 @@ class _Player:
     # ---- changes ----
 
     def set(self, op: Op) -> Outcome:
-        """KVM_SET_USER_MEMORY_REGION knows two flags; its kernel side may check that itself."""
+        """Perform KVM_SET_USER_MEMORY_REGION, which has two flags.
+
+        The kernel checks the flags itself; for an engine this method does.
+        """
         if self.is_engine and op.fields["flags"] & ~(LOG_DIRTY_PAGES | READONLY):
             return "EINVAL", None
         return self._set_region(op, {})
@@ -343,11 +347,14 @@ class _Player:
         return 0, None
 
     def _bits(self, f: dict[str, Any]) -> np.ndarray | None:
-        """None is a bad pointer.  No slot has more pages than the limit: a larger `num` is refused before the read."""
+        """Return the bitmap, or None for a bad pointer.
+
+        No slot has more pages than the limit, so a larger `num` is refused before the bitmap is read.
+        """
         unread = f.get("buf") == "fault" or f["num"] > self.file.limits.logged_pages
         return None if unread else runs_to_words(f.get("bits", []), f["num"])
 
-    # ---- capabilities, and calls that set a guest up ----
+    # ---- capabilities, and calls that set up a guest ----
 
     def enable_cap(self, op: Op) -> Outcome:
         if op.fields["cap"] != MANUAL_PROTECT:
@@ -368,7 +375,7 @@ class _Player:
         return own.get(cap, self.caps.get(cap, 0)), None
 
     def platform(self, op: Op) -> Outcome:
-        self._engine_only("calls that set a guest up")
+        self._engine_only("calls that set up a guest")
         return 0, None
 
     # ---- loads and stores ----
@@ -387,7 +394,7 @@ class _Player:
         return 0, {"hva": _hva_text(hva), "wrote": wrote}
 
     def access(self, op: Op) -> Outcome:
-        """Each page's part is RAM or one exit, in ascending order."""
+        """Perform a load or store by parts, one for each page in ascending order.  A part is in RAM or is one exit."""
         self._needs_guest()
         exits, data = [], b""
         for gpa, nbytes in parts_of_access(parse_number(op.fields["gpa"]), op.fields["len"]):
@@ -406,7 +413,7 @@ class _Player:
         return 0, out
 
     def _translate(self, gpa: int) -> tuple[int | None, bool]:
-        """The address of a load, and whether a store reaches it too.  A hole is no error here."""
+        """Return the address of a load, or None in a hole, and whether it is writable."""
         try:
             hva, writable = self._call(self.vm.gfn_to_hva_prot, gpa // PAGE_SIZE)
         except LookupError as e:
@@ -423,14 +430,14 @@ class _Player:
         self._do(self.vm.mark_page_dirty, gpa // PAGE_SIZE)
         self._note("mark")
 
-    # ---- what the kernel cannot be asked ----
+    # ---- operations that the kernel cannot perform ----
 
     def _needs_guest(self) -> None:
         self._engine_only("loads and stores")
 
     def _engine_only(self, what: str) -> None:
         if not self.is_engine:
-            raise _NotPlayedError(f"{what}: not asked of the kernel without a guest")
+            raise _NotPlayedError(f"{what}: not possible on the kernel without a guest")
 
 
 _HANDLERS: dict[str, Callable[[_Player, Op], Outcome]] = {
@@ -454,14 +461,14 @@ _HANDLERS: dict[str, Callable[[_Player, Op], Outcome]] = {
 
 
 def _same_ret(got: Any, expected: Any) -> bool:
-    """EDEADLK and EDEADLOCK are the same errno.  0, False and 0.0 are different results."""
+    """Compare results.  EDEADLK and EDEADLOCK are the same errno.  0, False and 0.0 are different."""
     if isinstance(got, str) and isinstance(expected, str):
         return got == expected or (errno_of(got) or 0) == errno_of(expected)
     return type(got) is type(expected) and bool(got == expected)
 
 
 def _same_out(got: Out, expected: Out) -> bool:
-    """As JSON: 1 and true are different results."""
+    """Compare as JSON: 1 and true are different."""
     texts = (json.dumps(_canonical(out), sort_keys=True) for out in (got, expected))
     return next(texts) == next(texts)
 
@@ -471,12 +478,12 @@ def _size_alone(log: Out) -> Out:
 
 
 def _unpack(slot: int) -> tuple[int, int]:
-    """The ioctl's slot -> (id, as_id)."""
+    """Split the ioctl's slot into (id, as_id)."""
     return slot & 0xFFFF, slot >> 16
 
 
 def _pattern(offset: int, nbytes: int) -> bytes:
-    """Memory as a load finds it: at each arena offset o, a multiple of 8, 0xA5E0<<48 | o."""
+    """Return the content of the arena: the word at each offset o, a multiple of 8, is 0xA5E0<<48 | o."""
     start = offset & ~7
     words = range(start, offset + nbytes, 8)
     data = b"".join((0xA5E0 << 48 | o & (1 << 48) - 1).to_bytes(8, "little") for o in words)
@@ -488,7 +495,7 @@ def _hva_text(hva: int | None) -> str | None:
 
 
 def _canonical(out: Out) -> Out:
-    """The same result for every spelling of its numbers, without keys that the format does not know."""
+    """Return `out` with its numbers in one spelling, and without keys that the format does not define."""
     if out is None:
         return None
     out = {name: value for name, value in out.items() if name in NAMES}
@@ -506,16 +513,16 @@ def _result(ret: Any, out: Out) -> dict[str, Any]:
 
 
 def _reason(e: Exception) -> str:
-    """NotCompared names the slot, which is too much for a summary."""
+    """Return the reason for a summary.  The message of NotCompared names the slot, so it is replaced."""
     own = isinstance(e, _NotPlayedError)
-    return str(e) if own else "slots too large to ask the kernel for, and what depends on them"
+    return str(e) if own else "slots too large for the kernel, and calls that depend on them"
 
 
 # ---- backends -----------------------------------------------------------------------------------
 
 
 def open_backend(name: str, header: dict[str, Any]) -> Any:
-    """A fresh VM with the limits of the file: a design of the engine by name, or "kvm"."""
+    """Return a new VM with the limits of the file.  `name` is a design of the engine, or "kvm"."""
     return _open_kvm() if name == "kvm" else _open_engine(name, header)
 
 
@@ -544,7 +551,7 @@ def _caps(header: dict[str, Any]) -> dict[str, int]:
 
 
 def _differing_limits(vm: Any, header: dict[str, Any]) -> list[str]:
-    """Another machine's limits explain differences that are no faults."""
+    """Return notes about limits that differ from the recording machine.  They can explain mismatches."""
     recorded = machine_of(header)._asdict()
     return [
         f"{name} is {getattr(vm, name):#x} here, {value:#x} where the file was recorded"

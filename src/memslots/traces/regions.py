@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The slots that a series of accepted changes leaves, as a vector file writes them; no engine is involved.
+"""The slots after a series of accepted changes, from the fields of a vector file; no engine is involved.
 
 The reader of a file follows the changes that the recording kernel accepted.  The player also follows the changes that
 its VM accepts.  Both limit the pages under dirty logging before the VM allocates a log.
@@ -10,11 +10,11 @@ from typing import Any, NamedTuple
 
 from .schema import MAX_NR_PAGES, PAGE_SIZE, parse_address, parse_number
 
-ARENA_BASE = 1 << 44  # where the recording machine had it; 16 TiB from here stay below hva_end_max
+ARENA_BASE = 1 << 44  # as on the recording machine; 16 TiB from here end below hva_end_max
 LOG_DIRTY_PAGES = 1
 READONLY = 2
 
-# Used where a file does not say: x86-64 with shadow paging and 4-level page tables.
+# Defaults for fields that a file lacks: x86-64 with shadow paging and 4-level page tables.
 DEFAULT_GPA_BITS = 52
 DEFAULT_HVA_END_MAX = 0x7FFFFFFFF000
 DEFAULT_USER_MEM_SLOTS = 32764
@@ -53,7 +53,7 @@ class Region(NamedTuple):
         return bool(self.size and self.flags & LOG_DIRTY_PAGES)
 
     def fits(self, machine: Machine) -> bool:
-        """False only for a region that every engine refuses in every state."""
+        """False only for a region that every engine refuses for any set of slots."""
         return (
             self.pages <= MAX_NR_PAGES
             and self.gpa + self.size <= 1 << machine.gpa_bits
@@ -62,7 +62,7 @@ class Region(NamedTuple):
 
 
 def region_of(fields: Mapping[str, Any]) -> Region:
-    """The region of a `set` or `set2`."""
+    """Return the region of a `set` or `set2`."""
     return Region(
         parse_number(fields["gpa"]),
         parse_number(fields["size"]),
@@ -79,7 +79,7 @@ class Regions:
         self.logged_pages = 0
 
     def change(self, slot: int, new: Region) -> None:
-        """A `set` or `set2` was accepted."""
+        """Apply an accepted `set` or `set2`."""
         self.logged_pages = self._logged_after(slot, new)
         if new.size:
             self.slots[slot] = new
@@ -87,7 +87,7 @@ class Regions:
             self.slots.pop(slot, None)
 
     def kind_of_change(self, slot: int, new: Region) -> str:
-        """The kind of a change, should it be accepted."""
+        """Return the kind of a change, assuming that it is accepted."""
         old = self.slots.get(slot)
         if not new.size:
             return "delete"
@@ -98,7 +98,7 @@ class Regions:
         return "no-op" if new.flags == old.flags else "flags"
 
     def logged_at(self, gpa: int) -> list[int]:
-        """The slot of address space 0 that holds gpa, if it logs.  Cost: O(slots)."""
+        """Return the slot of address space 0 that contains gpa, if it is under dirty logging.  Cost: O(slots)."""
         return [
             slot
             for slot, s in self.slots.items()
@@ -106,7 +106,7 @@ class Regions:
         ]
 
     def logged_after(self, slot: int, new: Region, machine: Machine) -> int:
-        """The pages under dirty logging after the change, should it be accepted."""
+        """Return the number of pages under dirty logging after the change, assuming that it is accepted."""
         accepted = not new.is_logged or new.fits(machine)
         return self._logged_after(slot, new) if accepted else self.logged_pages
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""Dirty pages as a vector file writes them, `[[first page, count], ...]` ascending, and as a bitmap of uint64 words.
+"""Dirty pages as runs, `[[first page, count], ...]` ascending, as in a vector file, and as a bitmap of uint64 words.
 
-Both directions use the edges, the pages at which a run begins or ends: bit p of the edges is bit p of the bitmap,
-exclusive or bit p - 1.  Cost: O(words + runs) in time and memory; no step expands a bit to a byte.
+Both conversions use edges, the pages at which a run begins or ends: bit p of the edges is bit p XOR bit p - 1 of the
+bitmap.  Cost: O(words + runs) in time and memory; no step expands each bit of the bitmap to a byte.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -15,12 +15,12 @@ Runs = list[list[int]]
 
 
 def nr_words(npages: int) -> int:
-    """How many words a bitmap of this many pages has."""
+    """Return the number of words in a bitmap of `npages` pages."""
     return (npages + BITS_PER_WORD - 1) // BITS_PER_WORD
 
 
 def runs_to_words(runs: Sequence[Sequence[int]], npages: int) -> np.ndarray:
-    """The bitmap of `npages` pages.  Words behind the last run are never touched."""
+    """Return the bitmap of `npages` pages.  Words after the last run are never written."""
     words = np.zeros(nr_words(npages), np.uint64)
     if runs:
         pages = np.array(runs, np.int64)
@@ -31,8 +31,8 @@ def runs_to_words(runs: Sequence[Sequence[int]], npages: int) -> np.ndarray:
 
 
 def _filled(edges: np.ndarray, used: int) -> np.ndarray:
-    """The words between each odd edge and the next even one."""
-    words = np.zeros(used + 1, np.uint64)  # an end may lie on the first page behind
+    """Return words with all bits set between the first and the second edge, the third and the fourth, and so on."""
+    words = np.zeros(used + 1, np.uint64)  # an end may be the first page of the next word
     np.bitwise_xor.at(words, edges >> 6, np.uint64(1) << (edges & 63).astype(np.uint64))
     for shift in (1, 2, 4, 8, 16, 32):
         words ^= words << np.uint64(shift)
@@ -42,7 +42,7 @@ def _filled(edges: np.ndarray, used: int) -> np.ndarray:
 
 
 def words_to_runs(words: np.ndarray, most: int | None = None) -> Runs:
-    """The maximal runs of set bits, ascending; the first `most` of them."""
+    """Return the maximal runs of set bits in ascending order, at most `most` of them."""
     edges = _edges(np.ascontiguousarray(words, np.uint64))
     pages = _bits_of(edges, None if most is None else 2 * most)
     return [[first, end - first] for first, end in pages.reshape(-1, 2)[:most].tolist()]
@@ -57,8 +57,8 @@ def _edges(words: np.ndarray) -> np.ndarray:
 
 
 def _bits_of(words: np.ndarray, most: int | None) -> np.ndarray:
-    """The numbers of the set bits, or of the first `most` of them."""
-    used = np.flatnonzero(words)[:most]  # each has one bit at least
+    """Return the numbers of the set bits, at most `most` of them."""
+    used = np.flatnonzero(words)[:most]  # each of these words has at least one bit
     raw = words[used].astype("<u8").view(np.uint8).reshape(-1, 8)
     row, bit = np.nonzero(np.unpackbits(raw, axis=1, bitorder="little"))
     pages = used[row] * BITS_PER_WORD + bit
@@ -66,7 +66,7 @@ def _bits_of(words: np.ndarray, most: int | None) -> np.ndarray:
 
 
 def pages_of(runs: Iterable[Sequence[int]], most: int = 1 << 16) -> Iterator[np.ndarray]:
-    """Every page number, uint64, in arrays of about `most`."""
+    """Yield every page number, as uint64, in arrays of about `most` numbers."""
     batch: list[np.ndarray] = []
     held = 0
     for first, count in runs:

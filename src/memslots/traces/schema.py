@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
 """The schema of a vector file: every field of the header and of each kind of operation, with its type and range.
 
-`OPS` is the only table.  An operation without an entry cannot be read or written, and `_op` adds the checks that all
-operations share.  A check returns None for a right value, else a description of the right values.
+`OPS` is the only table of operations.  An operation without an entry cannot be read or written.  `_op` adds the checks
+that all operations share.  A check returns None for a valid value, otherwise a description of the valid values.
 """
 
 import errno
@@ -15,7 +15,7 @@ from types import MappingProxyType
 from typing import Any
 
 FORMAT = "memslots-vectors/1"
-SCOPE = "memslots"  # of the files with which every engine must agree
+SCOPE = "memslots"  # the scope of files that every engine must reproduce
 SCOPES = (SCOPE, "guest-memfd", "dirty-ring", "mmu", "platform")
 
 CHANGES = ("set", "set2")  # operations that change a slot
@@ -24,10 +24,10 @@ PAGE_SIZE = 4096
 U64 = 1 << 64
 MAX_NR_PAGES = (1 << 31) - 1  # KVM_MEM_MAX_NR_PAGES
 MAX_USER_MEM_SLOTS = 32767  # an id is a short in the kernel
-HVA_ERR_MIN = U64 - 2 * PAGE_SIZE  # no host address of a VM reaches it
+HVA_ERR_MIN = U64 - 2 * PAGE_SIZE  # host addresses of a VM are below it
 
 MAX_TEXT = 4096  # characters
-MAX_DEPTH = 16  # of lists and objects under a key that the format does not know
+MAX_DEPTH = 16  # of lists and objects under a key that the format does not define
 
 _HEX = re.compile(r"0x[0-9a-fA-F]{1,16}")
 _ARENA = re.compile(r"arena(?:([+-])(0x[0-9a-fA-F]{1,16}))?")
@@ -40,12 +40,12 @@ Rule = Callable[[dict[str, Any]], "str | None"]  # returns None or the error
 
 
 def parse_number(value: int | str) -> int:
-    """A JSON integer or a hex string."""
+    """Return the value of a JSON integer or a hex string."""
     return int(value, 16) if isinstance(value, str) else value
 
 
 def parse_address(text: str, arena_base: int) -> int:
-    """`arena+0x..`, `arena-0x..` or an absolute `0x..`, modulo 2^64."""
+    """Return the address of `arena+0x..`, `arena-0x..` or an absolute `0x..`, modulo 2^64."""
     match = _ARENA.fullmatch(text)
     if not match:
         return int(text, 16)
@@ -54,18 +54,21 @@ def parse_address(text: str, arena_base: int) -> int:
 
 
 def format_address(hva: int, arena_base: int) -> str:
-    """The address relative to the arena, from its base on; absolute below."""
+    """Format an address: relative to the arena from its base on, absolute below it."""
     return f"arena+{hva - arena_base:#x}" if hva >= arena_base else f"{hva:#x}"
 
 
 def errno_of(name: str) -> int | None:
-    """The number of an errno; None for any other text.  Some numbers have two names, as EDEADLK and EDEADLOCK."""
+    """Return the number of an errno, or None for any other text.
+
+    Some numbers have two names, such as EDEADLK and EDEADLOCK.
+    """
     number = getattr(errno, name, None) if name.startswith("E") else None
     return number if type(number) is int else None
 
 
 def parts_of_access(gpa: int, length: int) -> list[tuple[int, int]]:
-    """The parts of [gpa, gpa + length) by page, each (gpa, bytes); `length` is at most a page."""
+    """Split [gpa, gpa + length) by pages into parts (gpa, bytes).  `length` is at most a page."""
     head = min(length, PAGE_SIZE - gpa % PAGE_SIZE)
     return [(gpa, head), (gpa + head, length - head)] if head < length else [(gpa, head)]
 
@@ -74,7 +77,7 @@ def parts_of_access(gpa: int, length: int) -> list[tuple[int, int]]:
 
 
 def _between(low: int, high: int) -> Check:
-    """A JSON integer; neither true nor 1.0 is one."""
+    """A JSON integer, but not true or 1.0."""
 
     def check(value: Any) -> str | None:
         right = type(value) is int and low <= value <= high
@@ -117,7 +120,7 @@ def _bool(value: Any) -> str | None:
 
 
 def _text(value: Any) -> str | None:
-    """A text that a terminal or a picture can show: no lone surrogate, no control character."""
+    """A text that a terminal or a picture can show, without lone surrogates and control characters."""
     right = isinstance(value, str) and len(value) <= MAX_TEXT and value.isprintable()
     return None if right else f"a printable string of at most {MAX_TEXT} characters"
 
@@ -141,7 +144,7 @@ def _list_of(check: Check) -> Check:
 
 
 def _runs(gap: int, what: str) -> Check:
-    """Runs of pages, ascending, with at least `gap` pages between two of them."""
+    """Runs of pages in ascending order, with at least `gap` pages between two runs."""
 
     def check(value: Any) -> str | None:
         return None if isinstance(value, list) and _are_runs(value, gap) else what
@@ -197,14 +200,14 @@ def _is_exit(value: Any) -> bool:
 
 
 def _monitor(value: Any) -> str | None:
-    """One command of QEMU's monitor: seconds, the command, answers; texts of several lines."""
+    """One command of QEMU's monitor: seconds, the command, answers.  Texts may have several lines."""
     right = isinstance(value, list) and len(value) > 1 and not anything(value)
     right = right and type(value[0]) in (int, float) and all(isinstance(v, str) for v in value[1:])
     return None if right else "[seconds, command, answers ...]"
 
 
 def anything(value: Any, depth: int = MAX_DEPTH) -> str | None:
-    """A value of a key that the format does not know: any JSON that can be written again."""
+    """A value of a key that the format does not define: any JSON that can be written again."""
     if depth < 0:
         return f"JSON of at most {MAX_DEPTH} levels"
     if isinstance(value, str):
@@ -237,10 +240,10 @@ _NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 @dataclass(frozen=True)
 class Shape:
-    """The fields of an object; each has a check, or a shape of its own.
+    """The fields of an object.  Each has a check, or a shape of its own.
 
-    `foreign` are names that the format uses in other objects: each is an error here.  Any other unknown name is left
-    alone, and `others` checks its value.  `rules` come last, after every field has passed its own check.
+    `foreign` are names that the format uses only in other objects: each is an error here.  Any other unknown name is
+    allowed, and `others` checks its value.  `rules` run last, after every field has passed its own check.
     """
 
     required: "Mapping[str, Check | Shape]" = field(default_factory=dict)
@@ -255,7 +258,7 @@ class Shape:
 
 
 def wrong_object(value: Any, shape: Shape, path: str = "") -> str | None:
-    """The first error in an object, in words; `path` is its name."""
+    """Return the first error in an object, in words, or None.  `path` is the name of the object."""
     if not isinstance(value, dict):
         return f"{path} is {short(value)}, not an object" if path else "not an object"
     prefix = path and path + "."
@@ -273,7 +276,7 @@ def wrong_object(value: Any, shape: Shape, path: str = "") -> str | None:
 
 
 def _unknown(name: Any, shape: Shape) -> Check:
-    """The check of a value whose name has none in the shape."""
+    """Return the check for a value whose name is not in the shape."""
     if not isinstance(name, str) or not _is_unicode(name):
         return lambda value: "the value of a name without lone surrogates"
     if name in shape.foreign:
@@ -282,7 +285,7 @@ def _unknown(name: Any, shape: Shape) -> Check:
 
 
 def short(value: Any) -> str:
-    """A value for a message: one short line for any content of a file."""
+    """Format a value for a message: one short line for any content of a file."""
     if isinstance(value, (list, dict)):
         return "a list" if isinstance(value, list) else "an object"
     if type(value) is int and value.bit_length() > 256:
@@ -310,7 +313,7 @@ def _op(
     observed: bool = False,
     rules: tuple[Rule, ...] = (),
 ) -> Shape:
-    """One kind of operation, with the common fields; `observed` may replace `out`."""
+    """Return the shape of one kind of operation, with the common fields.  `observed` may replace `out`."""
     outs = {"out": out, "observed": out} if observed else {"out": out}
     return Shape(
         {"op": _text, **required, "ret": ret},
@@ -320,7 +323,7 @@ def _op(
 
 
 def _out_of_a_success(op: dict[str, Any]) -> str | None:
-    """`out` (or `observed`) is there exactly where the operation succeeded."""
+    """Require `out` (or `observed`) exactly for an operation that succeeded."""
     given = [name for name in ("out", "observed") if name in op]
     if op["ret"] == 0 and len(given) != 1:
         return "no out" if not given else "out and observed exclude each other"
@@ -369,7 +372,7 @@ def _value_of_a_load(op: dict[str, Any]) -> str | None:
 
 
 def _exits_of_this_access(op: dict[str, Any]) -> str | None:
-    """Exits are parts of the access, in order, each once, all loads or all stores."""
+    """Require exits to be parts of the access, in order, each at most once, all loads or all stores."""
     exits = op.get("out", {}).get("mmio", [])
     kind = "w" if op["write"] else "r"
     parts = iter(parts_of_access(parse_number(op["gpa"]), op["len"]))
@@ -388,7 +391,7 @@ _GPA: Fields = {"gpa": _u64}
 
 
 def _strict(*shapes: Shape) -> list[Shape]:
-    """The shapes, each of which refuses the names that only others of them have."""
+    """Return the shapes so that each refuses the names that only the other shapes have."""
     known = frozenset[str]().union(*(s.fields for s in shapes))
     return [replace(s, foreign=known - frozenset(s.fields)) for s in shapes]
 
@@ -437,7 +440,7 @@ OPS: Mapping[str, Shape] = MappingProxyType(
 
 
 def wrong_op(op: Any) -> str | None:
-    """The first error in one operation, in words."""
+    """Return the first error in one operation, in words, or None."""
     if not isinstance(op, dict):
         return "not an object"
     if "op" not in op:
@@ -480,7 +483,7 @@ HEADER = Shape(
     },
 )
 
-# One string for each name, so that a name takes memory once and not once a line.
+# One shared string for each name.  Otherwise each line of a file would hold its own copies.
 NAMES: Mapping[str, str] = MappingProxyType(
     {
         name: name
@@ -491,7 +494,7 @@ NAMES: Mapping[str, str] = MappingProxyType(
 
 
 def wrong_header(header: Any) -> str | None:
-    """The first error in the header, in words."""
+    """Return the first error in the header, in words, or None."""
     if not isinstance(header, dict) or "format" not in header:
         return "the first line is not a header: no format"
     if header["format"] != FORMAT:

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: MIT
-"""Reads and writes vector files, `memslots-vectors/1`: operations with the results that a real KVM gave.
+"""Read and write vector files, `memslots-vectors/1`: operations with the results of a real KVM.
 
-A file is JSON lines, plain or gzip: a header, then one operation a line.  It may come from a stranger, and the player
-relies on the checks of this module.  So every line must match the schema (schema.py), and `Limits` bound the memory
-that a file can claim.  A `VectorError` names file and line of anything else.
+A file consists of JSON lines, plain or gzip: a header, then one operation on each line.  A file may come from an
+untrusted source, and the player relies on the checks of this module.  So every line must match the schema (schema.py),
+and `Limits` bound the memory that a file can use.  Otherwise `VectorError` names the file and the line.
 """
 
 import gzip
@@ -35,7 +35,7 @@ _Text = IO[bytes] | gzip.GzipFile
 
 
 class VectorError(ValueError):
-    """A file that cannot be played: where, and what is wrong there."""
+    """A file that cannot be played: its path, the line, and the reason."""
 
     def __init__(self, path: str, line: int, reason: str) -> None:
         super().__init__(f"{path}:{line}: {reason}")
@@ -43,7 +43,7 @@ class VectorError(ValueError):
 
 
 class Op(NamedTuple):
-    """One operation: the line it stands on (the header is line 1), its kind, and all its fields."""
+    """One operation: its line number (the header is line 1), its kind, and all its fields."""
 
     line: int
     kind: str
@@ -51,19 +51,23 @@ class Op(NamedTuple):
 
 
 class Limits(NamedTuple):
-    """The most that a file may claim.  The environment can raise each limit.
+    """The limits of a file.  Environment variables can raise each limit.
 
-    Python objects take up to 20 times the text: a file at most 20 times `file_bytes`, a line 20 times `line_bytes`.
-    A page under dirty logging takes two bits in the VM, and time in each operation on the log.
+    Python objects need up to 20 times the memory of the text: at most 20 times `file_bytes` for a file, and 20 times
+    `line_bytes` for a line.  A page under dirty logging needs two bits in the VM, and time in each operation on the
+    log.
     """
 
-    line_bytes: int = 4 << 20
-    file_bytes: int = 64 << 20  # both without compression
-    logged_pages: int = 1 << 24  # of all slots at the same time: 64 GiB
+    line_bytes: int = 4 << 20  # uncompressed
+    file_bytes: int = 64 << 20  # uncompressed
+    logged_pages: int = 1 << 24  # of all slots together at one time: 64 GiB
 
     @classmethod
     def from_environment(cls) -> "Limits":
-        """The defaults, replaced where MEMSLOTS_MAX_LINE_BYTES and so on are set.  ValueError: no number."""
+        """Return the defaults, or the values of MEMSLOTS_MAX_LINE_BYTES and so on where these are set.
+
+        ValueError: a variable is not a number.
+        """
         return cls(*(_from_environment(name, value) for name, value in cls._field_defaults.items()))
 
 
@@ -85,7 +89,7 @@ def _beyond(what: str, name: str) -> str:
 
 
 class VectorFile(NamedTuple):
-    """A file whose every line has been checked."""
+    """A file with every line checked."""
 
     path: str
     header: dict[str, Any]
@@ -97,11 +101,11 @@ class VectorFile(NamedTuple):
         return str(self.header["scope"])
 
 
-# ---- checking operations in their order ---------------------------------------------------------
+# ---- checking operations in order ---------------------------------------------------------------
 
 
 class _Checker:
-    """Checks one operation after the other; follows the slots that the recording kernel had."""
+    """Checks operations one after the other, and follows the slots of the recording kernel."""
 
     def __init__(self, header: Mapping[str, Any], limits: Limits) -> None:
         self._limits = limits
@@ -109,7 +113,7 @@ class _Checker:
         self._recorded = Regions()
 
     def wrong(self, op: Any) -> str | None:
-        """The first error in the next operation, in words."""
+        """Return the first error in the next operation, in words, or None."""
         if wrong := wrong_op(op):
             return wrong
         wrong = self._wrong_here(op)
@@ -131,13 +135,16 @@ class _Checker:
         return wrong
 
     def _wrong_bits(self, op: dict[str, Any]) -> str | None:
-        """The player makes a bitmap of `bits`, also where the slot has fewer pages."""
+        """Limit `bits`: the player makes a bitmap of them even if the slot has fewer pages."""
         end, most = sum(op["bits"][-1]) if op.get("bits") else 0, self._limits.logged_pages
         wrong = f"bits reach page {end}, which is more than {most}"
         return _beyond(wrong, "logged_pages") if end > most else None
 
     def _wrong_log(self, op: dict[str, Any], log: dict[str, Any]) -> str | None:
-        """Does not compare with a slot that the recording kernel did not have: the replay finds that mismatch."""
+        """Check the size and the pages of a log against the recorded slot.
+
+        Without such a slot there is nothing to compare with; then the replay finds the mismatch.
+        """
         name, slot = "out" if "out" in op else "observed", self._recorded.slots.get(op["slot"])
         pages = slot.pages if slot else min(8 * log["bytes"], self._limits.logged_pages)
         if slot and log["bytes"] != 8 * nr_words(pages):
@@ -148,7 +155,7 @@ class _Checker:
 
 
 def too_many_logged(pages: int, limits: Limits) -> str | None:
-    """The error of a change after which `pages` would be under dirty logging; None within the limit."""
+    """Return the error of a change that would put `pages` under dirty logging, or None within the limit."""
     if pages <= limits.logged_pages:
         return None
     wrong = f"{pages} pages under dirty logging, more than {limits.logged_pages}"
@@ -159,9 +166,9 @@ def too_many_logged(pages: int, limits: Limits) -> str | None:
 
 
 def read(path: str | Path, limits: Limits | None = None) -> VectorFile:
-    """Reads and checks a whole file.  VectorError; OSError where it cannot be opened.
+    """Read and check a whole file.  Raises VectorError, or OSError if the file cannot be opened.
 
-    `limits` are those of the environment where none are given.
+    Without `limits` those of the environment apply.
     """
     path = str(path)
     limits = limits or _limits(path)
@@ -171,7 +178,7 @@ def read(path: str | Path, limits: Limits | None = None) -> VectorFile:
 
 
 def read_header(path: str | Path, limits: Limits | None = None) -> dict[str, Any]:
-    """The header alone."""
+    """Read and check only the header."""
     path = str(path)
     return _checked_header(path, _rows(path, limits or _limits(path)))
 
@@ -194,7 +201,7 @@ def _checked_header(path: str, rows: Iterator[tuple[int, Any]]) -> dict[str, Any
 def _checked_ops(
     path: str, header: dict[str, Any], rows: Iterator[tuple[int, Any]], limits: Limits
 ) -> Iterator[Op]:
-    """As many operations as the header announces, no more and no fewer."""
+    """Yield the operations.  Their number must be the one in the header."""
     checker, announced, line = _Checker(header, limits), header["ops"], 1
     for line, op in rows:
         if line > announced + 1:
@@ -207,10 +214,10 @@ def _checked_ops(
 
 
 def _rows(path: str, limits: Limits) -> Iterator[tuple[int, Any]]:
-    """Line number and object of each line."""
+    """Yield the number and the object of each line."""
     line = 0
     try:
-        with open(path, "rb", opener=_open_at_once) as raw:
+        with open(path, "rb", opener=_open_nonblocking) as raw:
             if not stat.S_ISREG(os.fstat(raw.fileno()).st_mode):
                 raise VectorError(path, 1, "not a regular file")
             for line, text in enumerate(_lines(path, _text_of(path, raw), limits), 1):
@@ -219,18 +226,18 @@ def _rows(path: str, limits: Limits) -> Iterator[tuple[int, Any]]:
         raise VectorError(path, line + 1, f"damaged gzip file: {e}") from None
 
 
-def _open_at_once(path: str, flags: int) -> int:
-    """A pipe without a writer would otherwise block."""
+def _open_nonblocking(path: str, flags: int) -> int:
+    """Open without blocking.  A plain open would block on a pipe without a writer."""
     return os.open(path, flags | os.O_NONBLOCK)
 
 
 def _text_of(path: str, raw: IO[bytes]) -> _Text:
-    """The text of the file, unpacked piece by piece."""
+    """Return a stream of the text, which unpacks gzip in pieces."""
     return gzip.GzipFile(fileobj=raw) if path.endswith(".gz") else raw
 
 
 def _lines(path: str, text: _Text, limits: Limits) -> Iterator[bytes]:
-    """No more than one line within the limits is ever in memory."""
+    """Yield the lines.  At most one line, within the limits, is in memory at a time."""
     total = 0
     for n, line in enumerate(iter(lambda: text.readline(limits.line_bytes + 1), b""), 1):
         total += len(line)
@@ -286,7 +293,7 @@ def write(
     ops: Iterable[Op | dict[str, Any]],
     limits: Limits | None = None,
 ) -> None:
-    """Writes a file that `read` accepts; `format` and `ops` of the header are filled in here."""
+    """Write a file that `read` accepts.  This function sets `format` and `ops` of the header."""
     path = str(path)
     limits = limits or _limits(path)
     rows = [op.fields if isinstance(op, Op) else op for op in ops]
@@ -309,34 +316,37 @@ def _line(row: dict[str, Any]) -> bytes:
 
 
 def _gzipped(text: bytes) -> bytes:
-    """Without name and time, so that the same rows always give the same file."""
+    """Compress without name and time, so that the same rows always give the same file."""
     buffer = io.BytesIO()
     with gzip.GzipFile(filename="", fileobj=buffer, mode="wb", mtime=0) as f:
         f.write(text)
     return buffer.getvalue()
 
 
-# ---- finding ------------------------------------------------------------------------------------
+# ---- finding files ------------------------------------------------------------------------------
 
 
 def is_vector_path(path: Path) -> bool:
-    """Does it have the name of a vector file?"""
+    """Whether the path has the name of a vector file."""
     return path.name.endswith((".jsonl", ".jsonl.gz"))
 
 
 def packaged_traces() -> list[Path]:
-    """The recorded QEMU runs that come with the package, sorted."""
+    """Return the paths of the QEMU traces that come with the package, sorted."""
     folder = resources.files(__package__).joinpath("data", "qemu")
     return sorted(p for p in (Path(str(f)) for f in folder.iterdir()) if is_vector_path(p))
 
 
 def stem(path: str | Path) -> str:
-    """The name of a vector file without its endings."""
+    """Return the name of a vector file without its endings."""
     return Path(path).name.removesuffix(".gz").removesuffix(".jsonl")
 
 
 def packaged(name: str) -> str | None:
-    """The path of the packaged trace of that name (pc-migrate-boot); None: there is none, or a file has that name."""
+    """Return the path of the packaged trace of that name, such as pc-migrate-boot.
+
+    None if there is no such trace, or if a file has that name.
+    """
     if Path(name).exists():
         return None
     return {stem(path): str(path) for path in packaged_traces()}.get(name)

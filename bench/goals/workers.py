@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""Readers and writers in threads, whose loops run in C without the GIL; each answer is checked.
+"""Readers and writers in threads.  Their loops run in C without the GIL.  Each answer is checked.
 
-The writer deletes and creates one slot.  A reader's answer for a frame of that slot is its address or a hole, and
-within one batch always the same of the two: a batch answers from one set.
+The writer deletes and creates one slot.  For a frame of that slot a reader gets the address or a hole.  Within one
+batch all frames of the slot have an address, or all are holes, because all answers of a batch come from one set.
 """
 
 from __future__ import annotations
@@ -24,16 +24,15 @@ from memslots.lab.subjects import alternating, regions
 
 BATCH = 10_000
 SCALAR = 50_000  # lookups in one call of the loop in C: a millisecond or more
-CHUNK = (
-    64  # changes in one call of the loop in C: a writer next to long sections still stops in time
-)
-SECTION = 0.001  # seconds that a "section" reader stays inside
+#: Changes in one call of the loop in C.  Few enough that a writer next to long read sections stops soon.
+CHUNK = 64
+SECTION = 0.001  # seconds of one read section of a Sections reader
 
 
 class Background:
-    """A thread that repeats step() from `with` to its end; an exception in it is raised there.
+    """A thread that repeats step() until the end of the `with` block, which then raises an exception of the thread.
 
-    A step counts if it began between start_counting() and stop_counting(), while all others were running as well.
+    A step counts if it began between start_counting() and stop_counting(), while all other threads were running too.
     """
 
     def __init__(self) -> None:
@@ -51,7 +50,7 @@ class Background:
         self._counting = True
 
     def stop_counting(self) -> None:
-        """Not before one step has counted."""
+        """Stop counting, after at least one step has counted."""
         self._counted.wait()
         self._counting = False
 
@@ -82,7 +81,7 @@ class Background:
 
 
 class Writer(Background):
-    """Never stops, or with a pause is idle but for a change every so many seconds."""
+    """Deletes and creates a slot without a break, or with a pause in seconds before each pair of changes."""
 
     def __init__(self, vm: VM, victim: np.void, pause: float = 0) -> None:
         super().__init__()
@@ -103,12 +102,12 @@ class Writer(Background):
 
     @property
     def latencies(self) -> Numbers:
-        """Nanoseconds of every change."""
+        """The nanoseconds of every change."""
         return np.concatenate(self.times)
 
 
 class Spinner(Background):
-    """Keeps a CPU busy without touching the VM: the loss of a reader next to it is the machine's."""
+    """Keeps a CPU busy without access to the VM.  It shows how much a reader loses because of the machine alone."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -120,7 +119,7 @@ class Spinner(Background):
 
 
 class Reader(Background):
-    """Looks up the same gfns again and again; `per_second` is what it reached."""
+    """Looks up the same gfns again and again; `per_second` is its rate."""
 
     def __init__(self, vm: VM, slots: Layout, gfns: Numbers, victim: np.void) -> None:
         super().__init__()
@@ -131,19 +130,19 @@ class Reader(Background):
         self.out = np.empty_like(gfns)
         self.ns = self.lookups = self.wrong = 0
 
-    def ask(self) -> int:
-        """Fills self.out; returns the nanoseconds."""
+    def look_up(self) -> int:
+        """Fill self.out; return the nanoseconds."""
         raise NotImplementedError
 
     def step(self, counting: bool) -> None:
-        ns = self.ask()
+        ns = self.look_up()
         if counting:
             self.ns += ns
             self.lookups += len(self.gfns)
         self.wrong += self.count_wrong()
 
     def count_wrong(self) -> int:
-        """Cheap where all is as expected: what is checked by one thread with the GIL keeps the others from asking."""
+        """Count wrong answers.  This is cheap if all are right, because it holds the GIL, for which the others wait."""
         other = self.out != self.expected
         if not other.any():
             return 0
@@ -155,20 +154,20 @@ class Reader(Background):
 
 
 class Scalar(Reader):
-    """One lookup after another, each a read section of its own, in a loop in C."""
+    """Single lookups in a loop in C, each with its own read section."""
 
     def __init__(self, *args: Any, vcpu: bool = False) -> None:
         super().__init__(*args)
         self.vcpu = self.vm.create_vcpu() if vcpu else None
 
-    def ask(self) -> int:
+    def look_up(self) -> int:
         n = len(self.gfns)
         ns, self.out = time_lookups(self.vm, "gfn_to_hva", self.gfns, group=n, vcpu=self.vcpu)
         return int(ns[0])
 
 
 class Batches(Reader):
-    def ask(self) -> int:
+    def look_up(self) -> int:
         start = perf_counter_ns()
         self.vm.gfn_to_hva_many(self.gfns, out=self.out)
         return perf_counter_ns() - start
@@ -179,9 +178,9 @@ class Batches(Reader):
 
 
 class Sections(Reader):
-    """Sits in one read section after another; looks up what it has to at the end of each."""
+    """Stays in a read section for SECTION seconds, looks up its gfns at the end, and begins again."""
 
-    def ask(self) -> int:
+    def look_up(self) -> int:
         start = perf_counter_ns()
         with self.vm.read():
             time.sleep(SECTION)
@@ -190,7 +189,7 @@ class Sections(Reader):
 
 
 def run_for(seconds: float, threads: Sequence[Background]) -> None:
-    """Starts all of them, lets them count for a while, stops them."""
+    """Start all threads, let them count for `seconds`, and stop them."""
     with ExitStack() as stack:
         for thread in threads:
             stack.enter_context(thread)
