@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""What is refused, with which error, and that nothing changes then.
+"""Bad input: which error each call raises, and that a refused call changes nothing.
 
-Every test starts from a call that would do and spoils one thing.  `digest` is everything that can be
-seen of a VM; a refused call leaves it as it was.
+Every test starts from a valid call and replaces one argument.  `digest` collects everything that can be
+read from a VM; a refused call does not change it.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def make_vm() -> VM:
         1, guest_phys_addr=2**20 * PAGE, memory_size=64 * PAGE, userspace_addr=HVA, flags=READONLY
     )
     vm.set_user_memory_region(2, guest_phys_addr=0, memory_size=PAGE, as_id=1)
-    vm.manual_dirty_log_protect = 1  # so that the digest can look at the log
+    vm.manual_dirty_log_protect = 1  # a read does not clear the log, so the digest may read it
     vm.mark_page_dirty_many(np.array([0, 5, 199], np.uint64))
     return vm
 
@@ -71,7 +71,7 @@ def vm() -> Iterator[VM]:
 
 
 def digest(vm: VM) -> tuple[Any, ...]:
-    """Everything that can be seen of a VM without changing it."""
+    """Everything that can be read from a VM without changing it."""
     return (
         len(vm),
         vm.nr_memslot_pages,
@@ -96,7 +96,7 @@ Call = Callable[..., Any]
 
 
 def in_update(step: str) -> Call:
-    """A call of a step inside an update, which is then left."""
+    """Calls one step inside an update, then leaves the update."""
 
     def call(vm: VM, **values: Any) -> Any:
         with vm.begin_update() as update:
@@ -127,7 +127,7 @@ def make(cls: type) -> Call:
     return lambda vm, **values: cls(**values)
 
 
-# What is called, and values that it takes.  All of them are integers.
+# By name: the call, and a valid value for each integer argument.
 CALLS: dict[str, tuple[Call, dict[str, int]]] = {
     "VM": (
         make(VM),
@@ -228,7 +228,7 @@ def bounds(argument: str) -> tuple[int, int]:
 
 
 class Index:
-    """An object that is an integer, as numpy's are."""
+    """An object with __index__, as numpy's integers have."""
 
     def __init__(self, value: Any) -> None:
         self.value = value
@@ -243,7 +243,7 @@ class RaisingIndex:
 
 
 class OwnIndex:
-    """__index__ on the instance does not count in Python."""
+    """__index__ on the instance: Python ignores it, the class must define it."""
 
     def __init__(self) -> None:
         self.__index__ = lambda: 1
@@ -305,20 +305,20 @@ INTEGERS: dict[str, int] = {
     "10**5000": 10**5000,  # Python prints no more than 4,300 digits
     "-10**5000": -(10**5000),
 }
-# Values that a binding may use to say "an exception has been raised".
+# Values that a binding may return to signal an exception.
 SENTINELS = [0xDEAD, 2**32 - 1, 2**64 - 1, 2**31 - 1, 2**63 - 1, 2**63, -1, -7777, -(2**31), 0]
 SPOTS = [(name, argument) for name, (_, values) in CALLS.items() for argument in values]
 
 
 def spoiled(vm: VM, name: str, argument: str, value: Any) -> Any:
-    """The call with this one argument replaced."""
+    """Makes the call with this one argument replaced."""
     call, values = CALLS[name]
     return call(vm, **values | {argument: value})
 
 
 @pytest.mark.parametrize(("name", "argument"), SPOTS)
-def test_the_calls_that_are_spoiled_would_do(vm: VM, name: str, argument: str) -> None:
-    """Without this the tests below could pass because of something else; all kinds of integers do."""
+def test_unspoiled_call_succeeds_with_every_integer_type(vm: VM, name: str, argument: str) -> None:
+    """Makes sure that the refusals in the tests below come from the replaced argument alone."""
     value = CALLS[name][1][argument]
     kinds = [int, Index, np.int64] + ([np.uint64, np.uint32] if 0 <= value < 2**32 else [])
     for kind in kinds:
@@ -331,8 +331,8 @@ def test_the_calls_that_are_spoiled_would_do(vm: VM, name: str, argument: str) -
             fresh.check()
 
 
-def no_integer_gets_in(vm: VM, name: str, argument: str, value: Any) -> str:
-    """What is wrong with how the call takes something that is no integer; "" if nothing is."""
+def fault_of_refusal(vm: VM, name: str, argument: str, value: Any) -> str:
+    """Passes a non-integer; returns "" for a correct TypeError, otherwise a description of the fault."""
     before = digest(vm)
     try:
         spoiled(vm, name, argument, value)
@@ -347,20 +347,22 @@ def no_integer_gets_in(vm: VM, name: str, argument: str, value: Any) -> str:
 
 
 @pytest.mark.parametrize(("name", "argument"), SPOTS)
-def test_what_is_no_integer(name: str, argument: str) -> None:
-    """TypeError, which names the argument, and nothing has happened."""
+def test_non_integer_raises_typeerror_and_changes_nothing(name: str, argument: str) -> None:
+    """The TypeError names the argument."""
     wrong = {}
     for kind, value in NO_INTEGERS.items():
         with make_vm() as vm:
-            wrong[kind] = no_integer_gets_in(vm, name, argument, value)
+            wrong[kind] = fault_of_refusal(vm, name, argument, value)
     assert {kind: words for kind, words in wrong.items() if words} == {}
 
 
 @pytest.mark.parametrize("kind", INTEGERS)
 @pytest.mark.parametrize(("name", "argument"), SPOTS)
-def test_integers_of_every_size(name: str, argument: str, kind: str) -> None:
-    """One that does not fit is an OverflowError that names the argument; one that fits is never
-    another one: what the engine refuses of those it refuses by a rule."""
+def test_integer_beyond_its_c_type_raises_overflowerror(
+    name: str, argument: str, kind: str
+) -> None:
+    """The OverflowError names the argument.  An integer that fits never raises it: the engine either accepts the value
+    or refuses it by a rule."""
     low, high = bounds(argument)
     value = INTEGERS[kind]
     with make_vm() as vm:
@@ -369,7 +371,9 @@ def test_integers_of_every_size(name: str, argument: str, kind: str) -> None:
             try:
                 spoiled(vm, name, argument, value)
             except MemslotsError as error:
-                moved = error.rule == "GPA_LIMIT"  # a MOVE that is refused has swapped twice
+                moved = (
+                    error.rule == "GPA_LIMIT"
+                )  # a refused MOVE has swapped twice: new generation
                 assert moved or digest(vm) == before
         else:
             for same in (value, Index(value)):
@@ -380,7 +384,7 @@ def test_integers_of_every_size(name: str, argument: str, kind: str) -> None:
 
 
 def outcome(name: str, argument: str, value: Any) -> str:
-    """The result or the exception of the call, on a fresh VM, in words that can be compared."""
+    """The result or the exception of the call on a fresh VM, as text."""
     with make_vm() as vm:
         try:
             result = spoiled(vm, name, argument, value)
@@ -393,13 +397,13 @@ def outcome(name: str, argument: str, value: Any) -> str:
 
 
 @pytest.mark.parametrize(("name", "argument"), SPOTS)
-def test_sentinels_are_numbers_like_any_other(name: str, argument: str) -> None:
-    """None of them ends a call without a result, and none hides an exception: each gives what the same number gives as
-    an object with __index__, which goes another way through the binding."""
+def test_sentinel_value_is_an_ordinary_number(name: str, argument: str) -> None:
+    """A sentinel neither ends a call without a result nor hides an exception.  An object with __index__ takes another
+    path through the binding: the same number must give the same outcome there."""
     low, high = bounds(argument)
     for value in SENTINELS:
         if name == "time_nothing" and 2**20 < value <= high:
-            continue  # so many calls, and 16 GiB of times
+            continue  # would make that many calls, and 16 GiB of times
         plain = outcome(name, argument, value)
         assert "SystemError" not in plain, value
         assert outcome(name, argument, Index(value)) == plain, value
@@ -407,8 +411,8 @@ def test_sentinels_are_numbers_like_any_other(name: str, argument: str) -> None:
 
 
 @pytest.mark.parametrize(("name", "argument"), SPOTS)
-def test_index_that_raises(vm: VM, name: str, argument: str) -> None:
-    """What __index__ raises goes through."""
+def test_exception_of_index_reaches_the_caller(vm: VM, name: str, argument: str) -> None:
+    """The call changes nothing."""
     before = digest(vm)
     with pytest.raises(ZeroDivisionError, match="from __index__"):
         spoiled(vm, name, argument, RaisingIndex())
@@ -416,18 +420,18 @@ def test_index_that_raises(vm: VM, name: str, argument: str) -> None:
     vm.check()
 
 
-class Meddler:
-    """An integer that does something to the VM while it is asked for."""
+class CallsBack:
+    """An integer whose __index__ calls `action` first."""
 
-    def __init__(self, value: int, deed: Callable[[], Any]) -> None:
-        self.value, self.deed = value, deed
+    def __init__(self, value: int, action: Callable[[], Any]) -> None:
+        self.value, self.action = value, action
 
     def __index__(self) -> int:
-        self.deed()
+        self.action()
         return self.value
 
 
-DEEDS: dict[str, Callable[[VM], Any]] = {
+ACTIONS: dict[str, Callable[[VM], Any]] = {
     "looks": lambda vm: vm.gfn_to_memslot(0),
     "marks": lambda vm: vm.mark_page_dirty(7),
     "deletes": lambda vm: (
@@ -440,18 +444,18 @@ DEEDS: dict[str, Callable[[VM], Any]] = {
 }
 
 
-@pytest.mark.parametrize("deed", DEEDS)
+@pytest.mark.parametrize("action", ACTIONS)
 @pytest.mark.parametrize(("name", "argument"), SPOTS)
-def test_index_that_enters_the_vm(name: str, argument: str, deed: str) -> None:
-    """The call goes on with the VM as it is then."""
+def test_index_may_call_the_vm(name: str, argument: str, action: str) -> None:
+    """The call continues with the state that __index__ left."""
     vm = make_vm()
     value = CALLS[name][1][argument]
-    meddler = Meddler(value, lambda: DEEDS[deed](vm))
-    allowed = (MemslotsError,) if deed in ("closes", "deletes", "creates") else ()
+    value_that_calls_back = CallsBack(value, lambda: ACTIONS[action](vm))
+    allowed = (MemslotsError,) if action in ("closes", "deletes", "creates") else ()
     if name == "_get_dirty_log_null":
         allowed = (MemslotsError,)
     with suppress(*allowed):  # EDEADLK within an update, EBADF after a close, ...
-        spoiled(vm, name, argument, meddler)
+        spoiled(vm, name, argument, value_that_calls_back)
     if not vm.closed:
         vm.check()
         vm.close()
@@ -459,21 +463,21 @@ def test_index_that_enters_the_vm(name: str, argument: str, deed: str) -> None:
         vm.memslots()
 
 
-def test_enough_integer_cases() -> None:
-    """The table does not get shorter by accident."""
+def test_integer_table_keeps_its_size() -> None:
+    """Guards against cases that are lost by accident."""
     assert len(NO_INTEGERS) + len(INTEGERS) >= 24
     assert len(SPOTS) * (len(NO_INTEGERS) + len(INTEGERS)) >= 500
 
 
 @pytest.mark.parametrize("value", [2**64 - 1, Index(2**64 - 1), np.uint64(2**64 - 1)])
-def test_limits_out_of_range_are_value_errors(value: Any) -> None:
-    """Whatever kind of integer it is."""
+def test_limit_out_of_range_raises_invalidregionerror(value: Any) -> None:
+    """The type of the integer makes no difference."""
     with pytest.raises(InvalidRegionError, match="hva_end_max"):
         VM(hva_end_max=value)
 
 
-def test_numbers_too_long_to_be_printed() -> None:
-    """The message says how long they are."""
+def test_message_gives_the_size_of_a_number_too_long_to_print() -> None:
+    """Python refuses to print more than 4,300 digits; the message gives the number of bits."""
     with VM() as vm:
         with pytest.raises(
             OverflowError, match=r"gfn must be 0 to 0xf+, not a number of 16610 bits"
@@ -494,8 +498,8 @@ LIMITS: dict[str, tuple[int, int, str]] = {
 
 
 @pytest.mark.parametrize("argument", LIMITS)
-def test_a_limit_out_of_range_is_named(argument: str) -> None:
-    """With its value and its limits; the others are not mentioned.  Beside them a VM can be made."""
+def test_message_names_the_limit_that_is_out_of_range(argument: str) -> None:
+    """The message gives the value and its range, for the wrong limits only.  The ends of each range are valid."""
     low, high, limits = LIMITS[argument]
     for value in (low, high):
         said = hex(value) if value >= 2**32 else str(value)
@@ -504,20 +508,20 @@ def test_a_limit_out_of_range_is_named(argument: str) -> None:
         ):
             VM(**{argument: value})
     VM(**{argument: low + 1}).close()
-    if argument != "user_mem_slots":  # its arrays would be as large
+    if argument != "user_mem_slots":  # the largest value would allocate arrays of that size
         VM(**{argument: high - 1}).close()
     with pytest.raises(InvalidRegionError, match=r"address_spaces .*, not 0; gpa_bits .*, not 3$"):
         VM(address_spaces=0, gpa_bits=3)
 
 
-def test_the_least_host_range_holds_a_page() -> None:
+def test_smallest_hva_end_max_holds_one_page() -> None:
     with VM(hva_end_max=PAGE) as vm:
         vm.set_user_memory_region(0, guest_phys_addr=0, memory_size=PAGE)
         assert len(vm) == 1
 
 
-def test_arguments_of_vm() -> None:
-    """In its own name, with what there is."""
+def test_wrong_arguments_of_vm_raise_typeerror() -> None:
+    """The message starts with VM() and lists the valid arguments."""
     with pytest.raises(
         TypeError, match=r"^VM\(\) got an unexpected keyword argument 'backnd'; .*backend"
     ):
@@ -527,19 +531,19 @@ def test_arguments_of_vm() -> None:
 
 
 @pytest.mark.parametrize("backend", [None, 1, b"tree", ["tree"], object()])
-def test_backend_that_is_no_str(backend: Any) -> None:
+def test_backend_that_is_not_a_str_raises_typeerror(backend: Any) -> None:
     with pytest.raises(TypeError, match="backend"):
         VM(backend=backend)
 
 
 @pytest.mark.parametrize("backend", ["", "Tree", "forest", "tree ", "tree\0", "tree\0x"])
-def test_backend_that_is_not_there(backend: str) -> None:
-    """The error says which there are; a NUL does not end the name."""
+def test_unknown_backend_raises(backend: str) -> None:
+    """A NUL does not end the name: "tree" followed by a NUL is unknown, too."""
     with pytest.raises((NotSupportedError, ValueError)):
         VM(backend=backend)
 
 
-def test_backend_that_cannot_be_encoded() -> None:
+def test_backend_that_cannot_be_encoded_raises_notsupportederror() -> None:
     with pytest.raises(NotSupportedError, match=r"no backend '\\ud800'"):
         VM(backend="\ud800")
 
@@ -558,14 +562,16 @@ def test_backend_that_cannot_be_encoded() -> None:
         ("check", (1,)),
     ],
 )
-def test_number_of_arguments(vm: VM, method: str, args: tuple[Any, ...]) -> None:
+def test_wrong_number_of_arguments_raises_typeerror(
+    vm: VM, method: str, args: tuple[Any, ...]
+) -> None:
     before = digest(vm)
     with pytest.raises(TypeError):
         getattr(vm, method)(*args)
     assert digest(vm) == before
 
 
-def test_unknown_keywords(vm: VM) -> None:
+def test_unknown_keyword_raises_typeerror(vm: VM) -> None:
     with pytest.raises(TypeError):
         vm.set_user_memory_region(0, guest_phys_addr=0, memory_size=0, size=1)
     with pytest.raises(TypeError):
@@ -589,14 +595,14 @@ SENTINEL = 77
 
 
 def out_for(method: str, shape: Any) -> np.ndarray:
-    """An `out` that would do, full of something that is no answer."""
+    """A valid `out`, filled with a value that is never an answer."""
     return np.full(shape, SENTINEL, np.int32 if method == "gfn_to_slot_id_many" else np.uint64)
 
 
 @pytest.mark.parametrize("dtype", BAD_DTYPES, ids=str)
 @pytest.mark.parametrize("method", [*MANY, "mark_page_dirty_many", "clear_dirty_log"])
-def test_dtype_of_the_numbers(vm: VM, method: str, dtype: Any) -> None:
-    """Integers only; refused before anything is written, with the expression that converts them."""
+def test_numbers_of_another_dtype_raise_typeerror(vm: VM, method: str, dtype: Any) -> None:
+    """Only integers are valid.  The call fails before it writes; the message contains the expression that converts."""
     before = digest(vm)
     numbers = np.zeros(1, dtype) if dtype == "V8" else np.ones(1, dtype)
     out = out_for(method, 1)
@@ -607,14 +613,14 @@ def test_dtype_of_the_numbers(vm: VM, method: str, dtype: Any) -> None:
         getattr(vm, method)(*args.get(method, (numbers, out)))
     assert (out == SENTINEL).all()
     assert digest(vm) == before
-    assert way(caught.value, numbers).dtype in (np.uint64, np.int64), caught.value
+    assert conversion(caught.value, numbers).dtype in (np.uint64, np.int64), caught.value
 
 
-def way(error: Exception, values: Any) -> Any:
-    """The result of the expression that a message gives, for this argument."""
+def conversion(error: Exception, values: Any) -> Any:
+    """Applies the expression in an error message to the argument."""
     names = {"np": np} | dict.fromkeys(("gfns", "gpas", "bitmap", "out", "array"), values)
     words = re.split(r"; (?:use )?|: use | use ", str(error), maxsplit=1)[1]
-    for end in range(len(words), 0, -1):  # the longest beginning that is an expression
+    for end in range(len(words), 0, -1):  # the longest prefix that is an expression
         if words[end - 1] in ")]a":
             with suppress(SyntaxError):
                 return eval(words[:end], names)
@@ -623,8 +629,10 @@ def way(error: Exception, values: Any) -> Any:
 
 @pytest.mark.parametrize("dtype", INTEGER_DTYPES)
 @pytest.mark.parametrize("method", [*MANY, "mark_page_dirty_many", "clear_dirty_log"])
-def test_integers_of_every_width(vm: VM, method: str, dtype: str) -> None:
-    """Every width and byte order, and ints as objects, give the answers of uint64."""
+def test_integer_array_of_any_width_gives_the_answers_of_uint64(
+    vm: VM, method: str, dtype: str
+) -> None:
+    """Covers every width and byte order, and ints as objects."""
     wide = np.array([0, 5, 100, 127], np.uint64)
     numbers = wide.astype(dtype)
     if method == "clear_dirty_log":
@@ -649,8 +657,8 @@ def test_integers_of_every_width(vm: VM, method: str, dtype: str) -> None:
 
 @pytest.mark.parametrize("shape", [(), (0,), (0, 3), (1,), (1, 1), (3, 0, 2)])
 @pytest.mark.parametrize("dtype", INTEGER_DTYPES)
-def test_integers_of_every_width_in_small_shapes(vm: VM, dtype: str, shape: Any) -> None:
-    """Without a dimension and without an element too."""
+def test_integer_array_of_any_width_works_in_small_shapes(vm: VM, dtype: str, shape: Any) -> None:
+    """Covers arrays without a dimension and without an element."""
     numbers = np.full(shape, 5).astype(dtype)
     got = vm.gfn_to_hva_many(numbers)
     assert (type(got), got.shape) == (np.ndarray, shape)
@@ -661,16 +669,15 @@ def test_integers_of_every_width_in_small_shapes(vm: VM, dtype: str, shape: Any)
 
 @pytest.mark.parametrize("dtype", ["i1", "i2", "i4", ">i8", "O"])
 @pytest.mark.parametrize("method", [*MANY, "mark_page_dirty_many"])
-def test_narrow_negative_numbers(vm: VM, method: str, dtype: str) -> None:
-    """A negative number of any width is no frame far up."""
+def test_negative_number_of_any_width_raises_valueerror(vm: VM, method: str, dtype: str) -> None:
+    """A conversion to uint64 would turn it into a very large frame number."""
     before = digest(vm)
     with pytest.raises((ValueError, OverflowError), match="-7"):
         getattr(vm, method)(np.array([1, -7], dtype))
     assert digest(vm) == before
 
 
-def test_objects_that_are_no_integers(vm: VM) -> None:
-    """The element is named."""
+def test_object_array_with_a_non_integer_names_the_element(vm: VM) -> None:
     for bad in (1.0, None, True, "1", [1]):
         numbers = np.empty(3, object)
         numbers[:] = [1, 2, None]
@@ -680,7 +687,7 @@ def test_objects_that_are_no_integers(vm: VM) -> None:
 
 
 class Array:
-    """What pandas, Arrow and others offer: __array__, and nothing else of an array."""
+    """An array-like as in pandas and Arrow: it has __array__ and no other part of the array interface."""
 
     def __init__(self, value: Any) -> None:
         self.value = value
@@ -709,8 +716,8 @@ ARRAY_LIKES: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("kind", ARRAY_LIKES)
-def test_array_likes(vm: VM, kind: str) -> None:
-    """Lossless, so accepted, in every call that takes numbers; the result is a plain ndarray."""
+def test_array_like_is_accepted_by_every_batch_call(vm: VM, kind: str) -> None:
+    """The conversion loses nothing.  The result is a plain ndarray."""
     numbers = ARRAY_LIKES[kind]
     for method in ("gfn_to_hva_many", "gfn_to_slot_id_many"):
         got = getattr(vm, method)(numbers)
@@ -723,7 +730,7 @@ def test_array_likes(vm: VM, kind: str) -> None:
     assert time_lookups(vm, "gfn_to_hva", numbers)[1][1] == HVA + 5 * PAGE
 
 
-def test_ranges(vm: VM) -> None:
+def test_range_is_accepted_as_numbers(vm: VM) -> None:
     for numbers in (
         range(4),
         range(3, -1, -1),
@@ -740,8 +747,8 @@ def test_ranges(vm: VM) -> None:
             vm.mark_page_dirty_many(numbers)
 
 
-def test_lists_that_numpy_makes_floats_of(vm: VM) -> None:
-    """np.asarray([1, 2**63]) is an array of floats; the engine gets the integers."""
+def test_list_that_numpy_converts_to_floats_keeps_its_integers(vm: VM) -> None:
+    """np.asarray([1, 2**63]) is an array of floats; the engine must get the integers."""
     assert vm.gfn_to_hva_many([5, 2**63]).tolist() == [HVA + 5 * PAGE, HVA_ERR_BAD]
     assert vm.gfn_to_hva_many([[5, 2**63], [0, 2**64 - 1]]).shape == (2, 2)
     assert vm.gfn_to_hva_many([]).shape == (0,)
@@ -784,7 +791,7 @@ def test_lists_that_numpy_makes_floats_of(vm: VM) -> None:
     ids=lambda value: type(value).__name__,
 )
 @pytest.mark.parametrize("method", [*MANY, "mark_page_dirty_many"])
-def test_what_is_no_array(vm: VM, method: str, numbers: Any) -> None:
+def test_argument_that_is_not_an_array_raises_typeerror(vm: VM, method: str, numbers: Any) -> None:
     before = digest(vm)
     with pytest.raises((TypeError, ValueError), match=r"gfns|gpas|array"):
         getattr(vm, method)(numbers)
@@ -792,8 +799,8 @@ def test_what_is_no_array(vm: VM, method: str, numbers: Any) -> None:
 
 
 @pytest.mark.parametrize("method", [*MANY, "mark_page_dirty_many"])
-def test_messages_say_how_to_convert(vm: VM, method: str) -> None:
-    """The expression in the message gives an argument that the call takes."""
+def test_message_gives_a_conversion_that_works(vm: VM, method: str) -> None:
+    """The expression in the message produces a valid argument."""
     name = "gpas" if method == "gpa_to_hva_many" else "gfns"
     many = getattr(vm, method)
     for numbers in (
@@ -812,13 +819,13 @@ def test_messages_say_how_to_convert(vm: VM, method: str) -> None:
     ):
         with pytest.raises(TypeError, match=rf"^{name} ") as caught:
             many(numbers)
-        many(way(caught.value, numbers))
+        many(conversion(caught.value, numbers))
     with pytest.raises(TypeError, match="drops fractions and makes garbage of NaN"):
         many(np.array([0.5]))
 
 
-def test_array_that_raises(vm: VM) -> None:
-    """Its exception goes through, with a note that says where it comes from."""
+def test_exception_of_array_reaches_the_caller(vm: VM) -> None:
+    """A note of the exception names the place where it was raised."""
     for error in (ZeroDivisionError("mine"), RuntimeError("on a device")):
         with pytest.raises(type(error), match=str(error)) as caught:
             vm.gfn_to_hva_many(Array(error))
@@ -828,20 +835,20 @@ def test_array_that_raises(vm: VM) -> None:
         )
 
 
-def test_array_that_enters_the_vm() -> None:
-    """Its code may change or close the VM: the call goes on with the VM as it is then."""
+def test_array_may_call_the_vm() -> None:
+    """__array__ may change or close the VM: the call continues with the state that __array__ left."""
 
-    class Meddles:
-        def __init__(self, deed: Callable[[], Any]) -> None:
-            self.deed = deed
+    class CallsBackFromArray:
+        def __init__(self, action: Callable[[], Any]) -> None:
+            self.action = action
 
         def __array__(self, dtype: Any = None, copy: Any = None) -> Any:
-            self.deed()
+            self.action()
             return np.array([0, 5], np.uint64)
 
-    for name, deed in DEEDS.items():
+    for name, action in ACTIONS.items():
         vm = make_vm()
-        numbers = Meddles(functools.partial(deed, vm))
+        numbers = CallsBackFromArray(functools.partial(action, vm))
         for call in (
             vm.gfn_to_hva_many,
             vm.gfn_to_slot_id_many,
@@ -874,8 +881,8 @@ MASKED: dict[str, Any] = {
     "method",
     [*MANY, "mark_page_dirty_many", "clear_dirty_log", "time_lookups", "Snapshot.gfn_to_hva_many"],
 )
-def test_masked_arrays(vm: VM, method: str, kind: str) -> None:
-    """Masked elements have no value: TypeError with the way out, and no page is marked."""
+def test_masked_array_raises_typeerror_and_marks_nothing(vm: VM, method: str, kind: str) -> None:
+    """Masked elements have no value.  The message says how to convert the array."""
     before = digest(vm)
     call = {
         "clear_dirty_log": lambda words: vm.clear_dirty_log(0, 0, 192, words),
@@ -887,8 +894,8 @@ def test_masked_arrays(vm: VM, method: str, kind: str) -> None:
     assert digest(vm) == before
 
 
-def test_other_masked_arrays(vm: VM) -> None:
-    """As `out`, as slots to load, as regions, as a Snapshot's array."""
+def test_masked_array_is_refused_in_every_other_place(vm: VM) -> None:
+    """Places: `out`, slots to load, regions to time, the array of a Snapshot."""
     before = digest(vm)
     for method in MANY:
         out = np.ma.array(out_for(method, 3), mask=[0, 1, 0])
@@ -908,8 +915,8 @@ def test_other_masked_arrays(vm: VM) -> None:
 
 
 @pytest.mark.parametrize("dtype", ["u1", "i2", ">u4", ">u8", "O"])
-def test_a_claim_is_not_converted_in_full(vm: VM, dtype: str) -> None:
-    """What only a stride of 0 repeats is converted once."""
+def test_repeated_elements_are_converted_once(vm: VM, dtype: str) -> None:
+    """A stride of 0 repeats elements without memory of their own; a full copy would need far too much memory."""
     one, three = np.array([3]).astype(dtype), np.array([1, 7, 70]).astype(dtype)
     vm.mark_page_dirty_many(np.broadcast_to(one, 2**50))
     vm.mark_page_dirty_many(np.broadcast_to(three, (2**24, 2**24, 3)))
@@ -928,8 +935,8 @@ def misaligned(count: int, dtype: type) -> np.ndarray:
 
 
 @pytest.mark.parametrize("method", [*MANY, "mark_page_dirty_many"])
-def test_misaligned_numbers(vm: VM, method: str) -> None:
-    """They are copied to where they can be read."""
+def test_misaligned_numbers_are_copied(vm: VM, method: str) -> None:
+    """The answers are those of aligned numbers."""
     numbers = misaligned(3, np.uint64)
     numbers[:] = [0, 9, 300]
     got, want = getattr(vm, method)(numbers), getattr(vm, method)(numbers.copy())
@@ -939,8 +946,10 @@ def test_misaligned_numbers(vm: VM, method: str) -> None:
 @pytest.mark.parametrize("shape", [(1,), (2, 3), (), (70,)])
 @pytest.mark.parametrize("value", [-1, -(2**63)])
 @pytest.mark.parametrize("method", [*MANY, "mark_page_dirty_many"])
-def test_negative_numbers(vm: VM, method: str, value: int, shape: Any) -> None:
-    """A negative int64 is no frame far up: nothing is looked up, nothing written."""
+def test_negative_int64_raises_valueerror_and_writes_nothing(
+    vm: VM, method: str, value: int, shape: Any
+) -> None:
+    """Read as uint64 it would be a very large frame number."""
     before = digest(vm)
     numbers = np.zeros(shape, np.int64)
     numbers[(-1,) * numbers.ndim] = value
@@ -953,7 +962,7 @@ def test_negative_numbers(vm: VM, method: str, value: int, shape: Any) -> None:
 
 
 def negatives() -> dict[str, np.ndarray]:
-    """Large arrays, the negative one where a scan in pieces and axis by axis may miss it."""
+    """Large arrays with one negative number, at places that a scan by pieces and axes may miss."""
     line = np.zeros(3 * 4096 + 5, np.int64)
     cases = {}
     for place in (0, 4095, 4096, 2 * 4096, -1):
@@ -973,8 +982,8 @@ NEGATIVES = negatives()
 
 
 @pytest.mark.parametrize("kind", NEGATIVES)
-def test_where_a_negative_number_may_be(vm: VM, kind: str) -> None:
-    """It is found and named wherever it is; without it the array is taken."""
+def test_negative_number_is_found_at_any_place(vm: VM, kind: str) -> None:
+    """The message names the number.  Without it the array is valid."""
     numbers, before = NEGATIVES[kind], digest(vm)
     for method in (*MANY, "mark_page_dirty_many"):
         with pytest.raises(ValueError, match=r"must not be negative, but has -7$"):
@@ -985,15 +994,15 @@ def test_where_a_negative_number_may_be(vm: VM, kind: str) -> None:
 
 
 @pytest.mark.parametrize("shape", [(0,), (0, 2**40), (2**40, 0), (3, 0, 5), (2**20, 2**20, 0)])
-def test_nothing_is_not_negative(vm: VM, shape: tuple[int, ...]) -> None:
-    """An axis without an end beside one without an element."""
+def test_empty_array_over_a_negative_number_is_accepted(vm: VM, shape: tuple[int, ...]) -> None:
+    """Some shapes combine a very long axis with an empty one."""
     numbers = np.lib.stride_tricks.as_strided(np.full(1, -1), shape, [8 * (n > 5) for n in shape])
     vm.mark_page_dirty_many(numbers)
     assert vm.gfn_to_hva_many(numbers).shape == shape
 
 
-def test_one_number_repeated(vm: VM) -> None:
-    """An array that is no more than a claim to be large costs no more than what it has."""
+def test_broadcast_array_costs_only_its_own_elements(vm: VM) -> None:
+    """The scan for negative numbers and the batch itself visit each element in memory once, not each repetition."""
     with pytest.raises(ValueError, match=r"must not be negative, but has -3$"):
         vm.mark_page_dirty_many(np.broadcast_to(np.int64(-3), 2**50))
     with pytest.raises(InvalidRegionError, match=rf"has {2**50} words, not 1$"):
@@ -1002,12 +1011,12 @@ def test_one_number_repeated(vm: VM) -> None:
         numbers = np.array([1, 7, 70], dtype)
         vm.mark_page_dirty_many(np.broadcast_to(numbers, (2**24, 2**24, 3)))
         vm.mark_page_dirty_many(np.broadcast_to(numbers[:, None] + 1, (3, 2**40)))
-        vm.mark_page_dirty_many(np.broadcast_to(numbers, (0, 3)) + 2)  # none
+        vm.mark_page_dirty_many(np.broadcast_to(numbers, (0, 3)) + 2)  # empty
         assert vm.get_dirty_log(0).tolist()[:2] == [0b110100111, 0b11000000]
 
 
-def test_bitmap_of_another_size_is_not_copied(vm: VM) -> None:
-    """Nor does it come before what KVM refuses first."""
+def test_bitmap_of_wrong_size_is_refused_without_a_copy(vm: VM) -> None:
+    """KVM's own checks come first."""
     for dtype in (np.uint64, np.int64):
         bitmap = np.broadcast_to(dtype(1), 2**45)
         with pytest.raises(InvalidRegionError, match=rf"has {2**45} words, not 1$"):
@@ -1023,7 +1032,7 @@ def test_bitmap_of_another_size_is_not_copied(vm: VM) -> None:
 
 
 def bad_outs(method: str) -> dict[str, tuple[Any, type[Exception]]]:
-    """What cannot be written 6 answers to."""
+    """Invalid `out` arguments for 6 answers, and the error that each one raises."""
     good = out_for(method, 6)
     other = np.uint32 if good.dtype == np.int32 else np.int64
     read_only = out_for(method, 6)
@@ -1057,15 +1066,15 @@ def bad_outs(method: str) -> dict[str, tuple[Any, type[Exception]]]:
 
 @pytest.mark.parametrize("kind", bad_outs("gfn_to_hva_many"))
 @pytest.mark.parametrize("method", MANY)
-def test_bad_out(vm: VM, method: str, kind: str) -> None:
-    """Refused before anything is written to it."""
+def test_bad_out_is_refused_and_not_written(vm: VM, method: str, kind: str) -> None:
+    """The call fails before it writes any element."""
     out, error = bad_outs(method)[kind]
     before = bytes(memoryview(out)) if isinstance(out, bytearray | array.array) else repr(out)
     with pytest.raises(error, match=r"^out ") as caught:
         getattr(vm, method)(np.zeros(6, np.uint64), out)
     after = bytes(memoryview(out)) if isinstance(out, bytearray | array.array) else repr(out)
     assert after == before
-    getattr(vm, method)(np.zeros(6, np.uint64), way(caught.value, out))
+    getattr(vm, method)(np.zeros(6, np.uint64), conversion(caught.value, out))
 
 
 LAYOUTS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
@@ -1093,7 +1102,7 @@ LAYOUTS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 
 
 def expected(vm: VM, method: str, number: int) -> int:
-    """One answer of a batch, by the calls for one."""
+    """The answer of a batch for one number, computed with the scalar calls."""
     gfn = number // PAGE if method == "gpa_to_hva_many" else number
     slot = vm.gfn_to_memslot(gfn)
     if method == "gfn_to_slot_id_many":
@@ -1106,7 +1115,7 @@ def expected(vm: VM, method: str, number: int) -> int:
 
 
 def some_numbers(method: str) -> np.ndarray:
-    """120 gfns or gpas: in slots, in holes, at the edges."""
+    """120 gfns or gpas: inside slots, in holes, at the edges of slots."""
     edges = [0, 1, 199, 200, 2**20 - 1, 2**20, 2**20 + 63, 2**20 + 64, 2**40, 2**50]
     gfns = np.array([edges[i % 10] + i // 40 for i in range(120)], np.uint64)
     return gfns * np.uint64(PAGE) + np.uint64(9) if method == "gpa_to_hva_many" else gfns
@@ -1117,8 +1126,10 @@ def some_numbers(method: str) -> np.ndarray:
 )
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("method", MANY)
-def test_layouts_of_arrays(vm: VM, method: str, layout: str, out_layout: str | None) -> None:
-    """Any shape and strides of input and `out` give what the calls for one give."""
+def test_any_layout_gives_the_answers_of_scalar_calls(
+    vm: VM, method: str, layout: str, out_layout: str | None
+) -> None:
+    """Covers shapes and strides of the numbers and of `out`."""
     numbers = LAYOUTS[layout](some_numbers(method))
     out = None
     if out_layout is not None:
@@ -1141,8 +1152,8 @@ def test_layouts_of_arrays(vm: VM, method: str, layout: str, out_layout: str | N
 
 @pytest.mark.parametrize("shift", [-9, -3, -1, 0, 1, 2, 70])
 @pytest.mark.parametrize("length", [10, 200])
-def test_out_that_overlaps_the_numbers(vm: VM, shift: int, length: int) -> None:
-    """Answers are as if `out` were elsewhere."""
+def test_out_that_overlaps_the_numbers_gives_right_answers(vm: VM, shift: int, length: int) -> None:
+    """The answers are those of an `out` in separate memory."""
     memory = np.arange(400, dtype=np.uint64)
     at = 100
     numbers, out = memory[at : at + length], memory[at + shift : at + shift + length]
@@ -1152,7 +1163,7 @@ def test_out_that_overlaps_the_numbers(vm: VM, shift: int, length: int) -> None:
 
 
 @pytest.mark.parametrize("view", ["reversed", "step", "transposed", "int32"])
-def test_out_that_overlaps_in_another_step(vm: VM, view: str) -> None:
+def test_out_that_overlaps_with_another_stride_gives_right_answers(vm: VM, view: str) -> None:
     memory = np.arange(100, dtype=np.uint64)
     method = "gfn_to_slot_id_many" if view == "int32" else "gfn_to_hva_many"
     numbers, out = {
@@ -1177,7 +1188,7 @@ def test_out_that_overlaps_in_another_step(vm: VM, view: str) -> None:
     ],
     ids=lambda value: type(value).__name__,
 )
-def test_buffers_are_arrays(vm: VM, numbers: Any) -> None:
+def test_buffer_is_accepted_as_array(vm: VM, numbers: Any) -> None:
     want = [HVA, HVA + 5 * PAGE, HVA_ERR_BAD]
     assert vm.gfn_to_hva_many(numbers).tolist() == want
     vm.manual_dirty_log_protect = 0
@@ -1186,7 +1197,7 @@ def test_buffers_are_arrays(vm: VM, numbers: Any) -> None:
     assert vm.get_dirty_log(0).tolist() == [1 | 1 << 5, 0, 0, 0]
 
 
-def test_released_memoryview(vm: VM) -> None:
+def test_released_memoryview_raises(vm: VM) -> None:
     view = memoryview(array.array("Q", [1]))
     view.release()
     with pytest.raises((TypeError, ValueError)):
@@ -1194,8 +1205,8 @@ def test_released_memoryview(vm: VM) -> None:
 
 
 @pytest.mark.parametrize("shape", [(), (2, 1), (1, 1)])
-def test_shape_of_a_bitmap(vm: VM, shape: Any) -> None:
-    """A dirty log has one dimension."""
+def test_bitmap_that_is_not_one_dimensional_is_refused(vm: VM, shape: Any) -> None:
+    """A dirty log has exactly one dimension."""
     before = digest(vm)
     with pytest.raises(ValueError, match="dimension"):
         vm.clear_dirty_log(0, 0, 64, np.ones(shape, np.uint64))
@@ -1205,7 +1216,7 @@ def test_shape_of_a_bitmap(vm: VM, shape: Any) -> None:
 @pytest.mark.parametrize(
     "bitmap", [np.array([-1], np.int32), np.zeros(64, bool), [-1, 2**63], [1.0], b"12345678", 1]
 )
-def test_bitmaps_that_are_none(vm: VM, bitmap: Any) -> None:
+def test_invalid_bitmap_is_refused(vm: VM, bitmap: Any) -> None:
     before = digest(vm)
     with pytest.raises((TypeError, ValueError, OverflowError), match="bitmap"):
         vm.clear_dirty_log(0, 0, 64, bitmap)
@@ -1213,15 +1224,14 @@ def test_bitmaps_that_are_none(vm: VM, bitmap: Any) -> None:
 
 
 @pytest.mark.parametrize("bitmap", [np.arange(1, 9, dtype=np.uint64)[::2], np.array([1, 0, 0, 0])])
-def test_bitmaps_that_are_one(vm: VM, bitmap: np.ndarray) -> None:
-    """Strided, or int64."""
+def test_strided_or_int64_bitmap_is_accepted(vm: VM, bitmap: np.ndarray) -> None:
     vm.clear_dirty_log(0, 0, 200, bitmap)
     assert vm.get_dirty_log(0)[0] == 1 << 5
 
 
 @pytest.mark.parametrize("dtype", ["i8", ">i8", "u8", ">u8"])
-def test_bit_63_of_a_bitmap(vm: VM, dtype: str) -> None:
-    """int64 stands for the same 64 bits: a word whose bit 63 is set reads as a negative number."""
+def test_int64_bitmap_with_bit_63_is_accepted(vm: VM, dtype: str) -> None:
+    """int64 holds the same 64 bits; a word with bit 63 set reads as a negative number."""
     vm.mark_page_dirty_many([62, 63])
     words = np.array([1 << 63 | 1, 0], np.uint64).astype(dtype)
     vm.clear_dirty_log(0, 0, 128, words)
@@ -1232,7 +1242,7 @@ def test_bit_63_of_a_bitmap(vm: VM, dtype: str) -> None:
 
 
 def rows(**fields: Any) -> np.ndarray:
-    """Two rows that could be loaded, with these fields replaced."""
+    """Two valid rows for a load, with these fields replaced."""
     good = np.zeros(2, MEMSLOT_DTYPE)
     good["id"], good["base_gfn"], good["npages"] = [8, 9], [1000, 2000], 1
     for name, value in fields.items():
@@ -1245,7 +1255,7 @@ def without(name: str) -> np.ndarray:
 
 
 def with_format(name: str, format: str, values: Any) -> np.ndarray:
-    """One field has another type."""
+    """Valid rows, but one field has another type."""
     formats = [
         (field, format if field == name else MEMSLOT_DTYPE[field]) for field in MEMSLOT_DTYPE.names
     ]
@@ -1291,7 +1301,7 @@ BAD_LOADS: dict[str, tuple[Any, type[Exception], str]] = {
 
 
 @pytest.mark.parametrize("kind", BAD_LOADS)
-def test_load_of_what_is_no_list_of_slots(vm: VM, kind: str) -> None:
+def test_load_of_an_invalid_array_is_refused(vm: VM, kind: str) -> None:
     before = digest(vm)
     values, error, words = BAD_LOADS[kind]
     with pytest.raises(error, match=words):
@@ -1332,7 +1342,7 @@ BAD_ENTRIES: dict[str, tuple[dict[str, Any], type[Exception], str, str]] = {
 
 
 @pytest.mark.parametrize("kind", BAD_ENTRIES)
-def test_load_is_all_or_none_and_names_the_entry(vm: VM, kind: str) -> None:
+def test_refused_load_changes_nothing_and_names_the_entry(vm: VM, kind: str) -> None:
     fields, error, rule, words = BAD_ENTRIES[kind]
     before, values = digest(vm), rows(**fields)
     with pytest.raises(error, match=words) as caught:
@@ -1345,7 +1355,7 @@ def test_load_is_all_or_none_and_names_the_entry(vm: VM, kind: str) -> None:
 
 
 def test_load_names_the_first_bad_entry(vm: VM) -> None:
-    """Whatever is wrong with later ones, and in whatever order the engine stages them."""
+    """Later bad entries and the engine's own order of staging make no difference."""
     kinds = [
         ({"flags": 8}, "FLAGS"),
         ({"npages": 0}, "NPAGES"),
@@ -1369,7 +1379,7 @@ def test_load_names_the_first_bad_entry(vm: VM) -> None:
     vm.check()
 
 
-def test_load_names_the_first_beyond_the_limit() -> None:
+def test_load_names_the_first_entry_beyond_the_limit() -> None:
     rows = np.zeros(3, MEMSLOT_DTYPE)
     rows["id"], rows["base_gfn"], rows["npages"] = [1, 2, 3], [5, 2**28, 2**29], 1
     with VM(gpa_bits=36) as vm, pytest.raises(InvalidRegionError, match="entry 1: ") as caught:
@@ -1383,8 +1393,8 @@ def test_load_names_the_first_beyond_the_limit() -> None:
 @pytest.mark.parametrize(
     "gfns", [np.array([0.9]), np.array([True]), np.array(["1"]), np.array([-1])], ids=str
 )
-def test_gfns_for_a_snapshot(vm: VM, gfns: np.ndarray) -> None:
-    """No float becomes a frame, no negative number a frame far up."""
+def test_snapshot_refuses_invalid_gfns(vm: VM, gfns: np.ndarray) -> None:
+    """A silent conversion would turn floats into frame numbers, and negative numbers into very large ones."""
     with pytest.raises((TypeError, ValueError, OverflowError)):
         vm.snapshot().gfn_to_hva_many(gfns)
 
@@ -1392,8 +1402,8 @@ def test_gfns_for_a_snapshot(vm: VM, gfns: np.ndarray) -> None:
 @pytest.mark.parametrize(
     "kind", ["float", "other size", "short", "long", "2-d", "read-only", "other sign"]
 )
-def test_out_for_a_snapshot(vm: VM, kind: str) -> None:
-    """No answer is cut or spread."""
+def test_snapshot_refuses_invalid_out(vm: VM, kind: str) -> None:
+    """No answer is truncated or broadcast."""
     out, error = bad_outs("gfn_to_hva_many")[kind]
     before = repr(out)
     with pytest.raises(error):
@@ -1404,7 +1414,7 @@ def test_out_for_a_snapshot(vm: VM, kind: str) -> None:
 # ---- the rules of KVM_SET_USER_MEMORY_REGION ------------------------------------------------------
 
 SLOT = r"slot {slot}\b"
-# name: (values in place of those of a new slot 5, rule, errno, what the message says besides the slot)
+# By name: (arguments that differ from a valid new slot 5, rule, errno, pattern that the message matches).
 REGIONS: dict[str, tuple[dict[str, int], str, int, str]] = {
     "id": ({"slot": 32764}, "SLOT_ID", errno.EINVAL, "32764"),
     "id far up": ({"slot": U32}, "SLOT_ID", errno.EINVAL, "4294967295 is not below 32764"),
@@ -1527,13 +1537,13 @@ WITH_OTHER = {
 
 
 def region(**values: int) -> dict[str, int]:
-    """A new slot 5 at gfn 10,000, with these values in place."""
+    """Arguments for a new slot 5 at gfn 10,000, with these values replaced."""
     return {"slot": 5, "guest_phys_addr": 10_000 * PAGE, "memory_size": PAGE} | values
 
 
 @pytest.mark.parametrize("kind", REGIONS)
-def test_rules_of_a_region(vm: VM, kind: str) -> None:
-    """Each rule, its errno, a message with the numbers, and the other party where there is one."""
+def test_region_that_breaks_a_rule_raises_with_rule_and_errno(vm: VM, kind: str) -> None:
+    """The message gives the numbers, and the other slot where there is one."""
     values, rule, number, words = REGIONS[kind]
     before = digest(vm)
     with pytest.raises(MemslotsError, match=words) as caught:
@@ -1549,8 +1559,8 @@ def test_rules_of_a_region(vm: VM, kind: str) -> None:
     vm.check()
 
 
-def test_files_that_are_no_guest_memfd(vm: VM, tmp_path: Path) -> None:
-    """EINVAL for a file that is open, EBADF for one that is closed or only names a path, as the kernel."""
+def test_file_that_is_not_a_guest_memfd_is_refused(vm: VM, tmp_path: Path) -> None:
+    """As in the kernel: EINVAL for an open file, EBADF for a closed file or one opened with O_PATH."""
     before = digest(vm)
     file, path = os.open(tmp_path, os.O_RDONLY), os.open(tmp_path, os.O_PATH)
     closed = os.dup(file)
@@ -1568,7 +1578,9 @@ def test_files_that_are_no_guest_memfd(vm: VM, tmp_path: Path) -> None:
             ) as caught:
                 vm.set_user_memory_region(**region(flags=GUEST_MEMFD, guest_memfd=fd))
             assert (caught.value.errno, caught.value.rule) == (number, "GMEM_FD")
-        vm.set_user_memory_region(**region(guest_memfd=file))  # without the flag nobody looks
+        vm.set_user_memory_region(
+            **region(guest_memfd=file)
+        )  # the engine ignores the file without the flag
     finally:
         os.close(file)
         os.close(path)
@@ -1576,8 +1588,8 @@ def test_files_that_are_no_guest_memfd(vm: VM, tmp_path: Path) -> None:
     assert digest(vm)[0] == before[0]
 
 
-def test_a_missing_bitmap_says_what_is_lost(vm: VM) -> None:
-    """Only a get that clears loses bits: get_dirty_log() while manual_dirty_log_protect is off."""
+def test_null_bitmap_error_warns_about_lost_bits(vm: VM) -> None:
+    """Bits are lost only if get_dirty_log() clears them: while manual_dirty_log_protect is off."""
     assert vm.manual_dirty_log_protect == 1
     for call in (
         lambda: vm.clear_dirty_log(0, 0, 64, None),
@@ -1594,7 +1606,7 @@ def test_a_missing_bitmap_says_what_is_lost(vm: VM) -> None:
     assert not vm.get_dirty_log(0).any()
 
 
-# Where two rules are broken, KVM's order decides: each of these has what the ones after it refuse.
+# Each entry also breaks the rules of all later entries; KVM's order decides which rule the error names.
 ORDER = [
     ("SLOT_ID", {"slot": 40_000}),
     ("FLAGS", {"flags": 12}),
@@ -1610,8 +1622,7 @@ ORDER = [
 
 
 @pytest.mark.parametrize("first", range(len(ORDER)))
-def test_order_of_the_rules(vm: VM, first: int) -> None:
-    """The first of KVM's rules that is broken names the error."""
+def test_first_broken_rule_in_kvm_order_names_the_error(vm: VM, first: int) -> None:
     values: dict[str, int] = {}
     for _, bad in reversed(ORDER[first:]):
         values |= bad
@@ -1637,7 +1648,9 @@ def test_order_of_the_rules(vm: VM, first: int) -> None:
         ((0, 0, 0, WORDS), InvalidRegionError, "BITMAP_SIZE"),
     ],
 )
-def test_rules_of_clear_dirty_log(vm: VM, args: tuple, error: type[Exception], rule: str) -> None:
+def test_clear_dirty_log_that_breaks_a_rule_raises(
+    vm: VM, args: tuple, error: type[Exception], rule: str
+) -> None:
     before = digest(vm)
     with pytest.raises(error) as caught:
         vm.clear_dirty_log(*args)
@@ -1657,7 +1670,7 @@ def test_rules_of_clear_dirty_log(vm: VM, args: tuple, error: type[Exception], r
     ],
 )
 @pytest.mark.parametrize("method", ["get_dirty_log", "_get_dirty_log_null"])
-def test_rules_of_get_dirty_log(
+def test_get_dirty_log_that_breaks_a_rule_raises(
     vm: VM, method: str, args: tuple, error: type[Exception], rule: str
 ) -> None:
     with pytest.raises(error) as caught:
@@ -1667,15 +1680,15 @@ def test_rules_of_get_dirty_log(
 
 
 @pytest.mark.parametrize("value", [2, 4, 5, U64])
-def test_rule_of_manual_dirty_log_protect(vm: VM, value: int) -> None:
+def test_invalid_manual_dirty_log_protect_raises(vm: VM, value: int) -> None:
     with pytest.raises(InvalidRegionError, match=str(value)) as caught:
         vm.manual_dirty_log_protect = value
     assert caught.value.rule == "MANUAL_PROTECT"
     assert vm.manual_dirty_log_protect == 1
 
 
-def test_id_twice_far_apart(vm: VM) -> None:
-    """Both entries are named, and a VM that has none of that id is not said to have it."""
+def test_load_with_a_repeated_id_names_both_entries(vm: VM) -> None:
+    """The message mentions a slot of the VM only if the VM has that id."""
     load = np.zeros(6, MEMSLOT_DTYPE)
     load["id"], load["npages"] = [10, 5, 11, 12, 5, 13], 1
     load["base_gfn"] = 2**21 + np.arange(6)
@@ -1685,13 +1698,13 @@ def test_id_twice_far_apart(vm: VM) -> None:
     load["id"][4] = 1
     with pytest.raises(RegionOverlapError, match=r"entry 4: slot 1 is there already"):
         vm.load_memslots(load)
-    load["id"][5] = 1  # two entries with the id of a slot: the slot is in the way of the first one
+    load["id"][5] = 1  # two entries with the id of an existing slot: the error names the first one
     with pytest.raises(RegionOverlapError, match=r"entry 4: slot 1 is there already"):
         vm.load_memslots(load)
 
 
-def test_a_class_is_no_listener(vm: VM) -> None:
-    """Its functions would get a change for self."""
+def test_add_listener_refuses_a_class(vm: VM) -> None:
+    """The hooks of a class would get the change as `self`."""
     with pytest.raises(TypeError, match=r"not a class: Listener\(\)"):
         vm.add_listener(memslots.Listener)
     vm.add_listener(memslots.Listener())
@@ -1702,8 +1715,8 @@ def test_a_class_is_no_listener(vm: VM) -> None:
 # ---- data frames ---------------------------------------------------------------------------------
 
 
-def test_pandas(vm: VM) -> None:
-    """A column, an Index, a nullable column and a whole frame; missing values and floats are refused."""
+def test_pandas_objects_are_accepted_as_numbers(vm: VM) -> None:
+    """Covers a column, an Index, a nullable column and a whole frame; missing values and floats are refused."""
     pd = pytest.importorskip(
         "pandas", reason="pandas is not installed here: its objects are NOT tested"
     )
@@ -1739,11 +1752,11 @@ def test_pandas(vm: VM) -> None:
     frame = pd.DataFrame(rows())
     with pytest.raises(TypeError, match=r"not DataFrame; use array.to_records") as caught:
         vm.load_memslots(frame)
-    vm.load_memslots(way(caught.value, frame))
+    vm.load_memslots(conversion(caught.value, frame))
     assert vm.id_to_memslot(9).base_gfn == 2000
 
 
-def test_pyarrow(vm: VM) -> None:
+def test_pyarrow_arrays_are_accepted_as_numbers(vm: VM) -> None:
     pa = pytest.importorskip(
         "pyarrow", reason="pyarrow is not installed here: its arrays are NOT tested"
     )
