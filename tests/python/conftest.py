@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What the whole suite shares: hypothesis's settings, and how many calls were compared with the kernel."""
+"""Set hypothesis up for the whole suite, and report how many calls were compared with the kernel."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ settings.load_profile("memslots")
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """How many calls the differential tests compared, as their property says."""
+    """Prints how many calls the differential tests compared; each test records its number as a user property."""
     made = wanted = 0
     for reports in terminalreporter.stats.values():
         for report in reports:

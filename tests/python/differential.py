@@ -4,12 +4,12 @@
 Each call is answered by 0, by an errno or by the words of a dirty log, and both sides must answer
 alike.  A sequence is cut into episodes, each on a fresh pair of VMs and with a profile of its own.
 The generator steers by a table of live slots that is kept from the answers on which both sides
-agreed; nobody is asked for its state, so a sequence is determined by its seed up to the first
-difference.  An episode ends with a look at everything that lives: both sides must hold every slot
+agreed; it never reads the state of either side, so the seed alone determines the sequence up to the first
+difference.  An episode ends with an audit of the live slots: both sides must hold every slot
 at its place, with its size, its host address, its flags and its dirty log.
 
-A call that the kernel must not be asked (kvm.NotCompared) is made on neither side, not counted, and
-ends its episode: from there on `KvmVM` treats the slot as one whose state is unknown.
+A call that must not reach the kernel (kvm.NotCompared) runs on neither side and is not counted.  It
+ends its episode, because `KvmVM` no longer knows the state of the slot.
 """
 
 import errno
@@ -44,7 +44,7 @@ AUDITED = (
 
 
 class Profile(NamedTuple):
-    """What the slots of an episode look like."""
+    """Parameters of the slots of an episode."""
 
     name: str
     ids: int  # slot ids in use
@@ -76,8 +76,8 @@ PROFILES = (
     ),
 )
 
-# How often each kind of call is made, out of the sum.  Of all calls three in ten succeed in
-# changing something, which is what the kernel takes its time for.
+# Relative frequency of each kind of call.  Three calls in ten change something; these changes cost
+# nearly all of the kernel's time.
 KINDS = {
     "create": 18,
     "delete": 8,
@@ -185,7 +185,7 @@ class Report:
 def run(
     engine_factory: Callable[..., Any], seed: int, calls: int, seconds: float = math.inf
 ) -> Report:
-    """Makes `calls` calls, unless a difference comes first or the time is over.
+    """Makes `calls` calls; stops early at the first difference or when the time is over.
 
     `engine_factory` takes the keywords of `VM` that `limits_of` gives.  The seed alone determines the
     sequence: the time only decides where it ends.
@@ -210,10 +210,10 @@ def _profiles(rng: Random) -> Iterator[Profile]:
 
 @contextmanager
 def on_boot_cpu() -> Iterator[None]:
-    """Stays on CPU 0, where the kernel ends the grace periods of a VM that few CPUs use.
+    """Pins the thread to CPU 0, where the kernel ends the grace periods of a VM that few CPUs use.
 
-    From there a change takes about 10 us a grace period; from another CPU, which must wake CPU 0,
-    up to 80.
+     A grace period of a change takes about 10 us there, and up to 80 us on another CPU, which must
+    wake CPU 0.
     """
     before = os.sched_getaffinity(0)
     os.sched_setaffinity(0, before & {0} or before)
@@ -230,7 +230,7 @@ def limits_of(kernel: KvmVM) -> dict[str, int]:
 
 
 def answer(vm: Any, op: Op) -> object:
-    """0, an errno, or what was returned; another exception is an answer that no kernel gives."""
+    """Makes the call and gives 0, the errno or the returned value; any other exception counts as a difference."""
     try:
         if op.method == PROTECT:
             vm.manual_dirty_log_protect = op.args[0]
@@ -329,7 +329,7 @@ class _Episode:
 
 
 class Live:
-    """The slots that both sides have, key -> (gpa, size, hva, flags), to pick from in O(1)."""
+    """The slots that both sides have, key -> (gpa, size, hva, flags), with an O(1) random choice."""
 
     def __init__(self) -> None:
         self.slots: dict[tuple[int, int], tuple[int, int, int, int]] = {}
@@ -351,7 +351,7 @@ class Live:
 
 
 class Generator:
-    """Draws calls, most of which make sense where the slots are now."""
+    """Draws calls; most of them are valid for the current slots."""
 
     def __init__(self, profile: Profile, rng: Random, config: dict[str, int], memfd: bool) -> None:
         self.profile, self.rng, self.random = profile, rng, rng.random
@@ -376,7 +376,7 @@ class Generator:
         return [getattr(self, kind) for kind, weight in weights.items() for _ in range(weight)]
 
     def sequence(self) -> Iterator[Op]:
-        """The calls of an episode; `note` must hear of a success before the next is drawn."""
+        """The calls of an episode; the caller must pass a success to `note` before it draws the next call."""
         if self.profile.manual:
             yield Op("protect", PROTECT, (3,), {})
         draws, random, n = self.draws, self.random, len(self.draws)
@@ -499,7 +499,7 @@ class Generator:
     # ---- calls that are mostly refused -----------------------------------------------------------
 
     def overlap(self) -> Op:
-        """A create or move to the edges of another slot: one page inside, or just beside it."""
+        """A create or move to the edges of another slot: one page inside, or adjacent to it."""
         victim = self.live_key()
         if victim is None:
             return self.create()
@@ -516,7 +516,7 @@ class Generator:
         return self.set("overlap", (victim[0], key[1]), there, length, *mine[2:])
 
     def boundary(self) -> Op:
-        """Some sensible call with one or two of its arguments at, or beyond, a limit."""
+        """A valid call with one or two of its arguments replaced by values at or beyond a limit."""
         op = self.pick((self.create, self.create, self.noop, self.flags, self.move, self.delete))()
         slot, f = op.args[0], dict(op.fields)
         for _ in range(1 if self.random() < 0.8 else 2):
@@ -528,7 +528,7 @@ class Generator:
         return Op("boundary", SET, (slot,), f)
 
     def through_second_call(self, f: dict[str, Any]) -> None:
-        """KVM_SET_USER_MEMORY_REGION2 with no descriptor: GUEST_MEMFD needs this call."""
+        """Uses KVM_SET_USER_MEMORY_REGION2 without a descriptor: GUEST_MEMFD needs this call."""
         if not self.memfd:
             f["flags"] &= ~GUEST_MEMFD
             return
@@ -599,7 +599,7 @@ class Generator:
         return slot
 
     def at_most_pages(self, slot: int, f: dict[str, Any]) -> int:
-        """The largest legal size, over a slot that exists: EEXIST shows that the size passed."""
+        """The largest legal size, over an existing slot: EEXIST shows that the size check passed."""
         victim = self.live_key()
         if victim is not None:
             f["as_id"], f["guest_phys_addr"] = victim[0], self.live.slots[victim][0]
@@ -609,7 +609,7 @@ class Generator:
     # ---- dirty logs ------------------------------------------------------------------------------
 
     def log_key(self) -> tuple[int, int]:
-        """Mostly a live slot, sometimes one that is not there or cannot be."""
+        """Mostly a live slot, sometimes a missing one or an invalid id."""
         draw = self.random()
         if draw < 0.9 and self.live.keys:
             return self.pick(self.live.keys)
@@ -698,7 +698,7 @@ class Generator:
     # ---- the end of an episode -------------------------------------------------------------------
 
     def audit(self) -> Iterator[Op]:
-        """Calls that tell whether every slot is where and what it should be."""
+        """Calls that compare the place and the fields of every slot."""
         keys = self.live.keys[:AUDITED]
         for key in keys:
             slot = self.live.slots[key]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Ctrl-C, and whatever else a signal handler raises: it ends a wait for the VM's lock, never a change half-way."""
+"""Ctrl-C and other exceptions of signal handlers: they end a wait for the VM's lock, but never interrupt a change."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ main = threading.main_thread().ident
 def hold():
     {hold}
 
-# From another thread, as soon as it sees this.
+# Sends SIGINT from another thread as soon as seen() is true.
 def interrupt(seen=lambda: True, then=lambda: None):
     def run():
         while not seen(): time.sleep(0.001)
@@ -24,7 +24,7 @@ def interrupt(seen=lambda: True, then=lambda: None):
     thread.start()
     return thread
 
-# Whether the main thread is at the same instruction all the while: in a call that lasts, or without a CPU.
+# Whether the main thread stays at one instruction: it is in a long call, or it gets no CPU.
 def stays():
     def where():
         frame = sys._current_frames()[main]
@@ -35,8 +35,8 @@ def stays():
         if where() != first: return False
     return True
 
-# Whether SIGINT ended the call, before anybody let go; None: it came to its own end.  Whenever it is sent, it is raised
-# within the try.
+# True: SIGINT ended the call before let_go was set.  False: it ended the call after that.  None: the call returned.
+# SIGINT is sent only after the try has begun.
 def interrupted(call, seen=stays, then=lambda: None):
     begun, thread = [], None
     try:
@@ -48,7 +48,7 @@ def interrupted(call, seen=stays, then=lambda: None):
     finally:
         thread.join()
 
-# While another thread holds the VM up.
+# Makes the call while another thread blocks the VM.
 def during(call, **more):
     holder = threading.Thread(target=hold)
     holder.start()
@@ -84,7 +84,7 @@ for n, call in enumerate(calls):
     assert (vm.memslots(), vm.generation()) == before[:2] and not vm.closed, n
 assert not vm.manual_dirty_log_protect
 vm.check()
-vm.remove_listener(listener)          # exactly one was there
+vm.remove_listener(listener)          # the listener was added exactly once
 refused(NoSuchSlotError, vm.remove_listener, listener)
 assert during(lambda: time_changes(vm, regions)) is not None
 put(vm, 1, 100, 1)
@@ -92,13 +92,13 @@ print("well")
 """
 
 
-def test_ctrl_c_ends_a_wait_for_the_lock() -> None:
-    """In every call that takes it: KeyboardInterrupt while the other still has it, and nothing has changed."""
+def test_ctrl_c_ends_a_wait_for_the_lock_and_changes_nothing() -> None:
+    """Every call that takes the lock raises KeyboardInterrupt while the other thread still holds it."""
     runs(CTRL_C.format(hold=IN_UPDATE) + WAITS)
 
 
-def test_ctrl_c_while_a_change_waits_for_a_reader() -> None:
-    """It cannot be given up half-way: it is completed, and then the exception comes."""
+def test_ctrl_c_while_a_change_waits_for_a_reader_is_raised_after_the_change() -> None:
+    """A published change cannot be abandoned: the call completes it, then raises."""
     runs(
         CTRL_C.format(hold=IN_SECTION)
         + """
@@ -107,17 +107,17 @@ def state():
         return vm.memslots(), vm.generation()
     except ClosedError:
         return None
-# SIGINT once others see what the call has published, which nobody can give up; then the reader leaves.
-def beside_reader(call):
+# Sends SIGINT once other threads see the published change; then the reader leaves.
+def during_section(call):
     before = state()
     return during(call, seen=lambda: state() != before, then=let_go.set)
-assert beside_reader(lambda: put(vm, 1, 100, 1)) is False       # the reader had left
+assert during_section(lambda: put(vm, 1, 100, 1)) is False       # the reader had left
 assert len(vm) == 2
-assert beside_reader(lambda: put(vm, 0, 500, 64, 1)) is False
+assert during_section(lambda: put(vm, 0, 500, 64, 1)) is False
 assert vm.gfn_to_hva(500) == 0
-assert beside_reader(lambda: put(vm, 0, 0, 0)) is False and len(vm) == 1
+assert during_section(lambda: put(vm, 0, 0, 0)) is False and len(vm) == 1
 vm.check()
-assert beside_reader(vm.close) is False and vm.closed
+assert during_section(vm.close) is False and vm.closed
 print("well")
 """
     )
@@ -136,7 +136,7 @@ def changes_other():
 def lets_go(): let_go.set()
 def changes_itself():
     let_go.set()
-    put(vm, 5, 5000, 1)               # waits for the same lock, and gets it
+    put(vm, 5, 5000, 1)               # waits for the same lock and gets it
 def let_go_afterwards(): handled.wait(); let_go.set()
 seen, handled = [], threading.Event()
 signal.signal(signal.SIGINT, handler)
@@ -145,7 +145,7 @@ refused(Own, lambda: during(lambda: put(vm, 1, 100, 1)))
 assert len(vm) == 1
 for action in (looks, changes_other):
     handled.clear()
-    assert during(lambda: put(vm, 1, 100, 1), then=let_go_afterwards) is None    # it went on waiting, and was done
+    assert during(lambda: put(vm, 1, 100, 1), then=let_go_afterwards) is None  # it continued and completed
     assert len(vm) == 2
     put(vm, 1, 100, 0)
 action = lets_go
@@ -158,8 +158,9 @@ print("well")
 """
 
 
-def test_signal_handlers_run_during_a_wait() -> None:
-    """One that raises ends it; one that returns does not; it may look, change another VM, or even this one."""
+def test_signal_handler_runs_during_a_wait_for_the_lock() -> None:
+    """A handler that raises ends the wait; one that returns does not.  A handler may look up, change another VM, or
+    change this VM."""
     runs(CTRL_C.format(hold=IN_UPDATE) + HANDLERS)
 
 
@@ -188,8 +189,7 @@ print("well")
 """
 
 
-def test_ctrl_c_is_the_main_threads() -> None:
-    """Waits of other threads go on."""
+def test_ctrl_c_leaves_the_waits_of_other_threads_alone() -> None:
     runs(CTRL_C.format(hold=IN_UPDATE) + THREADS)
 
 
@@ -210,8 +210,8 @@ print("well")
 """
 
 
-def test_ctrl_c_inside_a_hook() -> None:
-    """It is what the hook raises: prepare refuses with it."""
+def test_ctrl_c_inside_prepare_refuses_the_change() -> None:
+    """The hook raises KeyboardInterrupt, and the call raises it, too."""
     runs(CTRL_C.format(hold=IN_UPDATE) + IN_HOOK)
 
 
@@ -230,7 +230,7 @@ class Tick(Exception): pass
 def tick(number, frame):
     global armed
     if armed:
-        armed = False            # once: the next may come before the except clause is over
+        armed = False            # raise once: the next signal may come before the except clause ends
         raise Tick
 armed = False
 signal.signal(signal.SIGALRM, tick)
@@ -256,35 +256,34 @@ print("well")
 """
 
 
-def test_a_storm_of_signals() -> None:
-    """Waits given up at every moment, beside threads that take and release the lock: it is never lost."""
+def test_lock_survives_many_interrupted_waits() -> None:
+    """Signals end waits at many different moments while other threads take and release the lock."""
     runs("vm, let_go = VM(), threading.Event()\n" + STORM)
 
 
 BATCH = """
-n = 2**34   # minutes, were it not for the interrupt
+n = 2**34   # takes minutes without the interrupt
 numbers = np.lib.stride_tricks.as_strided(np.array([3], np.uint64), (n,), (0,))
 out = np.lib.stride_tricks.as_strided(np.zeros(1, np.uint64), (n,), (0,))
 ids = np.lib.stride_tricks.as_strided(np.zeros(1, np.int32), (n,), (0,))
 for call in (lambda: vm.gfn_to_hva_many(numbers, out), lambda: vm.gpa_to_hva_many(numbers, out),
              lambda: vm.gfn_to_slot_id_many(numbers, ids)):
     assert interrupted(call) is True
-    put(vm, 1, 100, 1)               # no section was left open
+    put(vm, 1, 100, 1)               # a section left open would raise EDEADLK
     put(vm, 1, 100, 0)
 vm.check()
 print("well")
 """
 
 
-def test_ctrl_c_ends_a_long_batch() -> None:
-    """What was looked up stays in `out`; the section is left."""
+def test_ctrl_c_ends_a_long_batch_and_its_section() -> None:
     runs(CTRL_C.format(hold=IN_UPDATE) + BATCH)
 
 
 PARTIAL = """
 import itertools
 n = 2**21
-numbers = np.broadcast_to(np.array([3], np.uint64), (2, n)).T   # copied, and out is not in step with it
+numbers = np.broadcast_to(np.array([3], np.uint64), (2, n)).T   # needs a copy, and `out` has another memory order
 timer = signal.setitimer
 armed = False
 def tick(number, frame):
@@ -293,13 +292,13 @@ def tick(number, frame):
         armed = False
         raise KeyboardInterrupt
 signal.signal(signal.SIGALRM, tick)
-vm.index_policy = "walk"     # one after the other: a second and more
+vm.index_policy = "walk"     # one lookup at a time: takes at least a second
 for method, dtype, answer in (("gfn_to_hva_many", np.uint64, 3 * 4096), ("gpa_to_hva_many", np.uint64, 3),
                               ("gfn_to_slot_id_many", np.int32, 0)):
     for layout in ("transposed", "step", "contiguous")[:3 if method == "gfn_to_hva_many" else 1]:
         whole = np.full((2, n) if layout == "transposed" else (n, 4) if layout == "step" else (n, 2), 77, dtype)
         out = {"transposed": whole.T, "step": whole[:, ::2], "contiguous": whole}[layout]
-        # The alarm may come while the numbers are copied; then nothing has been answered, and the next one is later.
+        # If the alarm comes while the numbers are copied, there is no answer yet: try again with a later alarm.
         for after in itertools.count(2):  # until the limit of runs()
             out[...] = 77
             try:
@@ -322,13 +321,13 @@ print("well")
 """
 
 
-def test_an_interrupted_batch_keeps_its_answers() -> None:
-    """A beginning of `out` has them, the rest is as it was: in any layout, in step with the numbers or not."""
+def test_interrupted_batch_keeps_the_answers_so_far() -> None:
+    """The first elements of `out` hold the answers and the rest is unchanged, in any layout of `out`."""
     runs(CTRL_C.format(hold=IN_UPDATE) + PARTIAL)
 
 
 SCAN = """
-# Windows that overlap: 2**36 elements in four megabytes.
+# Overlapping windows: 2**36 elements in four megabytes.
 many = np.lib.stride_tricks.as_strided(np.zeros(2**19, np.int64), (2**18, 2**18), (8, 8))
 ran = []
 def beside():
@@ -337,7 +336,7 @@ def beside():
         time.sleep(0.001)
 other = threading.Thread(target=beside)
 other.start()
-# The main thread is in the call, and others go on: the GIL was given away.
+# Whether the main thread is in the call while another thread runs: the call has released the GIL.
 def goes_on():
     if not stays(): return False
     enough = len(ran) + 10
@@ -356,7 +355,7 @@ print("well")
 
 
 def test_ctrl_c_ends_the_scan_for_negative_numbers() -> None:
-    """Which comes before a batch of int64, without the GIL; it would take minutes."""
+    """The scan precedes a batch of int64 and runs without the GIL.  Here it would take minutes."""
     runs(CTRL_C.format(hold=IN_UPDATE) + SCAN)
 
 
@@ -373,7 +372,7 @@ with warnings.catch_warnings(record=True) as seen:
     warnings.simplefilter("default")
     holder.start()
     holds.wait()
-    # SIGINT once the change is published, mostly before the reader is told of.
+    # Send SIGINT once the change is published, mostly before the warning about the reader.
     assert interrupted(lambda: put(vm, 1, 100, 1), seen=lambda: vm.gfn_to_memslot(100) is not None, then=sent.set)
     holder.join()
 told = [str(w.message) for w in seen if w.category is ReaderStallWarning]
@@ -383,5 +382,5 @@ print("well")
 """
 
 
-def test_ctrl_c_does_not_swallow_the_warning_of_a_reader() -> None:
+def test_ctrl_c_keeps_the_warning_about_a_reader() -> None:
     runs(CTRL_C.format(hold=IN_UPDATE) + STALL)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What lives how long: closed VMs, collected cycles, views that outlive, and that nothing is left in the end."""
+"""Lifetimes: closed VMs, collected cycles, results that outlive their VM, and no memory left at the end."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ SANITIZED = build_info()["sanitizer"] != "none"
 
 
 class Parts:
-    """A VM, what belongs to it, and arguments that every call would take while it is open."""
+    """An open VM with one object of each class that belongs to it."""
 
     def __init__(self) -> None:
         self.vm = VM(address_spaces=2)
@@ -67,7 +67,7 @@ class Parts:
 
 
 GFNS = np.zeros(1, np.uint64)
-# By class and name; a method that is not here takes no argument.
+# Valid arguments by class and method; a method that is missing here takes no argument.
 ARGUMENTS: dict[str, Callable[[Parts], tuple[tuple[Any, ...], dict[str, Any]]]] = {
     "VM.set_user_memory_region": lambda p: ((0,), {"guest_phys_addr": 0, "memory_size": 0}),
     "VM.load_memslots": lambda p: ((np.zeros(0, MEMSLOT_DTYPE),), {}),
@@ -104,9 +104,9 @@ ARGUMENTS: dict[str, Callable[[Parts], tuple[tuple[Any, ...], dict[str, Any]]]] 
 }
 CLASSES = (VM, VCPU, ReadSection, Update, SlotHandle)
 METHODS = [(cls, name) for cls in CLASSES for name, _ in methods(cls)]
-# What has a right to go on: close is idempotent, and so is the end of `with vm`.
+# Methods that succeed on a closed VM: close is idempotent, and so is the end of `with vm`.
 STILL = {"VM.close", "VM.__exit__"}
-# Objects that were not running when the VM was closed say that instead.
+# Methods that raise another error than ClosedError, because their section or update is not running.
 NOT_RUNNING = {
     "ReadSection.__exit__": RuntimeError,
     **{
@@ -123,8 +123,8 @@ def call(parts: Parts, cls: type, name: str) -> Any:
 
 
 @pytest.mark.parametrize(("cls", "name"), METHODS)
-def test_every_method_of_what_is_closed(cls: type, name: str) -> None:
-    """The methods are found, not listed: a new one must have arguments here, and be refused."""
+def test_every_method_on_a_closed_vm_raises(cls: type, name: str) -> None:
+    """The test finds the methods itself: a new one must have arguments in ARGUMENTS, and must raise."""
     parts, full = Parts(), f"{cls.__name__}.{name}"
     parts.vm.close()
     for _ in range(2):
@@ -136,8 +136,8 @@ def test_every_method_of_what_is_closed(cls: type, name: str) -> None:
     assert len(parts.vm) == 0
 
 
-def test_every_method_would_do_while_it_is_open() -> None:
-    """Or the test above would prove nothing: no TypeError, and the VM is sound."""
+def test_every_method_accepts_its_arguments_on_an_open_vm() -> None:
+    """Makes sure that the errors in the test above come from the closed VM, not from wrong arguments."""
     refused: dict[str, type[Exception]] = {}
     for cls, name in METHODS:
         parts = Parts()
@@ -155,8 +155,8 @@ def test_every_method_would_do_while_it_is_open() -> None:
 
 
 @pytest.mark.parametrize("cls", CLASSES)
-def test_every_property_of_what_is_closed(cls: type) -> None:
-    """A value, or an error of this package; set, an error."""
+def test_every_property_on_a_closed_vm_has_a_value_or_raises(cls: type) -> None:
+    """Reading gives a value or a MemslotsError; writing raises."""
     parts = Parts()
     parts.vm.close()
     thing = parts.of(cls)
@@ -172,7 +172,7 @@ def test_every_property_of_what_is_closed(cls: type) -> None:
     repr(thing)
 
 
-def test_timing_of_what_is_closed() -> None:
+def test_timing_functions_and_constructors_on_a_closed_vm_raise_closederror() -> None:
     parts = Parts()
     parts.vm.close()
     for bad in (
@@ -187,8 +187,8 @@ def test_timing_of_what_is_closed() -> None:
 
 
 @pytest.mark.parametrize("duplicate", [copy.copy, copy.deepcopy, pickle.dumps])
-def test_no_part_is_copied(duplicate: Callable[[Any], Any]) -> None:
-    """TypeError, from every class that stands for something of the engine."""
+def test_copy_and_pickle_raise_typeerror(duplicate: Callable[[Any], Any]) -> None:
+    """Covers every class whose objects stand for a part of the engine."""
     parts = Parts()
     for cls in CLASSES:
         with pytest.raises(TypeError):
@@ -196,10 +196,10 @@ def test_no_part_is_copied(duplicate: Callable[[Any], Any]) -> None:
     parts.vm.check()
 
 
-# ---- close where somebody is ---------------------------------------------------------------------------------------
+# ---- close while readers or an update are active -------------------------------------------------------------------
 
 
-def closing(where: Callable[[VM], Iterator[None]]) -> None:
+def assert_close_fails_inside(where: Callable[[VM], Iterator[None]]) -> None:
     vm = VM()
     put(vm, 0, 0, 1)
     for _ in where(vm):
@@ -212,7 +212,7 @@ def closing(where: Callable[[VM], Iterator[None]]) -> None:
     assert vm.closed
 
 
-def test_close_inside_a_section_or_an_update() -> None:
+def test_close_inside_a_section_or_an_update_raises() -> None:
     def in_section(vm: VM) -> Iterator[None]:
         with VM() as other, vm.read(), other.read():
             yield
@@ -226,12 +226,12 @@ def test_close_inside_a_section_or_an_update() -> None:
             yield
 
     for where in (in_section, in_update, in_other_section):
-        closing(where)
+        assert_close_fails_inside(where)
 
 
 @pytest.mark.parametrize("_", range(5))
 def test_close_waits_for_every_reader(_: int) -> None:
-    """Batches, ranges and sections of other threads end first; what they return is from before or after."""
+    """Each batch, range or section of another thread sees the VM either before or after the close, never in between."""
     vm, entered = VM(), threading.Barrier(4)
     answers: list[set[bool]] = []
     put(vm, 0, 0, 5000)
@@ -265,12 +265,12 @@ def test_close_waits_for_every_reader(_: int) -> None:
 
 CLOSES_ITSELF = """
 class Owner:
-    def __init__(self, **closing):
+    def __init__(self, **assert_close_fails_inside):
         self.vm = VM()
         put(self.vm, 0, 0, 5)
-        self.closing = closing
+        self.assert_close_fails_inside = assert_close_fails_inside
     def __del__(self):
-        if "thread" in self.closing:
+        if "thread" in self.assert_close_fails_inside:
             thread = threading.Thread(target=self.vm.close)
             thread.start()
             thread.join()
@@ -283,12 +283,12 @@ class Late(VM):
         self.close()
         closed.append(self.closed)
 
-class Phoenix(VM):
+class Resurrected(VM):
     def __del__(self):
         self.close()
-        risen.append(self)
+        revived.append(self)
 
-closed, risen = [], []
+closed, revived = [], []
 Owner()
 Owner(thread=1)
 Late()
@@ -296,23 +296,23 @@ owner = Owner(); owner.self = owner; del owner
 late = Late(); late.self = late; late.add_listener(type("L", (Listener,), {"vm": late})()); del late
 gc.collect()
 assert closed == [True] * 5, closed
-Phoenix(); gc.collect()
-phoenix, = risen
-refused(ClosedError, phoenix.memslots)
-assert len(phoenix) == 0 and phoenix.gpa_bits == 52
-risen.clear(); del phoenix; gc.collect()
+Resurrected(); gc.collect()
+resurrected, = revived
+refused(ClosedError, resurrected.memslots)
+assert len(resurrected) == 0 and resurrected.gpa_bits == 52
+revived.clear(); del resurrected; gc.collect()
 with VM() as other, other.read():
     late = Late()
     try:
-        del late     # close() would wait for this very thread: refused, ignored, freed all the same
+        del late     # close() would deadlock on this thread: it fails, Python ignores that, and the VM is freed
     except BaseException:
         pass
 print("well")
 """
 
 
-def test_close_from_del() -> None:
-    """By the collector, from a thread of its own, from a VM's own __del__, and by one that comes back."""
+def test_close_from_del_works_in_every_situation() -> None:
+    """Situations: collected cycles, a thread that __del__ starts, a VM's own __del__, a VM that __del__ resurrects."""
     script = CLOSES_ITSELF + "\nsys.unraisablehook = sys.unraisablehook"
     runs("sys.unraisablehook = lambda u: closed.append(type(u.exc_value))\n" + script)
 
@@ -320,8 +320,8 @@ def test_close_from_del() -> None:
 # ---- collection ------------------------------------------------------------------------------------------------------
 
 
-class Knot(Listener):
-    """Every kind of object of a VM, in cycles with it."""
+class CyclicListener(Listener):
+    """Forms reference cycles with a VM and every kind of object of the VM."""
 
     def __init__(self, vm: VM) -> None:
         self.vm, self.vcpu, self.section, self.update = (
@@ -336,18 +336,18 @@ class Knot(Listener):
         self.last = change
 
 
-def knot(**limits: Any) -> weakref.ref[VM]:
+def cyclic_vm(**limits: Any) -> weakref.ref[VM]:
     vm = VM(**limits)
-    vm.add_listener(Knot(vm))
+    vm.add_listener(CyclicListener(vm))
     put(vm, 0, 0, 1, LOG)
     return weakref.ref(vm)
 
 
-def test_ten_thousand_cycles() -> None:
-    """VM, listener, vCPU, section, update in a ring: all released, from whichever thread collects."""
+def test_cycles_with_every_kind_of_object_are_collected() -> None:
+    """10,000 cycles of VM, listener, vCPU, section and update; the main thread and other threads collect in turn."""
     before = gc.get_count()
     for round in range(10):
-        references = [knot() for _ in range(1000)]
+        references = [cyclic_vm() for _ in range(1000)]
         collector = threading.Thread(target=gc.collect)
         if round % 2:
             collector.start()
@@ -359,13 +359,13 @@ def test_ten_thousand_cycles() -> None:
 
 
 @pytest.fixture
-def often() -> Iterator[None]:
-    """Threads take turns, and the collector runs, as often as Python lets them."""
+def frequent_switches_and_collections() -> Iterator[None]:
+    """Python switches threads and runs the collector as often as possible."""
     switch, threshold = sys.getswitchinterval(), gc.get_threshold()
     sys.setswitchinterval(1e-5)
     gc.set_threshold(50, 2, 2)
     gc.collect()
-    gc.freeze()  # a collection looks at what the test makes, not at all of pytest
+    gc.freeze()  # later collections skip the objects of pytest
     yield
     gc.unfreeze()
     sys.setswitchinterval(switch)
@@ -373,16 +373,16 @@ def often() -> Iterator[None]:
 
 
 @pytest.mark.timeout(240)
-@pytest.mark.usefixtures("often")
-def test_collection_beside_readers_and_a_writer() -> None:
-    """Each thread makes rings, so each collects, inside sections, in hooks and between changes: nobody waits for
-    anybody who waits for him, and every ring goes."""
+@pytest.mark.usefixtures("frequent_switches_and_collections")
+def test_collection_during_reads_and_changes_frees_every_cycle() -> None:
+    """Each thread makes cycles, so each one runs the collector: inside sections, in hooks and between changes.
+    No deadlock occurs, and every cycle is freed."""
     vm, stop, wrong = VM(), threading.Event(), []
     rings: list[weakref.ref[VM]] = []
 
     class Rings(Listener):
         def prepare(self, change: Change) -> None:
-            rings.append(knot())
+            rings.append(cyclic_vm())
             gc.collect(0)
 
     def work(turn: Callable[[], object]) -> Callable[[], None]:
@@ -397,7 +397,7 @@ def test_collection_beside_readers_and_a_writer() -> None:
 
     def reads() -> None:
         with vm.read():
-            rings.append(knot_before())
+            rings.append(take_ready_cycle())
             assert vm.gfn_to_hva(0) == 0
             gc.collect(1)
 
@@ -411,13 +411,13 @@ def test_collection_beside_readers_and_a_writer() -> None:
 
     ready: list[weakref.ref[VM]] = []
 
-    def knot_before() -> weakref.ref[VM]:
-        """Rings are tied outside of sections; here one is let go."""
+    def take_ready_cycle() -> weakref.ref[VM]:
+        """Pops a cycle that was made outside of sections, so that it can be freed inside this one."""
         return ready.pop() if ready else weakref.ref(vm)
 
     put(vm, 0, 0, 1)
     vm.add_listener(Rings())
-    turns = [reads, reads, drops_updates, lambda: ready.append(knot()), lambda: gc.collect()]
+    turns = [reads, reads, drops_updates, lambda: ready.append(cyclic_vm()), lambda: gc.collect()]
     threads = [threading.Thread(target=work(turn), daemon=True) for turn in turns]
     for thread in threads:
         thread.start()
@@ -444,7 +444,7 @@ def hold_up(collect):
     def read():
         with vm.read():
             inside.set()
-            with lock:     # what the thread that drops holds
+            with lock:     # held by the thread that drops the update
                 vm.gfn_to_memslot(0)
 
     def drop():
@@ -456,7 +456,7 @@ def hold_up(collect):
             ring = [update]
             ring.append(ring)
             del ring
-        update = None      # a deallocation that waited for the reader would wait for ever
+        update = None      # the deallocation must not wait for the reader: deadlock
         gc.collect()
         assert vm.gfn_to_hva(0) == 0 and vm.gfn_to_memslot(9) is None
 
@@ -485,14 +485,14 @@ STEPS = {
 
 
 @pytest.mark.parametrize("steps", STEPS)
-def test_deallocation_waits_for_nobody(steps: str) -> None:
-    """An update that is dropped, or collected, beside a reader who needs the dropper: readers see the beginning at
-    once, the rest is done by whoever changes next."""
+def test_deallocation_of_an_update_does_not_wait_for_readers(steps: str) -> None:
+    """A thread drops the update, or collects it, while a reader waits for a lock of this thread.  Readers see the
+    original slots at once; the next change finishes the roll-back."""
     runs(HELD_UP.format(steps=STEPS[steps]))
 
 
-def test_section_dropped_by_another_thread() -> None:
-    """It cannot be ended from there: a ResourceWarning says so, and it ends with its thread."""
+def test_section_dropped_by_another_thread_warns_and_ends_with_its_thread() -> None:
+    """Another thread cannot end a section: a ResourceWarning reports that."""
     runs(
         """
         warned = []
@@ -517,11 +517,11 @@ def test_section_dropped_by_another_thread() -> None:
     )
 
 
-# ---- what outlives ---------------------------------------------------------------------------------------------
+# ---- results that outlive their VM ------------------------------------------------------------------------------
 
 
 def everything(vm: VM) -> list[Any]:
-    """All that a VM returns by value."""
+    """One result of each call of a VM that returns a value."""
     vcpu, gfns = vm.create_vcpu(), np.arange(70, dtype=np.uint64)
     with vm.read(), vm.read():
         inside = [vm.memslots(), vm.gfn_to_memslot(0)]
@@ -543,8 +543,8 @@ def everything(vm: VM) -> list[Any]:
 
 
 @pytest.mark.parametrize("how", ["slot deleted", "closed", "collected"])
-def test_what_is_returned_outlives(how: str) -> None:
-    """Every returned object is a value: the same after its slot, its VM, or both are gone."""
+def test_results_outlive_their_slot_and_vm(how: str) -> None:
+    """A result stays the same after its slot, its VM, or both are gone."""
     vm = VM()
     put(vm, 0, 0, 64, LOG)
     vm.mark_page_dirty(3)
@@ -564,17 +564,17 @@ def test_what_is_returned_outlives(how: str) -> None:
     for value in kept:
         if isinstance(value, np.ndarray):
             assert value.base is None or isinstance(value.base, np.ndarray)
-            value.view(np.uint8)[...] = 0xFF  # one's own memory
+            value.view(np.uint8)[...] = 0xFF  # the array owns its memory
     if how != "collected":
         reference = None
     assert kept[0][0] == slot(0, 0, 64, LOG)
 
 
-def test_arguments_are_released() -> None:
-    """No call keeps an array, a listener that was removed, or an exception."""
+def test_no_call_keeps_its_arguments() -> None:
+    """Covers arrays, a removed listener, and the exception of a hook."""
 
     class Own(np.ndarray):
-        """With a weak reference."""
+        """An array type that allows weak references."""
 
     vm, references = VM(), []
     put(vm, 0, 0, 64, LOG)
@@ -656,13 +656,13 @@ print("well")
 """
 
 
-def test_twenty_thousand_vms() -> None:
-    """Made, used, closed or forgotten: neither Python's blocks nor the C library's bytes grow."""
+def test_memory_stays_constant_over_twenty_thousand_vms() -> None:
+    """Each VM is used, then closed or dropped.  Neither Python's blocks nor the C library's bytes grow."""
     runs(LIVES.replace("SANITIZED", str(SANITIZED)), limit=120)
 
 
-def test_live_counter_of_a_closed_vm() -> None:
-    """What stays until the object goes: the sets, and a record for each thread that looked."""
+def test_block_count_returns_to_the_start_after_all_deletes() -> None:
+    """Only the grown buckets of the two sets remain."""
     vm = VM()
     empty = vm.stats()["blocks"]
     for i in range(300):
@@ -674,8 +674,8 @@ def test_live_counter_of_a_closed_vm() -> None:
     assert vm.stats()["blocks"] <= empty + hashes
 
 
-def test_pages_are_counted_in_bytes() -> None:
-    """PAGE is what this file and the package mean by it."""
+def test_page_size_of_the_tests_is_that_of_the_package() -> None:
+    """A guest address splits into a frame number and an offset at PAGE bytes."""
     with VM() as vm:
         put(vm, 0, 1, 1)
         assert vm.gpa_to_hva(PAGE + 5) == 5
@@ -697,13 +697,13 @@ def destroys(drop_in_section):
     def enter():
         sections[0].__enter__()
         inside.set()
-        dropped.wait()     # needs the GIL, which a deallocation that waited would keep
+        dropped.wait()     # needs the GIL: a deallocation that waited here would keep it
 
     if drop_in_section:
         with VM() as other, other.read():
             update = None
     else:
-        update = None      # readers see the beginning; the grace period is left to whoever comes next
+        update = None      # readers see the original slots; the next change has to wait for the grace period
     thread = threading.Thread(target=enter)
     thread.start()
     inside.wait()
@@ -722,6 +722,6 @@ print("well")
 """
 
 
-def test_deallocation_of_a_vm_waits_for_nobody() -> None:
-    """Its update was dropped and waits to be ended, and a section that nobody can end any more is open: the VM goes."""
+def test_deallocation_of_a_vm_does_not_wait_for_readers() -> None:
+    """The VM has a dropped update that is still to be rolled back, and an open section that no other thread can end."""
     runs(DESTROYS, limit=15)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""Forks from everywhere, interpreters within the process, and its end.
+"""Forks at every point of a call, sub-interpreters, and the end of the process.
 
-test_threads.py has what a child may do.  Here it comes out of a hook, a wait, a step or a signal handler, twenty times
-each, and a watchdog stands by every child.
+test_threads.py covers the calls of a child.  Here the fork comes inside a hook, a wait, a step of an update or a signal
+handler, twenty times each; an alarm ends a child that hangs.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ for id in range(20):
 put(other, 0, 0, 5)
 children, inside, leave = [], threading.Event(), threading.Event()
 
-def looks():
+def looks_up():
     assert vm.gfn_to_hva(11) == (1 << 30) + 4096
     assert vm.gfn_to_hva_many(np.arange(300, dtype=np.uint64))[11] == (1 << 30) + 4096
     assert len(vm.memslots()) in (19, 20, 21)
@@ -58,7 +58,7 @@ def fork(*calls):
     if not pid:
         signal.alarm({alarm})     # SIGALRM ends a child that hangs
         if calls: child(*calls)
-        return True               # the child goes on where the parent was
+        return True               # the child continues at the point of the fork
     children.append(pid)
     return False
 
@@ -72,7 +72,7 @@ def reader():
     with vm.read():
         inside.set(); leave.wait()
 
-def beside(work):
+def start_and_wait(work):
     inside.clear(); leave.clear()
     thread = threading.Thread(target=work)
     thread.start()
@@ -94,8 +94,8 @@ IN_HOOK = """
 class Refuses(Listener):
     def prepare(self, change): raise ZeroDivisionError
 
-ear = Forks("{hook}", looks, refuses, own)
-vm.add_listener(ear)
+forking_listener = Forks("{hook}", looks_up, refuses, own)
+vm.add_listener(forking_listener)
 if "{hook}" == "abort": vm.add_listener(Refuses())
 for n in range(20):
     try:
@@ -103,17 +103,18 @@ for n in range(20):
     except ZeroDivisionError:
         pass
 """
-# The child returns from the hook: its copy of the change goes on, although a reader of the parent's is in a section.
+# The child returns from the hook and completes its copy of the change, although a reader thread of the parent is in a
+# section.
 OUT_OF_HOOK = """
 leave_in_hook = True
 for n in range(20):
-    thread = beside(reader)
-    ear = Forks("{hook}")
-    vm.add_listener(ear)
+    thread = start_and_wait(reader)
+    forking_listener = Forks("{hook}")
+    vm.add_listener(forking_listener)
     put(vm, 5, 1000 + n % 2 * 10, 5, 1)
-    if ear.is_child:
-        child(looks, refuses, own, lambda: vm.gfn_to_hva(1000 + n % 2 * 10))
-    vm.remove_listener(ear)
+    if forking_listener.is_child:
+        child(looks_up, refuses, own, lambda: vm.gfn_to_hva(1000 + n % 2 * 10))
+    vm.remove_listener(forking_listener)
     thread.join()
 """
 WHERE = {
@@ -125,38 +126,38 @@ WHERE = {
     "in a section": """
 for _ in range(20):
     with vm.read(), other.read():
-        fork(looks, lambda: refused(ReentrantChangeError, own))
+        fork(looks_up, lambda: refused(ReentrantChangeError, own))
 """,
     "out of a section": """
 for n in range(20):
     with vm.read(), other.read():
         is_child = fork()
-        looks()
+        looks_up()
     if is_child:
-        child(looks, refuses, own)
+        child(looks_up, refuses, own)
 """,
-    "beside a reader": """
-thread = beside(reader)
-for _ in range(20): fork(looks, refuses, own)
+    "while another thread reads": """
+thread = start_and_wait(reader)
+for _ in range(20): fork(looks_up, refuses, own)
 leave.set(); thread.join()
 """,
-    "beside a writer that waits for a reader": """
-thread = beside(reader)
+    "while a writer waits for a reader": """
+thread = start_and_wait(reader)
 writer = threading.Thread(target=put, args=(vm, 5, 1000, 5, 1))
 writer.start()
 time.sleep(0.05)
-for _ in range(20): fork(looks, refuses, own)
+for _ in range(20): fork(looks_up, refuses, own)
 leave.set(); thread.join(); writer.join()
 """,
-    "beside a writer in its hook": """
+    "while a writer is in its hook": """
 class Slow(Listener):
     def prepare(self, change): inside.set(); leave.wait()
 vm.add_listener(Slow())
-thread = beside(lambda: put(vm, 5, 1000, 5, 1))
-for _ in range(20): fork(looks, refuses, own)
+thread = start_and_wait(lambda: put(vm, 5, 1000, 5, 1))
+for _ in range(20): fork(looks_up, refuses, own)
 leave.set(); thread.join()
 """,
-    "beside an update, half done": """
+    "while an update is half done": """
 def steps():
     with vm.begin_update() as u:
         old = u.find(5)
@@ -164,8 +165,8 @@ def steps():
         inside.set(); leave.wait()
         u.replace(old, None)
         u.activate(inv, None)
-thread = beside(steps)
-for _ in range(20): fork(looks, refuses, own)
+thread = start_and_wait(steps)
+for _ in range(20): fork(looks_up, refuses, own)
 leave.set(); thread.join()
 """,
     "in an update": """
@@ -174,15 +175,15 @@ for _ in range(20):
         old = u.find(5)
         if fork():
             refused(ForkedError, u.swap)
-            child(looks, refuses, own)
+            child(looks_up, refuses, own)
 """,
     "in a signal handler, in a wait for the lock": """
 def hold():
     with vm.begin_update(): inside.set(); leave.wait()
 def handler(number, frame):
-    if not fork(looks, refuses, own) and len(children) >= 20: leave.set()
+    if not fork(looks_up, refuses, own) and len(children) >= 20: leave.set()
 signal.signal(signal.SIGUSR1, handler)
-thread = beside(hold)
+thread = start_and_wait(hold)
 def signals():
     for n in range(20):
         os.kill(os.getpid(), signal.SIGUSR1)
@@ -192,7 +193,7 @@ sender.start()
 put(vm, 5, 1000, 5, 1)
 sender.join(); thread.join()
 """,
-    "beside a storm": """
+    "while threads look up, change and create": """
 stop = []
 def look():
     while not stop: vm.gfn_to_hva(11); vm.memslots(); vm.gfn_to_hva_many(np.arange(500, dtype=np.uint64))
@@ -203,13 +204,13 @@ def make():
     while not stop: VM().create_vcpu().gfn_to_memslot(0)
 threads = [threading.Thread(target=work) for work in (look, look, change, make)]
 for thread in threads: thread.start()
-for _ in range(20): fork(looks, refuses, own, gc.collect)
+for _ in range(20): fork(looks_up, refuses, own, gc.collect)
 stop.append(1)
 for thread in threads: thread.join()
 """,
     "from a thread": """
 def work():
-    for _ in range(20): fork(looks, refuses, own)
+    for _ in range(20): fork(looks_up, refuses, own)
 thread = threading.Thread(target=work)
 thread.start(); thread.join()
 """,
@@ -232,10 +233,10 @@ for _ in range(20):
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
 @pytest.mark.parametrize("where", WHERE)
-def test_twenty_forks(where: str) -> None:
-    """The child answers, refuses to change what is the parent's, has VMs of its own, and never hangs; the parent goes
-    on as if nothing had been."""
-    after = "\nreap()\nlooks()\nvm.check()\nother.check()\n"
+def test_child_forked_anywhere_never_hangs(where: str) -> None:
+    """The child looks up, raises ForkedError for changes of the parent's VMs, and makes and changes a VM of its own.
+    The parent continues normally."""
+    after = "\nreap()\nlooks_up()\nvm.check()\nother.check()\n"
     script = FORK.format(alarm=100) + WHERE[where] + after + "print('well')"
     runs(script)
 
@@ -261,7 +262,7 @@ words = run(id, "import memslots")
 assert "ImportError" in words and "sub-interpreter" in words and "main" in words, words
 for module in ("memslots._memslots", "memslots.commands"):
     assert "ImportError" in run(id, f"import {module}")
-assert run(id, "import json; json.loads('1')") == ""       # it is none the worse
+assert run(id, "import json; json.loads('1')") == ""       # the sub-interpreter still works
 interpreters.destroy(id)
 """
 
@@ -279,8 +280,8 @@ def find(name: str) -> bool:
 
 @pytest.mark.skipif(not has_interpreters(), reason="this Python makes no sub-interpreters")
 @pytest.mark.parametrize("first", ["main", "sub"])
-def test_sub_interpreters(first: str) -> None:
-    """ImportError that says why, whoever comes first; the main interpreter is not locked out by it."""
+def test_import_in_a_sub_interpreter_raises_importerror(first: str) -> None:
+    """The message gives the reason.  The main interpreter can import the package before or after the failure."""
     loads = "from memslots import VM, backends\nVM().check()\nassert backends()\n"
     order = loads + TRY if first == "main" else TRY + loads
     runs(INTERPRETERS + order + TRY + 'print("well")', imports=first == "main")
@@ -322,7 +323,7 @@ def in_update():
 def changes():
     try:
         for n in range(10**9): put(vm, 1, 100 + n % 2, 1)
-    except ClosedError: pass     # whoever closes it at the end
+    except ClosedError: pass     # the process may close the VM at its end
 
 """
 EXITS = {
@@ -354,8 +355,8 @@ EXITS = {
 
 
 @pytest.mark.parametrize("kind", EXITS)
-def test_the_process_ends(kind: str) -> None:
-    """Without a word, and without waiting for those who never run again."""
+def test_process_exits_silently_in_every_state(kind: str) -> None:
+    """The process prints nothing, and does not wait for threads that never run again."""
     late = "Closes(" in EXITS[kind]
     runs(
         EXIT + EXITS[kind] + '\nprint("well", flush=True)', prints="well\nlate" if late else "well"

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Snapshots that users make of tables of their own: which rows are refused; and that nothing changes a snapshot."""
+"""Snapshots made from a user's table: which rows are refused, and that a snapshot is immutable."""
 
 from __future__ import annotations
 
@@ -41,8 +41,8 @@ def table(rows: list[Row]) -> np.ndarray:
     return np.array(rows, dtype=MEMSLOT_DTYPE)
 
 
-def test_rows_in_any_order() -> None:
-    """Sorted by base_gfn; the answers are those of a VM with the same slots."""
+def test_rows_in_any_order_give_the_same_snapshot() -> None:
+    """The snapshot equals that of a VM with the same slots."""
     rng = Random(1)
     rows = GOOD[:3]
     with VM() as vm:
@@ -59,8 +59,8 @@ def test_rows_in_any_order() -> None:
         assert snapshot.gfn_to_hva_many(gfns).tolist() == hvas
 
 
-def test_an_invalid_slot_is_a_hole() -> None:
-    """A snapshot inside a hook has such slots, so a table may have them."""
+def test_invalid_slot_is_looked_up_as_a_hole() -> None:
+    """A table may contain INVALID slots, because a snapshot inside a hook does."""
     snapshot = Snapshot(table(GOOD), 0, 0)
     assert [slot.is_invalid for slot in snapshot] == [False, False, True, False]
     assert snapshot.gfn_to_hva_many([0x10F, 0x110]).tolist() == [0x7F000000F000, HVA_ERR_BAD]
@@ -98,8 +98,8 @@ BAD: dict[str, tuple[dict[str, int], type[Exception], str, str]] = {
 
 
 @pytest.mark.parametrize("kind", BAD)
-def test_rows_that_no_set_could_hold(kind: str) -> None:
-    """Refused as a load refuses them, and the first of them is named."""
+def test_invalid_row_is_refused_and_named(kind: str) -> None:
+    """The rules are those of a load; the message names the first bad row."""
     values, error, rule, words = BAD[kind]
     bad = dict(zip(FIELDS, (0x5000, 1, 0, 9, 0, 0), strict=True)) | values
     rows = table([*GOOD, tuple(bad.values()), (0x6000, 1, 0, 10, 0, 0), (0x6000, 1, 8, 10, 0, 8)])
@@ -125,14 +125,14 @@ def test_rows_that_no_set_could_hold(kind: str) -> None:
         (np.lib.stride_tricks.as_strided(table(GOOD), (2**40,), (0,)), ValueError),
     ],
 )
-def test_arrays_that_are_no_table(array: Any, error: type[Exception]) -> None:
-    """TypeError that names the fields, or ValueError; a claim to be large is not copied."""
+def test_array_that_is_not_a_table_is_refused(array: Any, error: type[Exception]) -> None:
+    """A broadcast array of 2**40 rows is refused without a copy."""
     with pytest.raises(error, match=r"field|dimension|masked|entry 1"):
         Snapshot(array, 0, 0)
 
 
-def test_other_layouts() -> None:
-    """Other widths and byte orders, and without the optional fields."""
+def test_other_widths_and_byte_orders_are_accepted() -> None:
+    """The optional fields may be absent."""
     want = Snapshot(table(GOOD), 0, 5)
     for order in "<>":
         wide = table(GOOD).astype([(name, f"{order}i8") for name in FIELDS])
@@ -155,7 +155,7 @@ def with_npages(rows: np.ndarray, npages: int) -> np.ndarray:
     return rows
 
 
-def test_space_and_generation() -> None:
+def test_bad_as_id_and_generation_are_refused() -> None:
     with pytest.raises(ValueError, match="entry 0 has as_id 0, not 1"):
         Snapshot(table(GOOD), 1, 0)
     for as_id, generation, name in ((-1, 0, "as_id"), (2**32, 0, "as_id"), (0, -1, "generation")):
@@ -169,8 +169,8 @@ def test_space_and_generation() -> None:
     assert Snapshot(table([]), 2**32 - 1, 2**64 - 1).generation == 2**64 - 1
 
 
-def test_tables_against_the_model() -> None:
-    """Random tables, most of them wrong: taken exactly where the model's load takes them, and with its rule."""
+def test_random_tables_are_accepted_or_refused_like_the_models_load() -> None:
+    """Most tables are invalid.  The error has the rule of the model's error."""
     rng = Random(7)
     taken = refused = 0
     for _ in range(3000):
@@ -207,8 +207,8 @@ def test_tables_against_the_model() -> None:
 
 
 @pytest.mark.slow
-def test_large_table_with_one_fault() -> None:
-    """The entry is found among a million without a look at each pair."""
+def test_bad_row_in_a_million_is_named() -> None:
+    """The check must not compare each pair of rows."""
     n = 1_000_000
     rows = np.zeros(n, MEMSLOT_DTYPE)
     rows["id"], rows["npages"] = np.arange(n), 1
@@ -225,7 +225,7 @@ def test_large_table_with_one_fault() -> None:
 # ---- immutable -----------------------------------------------------------------------------------
 
 
-def test_nothing_changes_a_snapshot() -> None:
+def test_snapshot_is_immutable() -> None:
     """Its memory is an immutable bytes object; each array is a new view of it."""
     rows = table(GOOD)
     snapshot = Snapshot(rows, 0, 1)
@@ -252,7 +252,7 @@ def test_nothing_changes_a_snapshot() -> None:
     ):
         with pytest.raises((ValueError, AttributeError, TypeError)):
             change()
-    array.shape = (2, 2)  # of this view
+    array.shape = (2, 2)  # changes this view only
     array.dtype = np.dtype("V40")
     assert (list(snapshot), hash(snapshot)) == before
     base = array.base
@@ -262,14 +262,14 @@ def test_nothing_changes_a_snapshot() -> None:
     assert isinstance(base, bytes)
 
 
-def test_a_blank_snapshot_is_empty() -> None:
+def test_snapshot_without_init_is_empty() -> None:
     blank = Snapshot.__new__(Snapshot)
     assert (len(blank), list(blank), blank.array.size, blank.as_id) == (0, [], 0, 0)
     assert blank == Snapshot(table([]), 0, 9)
 
 
 @pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
-def test_pickle(protocol: int) -> None:
+def test_pickled_snapshot_is_equal(protocol: int) -> None:
     snapshot = Snapshot(table(GOOD), 0, 7)
     other = pickle.loads(pickle.dumps(snapshot, protocol))
     assert other == snapshot == copy.copy(snapshot) == copy.deepcopy(snapshot)
@@ -277,8 +277,8 @@ def test_pickle(protocol: int) -> None:
     assert not other.array.flags.writeable
 
 
-def test_doctored_pickle() -> None:
-    """The same checks as in the constructor; no state can be set past it."""
+def test_manipulated_pickle_is_refused() -> None:
+    """Unpickling runs the checks of the constructor; no other way sets the state."""
     snapshot = Snapshot(table(GOOD), 0, 7)
     good = pickle.dumps(snapshot, 2)
     bad = table([*GOOD[:3], (0x100, 1, 0, 7, 0, 0)]).tobytes()
@@ -293,8 +293,8 @@ def test_doctored_pickle() -> None:
         pickle.loads(state)
 
 
-def test_snapshot_of_a_vm_is_checked_too() -> None:
-    """What the engine hands over passes the checks of the constructor, INVALID slots in a hook included."""
+def test_snapshot_of_a_vm_passes_the_checks_of_the_constructor() -> None:
+    """Covers the INVALID slots of a snapshot inside a hook."""
     seen: list[Snapshot] = []
 
     class Looks(Listener):

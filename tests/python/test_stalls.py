@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""A read section that goes on and on is warned of by name, and the change that waits for it still comes through."""
+"""ReaderStallWarning: a change that waits long for a read section names the thread, and still completes."""
 
 from __future__ import annotations
 
@@ -27,7 +27,9 @@ from memslots import (
 
 
 class Reader:
-    """A thread inside a section of the VM until `enough` holds; by itself, since the test's own thread waits."""
+    """A thread that stays inside a section of the VM until `enough` holds.
+
+    It polls the condition itself, because the test's own thread waits for it."""
 
     def __init__(self, vm: VM, enough: Callable[[], bool], name: str = "the slow reader") -> None:
         self.vm, self.enough, self.inside = vm, enough, threading.Event()
@@ -39,7 +41,7 @@ class Reader:
             self.inside.set()
             while not self.enough():
                 time.sleep(0.001)
-        self.over.wait()  # a thread that has ended has no name to be warned of by
+        self.over.wait()  # keep the thread alive: the warning needs its name
 
     def __enter__(self) -> Reader:
         self.thread.start()
@@ -61,8 +63,7 @@ def vm() -> Iterator[VM]:
             vm.check()
 
 
-def test_vm_made_inside_a_section() -> None:
-    """Whoever makes a VM may be reading in another one, and is warned all the same."""
+def test_vm_created_inside_a_section_of_another_vm_warns() -> None:
     with VM() as other, other.read():
         vm = VM()
     with vm, pytest.warns(ReaderStallWarning), Reader(vm, reported(vm)):
@@ -79,14 +80,14 @@ def shown_by(
     show: Callable[..., None],
     which: Literal["always", "default"] = "always",
 ) -> Iterator[None]:
-    """Warnings are shown, each or each text once, and this is what shows them."""
+    """Passes warnings to `show`: each one ("always"), or each text once ("default")."""
     with warnings.catch_warnings():
         warnings.simplefilter(which)
         monkeypatch.setattr(warnings, "showwarning", show)
         yield
 
 
-def test_named_and_repeated(vm: VM) -> None:
+def test_warning_names_the_thread_and_repeats(vm: VM) -> None:
     with (
         pytest.warns(ReaderStallWarning) as seen,
         Reader(vm, lambda: len(seen) >= 4) as reader,
@@ -106,7 +107,7 @@ def test_named_and_repeated(vm: VM) -> None:
             f"a change has waited for {stall.waited:.3f} s for the read section of thread "
             f"{reader.thread.native_id} (the slow reader)"
         )
-        assert warning.filename == put.__code__.co_filename  # the line that made the change
+        assert warning.filename == put.__code__.co_filename  # the caller of the change
 
 
 def update(vm: VM) -> None:
@@ -140,7 +141,7 @@ LEFT = {"create": 2, "delete": 0, "move": 1, "load": 2, "close": 0, "update": 0}
 
 @pytest.mark.parametrize("backend", backends())
 @pytest.mark.parametrize("call", CALLS)
-def test_every_call_that_waits(backend: str, call: str) -> None:
+def test_every_call_that_waits_warns(backend: str, call: str) -> None:
     if call == "update" and backend != "tree":
         return
     with VM(backend=backend) as vm:
@@ -152,8 +153,8 @@ def test_every_call_that_waits(backend: str, call: str) -> None:
 
 
 @pytest.mark.parametrize("call", CALLS)
-def test_as_an_error_it_breaks_nothing(vm: VM, call: str) -> None:
-    """The change is complete; then the caller hears of it, as of what a commit hook raised."""
+def test_warning_as_error_is_raised_after_the_change_is_complete(vm: VM, call: str) -> None:
+    """As with the exception of a commit hook, the call raises after it has completed the change."""
     with warnings.catch_warnings(), Reader(vm, reported(vm)):
         warnings.simplefilter("error", ReaderStallWarning)
         with pytest.raises(ReaderStallWarning, match="the slow reader") as caught:
@@ -164,8 +165,8 @@ def test_as_an_error_it_breaks_nothing(vm: VM, call: str) -> None:
     assert vm.closed == (call == "close")
 
 
-def test_roll_back_that_waits(vm: VM) -> None:
-    """The reader comes when the swap has been made, and is waited for by the swap that takes it back."""
+def test_roll_back_that_waits_for_a_reader_warns(vm: VM) -> None:
+    """The reader enters after the swap; the second swap, which rolls back, waits for it."""
     reader = Reader(vm, reported(vm))
 
     def then() -> None:
@@ -178,8 +179,8 @@ def test_roll_back_that_waits(vm: VM) -> None:
     assert len(vm) == 1
 
 
-def test_several_as_errors(vm: VM) -> None:
-    """The first is raised, the others are its notes."""
+def test_warning_as_error_keeps_later_exceptions_as_notes(vm: VM) -> None:
+    """The call raises the warning and adds the exception of the commit hook as a note."""
     stalls: list[float] = []
 
     class Loud(Listener):
@@ -197,7 +198,7 @@ def test_several_as_errors(vm: VM) -> None:
     assert any("RuntimeError('a commit hook')" in note for note in caught.value.__notes__)
 
 
-def test_a_refusal_comes_first(vm: VM) -> None:
+def test_refusal_by_a_hook_keeps_the_warning_as_note(vm: VM) -> None:
     class No(Listener):
         def prepare(self, change: Change) -> None:
             raise KeyError("no")
@@ -211,7 +212,7 @@ def test_a_refusal_comes_first(vm: VM) -> None:
     assert vm.gfn_to_slot_id_many(np.array([0, 20], np.uint64)).tolist() == [0, -1]
 
 
-def test_a_thread_that_python_does_not_know(vm: VM) -> None:
+def test_warning_about_a_thread_unknown_to_python_has_no_name(vm: VM) -> None:
     inside, native = threading.Event(), []
 
     def work() -> None:
@@ -231,7 +232,7 @@ def test_a_thread_that_python_does_not_know(vm: VM) -> None:
     assert str(stall).endswith(f"of thread {native[0]}")
 
 
-def test_off(vm: VM) -> None:
+def test_threshold_of_0_disables_the_warning(vm: VM) -> None:
     vm.stall_warning_ms = 0
     left = time.monotonic() + 0.05
     with warnings.catch_warnings(record=True) as seen:
@@ -242,8 +243,10 @@ def test_off(vm: VM) -> None:
     assert vm.stats()["stalls"] == 0
 
 
-def test_what_a_warning_may_do(vm: VM, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whoever shows the warning runs inside the change: he may look, not change."""
+def test_warning_hook_may_read_but_not_change_the_vm(
+    vm: VM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """warnings.showwarning runs inside the change: it may look up, but any change raises ReentrantChangeError."""
     seen: list[Any] = []
 
     def show(*arguments: object, **more: object) -> None:
@@ -263,24 +266,26 @@ def test_what_a_warning_may_do(vm: VM, monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(vm) == 2
 
 
-def test_what_a_warning_raises(vm: VM, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_exception_of_the_warning_hook_is_raised_once_after_the_change(
+    vm: VM, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def show(*arguments: object, **more: object) -> None:
         raise KeyboardInterrupt
 
     with shown_by(monkeypatch, show), Reader(vm, reported(vm)), pytest.raises(KeyboardInterrupt):
         put(vm, 1, 10, 1)
     assert len(vm) == 2
-    put(vm, 2, 30, 1)  # and is not raised again
+    put(vm, 2, 30, 1)  # does not raise again
 
 
 @pytest.mark.parametrize("bad", [-1, 2**32, 1.5, True, "5", None])
-def test_bad_values(vm: VM, bad: Any) -> None:
+def test_bad_stall_warning_ms_raises_and_keeps_the_old_value(vm: VM, bad: Any) -> None:
     with pytest.raises((TypeError, OverflowError), match="stall_warning_ms"):
         vm.stall_warning_ms = bad
     assert vm.stall_warning_ms == 5
 
 
-def test_setting() -> None:
+def test_stall_warning_ms_is_set_only_on_an_open_vm_outside_sections() -> None:
     with VM() as vm:
         assert vm.stall_warning_ms == 1000
         vm.stall_warning_ms = 2**32 - 1
@@ -293,7 +298,7 @@ def test_setting() -> None:
     assert vm.stall_warning_ms == 2**32 - 1
 
 
-def test_load_has_the_fields() -> None:
+def test_memslot_row_has_the_fields_of_memslot_dtype() -> None:
     assert set(np.dtype(MEMSLOT_ROW).names or ()) == set(MEMSLOT_DTYPE.names or ())
 
 
@@ -301,21 +306,21 @@ LOCKED: dict[str, Callable[[VM], object]] = {
     "get_dirty_log": lambda vm: vm.get_dirty_log(0),
     "clear_dirty_log": lambda vm: vm.clear_dirty_log(0, 0, 8, np.array([1], np.uint64)),
     "add_listener": lambda vm: vm.add_listener(Listener()),
-    "remove_listener": lambda vm: vm.remove_listener(EAR),
+    "remove_listener": lambda vm: vm.remove_listener(LISTENER),
     "create_vcpu": VM.create_vcpu,
     "manual_dirty_log_protect": lambda vm: setattr(vm, "manual_dirty_log_protect", 0),
     "stall_warning_ms": lambda vm: setattr(vm, "stall_warning_ms", 5),
     "check": VM.check,
 }
-EAR = Listener()
+LISTENER = Listener()
 
 
 @pytest.mark.parametrize("call", LOCKED)
-def test_whoever_ends_an_update_that_was_dropped_is_told(vm: VM, call: str) -> None:
-    """That one waits for the readers, in whatever call it has taken the lock; the next one is told nothing."""
+def test_call_that_rolls_back_a_dropped_update_warns(vm: VM, call: str) -> None:
+    """The first call that takes the lock rolls back and waits for the readers; the next call does not warn."""
     vm.set_user_memory_region(0, guest_phys_addr=0, memory_size=8 * PAGE, flags=1)
     vm.mark_page_dirty(3)
-    vm.add_listener(EAR)
+    vm.add_listener(LISTENER)
     update = vm.begin_update()
     update.__enter__()
     update.replace(update.find(0, active=False), None)
@@ -327,17 +332,17 @@ def test_whoever_ends_an_update_that_was_dropped_is_told(vm: VM, call: str) -> N
             LOCKED[call](vm)
     assert len(vm) == 1
     assert "the change itself is complete" in caught.value.__notes__[0]
-    if call == "get_dirty_log":  # the bits are not lost
+    if call == "get_dirty_log":  # the exception carries the log, so no bits are lost
         assert caught.value.dirty_log.tolist() == [8]
         assert vm.get_dirty_log(0).tolist() == [0]
     put(vm, 1, 10, 1)
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit])
-def test_a_warning_that_is_interrupted_is_told_again(
+def test_warning_that_an_interrupt_ended_is_shown_again(
     vm: VM, monkeypatch: pytest.MonkeyPatch, error: type[BaseException]
 ) -> None:
-    """Though Python shows each text once only."""
+    """The second text differs, because Python shows each text only once."""
     seen: list[str] = []
 
     def show(message: Warning | str, *arguments: object, **more: object) -> None:
@@ -357,10 +362,9 @@ def test_a_warning_that_is_interrupted_is_told_again(
     assert all("interrupt" not in text for text in seen[2:])
 
 
-def test_a_warning_that_cannot_be_shown_is_told_once(
+def test_warning_whose_hook_raises_is_not_marked_as_interrupted(
     vm: VM, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What shows it has been asked."""
     seen: list[str] = []
 
     def show(message: Warning | str, *arguments: object, **more: object) -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Subclasses of VM: which limits hold, and what a VM does that its class has not made yet."""
+"""Subclasses of VM: which limits apply, and how a VM behaves before super().__init__() has run."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def limits_of(vm: VM) -> dict[str, Any]:
 
 
 class Machine(VM):
-    """Own arguments, and limits for super().__init__()."""
+    """Takes its own arguments, and passes limits to super().__init__()."""
 
     def __init__(self, name: str = "m", *extra: object, **limits: Any) -> None:
         self.name = name
@@ -46,8 +46,8 @@ class Machine(VM):
 
 
 @pytest.mark.parametrize("name", LIMITS)
-def test_limits_of_super_init(name: str) -> None:
-    """Each of them holds, and the others are the defaults."""
+def test_limit_passed_to_super_init_applies(name: str) -> None:
+    """The other limits keep their defaults."""
     with Machine("a", 1, 2, **{name: FIRST[name]}) as vm:
         assert limits_of(vm) == DEFAULTS | {name: FIRST[name]}
         put(vm, 1, 5, 2)
@@ -55,8 +55,8 @@ def test_limits_of_super_init(name: str) -> None:
         vm.check()
 
 
-def test_arguments_of_the_subclass_are_its_own() -> None:
-    """The subclass decides which limits the VM gets, also where its arguments have the names of limits."""
+def test_arguments_of_the_subclass_are_not_limits() -> None:
+    """Only super().__init__() sets limits, even if arguments of the subclass have the names of limits."""
 
     class Own(VM):
         def __init__(self, address_spaces: str, user_mem_slots: list[int]) -> None:
@@ -82,8 +82,8 @@ def test_arguments_of_the_subclass_are_its_own() -> None:
         ({"backend": None}, TypeError),
     ],
 )
-def test_refused_limits(limits: dict[str, Any], error: type[Exception]) -> None:
-    """As VM() refuses them; the subclass may try again with others."""
+def test_bad_limits_raise_as_in_vm(limits: dict[str, Any], error: type[Exception]) -> None:
+    """The message is that of VM().  The subclass may call super().__init__() again with valid limits."""
 
     class Again(VM):
         def __init__(self) -> None:
@@ -102,7 +102,7 @@ def test_refused_limits(limits: dict[str, Any], error: type[Exception]) -> None:
     assert limits_of(again) == FIRST
 
 
-def test_positional_limits() -> None:
+def test_positional_limit_raises_typeerror() -> None:
     class Positional(VM):
         def __init__(self) -> None:
             super().__init__(2)  # type: ignore[misc]
@@ -112,13 +112,13 @@ def test_positional_limits() -> None:
 
 
 @pytest.mark.parametrize("name", LIMITS)
-def test_second_init(name: str) -> None:
-    """The limits of a VM never change: __init__() with the same ones does nothing, with others it is a TypeError."""
+def test_second_init_never_changes_limits(name: str) -> None:
+    """A second __init__() does nothing with the same limits, and raises TypeError with others."""
 
     class Diamond(Machine):
         def __init__(self, **limits: Any) -> None:
             super().__init__(**limits)
-            VM.__init__(self)  # as cooperating classes may do
+            VM.__init__(self)  # cooperating classes may do this
 
     for vm in (
         VM(**FIRST),
@@ -146,8 +146,8 @@ def test_second_init(name: str) -> None:
         assert vm.closed
 
 
-def test_init_after_new() -> None:
-    """__new__() makes a VM with its limits where no class has an __init__() of its own."""
+def test_new_creates_the_vm_of_a_class_without_init() -> None:
+    """If no subclass defines __init__(), __new__() makes the VM with its limits."""
     vm = VM.__new__(VM)
     assert limits_of(vm) == DEFAULTS
     with pytest.raises(TypeError, match="address_spaces=1"):
@@ -158,13 +158,13 @@ def test_init_after_new() -> None:
 
 
 class Inheriting(VM):
-    """No __init__() and no __new__() of its own."""
+    """Defines neither __init__() nor __new__()."""
 
     name = "i"
 
 
 class Named(VM):
-    """Made by __new__(), as numpy's subclasses are."""
+    """Sets itself up in __new__(), as subclasses of numpy arrays do."""
 
     def __new__(cls, name: str, **limits: Any) -> Named:
         vm = super().__new__(cls, **limits)
@@ -174,11 +174,11 @@ class Named(VM):
         return vm
 
 
-def test_own_new() -> None:
+def test_subclass_may_define_new() -> None:
     assert limits_of(Inheriting(**FIRST)) == limits_of(Named("n", **FIRST)) == FIRST
 
     class More(VM):
-        """__new__() takes other arguments than it passes on."""
+        """__new__() passes other arguments to super().__new__()."""
 
         def __new__(cls, address_spaces: int) -> More:
             return super().__new__(cls, address_spaces=address_spaces + 1)
@@ -186,8 +186,8 @@ def test_own_new() -> None:
     assert More(2).address_spaces == More(address_spaces=2).address_spaces == 3
 
 
-def test_own_new_and_own_init() -> None:
-    """Limits of super().__new__() hold, unless super().__init__() names them too."""
+def test_limits_of_init_override_limits_of_new() -> None:
+    """Limits passed to super().__new__() apply unless super().__init__() passes them, too."""
 
     class Both(VM):
         def __new__(cls, *args: object) -> Both:
@@ -200,7 +200,7 @@ def test_own_new_and_own_init() -> None:
     assert limits_of(Both()) == limits_of(Both(1, 2)) == want
 
     class Through(VM):
-        """__new__() hands everything on, as a mixin does: arguments of the subclass are no limits."""
+        """__new__() passes all arguments on, as a mixin does: VM ignores the arguments of the subclass."""
 
         def __new__(cls, *args: Any, **kwargs: Any) -> Through:
             return super().__new__(cls, *args, **kwargs)
@@ -211,8 +211,8 @@ def test_own_new_and_own_init() -> None:
     assert limits_of(Through("a", color=1)) == DEFAULTS | {"address_spaces": 4}
 
 
-def test_several_bases() -> None:
-    """Where the __init__() that Python finds first is not VM's, it makes the VM by super().__init__()."""
+def test_multiple_inheritance_creates_the_vm_through_super_init() -> None:
+    """If VM is not the first base, the __init__() of the first base must call super().__init__()."""
 
     class Mixin:
         def __init__(self, *, tag: str, **rest: Any) -> None:
@@ -237,8 +237,7 @@ def test_several_bases() -> None:
         Abstract()
 
 
-def test_init_that_was_replaced() -> None:
-    """A class may get its __init__() later, and lose it."""
+def test_init_added_to_or_removed_from_a_class_takes_effect() -> None:
 
     class Late(VM): ...
 
@@ -251,7 +250,7 @@ def test_init_that_was_replaced() -> None:
     assert Late(address_spaces=3).address_spaces == 3
 
 
-# ---- not made yet --------------------------------------------------------------------------------
+# ---- before super().__init__() -------------------------------------------------------------------
 
 
 class Forgetful(VM):
@@ -266,7 +265,7 @@ class Data(VM):
 
 
 def uses() -> dict[str, Callable[[VM], object]]:
-    """Every kind of use that has to find an open VM."""
+    """Every kind of use that needs an open VM."""
     gfns = np.zeros(3, np.uint64)
     return {
         **{
@@ -347,8 +346,8 @@ def half_made() -> dict[str, VM]:
 
 @pytest.mark.parametrize("use", uses())
 @pytest.mark.parametrize("kind", half_made())
-def test_use_before_init(kind: str, use: str) -> None:
-    """ClosedError, which names the class and the call that is missing; nothing breaks."""
+def test_use_before_init_raises_closederror(kind: str, use: str) -> None:
+    """The message names the class and the missing call."""
     vm = half_made()[kind]
     with pytest.raises(
         ClosedError,
@@ -358,8 +357,8 @@ def test_use_before_init(kind: str, use: str) -> None:
 
 
 @pytest.mark.parametrize("kind", half_made())
-def test_what_can_be_said_before_init(kind: str) -> None:
-    """What a closed VM answers too; and it can still be made."""
+def test_vm_before_init_answers_like_a_closed_vm(kind: str) -> None:
+    """__init__() can still make the VM afterwards."""
     vm = half_made()[kind]
     assert (vm.closed, len(vm), bool(vm), vm.nr_memslot_pages) == (True, 0, True, 0)
     assert (vm.manual_dirty_log_protect, vm.stall_warning_ms) == (0, 0)
@@ -372,8 +371,8 @@ def test_what_can_be_said_before_init(kind: str) -> None:
     vm.check()
 
 
-def test_attributes_before_init() -> None:
-    """A subclass may set attributes, and make parts that refer to it, before it makes the VM."""
+def test_attributes_may_be_set_before_init() -> None:
+    """A subclass may also make references to itself before it calls super().__init__()."""
 
     class Owner(VM):
         def __init__(self) -> None:
@@ -387,10 +386,10 @@ def test_attributes_before_init() -> None:
     assert owner.parts[1](5) == owner.parts[2].gfn_to_hva(5) == 0
 
 
-def test_index_that_calls_init() -> None:
-    """One of the two calls makes the VM; the other one does not make it again."""
+def test_init_called_from_an_argument_creates_the_vm_once() -> None:
+    """The inner __init__() makes the VM; the outer one raises TypeError."""
 
-    class Meddler:
+    class CallsInit:
         def __init__(self, vm: VM) -> None:
             self.vm = vm
 
@@ -400,12 +399,12 @@ def test_index_that_calls_init() -> None:
 
     vm = Forgetful()
     with pytest.raises(TypeError, match="made by another"):
-        VM.__init__(vm, address_spaces=Meddler(vm))
+        VM.__init__(vm, address_spaces=CallsInit(vm))
     assert vm.address_spaces == 3
 
 
-def test_threads_that_call_init() -> None:
-    """Of many, one makes the VM; the others find other limits, or the VM that they wanted."""
+def test_concurrent_init_creates_the_vm_once() -> None:
+    """One of four threads makes the VM; the others raise TypeError, because their limits differ."""
     for _ in range(50):
         vm = Forgetful()
         made: list[int] = []
@@ -442,7 +441,7 @@ class Fails(VM):
         seen.append((self.at, self.closed, len(self)))
         self.close()
         refused(ClosedError, self.memslots)
-        VM.__init__(self)  # on a closed VM too
+        VM.__init__(self)  # does nothing on a closed VM
         if self.at == 0: VM.__init__(self)
 
 class Refused(VM):
@@ -451,7 +450,7 @@ class Refused(VM):
 
 class Swapped(VM):
     def __new__(cls, other):
-        return other          # __init__ of a VM that is there, or is none
+        return other          # Python then calls __init__ on an existing VM, or not at all
     def __init__(self, other):
         super().__init__()
 
@@ -481,13 +480,12 @@ print("well")
 """
 
 
-def test_exceptions_in_every_state() -> None:
-    """Before, inside and after super().__init__(); __del__() meets what is there."""
+def test_del_works_after_an_exception_at_any_point_of_init() -> None:
+    """The exception comes before, inside or after super().__init__(); __del__() then uses and closes the VM."""
     runs("sys.unraisablehook = lambda u: None\n" + EVERY_STATE)
 
 
-def test_no_reference_is_kept() -> None:
-    """Neither the arguments of a VM nor the VM of a refused __init__() live on."""
+def test_vm_keeps_no_reference_to_its_arguments() -> None:
 
     class Number:
         def __index__(self) -> int:
@@ -503,8 +501,8 @@ def test_no_reference_is_kept() -> None:
         assert vm.address_spaces == 2
 
 
-def test_limits_in_every_combination() -> None:
-    """A few limits here, a few there: each kind of subclass has what VM() would have."""
+def test_every_combination_of_limits_gives_the_limits_of_vm() -> None:
+    """Each kind of subclass gets the limits that VM() gets from the same arguments."""
     names = list(LIMITS)
     for n in range(len(names) + 1):
         for some in itertools.combinations(names, n):

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Threads and forks: every call beside every other, read sections, who waits for whom."""
+"""Threads and forks: concurrent calls, read sections, and which calls wait for which."""
 
 from __future__ import annotations
 
@@ -43,8 +43,8 @@ def vm() -> Iterator[VM]:
 
 
 @pytest.fixture
-def often() -> Iterator[None]:
-    """Threads take turns as often as Python lets them."""
+def frequent_switches() -> Iterator[None]:
+    """Python switches threads as often as possible."""
     before = sys.getswitchinterval()
     sys.setswitchinterval(1e-5)
     yield
@@ -52,7 +52,7 @@ def often() -> Iterator[None]:
 
 
 class Crew:
-    """Threads that work until the body is over; what one of them raises is raised at the end."""
+    """Threads that work until the body of `with` ends, which then raises the first exception of a thread."""
 
     def __init__(self, *works: Callable[[Crew], object]) -> None:
         self.stop, self.errors, self.rounds = False, [], [0] * len(works)
@@ -75,8 +75,8 @@ class Crew:
         return self
 
     def worked(self, rounds: int) -> bool:
-        """Whether each thread has done that many rounds, or one has failed.  A busy machine may take long for it; a
-        thread that never does is ended with the test by faulthandler_timeout."""
+        """Whether each thread has done that many rounds, or one has failed.  A busy machine may need long for that;
+        faulthandler_timeout ends a test whose threads make no progress."""
         return bool(self.errors) or min(self.rounds) >= rounds
 
     def __exit__(self, *exc_info: object) -> None:
@@ -87,10 +87,10 @@ class Crew:
             raise self.errors[0]
 
 
-# ---- answers that check themselves ------------------------------------------------------------------
+# ---- lookups whose answers reveal the slots they come from -------------------------------------------
 
-# Slot i has the pages [64 i, 64 i + 64).  Its host address says where it is: what a lookup finds for a
-# gfn is hva_of(gfn, shift) for one of two shifts, or nothing; a mixture of two states is none of these.
+# Slot i has the pages [64 i, 64 i + 64), and its host address depends on its place.  A lookup of a gfn gives
+# hva_of(gfn, shift) for one of two shifts, or a hole; any other answer is a mixture of two states.
 SLOTS = 40
 SHIFTS = (0, 2**40)
 
@@ -109,7 +109,7 @@ def fill(vm: VM) -> None:
 
 
 def shift_slot(vm: VM, i: int, shift: int) -> None:
-    """Deleted and made again elsewhere in host memory."""
+    """Deletes slot i and creates it again at another host address."""
     put(vm, i, 0, 0)
     put(vm, i, 64 * i, 64, hva=hva_of(64 * i, shift))
 
@@ -202,9 +202,9 @@ def look_around(vm: VM) -> Callable[[Crew], None]:
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("often")
-def test_lookups_beside_changes(vm: VM) -> None:
-    """Every kind of lookup in a thread of its own while slots come and go: no answer is a mixture."""
+@pytest.mark.usefixtures("frequent_switches")
+def test_lookups_during_changes_never_mix_two_states(vm: VM) -> None:
+    """Each kind of lookup has its own thread while the main thread deletes and creates slots."""
     fill(vm)
     vcpu = vm.create_vcpu()
     looks = [
@@ -225,9 +225,9 @@ def test_lookups_beside_changes(vm: VM) -> None:
     vm.check()
 
 
-@pytest.mark.usefixtures("often")
-def test_changes_from_many_threads(vm: VM) -> None:
-    """Each has ids and gfns of its own; all of them arrive."""
+@pytest.mark.usefixtures("frequent_switches")
+def test_changes_from_many_threads_all_take_effect(vm: VM) -> None:
+    """Each thread has its own ids and gfns."""
 
     def work(me: int) -> None:
         for i in range(100):
@@ -246,9 +246,9 @@ def test_changes_from_many_threads(vm: VM) -> None:
     assert vm.generation() == 6 * (100 + 200 + 34 * 2)
 
 
-@pytest.mark.usefixtures("often")
-def test_no_dirty_bit_is_lost(vm: VM) -> None:
-    """What is marked is harvested, while several threads harvest and the sets are swapped."""
+@pytest.mark.usefixtures("frequent_switches")
+def test_no_dirty_bit_is_lost_during_harvests_and_swaps(vm: VM) -> None:
+    """Two threads mark and two harvest while the main thread swaps the sets; the harvests contain every mark."""
     put(vm, 0, 0, 640, flags=LOG)
     put(vm, 1, 10_000, 1)
     harvested, marked, lock = np.zeros(10, np.uint64), [], threading.Lock()
@@ -280,8 +280,8 @@ def test_no_dirty_bit_is_lost(vm: VM) -> None:
     assert bits() == set(marked)
 
 
-def test_a_mark_meets_the_log_wherever_the_slot_is(vm: VM) -> None:
-    """A MOVE has the log with it at every moment: a mark in a hook is not lost either."""
+def test_mark_during_a_move_reaches_the_log(vm: VM) -> None:
+    """The hooks of the MOVE mark the old place of the slot, then the new one."""
 
     class Marks(Listener):
         def prepare(self, change: Change) -> None:
@@ -298,9 +298,9 @@ def test_a_mark_meets_the_log_wherever_the_slot_is(vm: VM) -> None:
 
 
 @pytest.mark.parametrize("as_array", [False, True])
-@pytest.mark.usefixtures("often")
-def test_close_during_lookups(as_array: bool) -> None:
-    """Answers are as if the slots were there, as if not, or ClosedError."""
+@pytest.mark.usefixtures("frequent_switches")
+def test_close_during_lookups_gives_old_answers_or_closederror(as_array: bool) -> None:
+    """Each answer is that of the open VM, a hole, or ClosedError."""
     for _ in range(10):
         vm = VM()
         fill(vm)
@@ -327,7 +327,7 @@ def test_close_during_lookups(as_array: bool) -> None:
             vm.memslots()
 
 
-def test_two_threads_close() -> None:
+def test_concurrent_close_from_several_threads_succeeds() -> None:
     vm = VM()
     fill(vm)
     threads = [threading.Thread(target=vm.close) for _ in range(4)]
@@ -338,9 +338,9 @@ def test_two_threads_close() -> None:
     assert vm.closed
 
 
-@pytest.mark.usefixtures("often")
-def test_one_vcpu_and_two_threads(vm: VM) -> None:
-    """The second goes without the hint, and both get right answers."""
+@pytest.mark.usefixtures("frequent_switches")
+def test_vcpu_shared_by_threads_gives_right_answers(vm: VM) -> None:
+    """Only one thread at a time uses the vCPU's hint; the others look up without it."""
     fill(vm)
     vcpu = vm.create_vcpu()
     moves = 0
@@ -351,15 +351,17 @@ def test_one_vcpu_and_two_threads(vm: VM) -> None:
     vm.check()
 
 
-def test_thread_that_ends_gives_its_record_back(vm: VM) -> None:
-    """Memory does not grow with the number of threads that ever looked."""
+def test_ended_thread_returns_its_record(vm: VM) -> None:
+    """Memory does not grow with the number of threads that have ever looked up."""
     put(vm, 0, 0, 1)
 
     def one() -> None:
         thread = threading.Thread(target=vm.gfn_to_hva, args=(0,))
         thread.start()
         thread.join()
-        while os.path.exists(f"/proc/self/task/{thread.native_id}"):  # its record goes back last
+        while os.path.exists(
+            f"/proc/self/task/{thread.native_id}"
+        ):  # the thread returns its record last
             time.sleep(0)
 
     for _ in range(5):
@@ -370,8 +372,8 @@ def test_thread_that_ends_gives_its_record_back(vm: VM) -> None:
     assert vm.stats()["blocks"] <= before + 2
 
 
-def test_thread_that_dies_inside_a_section(vm: VM) -> None:
-    """Its section ends with it: a change does not wait for ever."""
+def test_section_of_an_ended_thread_does_not_block_changes(vm: VM) -> None:
+    """The section ends with its thread."""
     put(vm, 0, 0, 1)
     kept: list[ReadSection] = []
 
@@ -396,8 +398,8 @@ def test_thread_that_dies_inside_a_section(vm: VM) -> None:
 
 
 @pytest.mark.filterwarnings("ignore::memslots.ReaderStallWarning")
-def test_section_holds_up_a_change(vm: VM) -> None:
-    """The change is seen to wait, and goes on when the section ends; inside, nothing moves."""
+def test_change_waits_for_a_section_that_sees_the_old_slots(vm: VM) -> None:
+    """The change continues when the section ends."""
     put(vm, 0, 0, 1, hva=PAGE)
     vm.stall_warning_ms = 1
     done = threading.Event()
@@ -447,9 +449,9 @@ WAITING: dict[str, Callable[[VM, Listener], object]] = {
 
 
 @pytest.mark.parametrize("call", WAITING)
-def test_what_waits_has_no_gil(vm: VM, call: str) -> None:
-    """Behind a change that waits for a section.  No warning comes that would take turns with the GIL: a call that
-    kept it would hang here, since the section is left by a thread that needs it."""
+def test_call_that_waits_for_the_lock_releases_the_gil(vm: VM, call: str) -> None:
+    """The call waits for a change that waits for a section.  A call that kept the GIL would hang here, because the
+    thread that leaves the section needs it.  Stall warnings are off: to show one, a change takes the GIL."""
     listener = Listener()
     vm.add_listener(listener)
     put(vm, 0, 0, 1, flags=LOG)
@@ -479,7 +481,7 @@ def test_what_waits_has_no_gil(vm: VM, call: str) -> None:
         thread.join()
 
 
-def test_lookups_of_others_do_not_wait_for_a_waiting_change(vm: VM) -> None:
+def test_lookups_do_not_wait_for_a_change_that_waits_for_a_section(vm: VM) -> None:
     put(vm, 0, 0, 1)
     inside, leave = threading.Event(), threading.Event()
 
@@ -519,8 +521,8 @@ REFUSED: dict[str, Callable[[VM], object]] = {
 
 
 @pytest.mark.parametrize("call", REFUSED)
-def test_changes_inside_a_section(vm: VM, call: str) -> None:
-    """EDEADLK at once, for this VM and for any other."""
+def test_change_inside_a_section_raises_edeadlk(vm: VM, call: str) -> None:
+    """A section of another VM makes no difference: the call fails immediately."""
     put(vm, 0, 0, 1, flags=LOG)
     with VM() as other:
         put(other, 0, 0, 1, flags=LOG)
@@ -532,8 +534,8 @@ def test_changes_inside_a_section(vm: VM, call: str) -> None:
     put(vm, 1, 1, 1)
 
 
-def test_sections_nest(vm: VM) -> None:
-    """The same one again, and others; the outermost decides what is seen."""
+def test_sections_nest_until_the_outermost_ends(vm: VM) -> None:
+    """Nests one section object in itself and in another one."""
     section = vm.read()
     with section, section, vm.read(), section as same:
         assert same is vm
@@ -545,7 +547,7 @@ def test_sections_nest(vm: VM) -> None:
     put(vm, 1, 1, 1)
 
 
-def test_section_left_too_often(vm: VM) -> None:
+def test_leaving_a_section_twice_raises(vm: VM) -> None:
     section = vm.read()
     for _ in range(2):
         with pytest.raises(RuntimeError, match="left once"):
@@ -555,13 +557,13 @@ def test_section_left_too_often(vm: VM) -> None:
     put(vm, 0, 0, 1)
 
 
-def test_section_of_another_thread(vm: VM) -> None:
-    """Neither left nor entered from there; it still belongs to its own."""
+def test_section_of_another_thread_cannot_be_left_or_entered(vm: VM) -> None:
+    """The failed calls leave the section open for its own thread."""
     put(vm, 0, 0, 1)
     section = vm.read()
     errors: list[BaseException] = []
 
-    def meddle() -> None:
+    def misuse() -> None:
         for call in (lambda: section.__exit__(None, None, None), section.__enter__):
             try:
                 call()
@@ -570,7 +572,7 @@ def test_section_of_another_thread(vm: VM) -> None:
         put(vm, 0, 9, 1)  # waits for the section
 
     with section:
-        thread = threading.Thread(target=meddle)
+        thread = threading.Thread(target=misuse)
         thread.start()
         time.sleep(0.05)
         assert vm.gfn_to_hva(0) == 0
@@ -582,8 +584,7 @@ def test_section_of_another_thread(vm: VM) -> None:
         ReadSection(None)
 
 
-def test_section_that_is_dropped(vm: VM) -> None:
-    """It ends with its object."""
+def test_dropped_section_ends(vm: VM) -> None:
     section = vm.read()
     section.__enter__()
     section.__enter__()
@@ -594,8 +595,8 @@ def test_section_that_is_dropped(vm: VM) -> None:
 
 
 @pytest.mark.parametrize("end", ["leave", "drop"])
-def test_section_of_a_thread_whose_ident_is_used_again(vm: VM, end: str) -> None:
-    """Idents are the system's, which the next thread may get: it is somebody else all the same."""
+def test_section_does_not_pass_to_a_thread_with_a_reused_ident(vm: VM, end: str) -> None:
+    """The system may give the ident of an ended thread to a new one, which must not own the old section."""
     left: list[ReadSection] = []
     idents: list[int] = []
 
@@ -610,7 +611,9 @@ def test_section_of_a_thread_whose_ident_is_used_again(vm: VM, end: str) -> None
             with pytest.raises(RuntimeError, match="by the thread that entered it"):
                 left[0].__exit__(None, None, None)
         left.clear()
-        put(vm, 1, len(idents), 1)  # neither inside a section nor waiting for one
+        put(
+            vm, 1, len(idents), 1
+        )  # fails inside a section, and hangs if the old section is still open
 
     for _ in range(50):
         for target in (enter, end_it):
@@ -618,18 +621,18 @@ def test_section_of_a_thread_whose_ident_is_used_again(vm: VM, end: str) -> None
             thread.start()
             thread.join()
     if len(set(idents)) == len(idents):
-        pytest.skip("here no ident is used again")
+        pytest.skip("this system did not reuse an ident")
     vm.check()
 
 
-def test_section_and_exceptions(vm: VM) -> None:
+def test_exception_leaves_the_section(vm: VM) -> None:
     with pytest.raises(ZeroDivisionError), vm.read():
         raise ZeroDivisionError
     put(vm, 0, 0, 1)
 
 
-def test_section_of_a_closed_vm(vm: VM) -> None:
-    """Made before, entered after."""
+def test_entering_a_section_of_a_closed_vm_raises_closederror(vm: VM) -> None:
+    """The section object was made before the close."""
     section = vm.read()
     vm.close()
     with pytest.raises(ClosedError), section:
@@ -648,8 +651,7 @@ def test_close_waits_for_a_section(vm: VM) -> None:
     assert vm.closed
 
 
-def test_sections_in_many_generators(vm: VM) -> None:
-    """Left in another order than entered."""
+def test_sections_may_be_left_in_the_order_of_entry(vm: VM) -> None:
     put(vm, 0, 0, 1)
     sections = [vm.read() for _ in range(10)]
     for section in sections:
@@ -694,7 +696,7 @@ def changes():
     assert not vm.closed and len(vm) == 20
 
 def own():
-    # A VM of the child's own works as any, in several threads.
+    # A VM that the child makes works normally, in several threads.
     with VM() as mine:
         put(mine, 0, 0, 5)
         threads = [threading.Thread(target=put, args=(mine, n, 10 * n, 5)) for n in range(1, 5)]
@@ -765,9 +767,9 @@ FORKS = {
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
 @pytest.mark.parametrize("kind", FORKS)
-def test_fork(kind: str) -> None:
-    """The child looks and gets the parent's answers; a change is ForkedError; it never hangs; the
-    parent goes on as if nothing had been."""
+def test_forked_child_reads_but_cannot_change_the_vm(kind: str) -> None:
+    """The child gets the parent's answers from lookups, and ForkedError from changes; it never hangs.  The fork does
+    not affect the parent."""
     after = "\nlooks(); vm.check(); put(vm, 50, 5000, 1); put(vm, 0, 0, 0); assert len(vm) == 20; print('well')\n"
     script = PRELUDE + FORK + FORKS[kind] + after
     done = subprocess.run(
@@ -801,8 +803,8 @@ EXITS = {
 
 
 @pytest.mark.parametrize("kind", EXITS)
-def test_interpreter_ends_beside(kind: str) -> None:
-    """A daemon thread is wherever it is when the process ends: it ends, without a word."""
+def test_interpreter_exits_silently_with_daemon_threads(kind: str) -> None:
+    """The process exits with status 0 and prints nothing, wherever the daemon thread is."""
     script = f"""{PRELUDE}
 vm = VM()
 put(vm, 0, 0, 1)
@@ -816,8 +818,8 @@ time.sleep(0.1)
     assert (done.returncode, done.stderr) == (0, "")
 
 
-def test_errors_of_a_thread_are_its_own(vm: VM) -> None:
-    """Refusals in two threads at once name what each asked for."""
+def test_concurrent_errors_name_the_slot_of_their_own_call(vm: VM) -> None:
+    """Four threads get errors at the same time."""
     wrong: list[str] = []
 
     def work(me: int) -> None:
