@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""tools/anchors.py finds texts by their functions, whatever changes around them, and names each missing one."""
+"""tools/anchors.py finds a text inside its function despite changes around it, and names each missing text."""
 
 from __future__ import annotations
 
@@ -216,8 +216,8 @@ def test_texts_of_python(
     assert changed(sources(tmp_path, a__pyx=PYX), name, old, new) == PYX.replace(gone, come, 1)
 
 
-def test_comments_and_places_do_not_count(tmp_path: Path) -> None:
-    """The same anchor fits after a comment is rewritten, the code is reformatted and the function has moved."""
+def test_anchor_survives_new_comments_format_and_place(tmp_path: Path) -> None:
+    """The anchor still matches after a comment is rewritten, the code is reformatted and the function has moved."""
     moved = C.replace("/* a comment */", "").replace(
         "i->key < LIMIT) {", "i->key\n\t    < LIMIT /* new */)\n\t{"
     )
@@ -228,7 +228,7 @@ def test_comments_and_places_do_not_count(tmp_path: Path) -> None:
 
 
 def test_several_edits_of_one_file(tmp_path: Path) -> None:
-    """All are searched in the original text: a replacement is no hit of another edit."""
+    """All edits search the original text: a replacement cannot match another edit."""
     s = sources(tmp_path, a__c="void f(void)\n{\n\tone();\n\ttwo();\n}\n")
     edits = [s.find("f", "", "one();", ""), s.find("f", "", "two();", "one();\ntwo();")]
     assert (
@@ -275,8 +275,8 @@ def test_errors_name_the_candidates(
         s.find(name, file, old, "return 0;")
 
 
-def test_equal_names(tmp_path: Path) -> None:
-    """The text decides among functions of one name, and then the file."""
+def test_text_then_file_decides_among_functions_of_one_name(tmp_path: Path) -> None:
+    """The file decides if the text is in more than one of them."""
     one, two = "static int f(void)\n{\n\treturn 1;\n}\n", "static int f(void)\n{\n\treturn 2;\n}\n"
     s = sources(tmp_path, a__c=one, b__c=two, c__c=two)
     assert s.find("f", "", "return 1;", "return 0;").file == "src/a.c"

@@ -25,7 +25,7 @@ ROOT = Path(__file__).parents[2]
 HEADER = ROOT / "src" / "_core" / "include" / "memslots.h"
 BUILD_TOOLS = ("scikit_build_core", "Cython", "cython_cmake", "cmake", "ninja")
 
-# What an install says of itself: read by the tests as JSON.
+# Prints the folders of an install as JSON.
 SHOW = """
 import json, os, memslots
 folder, package = memslots.get_include(), os.path.dirname(memslots.__file__)
@@ -37,15 +37,17 @@ print(json.dumps({"include": folder, "package": package, "pxd": pxd}))
 """
 
 
-def test_header_of_this_install() -> None:
-    """Whatever kind of install runs the tests."""
+def test_header_has_the_version_of_the_package() -> None:
+    """Holds for every kind of install that runs the tests."""
     header = Path(memslots.get_include()) / "memslots.h"
     assert header.is_absolute()
     assert f'#define MS_VERSION "{memslots.__version__}"' in header.read_text(encoding="utf-8")
 
 
-def test_no_header(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """An error that says where the header was looked for, not the name of a folder that is not there."""
+def test_missing_header_raises_filenotfounderror(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The message names the folder that get_include() searched."""
     monkeypatch.setattr(memslots, "__path__", [str(tmp_path)])
     monkeypatch.setattr(memslots, "__file__", str(tmp_path / "__init__.py"))
     with pytest.raises(FileNotFoundError, match=re.escape(str(tmp_path / "include"))):
@@ -79,7 +81,7 @@ def environment(folder: Path) -> Path:
 
 
 def install(python: Path, build: Path, *how: str) -> None:
-    """As `pip install` in a checkout; without optimization, which only costs time here."""
+    """Runs `pip install` in a checkout, without optimization to save time."""
     command = [str(python), "-m", "pip", "install", "-q", "--no-build-isolation", "--no-deps"]
     options = {
         "build-dir": str(build),
@@ -98,8 +100,8 @@ def install(python: Path, build: Path, *how: str) -> None:
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
 
 
-def shown(python: Path, folder: Path, **env: str) -> dict[str, Any]:
-    """What the install says, asked from a folder that has nothing to do with it."""
+def folders_of(python: Path, folder: Path, **env: str) -> dict[str, Any]:
+    """The folders of an install, printed by a process outside of the checkout."""
     clean = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     done = subprocess.run(
         [str(python), "-c", SHOW],
@@ -116,16 +118,16 @@ def shown(python: Path, folder: Path, **env: str) -> dict[str, Any]:
 
 @needs_build
 @pytest.mark.slow
-def test_editable_and_target(tmp_path: Path) -> None:
-    """The editable package lies in the checkout and its header where it was installed; both kinds find a header."""
+def test_editable_and_target_installs_find_their_header(tmp_path: Path) -> None:
+    """An editable install keeps the package in the checkout and installs the header."""
     python = environment(tmp_path / "venv")
     build = tmp_path / "build"
     target = tmp_path / "target"
     install(python, build, "--target", str(target))
-    plain = shown(python, tmp_path, PYTHONPATH=str(target))
+    plain = folders_of(python, tmp_path, PYTHONPATH=str(target))
     assert Path(plain["package"]) == target / "memslots"
     install(python, build, "--editable")
-    editable = shown(python, tmp_path)
+    editable = folders_of(python, tmp_path)
     assert Path(editable["package"]) == ROOT / "src" / "memslots"
     for found in (editable, plain):
         header = Path(found["include"]) / "memslots.h"

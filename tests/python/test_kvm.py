@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The binding of /dev/kvm: arguments, errors, sizes, and the calls that it must not make."""
+"""The binding of /dev/kvm: arguments, errors, sizes, and calls that must not reach the kernel."""
 
 import errno
 import fcntl
@@ -29,10 +29,10 @@ def vm():
 
 @pytest.fixture
 def no_ioctl(monkeypatch):
-    """Returns a switch: from its call on, any ioctl fails the test."""
+    """Returns a function; after its call, any ioctl fails the test."""
 
     def forbidden(*args):
-        raise AssertionError(f"the kernel was asked: {args}")
+        raise AssertionError(f"unexpected ioctl: {args}")
 
     return lambda: monkeypatch.setattr(fcntl, "ioctl", forbidden)
 
@@ -92,7 +92,7 @@ def test_check_extension_arguments(vm):
 # ---- slots ---------------------------------------------------------------------------------------
 
 
-def test_every_change(vm):
+def test_every_kind_of_change_succeeds(vm):
     put(vm, 3, 0x10, 4, hva=0x7000)
     put(vm, 3, 0x10, 4, hva=0x7000)
     put(vm, 3, 0x11, 4, hva=0x7000)
@@ -136,7 +136,7 @@ def test_guest_memfd_goes_through_the_second_call(vm):
     put(vm, 1, 0, 1, guest_memfd=-1)
 
 
-def test_address_space_that_is_not_there(vm):
+def test_unknown_address_space_is_refused(vm):
     refused(errno.EINVAL, put, vm, 0, 0, 1, as_id=vm.address_spaces)
     refused(errno.EINVAL, vm.get_dirty_log, 0, as_id=vm.address_spaces)
 
@@ -184,7 +184,7 @@ def test_other_numbers_never_wrap(vm, no_ioctl):
                 call(number)
 
 
-def test_wrong_types(vm, no_ioctl):
+def test_wrong_types_raise_typeerror(vm, no_ioctl):
     no_ioctl()
     for wrong in ("1", 1.0, None, [1]):
         with pytest.raises(TypeError):
@@ -197,7 +197,7 @@ def test_wrong_types(vm, no_ioctl):
             vm.manual_dirty_log_protect = wrong
 
 
-def test_numpy_numbers(vm):
+def test_numpy_integers_are_accepted(vm):
     put(vm, np.int64(7), 0, 1, hva=0, guest_phys_addr=np.uint64(0x1000))
     refused(errno.EINVAL, put, vm, 8, 0, 1, guest_phys_addr=np.uint64(2**64 - PAGE))
     put(vm, np.uint16(7), 0, 0, hva=0)
@@ -299,19 +299,19 @@ def test_manual_protect(vm):
 
 @pytest.mark.parametrize("npages", [kvm.MAX_BUILT_PAGES + 1, MAX_NR_PAGES])
 @pytest.mark.parametrize("flags", [0, LOG, READONLY])
-def test_a_huge_slot_is_not_asked_for(vm, no_ioctl, npages, flags):
-    assert vm.hva_end_max  # probed now, since the next line puts the kernel out of bounds
+def test_huge_slot_does_not_reach_the_kernel(vm, no_ioctl, npages, flags):
+    assert vm.hva_end_max  # read it now: the next line forbids ioctls
     no_ioctl()
     with pytest.raises(NotCompared, match="slot 1 "):
         put(vm, 1, 0, npages, flags=flags)
 
 
-def test_the_largest_slot_that_is_built(vm):
+def test_largest_allowed_slot_is_created(vm):
     assert not vm._would_be_built((0, 1), _Range(0, kvm.MAX_BUILT_PAGES * PAGE))
     assert vm._would_be_built((0, 1), _Range(0, TOO_LARGE))
 
 
-def test_a_huge_slot_that_is_certainly_refused_is_asked_for(vm):
+def test_huge_slot_that_the_kernel_refuses_reaches_it(vm):
     huge = MAX_NR_PAGES
     put(vm, 1, 1, 1)
     refused(errno.EEXIST, put, vm, 2, 0, huge)
@@ -325,7 +325,7 @@ def test_a_huge_slot_that_is_certainly_refused_is_asked_for(vm):
     assert not vm._shadows
 
 
-def test_what_depends_on_a_huge_slot_is_not_asked(vm):
+def test_call_that_depends_on_a_skipped_huge_slot_is_not_made(vm):
     put(vm, 7, 1 << 38, 1)
     with pytest.raises(NotCompared):
         put(vm, 1, 0, MAX_NR_PAGES, flags=LOG)
@@ -335,15 +335,15 @@ def test_what_depends_on_a_huge_slot_is_not_asked(vm):
     with pytest.raises(NotCompared):
         vm.clear_dirty_log(1, 0, 64, None)
     with pytest.raises(NotCompared):
-        put(vm, 2, 5, 1)  # would overlap it
+        put(vm, 2, 5, 1)  # would overlap the huge slot
     with pytest.raises(NotCompared):
         vm.get_dirty_log(2)
-    put(vm, 3, 1 << 37, 1)  # beyond it
-    refused(errno.EINVAL, put, vm, 1, 0, 0, flags=8)  # whatever slot 1 is
+    put(vm, 3, 1 << 37, 1)  # beyond the huge slot
+    refused(errno.EINVAL, put, vm, 1, 0, 0, flags=8)  # refused in any state of slot 1
     refused(errno.EEXIST, put, vm, 4, 1 << 37, 1)
 
 
-def test_a_huge_slot_is_forgotten_when_it_is_deleted(vm):
+def test_deleted_huge_slot_no_longer_blocks_calls(vm):
     for slot, base, npages in ((1, 0, MAX_NR_PAGES), (2, 5, 1), (1, 0, 0), (2, 0, 0)):
         with pytest.raises(NotCompared):
             put(vm, slot, base, npages)
@@ -351,7 +351,7 @@ def test_a_huge_slot_is_forgotten_when_it_is_deleted(vm):
     put(vm, 2, 6, 1)
 
 
-def test_a_slot_that_may_have_moved_is_deleted_for_certain(vm):
+def test_delete_clears_a_slot_in_unknown_state(vm):
     put(vm, 2, 1 << 38, 1)
     for slot, base, npages in ((1, 0, MAX_NR_PAGES), (2, 5, 1), (2, 0, 0)):
         with pytest.raises(NotCompared):
@@ -360,7 +360,7 @@ def test_a_slot_that_may_have_moved_is_deleted_for_certain(vm):
     put(vm, 3, 1 << 38, 1)
 
 
-def test_a_delete_that_may_be_refused_forgets_nothing(vm):
+def test_delete_that_may_fail_keeps_the_unknown_state(vm):
     with pytest.raises(NotCompared):
         put(vm, 1, 0, MAX_NR_PAGES)
     for flags in (GUEST_MEMFD, GUEST_MEMFD | LOG):
@@ -373,7 +373,7 @@ def test_a_delete_that_may_be_refused_forgets_nothing(vm):
 # ---- closed --------------------------------------------------------------------------------------
 
 
-def test_closed(vm):
+def test_closed_vm_refuses_every_call(vm):
     put(vm, 1, 0, 1, flags=LOG)
     vm.close()
     vm.close()
@@ -389,7 +389,7 @@ def test_closed(vm):
         assert isinstance(refused(errno.EBADF, call), errors.ClosedError)
 
 
-def test_descriptors_are_given_back(vm):
+def test_close_releases_all_descriptors(vm):
     before = len(os.listdir("/proc/self/fd"))
     for _ in range(20):
         KvmVM().close()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Layouts, streams and answers: what they promise, and that the engine agrees with the answers."""
+"""Layouts, streams and expected answers: their properties, and that the engine gives these answers."""
 
 import numpy as np
 import pytest
@@ -23,7 +23,7 @@ def naive_hva(slots: np.ndarray, gfn: int) -> int:
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("n", SIZES)
-def test_a_layout_is_one_that_kvm_accepts(name: str, n: int) -> None:
+def test_layout_is_valid(name: str, n: int) -> None:
     slots = layouts.layout(name, n)
     assert slots.dtype == MEMSLOT_DTYPE
     assert len(slots) == n
@@ -34,7 +34,7 @@ def test_a_layout_is_one_that_kvm_accepts(name: str, n: int) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_the_seed_decides(name: str) -> None:
+def test_seed_determines_the_layout(name: str) -> None:
     one, same, other = (layouts.layout(name, 100, seed) for seed in (1, 1, 2))
     assert (one == same).all()
     assert (one != other).any()
@@ -77,7 +77,7 @@ def test_the_adversarial_layout_reaches_from_2_20_to_2_37() -> None:
     assert int(slots["base_gfn"].max()) < 2**37
 
 
-def test_what_there_is_no_room_for_is_refused() -> None:
+def test_impossible_layout_is_refused() -> None:
     with pytest.raises(ValueError, match="2 to 5 slots"):
         layouts.selftest(6, total_pages=4)
     with pytest.raises(ValueError, match="2000000"):
@@ -88,7 +88,7 @@ def test_what_there_is_no_room_for_is_refused() -> None:
 
 @pytest.mark.parametrize("stream", STREAMS)
 @pytest.mark.parametrize("name", NAMES)
-def test_streams_are_seeded_and_answered(name: str, stream: str) -> None:
+def test_stream_depends_on_the_seed_and_has_expected_answers(name: str, stream: str) -> None:
     slots = layouts.layout(name, 40)
     make = layouts.STREAMS[stream]
     gfns = make(slots, 300, 5)
@@ -100,7 +100,7 @@ def test_streams_are_seeded_and_answered(name: str, stream: str) -> None:
     assert stream == "misses" or (answers != HVA_ERR_BAD).all()
 
 
-def test_hot_stays_in_a_slot_and_sequential_goes_on() -> None:
+def test_hot_stream_stays_in_a_slot_and_sequential_visits_every_page() -> None:
     slots = layouts.uniform(100)
     by_gfn = layouts.sorted_by(slots, "base_gfn")
     owners = np.searchsorted(by_gfn["base_gfn"], layouts.hot(slots, 640), side="right")

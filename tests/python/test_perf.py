@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""`memslots perf`: its report keeps to docs/perf-json.md, seeds decide it, and a wrong answer makes it fail."""
+"""`memslots perf`: its report follows docs/perf-json.md and depends only on the seed; a wrong answer makes it fail."""
 
 import json
 import re
@@ -37,7 +37,7 @@ def assert_row(row: dict[str, Any]) -> None:
 
 @pytest.fixture
 def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The same command, on less."""
+    """Makes the command measure less."""
     budget = Budget(0.001, 1.0, 1.0, 256, 16, 64)
     monkeypatch.setattr(perf, "QUICK", perf.Mode("quick", (8, 40), 1, budget))
     monkeypatch.setattr(crossover, "SIZES", {509: (2, 8), 32_764: (2, 8)})
@@ -45,7 +45,7 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def run(capsys: pytest.CaptureFixture[str], *more: str) -> tuple[int, dict[str, Any], str]:
-    """Exit code, report, and what stderr said; stdout is one JSON object and nothing else."""
+    """Returns the exit code, the report and stderr; stdout must be exactly one JSON object."""
     code = cli.main(["perf", "--quick", "--json", "--no-kvm", *more])
     out, err = capsys.readouterr()
     return code, json.loads(out), err
@@ -59,7 +59,7 @@ def wrong_cases(report: dict[str, Any]) -> set[tuple[str, str]]:
 
 
 @pytest.mark.usefixtures("tiny")
-def test_the_report_keeps_to_its_schema(capsys: pytest.CaptureFixture[str]) -> None:
+def test_report_follows_its_schema(capsys: pytest.CaptureFixture[str]) -> None:
     code, report, err = run(capsys)
     assert (code, err) == (0, "")
     assert faults(report, PerfReport) == []
@@ -73,7 +73,7 @@ def test_the_report_keeps_to_its_schema(capsys: pytest.CaptureFixture[str]) -> N
 
 
 @pytest.mark.usefixtures("tiny")
-def test_all_cases_are_there(capsys: pytest.CaptureFixture[str]) -> None:
+def test_report_has_every_case(capsys: pytest.CaptureFixture[str]) -> None:
     rows = run(capsys)[1]["results"]
     cells = {(row["case"], row["backend"], row["n_slots"]) for row in rows}
     for backend in memslots.backends():
@@ -97,8 +97,8 @@ def is_by_gfn(case: str) -> bool:
     return case.startswith("lookup/") and case != "lookup/id/vm"
 
 
-def test_the_documents_name_every_key_and_no_other() -> None:
-    """In the first columns of the tables; the keys of `not_run` and `wrong` stand in the lines of these two."""
+def test_document_names_exactly_the_keys_of_the_report() -> None:
+    """The first column of each table names keys; the rows of `not_run` and `wrong` name the keys of their objects."""
     lines = [line.split(" | ") for line in DOCS.read_text(encoding="utf-8").splitlines()]
     names = [
         [re.findall(r"`(\w+)`", cell) for cell in line] for line in lines if line[0][:2] == "| "
@@ -133,7 +133,7 @@ def test_a_fault_of_the_schema_is_found(
 
 
 @pytest.mark.usefixtures("tiny")
-def test_the_seed_decides_questions_and_answers(capsys: pytest.CaptureFixture[str]) -> None:
+def test_seed_determines_lookups_and_answers(capsys: pytest.CaptureFixture[str]) -> None:
     def told(seed: str) -> dict[tuple[Any, ...], tuple[str, int]]:
         report = run(capsys, "--only", "lookup/", "--seed", seed)[1]
         return {
@@ -148,7 +148,9 @@ def test_the_seed_decides_questions_and_answers(capsys: pytest.CaptureFixture[st
 
 
 @pytest.mark.usefixtures("tiny")
-def test_backends_that_did_the_same_answer_the_same(capsys: pytest.CaptureFixture[str]) -> None:
+def test_backends_with_the_same_operations_have_the_same_digest(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     digests: dict[tuple[str, int | None, int], set[str]] = {}
     backends: dict[tuple[str, int | None, int], int] = {}
     for row in run(capsys)[1]["results"]:
@@ -160,7 +162,7 @@ def test_backends_that_did_the_same_answer_the_same(capsys: pytest.CaptureFixtur
 
 
 @pytest.mark.usefixtures("tiny")
-def test_only_and_slots_and_rounds(capsys: pytest.CaptureFixture[str]) -> None:
+def test_options_select_cases_sizes_and_rounds(capsys: pytest.CaptureFixture[str]) -> None:
     report = run(capsys, "--only", "unmap", "--slots", "16,9", "--rounds", "2")[1]
     assert {row["case"] for row in report["results"]} == {"unmap", "unmap chunked"}
     assert {row["n_slots"] for row in report["results"]} == {9, 16}
@@ -169,7 +171,9 @@ def test_only_and_slots_and_rounds(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.usefixtures("tiny")
-def test_the_table_and_the_files(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_text_output_has_its_tables_and_writes_the_file(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
     file = tmp_path / "report.json"
     assert cli.main(["perf", "--quick", "--no-kvm", "-o", str(file)]) == 0
     out = capsys.readouterr().out
@@ -184,7 +188,7 @@ def test_the_table_and_the_files(capsys: pytest.CaptureFixture[str], tmp_path: P
 
 
 @pytest.mark.usefixtures("tiny")
-def test_the_index_is_told_of_only_where_it_was_measured(
+def test_output_mentions_the_index_only_if_measured(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     assert cli.main(["perf", "--quick", "--no-kvm", "--only", "unmap"]) == 0
@@ -213,11 +217,11 @@ def test_usage_errors(arguments: list[str], capsys: pytest.CaptureFixture[str]) 
     assert capsys.readouterr().out == ""
 
 
-# ---- who is skipped -----------------------------------------------------------------------------
+# ---- skipped subjects ---------------------------------------------------------------------------
 
 
 @pytest.mark.usefixtures("tiny")
-def test_who_is_skipped_is_named(
+def test_report_names_each_skipped_subject(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for module in ("sortedcontainers", "intervaltree"):
@@ -233,7 +237,7 @@ def test_who_is_skipped_is_named(
 
 @pytest.mark.usefixtures("tiny")
 @pytest.mark.skipif(kvm.available() is not None, reason="needs /dev/kvm")
-def test_the_kernel_takes_part(capsys: pytest.CaptureFixture[str]) -> None:
+def test_kernel_is_measured(capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["perf", "--quick", "--json", "--only", "[mc]*move", "--slots", "8"]
     code = cli.main(arguments)
     report = json.loads(capsys.readouterr().out)
@@ -249,7 +253,7 @@ def test_peers_agree_with_the_engine(name: str) -> None:
     if peer.needs:
         pytest.importorskip(peer.needs)
     slots = layouts.uniform(50)
-    slots["base_gfn"] += np.uint64(10)  # so that there are gfns below the first slot
+    slots["base_gfn"] += np.uint64(10)  # make room for gfns below the first slot
     gfns = np.concatenate([np.arange(12, dtype=np.uint64), layouts.misses(slots, 500)])
     expected = layouts.expected_hvas(slots, gfns)
     ask = peer.make(slots)
@@ -265,7 +269,7 @@ def test_peers_agree_with_the_engine(name: str) -> None:
 
 
 class OffByOnePage(memslots.VM):
-    """Right about every call but one."""
+    """Gives wrong answers from one call only."""
 
     def gfn_to_hva_many(self, *args: Any, **kwargs: Any) -> Any:
         answers = super().gfn_to_hva_many(*args, **kwargs)
@@ -292,7 +296,7 @@ class Raises(memslots.VM):
         (Raises, "lookup/random/batch", "no answer at all"),
     ],
 )
-def test_a_wrong_vm_fails(
+def test_wrong_answers_of_a_vm_make_the_command_fail(
     kind: type[memslots.VM],
     case: str,
     what: str,
@@ -309,7 +313,7 @@ def test_a_wrong_vm_fails(
 
 
 @pytest.mark.usefixtures("tiny")
-def test_a_wrong_vm_does_not_end_the_other_cases(
+def test_wrong_answers_in_one_case_do_not_stop_the_other_cases(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(subjects, "VM", OffByOnePage)
@@ -326,7 +330,7 @@ def test_a_wrong_vm_does_not_end_the_other_cases(
 
 @pytest.mark.usefixtures("tiny")
 @pytest.mark.parametrize("what", ["hva_range", "id_to_memslot", "gfn_to_hva"])
-def test_wrong_answers_from_c_fail(
+def test_wrong_answers_from_c_make_the_command_fail(
     what: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def time_lookups(vm: Any, asked: str, *args: Any, **kwargs: Any) -> Any:
@@ -351,7 +355,7 @@ def test_wrong_answers_from_c_fail(
 
 
 @pytest.mark.usefixtures("tiny")
-def test_wrong_answers_of_the_index_fail_and_are_named(
+def test_wrong_answers_of_the_index_are_attributed_to_it(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def time_lookups(vm: Any, asked: str, *args: Any, **kwargs: Any) -> Any:
@@ -368,11 +372,11 @@ def test_wrong_answers_of_the_index_fail_and_are_named(
 
 
 @pytest.mark.usefixtures("tiny")
-def test_a_change_that_was_not_made_fails(
+def test_missing_change_makes_the_command_fail(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def time_changes(vm: Any, rows: Any, group: int = 1) -> Any:
-        """Forgets the last one."""
+        """Omits the last change."""
         ns, results = right(vm, rows[:-1], group=group)
         return np.append(ns, 1), np.append(results, np.int32(0))
 
@@ -386,7 +390,7 @@ def test_a_change_that_was_not_made_fails(
 
 
 @pytest.mark.usefixtures("tiny")
-def test_a_trace_with_another_result_fails(
+def test_trace_with_another_result_makes_the_command_fail(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Forgets(memslots.VM):
@@ -400,7 +404,7 @@ def test_a_trace_with_another_result_fails(
     assert "not what Linux answered" in err
 
 
-def test_the_text_marks_what_was_wrong() -> None:
+def test_text_marks_wrong_cells() -> None:
     times = np.array([1.0])
     right = sample.Sample("unmap", 1.0, times, 1, 1, "0")
     wrong = sample.Sample("unmap", 9.0, times, 1, 1, "0", wrong="off by one")
@@ -411,7 +415,7 @@ def test_the_text_marks_what_was_wrong() -> None:
 # ---- parts --------------------------------------------------------------------------------------
 
 
-def test_each_round_has_vms_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_round_has_its_own_vms_unless_slow_to_fill(monkeypatch: pytest.MonkeyPatch) -> None:
     slots = layouts.uniform(8)
     with subjects.Subjects() as made:
         first = made.get("tree", "uniform", lambda: slots)
@@ -425,7 +429,7 @@ def test_each_round_has_vms_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     assert slow.vm.closed
 
 
-def test_a_vm_that_is_kept_is_the_one_there_is() -> None:
+def test_kept_vm_is_reused_and_a_second_one_closed() -> None:
     with subjects.Subjects() as made:
         first, second = Engine("tree"), Engine("tree")
         made.keep("tree", "uniform", first)
@@ -435,8 +439,8 @@ def test_a_vm_that_is_kept_is_the_one_there_is() -> None:
     assert first.vm.closed
 
 
-def test_lookups_find_the_slots_as_they_were_loaded() -> None:
-    """Changes put slots elsewhere in memory: they come last in a round, wherever their rows stand."""
+def test_lookups_run_before_changes_in_each_round() -> None:
+    """Changes move slots in memory, so they run last in a round; the order of the rows stays."""
     order: list[str] = []
 
     class Case(perf.Replay):
@@ -458,7 +462,7 @@ def test_lookups_find_the_slots_as_they_were_loaded() -> None:
     assert [row["case"] for row in results.rows()] == ["change", "lookup"]
 
 
-def test_who_wins_is_told_of_every_table() -> None:
+def test_summary_names_the_rows_where_the_array_is_faster() -> None:
     def rows(case: str, n: int, tree: float, array: float) -> list[dict[str, Any]]:
         return [
             {"case": case, "n_slots": n, "backend": name, "median": m, "low": m, "high": m}
@@ -476,7 +480,7 @@ def test_who_wins_is_told_of_every_table() -> None:
     assert "(costs above): nowhere." in told[0]
 
 
-def test_a_new_design_has_a_column_a_ratio_and_a_sentence() -> None:
+def test_new_design_gets_a_column_a_ratio_and_a_sentence() -> None:
     medians = {"tree": 2.0, "array": 2.0, "list": 2.0, "idea": 1.0, "kvm": 2.0}
     rows: list[Any] = [
         {"case": case, "n_slots": 8, "backend": name, "median": m * f, "low": m, "high": m, "checked": True}
@@ -511,8 +515,8 @@ def test_designs_are_measured_without_an_index(backend: str) -> None:
     assert (stats["index_builds"], stats["indexed"]) == (0, 0)
 
 
-@pytest.mark.parametrize("n_slots", [50, 20_000])  # single lookups make no index of so many
-def test_the_index_is_there_before_the_first_lookup(n_slots: int) -> None:
+@pytest.mark.parametrize("n_slots", [50, 20_000])  # single lookups do not build an index of 20,000
+def test_index_is_built_before_the_first_lookup(n_slots: int) -> None:
     slots = layouts.uniform(n_slots)
     gfns = layouts.random(slots, 1000)
     with closing(Engine(INDEXED, slots)) as engine:
@@ -529,11 +533,11 @@ def test_the_index_is_there_before_the_first_lookup(n_slots: int) -> None:
 
 
 @pytest.mark.parametrize("kind", list(costs.COSTS))
-def test_the_index_is_given_as_much_to_do_as_the_tree(kind: str) -> None:
+def test_index_gets_as_many_operations_as_the_tree(kind: str) -> None:
     assert costs.nominal(kind, INDEXED, 4096) == costs.nominal(kind, "tree", 4096)
 
 
-def test_who_is_faster_is_plain() -> None:
+def test_verdict_names_the_faster_design_or_even() -> None:
     def verdict(tree: float, array: float, spread: float = 0.0) -> str:
         medians = {"tree": tree, "array": array}
         return show.verdict(
@@ -546,12 +550,12 @@ def test_who_is_faster_is_plain() -> None:
     assert verdict(1, 100).endswith("tree ")
     assert "even" in verdict(1, 1.05)
     assert "ARRAY" in verdict(1, 0.5)
-    assert "even" in verdict(1, 0.7, spread=0.3)  # nobody can tell
+    assert "even" in verdict(1, 0.7, spread=0.3)  # the ranges overlap
     assert "even" in verdict(1, 1.5, spread=0.3)
     assert show.verdict({"tree": {"median": 1}}) == ""
 
 
-def test_a_table_has_headings_and_aligned_columns() -> None:
+def test_table_has_headings_and_aligned_columns() -> None:
     body = [["changes"], ["  move", "1.00 us  ±3%", "-"], ["  a long name", "-", "12"]]
     assert tables.text(
         tables.Table(body, ["8 slots", "tree", "array / tree"]), None
@@ -569,11 +573,11 @@ def test_a_table_has_headings_and_aligned_columns() -> None:
     [(0.5, "0.50 ns"), (12.34, "12.3 ns"), (999, "999 ns"), (1500, "1.50 us"), (2e6, "2.00 ms"),
      (3.21e9, "3.21 s")],
 )  # fmt: skip
-def test_times_as_text(ns: float, text: str) -> None:
+def test_time_is_printed_with_its_unit(ns: float, text: str) -> None:
     assert show.time(ns) == text
 
 
-def test_a_slow_design_gets_some_of_the_same_operations() -> None:
+def test_slow_design_gets_fewer_operations() -> None:
     assert costs.affordable("gfn", "list", 32_764, 10_000, 0.01) < 1000
     assert costs.affordable("gfn", "tree", 32_764, 10_000, 0.01) == 10_000
     assert costs.nominal("hva", "a design of tomorrow", 100) == costs.nominal("hva", "list", 100)
@@ -582,7 +586,9 @@ def test_a_slow_design_gets_some_of_the_same_operations() -> None:
     assert costs.nominal("change", "kvm", 1) > costs.nominal("change", "list", 1)
 
 
-def test_the_slowest_declared_cost_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_slowest_declared_cost_applies_and_operations_spread_evenly(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     declared = {"idea": {"gfn": "log", "id": "walk", "hva": "scan", "change": "log"}}
     monkeypatch.setattr(costs, "design_costs", lambda: declared)
     assert {kind: costs.declared(kind, "idea") for kind in costs.COSTS} == {
@@ -601,7 +607,7 @@ def test_the_slowest_declared_cost_counts(monkeypatch: pytest.MonkeyPatch) -> No
     assert len(costs.spread(1000, 100)) == 100
 
 
-def test_what_takes_too_long_is_not_run() -> None:
+def test_case_over_the_budget_is_not_run() -> None:
     budget, results = Budget(0.001, 1.0, 1.0, 64, 4, 4), Results()
     cells = plan(perf.all_tests(32_764, 1), ["tree", "list"], 1, budget, results)
     assert {cell.backend for cell in cells if cell.case.names == ("slot setup",)} == {"tree"}
@@ -610,7 +616,7 @@ def test_what_takes_too_long_is_not_run() -> None:
     assert all("takes about" in row["reason"] for row in results.not_run)
 
 
-def test_backends_take_turns() -> None:
+def test_backends_run_in_a_changing_order() -> None:
     order: list[str] = []
 
     class Case(perf.Replay):
@@ -630,14 +636,14 @@ def test_backends_take_turns() -> None:
     assert results.rows() == []
 
 
-def test_crossover_of_factors() -> None:
+def test_crossover_is_interpolated_from_factors() -> None:
     assert fit.crossover({2: 0.5, 8: 2.0}) == pytest.approx(4)
     assert fit.crossover({2: 2.0, 8: 3.0}) == 0
     assert fit.crossover({2: 2.0, 8: 0.5}) is None
     assert fit.crossover({2: 0.5, 4: 2.0, 8: 0.5, 32: 2.0}) == pytest.approx(16)
 
 
-def test_the_published_table() -> None:
+def test_published_table_has_the_known_factors() -> None:
     table = published.TABLE
     assert table["unmap", 32_764].factor == pytest.approx(110.5, abs=0.1)
     assert table["move active area", 32_764].factor == pytest.approx(18.1, abs=0.1)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""README.md and docs/ are true: examples run, links resolve, commands and calls exist."""
+"""README.md and docs/ match the package: examples run, links resolve, commands and calls exist."""
 
 from __future__ import annotations
 
@@ -38,16 +38,16 @@ def blocks(page: Path, language: str) -> list[str]:
 # ---- the example --------------------------------------------------------------------------------------
 
 
-def promised(line: str) -> str:
-    """What a line's comment says, up to the first semicolon."""
+def expected_value(line: str) -> str:
+    """The comment of a line, up to the first semicolon."""
     return line.partition("  # ")[2].partition(";")[0].strip()
 
 
 def run_example() -> tuple[dict[str, Any], dict[str, Any]]:
-    """Runs README's example; returns its names and, by expression, what its expressions gave.
+    """Runs README's example; returns its variables, and the value of each of its expressions.
 
-    Each line that is a call of the VM is run as `seen[line] = call`, so that values can be compared
-    with the comments behind them.
+    Each line that is a call of the VM is run as `seen[line] = call`, so that the test can compare the
+    value with the comment on that line.
     """
     lines, names, seen = [], {}, {}
     for line in blocks(README, "python")[0].splitlines():
@@ -59,12 +59,11 @@ def run_example() -> tuple[dict[str, Any], dict[str, Any]]:
     return names, seen
 
 
-def test_example() -> None:
-    """It runs, and each of its comments is true."""
+def test_example_gives_the_values_of_its_comments() -> None:
     names, seen = run_example()
     source = blocks(README, "python")[0]
     comments = {
-        line.partition("  # ")[0].strip(): promised(line)
+        line.partition("  # ")[0].strip(): expected_value(line)
         for line in source.splitlines()
         if "  # " in line
     }
@@ -79,8 +78,8 @@ def test_example() -> None:
     assert names["vm"].closed
 
 
-def test_what_print_shows(capsys: pytest.CaptureFixture[str]) -> None:
-    """The comment behind print(error) is what is printed."""
+def test_example_prints_the_text_of_its_comment(capsys: pytest.CaptureFixture[str]) -> None:
+    """The comment after print(error) equals the output."""
     run_example()
     shown = capsys.readouterr().out.strip()
     comment = re.search(r"print\(error\)\s+# (.*)", text_of(README))
@@ -88,8 +87,8 @@ def test_what_print_shows(capsys: pytest.CaptureFixture[str]) -> None:
     assert shown == comment[1]
 
 
-def test_hole_of_the_example() -> None:
-    """ "LookupError in a hole" and "HVA_ERR_BAD in holes"."""
+def test_lookup_in_a_hole_behaves_as_documented() -> None:
+    """Checks the comments "LookupError in a hole" and "HVA_ERR_BAD in holes"."""
     with VM() as vm:
         with pytest.raises(LookupError):
             vm.gfn_to_hva(0x1234)
@@ -116,7 +115,7 @@ def table_rows(page: Path, header: str) -> list[list[str]]:
     return rows
 
 
-def test_calls_of_the_table_exist() -> None:
+def test_documented_calls_exist() -> None:
     """Every call in the table of calls is a name of the package, of VM or of Update."""
     names = {*dir(VM), *dir(memslots.Update), *memslots.__all__}
     hooks = {"prepare", "abort", "flush", "commit"}
@@ -128,7 +127,7 @@ def test_calls_of_the_table_exist() -> None:
     assert found >= 20
 
 
-def test_every_call_is_in_the_table() -> None:
+def test_every_call_is_documented() -> None:
     """The page names every public member of VM, except limits, counts and close()."""
     named = text_of(CALLS) + text_of(README)
     excepted = {
@@ -158,8 +157,8 @@ def help_of(*command: str) -> str:
     return done.stdout
 
 
-def test_commands_of_the_table_exist() -> None:
-    """And the options that the table names are in their --help, which has an example."""
+def test_documented_commands_exist() -> None:
+    """The --help of each command lists the documented options and has an example."""
     listed = help_of()
     for command, description in table_rows(COMMANDS, "| command | what it does |"):
         name = re.match(r"`memslots (\w+)", command)
@@ -171,7 +170,7 @@ def test_commands_of_the_table_exist() -> None:
             assert option in words
 
 
-def test_every_command_is_in_the_table() -> None:
+def test_every_command_is_documented() -> None:
     listed = {
         re.match(r"`memslots (\w+)", row[0])[1]
         for row in table_rows(COMMANDS, "| command | what it does |")
@@ -182,7 +181,7 @@ def test_every_command_is_in_the_table() -> None:
 # ---- the C example ------------------------------------------------------------------------------------------
 
 
-def test_c_example(tmp_path: Path) -> None:
+def test_c_example_compiles_and_runs(tmp_path: Path) -> None:
     """The example of docs/c.md compiles without warnings and prints the address of its comment."""
     source = blocks(C_PAGE, "c")[0]
     (tmp_path / "example.c").write_text(source, encoding="utf-8")
@@ -200,8 +199,8 @@ def test_c_example(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
-def test_links_lead_somewhere(page: Path) -> None:
-    """To a file, and to a heading of it where there is a #."""
+def test_links_have_a_target(page: Path) -> None:
+    """The file exists, and so does the heading after a #."""
     for target in re.findall(r"\]\(([^)\s]+)\)", text_of(page)):
         if re.match(r"[a-z]+:", target):
             continue
@@ -218,7 +217,7 @@ def test_links_lead_somewhere(page: Path) -> None:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
-def test_make_targets_exist(page: Path) -> None:
+def test_documented_make_targets_exist(page: Path) -> None:
     targets = set(re.findall(r"^([a-z-]+):", text_of(ROOT / "Makefile"), re.MULTILINE))
     code = re.findall(r"`([^`\n]+)`", text_of(page)) + blocks(page, "")
     for target in re.findall(r"\bmake ([a-z-]+)", "\n".join(code)):
@@ -226,29 +225,29 @@ def test_make_targets_exist(page: Path) -> None:
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
-def test_files_that_are_named_exist(page: Path) -> None:
+def test_documented_paths_exist(page: Path) -> None:
     """Paths in backquotes that start with a folder of the repository."""
     for path in re.findall(r"`((?:src|docs|tests|tools|bench|\.ci)/[\w./<>*-]*)`", text_of(page)):
         pattern = path.rstrip("/").replace("<file>", "*").replace("NAME", "*")
         assert list(ROOT.glob(pattern)), path
 
 
-def test_presets_exist() -> None:
+def test_documented_presets_exist() -> None:
     presets = text_of(ROOT / "CMakePresets.json")
     for page in PAGES:
         for preset in re.findall(r"cmake --workflow --preset (\w+)", text_of(page)):
             assert f'"name": "{preset}"' in presets
 
 
-def test_numbers_of_the_limits() -> None:
-    """README's figures are the engine's."""
+def test_documented_limits_are_those_of_the_engine() -> None:
+    """Compares README's figures with the engine's constants."""
     assert "32,764 slots" in text_of(README)
     assert VM().user_mem_slots == 32764
     assert VM().address_spaces == 1
 
 
-def test_python_versions_agree() -> None:
-    """README's prerequisites and the package's classifiers."""
+def test_documented_python_versions_match_the_classifiers() -> None:
+    """Compares README's prerequisites with the classifiers of the package."""
     first, last = re.search(r"Python 3\.(\d+) to 3\.(\d+)", text_of(README)).groups()
     listed = re.findall(r"Python :: 3\.(\d+)\"", text_of(ROOT / "pyproject.toml"))
     assert (listed[0], listed[-1]) == (first, last)

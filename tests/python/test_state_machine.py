@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: MIT
-"""The VM beside a naive model: hypothesis looks for a sequence of calls that they answer differently.
+"""The VM against a naive model: hypothesis searches for a sequence of calls that they answer differently.
 
-Single calls are drawn by hypothesis, which shrinks them.  A rule of hypothesis costs fifty times what
-a call does, so one of the rules plays a burst of seeded random calls; each of these is checked as the
-single ones are, and only its seed and length shrink.
+Hypothesis draws single calls and shrinks them.  A rule of hypothesis costs fifty times as much as a
+call, so one of the rules plays a burst of seeded random calls.  The test checks each of these like a single
+call, but hypothesis can shrink only the seed and the length of the burst.
 """
 
 from random import Random
@@ -24,8 +24,8 @@ from pair import LOG, PAGE, READONLY, SET, Burst, Pair
 
 from memslots import backends
 
-OPERATIONS = 100_000  # of all kinds that the state machine makes in one run, at least
-EXAMPLES = 360  # so many sequences make as many
+OPERATIONS = 100_000  # lower limit for the operations of one run, of all kinds together
+EXAMPLES = 360  # enough sequences for OPERATIONS
 
 played: list[int] = []  # operations of each finished example
 
@@ -39,7 +39,7 @@ spaces = st.integers(0, 2)
 
 
 class Machine(RuleBasedStateMachine):
-    """A Pair to which hypothesis makes calls."""
+    """A Pair that hypothesis calls."""
 
     @initialize(address_spaces=st.integers(1, 3), bits=st.sampled_from([20, 24, 52, 64]))
     def start(self, address_spaces: int, bits: int) -> None:
@@ -208,8 +208,8 @@ class Machine(RuleBasedStateMachine):
 
 
 @pytest.mark.slow
-def test_state_machine() -> None:
-    """At least 100,000 operations, everything compared and checked after each: no difference."""
+def test_state_machine_finds_no_difference_to_the_model() -> None:
+    """Makes at least OPERATIONS operations; compares and checks everything after each."""
     played.clear()
     run_state_machine_as_test(
         Machine,
@@ -220,8 +220,8 @@ def test_state_machine() -> None:
 
 @pytest.mark.parametrize("backend", backends())
 @pytest.mark.parametrize("seed", [1, 2, 3])
-def test_short_bursts(seed: int, backend: str) -> None:
-    """What a sanitizer has time for: a few hundred calls of every kind, each fully checked."""
+def test_short_burst_agrees_with_the_model(seed: int, backend: str) -> None:
+    """A few hundred calls of every kind, each fully checked: short enough for a sanitizer."""
     pair = Pair(backend, address_spaces=seed, user_mem_slots=51)
     burst = Burst(pair, Random(seed))
     burst.play(400)
@@ -252,10 +252,10 @@ def test_short_bursts(seed: int, backend: str) -> None:
         ("list", 15, 2, 12, 500, 150, 20_000),
     ],
 )
-def test_random_calls(
+def test_random_calls_agree_with_the_model(
     backend: str, seed: int, address_spaces: int, ids: int, span: int, pages: int, count: int
 ) -> None:
-    """More calls than hypothesis has time for, with a full look after every hundredth."""
+    """Makes more calls than hypothesis can in the same time; compares everything after every hundredth."""
     pair = Pair(backend, address_spaces=address_spaces, gpa_bits=52)
     burst = Burst(pair, Random(seed), ids, span, pages)
     burst.play(count, check_every=100)

@@ -734,7 +734,7 @@ def in_section():
 def in_update():
     with vm.begin_update():
         inside.set(); leave.wait()
-def beside(work):
+def start_and_wait(work):
     thread = threading.Thread(target=work)
     thread.start()
     inside.wait()
@@ -745,8 +745,8 @@ FORKS = {
     "alone": "for _ in range(5): fork(looks, changes, own)",
     "twice": "fork(looks, lambda: fork(looks, changes, own), changes)",
     "in a section": "with vm.read(): fork(looks)",
-    "reader inside": "t = beside(in_section)\nfor _ in range(5): fork(looks, changes, own)\nleave.set(); t.join()",
-    "update inside": "t = beside(in_update)\nfor _ in range(5): fork(looks, changes, own)\nleave.set(); t.join()",
+    "reader inside": "t = start_and_wait(in_section)\nfor _ in range(5): fork(looks, changes, own)\nleave.set(); t.join()",
+    "update inside": "t = start_and_wait(in_update)\nfor _ in range(5): fork(looks, changes, own)\nleave.set(); t.join()",
     "in an update": "with vm.begin_update() as u:\n    fork(looks, changes, lambda: u.active)",
     "dropped update": "u = vm.begin_update().__enter__()\ndef drop():\n    global u; del u\n"
     "fork(drop, looks, changes)\nu.__exit__(None, None, None)",

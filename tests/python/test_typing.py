@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Types: a user's file passes mypy --strict, and the stub says what the module has."""
+"""Types: a user's file passes mypy --strict, and the stub matches the module."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ match MemorySlot(id=0, as_id=0, base_gfn=0, npages=1, userspace_addr=0):
         print(number, space)
 """
 
-# Each line alone is an error, for the reason behind it.
+# Each line alone is an error of the kind that follows it.
 BAD = {
     "vm.set_user_memory_region(0, 0, 4096)": "misc|call-arg",  # keywords
     'vm.gfn_to_hva("0")': "arg-type",
@@ -120,7 +120,7 @@ BAD = {
 
 
 def mypy(tmp_path: Path, source: str) -> list[str]:
-    """What mypy --strict says of a user's file: one line for each complaint."""
+    """The output of mypy --strict for a user's file: one line for each error."""
     (tmp_path / "user.py").write_text(source, encoding="utf-8")
     done = subprocess.run(
         [
@@ -148,8 +148,8 @@ def mypy(tmp_path: Path, source: str) -> list[str]:
 
 @needs_mypy
 @pytest.mark.slow
-def test_mypy(tmp_path: Path) -> None:
-    """A file that uses the API well passes; each misuse is found at its line."""
+def test_mypy_accepts_good_code_and_finds_each_misuse(tmp_path: Path) -> None:
+    """mypy reports each misuse at its line."""
     bad = ["import memslots", "vm = memslots.VM()", *BAD]
     complaints = mypy(tmp_path, "\n".join(bad))
     for number, (line, code) in enumerate(BAD.items(), start=3):
@@ -161,8 +161,8 @@ def test_mypy(tmp_path: Path) -> None:
     assert mypy(tmp_path, GOOD) == []
 
 
-def test_the_good_file_runs() -> None:
-    """It is no mere text."""
+def test_good_file_runs() -> None:
+    """The code that mypy accepts also works."""
     done = subprocess.run(
         [sys.executable, "-c", GOOD], capture_output=True, text=True, timeout=300, check=False
     )
@@ -196,8 +196,8 @@ def imported() -> set[str]:
     return names
 
 
-def test_names_of_the_module() -> None:
-    """Everything that the extension defines is in the stub, and nothing else."""
+def test_stub_has_exactly_the_names_of_the_module() -> None:
+    """Compares the public names of the extension with those of the stub."""
     defined = {
         name
         for name, value in vars(_memslots).items()
@@ -210,8 +210,8 @@ def test_names_of_the_module() -> None:
 
 
 @pytest.mark.parametrize("name", CLASSES)
-def test_members_of_classes(name: str) -> None:
-    """Methods and properties; which of these can be set; which classes are final."""
+def test_stub_has_exactly_the_members_of_each_class(name: str) -> None:
+    """Also compares which properties can be set, and which classes are final."""
     node, cls = NODES[name], getattr(_memslots, name)
     members: dict[str, list[str]] = {}
     for part in node.body:
@@ -236,7 +236,7 @@ def is_final(cls: type) -> bool:
 
 
 def is_settable(cls: type, member: str) -> bool:
-    """Whether the property takes a value; asked of an object of the class with a value that it refuses."""
+    """Whether the property has a setter; tries to set a value that every setter refuses."""
     vm = memslots.VM()
     objects = {
         "VM": vm,
@@ -289,8 +289,8 @@ FUNCTIONS = [
 
 
 @pytest.mark.parametrize(("cls", "name"), FUNCTIONS)
-def test_signatures(cls: str | None, name: str) -> None:
-    """Names, kinds and defaults of every function and method are those of the module."""
+def test_stub_has_the_signatures_of_the_module(cls: str | None, name: str) -> None:
+    """Compares names, kinds and defaults of the parameters."""
     owner = getattr(_memslots, cls) if cls else _memslots
     body = NODES[cls].body if cls else STUB.body
     node = next(part for part in body if isinstance(part, ast.FunctionDef) and part.name == name)
@@ -303,8 +303,8 @@ def test_signatures(cls: str | None, name: str) -> None:
     assert real == parameters(node)
 
 
-def test_constructor_of_vm() -> None:
-    """The stub's keywords and defaults are what a VM without arguments has."""
+def test_stub_has_the_default_limits_of_vm() -> None:
+    """A VM made without arguments has the defaults of the stub."""
     node = next(
         part
         for part in NODES["VM"].body
@@ -316,8 +316,8 @@ def test_constructor_of_vm() -> None:
     assert memslots.VM(**limits).backend == "tree"
 
 
-def test_signature_of_vm() -> None:
-    """That of the stub, for inspect and help, of subclasses too."""
+def test_inspect_and_help_show_the_signature_of_vm() -> None:
+    """The signature is that of the stub, also for subclasses."""
     node = next(part for part in NODES["VM"].body if isinstance(part, ast.FunctionDef))
     assert node.name == "__init__"
 
@@ -329,20 +329,20 @@ def test_signature_of_vm() -> None:
         real = [(p.name, KINDS[p.kind], p.default) for p in signature.parameters.values()]
         assert real == parameters(node)
     shown = pydoc.render_doc(memslots.VM, renderer=pydoc.plaintext)
-    # 3.13 and later show each parameter of a long signature on a line of its own, behind a bar
+    # Python 3.13 and later print each parameter of a long signature on its own line after a bar
     assert re.sub(r"[\s|]", "", shown).count("VM(*,address_spaces=1,") == 1
     assert (memslots.VM.__doc__ or "").startswith("A virtual machine's memory slots")
 
 
-def test_a_slot_has_no_positions() -> None:
-    """The constructor takes keywords only, so a pattern does too."""
+def test_memory_slot_takes_keywords_only() -> None:
+    """A class pattern cannot use positions either: there is no __match_args__."""
     assert not hasattr(memslots.MemorySlot, "__match_args__")
     signature = inspect.signature(memslots.MemorySlot)
     assert {p.kind for p in signature.parameters.values()} == {inspect.Parameter.KEYWORD_ONLY}
 
 
-def test_all_is_there() -> None:
-    """__all__ has no strangers and no doubles, and dir() shows nothing else."""
+def test_all_and_dir_list_exactly_the_public_names() -> None:
+    """__all__ has no duplicates."""
     assert len(set(memslots.__all__)) == len(memslots.__all__)
     for name in memslots.__all__:
         assert hasattr(memslots, name)
@@ -353,8 +353,8 @@ def test_all_is_there() -> None:
 
 
 @pytest.mark.parametrize("name", ["constants", "errors", "listener"])
-def test_all_of_the_modules(name: str) -> None:
-    """`from memslots.errors import *` brings what the module defines, not what it imported."""
+def test_all_of_a_module_lists_only_its_own_names(name: str) -> None:
+    """`from memslots.errors import *` must not bring names that the module has imported."""
     module = importlib.import_module(f"memslots.{name}")
     for public_name in module.__all__:
         value = getattr(module, public_name)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Reading vector files: what is let pass, and where and why the rest is refused."""
+"""Reading vector files: which lines are accepted, and at which line and for which reason others are refused."""
 
 import errno
 import gzip
@@ -105,7 +105,7 @@ OPTIONAL |= {"pte_dirty", "value of access"}
 
 
 @pytest.mark.parametrize("op", GOOD, ids=lambda op: op["op"])
-def test_each_required_field_is_required(op: dict, tmp_path: Path) -> None:
+def test_line_without_a_required_field_is_refused(op: dict, tmp_path: Path) -> None:
     for field in [f for f in op if not OPTIONAL & {f, f"{f} of {op['op']}"}]:
         e = refusal(file_with(tmp_path, SET, without(op, field)))
         assert e.line == 3
@@ -113,13 +113,13 @@ def test_each_required_field_is_required(op: dict, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("op", GOOD, ids=lambda op: op["op"])
-def test_each_optional_field_may_be_absent(op: dict, tmp_path: Path) -> None:
+def test_line_without_an_optional_field_is_accepted(op: dict, tmp_path: Path) -> None:
     for field in [f for f in op if OPTIONAL & {f, f"{f} of {op['op']}"}]:
         assert vectors.read(file_with(tmp_path, SET, without(op, field))).ops[1].kind == op["op"]
 
 
-def test_the_samples_have_every_field_of_the_schema() -> None:
-    """So the tests above and below see a new operation and a new field."""
+def test_samples_have_every_field_of_the_schema() -> None:
+    """Makes sure that the other tests of this file cover new operations and fields."""
     fields: dict[str, set[str]] = {}
     for op in GOOD:
         fields.setdefault(op["op"], set()).update(op)
@@ -153,7 +153,7 @@ ALLOWED = {
 
 
 def junk_for(path: tuple[str, ...]) -> list[object]:
-    """All the junk but what the field allows."""
+    """All junk values except those that the field allows."""
     allowed = ALLOWED.get(".".join(path), ALLOWED.get(path[-1], ()))
     return [v for v in JUNK if not any(type(v) is type(a) and v == a for a in allowed)]
 
@@ -394,7 +394,7 @@ def test_truncated_gzip_is_refused(cut: int, tmp_path: Path) -> None:
     assert "damaged gzip" in refusal(path).reason
 
 
-def test_what_is_no_gzip_is_refused(tmp_path: Path) -> None:
+def test_file_that_is_not_gzip_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "v.jsonl.gz"
     path.write_bytes(lines_of(HEADER, SET))
     e = refusal(path)
@@ -428,8 +428,8 @@ def test_a_folder_and_a_loop_are_an_oserror(tmp_path: Path) -> None:
 
 
 @contextmanager
-def nobody() -> Iterator[None]:
-    """Root may read every file."""
+def without_root() -> Iterator[None]:
+    """Drops root's rights, because root may read every file."""
     user = os.geteuid()
     if user == 0:
         os.seteuid(65534)
@@ -442,7 +442,7 @@ def nobody() -> Iterator[None]:
 def test_an_unreadable_file_is_an_oserror(tmp_path: Path) -> None:
     path = file_with(tmp_path, SET)
     path.chmod(0)
-    with nobody(), pytest.raises(PermissionError):
+    with without_root(), pytest.raises(PermissionError):
         vectors.read(path)
 
 
