@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""bench/: the example of a user's own benchmark runs on its own, and the suite can be collected and run."""
+"""bench/: the example of a user's benchmark runs alone, and each benchmark of the suite runs once."""
 
 import os
 import shutil
@@ -35,7 +35,7 @@ def pytest_in(folder: Path, *args: str) -> str:
     return done.stdout
 
 
-def test_a_users_own_benchmark_takes_ten_lines(tmp_path: Path) -> None:
+def test_example_of_a_users_benchmark_runs_in_ten_lines(tmp_path: Path) -> None:
     source = ROOT / "bench" / "example_user.py"
     code = [line for line in source.read_text().splitlines() if line and line[0] not in '#"']
     assert len(code) <= 10
@@ -43,7 +43,7 @@ def test_a_users_own_benchmark_takes_ten_lines(tmp_path: Path) -> None:
     assert "1 passed" in pytest_in(tmp_path, "example_user.py", "--benchmark-disable")
 
 
-def test_lookups_by_gfn_and_nothing_else_are_measured_with_the_index() -> None:
+def test_only_lookups_by_gfn_are_measured_with_the_index() -> None:
     told = pytest_in(ROOT, "bench/suite", "--collect-only")
     found = {
         line.split("::")[1].partition("[")[0] for line in told.splitlines() if "tree+index" in line
@@ -58,7 +58,7 @@ def test_lookups_by_gfn_and_nothing_else_are_measured_with_the_index() -> None:
 
 
 @pytest.mark.slow
-def test_the_suite_runs_each_benchmark_once() -> None:
+def test_suite_runs_each_benchmark_once() -> None:
     told = pytest_in(
         ROOT, "bench/suite", "--benchmark-disable", "-k", "8-slots or replay or dirty_log"
     )

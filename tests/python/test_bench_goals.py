@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
-"""bench/goals and bench/readers.py: they run, their JSON has its keys, verdicts are plain, wrong answers are found.
+"""bench/goals and bench/readers.py: they run, their JSON has its keys, verdicts are right, wrong answers are found.
 
-Times are not judged here: --quick does too little for that.
+No test checks a time: --quick measures too little for that.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def goals_of(page: Path, header: str) -> list[list[str]]:
     return [line.strip("| ").split(" | ") for line in table.splitlines()[2:]]
 
 
-# ---- they run -------------------------------------------------------------------------------------
+# ---- the commands run -----------------------------------------------------------------------------
 
 FIGURE_KEYS = {
     "goal", "what", "at", "value", "low", "high", "relation", "bound", "unit", "verdict", "sure", "medians", "samples",
@@ -77,8 +77,8 @@ FIGURE_KEYS = {
 
 
 @pytest.mark.slow
-def test_goals_of_one_size(tmp_path: Path) -> None:
-    """One more than some parts measure: they have nothing to measure."""
+def test_size_beyond_some_goals_still_gives_a_report(tmp_path: Path) -> None:
+    """The size is above the limit of some parts, which then measure nothing."""
     pytest.importorskip("Cython", reason="no Cython: make bench-goals installs it")
     report = report_of(
         tmp_path / "goals.json", "-m", "goals", "--sizes", "33000", "--only", "P1", "P5", "P6"
@@ -161,7 +161,7 @@ class OffByOnePage(VM):
         return out
 
 
-def test_wrong_batches_fail(
+def test_wrong_batch_answers_make_the_command_fail(
     bench: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     work = bench("goals.work")
@@ -174,7 +174,9 @@ def test_wrong_batches_fail(
     assert "WRONG: auto, batches of 100 at 64 slots" in out
 
 
-def test_missed_goals_do_not_fail(bench: Any, capsys: pytest.CaptureFixture[str]) -> None:
+def test_missed_goal_does_not_make_the_command_fail(
+    bench: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
     bounds = bench("goals.batches")
     bounds_before, bounds.AGAINST_COPY = bounds.AGAINST_COPY, 0
     try:
@@ -185,8 +187,8 @@ def test_missed_goals_do_not_fail(bench: Any, capsys: pytest.CaptureFixture[str]
     assert "misses" in capsys.readouterr().out
 
 
-def test_a_reader_finds_wrong_and_torn_answers(bench: Any) -> None:
-    """Which answers for the slot that comes and goes are right, and that a batch may not mix them."""
+def test_reader_finds_wrong_and_torn_answers(bench: Any) -> None:
+    """A writer deletes and creates one slot: both of its answers are right, but a batch must not mix them."""
     workers = bench("goals.workers")
     slots = layouts.uniform(8)
     victim = slots[3]
@@ -210,7 +212,7 @@ def test_a_reader_finds_wrong_and_torn_answers(bench: Any) -> None:
         assert one_by_one.count_wrong() == 0  # each lookup is a section of its own
 
 
-def test_an_exception_in_a_thread_is_raised(bench: Any) -> None:
+def test_exception_in_a_background_thread_is_raised(bench: Any) -> None:
     workers = bench("goals.workers")
 
     class Fails(workers.Background):  # type: ignore[misc]
@@ -229,7 +231,7 @@ def test_an_exception_in_a_thread_is_raised(bench: Any) -> None:
     [(14, ">=", 14, "holds"), (13.9, ">=", 14, "misses"), (2.5, "<=", 2.5, "holds"),
      (2.6, "<=", 2.5, "misses"), (0.1, ">=", None, "shown")],
 )  # fmt: skip
-def test_verdicts(
+def test_verdict_compares_value_and_bound(
     bench: Any, value: float, relation: str, bound: float | None, verdict: str
 ) -> None:
     figure = bench("goals.scorecard").Figure(
@@ -239,8 +241,8 @@ def test_verdicts(
     assert figure.verdict_text == verdict
 
 
-def test_a_ratio_is_the_median_of_the_rounds_ratios(bench: Any) -> None:
-    """A busy round hits both, and does not count more than another one."""
+def test_ratio_is_the_median_of_the_rounds_ratios(bench: Any) -> None:
+    """A busy round slows both sides, and counts no more than any other round."""
     card = bench("goals.scorecard").Scorecard()
     card.ratio("P1", "a / b", "8 slots", [2, 400, 2.2, 2.4, 9], [1, 200, 1, 1, 1], bound=3)
     (figure,) = card.figures
@@ -250,14 +252,14 @@ def test_a_ratio_is_the_median_of_the_rounds_ratios(bench: Any) -> None:
     assert figure.medians == {"over": 2.4, "under": 1}
 
 
-def test_a_bound_between_the_quartiles_is_not_sure(bench: Any) -> None:
+def test_bound_between_the_quartiles_is_not_sure(bench: Any) -> None:
     card = bench("goals.scorecard").Scorecard()
     card.ratio("P1", "a / b", "8 slots", [2, 400, 2.2, 2.4, 9], [1, 200, 1, 1, 1], bound=2.1)
     (figure,) = card.figures
     assert figure.verdict_text == "holds, not sure"
 
 
-def test_tables_go_by_goal(bench: Any) -> None:
+def test_table_is_sorted_by_goal(bench: Any) -> None:
     card = bench("goals.scorecard").Scorecard()
     card.value("P10", "z", "a", 1, "us")
     card.value("P2", "x", "8 slots", 1, "bytes", "<=", 2)
@@ -282,7 +284,7 @@ def test_instructions_have_one_row_for_each_function(bench: Any) -> None:
     ]
 
 
-def test_a_histogram_keeps_every_time(bench: Any) -> None:
+def test_histogram_keeps_every_time(bench: Any) -> None:
     ns = np.array([30, 20, 30, 4_000_000_000], np.uint64)
     found = bench("readers").histogram(ns)
     assert found == {"ns": [20, 30, 4_000_000_000], "count": [1, 2, 1]}
@@ -306,7 +308,7 @@ fn=callee
 """
 
 
-def test_profiles_have_the_costs_of_a_line_itself(bench: Any) -> None:
+def test_profile_excludes_the_costs_of_called_functions(bench: Any) -> None:
     callgrind = bench("callgrind")
     costs = callgrind.parse(PROFILE)
     by_line = {(at.function, at.file, at.line): n for at, n in costs.items()}
@@ -321,7 +323,7 @@ def test_profiles_have_the_costs_of_a_line_itself(bench: Any) -> None:
     assert list(callgrind.a_call(few, many, (100, 200)).values()) == [10]
 
 
-def test_lines_belong_to_the_function_above_them(bench: Any, tmp_path: Path) -> None:
+def test_source_line_belongs_to_the_function_above_it(bench: Any, tmp_path: Path) -> None:
     source = tmp_path / "some.h"
     source.write_text(
         "#define F(x) x\n\nstatic inline struct look first(int a,\n\t\t int b)\n{\n\treturn f(a);\n}\n\n"
@@ -331,7 +333,7 @@ def test_lines_belong_to_the_function_above_them(bench: Any, tmp_path: Path) -> 
     assert names == ["?", "first", "second"]
 
 
-def test_the_documents_have_every_goal(bench: Any) -> None:
+def test_documents_list_every_goal(bench: Any) -> None:
     """docs/benchmarks.md lists the goals; a recorded table has the columns that the command prints."""
     expected = {f"P{i}" for i in range(1, 11)}
     assert {row[0] for row in goals_of(BENCHMARKS, GOALS)} == expected

@@ -39,11 +39,11 @@ def unknown(source: str, package: str | None = None) -> set[tuple[str, str]]:
 
 
 @pytest.mark.parametrize("path", sorted(SUITE.glob("*.py")), ids=lambda path: path.name)
-def test_the_suite_uses_names_of_the_old_package(path: Path) -> None:
+def test_suite_uses_only_names_of_the_old_package(path: Path) -> None:
     assert unknown(path.read_text(encoding="utf-8")) == set()
 
 
-def test_layouts_use_names_of_the_old_package() -> None:
+def test_layouts_use_only_names_of_the_old_package() -> None:
     assert unknown(LAYOUTS.read_text(encoding="utf-8"), "memslots.lab") == set()
 
 
@@ -59,5 +59,5 @@ def test_layouts_use_names_of_the_old_package() -> None:
         ("vm.new_method()", ("memslots.VM", "new_method")),
     ],
 )
-def test_a_new_name_is_found(source: str, found: tuple[str, str]) -> None:
+def test_name_that_the_old_package_lacks_is_found(source: str, found: tuple[str, str]) -> None:
     assert unknown(source, "memslots.lab") == {found}

@@ -41,7 +41,7 @@ SCALE = [
 
 
 def run(*arguments: str, **more: Any) -> subprocess.CompletedProcess[str]:
-    """In a process of its own."""
+    """Runs the command in its own process."""
     return subprocess.run(
         [sys.executable, "-m", "memslots", *arguments],
         **{"capture_output": True, "text": True, "timeout": 120, "check": False, **more},
@@ -97,7 +97,7 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
     ],
 )  # fmt: skip
 @pytest.mark.usefixtures("no_measurement")
-def test_unknown_values_lead_to_the_valid_ones(
+def test_message_about_a_bad_value_names_the_valid_ones(
     arguments: list[str], parts: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert cli.main(arguments) == 2
@@ -113,7 +113,7 @@ def test_unknown_values_lead_to_the_valid_ones(
         (2000, "mismatch", "2,000 mismatches"),
     ],
 )
-def test_plurals(n: int, noun: str, text: str) -> None:
+def test_plural_follows_the_number(n: int, noun: str, text: str) -> None:
     assert words.plural(n, noun) == text
 
 
@@ -125,13 +125,13 @@ def test_plurals(n: int, noun: str, text: str) -> None:
     ("path", "reason"),
     [
         ("nowhere/a.png", "there is no folder nowhere"),
-        ("/proc/a.png", "/proc/a.png: "),  # no user may create a file there
+        ("/proc/a.png", "/proc/a.png: "),  # no user can create a file there
         ("x" * 300 + ".png", "File name too long"),
         ("folder.png", "folder.png: Is a directory"),
     ],
 )
 @pytest.mark.usefixtures("no_measurement")
-def test_an_impossible_output_is_found_before_the_measurement(
+def test_unwritable_output_is_refused_before_the_measurement(
     option: str,
     path: str,
     reason: str,
@@ -150,7 +150,7 @@ def test_an_impossible_output_is_found_before_the_measurement(
 
 @pytest.mark.parametrize("command", [[*PERF, "--picture"], ["map", "pc-migrate-boot", "-o"]])
 @pytest.mark.usefixtures("no_measurement")
-def test_a_format_that_matplotlib_lacks_is_found_before_the_measurement(
+def test_unknown_picture_format_is_refused_before_the_measurement(
     command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "a.pgn"
@@ -162,7 +162,7 @@ def test_a_format_that_matplotlib_lacks_is_found_before_the_measurement(
 @pytest.mark.parametrize(
     "command", [[*PERF, "--picture"], ["map", "pc-migrate-boot", "--json", "-o"]]
 )
-def test_a_picture_without_a_suffix_is_reported_with_its_real_name(
+def test_picture_without_a_suffix_is_reported_with_its_full_name(
     command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert cli.main([*command, str(tmp_path / "a")]) == 0
@@ -174,7 +174,9 @@ def test_a_picture_without_a_suffix_is_reported_with_its_real_name(
 
 
 @pytest.mark.usefixtures("no_measurement")
-def test_two_outputs_need_two_names(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_two_outputs_of_one_name_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     for json_name, picture in (("a.png", "a.png"), ("a-latency.png", "a.png")):
         outputs = ["-o", str(tmp_path / json_name), "--picture", str(tmp_path / picture)]
         assert cli.main([*PERF, *outputs]) == 2
@@ -182,11 +184,11 @@ def test_two_outputs_need_two_names(tmp_path: Path, capsys: pytest.CaptureFixtur
 
 
 def limited(file_size: int) -> Callable[[], None]:
-    """A disk that is full after so many bytes of each file."""
+    """Limits the size of each file, as a full disk does."""
     return lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (file_size, file_size))
 
 
-def test_a_full_disk_is_found_before_the_measurement(tmp_path: Path) -> None:
+def test_full_disk_is_reported_before_the_measurement(tmp_path: Path) -> None:
     path = tmp_path / "a.json"
     done = run("perf", "--full", "-o", str(path), preexec_fn=limited(0))
     assert (done.returncode, done.stdout) == (2, "")
@@ -195,7 +197,9 @@ def test_a_full_disk_is_found_before_the_measurement(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("option", "limit"), [("-o", 5000), ("--picture", 15_000)])
-def test_a_disk_that_fills_up_costs_only_the_file(option: str, limit: int, tmp_path: Path) -> None:
+def test_disk_that_fills_up_keeps_the_report_on_stdout_and_the_old_file(
+    option: str, limit: int, tmp_path: Path
+) -> None:
     path = tmp_path / "a.png"
     path.write_text("an older result")
     done = run(*PERF, option, str(path), preexec_fn=limited(limit))
@@ -206,7 +210,7 @@ def test_a_disk_that_fills_up_costs_only_the_file(option: str, limit: int, tmp_p
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_a_full_stdout_keeps_the_file(tmp_path: Path) -> None:
+def test_full_stdout_still_writes_the_file(tmp_path: Path) -> None:
     path = tmp_path / "a.json"
     with open("/dev/full", "w") as full:
         done = run(
@@ -220,7 +224,7 @@ def test_a_full_stdout_keeps_the_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "arguments", [["info", "--json"], ["--help"], [], ["map", "pc-migrate-boot"], PERF]
 )
-def test_a_closed_pipe_ends_the_command_quietly(arguments: list[str]) -> None:
+def test_closed_pipe_ends_the_command_without_a_message(arguments: list[str]) -> None:
     reader, writer = os.pipe()
     os.close(reader)
     with os.fdopen(writer, "w") as pipe:
@@ -228,7 +232,7 @@ def test_a_closed_pipe_ends_the_command_quietly(arguments: list[str]) -> None:
     assert (done.returncode, done.stderr) == (terminal.EXIT_PIPE, "")
 
 
-def test_a_closed_pipe_keeps_the_file(tmp_path: Path) -> None:
+def test_closed_pipe_still_writes_the_file(tmp_path: Path) -> None:
     path = tmp_path / "a.json"
     reader, writer = os.pipe()
     os.close(reader)
@@ -240,7 +244,9 @@ def test_a_closed_pipe_keeps_the_file(tmp_path: Path) -> None:
     assert json.loads(path.read_text())["command"] == "perf"
 
 
-def test_devices_and_links_stay(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_output_to_a_device_or_link_keeps_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     target, link = tmp_path / "target", tmp_path / "link"
     target.write_text("old")
     target.chmod(0o640)
@@ -254,16 +260,14 @@ def test_devices_and_links_stay(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert capsys.readouterr().err == ""
 
 
-def test_a_picture_that_shows_nothing_is_a_failure(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_empty_picture_is_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "a.png"
     assert cli.main(["map", "pc-migrate-boot", "--at", "0", "-o", str(path)]) == 2
     assert_message(capsys.readouterr().err, f"no picture: {path}: ", "no slots to draw")
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_kernel_may_go_while_it_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_kernel_that_becomes_unavailable_gives_no_figure(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse() -> float:
         raise OSError(19, "No such device")
 
@@ -338,7 +342,9 @@ def all_lines(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("all_lines")
-def test_lines_show_the_progress_without_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+def test_progress_is_printed_as_lines_without_a_terminal(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     assert cli.main([*PERF, "--json"]) == 0
     out, err = capsys.readouterr()
     assert json.loads(out)["command"] == "perf"
@@ -350,7 +356,7 @@ def test_lines_show_the_progress_without_a_terminal(capsys: pytest.CaptureFixtur
 
 @pytest.mark.usefixtures("all_lines")
 @pytest.mark.parametrize("cause", ["TERM", "tqdm"])
-def test_lines_replace_a_bar_that_cannot_be_drawn(
+def test_progress_falls_back_to_lines_if_the_bar_fails(
     cause: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
@@ -362,7 +368,7 @@ def test_lines_replace_a_bar_that_cannot_be_drawn(
 
 
 @pytest.mark.usefixtures("all_lines")
-def test_a_process_without_stderr_works(
+def test_process_without_stderr_works(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(sys, "stderr", None)
@@ -379,7 +385,7 @@ def columns(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     return int(request.param)
 
 
-def test_the_width_is_that_of_the_terminal() -> None:
+def test_bar_has_the_width_of_the_terminal() -> None:
     control, terminal_end = os.openpty()
     with os.fdopen(control, "rb", buffering=0) as output, os.fdopen(terminal_end) as stdout:
         done = run(
@@ -391,12 +397,12 @@ def test_the_width_is_that_of_the_terminal() -> None:
         )
         text = output.read(4096).decode()
     assert (done.returncode, done.stderr) == (0, "")
-    assert "\r\n          " in text  # a line that goes on below its beginning
+    assert "\r\n          " in text  # the continuation of a wrapped line
 
 
 @pytest.fixture(scope="module")
 def reports() -> dict[str, Any]:
-    """Of both commands, with all kinds of tables."""
+    """Reports of both commands, with all kinds of tables."""
     found = {}
     everything = ["--only", "*o*", "--slots", "8,600"]
     for arguments in ([*PERF, *everything], SCALE):
@@ -423,7 +429,7 @@ def test_reports_fit_the_terminal_and_keep_every_number(
         assert "\n" in narrow
 
 
-def test_a_wide_table_becomes_blocks_and_then_records() -> None:
+def test_wide_table_is_split_into_blocks_and_then_records() -> None:
     table = tables.Table(
         [["unmap", "1.00 us", "12"], ["move", "7 ns", "3,400"]], ["", "tree", "array"]
     )
@@ -454,7 +460,7 @@ def test_a_wide_table_becomes_blocks_and_then_records() -> None:
 @pytest.mark.parametrize(
     "arguments", [["map", "pc-migrate-boot"], ["map", "q35-ovmf-pflash"], ["info"]]
 )
-def test_other_commands_fit_the_terminal(
+def test_output_of_other_commands_fits_the_terminal(
     arguments: list[str], columns: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert cli.main(arguments) == 0
@@ -463,7 +469,7 @@ def test_other_commands_fit_the_terminal(
     assert all(len(line) <= columns or whole & set(line.split()) for line in lines)
 
 
-def test_a_pipe_gets_whole_lines(
+def test_pipe_gets_unwrapped_lines(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("COLUMNS", "40")
@@ -482,13 +488,13 @@ def test_a_number_stays_with_its_unit() -> None:
 # ---- the environment ------------------------------------------------------------------------------------
 
 
-def test_an_encoding_without_a_character_does_not_fail() -> None:
+def test_character_that_the_encoding_lacks_is_replaced() -> None:
     done = run(*PERF, env={**os.environ, "PYTHONIOENCODING": "ascii"})
     assert (done.returncode, done.stderr) == (0, "")
     assert re.search(r"unmap +\d\S+ [mnu]s +~\d+%", done.stdout)
 
 
-def test_a_file_name_that_is_no_text_can_be_printed(tmp_path: Path) -> None:
+def test_file_name_with_invalid_bytes_is_printed(tmp_path: Path) -> None:
     path = os.fsencode(tmp_path) + b"/\xff.jsonl"
     source = memslots.__path__[0] + "/traces/data/qemu/pc-migrate-boot.jsonl.gz"
     path += b".gz"
@@ -507,9 +513,7 @@ def test_a_file_name_that_is_no_text_can_be_printed(tmp_path: Path) -> None:
         {"LC_ALL": "C", "TERM": "dumb", "NO_COLOR": "1"},
     ],
 )  # fmt: skip
-def test_pictures_need_nothing_of_the_environment(
-    environment: dict[str, str], tmp_path: Path
-) -> None:
+def test_pictures_are_drawn_in_any_environment(environment: dict[str, str], tmp_path: Path) -> None:
     path = tmp_path / "map.svg"
     done = run("map", "pc-migrate-boot", "-o", str(path), env={**os.environ, **environment})
     assert done.returncode == 0, done.stderr
@@ -519,7 +523,7 @@ def test_pictures_need_nothing_of_the_environment(
 
 @pytest.mark.usefixtures("no_measurement")
 @pytest.mark.parametrize("command", [[*PERF, "--picture"], ["map", "pc-migrate-boot", "-o"]])
-def test_a_picture_without_matplotlib_names_the_extra(
+def test_picture_without_matplotlib_names_the_extra(
     command: list[str],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -530,7 +534,7 @@ def test_a_picture_without_matplotlib_names_the_extra(
     assert_message(capsys.readouterr().err, "pip install 'memslots[plot]'")
 
 
-def test_a_bad_limit_in_the_environment_is_named(
+def test_bad_limit_in_the_environment_is_named(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("MEMSLOTS_MAX_LINE_BYTES", "many")
@@ -539,7 +543,7 @@ def test_a_bad_limit_in_the_environment_is_named(
         assert_message(capsys.readouterr().err, "MEMSLOTS_MAX_LINE_BYTES")
 
 
-def test_streams_that_are_closed_do_no_harm() -> None:
+def test_closed_streams_do_not_break_a_command() -> None:
     for closed in ("<&-", ">&-", "2>&-", "<&- >&- 2>&-"):
         done = subprocess.run(
             ["sh", "-c", f'"$0" -m memslots info {closed}', sys.executable],
@@ -551,7 +555,7 @@ def test_streams_that_are_closed_do_no_harm() -> None:
 # ---- the rest ---------------------------------------------------------------------------------------------
 
 
-def test_no_sweep_goes_beyond_the_slots_that_are_asked_for(
+def test_sweep_stops_at_the_requested_number_of_slots(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     assert cli.main([*PERF, "--json"]) == 0
@@ -561,13 +565,13 @@ def test_no_sweep_goes_beyond_the_slots_that_are_asked_for(
     assert {row["n_slots"] for row in report["results"]} == {8}
 
 
-def test_the_document_lists_the_exit_codes() -> None:
+def test_document_lists_the_exit_codes() -> None:
     rows = re.findall(r"^\| (\d+) \|", COMMANDS.read_text(encoding="utf-8"), re.MULTILINE)
     codes = [value for name, value in vars(terminal).items() if name.startswith("EXIT_")]
     assert sorted(map(int, rows)) == sorted(codes)
 
 
-def test_a_part_is_never_left_behind(tmp_path: Path) -> None:
+def test_failed_write_leaves_no_partial_file(tmp_path: Path) -> None:
     path = tmp_path / "a.json"
     for error in (KeyboardInterrupt, ValueError, OSError):
         with pytest.raises(error):

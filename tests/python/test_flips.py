@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""tools/flips.py makes each simple mutant of a function of C, with names that stay."""
+"""tools/flips.py makes each simple mutant of a C function, and gives it a stable name."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ def tool(name: str = "flips") -> Any:
     if str(TOOLS) not in sys.path:
         sys.path.append(
             str(TOOLS)
-        )  # last: tools/coverage.py must not hide the package of that name
+        )  # append: tools/coverage.py must not hide the package of that name
     return importlib.import_module(name)
 
 
 def flips(body: str, head: str = "static int f(int a, int b)\n") -> dict[str, tuple[str, str, str]]:
-    """For the label of each flip: the code, its replacement, and the whole body with it."""
+    """By label of the flip: the code, its replacement, and the whole body after the replacement."""
     source = tool("anchors").Source("x.c", f"{head}{{ {body} }}\n")
     found = tool().flips_in(source, source.units[0])
     whole = {f.label: tool("anchors").applied(source.text, [f.place]) for f in found}
@@ -57,7 +57,7 @@ def flips(body: str, head: str = "static int f(int a, int b)\n") -> dict[str, tu
         ("int c = a < b ? 1 : 2;", "first:1", "int c = true ? 1 : 2;"),
     ],
 )
-def test_kinds(body: str, label: str, mutant: str) -> None:
+def test_each_kind_of_flip_changes_the_code_as_named(body: str, label: str, mutant: str) -> None:
     assert flips(body)[label][2] == mutant
 
 
@@ -72,11 +72,11 @@ def test_kinds(body: str, label: str, mutant: str) -> None:
         "f(a, -1);",
     ],
 )
-def test_what_is_no_flip(body: str) -> None:
+def test_other_code_has_no_flip(body: str) -> None:
     assert flips(body) == {}
 
 
-def test_numbers_count_by_kind() -> None:
+def test_flips_are_numbered_by_kind() -> None:
     found = flips("if (a < b || b < 2) return a < 3 ? 1 : 0; return b <= 1;")
     assert list(found) == [
         *("if-true:1", "if-false:1", "lt-le:1", "or-and:1", "lt-le:2"),
@@ -87,12 +87,11 @@ def test_numbers_count_by_kind() -> None:
     assert found["second:1"][:2] == ("a < 3 ? 1 : 0", "false ? 1 : 0")
 
 
-def test_the_head_has_no_flips() -> None:
+def test_head_of_a_function_has_no_flips() -> None:
     assert flips("return 0;", "static int f(int a[2 + 1], int (*b)(int))\n") == {}
 
 
-def test_every_function_of_the_core() -> None:
-    """Each flip changes something, and its names are unique."""
+def test_flips_of_the_core_change_code_and_have_unique_names() -> None:
     anchors = tool("anchors")
     sources = anchors.Sources(TOOLS.parent, ("src",))
     count = 0
@@ -111,7 +110,7 @@ def test_every_function_of_the_core() -> None:
     assert count > 1000
 
 
-def test_one_function_of_the_name(tmp_path: Path) -> None:
+def test_function_name_must_be_unique(tmp_path: Path) -> None:
     (tmp_path / "src").mkdir()
     for name in "ab":
         (tmp_path / "src" / f"{name}.c").write_text("static int f(int a)\n{ return a < 1; }\n")

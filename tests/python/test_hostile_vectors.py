@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""Vector files from a stranger: a file is read and played, or it is a VectorError; nothing else, in bounded memory.
+"""Untrusted vector files: the commands play a file or raise VectorError, in bounded memory; nothing else happens.
 
-The files of tests/hostile took gigabytes, or ended in a traceback, before the reader bounded them.  The fuzz tests
-change good files, as JSON and as bytes.  The memory of this process is capped while they run.
+A reader without limits needs gigabytes for the files of tests/hostile, or ends in a traceback.  The fuzz tests
+change good files, as JSON and as bytes, under a limit on the memory of this process.
 """
 
 import gzip
@@ -45,7 +45,7 @@ EXPECTED = {
 
 @contextmanager
 def little_memory() -> Iterator[None]:
-    """Caps what this process may map at ROOM above the present."""
+    """Limits the mapped memory of this process to ROOM bytes above its present use."""
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
     pages = int(Path("/proc/self/statm").read_text().split()[0])
     resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + ROOM, hard))
@@ -55,8 +55,8 @@ def little_memory() -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
 
 
-def test_the_cap_is_effective() -> None:
-    """Freed memory of earlier tests may serve the first blocks."""
+def test_memory_limit_is_effective() -> None:
+    """Memory that earlier tests have freed may serve the first blocks."""
     with little_memory(), pytest.raises(MemoryError):
         _ = [bytearray(ROOM) for _ in range(100)]
 
@@ -76,12 +76,12 @@ def test_hostile_file_is_refused_in_one_line(path: Path, command: str, capsys: A
     assert error.count("\n") == 1
 
 
-def test_every_hostile_file_has_its_expectation() -> None:
+def test_every_hostile_file_has_an_expected_message() -> None:
     assert {path.stem for path in HOSTILE} == set(EXPECTED)
 
 
-def test_one_endless_line_is_not_unpacked(tmp_path: Path) -> None:
-    """64 MiB in one line, 64 KiB on disk: the reading ends at the limit of 4 MiB."""
+def test_very_long_line_is_not_unpacked_beyond_the_limit(tmp_path: Path) -> None:
+    """One line of 64 MiB needs 64 KiB on disk; the reader stops at its limit of 4 MiB."""
     path = tmp_path / "v.jsonl.gz"
     with gzip.open(path, "wb", compresslevel=1) as f:
         f.write(lines_of(FULL_HEADER) + b'{"op":"create_vcpu","ret":0,"note":"' + bytes(64 * MIB))
@@ -93,8 +93,8 @@ def test_one_endless_line_is_not_unpacked(tmp_path: Path) -> None:
     assert peak < 16 * MIB
 
 
-def test_many_lines_are_not_kept(tmp_path: Path) -> None:
-    """More text than the limit, in lines that are right."""
+def test_text_beyond_the_limit_is_refused_in_bounded_memory(tmp_path: Path) -> None:
+    """Each single line is valid."""
     path = tmp_path / "v.jsonl.gz"
     row = lines_of({"op": "create_vcpu", "ret": 0, "x": 1000 * "x"})
     with gzip.open(path, "wb", compresslevel=1) as f:
@@ -105,7 +105,7 @@ def test_many_lines_are_not_kept(tmp_path: Path) -> None:
         vectors.read(path)
 
 
-def test_a_pipe_ends_at_once(tmp_path: Path) -> None:
+def test_pipe_is_refused_immediately(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "v.jsonl")
     for command in ("replay", "map"):
         argv = [sys.executable, "-m", "memslots", command, str(tmp_path / "v.jsonl")]
@@ -114,8 +114,10 @@ def test_a_pipe_ends_at_once(tmp_path: Path) -> None:
         assert done.stderr == f"memslots: {tmp_path}/v.jsonl:1: not a regular file\n"
 
 
-def test_a_vm_that_accepts_a_refused_change_is_bounded(tmp_path: Path, capsys: Any) -> None:
-    """Recorded as refused, so the reader does not count it; the engine accepts it."""
+def test_pages_under_logging_are_limited_if_the_vm_accepts_a_refused_change(
+    tmp_path: Path, capsys: Any
+) -> None:
+    """The reader does not count a change that was recorded as refused, but the engine accepts this one."""
     place = {"op": "set", "flags": 1, "size": "0x800000000", "ret": "EEXIST"}
     rows = [
         {**place, "slot": n, "gpa": f"{n << 36:#x}", "hva": f"arena+{n << 36:#x}"} for n in range(9)
@@ -127,8 +129,8 @@ def test_a_vm_that_accepts_a_refused_change_is_bounded(tmp_path: Path, capsys: A
     assert captured.out == "0 files, 0 ops, 0 mismatches, 0 not compared, 0 out of scope\n"
 
 
-def test_a_claimed_number_allocates_nothing(tmp_path: Path) -> None:
-    """`num` of 2^32 - 1 pages without bits, `bytes` of 2^63 for a slot that is not there."""
+def test_claimed_size_allocates_nothing(tmp_path: Path) -> None:
+    """Claims: `num` of 2^32 - 1 pages without bits, and `bytes` of 2^63 for a missing slot."""
     clear = {"op": "clear_dirty", "slot": 0, "first": 0, "num": (1 << 32) - 1, "ret": "ENOENT"}
     log = {"op": "get_dirty", "slot": 0, "ret": 0, "out": {"bytes": 1 << 63, "dirty": [[7, 9]]}}
     file = vectors.read(file_with(tmp_path, clear, log))
@@ -212,7 +214,7 @@ def changed_bytes(draw: Callable[..., Any], bases: list[bytes]) -> bytes:
 
 
 def read_and_play(path: Path) -> VectorFile | VectorError:
-    """The work of both commands."""
+    """Reads and plays the file, as both commands do."""
     with little_memory():
         try:
             file = vectors.read(path)
@@ -246,7 +248,7 @@ FUZZ = settings(
 
 @FUZZ
 @given(text=changed_json())
-def test_a_file_with_changed_values(text: bytes, tmp_path: Path) -> None:
+def test_file_with_changed_values_is_played_or_refused(text: bytes, tmp_path: Path) -> None:
     if file := check(tmp_path / "v.jsonl", text):
         copy = tmp_path / "copy.jsonl"
         vectors.write(copy, file.header, file.ops)
@@ -255,16 +257,16 @@ def test_a_file_with_changed_values(text: bytes, tmp_path: Path) -> None:
 
 @FUZZ
 @given(text=changed_bytes(BASES))
-def test_a_file_with_changed_bytes(text: bytes, tmp_path: Path) -> None:
+def test_file_with_changed_bytes_is_played_or_refused(text: bytes, tmp_path: Path) -> None:
     check(tmp_path / "v.jsonl", text)
 
 
 @FUZZ
 @given(text=changed_bytes([gzip.compress(base, mtime=0) for base in BASES]))
-def test_a_packed_file_with_changed_bytes(text: bytes, tmp_path: Path) -> None:
+def test_packed_file_with_changed_bytes_is_played_or_refused(text: bytes, tmp_path: Path) -> None:
     check(tmp_path / "v.jsonl.gz", text)
 
 
 @pytest.mark.parametrize("text", BASES, ids=range(len(BASES)))
-def test_the_bases_are_good(text: bytes, tmp_path: Path) -> None:
+def test_unchanged_base_files_are_played(text: bytes, tmp_path: Path) -> None:
     assert check(tmp_path / "v.jsonl", text) is not None

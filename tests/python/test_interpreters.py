@@ -29,7 +29,7 @@ def tool(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> ModuleType:
 
 
 def add(folder: Path, version: str, script: str | None = None) -> Path:
-    """A program that says that it is this version, or does something else."""
+    """Adds a program that prints this version, or runs the script."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"python{version}"
     path.write_text(f"#!/bin/sh\n{script or f'echo {version}'}\n")
@@ -37,7 +37,7 @@ def add(folder: Path, version: str, script: str | None = None) -> Path:
     return path
 
 
-def test_on_path_and_in_pyenv(
+def test_interpreters_on_path_and_in_pyenv_are_found(
     tool: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     first = add(tmp_path / "bin", "3.99")
@@ -48,7 +48,9 @@ def test_on_path_and_in_pyenv(
     assert err.splitlines() == ["Python 3.97: NOT RUN, there is none"]
 
 
-def test_at_most_one(tool: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_at_most_one_interpreter_is_listed_for_each_version(
+    tool: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     found = [add(tmp_path / "bin", version) for version in ("3.98", "3.97")]
     assert tool.main(["--most", "1"]) == 0
     out, err = capsys.readouterr()
@@ -58,15 +60,17 @@ def test_at_most_one(tool: ModuleType, tmp_path: Path, capsys: pytest.CaptureFix
 
 
 @pytest.mark.parametrize("script", ["exit 127", "echo 3.97", "echo 3.99t", "kill -9 $$"])
-def test_a_program_that_is_something_else(tool: ModuleType, tmp_path: Path, script: str) -> None:
-    """A shim of pyenv that refuses, another version, a build without the GIL, a crash."""
+def test_program_that_is_not_a_usable_python_is_skipped(
+    tool: ModuleType, tmp_path: Path, script: str
+) -> None:
+    """Cases: a pyenv shim that fails, another version, a build without the GIL, a crash."""
     add(tmp_path / "bin", "3.99", script)
     assert tool.find("3.99") == "there is none"
     right = add(tmp_path / "home" / ".local/share/uv/python/cpython-3.99.1" / "bin", "3.99")
     assert tool.find("3.99") == right
 
 
-def test_one_without_headers(
+def test_python_without_headers_is_named(
     tool: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = add(tmp_path / "bin", "3.99")
@@ -74,7 +78,7 @@ def test_one_without_headers(
     assert tool.find("3.99") == f"{path} lacks its headers or venv"
 
 
-def test_this_interpreter_is_left_out(
+def test_running_interpreter_is_left_out(
     tool: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     own = "{}.{}".format(*sys.version_info[:2])
@@ -83,7 +87,7 @@ def test_this_interpreter_is_left_out(
     assert capsys.readouterr() == ("", "")
 
 
-def test_supported_are_the_classifiers(
+def test_supported_versions_are_those_of_the_classifiers(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.syspath_prepend(str(TOOLS))

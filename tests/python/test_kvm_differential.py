@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: MIT
 """The engine against the running kernel: MEMSLOTS_KVM_CALLS random calls, every answer compared.
 
-Each test makes its calls within MEMSLOTS_KVM_SECONDS or stops: on a busy machine each change of the kernel waits
-milliseconds for a grace period.  The last lines of pytest's output say how many calls were made.  `make test-kernel`
-makes a million without a limit.
+Each test stops after MEMSLOTS_KVM_SECONDS, because on a busy machine each change of the kernel waits
+milliseconds for a grace period.  The last lines of pytest's output give the number of calls.  `make test-kernel`
+makes a million calls without a time limit.
 
-And that the comparison can fail: engines with one planted bug each have to be caught.
+The last tests show that the comparison can fail: they plant one bug in an engine, and the comparison must find it.
 """
 
 import errno
@@ -24,10 +24,10 @@ SECONDS = float(os.environ.get("MEMSLOTS_KVM_SECONDS", "25"))
 A_SEED = 50_000  # enough for an episode of each profile, and for every kind of call and answer
 SHARES = [min(A_SEED, CALLS - done) for done in range(0, CALLS, A_SEED)]
 
-# The model and the other backends answer as the tree does: a tenth of the calls is enough.
+# Other tests compare the model and the other backends with the tree: a tenth of the calls is enough here.
 OTHERS_SHARE = max(1, CALLS // 10)
 
-# Every planted bug is caught within so many calls: a first difference usually comes within 5,000.
+# Upper limit of calls to find a planted bug: a first difference usually comes within 5,000.
 CAUGHT_WITHIN = 60_000
 
 LOG, PAGE = 1, 4096
@@ -42,7 +42,7 @@ def needs_kvm():
 
 @pytest.fixture
 def compared(record_property) -> Callable[..., differential.Report]:
-    """Runs a comparison; the calls that it made go into the last lines of pytest's output."""
+    """Runs a comparison; pytest prints the number of its calls in the last lines of the output."""
 
     def run(engine_factory, seed, calls):
         report = differential.run(engine_factory, seed, calls, SECONDS)
@@ -56,13 +56,13 @@ def compared(record_property) -> Callable[..., differential.Report]:
     return run
 
 
-def test_the_shares_are_the_whole():
+def test_shares_add_up_to_all_calls():
     assert sum(SHARES) == CALLS
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(len(SHARES)))
-def test_engine_answers_as_the_kernel(compared, seed):
+def test_engine_gives_the_answers_of_the_kernel(compared, seed):
     report = compared(memslots.VM, seed, SHARES[seed])
     if report.calls == A_SEED:
         assert report.changes >= report.calls / 4
@@ -73,22 +73,22 @@ def test_engine_answers_as_the_kernel(compared, seed):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("backend", [b for b in memslots.backends() if b != "tree"])
-def test_other_backend_answers_as_the_kernel(compared, backend):
+def test_other_backend_gives_the_answers_of_the_kernel(compared, backend):
     compared(lambda **config: memslots.VM(backend=backend, **config), 100, OTHERS_SHARE)
 
 
 @pytest.mark.slow
-def test_model_answers_as_the_kernel(compared):
+def test_model_gives_the_answers_of_the_kernel(compared):
     compared(ModelVM, 101, OTHERS_SHARE)
 
 
-def test_a_seed_gives_one_sequence():
+def test_seed_determines_the_sequence():
     first, second = (differential.run(ModelVM, 7, 3_000) for _ in range(2))
     assert first == second
     assert differential.run(ModelVM, 8, 3_000).tally != first.tally
 
 
-def test_a_run_that_is_out_of_time_says_so():
+def test_run_that_is_out_of_time_reports_fewer_calls():
     report = differential.run(ModelVM, 7, 3_000, seconds=0)
     assert report.out_of_time
     assert report.calls < 3_000
@@ -99,7 +99,7 @@ def test_a_run_that_is_out_of_time_says_so():
 
 
 class AdjacentOverlaps(ModelVM):
-    """A slot that ends where another begins is in its way."""
+    """Refuses adjacent slots as overlapping."""
 
     def _check_overlap(self, space, new):
         super()._check_overlap(space, new)
@@ -109,7 +109,7 @@ class AdjacentOverlaps(ModelVM):
 
 
 class EdgePageFree(ModelVM):
-    """The last page of a new slot may lie in another."""
+    """Allows the last page of a new slot to overlap another slot."""
 
     def _check_overlap(self, space, new):
         others = [s for s in space.in_gfn_range(new.base_gfn, new.end_gfn - 1) if s.id != new.id]
@@ -161,7 +161,7 @@ class ClearIgnoresFirstPage(ModelVM):
 
 
 class LogOnTwiceIsFresh(ModelVM):
-    """Setting what is set already gives a fresh bitmap."""
+    """Gives a fresh bitmap if the LOG flag is set again."""
 
     def set_user_memory_region(self, slot, *, as_id=0, **more):
         super().set_user_memory_region(slot, as_id=as_id, **more)
@@ -189,13 +189,13 @@ class Crashes(ModelVM):
         Crashes,
     ],
 )
-def test_a_planted_bug_is_caught(engine):
+def test_planted_bug_is_found(engine):
     report = differential.run(engine, 1, CAUGHT_WITHIN)
     assert report.difference is not None
     print(report.difference)
 
 
-def test_a_difference_can_be_replayed():
+def test_difference_can_be_replayed():
     found = differential.run(AdjacentOverlaps, 2, CAUGHT_WITHIN).difference
     with kvm.KvmVM() as kernel:
         config = differential.limits_of(kernel)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""tools/layers.py and tools/python_layers.py accept the tree as it is, and find each kind of violation."""
+"""tools/layers.py and tools/python_layers.py accept the present sources, and find each kind of violation."""
 
 import importlib.util
 import json
@@ -35,7 +35,7 @@ def core(tmp_path: Path) -> Path:
     return copy
 
 
-def test_the_core_keeps_its_layers() -> None:
+def test_core_has_no_wrong_include() -> None:
     done = layers()
     assert done.returncode == 0, done.stdout
     assert done.stdout.endswith(" 0 wrong\n")
@@ -59,7 +59,7 @@ def test_the_core_keeps_its_layers() -> None:
         ("include/memslots.h", '"../compiler.h"', "memslots.h is the wall"),
     ],
 )
-def test_a_wrong_include_is_named_with_file_line_and_reason(
+def test_wrong_include_is_named_with_file_line_and_reason(
     core: Path, name: str, include: str, reason: str
 ) -> None:
     path = core / name
@@ -72,14 +72,14 @@ def test_a_wrong_include_is_named_with_file_line_and_reason(
     assert last.endswith(" 1 wrong")
 
 
-def test_a_file_without_a_layer_is_named(core: Path) -> None:
+def test_file_without_a_layer_is_named(core: Path) -> None:
     (core / "stray.c").write_text("int stray;\n")
     done = layers("--core", core)
     assert done.returncode == 1
     assert f"{core / 'stray.c'}:1: stray has no layer" in done.stdout
 
 
-def test_an_empty_folder_proves_nothing(tmp_path: Path) -> None:
+def test_empty_folder_is_an_error(tmp_path: Path) -> None:
     assert layers("--core", tmp_path).returncode == 2
 
 
@@ -92,7 +92,7 @@ def test_an_empty_folder_proves_nothing(tmp_path: Path) -> None:
         ("_Thread_local int self;", "self"),
     ],
 )
-def test_symbols_of_the_library_have_the_prefix(
+def test_global_symbol_without_the_prefix_is_named(
     tmp_path: Path, source: str, wrong: str | None
 ) -> None:
     (tmp_path / "a.c").write_text(source)
@@ -106,7 +106,7 @@ def test_symbols_of_the_library_have_the_prefix(
         assert f"liba.a[a.o]: global symbol {wrong} lacks ms_" in done.stdout
 
 
-def test_a_library_without_symbols_proves_nothing(tmp_path: Path) -> None:
+def test_library_without_symbols_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "liba.a").write_text("!<arch>\n")
     done = layers("--library", tmp_path / "liba.a")
     assert done.returncode == 1
@@ -157,13 +157,13 @@ def findings(package: Path, capsys: pytest.CaptureFixture[str]) -> Findings:
     return run
 
 
-def test_the_package_keeps_its_layers() -> None:
+def test_package_has_no_wrong_import() -> None:
     done = run("python_layers.py")
     assert done.returncode == 0, done.stdout
     assert done.stdout.endswith(" 0 wrong\n")
 
 
-# Each file is imported by the one that it imports here.
+# Each line below makes a file import a module that already imports this file.
 CIRCLES = {
     "plain": ("lab/sample.py", "import memslots.lab.case"),
     "plain from": ("lab/sample.py", "from memslots.lab.case import Case"),
@@ -193,7 +193,7 @@ CIRCLES = {
 
 
 @pytest.mark.parametrize("kind", CIRCLES)
-def test_a_circle_is_found(package: Path, findings: Findings, kind: str) -> None:
+def test_import_cycle_is_found(package: Path, findings: Findings, kind: str) -> None:
     file, text = CIRCLES[kind]
     plant(package, file, text)
     assert any("closes the circle" in line and file in line for line in findings())
@@ -220,7 +220,7 @@ def test_a_circle_is_found(package: Path, findings: Findings, kind: str) -> None
         ("_hooks.pxi", "import_module(name)", "imports a computed name"),
     ],
 )
-def test_a_wrong_import_is_named_with_file_line_and_reason(
+def test_wrong_import_is_named_with_file_line_and_reason(
     package: Path, findings: Findings, file: str, text: str, reason: str
 ) -> None:
     (package / file).touch()
@@ -239,18 +239,18 @@ def test_a_wrong_import_is_named_with_file_line_and_reason(
         ("libmemslots.pxd", "cimport numpy\nfrom libc.string cimport memcpy"),
     ],
 )
-def test_other_lines_are_no_imports(
+def test_text_that_only_looks_like_an_import_is_ignored(
     package: Path, findings: Findings, file: str, text: str
 ) -> None:
     plant(package, file, text)
     assert findings() == []
 
 
-def test_a_folder_without_python_proves_nothing(tmp_path: Path) -> None:
+def test_folder_without_python_is_an_error(tmp_path: Path) -> None:
     assert run("python_layers.py", "--package", tmp_path).returncode == 2
 
 
-# ---- what `import memslots` loads ------------------------------------------------------------------
+# ---- modules that `import memslots` loads ----------------------------------------------------------
 
 NEW_MODULES = """
 import json, sys
@@ -268,15 +268,18 @@ def loaded() -> list[str]:
     return names
 
 
-def test_import_loads_the_library_alone() -> None:
+def test_import_loads_no_module_above_the_library() -> None:
     below = {name.split(".")[1] for name in loaded() if name.startswith("memslots.")}
     layer_of = python_layers().LAYER_OF
     assert "_memslots" in below
     assert {part for part in below if layer_of[part] > layer_of["__init__"]} == set()
 
 
-def test_import_needs_numpy_and_nothing_else() -> None:
+def test_import_needs_only_numpy() -> None:
     tops = {name.split(".")[0] for name in loaded()}
-    hidden = {"_interpreters", "_xxsubinterpreters"}  # of Python itself, but not in its list
+    hidden = {
+        "_interpreters",
+        "_xxsubinterpreters",
+    }  # standard modules that sys.stdlib_module_names lacks
     own = {name for name in tops if name.startswith("_cython_")} | {"cython_runtime", "memslots"}
     assert tops - sys.stdlib_module_names - hidden - own == {"numpy"}

@@ -43,7 +43,7 @@ def atomics(text: str) -> Iterator[tuple[str, str]]:
 
 
 def lacking(text: str, where: str) -> list[str]:
-    """The atomics of a source text that the cells `where` name neither by themselves nor by their struct."""
+    """The atomics of a source text for which the cells `where` name neither the atomic nor its struct."""
     named = set(re.findall(r"\w+", where))
     return [name for name, struct in atomics(text) if not {name, struct} & named]
 
@@ -65,7 +65,7 @@ def test_every_atomic_has_a_row() -> None:
         ("static void f(_Atomic uint64_t *count)\n{\n}", []),
     ],
 )
-def test_an_atomic_without_a_row_is_found(text: str, missing: list[str]) -> None:
+def test_atomic_without_a_row_is_found(text: str, missing: list[str]) -> None:
     assert lacking(text, "`known` and `other.x`") == missing
 
 
@@ -81,7 +81,7 @@ def test_every_row_that_the_core_cites_exists() -> None:
     assert cited <= names
 
 
-def test_the_points_are_those_of_the_core() -> None:
+def test_documented_points_are_those_of_the_core() -> None:
     text = (CORE / "points.h").read_text(encoding="utf-8")
     points = set(re.findall(r"^\tPOINT\((\w+)\)", text, re.MULTILINE))
     assert points

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""memslots map: the lives of slots follow from the file as the engine follows from playing it; text, JSON, errors."""
+"""memslots map: its slots are those of an engine that plays the file; text, JSON and errors."""
 
 import json
 from contextlib import closing
@@ -39,7 +39,7 @@ def path(tmp_path: Path) -> str:
     return str(path)
 
 
-def test_a_life_ends_with_the_change_of_its_slot(path: str) -> None:
+def test_life_of_a_slot_ends_with_its_next_change(path: str) -> None:
     lives = history.lives(vectors.read(path))
     told = [(life.id, life.gpa, life.kind, life.begin, life.end) for life in lives]
     assert told == [
@@ -52,7 +52,7 @@ def test_a_life_ends_with_the_change_of_its_slot(path: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["pc-migrate-boot", "pc-dimm-migrate", "q35-dimm-hotplug-63"])
-def test_the_map_is_what_the_engine_holds(name: str) -> None:
+def test_map_has_the_slots_of_the_engine(name: str) -> None:
     file = vectors.read(map_command.find(name))
     lives = history.lives(file)
     for n in (len(file.ops) // 2, len(file.ops)):
@@ -64,7 +64,7 @@ def test_the_map_is_what_the_engine_holds(name: str) -> None:
         assert [(s.id, s.gpa, s.size, s.flags) for s in shown] == held
 
 
-def test_text_shows_slots_and_holes(path: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_text_lists_slots_and_holes(path: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["map", path, "--at", "4"]) == 0
     head, *rows = capsys.readouterr().out.splitlines()
     assert head == "small after 4 of 7 operations: 2 slots, 2 MiB"
@@ -75,7 +75,7 @@ def test_text_shows_slots_and_holes(path: str, capsys: pytest.CaptureFixture[str
     ]
 
 
-def test_json_and_a_packaged_name(capsys: pytest.CaptureFixture[str]) -> None:
+def test_json_output_accepts_a_packaged_name(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["map", "pc-migrate-boot", "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
     assert (told["name"], told["ops"], told["at"]) == ("pc-migrate-boot", 64, 64)
@@ -92,7 +92,7 @@ def test_json_and_a_packaged_name(capsys: pytest.CaptureFixture[str]) -> None:
         ([__file__], "not JSON"),
     ],
 )
-def test_what_cannot_be_done_is_said(
+def test_impossible_request_is_an_error_with_a_reason(
     arguments: list[str], reason: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert cli.main(["map", *arguments]) == 2

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""tests/mutants fits the sources, and tools/mutants.py distinguishes a caught mutant from one that survives."""
+"""tests/mutants matches the sources, and tools/mutants.py distinguishes a caught mutant from a surviving one."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def tool() -> ModuleType:
     assert spec.loader
     sys.path.append(
         str(TOOL.parent)
-    )  # last: tools/coverage.py must not hide the package of that name
+    )  # append: tools/coverage.py must not hide the package of that name
     module = importlib.util.module_from_spec(spec)
     sys.modules["mutants"] = module
     spec.loader.exec_module(module)
@@ -36,7 +36,7 @@ def tool() -> ModuleType:
 
 
 def lists() -> ModuleType:
-    """tools/mutant_list.py, which the tool has imported."""
+    """The module tools/mutant_list.py, imported by the tool."""
     assert tool()
     return sys.modules["mutant_list"]
 
@@ -55,7 +55,7 @@ def sources() -> Any:
 
 
 def test_every_anchor_is_found() -> None:
-    """A change of code that a mutant is anchored to must change the anchor too."""
+    """A change of the code under an anchor must change the anchor, too."""
     stale = {m.name: lists().stale(m, sources()) for m in (*catalogue().mutants, *catalogue().left)}
     assert not {name: why for name, why in stale.items() if why}
 
@@ -68,7 +68,7 @@ def test_every_hazard_has_a_mutant_or_an_excuse() -> None:
         assert len(reason) > 20
 
 
-def test_texts_are_sentences() -> None:
+def test_texts_of_mutants_are_sentences() -> None:
     for m in (*catalogue().mutants, *catalogue().left):
         first = m.wrong.split()[0]
         assert first[0].isupper() or "_" in first or first.endswith(("()", "():"))
@@ -82,7 +82,7 @@ def functions_of(path: Path) -> set[str]:
     return {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
 
 
-def test_every_test_is_there() -> None:
+def test_every_named_test_exists() -> None:
     for m in catalogue().mutants:
         for test in m.tests:
             if test.build == tool().PYTHON:
@@ -95,8 +95,8 @@ def test_every_test_is_there() -> None:
                 assert source.exists() or folder.exists(), f"{m.name}: {test.name}"
 
 
-def test_the_quick_ones_stand_for_all() -> None:
-    """They come from the core and the binding, and are few enough for a minute."""
+def test_quick_mutants_are_few_and_cover_core_and_binding() -> None:
+    """The quick mutants must run within a minute."""
     quick = [m for m in catalogue().mutants if m.quick]
     assert 12 <= len(quick) <= 30
     assert any(t.build == tool().PYTHON for m in quick for t in m.tests)
@@ -116,7 +116,7 @@ ENTRY = {
 }
 
 
-def test_an_entry() -> None:
+def test_entry_is_parsed() -> None:
     m = lists().parse_mutant(ENTRY)
     assert m.wrong == "It is wrong."
     assert m.edits == (lists().Edit("f", "one", "two", ""),)
@@ -138,12 +138,12 @@ def test_an_entry() -> None:
         ({"in": ""}, "has no 'in'"),
     ],
 )
-def test_bad_entries(change: dict[str, Any], why: str) -> None:
+def test_bad_entry_is_refused_with_a_reason(change: dict[str, Any], why: str) -> None:
     with pytest.raises(lists().ListError, match=why):
         lists().parse_mutant({**ENTRY, **change})
 
 
-def test_bad_lists(tmp_path: Path) -> None:
+def test_bad_list_is_refused_with_a_reason(tmp_path: Path) -> None:
     two = (
         '[[mutant]]\nname="a"\nhazard="H1"\nwrong="W."\nin="x"\nold="o"\nnew="n"\ncaught_by=["t"]\n'
         * 2
@@ -157,7 +157,7 @@ def test_bad_lists(tmp_path: Path) -> None:
 
 
 def tree(tmp_path: Path, **bodies: str) -> Any:
-    """Sources with one C file for each argument, whose function f has that body."""
+    """Sources with one C file for each argument; each file has a function f with that body."""
     (tmp_path / "src").mkdir()
     for name, body in bodies.items():
         (tmp_path / "src" / f"{name}.c").write_text(f"void f(void) {{ {body} }}\n")
@@ -173,7 +173,7 @@ def tree(tmp_path: Path, **bodies: str) -> Any:
         (None, "mutant a: no function 'f'"),
     ],
 )
-def test_stale(tmp_path: Path, text: str | None, why: str) -> None:
+def test_stale_anchor_is_reported_with_a_reason(tmp_path: Path, text: str | None, why: str) -> None:
     said = lists().stale(
         lists().parse_mutant(ENTRY), tree(tmp_path, **({"x": text} if text else {}))
     )
@@ -181,12 +181,12 @@ def test_stale(tmp_path: Path, text: str | None, why: str) -> None:
     assert bool(said) == bool(why)
 
 
-def test_nothing_changed_is_stale(tmp_path: Path) -> None:
+def test_edit_that_changes_nothing_is_stale(tmp_path: Path) -> None:
     said = lists().stale(lists().parse_mutant({**ENTRY, "new": "one"}), tree(tmp_path, x="one"))
     assert "the same" in said
 
 
-def test_flags_of_the_cpu(tmp_path: Path) -> None:
+def test_cpu_flags_are_read_from_the_entry_and_from_cpuinfo(tmp_path: Path) -> None:
     assert lists().parse_mutant(ENTRY).cpu == frozenset()
     assert lists().parse_mutant({**ENTRY, "cpu": "avx2 bmi2"}).cpu == {"avx2", "bmi2"}
     (tmp_path / "cpuinfo").write_text("flags first\nflags\t\t: sse avx2\nbugs\t: none\n")
@@ -194,7 +194,7 @@ def test_flags_of_the_cpu(tmp_path: Path) -> None:
     assert tool().cpu_flags(tmp_path / "none") == set()
 
 
-def test_what_this_cpu_cannot_run_is_not_planted(
+def test_mutant_for_another_cpu_is_not_planted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     alone = lists().Catalogue([lists().parse_mutant({**ENTRY, "cpu": "avx9 sse"})], [], {}, [])
@@ -207,7 +207,7 @@ def test_what_this_cpu_cannot_run_is_not_planted(
     assert said.endswith("mutants: 0 planted, 0 caught\n")
 
 
-def test_selection(tmp_path: Path) -> None:
+def test_options_select_mutants_by_name_hazard_quick_and_shard(tmp_path: Path) -> None:
     mutants = [
         lists().parse_mutant({**ENTRY, "name": name, "hazard": hazard, "quick": quick})
         for name, hazard, quick in (
@@ -250,7 +250,7 @@ def flips(tmp_path: Path, text: str, body: str = "if (a < b) one;") -> Any:
     return lists().read_catalogue(tmp_path, there), there
 
 
-def test_flips_are_mutants(tmp_path: Path) -> None:
+def test_flips_become_mutants(tmp_path: Path) -> None:
     found, there = flips(tmp_path, FLIPS)
     assert {m.name: m.quick for m in found.mutants} == {
         "flip:f:if-true:1": False,
@@ -279,13 +279,15 @@ def test_equivalent_flips_are_left_out(tmp_path: Path) -> None:
         ("b is never a", "", "f:lt-le:1 needs a reason"),
     ],
 )
-def test_equivalents_of_other_code(tmp_path: Path, old: str, new: str, why: str) -> None:
+def test_bad_equivalent_flip_is_refused_with_a_reason(
+    tmp_path: Path, old: str, new: str, why: str
+) -> None:
     with pytest.raises(lists().ListError, match=re.escape(why)):
         flips(tmp_path, FLIPS + LT.replace(old, new))
 
 
-def test_flips_of_a_function_that_is_gone(tmp_path: Path) -> None:
-    """It is a mutant that cannot be planted; the others can."""
+def test_flips_of_a_missing_function_are_one_stale_mutant(tmp_path: Path) -> None:
+    """The flips of the other functions remain usable."""
     found, there = flips(
         tmp_path, FLIPS.replace('"f"', '["f", "gone"]') + LT.replace("lt-le", "f:lt-le")
     )
@@ -300,9 +302,7 @@ def test_flips_of_a_function_that_is_gone(tmp_path: Path) -> None:
 # ---- copies ------------------------------------------------------------------------------------------
 
 
-def test_bugs_are_planted_in_the_copy_alone(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_bugs_are_planted_only_in_the_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root = tmp_path / "tree"
     (root / "src").mkdir(parents=True)
     files = {name: root / "src" / name for name in ("a.c", "b.c")}
@@ -330,11 +330,11 @@ def test_bugs_are_planted_in_the_copy_alone(
     assert texts() == [
         "one two three",
         "two one 2 three",
-    ]  # each edit is one of the text without a bug
+    ]  # each edit applies to the original text
     copy.plant([edit("src/b.c", "one", "1")])
     assert texts() == ["one two three", "1 two three"]
     (copy.source / "src" / "gone.c").write_text("")
-    copy = tool().Copy(0)  # after a run that was cut off
+    copy = tool().Copy(0)  # as after an interrupted run
     assert texts() == ["one two three"] * 2
     assert not (copy.source / "src" / "gone.c").exists()
     time = (copy.source / "src" / "a.c").stat().st_mtime_ns
@@ -342,7 +342,7 @@ def test_bugs_are_planted_in_the_copy_alone(
     assert (copy.source / "src" / "a.c").stat().st_mtime_ns == time
 
 
-# ---- judging ------------------------------------------------------------------------------------------
+# ---- verdicts -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -377,7 +377,9 @@ def test_bugs_are_planted_in_the_copy_alone(
         (7, "", "check: exit 7"),
     ],
 )
-def test_how_it_was_caught(status: int | None, output: str, how: str) -> None:
+def test_outcome_names_the_check_that_caught_the_mutant(
+    status: int | None, output: str, how: str
+) -> None:
     outcome = tool().Outcome(status, output, 0.0)
     assert outcome.failed
     assert outcome.how == how
@@ -385,7 +387,7 @@ def test_how_it_was_caught(status: int | None, output: str, how: str) -> None:
 
 
 class FakeCopy:
-    """Builds nothing; a test fails if the planted text has its name."""
+    """Builds nothing; a test fails if the planted text contains the name of the test."""
 
     planted = ""
 
@@ -399,7 +401,7 @@ class FakeCopy:
 
 
 class StallingCopy(FakeCopy):
-    """The watchdog ends the first runs of every test, with a bug or without."""
+    """The watchdog ends the first runs of every test, with and without a bug."""
 
     def __init__(self, stalls: int) -> None:
         self.stalls = stalls
@@ -422,7 +424,7 @@ def verdict(
     mutant = lists().parse_mutant({**ENTRY, "new": new, "caught_by": ["test_a", "test_b"]})
     run = tool().Run([mutant], 0, every, sources())
     run.copies = [copy or FakeCopy()]
-    run.groups = lambda: tool().deque([[mutant]])  # it has no file
+    run.groups = lambda: tool().deque([[mutant]])  # the mutant has no file
     run.prove()
     assert set(run.limits) == set(mutant.tests)
     run.useless = {t: "" for t in mutant.tests if t.name in useless}
@@ -430,7 +432,7 @@ def verdict(
     return run.verdicts[0]
 
 
-def test_verdicts() -> None:
+def test_verdict_is_caught_survived_or_unusable() -> None:
     caught = verdict("breaks test_a and test_b")
     assert [t.name for t, _ in caught.caught] == ["test_a"]
     assert [t.name for t, _ in verdict("breaks test_a and test_b", every=True).caught] == [
@@ -445,8 +447,8 @@ def test_verdicts() -> None:
     assert "fail without it" in verdict("breaks test_a", useless=("test_a", "test_b")).line()
 
 
-def test_what_the_watchdog_ends_runs_again() -> None:
-    """One hang may be the machine's fault; the second run counts."""
+def test_run_that_the_watchdog_ends_is_repeated() -> None:
+    """A busy machine may cause one hang, so the second run counts."""
     assert "SURVIVED" in verdict("breaks nothing", copy=StallingCopy(1)).line()
     [(test, how)] = verdict("breaks test_b", copy=StallingCopy(1)).caught
     assert (test.name, how) == ("test_b", "check: exit 1")
@@ -455,7 +457,7 @@ def test_what_the_watchdog_ends_runs_again() -> None:
     assert copy.runs == {test: 2}
 
 
-def test_a_test_that_fails_without_a_bug_is_no_judge() -> None:
+def test_test_that_fails_without_a_bug_is_not_used() -> None:
     mutant = lists().parse_mutant(ENTRY)
     run = tool().Run([mutant], 0, False, sources())
     run.copies = [FakeCopy()]
@@ -475,7 +477,7 @@ def rows_of(text: str, head: str) -> list[list[str]]:
 MUTANTS = "| hazard | mutant | wrong | caught by |"
 
 
-def test_tables() -> None:
+def test_markdown_has_all_four_tables() -> None:
     mutant = lists().parse_mutant({**ENTRY, "hazard": ["H2", "H1"], "wrong": "a || b."})
     text = lists().markdown([mutant], catalogue())
     by = "test_a, asan:test_b, test_c.py::test_d[e]"
@@ -491,7 +493,7 @@ def test_tables() -> None:
 HAZARD = re.compile(r"^\| (H\d+) \|", re.MULTILINE)
 
 
-def test_every_hazard_has_its_row_in_the_document() -> None:
+def test_document_has_a_row_for_every_hazard() -> None:
     text = (ROOT / "docs" / "reliability.md").read_text(encoding="utf-8")
     assert tuple(HAZARD.findall(text)) == lists().HAZARDS
 
@@ -505,21 +507,21 @@ def run(*args: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_list() -> None:
+def test_list_option_prints_every_mutant() -> None:
     done = run("--list")
     assert done.returncode == 0
     assert done.stdout.splitlines()[-1].startswith(f"{len(catalogue().mutants)} mutants, ")
     assert all(m.name in done.stdout for m in catalogue().mutants)
 
 
-def test_markdown_goes_to_the_output() -> None:
+def test_markdown_option_prints_the_selected_mutants() -> None:
     done = run("--markdown", "-k", "H16")
     assert done.returncode == 0
     chosen = {m.name for m in catalogue().mutants if "H16" in m.hazards}
     assert {row[1] for row in rows_of(done.stdout, MUTANTS)} == chosen
 
 
-def test_no_mutant_fits() -> None:
+def test_selection_without_a_match_is_an_error() -> None:
     done = run("-k", "there is none of this name")
     assert done.returncode == 1
     assert "no mutant fits" in done.stderr

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""A new design of slot sets is one file: CONTRIBUTING's command makes it, and nothing else changes.
+"""A new design of slot sets is one file: the command in CONTRIBUTING makes it, and no other file changes.
 
-A copy of the sources is built with it.  Then the design plays vectors, is measured, and is compared with the tree.
+The test builds a copy of the sources with the file.  Then it plays vectors on the design, measures it, and compares it
+with the tree.
 """
 
 import json
@@ -59,7 +60,7 @@ def install(sources: Path, site: Path) -> None:
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where the package with the design "idea" is installed."""
+    """The folder where the package with the design "idea" is installed."""
     pytest.importorskip("scikit_build_core", reason="scikit-build-core is not installed here")
     sources, target = tmp_path_factory.mktemp("sources"), tmp_path_factory.mktemp("site")
     copy_sources(sources)
@@ -80,7 +81,7 @@ def run(site: Path, *arguments: str) -> str:
 
 
 @pytest.mark.slow
-def test_the_build_finds_the_file(site: Path) -> None:
+def test_build_finds_the_new_file(site: Path) -> None:
     code = "import json; from memslots._memslots import design_costs as c; print(json.dumps(c()))"
     costs = json.loads(run(site, "-c", code))
     assert list(costs) == ["tree", "array", "idea", "list"]
@@ -88,7 +89,7 @@ def test_the_build_finds_the_file(site: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_design_gives_the_recorded_answers(site: Path) -> None:
+def test_new_design_gives_the_recorded_answers(site: Path) -> None:
     files = [str(ROOT / f"tests/vectors/edge/{name}.jsonl") for name in VECTORS]
     out = run(site, "-m", "memslots", "replay", "--backend", "idea", *files)
     assert f"{len(VECTORS)} files" in out
@@ -96,7 +97,7 @@ def test_the_design_gives_the_recorded_answers(site: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_refused_change_leaves_no_more_memory(site: Path) -> None:
+def test_refused_change_leaks_no_memory(site: Path) -> None:
     code = """
 import memslots
 from memslots.listener import Listener
@@ -131,7 +132,7 @@ for name in memslots.backends():
 
 
 @pytest.mark.slow
-def test_the_design_has_a_column_a_ratio_and_a_sentence(site: Path) -> None:
+def test_report_has_a_column_a_ratio_and_a_sentence_for_the_design(site: Path) -> None:
     options = ("--quick", "--no-kvm", "--only", "change/create", "--rounds", "1")
     perf = run(site, "-m", "memslots", "perf", "--slots", "8", *options)
     header = next(

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Playing vector files: the model and the engine agree with KVM, and no disagreement stays unseen."""
+"""Playing vector files: the model and the engine agree with KVM, and the player finds every disagreement."""
 
 import errno
 import gzip
@@ -104,7 +104,7 @@ def test_engine_agrees_with_kvm(path: Path, backend: str) -> None:
 
 
 class ByBatch(memslots.VM):
-    """Answers by batches, under each of some policies in turn: with an index, without, made anew."""
+    """Answers by batches; switches through some index policies, so that the index is built, dropped and rebuilt."""
 
     policies: tuple[Any, ...] = ()
     asked = 0
@@ -112,12 +112,12 @@ class ByBatch(memslots.VM):
     def gfn_to_hva_prot(self, gfn: Any, as_id: Any = 0) -> tuple[int, bool]:
         self.index_policy = self.policies[self.asked % len(self.policies)]
         self.asked += 1
-        gfns = np.full(65, gfn, np.uint64)  # brief ones make no large index
+        gfns = np.full(65, gfn, np.uint64)  # shorter batches do not build a large index
         (hva, *_), (for_writing, *_) = (
             self.gfn_to_hva_many(gfns, as_id=as_id, write=write).tolist() for write in (False, True)
         )
         if hva >= memslots.HVA_ERR_MIN:
-            return super().gfn_to_hva_prot(gfn, as_id)  # which raises
+            return super().gfn_to_hva_prot(gfn, as_id)  # raises
         return hva, for_writing < memslots.HVA_ERR_MIN
 
 
@@ -127,7 +127,7 @@ class ByBatch(memslots.VM):
 )
 @pytest.mark.parametrize("path", IN_SCOPE, ids=named)
 def test_index_agrees_with_kvm(path: Path, policies: tuple[str, ...], monkeypatch: Any) -> None:
-    """Every recorded translation, with the index on, off and flapping."""
+    """Every recorded translation, with the index on, off and switched again and again."""
     monkeypatch.setattr(memslots, "VM", type("ByBatches", (ByBatch,), {"policies": policies}))
     file = vectors.read(path)
     with player.open_backend("tree", file.header) as vm:
@@ -138,8 +138,8 @@ def test_index_agrees_with_kvm(path: Path, policies: tuple[str, ...], monkeypatc
         assert bool(made) == (vm.asked > 0 and "eager" in policies)
 
 
-def test_the_level_is_chosen_at_the_import() -> None:
-    """Not at the first batch, beside which another thread may be writing the environment."""
+def test_simd_level_is_chosen_at_import() -> None:
+    """At the first batch, another thread might be changing the environment."""
     code = (
         "import os, memslots; os.environ['MEMSLOTS_SIMD'] = 'portable'; "
         "print(memslots.build_info()['simd'])"
@@ -179,7 +179,7 @@ def other_ret(ret: Any) -> Any:
 
 
 def other_out(out: dict[str, Any]) -> dict[str, Any]:
-    """One field of the result changed: the last one that says something."""
+    """The result with its last non-empty field changed."""
     out = dict(out)
     if "dirty" in out:
         out["dirty"] = out["dirty"][1:] if out["dirty"] else [[0, 1]]
@@ -221,7 +221,7 @@ def test_every_out_is_compared(path: Path) -> None:
 
 
 def rewritten(path: Path, folder: Path, line: int, change: Callable[[dict], object]) -> Path:
-    """A copy in which one line was changed by hand."""
+    """Copies the file and changes one line."""
     opener = gzip.open if path.suffix == ".gz" else open
     with opener(path, "rt") as f:
         rows = f.read().splitlines()
@@ -318,7 +318,7 @@ HAND_MADE = [
 ]
 
 
-def test_every_kind_of_op_is_changed_by_hand_somewhere() -> None:
+def test_hand_made_changes_cover_every_kind_of_operation() -> None:
     kinds = {kind for _, kind, *_ in HAND_MADE}
     assert kinds == set(vectors.OP_KINDS) - {"set_fault", "create_gmem"}
 
@@ -344,7 +344,7 @@ def test_set_fault_is_compared() -> None:
     assert result.mismatches[0].got == {"ret": "EFAULT"}
 
 
-def test_numbers_may_be_spelled_otherwise() -> None:
+def test_other_spelling_of_a_number_is_no_mismatch() -> None:
     ops = (set_op(0, 0, 1), write_op(0, hva="arena+0x0000"), write_op(8, hva="0x100000000008"))
     assert play(made_of(*ops), ModelVM()).mismatches == []
 
@@ -432,23 +432,23 @@ class WrongErrno(ModelVM):
         (WrongErrno, "25"),
     ],
 )
-def test_fault_of_an_engine_is_found(fault: type[ModelVM], number: str) -> None:
+def test_player_finds_the_fault_of_an_engine(fault: type[ModelVM], number: str) -> None:
     file = vectors.read(edge(number))
     assert play(file, model_for(file, fault)).mismatches
 
 
-def test_exception_that_is_no_errno_is_told() -> None:
+def test_exception_without_an_errno_is_a_mismatch() -> None:
     file = made_of(set_op(0, 0, 1), write_op(0))
     (mismatch,) = play(file, Raises()).mismatches
     assert mismatch.got == {"ret": "RuntimeError: broken"}
     assert str(mismatch).startswith("made:3: write: expected ")
 
 
-# ---- an engine that answers in another way ------------------------------------------------------
+# ---- an engine whose answers have other types ---------------------------------------------------
 
 
 class ReturnsStatus(ModelVM):
-    """Returns an errno as C does, and raises nothing."""
+    """Returns an errno as C does instead of raising."""
 
     def set_user_memory_region(self, slot: int, **region: Any) -> int:  # type: ignore[override]
         return -errno.EINVAL
@@ -493,7 +493,7 @@ CLEARED = {"op": "clear_dirty", "slot": 1, "first": 0, "num": 64, "bits": [], "r
         (LogAsBytes, log_op(1)),
     ],
 )
-def test_other_types_than_those_of_vm_are_no_success(vm: type[ModelVM], op: dict) -> None:
+def test_answer_of_another_type_is_a_mismatch(vm: type[ModelVM], op: dict) -> None:
     first = set_op(1, 0, 64, flags=1)
     assert play(made_of(first, op), ModelVM()).mismatches == []
     mismatch = play(made_of(first, op), vm()).mismatches[-1]
@@ -523,7 +523,7 @@ def answering(answer: Callable[[], Any]) -> ModelVM:
     ids=repr,
 )
 @pytest.mark.parametrize("kind", ["write", "host_write"])
-def test_a_translation_has_its_types(answer: Any, kind: str) -> None:
+def test_translation_of_another_type_is_a_mismatch(answer: Any, kind: str) -> None:
     file = made_of(set_op(0, 0, 1), {**write_op(0), "op": kind})
     assert play(file, answering(lambda: (player.ARENA_BASE, True))).mismatches == []
     (mismatch,) = play(file, answering(lambda: answer)).mismatches
@@ -531,7 +531,7 @@ def test_a_translation_has_its_types(answer: Any, kind: str) -> None:
 
 
 class OwnLookupError(LookupError):
-    errno = errno.EFAULT  # but no OSError
+    errno = errno.EFAULT  # but it is not an OSError
 
 
 @pytest.mark.parametrize(
@@ -548,7 +548,7 @@ class OwnLookupError(LookupError):
     ids=repr,
 )
 @pytest.mark.parametrize("kind", ["read", "write", "host_write", "access"])
-def test_only_a_hole_is_a_hole(error: Exception, kind: str) -> None:
+def test_only_the_error_of_a_hole_counts_as_a_hole(error: Exception, kind: str) -> None:
     def raises() -> Any:
         raise error
 
@@ -563,7 +563,7 @@ def test_only_a_hole_is_a_hole(error: Exception, kind: str) -> None:
     assert mismatch.got["ret"] != 0
 
 
-def test_the_text_of_an_error_is_no_errno() -> None:
+def test_errno_in_the_text_of_an_error_does_not_count() -> None:
     class Texts(ModelVM):
         def set_user_memory_region(self, slot: int, **region: Any) -> None:
             raise OSError("EINVAL")
@@ -572,7 +572,7 @@ def test_the_text_of_an_error_is_no_errno() -> None:
     assert mismatch.got == {"ret": "OSError: EINVAL"}
 
 
-def test_an_errno_with_two_names_is_one() -> None:
+def test_both_names_of_an_errno_are_accepted() -> None:
     class Deadlock(ModelVM):
         def set_user_memory_region(self, slot: int, **region: Any) -> None:
             raise OSError(errno.EDEADLK, "deadlock")
@@ -583,7 +583,7 @@ def test_an_errno_with_two_names_is_one() -> None:
 
 
 @pytest.mark.parametrize("ret", [False, 0.0, None, "0", "Success"])
-def test_only_0_is_0(ret: Any) -> None:
+def test_only_the_integer_0_means_success(ret: Any) -> None:
     assert len(play(made_of(set_op(0, 0, 1, ret=ret)), ModelVM()).mismatches) == 1
 
 
@@ -613,25 +613,25 @@ def access_op(gpa: str, length: int, mmio: list, value: str | None = None) -> di
         ),
     ],
 )
-def test_another_exit_is_a_mismatch(right: dict, wrong: list[dict]) -> None:
+def test_another_mmio_exit_is_a_mismatch(right: dict, wrong: list[dict]) -> None:
     assert play(made_of(right), ModelVM()).mismatches == []
     lines = [m.line for m in play(made_of(*wrong), ModelVM()).mismatches]
     assert lines == list(range(2, len(wrong) + 2))
 
 
-def test_1_is_not_true() -> None:
+def test_integer_instead_of_bool_is_a_mismatch() -> None:
     ops = (write_op(0, wrote=1), write_op(0x5000, hva=None, wrote=0))  # type: ignore[arg-type]
     result = play(made_of(set_op(0, 0, 1), *ops), ModelVM())
     assert [m.line for m in result.mismatches] == [3, 4]
 
 
-def test_a_key_that_the_format_does_not_know_is_not_compared() -> None:
+def test_unknown_key_is_not_compared() -> None:
     log = log_op(1)
     log["out"]["colour"] = "red"
     assert play(made_of(LOGGED, log), ModelVM()).mismatches == []
 
 
-def test_an_access_does_not_wrap_at_2_64() -> None:
+def test_access_does_not_wrap_at_2_64() -> None:
     """The reader refuses such an access.  The player does not translate page 0 for it either."""
     asked = []
 
@@ -645,7 +645,7 @@ def test_an_access_does_not_wrap_at_2_64() -> None:
     assert (1 << 52) - 1 in asked
 
 
-def test_a_mismatch_shows_some_runs_of_a_large_log() -> None:
+def test_mismatch_shows_only_some_runs_of_a_large_log() -> None:
     class AllDirty(ModelVM):
         def get_dirty_log(self, slot: int, as_id: int = 0) -> Any:
             return np.full(1 << 10, 0x5555555555555555, np.uint64)
@@ -654,7 +654,7 @@ def test_a_mismatch_shows_some_runs_of_a_large_log() -> None:
     assert mismatch.got["out"]["dirty"] == [[2 * i, 1] for i in range(9)]
 
 
-def test_a_large_observed_log_is_marked_in_pieces() -> None:
+def test_large_observed_log_is_marked_in_pieces() -> None:
     most = []
 
     class Pieces(memslots.VM):
@@ -677,7 +677,7 @@ def test_a_large_observed_log_is_marked_in_pieces() -> None:
 
 
 class Kernel(ModelVM):
-    """Answers as KvmVM does: no lookups, no marks."""
+    """Has the calls of KvmVM: no lookups, no marks."""
 
     translates = False
     gfn_to_hva_prot = mark_page_dirty = mark_page_dirty_many = None  # type: ignore[assignment]
@@ -685,7 +685,7 @@ class Kernel(ModelVM):
     def set_user_memory_region(
         self, slot: int, *, guest_memfd: int | None = None, flags: int = 0, **region: Any
     ) -> None:
-        """Without a guest_memfd it is the first ioctl, which knows two flags."""
+        """Without a guest_memfd, KvmVM uses the first ioctl, which allows two flags."""
         if guest_memfd is None and flags & ~3:
             raise OSError(errno.EINVAL, "flags of the second ioctl")
         super().set_user_memory_region(slot, flags=flags, **region)
@@ -695,7 +695,7 @@ class Kernel(ModelVM):
 
 
 @pytest.mark.parametrize("path", SMALL, ids=named)
-def test_kernel_is_asked_what_it_can_answer(path: Path) -> None:
+def test_only_comparable_calls_reach_the_kernel(path: Path) -> None:
     file = vectors.read(path)
     result = play(file, model_for(file, Kernel))
     kinds = Counter(op.kind for op in file.ops)
@@ -764,14 +764,14 @@ class RefusesSlot1(Kernel):
         super().set_user_memory_region(slot, **region)
 
 
-def test_change_that_the_kernel_is_spared_is_counted() -> None:
+def test_change_that_does_not_reach_the_kernel_is_counted() -> None:
     result = play(made_of(LOGGED, set_op(2, 0, 1), set_op(2, 0, 1)), RefusesSlot1())
     assert (result.mismatches, result.not_compared) == ([], 1)
     (reason,) = result.skipped
     assert "too large" in reason
 
 
-def test_limits_of_another_machine_are_noted() -> None:
+def test_vectors_with_other_limits_get_a_note() -> None:
     limits = {"gpa_bits": 46, "hva_end_max": "0x7ffffffff000"}
     result = on_kernel(oracle={"caps": {"nr_memslots": 509}, "limits": limits})
     assert [note.split()[0] for note in result.notes] == ["user_mem_slots", "gpa_bits"]
@@ -801,7 +801,7 @@ def test_times_are_sorted_by_kind() -> None:
         "get_dirty": 1,
         "clear_dirty": 1,
         "delete": 1,
-        "refused": 1,  # the other one is refused before the engine is asked
+        "refused": 1,  # the player refuses the other one before it calls the engine
         "lookup": 3,
         "mark": 1,
     }
@@ -924,7 +924,7 @@ def test_malformed_line_is_named(
     assert captured.out.splitlines() == [summary(0, 0)]
 
 
-def test_text_that_is_no_json_is_named(tmp_path: Path, capsys: Any) -> None:
+def test_text_that_is_not_json_is_named(tmp_path: Path, capsys: Any) -> None:
     copy = tmp_path / "v.jsonl"
     rows = EDGE[0].read_text().splitlines()
     copy.write_text("\n".join([*rows[:4], rows[4][:-3], *rows[5:]]))
@@ -1017,7 +1017,7 @@ def test_perf_runs_its_module(monkeypatch: Any) -> None:
 
 
 @pytest.mark.parametrize("command", ["perf", "scale"])
-def test_a_command_without_its_library_names_the_extra(
+def test_command_without_its_library_names_the_extra(
     command: str, monkeypatch: Any, capsys: Any
 ) -> None:
     for name in [name for name in sys.modules if name.startswith("memslots.report")]:
@@ -1030,7 +1030,7 @@ def test_a_command_without_its_library_names_the_extra(
 
 
 class Bar:
-    """Stands in for tqdm's bar."""
+    """Replaces tqdm's bar."""
 
     made: "list[Bar]"
 
@@ -1068,7 +1068,7 @@ def test_no_bar_without_tqdm(monkeypatch: Any, capsys: Any) -> None:
     assert capsys.readouterr().out.splitlines() == [summary(1, ops_in(EDGE[0]))]
 
 
-def test_module_is_the_command_line() -> None:
+def test_module_runs_the_command_line() -> None:
     command = [sys.executable, "-m", "memslots", "replay", str(EDGE[0])]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
@@ -1092,7 +1092,7 @@ def test_info_json(capsys: Any, monkeypatch: Any) -> None:
 
 
 def simd_line(wanted: str | None) -> str:
-    """What a process with this MEMSLOTS_SIMD says."""
+    """The line "simd:" of `memslots info` in a process with this MEMSLOTS_SIMD."""
     environment = {**os.environ, "MEMSLOTS_SIMD": wanted or ""}
     if wanted is None:
         del environment["MEMSLOTS_SIMD"]
@@ -1102,7 +1102,7 @@ def simd_line(wanted: str | None) -> str:
     return next(line for line in done.stdout.splitlines() if line.startswith("simd:"))
 
 
-def test_info_tells_what_batches_use() -> None:
+def test_info_shows_the_simd_level_of_batches() -> None:
     levels = simd_levels()
     told = simd_line(None)
     assert f"used {levels[-1]}, levels {' '.join(levels)}, " in told
@@ -1110,21 +1110,21 @@ def test_info_tells_what_batches_use() -> None:
 
 
 @pytest.mark.parametrize("level", simd_levels())
-def test_info_tells_the_level_that_was_asked_for(level: str) -> None:
+def test_info_shows_the_requested_simd_level(level: str) -> None:
     told = simd_line(level)
     assert f"used {level}, " in told
     assert told.endswith(f"MEMSLOTS_SIMD {level}")
 
 
 @pytest.mark.parametrize("wanted", ["avx9000", "AVX2", ""])
-def test_info_tells_of_a_level_that_is_ignored(wanted: str) -> None:
+def test_info_reports_an_ignored_simd_level(wanted: str) -> None:
     told = simd_line(wanted)
     assert f"used {simd_levels()[-1]}, " in told
     assert f"MEMSLOTS_SIMD {wanted}, " in told
     assert told.endswith("MEMSLOTS_SIMD IS IGNORED: this CPU has no such level")
 
 
-def test_info_tells_of_a_level_that_was_asked_for_too_late(monkeypatch: Any) -> None:
+def test_info_reports_a_simd_level_requested_too_late(monkeypatch: Any) -> None:
     other = [name for name in simd_levels() if name != build_info()["simd"]]
     if not other:
         pytest.skip("this CPU has one level only")
@@ -1133,7 +1133,7 @@ def test_info_tells_of_a_level_that_was_asked_for_too_late(monkeypatch: Any) -> 
 
 
 @pytest.mark.skipif(kvm.available() is not None, reason=f"no kernel to ask: {kvm.available()}")
-def test_info_of_the_kernel() -> None:
+def test_info_shows_the_kernel() -> None:
     told = info._info()["kvm"]
     assert (told["usable"], told["api_version"]) == (True, 12)
     assert told["nr_memslots"] > 0

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""tools/results.py records all runs or nothing, and docs/results describes each file that it has."""
+"""tools/results.py records all runs or none, and docs/results describes each of its files."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ WRITES = "import json, sys; print('a table'); json.dump({'machine': {'cpu': 'som
 
 @pytest.fixture
 def results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """The tool with two short commands, which writes below tmp_path."""
+    """The tool with two short commands; it writes below tmp_path."""
     spec = importlib.util.spec_from_file_location("results", TOOL)
     assert spec is not None
     assert spec.loader is not None
@@ -40,7 +40,7 @@ def results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     return module
 
 
-def test_a_record_has_every_file_and_describes_it(results: Any) -> None:
+def test_record_has_every_file_and_describes_it(results: Any) -> None:
     assert results.main(["some-machine"]) == 0
     record = results.RECORDS / "some-machine"
     files = {path.name for path in record.iterdir()}
@@ -54,12 +54,12 @@ def test_a_record_has_every_file_and_describes_it(results: Any) -> None:
     assert "trial" not in readme
 
 
-def test_a_trial_is_marked_as_one(results: Any) -> None:
+def test_trial_record_is_marked(results: Any) -> None:
     assert results.main(["some-machine", "--quick"]) == 0
     assert "No figure counts" in (results.RECORDS / "some-machine" / "README.md").read_text()
 
 
-def test_a_failed_command_records_nothing(results: Any) -> None:
+def test_failed_command_records_nothing(results: Any) -> None:
     results.RUNS[1] = results.RUNS[1]._replace(words=("-c", "raise SystemExit(1)"))
     with pytest.raises(SystemExit, match="make second failed with status 1"):
         results.main(["some-machine"])
@@ -67,7 +67,7 @@ def test_a_failed_command_records_nothing(results: Any) -> None:
 
 
 @pytest.mark.parametrize("name", ["", "../up", "A", ".hidden", "a/b"])
-def test_a_bad_name_is_refused_before_measuring(
+def test_bad_name_is_refused_before_the_measurement(
     results: Any, name: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit):
@@ -76,7 +76,7 @@ def test_a_bad_name_is_refused_before_measuring(
     assert not results.BUILT.exists()
 
 
-def test_an_old_record_is_not_replaced(results: Any, capsys: pytest.CaptureFixture[str]) -> None:
+def test_existing_record_is_not_replaced(results: Any, capsys: pytest.CaptureFixture[str]) -> None:
     (results.RECORDS / "some-machine").mkdir(parents=True)
     with pytest.raises(SystemExit):
         results.main(["some-machine"])
@@ -90,7 +90,7 @@ def records() -> list[Path]:
     return sorted(path for path in RECORDS.iterdir() if path.is_dir())
 
 
-def test_the_list_of_records_is_complete() -> None:
+def test_list_of_records_is_complete() -> None:
     text = (RECORDS / "README.md").read_text(encoding="utf-8")
     assert records()
     for record in records():
@@ -101,7 +101,7 @@ def test_the_list_of_records_is_complete() -> None:
     "record", records() if RECORDS.exists() else [], ids=lambda path: path.name
 )
 def test_each_recorded_file_is_described(record: Path) -> None:
-    """In the README of its folder, or in that of docs/results with its folder."""
+    """The README of its folder or of docs/results describes it; the latter names the folder, too."""
     own = record / "README.md"
     links = re.findall(r"\]\(([^)]+)\)", own.read_text(encoding="utf-8")) if own.exists() else []
     text = (RECORDS / "README.md").read_text(encoding="utf-8")
@@ -112,8 +112,8 @@ def test_each_recorded_file_is_described(record: Path) -> None:
 @pytest.mark.parametrize(
     "path", sorted(RECORDS.glob("*/*.md")), ids=lambda p: "/".join(p.parts[-2:])
 )
-def test_tables_have_short_cells(path: Path) -> None:
-    """A reader sees one figure in each row."""
+def test_cells_of_tables_are_short(path: Path) -> None:
+    """Each row shows one figure."""
     rows = [line for line in path.read_text(encoding="utf-8").splitlines() if line[:1] == "|"]
     if path.name != "README.md":
         assert rows

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Dirty pages as runs and as bitmaps, compared with a bitmap that is one Python integer."""
+"""Dirty pages as runs and as bitmaps, compared with a bitmap in one Python integer."""
 
 import tracemalloc
 
@@ -45,7 +45,7 @@ def runs_of(bits: int) -> list[list[int]]:
         ([[127, 1]], 128, [0, 1 << 63]),
     ],
 )
-def test_runs_and_words(some_runs: list, npages: int, words: list) -> None:
+def test_runs_convert_to_words(some_runs: list, npages: int, words: list) -> None:
     bitmap = runs.runs_to_words(some_runs, npages)
     assert bitmap.dtype == np.uint64
     assert bitmap.tolist() == words
@@ -53,7 +53,7 @@ def test_runs_and_words(some_runs: list, npages: int, words: list) -> None:
 
 
 @given(bits=st.integers(0, 2**300 - 1), more=st.integers(0, 200))
-def test_any_bitmap_and_its_runs(bits: int, more: int) -> None:
+def test_random_bitmap_converts_to_runs_and_back(bits: int, more: int) -> None:
     npages = bits.bit_length() + more
     words, expected = words_of(bits, npages), runs_of(bits)
     assert runs.words_to_runs(words) == expected
@@ -62,7 +62,7 @@ def test_any_bitmap_and_its_runs(bits: int, more: int) -> None:
 
 
 @given(bits=st.integers(0, 2**300 - 1), most=st.integers(0, 40))
-def test_the_first_runs(bits: int, most: int) -> None:
+def test_number_of_runs_is_limited(bits: int, most: int) -> None:
     assert runs.words_to_runs(words_of(bits, 300), most) == runs_of(bits)[:most]
 
 
@@ -85,7 +85,7 @@ def test_pages_in_pieces(counts: list[tuple[int, int]], most: int) -> None:
     assert all(piece.dtype == np.uint64 and 0 < len(piece) < 2 * most for piece in pieces)
 
 
-def test_memory_does_not_follow_the_pages() -> None:
+def test_memory_does_not_grow_with_the_number_of_pages() -> None:
     """2^24 pages are 2 MiB of bits."""
     npages = 1 << 24
     tracemalloc.start()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""`memslots scale`: its report keeps to docs/perf-json.md, exponents are fitted, wrong answers make it fail."""
+"""`memslots scale`: its report follows docs/perf-json.md and has fitted exponents; a wrong answer makes it fail."""
 
 import json
 from typing import Any
@@ -29,7 +29,7 @@ def run(capsys: pytest.CaptureFixture[str], *more: str) -> tuple[int, dict[str, 
     return code, json.loads(out), err
 
 
-def test_the_report_keeps_to_its_schema(capsys: pytest.CaptureFixture[str]) -> None:
+def test_report_follows_its_schema(capsys: pytest.CaptureFixture[str]) -> None:
     code, report, err = run(capsys)
     assert (code, err) == (0, "")
     assert faults(report, ScaleReport) == []
@@ -41,7 +41,7 @@ def test_the_report_keeps_to_its_schema(capsys: pytest.CaptureFixture[str]) -> N
     assert {row["n_slots"] for row in report["selftest"]} == {10, 30, 50, 100}
 
 
-def test_every_operation_is_there(capsys: pytest.CaptureFixture[str]) -> None:
+def test_report_has_every_operation(capsys: pytest.CaptureFixture[str]) -> None:
     rows = run(capsys)[1]["results"]
     cells = {(row["case"], row["backend"], row["n_slots"]) for row in rows}
     lookups = ("lookup/random/vm", "lookup/hot/vm", "lookup/id/vm", "lookup/hva/vm")
@@ -63,7 +63,7 @@ def test_runs_are_reproducible(capsys: pytest.CaptureFixture[str]) -> None:
     assert told("3") != told("4")
 
 
-def test_the_table(capsys: pytest.CaptureFixture[str]) -> None:
+def test_text_output_has_its_tables(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["scale", "--quick", "--no-kvm", "--max-slots", "40"]) == 0
     out = capsys.readouterr().out
     for words in (
@@ -78,7 +78,7 @@ def test_the_table(capsys: pytest.CaptureFixture[str]) -> None:
         assert words in out
 
 
-def test_a_wrong_answer_fails(
+def test_wrong_answer_makes_the_command_fail(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Forgets(memslots.VM):
@@ -93,7 +93,7 @@ def test_a_wrong_answer_fails(
     assert not any(row["checked"] for row in report["results"])
 
 
-def test_what_would_take_hours_is_not_run(capsys: pytest.CaptureFixture[str]) -> None:
+def test_operation_over_the_budget_is_not_run(capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["--only", "setup/one by one", "--max-slots", "8"]
     mode = scale.Mode("quick", 1_000_000, 1, Budget(0.001, 1.0, 1.0, 64, 4, 4))
     scaling = scale._Scaling(mode, ["array", "list", "kvm"], 1, "setup/one by one")
@@ -104,20 +104,20 @@ def test_what_would_take_hours_is_not_run(capsys: pytest.CaptureFixture[str]) ->
     assert run(capsys, *arguments)[0] == 0
 
 
-def test_nothing_to_measure_is_a_usage_error(capsys: pytest.CaptureFixture[str]) -> None:
+def test_empty_selection_is_a_usage_error(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["scale", "--only", "no such case"]) == 2
     assert capsys.readouterr().out == ""
 
 
 @pytest.mark.parametrize("x", [0.0, 0.5, 1.0, 2.0])
-def test_the_exponent_is_found(x: float) -> None:
+def test_exponent_is_fitted(x: float) -> None:
     sizes = [8, 64, 512, 4096, 32768, 262144]
     noise = np.random.default_rng(1).normal(1, 0.01, len(sizes))
     costs = [7 * n**x * e for n, e in zip(sizes, noise, strict=True)]
     assert fit.exponent(sizes, costs) == pytest.approx(x, abs=0.02)
 
 
-def test_the_exponent_is_of_the_upper_half() -> None:
+def test_exponent_is_fitted_to_the_upper_half() -> None:
     sizes = [2, 4, 8, 16, 1000, 2000, 4000, 8000]
     costs = [100.0] * 4 + [float(n) for n in sizes[4:]]
     assert fit.exponent(sizes, costs) == pytest.approx(1)

@@ -745,8 +745,10 @@ FORKS = {
     "alone": "for _ in range(5): fork(looks, changes, own)",
     "twice": "fork(looks, lambda: fork(looks, changes, own), changes)",
     "in a section": "with vm.read(): fork(looks)",
-    "reader inside": "t = start_and_wait(in_section)\nfor _ in range(5): fork(looks, changes, own)\nleave.set(); t.join()",
-    "update inside": "t = start_and_wait(in_update)\nfor _ in range(5): fork(looks, changes, own)\nleave.set(); t.join()",
+    "reader inside": "t = start_and_wait(in_section)\nfor _ in range(5): fork(looks, changes, own)\n"
+    "leave.set(); t.join()",
+    "update inside": "t = start_and_wait(in_update)\nfor _ in range(5): fork(looks, changes, own)\n"
+    "leave.set(); t.join()",
     "in an update": "with vm.begin_update() as u:\n    fork(looks, changes, lambda: u.active)",
     "dropped update": "u = vm.begin_update().__enter__()\ndef drop():\n    global u; del u\n"
     "fork(drop, looks, changes)\nu.__exit__(None, None, None)",

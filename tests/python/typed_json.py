@@ -6,7 +6,7 @@ from typing import Any, Union, get_args, get_origin, get_type_hints, is_typeddic
 
 
 def faults(value: Any, kind: Any, at: str = "the object") -> list[str]:
-    """One line for each value that is not of its type, each key that is missing, and each that is unknown."""
+    """One line for each value of a wrong type, each missing key and each unknown key."""
     if is_typeddict(kind):
         return dict_faults(value, kind, at)
     origin, args = get_origin(kind), get_args(kind)

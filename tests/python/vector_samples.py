@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Lines of vector files that are right: every kind of operation, and together every field of each."""
+"""Valid lines of vector files: every kind of operation; together they have every field of each kind."""
 
 import json
 from pathlib import Path
