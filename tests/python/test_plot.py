@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Pictures show the figures of their report where the axes say, name every series, and keep their text readable."""
+"""Pictures place the figures of their report correctly on the axes, name every series, and have readable text."""
 
 import os
 import re
@@ -42,7 +42,7 @@ def row(case: str, backend: str, n_slots: int | None, ns: float) -> dict[str, An
 
 
 def report(own: tuple[str, ...] = ("idea",), sizes: tuple[int, ...] = SIZES) -> dict[str, Any]:
-    """Costs that rise with slots in the array and the list, and stay in the tree and the kernel."""
+    """A report in which costs grow with the slots for array and list, and stay constant for tree and kernel."""
     results = [row("scenario/boot", name, None, 1000.0) for name in ("tree", "array", "kvm")]
     not_run = []
     for n in sizes:
@@ -94,7 +94,7 @@ class Drawn(NamedTuple):
 
 
 def record(draw: Callable[[Path], Path]) -> Drawn:
-    """Lays a picture out as if it were written, and notes the texts that become visible."""
+    """Lays a picture out as for a file, and records its visible texts."""
     figures: list[Figure] = []
     boxes: dict[Text, Any] = {}
     draw_text = Text.draw
@@ -184,7 +184,7 @@ def readable() -> list[Any]:
 
 
 @pytest.mark.parametrize("picture", readable())
-def test_no_text_leaves_the_picture(picture: Callable[[], Drawn]) -> None:
+def test_no_text_is_outside_the_picture(picture: Callable[[], Drawn]) -> None:
     found = picture()
     frame = found.frame
     outside = [
@@ -198,7 +198,7 @@ def test_no_text_leaves_the_picture(picture: Callable[[], Drawn]) -> None:
 
 @pytest.mark.parametrize("picture", readable())
 def test_no_text_covers_another(picture: Callable[[], Drawn]) -> None:
-    """A share of the height is allowed, as the box of a text with an exponent is higher than its letters."""
+    """Boxes may overlap a little in height: the box of a text with an exponent is higher than its letters."""
     clashes = []
     for (one, a), (other, b) in combinations(picture().texts, 2):
         width = min(a.x1, b.x1) - max(a.x0, b.x0)
@@ -210,21 +210,21 @@ def test_no_text_covers_another(picture: Callable[[], Drawn]) -> None:
 
 @pytest.mark.parametrize("suffix", ["png", "svg"])
 @pytest.mark.parametrize("name", REPORT_PICTURES)
-def test_a_picture_has_the_format_of_its_suffix(name: str, suffix: str, tmp_path: Path) -> None:
+def test_picture_has_the_format_of_its_suffix(name: str, suffix: str, tmp_path: Path) -> None:
     path = tmp_path / f"picture.{suffix}"
     assert getattr(plot, name)(report(sizes=(8, 32764)), path) == path
     assert path.read_bytes().startswith(PNG if suffix == "png" else b"<?xml")
 
 
 @pytest.mark.parametrize("name", REPORT_PICTURES)
-def test_a_report_without_figures_is_refused(name: str, tmp_path: Path) -> None:
+def test_report_without_figures_is_refused(name: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"nothing to compare|no percentiles|no case"):
         getattr(plot, name)({"results": []}, tmp_path / "p.png")
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("name", REPORT_PICTURES)
-def test_a_picture_says_who_is_missing_and_why(name: str) -> None:
+def test_picture_names_missing_subjects_and_reasons(name: str) -> None:
     text = all_text(drawn(name, "no kvm"))
     assert "the real kernel: /dev/kvm: no such file" in text
     assert "bisect" not in text
@@ -242,7 +242,7 @@ def test_wrong_answers_are_named_in_the_picture(name: str) -> None:
     assert "WRONG" not in all_text(drawn(name))
 
 
-def test_the_same_report_gives_the_same_svg(tmp_path: Path) -> None:
+def test_same_report_gives_the_same_svg(tmp_path: Path) -> None:
     for name in ("a.svg", "b.svg"):
         plot.perf_picture(report(sizes=(8,)), tmp_path / name)
     assert (tmp_path / "a.svg").read_bytes() == (tmp_path / "b.svg").read_bytes()
@@ -251,19 +251,19 @@ def test_the_same_report_gives_the_same_svg(tmp_path: Path) -> None:
 # ---- looks ----------------------------------------------------------------------------------------
 
 
-def test_no_two_backends_look_alike() -> None:
+def test_each_backend_has_its_own_look() -> None:
     assert len({*style.LOOKS.values(), *style.OWN_LOOKS}) == len(style.LOOKS) + len(style.OWN_LOOKS)
     names = [*style.LOOKS, *(f"idea{i}" for i in range(len(style.OWN_LOOKS)))]
     assert len(set(style.looks(names).values())) == len(names)
 
 
-def test_no_marker_of_a_new_design_is_one_of_the_designs_or_the_kernel() -> None:
+def test_new_designs_use_no_marker_of_a_known_backend() -> None:
     known = {style.LOOKS[name].marker for name in ("tree", "array", "list", "tree+index", "kvm")}
     assert not known & {look.marker for look in style.OWN_LOOKS}
 
 
-def test_another_design_changes_no_look() -> None:
-    """Neither before nor after; of two designs with the same place the first keeps it."""
+def test_additional_design_changes_no_look() -> None:
+    """The order makes no difference, except that the first of two designs with the same look keeps it."""
     alone = style.looks(["idea"])["idea"]
     firsts = {style.looks([f"d{i}"])[f"d{i}"] for i in range(300)}
     assert len(firsts) == len(style.OWN_LOOKS), "names spread over all looks"
@@ -276,8 +276,8 @@ def test_another_design_changes_no_look() -> None:
 
 
 @pytest.mark.parametrize("name", REPORT_PICTURES)
-def test_a_choice_of_cases_changes_no_look(name: str) -> None:
-    """Two names that lead to the same look: a picture without the first does not give it to the second."""
+def test_selection_of_cases_changes_no_look(name: str) -> None:
+    """Of two names that hash to one look, the second keeps its other look in a picture without the first."""
     found = report(("idea",))
     same = next(
         f"d{i}"
@@ -306,7 +306,7 @@ def test_a_choice_of_cases_changes_no_look(name: str) -> None:
         ("v1.2/p", "v1.2/p.png"),
     ],
 )
-def test_the_path_that_is_written_is_returned(name: str, written: str, tmp_path: Path) -> None:
+def test_returned_path_is_the_written_file(name: str, written: str, tmp_path: Path) -> None:
     (tmp_path / "v1.2").mkdir()
     expected = tmp_path / written
     assert plot.check_picture(tmp_path / name) == expected
@@ -315,7 +315,7 @@ def test_the_path_that_is_written_is_returned(name: str, written: str, tmp_path:
     assert expected.is_file()
 
 
-def test_map_names_the_file_that_it_wrote(
+def test_map_prints_the_name_of_the_written_file(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert cli.main(["map", "pc-migrate-boot", "-o", str(tmp_path / "m")]) == 0
@@ -335,7 +335,7 @@ def test_map_names_the_file_that_it_wrote(
         ("folder.png/", ValueError, "suffix|folder"),
     ],
 )
-def test_a_name_that_cannot_be_written_is_refused_at_once(
+def test_unwritable_name_is_refused_before_drawing(
     name: str, error: type[Exception], message: str, tmp_path: Path
 ) -> None:
     (tmp_path / "folder.png").mkdir()
@@ -343,7 +343,7 @@ def test_a_name_that_cannot_be_written_is_refused_at_once(
     os.mkfifo(tmp_path / "fifo.png")
     before = sorted(tmp_path.rglob("*"))
     if name.endswith("/"):
-        error = IsADirectoryError  # pathlib drops the slash
+        error = IsADirectoryError  # pathlib removes the slash
         message = "folder.png"
     with pytest.raises(error, match=message):
         plot.check_picture(tmp_path / name)
@@ -351,16 +351,16 @@ def test_a_name_that_cannot_be_written_is_refused_at_once(
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
-def test_a_read_only_folder_is_refused(tmp_path: Path) -> None:
+def test_read_only_folder_is_refused(tmp_path: Path) -> None:
     tmp_path.chmod(0o500)
     with pytest.raises(PermissionError):
         plot.check_picture(tmp_path / "p.png")
 
 
-def test_a_format_that_needs_a_missing_program_is_refused(
+def test_format_that_needs_a_missing_program_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As .pgf without LaTeX."""
+    """Example: .pgf without LaTeX."""
 
     def fail(*args: object, **kwargs: object) -> None:
         raise RuntimeError("xelatex not found")
@@ -370,7 +370,7 @@ def test_a_format_that_needs_a_missing_program_is_refused(
         plot.check_picture(tmp_path / "p.pgf")
 
 
-def test_the_check_leaves_files_and_links_as_they_are(tmp_path: Path) -> None:
+def test_check_keeps_existing_files_and_links(tmp_path: Path) -> None:
     old, link = tmp_path / "old.png", tmp_path / "link.png"
     old.write_bytes(b"before")
     link.symlink_to(tmp_path / "target.png")
@@ -392,7 +392,7 @@ PLACES = {
 }  # 0, 2, 5: headings
 
 
-def test_columns_are_the_fewest_a_middle_and_the_most_slots() -> None:
+def test_columns_are_the_smallest_a_middle_and_the_largest_size() -> None:
     assert list(panels(drawn("perf_picture"))) == list(PERF_PANELS)
 
 
@@ -414,7 +414,7 @@ def test_rows_are_grouped_below_headings() -> None:
 
 
 @pytest.mark.parametrize("panel", PERF_PANELS)
-def test_one_times_is_a_tick_and_the_line_of_the_tree(panel: str) -> None:
+def test_factor_1_has_a_tick_and_the_line_of_the_tree(panel: str) -> None:
     ax = panels(drawn("perf_picture"))[panel]
     ticks = dict(zip(ax.get_xticks(), (t.get_text() for t in ax.get_xticklabels()), strict=True))
     assert ticks[1.0] == f"1{TIMES}"
@@ -430,7 +430,7 @@ def test_one_times_is_a_tick_and_the_line_of_the_tree(panel: str) -> None:
 
 
 @pytest.mark.parametrize("panel", PERF_PANELS)
-def test_bars_reach_from_the_tree_to_the_array(panel: str) -> None:
+def test_bar_reaches_from_the_tree_to_the_array(panel: str) -> None:
     n = PERF_PANELS[panel]
     ax = panels(drawn("perf_picture"))[panel]
     wanted = {y: ratio(case, "array", n) for case, y in PLACES.items()} if n else {0: 1.0}
@@ -441,8 +441,8 @@ def test_bars_reach_from_the_tree_to_the_array(panel: str) -> None:
 
 
 @pytest.mark.parametrize("panel", PERF_PANELS)
-def test_the_end_of_a_bar_shows_even_at_one_times(panel: str) -> None:
-    """A stroke as high as the bar, above the line of the tree and wider."""
+def test_end_of_a_bar_is_visible_at_factor_1(panel: str) -> None:
+    """The stroke at the end is as high as the bar, drawn above the line of the tree, and wider than it."""
     n = PERF_PANELS[panel]
     ax = panels(drawn("perf_picture"))[panel]
     y, value = (PLACES["lookup/random/vm"], 1.0) if n else (0, 1.0)
@@ -460,7 +460,7 @@ def test_the_end_of_a_bar_shows_even_at_one_times(panel: str) -> None:
 
 
 @pytest.mark.parametrize("panel", PERF_PANELS)
-def test_markers_stand_at_their_multiples(panel: str) -> None:
+def test_markers_are_at_their_factors(panel: str) -> None:
     n = PERF_PANELS[panel]
     ax = panels(drawn("perf_picture"))[panel]
     found = {}
@@ -488,7 +488,7 @@ def numbers_left(ax: Any) -> dict[float, str]:
     return {t.xy[1]: t.get_text() for t in notes if t.xy[0] == 0}
 
 
-def test_numbers_at_the_edges_are_multiple_and_time() -> None:
+def test_numbers_at_the_edges_are_factor_and_time() -> None:
     ax = panels(drawn("perf_picture"))["509 slots"]
     left = numbers_left(ax)
     assert left[PLACES["unmap"]] == f"5.1{TIMES}"
@@ -500,7 +500,7 @@ def test_numbers_at_the_edges_are_multiple_and_time() -> None:
     assert {f"array {chr(0xF7)} tree", "tree"} <= heads
 
 
-def test_the_legend_names_every_series_and_nothing_else() -> None:
+def test_legend_names_exactly_the_series() -> None:
     picture = drawn("perf_picture")
     legend = legend_of(picture)
     order = ["array", "list", "idea", "tree+index", "kvm", "numpy"]
@@ -520,7 +520,7 @@ def test_the_legend_names_every_series_and_nothing_else() -> None:
         assert to_hex(legend[name].get_color()) == to_hex(line.get_color())
 
 
-def test_not_run_is_a_hollow_marker_at_the_right_edge() -> None:
+def test_case_not_run_has_a_hollow_marker_at_the_right_edge() -> None:
     picture = drawn("perf_picture")
     ax = panels(picture)["32,764 slots"]
     (mark,) = series(ax, "list: not run")
@@ -537,7 +537,7 @@ def test_not_run_is_a_hollow_marker_at_the_right_edge() -> None:
     )
 
 
-def test_a_rival_that_was_not_run_is_named_in_its_place() -> None:
+def test_backend_not_run_is_named_in_its_place() -> None:
     found = report()
     gone = find(found, "unmap", "array", 32764)
     found["results"].remove(gone)
@@ -549,8 +549,8 @@ def test_a_rival_that_was_not_run_is_named_in_its_place() -> None:
     assert left[PLACES["unmap"]] == "not run"
 
 
-def test_the_headline_is_a_delete_and_a_lookup_and_not_the_extreme() -> None:
-    """Log off at 8 slots has the largest multiple of all."""
+def test_headline_gives_a_delete_and_a_lookup_not_the_extreme() -> None:
+    """Log off at 8 slots has the largest factor."""
     title = " ".join(drawn("perf_picture").figure.get_suptitle().split())
     assert ratio("change/log off", "array", 8) == 1e4
     assert title == (
@@ -567,14 +567,14 @@ def test_the_headline_is_a_delete_and_a_lookup_and_not_the_extreme() -> None:
         ("scenario", f'In real QEMU traces the array takes 1.0{TIMES} as long as the tree for "scenario: boot"'),
     ],
 )  # fmt: skip
-def test_the_headline_of_a_few_cases(pattern: str, title: str) -> None:
+def test_headline_fits_a_selection_of_cases(pattern: str, title: str) -> None:
     found = report()
     found["results"] = [r for r in found["results"] if pattern in r["case"]]
     picture = record(lambda path: plot.perf_picture(found, path))
     assert " ".join(picture.figure.get_suptitle().split()) == title
 
 
-def test_markers_that_would_cover_each_other_are_spread_within_their_row() -> None:
+def test_overlapping_markers_are_spread_within_their_row() -> None:
     assert perf.lanes([]) == []
     assert perf.lanes([0.5, 0.1, 0.9]) == [0, 0, 0]
     assert perf.lanes([0.51, 0.1, 0.5]) == [perf.LANE / 2, 0, -perf.LANE / 2]
@@ -586,7 +586,7 @@ def test_markers_that_would_cover_each_other_are_spread_within_their_row() -> No
 # ---- latency --------------------------------------------------------------------------------------
 
 
-def test_tails_stand_at_their_percentiles() -> None:
+def test_tails_are_at_their_percentiles() -> None:
     ax = panels(drawn("latency_picture"))["8 slots"]
     kvm = [line for line in ax.lines if to_hex(line.get_color()) == style.BLACK]
     ends, p99, p999, p50 = (list(line.get_xdata()) for line in kvm)
@@ -595,7 +595,7 @@ def test_tails_stand_at_their_percentiles() -> None:
     assert (hollow, filled) == ("white", style.BLACK)
 
 
-def test_the_clocks_own_time_is_a_band_from_the_left_edge() -> None:
+def test_time_of_the_clock_is_a_band_from_the_left_edge() -> None:
     picture = drawn("latency_picture")
     for ax in panels(picture).values():
         (band,) = ax.patches
@@ -606,7 +606,7 @@ def test_the_clocks_own_time_is_a_band_from_the_left_edge() -> None:
     assert "Each time includes the 21 ns that the clock itself takes" in all_text(picture)
 
 
-def test_the_legend_of_latencies_names_every_backend() -> None:
+def test_legend_of_latencies_names_every_backend() -> None:
     names = ["tree", "array", "list", "idea", "tree+index", "kvm"]
     percentiles = ["p50", "p99", "p99.9"]
     assert list(legend_of(drawn("latency_picture"))) == [
@@ -616,7 +616,7 @@ def test_the_legend_of_latencies_names_every_backend() -> None:
     ]
 
 
-def test_a_backend_that_was_not_run_is_named_in_its_line() -> None:
+def test_backend_not_run_is_named_in_its_line() -> None:
     picture = drawn("latency_picture")
     ax = panels(picture)["32,764 slots"]
     (text,) = ax.texts
@@ -630,8 +630,8 @@ def test_a_backend_that_was_not_run_is_named_in_its_line() -> None:
     assert heights == {text.get_position()[1]}
 
 
-def test_tails_lie_close_together_where_not_all_backends_took_part() -> None:
-    """Unmap has three backends, delete five, lookups two of these and the index."""
+def test_rows_with_fewer_backends_take_less_space() -> None:
+    """Unmap has three backends, delete has five, lookups have two of these and the index."""
     picture = drawn("latency_picture")
     ax = panels(picture)["8 slots"]
     cases = [text.get_text() for text in ax.get_yticklabels()]
@@ -645,7 +645,7 @@ def test_tails_lie_close_together_where_not_all_backends_took_part() -> None:
         assert by_case[case] == pytest.approx([-step, 0, step], abs=0.002)
 
 
-def test_the_title_of_latencies_is_the_tail_of_a_delete() -> None:
+def test_title_of_latencies_gives_the_tail_of_a_delete() -> None:
     title = drawn("latency_picture").figure.get_suptitle()
     assert (
         title
@@ -656,16 +656,16 @@ def test_the_title_of_latencies_is_the_tail_of_a_delete() -> None:
 # ---- scale ----------------------------------------------------------------------------------------
 
 
-def test_panels_are_the_known_cases_in_their_order() -> None:
+def test_panels_are_the_known_cases_in_order() -> None:
     assert list(panels(drawn("scale_picture"))) == ["change: delete", "lookup: random", "unmap"]
 
 
-def test_scale_draws_only_the_cases_asked_for() -> None:
+def test_scale_draws_only_the_selected_cases() -> None:
     picture = record(lambda path: plot.scale_picture(report(), path, ["unmap"]))
     assert list(panels(picture)) == ["unmap"]
 
 
-def test_lines_have_the_medians_of_the_report() -> None:
+def test_lines_go_through_the_medians_of_the_report() -> None:
     ax = panels(drawn("scale_picture"))["change: delete"]
     for name in ("tree", "array", "list", "kvm", "idea"):
         (line,) = series(ax, name)
@@ -676,8 +676,8 @@ def test_lines_have_the_medians_of_the_report() -> None:
     assert (ax.get_xscale(), ax.get_yscale()) == ("log", "log")
 
 
-def test_filled_markers_are_those_of_the_fit() -> None:
-    """And the exponent is the one of these."""
+def test_filled_markers_are_the_points_of_the_fit() -> None:
+    """The printed exponent is that of these points."""
     ax = panels(drawn("scale_picture"))["change: delete"]
     (line,) = series(ax, "array")
     (filled,) = series(ax, "array, fitted")
@@ -710,7 +710,7 @@ def test_panels_side_by_side_share_their_scale() -> None:
     assert found["change: delete"].get_ylim() == found["lookup: random"].get_ylim()
 
 
-def test_a_label_is_tied_to_the_end_of_its_line() -> None:
+def test_label_is_connected_to_the_end_of_its_line() -> None:
     for ax in panels(drawn("scale_picture")).values():
         ends = {
             line.get_label(): (line.get_xdata()[-1], line.get_ydata()[-1])
@@ -726,7 +726,7 @@ def test_a_label_is_tied_to_the_end_of_its_line() -> None:
             assert label.get_color() == line.get_color()
 
 
-def test_the_arrow_ends_at_the_published_factor() -> None:
+def test_arrow_ends_at_the_published_factor() -> None:
     ax = panels(drawn("scale_picture"))["unmap"]
     (arrow,) = (t for t in ax.texts if isinstance(t, Annotation) and not t.get_text())
     assert arrow.xyann == (32764, 200.0)
@@ -740,7 +740,7 @@ def test_the_arrow_ends_at_the_published_factor() -> None:
         )
 
 
-def test_the_source_of_the_published_factors_is_named() -> None:
+def test_source_of_the_published_factors_is_named() -> None:
     text = all_text(drawn("scale_picture"))
     version, date = re.findall(r"(v\d).*(\d{4})-", published.SOURCE)[0]
     assert f"Scalable memslots implementation, {version}, {date}" in text
@@ -749,7 +749,7 @@ def test_the_source_of_the_published_factors_is_named() -> None:
     assert "Arrow:" not in all_text(record(lambda path: plot.scale_picture(without, path)))
 
 
-def test_the_title_of_scale_is_the_growth_of_a_delete() -> None:
+def test_title_of_scale_gives_the_growth_of_a_delete() -> None:
     title = drawn("scale_picture").figure.get_suptitle()
     assert (
         title
@@ -757,7 +757,7 @@ def test_the_title_of_scale_is_the_growth_of_a_delete() -> None:
     )
 
 
-def test_heights_are_pushed_apart() -> None:
+def test_close_heights_are_moved_apart() -> None:
     assert scale.apart([0.1, 0.5], 0.1) == [0.1, 0.5]
     assert scale.apart([0.5, 0.5, 0.5], 0.1) == pytest.approx([0.5, 0.6, 0.7])
     assert scale.apart([0.9, 0.95, 1.0], 0.1) == pytest.approx([0.8, 0.9, 1.0])
@@ -774,9 +774,7 @@ def test_heights_are_pushed_apart() -> None:
         (0.2, 0.9, [0.2, 0.5]),
     ],
 )
-def test_an_axis_without_a_power_of_ten_has_ticks(
-    low: float, high: float, ticks: list[float]
-) -> None:
+def test_axis_without_a_power_of_ten_has_ticks(low: float, high: float, ticks: list[float]) -> None:
     assert rows.decades(low, high) == pytest.approx(ticks)
     ax = Figure().subplots()
     ax.set_xscale("log")
@@ -786,7 +784,7 @@ def test_an_axis_without_a_power_of_ten_has_ticks(
     assert list(ax.xaxis.get_minorticklocs()) == []
 
 
-def test_decades_hold_one_and_are_evenly_spaced() -> None:
+def test_decades_include_1_and_are_evenly_spaced() -> None:
     assert rows.decades(8, 1200) == pytest.approx([10, 100, 1000])
     assert rows.decades(0.004, 2e6, 3) == pytest.approx([1, 1000, 1e6])
     for low in (0.001, 0.02, 0.3):
@@ -801,7 +799,7 @@ def test_decades_hold_one_and_are_evenly_spaced() -> None:
 # ---- memory maps ----------------------------------------------------------------------------------
 
 
-def test_the_map_of_a_boot() -> None:
+def test_map_of_a_boot_has_title_rows_and_slots() -> None:
     said = all_text(drawn_map("pc-migrate-boot"))
     title = "pc-migrate-boot: 41 changes, never more than 9 slots"
     axes = ["guest physical address (not to scale)", "operations so far", "time since QEMU started"]
@@ -812,13 +810,13 @@ def test_the_map_of_a_boot() -> None:
 
 
 @pytest.mark.parametrize("at", [None, 13])
-def test_a_map_has_one_word_for_read_only(at: int | None) -> None:
+def test_map_uses_one_word_for_read_only(at: int | None) -> None:
     said = all_text(drawn_map("pc-migrate-boot", at))
     assert "256 KiB READONLY" in said or "256 KiB, READONLY" in said
     assert "ROM" not in said
 
 
-def test_addresses_that_look_alike_have_their_size() -> None:
+def test_similar_addresses_are_printed_with_their_size() -> None:
     said = all_text(drawn_map("pc-migrate-boot"))
     assert "0x10000000 (256 MiB)" in said
     assert "0x100000000 (4 GiB)" in said
@@ -830,7 +828,7 @@ def test_addresses_that_look_alike_have_their_size() -> None:
 
 
 def small_file(folder: Path) -> vectors.VectorFile:
-    """A create, a refused one, one that changes nothing, a move, a flag, a log, a delete, and a lookup."""
+    """A create, a refused create, a create without effect, a move, a flag change, a log, a delete, and a lookup."""
 
     def set_op(gpa: int, size: int, flags: int = 0, ret: Any = 0) -> dict[str, Any]:
         numbers = {"slot": 0, "flags": flags, "gpa": hex(gpa), "size": hex(size)}
@@ -865,7 +863,7 @@ def strokes(picture: Drawn) -> dict[str, list[int]]:
     return found
 
 
-def test_every_operation_of_a_file_has_one_stroke(tmp_path: Path) -> None:
+def test_each_operation_of_a_file_has_one_stroke(tmp_path: Path) -> None:
     file = small_file(tmp_path)
     found = strokes(record(lambda path: plot.memory_map_picture(file, path)))
     assert found == {
@@ -880,7 +878,7 @@ def test_every_operation_of_a_file_has_one_stroke(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("name", "ops"), [("pc-migrate-boot", 64), ("q35-ivshmem-bars", 7590)])
-def test_as_many_strokes_as_operations(name: str, ops: int) -> None:
+def test_trace_has_as_many_strokes_as_operations(name: str, ops: int) -> None:
     found = strokes(drawn_map(name))
     assert sorted(n for numbers in found.values() for n in numbers) == list(range(1, ops + 1))
     assert [int(label.split()[0].replace(",", "")) for label in found] == list(
@@ -888,7 +886,7 @@ def test_as_many_strokes_as_operations(name: str, ops: int) -> None:
     )
 
 
-def test_boxes_are_the_lives_of_slots() -> None:
+def test_each_box_spans_the_life_of_a_slot() -> None:
     file = vectors.read(map_command.find("pc-migrate-boot"))
     lives = history.lives(file)
     ax = drawn_map("pc-migrate-boot").figure.axes[0]
@@ -910,7 +908,7 @@ def test_boxes_are_the_lives_of_slots() -> None:
     assert sorted(boxes) == sorted((n.begin, n.end, n.kind) for n in lives)
 
 
-def test_the_map_at_an_operation_names_every_slot() -> None:
+def test_map_at_an_operation_names_every_slot() -> None:
     file = vectors.read(map_command.find("pc-migrate-boot"))
     said = all_text(drawn_map("pc-migrate-boot", 13))
     assert "after 13 of 64 operations: 4 slots" in said
@@ -919,12 +917,12 @@ def test_the_map_at_an_operation_names_every_slot() -> None:
         assert f"slot {slot.id}: " in said
 
 
-def test_a_long_trace_is_drawn_too(tmp_path: Path) -> None:
+def test_long_trace_is_drawn(tmp_path: Path) -> None:
     file = vectors.read(map_command.find("pc-pam-smram"))
     assert plot.memory_map_picture(file, tmp_path / "map.png").read_bytes().startswith(PNG)
 
 
-def test_nothing_to_draw_and_an_unknown_suffix_are_said(
+def test_nothing_to_draw_and_unknown_suffix_are_errors(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert cli.main(["map", "pc-migrate-boot", "--at", "0", "-o", str(tmp_path / "m.png")]) == 2
