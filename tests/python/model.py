@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: MIT
-"""A VM of plain lists and dictionaries, against which the engine is judged.
+"""A VM of plain lists and dictionaries: the reference for the answers of the engine.
 
-It has the calls of `memslots.VM` and the same argument names, and knows nothing of trees, two sets,
-hints or threads.  It must stay readable enough to be compared with KVM's rules line by line, so the
-one thing it does about speed is to keep the slots of an address space in a list sorted by gfn.
+The model has the calls of `memslots.VM` with the same argument names, but no trees, no second set, no
+hints and no threads.  It must stay readable enough for a comparison with KVM's rules line by line, so its
+only optimization keeps the slots of an address space in a list sorted by gfn.
 
-A refused call raises `ModelError`, whose `rule` has the name that memslots.h gives it (MS_RULE_...);
-a lookup that finds nothing has none.
+A refused call raises `ModelError`, whose `rule` is the name from memslots.h without MS_RULE_; a lookup
+that finds nothing has no rule.
 """
 
 import errno
@@ -43,16 +43,16 @@ class ModelError(OSError):
 
 
 class ModelNotMappedError(ModelError, LookupError):
-    """A hole, where a number was asked for."""
+    """A lookup of a host address in a hole."""
 
 
 class ModelReadOnlyError(ModelError, PermissionError):
-    """A READONLY slot, where an address to write to was asked for."""
+    """A lookup of a writable host address in a READONLY slot."""
 
 
 @dataclass(frozen=True)
 class Slot:
-    """One slot; `id` and `as_id` apart, as everywhere but in the ioctls."""
+    """One slot; `id` and `as_id` are separate fields, as everywhere except in the ioctls."""
 
     id: int
     as_id: int
@@ -71,7 +71,7 @@ class Slot:
 
     @property
     def is_invalid(self) -> bool:
-        return False  # nobody can look in the middle of a change
+        return False  # no caller sees the middle of a change
 
     @property
     def end_gfn(self) -> int:
@@ -110,7 +110,7 @@ class AddressSpace:
         self.npages -= slot.npages
 
     def in_gfn_range(self, start: int, end: int) -> list[Slot]:
-        """Those that share a frame with [start, end); the first may begin before `start`."""
+        """The slots that share a frame with [start, end); the first may begin before `start`."""
         found = []
         for i in range(max(0, bisect_right(self.by_gfn, start, key=BY_GFN) - 1), len(self.by_gfn)):
             s = self.by_gfn[i]
@@ -137,7 +137,9 @@ class ModelVM:
         self.gpa_bits = gpa_bits
         self.hva_end_max = hva_end_max
         self._spaces = [AddressSpace() for _ in range(address_spaces)]
-        self._dirty: dict[tuple[int, int], int] = {}  # (as_id, id) of who logs: bit n is page n
+        self._dirty: dict[
+            tuple[int, int], int
+        ] = {}  # (as_id, id) of a slot with LOG -> bitmap, bit n is page n
         self._generation = list(range(address_spaces))
         self._manual = 0
 
@@ -178,7 +180,7 @@ class ModelVM:
     def _check_request(
         self, id: int, gpa: int, size: int, hva: int, flags: int, as_id: int, gmem_offset: int
     ) -> None:
-        """What can be said without a look at the slots, in KVM's order."""
+        """The checks that need no slot, in KVM's order."""
         allowed = GUEST_MEMFD if flags & GUEST_MEMFD else LOG_DIRTY_PAGES | READONLY
         invalid = errno.EINVAL
         _refuse_if(id >= self.user_mem_slots, invalid, "SLOT_ID")
@@ -204,7 +206,7 @@ class ModelVM:
         _refuse_if(others, errno.EEXIST, "OVERLAP")
 
     def _check_gpa_limit(self, new: Slot) -> None:
-        """The architecture's prepare hook; all that it can refuse."""
+        """The check of the architecture's prepare hook."""
         _refuse_if(new.end_gfn * PAGE_SIZE > 2**self.gpa_bits, errno.EINVAL, "GPA_LIMIT")
 
     def _check_create(self, space: AddressSpace, new: Slot, guest_memfd: int = -1) -> None:
@@ -226,7 +228,7 @@ class ModelVM:
         self._swap(old.as_id)
 
     def _move(self, old: Slot, new: Slot) -> None:
-        """Between its swaps the slot is INVALID; prepare is asked there, so a refusal costs two."""
+        """The slot is INVALID between the two swaps.  The prepare hook runs there, so a refused MOVE swaps twice."""
         self._check_overlap(self._spaces[old.as_id], new)
         self._swap(old.as_id)
         try:
@@ -236,7 +238,7 @@ class ModelVM:
             self._swap(old.as_id)
 
     def _put(self, old: Slot | None, new: Slot) -> None:
-        """Stores `new` and decides which dirty bitmap it has: none, old's, or a fresh one."""
+        """Stores `new` with its dirty bitmap: none, the one of `old`, or a fresh one."""
         key = new.as_id, new.id
         if old is not None:
             self._spaces[old.as_id].remove(old)
@@ -267,7 +269,7 @@ class ModelVM:
         self._generation[as_id] += self.address_spaces
 
     def load_memslots(self, array: Iterable, as_id: int = 0) -> None:
-        """Creates one slot a row, all or none, in one swap."""
+        """Creates one slot for each row, all or none, in one swap."""
         trial = self._space(as_id).copy()
         news = [_slot_of_row(row, as_id) for row in array]
         for new in news:
@@ -290,7 +292,7 @@ class ModelVM:
     # ---- lookups --------------------------------------------------------------------------------
 
     def memslots(self, as_id: int = 0) -> list[Slot]:
-        """By ascending gfn."""
+        """The slots by ascending gfn."""
         return list(self._space(as_id).by_gfn)
 
     def _space(self, as_id: int) -> AddressSpace:
@@ -366,18 +368,18 @@ class ModelVM:
         return _many(slot_id, gfns, out, np.int32)
 
     def memslots_in_gfn_range(self, start: int, end: int, as_id: int = 0) -> list[Slot]:
-        """Those that share a frame with [start, end)."""
+        """The slots that share a frame with [start, end)."""
         return self._space(as_id).in_gfn_range(start, end)
 
     def memslots_in_hva_range(self, start: int, last: int, as_id: int = 0) -> list[Slot]:
-        """Those that share a byte with [start, last], by (hva, base_gfn)."""
+        """The slots that share a byte with [start, last], by (hva, base_gfn)."""
         slots = [
             s for s in self.memslots(as_id) if max(s.userspace_addr, start) <= min(s.last_hva, last)
         ]
         return sorted(slots, key=lambda s: (s.userspace_addr, s.base_gfn))
 
     def hva_to_gfns(self, hva: int) -> list[tuple[Slot, int]]:
-        """By (as_id, hva, base_gfn) of the slot."""
+        """Pairs (slot, gfn), sorted by (as_id, hva, base_gfn) of the slot."""
         return [
             (s, s.base_gfn + (hva - s.userspace_addr) // PAGE_SIZE)
             for as_id in range(self.address_spaces)
@@ -392,7 +394,7 @@ class ModelVM:
             self._dirty[as_id, s.id] |= 1 << (gfn - s.base_gfn)
 
     def mark_page_dirty_many(self, gfns: np.ndarray, as_id: int = 0) -> None:
-        for gfn in np.unique(gfns).tolist():  # a page that is marked twice is marked
+        for gfn in np.unique(gfns).tolist():  # marking a page twice has no further effect
             self.mark_page_dirty(gfn, as_id)
 
     def _logged_slot(self, id: int, as_id: int) -> Slot:
@@ -428,7 +430,7 @@ class ModelVM:
         bitmap: np.ndarray | None,
         as_id: int = 0,
     ) -> None:
-        """A bitmap of None is a bad pointer."""
+        """A bitmap of None stands for a bad pointer."""
         _fit(64, first_page)
         _fit(32, num_pages)
         self._check_log_ids(slot, as_id)

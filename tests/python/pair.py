@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: MIT
-"""A VM beside a naive ModelVM: the same calls to both, and the same answers asked of both.
+"""A VM and a naive ModelVM: both get the same calls and must give the same answers.
 
 `Pair` makes a call on both sides and compares; `Burst` draws seeded random calls of every kind, most
-of which make sense where the slots are now.  Whoever finds a difference gets an AssertionError that
-names the call and both answers.
+of them valid for the current slots.  A difference raises an AssertionError that names the call and both
+answers.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ POLICIES = ("eager", "auto", "walk", "eager", "off")
 
 
 class RefusalError(Exception):
-    """What a listener of these tests raises."""
+    """Raised by the listener of these tests to refuse a change."""
 
 
 class Refuser(Listener):
-    """Refuses while it is armed; hears otherwise of nothing."""
+    """Refuses every change while `armed` is set, otherwise does nothing."""
 
     armed = False
 
@@ -46,12 +46,12 @@ class Refuser(Listener):
             raise RefusalError
 
 
-# The six values of a slot of either side; the state machine compares some ten million slots.
+# Reads the six values of a slot of either side; fast, since the state machine compares some ten million slots.
 values_of: Callable[[Any], tuple[int, ...]] = attrgetter(*FIELDS)
 
 
 def plain(answer: Any) -> Any:
-    """An answer of either side as something that can be compared with ==."""
+    """An answer of either side in a form for comparison with ==."""
     if isinstance(answer, np.ndarray):
         return (answer.dtype.str, answer.shape, answer.tobytes())
     if isinstance(answer, list | tuple):
@@ -60,7 +60,7 @@ def plain(answer: Any) -> Any:
 
 
 def answer_of(call: Callable[[], Any]) -> Any:
-    """What a call returned, or how it was refused: (errno, rule)."""
+    """The answer of a call, or (errno, rule) of a refused call."""
     try:
         return plain(call())
     except (MemslotsError, ModelError) as error:
@@ -76,7 +76,7 @@ def answer_of(call: Callable[[], Any]) -> Any:
 
 
 def rows_of(slots: list[tuple[int, int, int, int, int]], as_id: int) -> np.ndarray:
-    """(id, base_gfn, npages, userspace_addr, flags) as load_memslots takes them."""
+    """Converts tuples (id, base_gfn, npages, userspace_addr, flags) to the rows of load_memslots."""
     rows = np.zeros(len(slots), MEMSLOT_DTYPE)
     rows["as_id"] = as_id
     for i, slot in enumerate(slots):
@@ -88,7 +88,7 @@ def rows_of(slots: list[tuple[int, int, int, int, int]], as_id: int) -> np.ndarr
 
 
 class Pair:
-    """One VM, its model, two vCPUs and a listener that refuses when it is told to."""
+    """One VM, its model, two vCPUs and a listener that can refuse changes."""
 
     def __init__(self, backend: str = "tree", **limits: int) -> None:
         self.vm, self.model = VM(backend=backend, **limits), ModelVM(**limits)
@@ -118,7 +118,7 @@ class Pair:
         return got
 
     def load(self, slots: list[tuple[int, int, int, int, int]], as_id: int) -> None:
-        """load_memslots on both sides; of several wrong entries either may be the one that is named."""
+        """load_memslots on both sides; the sides may name different entries if several are wrong."""
         self.tally["load_memslots"] += 1
         got = answer_of(lambda: self.vm.load_memslots(rows_of(slots, as_id), as_id))
         orders = list(permutations(slots)) if got else [slots]
@@ -133,7 +133,7 @@ class Pair:
     def other_party(
         self, method: str, args: tuple, kwargs: dict[str, Any]
     ) -> dict[str, Any] | None:
-        """What `.other` has to be for the rules whose other party the model knows."""
+        """The expected `.other` for each rule whose other party the model knows."""
         as_id, numbers = kwargs.get("as_id", 0), [*args[:1], *kwargs.values()]
         if (
             method not in (SET, "get_dirty_log", "clear_dirty_log")
@@ -153,7 +153,7 @@ class Pair:
         return known
 
     def compare_other(self, error: MemslotsError, known: dict[str, Any]) -> None:
-        """`.other` is the slot in the way, or None where there is no other party."""
+        """`.other` is the conflicting slot, or None if the rule has no other party."""
         want = known.get(error.rule or "")
         got = None if error.other is None else values_of(error.other)
         assert got == (None if want is None else values_of(want)), (
@@ -163,7 +163,7 @@ class Pair:
     # ---- what is not one call --------------------------------------------------------------------
 
     def protect(self, value: int) -> None:
-        """manual_dirty_log_protect is set on both sides."""
+        """Sets manual_dirty_log_protect on both sides."""
         self.tally["manual_dirty_log_protect"] += 1
         sides = [
             answer_of(lambda side=side: setattr(side, "manual_dirty_log_protect", value))
@@ -173,7 +173,7 @@ class Pair:
         assert self.vm.manual_dirty_log_protect == self.model.manual_dirty_log_protect
 
     def vcpu_looks(self, which: int, as_id: int, gfn: int) -> None:
-        """A vCPU in some address space answers as the model does there."""
+        """Compares a vCPU in an address space with the model."""
         self.tally["vcpu"] += 1
         vcpu = self.vcpus[which]
         vcpu.as_id = as_id
@@ -189,7 +189,7 @@ class Pair:
             assert got == want, f"vCPU in {as_id}: {method}({number:#x}) is {got}, not {want}"
 
     def snapshot(self, as_id: int, gfns: np.ndarray, write: bool) -> None:
-        """A snapshot holds and translates what the VM holds and translates."""
+        """Compares the slots and translations of a snapshot with those of the VM."""
         self.tally["snapshot"] += 1
         snapshot = self.vm.snapshot(as_id)
         assert plain(list(snapshot)) == plain(self.model.memslots(as_id))
@@ -198,7 +198,7 @@ class Pair:
         assert np.array_equal(snapshot.gfn_to_hva_many(gfns, write=write), want)
 
     def array(self, as_id: int) -> None:
-        """memslots_array is memslots as an array."""
+        """Compares memslots_array with the slots of the model."""
         self.tally["memslots_array"] += 1
         rows = self.vm.memslots_array(as_id)
         assert rows.dtype == MEMSLOT_DTYPE
@@ -206,9 +206,9 @@ class Pair:
         assert got == [list(values_of(slot)) for slot in self.model.memslots(as_id)]
 
     def many(self, method: str, numbers: np.ndarray, out: np.ndarray | None, **kwargs: Any) -> None:
-        """A batch, with or without `out`, which must be what comes back and hold the answers.
+        """A batch with or without `out`; the call must fill `out` and return it.
 
-        Which way it goes is drawn from what it asks: by index, side by side, one by one."""
+        The size of the batch and the number of the call select the index policy."""
         self.tally[method] += 1
         self.vm.index_policy = POLICIES[(self.tally[method] + numbers.size) % len(POLICIES)]
         want = getattr(self.model, method)(numbers.copy(), None, **kwargs)
@@ -219,7 +219,7 @@ class Pair:
         assert np.array_equal(got, want), f"{method}({numbers!r}, {kwargs}): {got!r}, not {want!r}"
 
     def refused_by_listener(self, method: str, *args: Any, **kwargs: Any) -> None:
-        """A change that a listener refuses: nothing changes but the generation of a DELETE or MOVE."""
+        """A change that a listener refuses: it changes only the generation, and only for a DELETE or MOVE."""
         self.tally["refused_by_listener"] += 1
         trial, as_id = copy.deepcopy(self.model), kwargs.get("as_id", 0)
         verdict = answer_of(lambda: getattr(trial, method)(*args, **kwargs))
@@ -241,18 +241,20 @@ class Pair:
             kwargs,
         )
         if verdict:
-            self.model._generation = trial._generation  # a MOVE beyond the gpa limit swaps as well
+            self.model._generation = (
+                trial._generation
+            )  # a refused MOVE beyond the gpa limit swaps, too
         elif swaps == 2:
             self.model._generation[as_id] += 2 * self.model.address_spaces
 
     # ---- the steps of begin_update ---------------------------------------------------------------
 
     def by_steps(self, slot: int, as_id: int, stop: int | None = None, **region: int) -> None:
-        """The change by the steps of begin_update; with `stop` only so many, and then an exception."""
+        """Makes the change by the steps of begin_update; an exception ends it after `stop` steps."""
         self.tally["begin_update"] += 1
         trial = copy.deepcopy(self.model)
         if answer_of(lambda: trial.set_user_memory_region(slot, as_id=as_id, **region)) is not None:
-            return  # the steps are for changes that are allowed
+            return  # the steps need a valid change
         before = self.vm.generation(as_id)
         try:
             with self.vm.begin_update(as_id) as update:
@@ -273,8 +275,8 @@ class Pair:
     def resize(
         self, slot: int, as_id: int, keep: bool, marks: tuple[int, int], **values: int
     ) -> None:
-        """A change of size, position and host address by steps.  A page of the old slot is marked before the swap, a
-        page of the new one after it.  Without `keep` an exception ends the update there."""
+        """Changes size, position and host address by steps.  Marks a page of the old slot before the swap, and a page
+        of the new slot after it.  Without `keep` an exception then ends the update."""
         self.tally["begin_update"] += 1
         old, trial = self.model.id_to_memslot(slot, as_id), copy.deepcopy(self.model)
         in_old = old.base_gfn + marks[0] % old.npages
@@ -306,7 +308,7 @@ class Pair:
         self.model = trial
 
     def ends_half_done(self, slot: int, as_id: int) -> None:
-        """An update that is left with a slot in one set only says so and has undone it."""
+        """An update that ends with a slot in only one of the sets raises and rolls back."""
         self.tally["begin_update"] += 1
         if self.model.id_to_memslot(slot, as_id) is None:
             return
@@ -321,7 +323,7 @@ class Pair:
     # ---- the whole state -------------------------------------------------------------------------
 
     def agree(self) -> None:
-        """Every slot, the totals, the generations; and every invariant of the engine."""
+        """Compares every slot, the totals and the generations, and checks every invariant of the engine."""
         vm, model = self.vm, self.model
         vm.check()
         assert len(vm) == len(model)
@@ -331,14 +333,14 @@ class Pair:
             assert plain(vm.memslots(as_id)) == plain(model.memslots(as_id))
 
     def logs_agree(self) -> None:
-        """Every dirty log; they are emptied where KVM would empty them."""
+        """Compares every dirty log; reading clears the logs that KVM would clear."""
         for as_id in range(self.model.address_spaces):
             for slot in self.model.memslots(as_id):
                 self.call("get_dirty_log", slot.id, as_id=as_id)
 
 
 def steps_of(update: Update, slot: int, region: dict[str, int]) -> list[Callable[[], Any]]:
-    """KVM's steps of a change, each a call; what one makes the next find in `made`."""
+    """KVM's steps of a change as a list of calls; a step stores its handles in `made` for later steps."""
     old, made = update.find(slot), {}
     same = update.find(slot, active=False)
 
@@ -415,7 +417,7 @@ class Burst:
         ]
 
     def play(self, count: int, check_every: int = 1) -> None:
-        """So many calls, with a look at everything after every `check_every` of them."""
+        """Makes `count` calls; compares everything after every `check_every` of them."""
         for i in range(count):
             self.rng.choice(self.kinds)()
             if i % check_every == 0:
@@ -437,7 +439,7 @@ class Burst:
         return self.rng.randrange(64) * 16 * PAGE
 
     def gfn(self) -> int:
-        """Mostly at or beside an edge of a slot; sometimes anything."""
+        """Mostly a gfn at or next to an edge of a slot; sometimes any gfn."""
         slots = self.pair.model.memslots(self.space())
         if slots and self.rng.random() < 0.7:
             slot = self.rng.choice(slots)
@@ -451,7 +453,7 @@ class Burst:
         return self.rng.choice(slots) if slots else None
 
     def region(self) -> tuple[int, dict[str, int]]:
-        """A new slot, that may or may not be allowed."""
+        """A new slot; the engine may refuse it."""
         rng = self.rng
         return self.id(), {
             "guest_phys_addr": rng.randrange(self.span) * PAGE,
@@ -472,7 +474,7 @@ class Burst:
         }
 
     def change(self) -> tuple[int, dict[str, int]]:
-        """Any change that has good chances of being allowed."""
+        """A change that the engine is likely to accept."""
         slot, kind = self.live(), self.rng.choice(("create", "delete", "move", "flags"))
         if slot is None or kind == "create":
             return self.region()
@@ -501,7 +503,7 @@ class Burst:
         self.set(id, region)
 
     def changed(self, **changes: int) -> None:
-        """A live slot, with other values."""
+        """A live slot with some values changed."""
         slot = self.live()
         if slot is None:
             return self.create()
@@ -526,7 +528,7 @@ class Burst:
         self.set(id, region)
 
     def invalid(self) -> None:
-        """One value of a call that would do is wrong."""
+        """A valid call with one value replaced by an invalid one."""
         rng = self.rng
         slot = self.live()
         id, region = self.region() if slot is None or rng.random() < 0.5 else self.region_of(slot)
@@ -573,7 +575,7 @@ class Burst:
         self.pair.refused_by_listener(SET, id, **region)
 
     def steps(self) -> None:
-        """Only the tree has two sets whose steps can be made one by one."""
+        """Only the tree supports begin_update(): it has two sets."""
         if self.pair.vm.backend != "tree":
             return self.create()
         id, region = self.change()
@@ -583,7 +585,7 @@ class Burst:
         self.pair.by_steps(id, region.pop("as_id"), stop, **region)
 
     def resize(self) -> None:
-        """Mostly about the same host pages; sometimes elsewhere."""
+        """Mostly keeps some of the host pages; sometimes uses other host memory."""
         slot, rng = self.live(), self.rng
         if slot is None or self.pair.vm.backend != "tree":
             return self.create()
@@ -656,7 +658,7 @@ class Burst:
         return self.rng.choice(((), (0,), (1,), (7,), (3, 4), (2, 3, 2), (0, 3), (70,), (1, 1)))
 
     def laid_out(self, shape: tuple[int, ...], dtype: type) -> np.ndarray:
-        """An array of that shape with one of the many layouts that numpy has."""
+        """An array of that shape with a random numpy layout."""
         layout = self.rng.choice(("C", "F", "step", "reversed", "inner"))
         if layout in ("C", "F") or not shape:
             return np.zeros(shape, dtype, order="F" if layout == "F" else "C")

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What README promises to authors of Cython modules: cimport VM, compile with get_include(), link with nothing."""
+"""Cython modules of users: cimport VM, compile with get_include(), and link with no library, as README describes."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ WALKER = Path(__file__).parents[1] / "consumers" / "walker.pyx"
 
 
 def build(source: Path, folder: Path) -> ModuleType:
-    """Translates and compiles the module as its author would, into `folder`, and imports it."""
+    """Translates and compiles the module into `folder` with the documented commands, and imports it."""
     c_file = folder / f"{source.stem}.c"
     module = folder / f"{source.stem}{sysconfig.get_config_var('EXT_SUFFIX')}"
     cython = [sys.executable, "-m", "cython", "-3", "-I", str(SITE), str(source), "-o", str(c_file)]
@@ -46,7 +46,7 @@ def load(name: str, path: Path) -> ModuleType:
 
 
 @pytest.mark.slow
-def test_a_foreign_module_calls_the_engine(tmp_path: Path) -> None:
+def test_users_cython_module_calls_the_engine(tmp_path: Path) -> None:
     walker = build(WALKER, tmp_path)
     with memslots.VM() as vm:
         vm.set_user_memory_region(0, guest_phys_addr=0, memory_size=0x4000, userspace_addr=0x10000)
@@ -66,8 +66,8 @@ CONSTANTS = re.findall(r"^    [\w *]*\W(MS_\w+)$", PXD, re.MULTILINE)
 TYPEDEFS = re.findall(r"^    ctypedef \w+ (\w+)\(", PXD, re.MULTILINE)
 
 
-def test_no_function_is_declared() -> None:
-    """A module that is linked with nothing cannot call one: the name would be undefined when it is imported."""
+def test_cython_header_declares_no_function() -> None:
+    """Without a library to link, a call of such a function would be an undefined symbol at import."""
     calls = [line for line in LINES if "(" in line and not line.startswith("ctypedef ")]
     assert calls == []
     assert not list(
@@ -128,8 +128,8 @@ def test_every_public_name_compiles_and_imports(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_vm_that_is_not_made(tmp_path: Path) -> None:
-    """C callers get a hole from a VM whose class has not called super().__init__()."""
+def test_c_lookup_on_a_vm_before_init_finds_a_hole(tmp_path: Path) -> None:
+    """The class has not called super().__init__()."""
 
     class Forgetful(memslots.VM):
         def __init__(self) -> None: ...

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The exceptions: one class for each errno, a message for each rule, both parties named."""
+"""The exceptions: one class for each errno, one message for each rule; messages name both parties."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from memslots.errors import Request, from_errno, refused
 
 PAGE = 4096
 
-# errno, rule or None -> class and the built-in that it also is
+# errno, rule or None -> class and its built-in base class
 CLASSES = [
     (errno.EINVAL, None, memslots.InvalidRegionError, ValueError),
     (errno.EEXIST, None, memslots.RegionOverlapError, ValueError),
@@ -52,7 +52,7 @@ ALL_CLASSES = [
 def header_rules() -> list[str]:
     """The names of the table MS_RULES in memslots.h, in its order."""
     header = Path(memslots.get_include(), "memslots.h")
-    if not header.exists():  # not installed: the package lies in its sources
+    if not header.exists():  # the package runs from its sources and has no installed header
         header = Path(__file__).parents[2] / "src/_core/include/memslots.h"
     return re.findall(r"^\tRULE\((\w+),", header.read_text(), re.MULTILINE)
 
@@ -71,7 +71,7 @@ REQUEST = Request(
     num_pages=66,
     value=77,
 )
-# What a message says of that request when the limit is 4321 and OTHER is the other party.
+# Words of the message for REQUEST with the limit 4321 and OTHER as the other party.
 WORDS = {
     "SLOT_ID": ["slot 7", "4321"],
     "FLAGS": ["0x9", "slot 7", hex(4321)],
@@ -119,19 +119,19 @@ WORDS = {
 }
 
 
-def test_the_header_has_rules() -> None:
+def test_header_has_unique_rules() -> None:
     assert len(RULES) >= 41
     assert len(set(RULES)) == len(RULES)
 
 
-def test_the_binding_has_the_names_of_the_header() -> None:
-    """It reads them from the core when it is imported; the number of a rule is its place in the table."""
+def test_binding_has_the_rules_of_the_header() -> None:
+    """The binding reads the names from the core at import; the number of a rule is its place in the table."""
     assert dict(enumerate(RULES, 1)) == _memslots._RULES
 
 
 @pytest.mark.parametrize("rule", RULES)
-def test_message_of_each_rule(rule: str) -> None:
-    """It names the numbers of the request, the limit and the other party, and ends like a phrase."""
+def test_message_of_each_rule_names_numbers_and_parties(rule: str) -> None:
+    """The message names the numbers of the request, the limit and the other party, and has no full stop."""
     error = refused(errno.EINVAL, rule, 4321, OTHER, REQUEST)
     message = error.args[1]
     for words in WORDS[rule]:
@@ -145,17 +145,17 @@ def test_message_of_each_rule(rule: str) -> None:
     assert placed.args[1] == f"entry 5: {message}"
 
 
-def test_no_message_without_a_rule() -> None:
-    """The table of messages and the header have the same names."""
+def test_each_rule_has_exactly_one_message() -> None:
+    """Compares the names in the table of messages with those in the header."""
     assert set(errors._MESSAGES) == set(RULES)
     assert set(WORDS) == set(RULES)
 
 
 @pytest.mark.parametrize(("number", "rule", "cls", "builtin"), CLASSES)
-def test_class_of_each_errno(
+def test_each_errno_has_its_class_and_built_in_base(
     number: int, rule: str | None, cls: type[MemslotsError], builtin: type[Exception]
 ) -> None:
-    """The class is the engine's, OSError's and the built-in's."""
+    """An error is a MemslotsError, an OSError and an instance of the built-in class."""
     error = from_errno(number, "words", 5, OTHER, rule)
     assert type(error) is cls
     assert isinstance(error, MemslotsError)
@@ -175,14 +175,13 @@ def test_class_of_each_errno(
 
 
 @pytest.mark.parametrize("number", [errno.EPERM, errno.ENOTTY, 0, 12345])
-def test_other_errnos(number: int) -> None:
-    """An errno without a class of its own is the base."""
+def test_errno_without_a_class_gives_the_base_class(number: int) -> None:
     assert type(from_errno(number, "words")) is MemslotsError
     assert from_errno(number, "words").errno == number
 
 
-def test_below_guest_access_error() -> None:
-    """Both reasons why there is no address are the EFAULT that KVM has."""
+def test_hole_and_read_only_errors_are_guest_access_errors() -> None:
+    """KVM reports both a hole and a READONLY slot as EFAULT."""
     for cls, builtin in (
         (memslots.GfnNotMappedError, LookupError),
         (memslots.ReadOnlySlotError, PermissionError),
@@ -203,7 +202,7 @@ def test_every_class_is_public_and_documented(cls: type[MemslotsError]) -> None:
 
 
 def same(a: MemslotsError, b: MemslotsError) -> bool:
-    """Class and everything that can be read of two errors."""
+    """Whether two errors have the same class and the same attributes."""
     return type(a) is type(b) and [
         (e.args, e.errno, e.strerror, e.slot, e.other, e.rule, str(e), vars(e)) for e in (a,)
     ] == [(e.args, e.errno, e.strerror, e.slot, e.other, e.rule, str(e), vars(e)) for e in (b,)]
@@ -211,8 +210,8 @@ def same(a: MemslotsError, b: MemslotsError) -> bool:
 
 @pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
 @pytest.mark.parametrize("cls", ALL_CLASSES)
-def test_pickle(cls: type[MemslotsError], protocol: int) -> None:
-    """An error crosses to another process with all that it says."""
+def test_pickled_error_is_equal(cls: type[MemslotsError], protocol: int) -> None:
+    """An error keeps its class and all attributes in another process."""
     error = cls(errno.EINVAL, "words", 5, OTHER, "OVERLAP")
     if cls is memslots.InvariantError:
         error.invariant = "R2"
@@ -221,18 +220,18 @@ def test_pickle(cls: type[MemslotsError], protocol: int) -> None:
 
 
 @pytest.mark.parametrize("cls", ALL_CLASSES)
-def test_defaults(cls: type[MemslotsError]) -> None:
+def test_error_without_details_has_none_as_attributes(cls: type[MemslotsError]) -> None:
     error = cls(errno.EIO, "words")
     assert (error.slot, error.other, error.rule, error.filename) == (None, None, None, None)
     assert same(pickle.loads(pickle.dumps(error)), error)
 
 
-def test_invariant_error_has_its_number() -> None:
+def test_invariant_error_has_an_empty_invariant_by_default() -> None:
     assert memslots.InvariantError(errno.EUCLEAN, "words").invariant == ""
 
 
-def test_real_errors_are_pickled_too() -> None:
-    """One with another party, one of a lookup."""
+def test_raised_errors_can_be_pickled() -> None:
+    """Covers an error with another party and an error of a lookup."""
     with memslots.VM() as vm:
         vm.set_user_memory_region(0, guest_phys_addr=0, memory_size=PAGE)
         with pytest.raises(memslots.RegionOverlapError) as overlap:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""Arguments that lie, change meanwhile, or are larger than memory; objects made in ways that nobody should.
+"""Arguments with wrong attributes, that change during the call, or larger than memory; objects made by force.
 
-test_bad_input.py has what is merely wrong.  Here every call either refuses before anything has happened or answers as
-for an honest caller, and never reads or writes where it must not: run under `make asan`, that is judged too.
+test_bad_input.py covers plainly wrong arguments.  Here every call either fails before it changes anything or answers as
+for a plain argument, and never reads or writes out of bounds: `make asan` checks that, too.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 from scene import PAGE, memslot, parameters, put, runs
-from test_bad_input import CALLS, HVA, INTEGERS, NO_INTEGERS, SPOTS, Meddler, digest, make_vm, vm
+from test_bad_input import CALLS, HVA, INTEGERS, NO_INTEGERS, SPOTS, CallsBack, digest, make_vm, vm
 
 from memslots import (
     HVA_ERR_BAD,
@@ -47,9 +47,9 @@ SANITIZED = build_info()["sanitizer"] != "none"
 MANY = ("gfn_to_hva_many", "gpa_to_hva_many", "gfn_to_slot_id_many")
 
 
-# ---- no argument is forgotten ------------------------------------------------------------------------------------
+# ---- the table of arguments is complete --------------------------------------------------------------------------
 
-# Parameters that are no integers: arrays, objects, flags, what `with` passes.
+# Parameters that are not integers: arrays, objects, flags, the arguments of __exit__().
 OTHERS = {
     *("gfns", "gpas", "out", "write", "array", "bitmap", "numbers", "lasts", "regions", "what"),
     *("listener", "vm", "vcpu", "old", "new", "slot of invalidate", "active", "fields"),
@@ -57,8 +57,8 @@ OTHERS = {
 }
 
 
-def test_every_integer_is_in_the_table() -> None:
-    """test_bad_input.py spoils each of them in turn; a new method or argument must be there."""
+def test_table_has_every_integer_argument() -> None:
+    """test_bad_input.py replaces each of them in turn; the table must list a new method or argument."""
     tried = {(name.replace("VM.", ""), argument) for name, argument in SPOTS}
     missing = {
         (call, argument)
@@ -71,16 +71,16 @@ def test_every_integer_is_in_the_table() -> None:
     assert len(SPOTS) * (len(INTEGERS) + len(NO_INTEGERS) + 6) >= 3000
 
 
-def test_every_call_is_in_the_table() -> None:
+def test_table_has_every_call() -> None:
     spoiled = {name for name, _ in SPOTS}
     assert spoiled == set(CALLS)
 
 
-# ---- integers that change their mind -------------------------------------------------------------------------------
+# ---- integers with a different value each time ---------------------------------------------------------------------
 
 
-class Fickle:
-    """Another integer each time."""
+class Changing:
+    """__index__ returns another integer each time."""
 
     def __init__(self, *values: int) -> None:
         self.values = list(values)
@@ -90,24 +90,24 @@ class Fickle:
 
 
 @pytest.mark.parametrize(("name", "argument"), SPOTS)
-def test_an_integer_is_asked_once(name: str, argument: str) -> None:
-    """What was checked is what is used: the second answer, which would be out of range, is never asked for."""
+def test_index_of_an_argument_is_called_once(name: str, argument: str) -> None:
+    """The call uses the value that it has checked: a second call of __index__ would return a value out of range."""
     call, values = CALLS[name]
     with make_vm() as fresh:
-        fickle = Fickle(values[argument], -1)
+        changing = Changing(values[argument], -1)
         with suppress(GuestAccessError) if name == "_get_dirty_log_null" else nullcontext():
-            call(fresh, **values | {argument: fickle})
-        assert fickle.values == [-1]
+            call(fresh, **values | {argument: changing})
+        assert changing.values == [-1]
         fresh.check()
 
 
-def test_snapshot_of_a_fickle_space(vm: VM) -> None:
-    snapshot = vm.snapshot(Fickle(1, 0))
+def test_snapshot_reads_its_as_id_once(vm: VM) -> None:
+    snapshot = vm.snapshot(Changing(1, 0))
     assert (snapshot.as_id, [slot.id for slot in snapshot]) == (1, [2])
 
 
-class Deep:
-    """An integer that asks the VM for itself, without end."""
+class Recursive:
+    """__index__ passes the object itself to a call of the VM, without end."""
 
     def __init__(self, call: Callable[[Any], Any]) -> None:
         self.call = call
@@ -117,13 +117,13 @@ class Deep:
 
 
 @pytest.mark.parametrize(("name", "argument"), SPOTS)
-def test_recursion_through_index(name: str, argument: str) -> None:
-    """RecursionError comes out, and nothing has changed."""
+def test_recursion_through_index_raises_recursionerror(name: str, argument: str) -> None:
+    """The call changes nothing."""
     call, values = CALLS[name]
     with make_vm() as fresh:
         before = digest(fresh)
         with pytest.raises(RecursionError):
-            call(fresh, **values | {argument: Deep(fresh.gfn_to_hva)})
+            call(fresh, **values | {argument: Recursive(fresh.gfn_to_hva)})
         assert digest(fresh) == before
         fresh.check()
 
@@ -131,13 +131,13 @@ def test_recursion_through_index(name: str, argument: str) -> None:
 # ---- subclasses of ndarray -----------------------------------------------------------------------------------------
 
 
-def lying(**lies: Any) -> type[np.ndarray]:
-    """A subclass whose attributes and methods say this."""
-    return type("Lying", (np.ndarray,), lies)
+def with_wrong(**overrides: Any) -> type[np.ndarray]:
+    """A subclass of ndarray with these wrong attributes and methods."""
+    return type("Overriding", (np.ndarray,), overrides)
 
 
 HUGE = 10**7
-LIES: dict[str, Any] = {
+WRONG_ATTRIBUTES: dict[str, Any] = {
     "shape": property(lambda self: (HUGE,)),
     "size": property(lambda self: HUGE),
     "ndim": property(lambda self: 7),
@@ -159,44 +159,44 @@ LIES: dict[str, Any] = {
 
 
 def numbers_of(kind: str, n: int) -> np.ndarray:
-    return np.arange(n, dtype=np.uint64).view(lying(**{kind: LIES[kind]}))
+    return np.arange(n, dtype=np.uint64).view(with_wrong(**{kind: WRONG_ATTRIBUTES[kind]}))
 
 
-@pytest.mark.parametrize("kind", LIES)
+@pytest.mark.parametrize("kind", WRONG_ATTRIBUTES)
 @pytest.mark.parametrize("method", MANY)
-def test_numbers_that_lie(vm: VM, method: str, kind: str) -> None:
-    """Only what the memory is counts: answers as for the plain array, whichever way they are written."""
+def test_numbers_with_wrong_attributes_give_right_answers(vm: VM, method: str, kind: str) -> None:
+    """The memory alone counts: the answers are those of the plain array, with and without `out`."""
     plain = np.arange(300, dtype=np.uint64)
     want = getattr(vm, method)(plain).tolist()
     numbers = numbers_of(kind, 300)
     assert np.asarray(getattr(vm, method)(numbers)).tolist() == want
     memory = np.arange(400, dtype=np.uint64)
-    if method != "gfn_to_slot_id_many":  # `out` overlaps what is still to be read
+    if method != "gfn_to_slot_id_many":  # `out` overlaps numbers that are still to be read
         shifted = getattr(vm, method)(memory[1:301].copy()).tolist()
         out = memory[:300]
         assert getattr(vm, method)(memory[1:301].view(type(numbers)), out) is out
         assert out.tolist() == shifted
 
 
-@pytest.mark.parametrize("kind", LIES)
+@pytest.mark.parametrize("kind", WRONG_ATTRIBUTES)
 @pytest.mark.parametrize("method", MANY)
-def test_out_that_lies(vm: VM, method: str, kind: str) -> None:
-    """A short one is refused, one that fits is filled and returned."""
+def test_out_with_wrong_attributes_is_refused_or_filled(vm: VM, method: str, kind: str) -> None:
+    """A short `out` is refused; an `out` of the right size is filled and returned."""
     dtype = np.int32 if method == "gfn_to_slot_id_many" else np.uint64
     numbers = np.arange(300, dtype=np.uint64)
     want = getattr(vm, method)(numbers).tolist()
-    short = np.full(4, 77, dtype).view(lying(**{kind: LIES[kind]}))
+    short = np.full(4, 77, dtype).view(with_wrong(**{kind: WRONG_ATTRIBUTES[kind]}))
     with pytest.raises(ValueError, match="shape"):
         getattr(vm, method)(numbers, short)
-    fits = np.full(300, 77, dtype).view(lying(**{kind: LIES[kind]}))
+    fits = np.full(300, 77, dtype).view(with_wrong(**{kind: WRONG_ATTRIBUTES[kind]}))
     assert getattr(vm, method)(numbers, fits) is fits
     assert short.view(np.ndarray).tolist() == [77] * 4 if kind != "view" else True
     assert bytes(fits.data) == np.array(want, dtype).tobytes()
 
 
-@pytest.mark.parametrize("kind", LIES)
-def test_other_arrays_that_lie(vm: VM, kind: str) -> None:
-    """Marks, bitmaps, lists of slots, times: as if they were honest."""
+@pytest.mark.parametrize("kind", WRONG_ATTRIBUTES)
+def test_other_arrays_with_wrong_attributes_work(vm: VM, kind: str) -> None:
+    """Marks, bitmaps, lists of slots and timing work as with plain arrays."""
     before = digest(vm)
     vm.mark_page_dirty_many(numbers_of(kind, 6))
     assert vm.get_dirty_log(0)[0] == 0b111111
@@ -212,8 +212,8 @@ def test_other_arrays_that_lie(vm: VM, kind: str) -> None:
 
 
 @pytest.mark.parametrize("method", MANY)
-def test_negative_numbers_whose_min_lies(vm: VM, method: str) -> None:
-    numbers = np.array([-1], np.int64).view(lying(min=LIES["min"]))
+def test_negative_number_is_found_despite_a_wrong_min(vm: VM, method: str) -> None:
+    numbers = np.array([-1], np.int64).view(with_wrong(min=WRONG_ATTRIBUTES["min"]))
     with pytest.raises(ValueError, match="negative"):
         getattr(vm, method)(numbers)
 
@@ -225,8 +225,8 @@ ALIGNED = np.zeros(5, np.dtype([("gap", "u4"), ("gfn", "u8"), ("rest", "u1")], a
 
 
 @pytest.mark.parametrize("method", [*MANY, "mark_page_dirty_many"])
-def test_fields_of_structures(vm: VM, method: str) -> None:
-    """A field is a strided array, in a packed structure one that is not aligned; a structure is no number."""
+def test_field_of_a_structured_array_is_accepted(vm: VM, method: str) -> None:
+    """A field is a strided array, misaligned in a packed structure.  The structure itself is refused."""
     before = digest(vm)
     want = getattr(vm, method)(np.zeros(5, np.uint64))
     for field in (ALIGNED["gfn"], STRUCT["gfn"]):
@@ -238,8 +238,8 @@ def test_fields_of_structures(vm: VM, method: str) -> None:
 
 
 @pytest.mark.parametrize("method", MANY)
-def test_one_element_that_is_many(vm: VM, method: str) -> None:
-    """Strides of 0 and windows that slide: the memory is small, the array is not."""
+def test_repeated_and_overlapping_elements_give_right_answers(vm: VM, method: str) -> None:
+    """Strides of 0 and sliding windows: a large array in little memory."""
     numbers = np.lib.stride_tricks.as_strided(np.array([3], np.uint64), (1000,), (0,))
     got = getattr(vm, method)(numbers)
     assert len(set(got.tolist())) == 1
@@ -252,14 +252,14 @@ def test_one_element_that_is_many(vm: VM, method: str) -> None:
 
 
 def no_reserve(nbytes: int) -> mmap.mmap:
-    """Zeroes that take no memory until they are written."""
+    """Maps zeroes that need no memory until they are written."""
     flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | 0x4000  # MAP_NORESERVE
     return mmap.mmap(-1, nbytes, flags=flags, prot=mmap.PROT_READ)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="MAP_NORESERVE is Linux's")
-def test_arrays_longer_than_32_bits(vm: VM) -> None:
-    """2**32 + 1 words are not one word, 2**31 + 1 not a negative number: refused without a look at them."""
+def test_lengths_beyond_32_bits_do_not_wrap(vm: VM) -> None:
+    """2**32 + 1 is not 1, and 2**31 + 1 is not negative: the call refuses such arrays without reading them."""
     memory = no_reserve(8 * (2**32 + 8))
     words = np.frombuffer(memory, np.uint64)
     before = digest(vm)
@@ -284,8 +284,8 @@ def test_arrays_longer_than_32_bits(vm: VM) -> None:
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="MAP_NORESERVE is Linux's")
-def test_a_batch_longer_than_31_bits(vm: VM) -> None:
-    """All 2**31 + 1 are looked up: the last answer is there, and the memory is one word each."""
+def test_batch_longer_than_31_bits_is_looked_up(vm: VM) -> None:
+    """The last answer is right; a stride of 0 keeps numbers and answers in one word each."""
     n = 2**31 + 1
     numbers = np.lib.stride_tricks.as_strided(np.array([3], np.uint64), (n,), (0,))
     out = np.lib.stride_tricks.as_strided(np.zeros(1, np.uint64), (n,), (0,))
@@ -293,22 +293,22 @@ def test_a_batch_longer_than_31_bits(vm: VM) -> None:
     assert vm.gfn_to_hva_many(numbers, out)[-1] == HVA + 3 * PAGE
     after = vm.stats()
     looked = sum(after[key] - hits[key] for key in ("hits_last_used", "hits_search", "misses"))
-    assert looked in (0, n)  # a batch that is answered from an index counts none
+    assert looked in (0, n)  # a batch that uses the index counts no lookups
 
 
-def test_rows_are_not_copied_before_they_are_counted() -> None:
-    """A claim of 2**40 rows is refused in an instant, whatever memory there is."""
+def test_load_of_too_many_rows_is_refused_without_a_copy() -> None:
+    """A broadcast array of 2**40 rows is refused without memory for the rows."""
     rows = np.lib.stride_tricks.as_strided(np.zeros(1, MEMSLOT_DTYPE), (2**40,), (0,))
     with VM(user_mem_slots=2**31 - 16) as vm, pytest.raises(ValueError, match="entries"):
         vm.load_memslots(rows)
 
 
-# ---- arrays that change meanwhile --------------------------------------------------------------------------------
+# ---- arrays that change during a call ----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", ["array.array", "bytearray"])
-def test_buffers_are_held_during_a_call(vm: VM, kind: str) -> None:
-    """An argument's __index__ and __bool__ run before the buffer is taken; one that is taken cannot be resized."""
+def test_buffer_cannot_be_resized_during_a_call(vm: VM, kind: str) -> None:
+    """__index__ and __bool__ of other arguments run before the call takes the buffer."""
     store = array.array("Q", range(300)) if kind == "array.array" else bytearray(8 * 300)
     numbers = store if kind == "array.array" else memoryview(store).cast("Q")
 
@@ -345,7 +345,7 @@ def resize():
 threads = [threading.Thread(target=resize) for _ in range(2)]
 for thread in threads: thread.start()
 end = time.monotonic() + 1
-while time.monotonic() < end or not refusals[0]:  # until somebody tried during a call, or the limit of runs()
+while time.monotonic() < end or not refusals[0]:  # until a thread has tried during a call, or the limit of runs()
     assert len(vm.gfn_to_hva_many(numbers)) >= 20000
     vm.mark_page_dirty_many(numbers)
 stop.append(1)
@@ -356,8 +356,8 @@ print("well")
 """
 
 
-def test_another_thread_resizes() -> None:
-    """BufferError over there while the call runs; afterwards the buffer is free again."""
+def test_resize_by_another_thread_during_a_call_raises_buffererror() -> None:
+    """The other thread gets the error; after the call it can resize the buffer again."""
     runs(RESIZED)
 
 
@@ -398,15 +398,15 @@ print("well")
 """
 
 
-def test_another_thread_rewrites() -> None:
-    """Slots and regions are copied before they are validated: what is validated is what is done."""
+def test_rows_rewritten_by_another_thread_are_validated_as_copied() -> None:
+    """The call copies slots and regions before it validates them, and applies the copy."""
     runs(REWRITTEN)
 
 
-# ---- objects that nobody should make -------------------------------------------------------------------------------
+# ---- objects made by force -----------------------------------------------------------------------------------------
 
 
-def test_handle_that_comes_from_nowhere(vm: VM) -> None:
+def test_handle_without_an_update_is_refused(vm: VM) -> None:
     handle = SlotHandle.__new__(SlotHandle)
     for use in (lambda: handle.memslot, lambda: handle._use):
         with pytest.raises((UpdateError, AttributeError)):
@@ -430,8 +430,8 @@ def test_handle_that_comes_from_nowhere(vm: VM) -> None:
         SlotHandle()
 
 
-def test_a_slot_never_changes() -> None:
-    """Not by its own __init__ either: it may be a key of a dict."""
+def test_init_of_an_existing_slot_raises() -> None:
+    """A slot is immutable, because it may be a key of a dict."""
     one = memslot(1, 0, 2, 3, HVA, 0)
     for _ in range(2):
         with pytest.raises(TypeError, match="never changes"):
@@ -445,7 +445,7 @@ def test_a_slot_never_changes() -> None:
 
 @pytest.mark.parametrize("cls", [VCPU, Update, ReadSection])
 @pytest.mark.parametrize("what", [None, 0, object(), "vm", VM])
-def test_parts_of_no_vm(cls: type, what: Any) -> None:
+def test_constructor_of_a_part_without_a_vm_raises(cls: type, what: Any) -> None:
     with pytest.raises(TypeError):
         cls(what)
     with pytest.raises(TypeError):
@@ -453,7 +453,7 @@ def test_parts_of_no_vm(cls: type, what: Any) -> None:
 
 
 @pytest.mark.parametrize("cls", [VCPU, Update, ReadSection, SlotHandle, MemorySlot, Snapshot])
-def test_final_classes(cls: type) -> None:
+def test_final_class_cannot_be_subclassed(cls: type) -> None:
     with pytest.raises(TypeError):
         type("Sub", (cls,), {})
 
@@ -490,21 +490,21 @@ print("well")
 """
 
 
-def test_vm_that_was_refused_while_it_was_made() -> None:
-    """A subclass's __del__, or code that finds the VM through the collector, gets ClosedError."""
+def test_vm_whose_init_failed_raises_closederror() -> None:
+    """Such a VM can be reached from __del__ of a subclass, or through the garbage collector."""
     runs(HALF_MADE)
 
 
 @pytest.mark.parametrize(
     ("name", "argument"), [s for s in SPOTS if s[0] not in ("VM", "MemorySlot", "time_nothing")]
 )
-def test_closed_by_its_own_argument(name: str, argument: str) -> None:
-    """The VM is closed while the call looks at its arguments: ClosedError, or the answer of an empty VM."""
+def test_vm_closed_by_an_argument_raises_or_is_empty(name: str, argument: str) -> None:
+    """The argument closes the VM while the call converts its arguments."""
     call, values = CALLS[name]
     vm = make_vm()
     answer = None
     with suppress(ClosedError, ReentrantChangeError, NoSuchSlotError, GfnNotMappedError):
-        answer = call(vm, **values | {argument: Meddler(values[argument], vm.close)})
+        answer = call(vm, **values | {argument: CallsBack(values[argument], vm.close)})
     if isinstance(answer, np.ndarray) and answer.dtype == np.uint64:
         assert (answer == HVA_ERR_BAD).all()
     assert not isinstance(answer, MemorySlot)
@@ -513,14 +513,14 @@ def test_closed_by_its_own_argument(name: str, argument: str) -> None:
 @pytest.mark.parametrize(
     "bad", [np.zeros(2, np.uint64), [], None, np.zeros((1, 1), REGION_DTYPE), 3]
 )
-def test_regions_that_are_none(vm: VM, bad: Any) -> None:
+def test_invalid_regions_for_timing_are_refused(vm: VM, bad: Any) -> None:
     before = digest(vm)
     with pytest.raises(TypeError, match="REGION_DTYPE"):
         time_changes(vm, bad)
     assert digest(vm) == before
 
 
-def test_times_of_another_vms_vcpu(vm: VM) -> None:
+def test_timing_refuses_a_foreign_vcpu_and_bad_options(vm: VM) -> None:
     with VM() as other, pytest.raises(ValueError, match="another VM"):
         time_lookups(vm, "gfn_to_hva", np.zeros(1, np.uint64), vcpu=other.create_vcpu())
     for what in ("", None, 1, "GFN_TO_HVA"):
@@ -531,8 +531,8 @@ def test_times_of_another_vms_vcpu(vm: VM) -> None:
             time_lookups(vm, "gfn_to_hva", np.zeros(1, np.uint64), group=group)
 
 
-def test_threads_that_share_an_out(vm: VM) -> None:
-    """Two batches into one array: every entry is one of the two answers."""
+def test_threads_that_share_an_out_write_whole_answers(vm: VM) -> None:
+    """Two kinds of batches write to one array: every entry is one of the two answers."""
     numbers = [np.arange(0, 5000, dtype=np.uint64) % np.uint64(200), np.full(5000, 300, np.uint64)]
     out = np.zeros(5000, np.uint64)
     threads = [threading.Thread(target=vm.gfn_to_hva_many, args=(n, out)) for n in numbers * 4]
@@ -544,8 +544,8 @@ def test_threads_that_share_an_out(vm: VM) -> None:
     assert ((out == want) | (out == HVA_ERR_BAD)).all()
 
 
-def test_no_memory_for_a_result(vm: VM) -> None:
-    """MemoryError, and the VM goes on."""
+def test_result_larger_than_memory_raises_and_changes_nothing(vm: VM) -> None:
+    """The VM works normally afterwards."""
     numbers = np.lib.stride_tricks.as_strided(np.array([3], np.uint64), (2**58,), (0,))
     windows = np.lib.stride_tricks.as_strided(np.array([3], np.uint64), (2**29, 2**29), (8, 8))
     before = digest(vm)
@@ -565,11 +565,11 @@ def test_no_memory_for_a_result(vm: VM) -> None:
 
 NO_MEMORY = """
 import _testcapi
-class Ear(Listener):
+class Refuser(Listener):
     def prepare(self, change): 0 if change.new is None or change.new.id != 66 else 1 / 0
 vm = VM()
 put(vm, 0, 0, 64, 1)
-vm.add_listener(Ear())
+vm.add_listener(Refuser())
 gfns = np.arange(100, dtype=np.uint64)
 def failing(n):
     id = 1 + n
@@ -602,17 +602,17 @@ print("well")
 
 
 @pytest.mark.skipif(
-    SANITIZED, reason="a sanitizer's own allocator stands in the way of the failing one"
+    SANITIZED, reason="a sanitizer replaces the allocator, so none can be made to fail"
 )
-def test_no_memory_for_python() -> None:
-    """The n-th allocation of Python's own fails, for every n, in every kind of call: a MemoryError or none; what a
-    hook refuses stays refused though there is no memory to say why."""
+def test_failed_allocation_of_python_raises_memoryerror_or_nothing() -> None:
+    """Lets the n-th allocation of Python fail, for every n, in every kind of call.  A change that a hook refuses stays
+    refused, even without memory for the exception."""
     pytest.importorskip("_testcapi", reason="this Python has no _testcapi to fail allocations with")
     runs(NO_MEMORY)
 
 
-def test_as_id_that_makes_the_numbers_more() -> None:
-    """Its __index__ is the caller's code, and runs before the arrays are looked at."""
+def test_as_id_that_resizes_the_numbers_is_detected() -> None:
+    """__index__ of as_id runs before the call checks the arrays."""
     gfns, out = np.zeros(4, np.uint64), np.zeros(4, np.uint64)
 
     class Resizing:
@@ -635,7 +635,7 @@ def draft(u, h): return u.copy(h, base_gfn=9999)
 def invalid(u, h): return u.invalidate(h)
 
 def ends_inside(make, threshold):
-    "Whoever makes a handle may run the collector, and so what ends the run, frees its slots and begins the next."
+    "Making a handle may run the collector: a __del__ then ends the run, frees its slots and begins the next run."
     vm = VM()
     for n in range(300):
         put(vm, n, n, 1)
@@ -668,7 +668,7 @@ def ends_inside(make, threshold):
     assert ran == [True]
     if made is not None and make in (old_handle, of_the_other_set):
         try:
-            known = made.memslot.id < 100  # all were made in the run that the collector began
+            known = made.memslot.id < 100  # such handles belong to the run that the collector began
         except UpdateError:
             known = True
         assert known, (make, threshold)
@@ -684,8 +684,8 @@ print("well")
 """
 
 
-def test_collector_that_ends_the_run_in_which_a_handle_is_made() -> None:
-    """The handle leads nowhere, or is of the run of its call: never to a slot that is gone."""
+def test_handle_made_while_the_collector_ends_the_run_is_safe() -> None:
+    """The handle is either invalid or belongs to the current run; it never refers to a freed slot."""
     runs(COLLECTED_INSIDE)
 
 
@@ -695,21 +695,21 @@ vm = VM()
 for n in range(4):
     put(vm, n, n, 1)
 u, stop, let_in = vm.begin_update(), threading.Event(), []
-def takes_turns():
+def enters_and_swaps():
     while not stop.is_set():
         with u:
             time.sleep(0)
             u.swap()
             u.swap()
             assert len(u.active) == 4
-def looks_on():
+def uses_only():
     while not stop.is_set():
         for use in (lambda: u.active, lambda: u.find(1), lambda: u.copy(None, id=9, npages=1)):
             try:
                 let_in.append(use())
             except MemslotsError:
                 pass
-owners, other = [threading.Thread(target=takes_turns) for _ in range(2)], threading.Thread(target=looks_on)
+owners, other = [threading.Thread(target=enters_and_swaps) for _ in range(2)], threading.Thread(target=uses_only)
 for t in (*owners, other): t.start()
 time.sleep(1)
 stop.set()
@@ -720,13 +720,14 @@ print("well")
 """
 
 
-def test_threads_that_share_an_update() -> None:
-    """They take turns, and who leaves does not forget for the next one whose it is: nobody else is let in."""
+def test_only_the_owner_of_a_shared_update_may_use_it() -> None:
+    """Two threads enter the update in turn.  Leaving must not clear an owner that has entered meanwhile.  A third
+    thread never gets access."""
     runs(SHARED_UPDATE)
 
 
 DEAD_UPDATER = """
-def dies_plainly():
+def ends_inside_update():
     u.__enter__()
     kept.append(u.find(0))
     u.replace(kept[0], None)
@@ -736,25 +737,25 @@ def suspended():
         kept.append(u.find(0))
         u.invalidate(kept[0])
         yield
-def dies_in_a_generator():
+def ends_in_a_generator():
     generators.append(suspended())
     next(generators[0])
 
-def dies_reading():
-    dies_plainly()
+def ends_inside_section():
+    ends_inside_update()
     u.swap()
     vm.read().__enter__()
 
-for dies in (dies_plainly, dies_in_a_generator, dies_reading):
+for end_thread in (ends_inside_update, ends_in_a_generator, ends_inside_section):
     vm, kept, generators = VM(), [], []
     for n in range(4):
         put(vm, n, n, 1)
     u = vm.begin_update()
-    t = threading.Thread(target=dies)
+    t = threading.Thread(target=end_thread)
     t.start()
     t.join()
-    put(vm, 9, 9, 1)  # once it waited for ever
-    assert len(vm) == 5 and vm.id_to_memslot(0).is_invalid is False, dies
+    put(vm, 9, 9, 1)  # must not wait for the ended thread
+    assert len(vm) == 5 and vm.id_to_memslot(0).is_invalid is False, end_thread
     own = vm.begin_update().__enter__()
     for use in (lambda: u.active, lambda: u.inactive, lambda: u.find(0), u.swap, lambda: u.copy(None, id=7, npages=1),
                 lambda: u.replace(None, own.find(0)), lambda: u.__exit__(None, None, None),
@@ -767,14 +768,14 @@ for dies in (dies_plainly, dies_in_a_generator, dies_reading):
     t.join()
     for generator in generators:
         assert refused(MemslotsError, generator.close).rule == "UPDATE_OWNER"
-    with u:  # it can be used again; handles of the run that was lost cannot
+    with u:  # the update can be used again; handles of the lost run cannot
         assert len(u.active) == 5
         refused(UpdateError, lambda: kept[0].memslot)
     vm.check()
 
 vm = VM()
 put(vm, 0, 0, 1)
-for n in range(200):  # and what is left of one goes with its object
+for n in range(200):  # deleting the object frees the rest of the update
     u = vm.begin_update()
     t = threading.Thread(target=u.__enter__)
     t.start()
@@ -783,7 +784,7 @@ for n in range(200):  # and what is left of one goes with its object
     with vm.begin_update(): pass
     if n == 9: blocks = vm.stats()["blocks"]
 assert vm.stats()["blocks"] == blocks, (vm.stats()["blocks"], blocks)
-for n in range(200):  # the object goes while its thread is ending
+for n in range(200):  # the object is freed while its thread ends
     u = VM().begin_update()
     t = threading.Thread(target=u.__enter__)
     t.start(); t.join()
@@ -792,6 +793,6 @@ print("well")
 """
 
 
-def test_thread_that_ends_inside_an_update() -> None:
-    """Its update is taken back as one that is dropped; the object is nobody's, and may be entered again."""
+def test_update_of_an_ended_thread_is_rolled_back() -> None:
+    """As with a dropped update.  The object then has no owner, and any thread may enter it again."""
     runs(DEAD_UPDATER)

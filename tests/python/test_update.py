@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""begin_update(): each step against the pictures of docs/design.md, and every way to leave it."""
+"""begin_update(): each step compared with the pictures of docs/design.md, and every way to leave an update."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def as_id(request: pytest.FixtureRequest) -> int:
 
 @pytest.fixture
 def vm(as_id: int) -> Iterator[VM]:
-    """Slots a, b, c of the pictures, with ids 0, 1, 2, at 10, 20, 30; in either of two spaces."""
+    """Slots a, b, c of the pictures, with ids 0, 1, 2, at gfns 10, 20, 30, in one of two address spaces."""
     with VM(address_spaces=2) as vm:
         for id in range(3):
             put(vm, id, 10 + 10 * id, 4, LOG, as_id)
@@ -54,7 +54,7 @@ def vm(as_id: int) -> Iterator[VM]:
 
 
 def pictured(update: Update) -> tuple[str, str]:
-    """The two sets as the pictures have them: "a b! c" for active and inactive; ' marks a draft."""
+    """The two sets (active, inactive) in the notation of the pictures, such as "a b! c"; ' marks a draft."""
 
     def letter(handle: SlotHandle) -> str:
         slot = handle.memslot
@@ -65,24 +65,24 @@ def pictured(update: Update) -> tuple[str, str]:
 
 
 def state(vm: VM) -> tuple[Any, ...]:
-    """Everything but the generation."""
+    """Everything except the generation."""
     return (len(vm), vm.nr_memslot_pages, vm.memslots(0), vm.memslots(1))
 
 
 class GivenUpError(Exception):
-    """What leaves the updates of these tests."""
+    """Raised by these tests to leave an update."""
 
 
 @contextmanager
 def given_up(vm: VM, as_id: int) -> Iterator[Update]:
-    """An update that is left by an exception."""
+    """An update that ends with an exception."""
     with suppress(GivenUpError), vm.begin_update(as_id) as u:
         yield u
         raise GivenUpError
 
 
 def in_thread(call: Callable[[], Any]) -> Any:
-    """What another thread gets: a value, or the exception itself."""
+    """Makes the call in another thread; returns its value or its exception."""
     results: list[Any] = []
 
     def run() -> None:
@@ -100,11 +100,11 @@ def in_thread(call: Callable[[], Any]) -> Any:
 # ---- the steps -----------------------------------------------------------------------------------
 
 
-def test_delete_step_by_step(vm: VM, as_id: int) -> None:
-    """Picture of a DELETE; what this thread and another look up after each step."""
+def test_delete_by_steps_follows_the_picture(vm: VM, as_id: int) -> None:
+    """Checks the sets, and the lookups of this thread and of another one, after each step."""
     generation = vm.generation(as_id)
 
-    def looks() -> list[Any]:
+    def lookup_results() -> list[Any]:
         own = [
             vm.gfn_to_memslot(21, as_id) and vm.gfn_to_memslot(21, as_id).is_invalid,
             vm.is_visible_gfn(21, as_id),
@@ -121,15 +121,15 @@ def test_delete_step_by_step(vm: VM, as_id: int) -> None:
         assert pictured(u) == ("a b! c", "a b c")
         assert u.find(1) == inv != b
         assert inv.memslot == memslot(1, as_id, 20, 4, 2**30, LOG | MemFlag.INVALID)
-        assert looks() == [True, False, 1]
+        assert lookup_results() == [True, False, 1]
         with pytest.raises(GfnNotMappedError):
             vm.gfn_to_hva(21, as_id)
         u.replace(b, None)
         assert pictured(u) == ("a b! c", "a c")
-        assert looks() == [True, False, 1]
+        assert lookup_results() == [True, False, 1]
         u.swap()
         assert pictured(u) == ("a c", "a b! c")
-        assert looks() == [None, False, 2]
+        assert lookup_results() == [None, False, 2]
         u.replace(inv, None)
         assert pictured(u) == ("a c", "a c")
         assert b.memslot.id == 1  # a handle lives as long as the update
@@ -140,13 +140,13 @@ def test_delete_step_by_step(vm: VM, as_id: int) -> None:
         vm.get_dirty_log(1, as_id)
 
 
-def test_move_step_by_step(vm: VM, as_id: int) -> None:
-    """invalidate, copy, replace, activate; the dirty log goes along."""
+def test_move_by_steps_keeps_the_dirty_log(vm: VM, as_id: int) -> None:
+    """Steps: invalidate, copy, replace, activate."""
     vm.mark_page_dirty(22, as_id)
     with vm.begin_update(as_id) as u:
         b = u.find(1)
         inv = u.invalidate(b)
-        vm.mark_page_dirty(23, as_id)  # an INVALID copy has the same log
+        vm.mark_page_dirty(23, as_id)  # the INVALID copy shares the log
         new = u.copy(b, base_gfn=50)
         assert new.memslot == memslot(1, as_id, 50, 4, 2**30, LOG)
         assert pictured(u) == ("a b! c", "a b c")
@@ -161,7 +161,7 @@ def test_move_step_by_step(vm: VM, as_id: int) -> None:
     assert vm.get_dirty_log(1, as_id).tolist() == [0b1100]
 
 
-def test_create_step_by_step(vm: VM, as_id: int) -> None:
+def test_create_by_steps_is_visible_after_activate(vm: VM, as_id: int) -> None:
     with vm.begin_update(as_id) as u:
         d = u.copy(None, id=3, base_gfn=40, npages=2, userspace_addr=PAGE, flags=READONLY)
         assert pictured(u) == ("a b c", "a b c")
@@ -176,8 +176,8 @@ def test_create_step_by_step(vm: VM, as_id: int) -> None:
     assert (len(vm), vm.nr_memslot_pages) == (4, 14)
 
 
-def test_flags_step_by_step(vm: VM, as_id: int) -> None:
-    """The O(1) replacement; no INVALID, one swap."""
+def test_flags_change_by_steps_needs_one_swap(vm: VM, as_id: int) -> None:
+    """An O(1) replacement without an INVALID slot."""
     vm.mark_page_dirty(20, as_id)
     with vm.begin_update(as_id) as u:
         b = u.find(1)
@@ -190,8 +190,8 @@ def test_flags_step_by_step(vm: VM, as_id: int) -> None:
     assert vm.get_dirty_log(1, as_id).tolist() == [1]
 
 
-def test_fresh_log_where_logging_was_off(vm: VM, as_id: int) -> None:
-    """As set_user_memory_region does: off and on is a fresh log, and INITIALLY_SET counts."""
+def test_turning_logging_on_by_steps_gives_a_fresh_log(vm: VM, as_id: int) -> None:
+    """The same as with set_user_memory_region(); INITIALLY_SET applies."""
     vm.mark_page_dirty(20, as_id)
     vm.manual_dirty_log_protect = 3
     for flags, log in ((0, None), (LOG, [0b1111])):
@@ -204,8 +204,8 @@ def test_fresh_log_where_logging_was_off(vm: VM, as_id: int) -> None:
             assert vm.get_dirty_log(1, as_id).tolist() == log
 
 
-def test_resize_and_change_of_hva(vm: VM, as_id: int) -> None:
-    """What KVM refuses can be done here: totals follow, and the log is a fresh one."""
+def test_resize_with_another_hva_by_steps_gives_a_fresh_log(vm: VM, as_id: int) -> None:
+    """KVM refuses this change; an update allows it and adjusts the totals."""
     vm.mark_page_dirty(20, as_id)
     with vm.begin_update(as_id) as u:
         old = u.find(1)
@@ -217,7 +217,7 @@ def test_resize_and_change_of_hva(vm: VM, as_id: int) -> None:
     assert vm.get_dirty_log(1, as_id).tolist() == [0]
 
 
-# Slot b has 4 pages, at gfn 20 and at host page 2**18; its pages 1 and 3 are dirty.  Each row changes it.
+# Slot b has 4 pages, at gfn 20 and at host page 2**18; its pages 1 and 3 are dirty.  Each row is a change of b.
 HOST = 2**30
 RESIZES: dict[str, tuple[dict[str, int], list[int], list[int]]] = {
     # name: fields, pages of the new slot that are dirty, its pages that are new
@@ -248,8 +248,10 @@ def dirty_pages(vm: VM, as_id: int) -> list[int]:
 
 @pytest.mark.parametrize("initially_set", [False, True])
 @pytest.mark.parametrize("name", RESIZES)
-def test_dirty_pages_that_stay(vm: VM, as_id: int, name: str, initially_set: bool) -> None:
-    """A page is known by its host address; page 3 is marked after the copy was made."""
+def test_resized_slot_keeps_the_dirty_bits_of_its_host_pages(
+    vm: VM, as_id: int, name: str, initially_set: bool
+) -> None:
+    """The host address identifies a page.  Page 3 is marked after the copy was made."""
     fields, dirty, new_pages = RESIZES[name]
     vm.mark_page_dirty(21, as_id)
     if initially_set:
@@ -267,8 +269,8 @@ def test_dirty_pages_that_stay(vm: VM, as_id: int, name: str, initially_set: boo
 
 
 @pytest.mark.parametrize("name", RESIZES)
-def test_dirty_pages_after_a_roll_back(vm: VM, as_id: int, name: str) -> None:
-    """Every page of the new slot is marked while readers see it; the pages of the old slot among them are dirty."""
+def test_roll_back_of_a_resize_keeps_marks_of_the_old_pages(vm: VM, as_id: int, name: str) -> None:
+    """Marks every page of the new slot while readers see it; the old slot gets the marks of its own pages."""
     fields = RESIZES[name][0]
     vm.mark_page_dirty(21, as_id)
     with given_up(vm, as_id) as u:
@@ -285,8 +287,8 @@ def test_dirty_pages_after_a_roll_back(vm: VM, as_id: int, name: str) -> None:
     assert dirty_pages(vm, as_id) == sorted(({1} | marked) & {0, 1, 2, 3})
 
 
-def test_marks_pass_through_every_size(vm: VM, as_id: int) -> None:
-    """b grows, shrinks and grows again in one update, with a mark in each state."""
+def test_several_resizes_in_one_update_keep_marks(vm: VM, as_id: int) -> None:
+    """Slot b grows, shrinks and grows again in one update, with a mark in each state."""
     with vm.begin_update(as_id) as u:
         b = u.find(1)
         large = u.copy(b, base_gfn=40, npages=80)
@@ -302,8 +304,8 @@ def test_marks_pass_through_every_size(vm: VM, as_id: int) -> None:
     assert dirty_pages(vm, as_id) == [1, 3, 79]
 
 
-def test_several_changes_in_one_swap(vm: VM, as_id: int) -> None:
-    """a goes, b grows, d comes; readers see all or nothing."""
+def test_several_changes_in_one_swap_appear_together(vm: VM, as_id: int) -> None:
+    """Deletes a, grows b and creates d; readers see all three changes or none."""
     with vm.begin_update(as_id) as u:
         a, b = u.find(0), u.find(1)
         bigger, d = u.copy(b, npages=10), u.copy(None, id=3, base_gfn=10, npages=1)
@@ -317,8 +319,7 @@ def test_several_changes_in_one_swap(vm: VM, as_id: int) -> None:
     assert (len(vm), vm.nr_memslot_pages, vm.generation(as_id)) == (3, 1 + 10 + 4, as_id + 2 * 4)
 
 
-def test_swaps_alone(vm: VM, as_id: int) -> None:
-    """Both sets are alike: a swap changes nothing but the generation."""
+def test_swap_of_equal_sets_changes_only_the_generation(vm: VM, as_id: int) -> None:
     before = state(vm)
     with vm.begin_update(as_id) as u:
         for _ in range(5):
@@ -329,8 +330,8 @@ def test_swaps_alone(vm: VM, as_id: int) -> None:
     assert vm.generation(1 - as_id) == 1 - as_id
 
 
-def test_hints_follow(vm: VM, as_id: int) -> None:
-    """last_used_slot and a vCPU's hint never lead to what is gone."""
+def test_hints_never_give_a_replaced_slot(vm: VM, as_id: int) -> None:
+    """Covers last_used_slot and the hint of a vCPU."""
     vcpu = vm.create_vcpu()
     vcpu.as_id = as_id
     for step in range(20):
@@ -344,25 +345,25 @@ def test_hints_follow(vm: VM, as_id: int) -> None:
             assert vcpu.gfn_to_hva(21) == vm.gfn_to_hva(21, as_id) == (step + 1) * PAGE
 
 
-def test_flush_is_told_by_invalidate(vm: VM, as_id: int) -> None:
+def test_invalidate_calls_flush_and_no_other_hook(vm: VM, as_id: int) -> None:
     heard: list[tuple[MemorySlot, MemorySlot]] = []
 
-    class Ear(Listener):
+    class FlushRecorder(Listener):
         def flush(self, active: MemorySlot, old: MemorySlot) -> None:
             heard.append((active, old))
 
         def prepare(self, change: object) -> None:
             pytest.fail("the steps run no other hook")
 
-    vm.add_listener(Ear())
+    vm.add_listener(FlushRecorder())
     with given_up(vm, as_id) as u:
         u.invalidate(u.find(1))
     old = memslot(1, as_id, 20, 4, 2**30, LOG)
     assert heard == [(memslot(1, as_id, 20, 4, 2**30, LOG | MemFlag.INVALID), old)]
 
 
-def test_flush_that_raises(vm: VM, as_id: int) -> None:
-    """The step was made; the exception leaves the block and undoes it."""
+def test_exception_of_flush_rolls_the_update_back(vm: VM, as_id: int) -> None:
+    """The step is complete when flush runs; the exception ends the block, which rolls back."""
 
     class Raises(Listener):
         def flush(self, active: MemorySlot, old: MemorySlot) -> None:
@@ -381,7 +382,7 @@ Step = Callable[[Update, dict[str, SlotHandle]], object]
 
 
 def steps(kind: str) -> list[Step]:
-    """The steps of a change, for a dictionary of what they make."""
+    """The steps of a change; they keep their handles in the dictionary."""
     delete: list[Step] = [
         lambda u, h: h.update(old=u.find(1), inv=u.invalidate(u.find(1))),
         lambda u, h: u.replace(h["old"], None),
@@ -409,14 +410,16 @@ def steps(kind: str) -> list[Step]:
     return {"delete": delete, "create": create, "move": move, "flags": flags}[kind]
 
 
-# After so many steps the sets are alike (=) or not (!).
+# Character n: after n steps the sets are alike (=) or differ (!).
 ALIKE = {"delete": "=!!!=", "create": "==!!=", "move": "=!!!=", "flags": "==!!="}
 KINDS_AND_STOPS = [(kind, stop) for kind in ALIKE for stop in range(5)]
 
 
 @pytest.mark.parametrize(("kind", "stop"), KINDS_AND_STOPS)
-def test_left_in_every_state(vm: VM, as_id: int, kind: str, stop: int) -> None:
-    """Half done it is undone and says so; done, or not begun, it stays."""
+def test_update_left_half_done_raises_and_rolls_back(
+    vm: VM, as_id: int, kind: str, stop: int
+) -> None:
+    """An update whose sets are alike at the end keeps its result and does not raise."""
     vm.mark_page_dirty(21, as_id)
     before, memory = state(vm), vm.stats()["blocks"]
     half_done = ALIKE[kind][stop] == "!"
@@ -444,8 +447,8 @@ def test_left_in_every_state(vm: VM, as_id: int, kind: str, stop: int) -> None:
 
 
 @pytest.mark.parametrize(("kind", "stop"), KINDS_AND_STOPS)
-def test_left_by_an_exception(vm: VM, as_id: int, kind: str, stop: int) -> None:
-    """Whatever was done is undone, by another swap where one was made."""
+def test_update_left_by_an_exception_rolls_back(vm: VM, as_id: int, kind: str, stop: int) -> None:
+    """The roll-back needs one more swap if the update has swapped."""
     vm.mark_page_dirty(21, as_id)
     before, memory, generation = state(vm), vm.stats()["blocks"], vm.generation(as_id)
     with given_up(vm, as_id) as u:
@@ -462,8 +465,9 @@ def test_left_by_an_exception(vm: VM, as_id: int, kind: str, stop: int) -> None:
 
 
 @pytest.mark.parametrize(("kind", "stop"), KINDS_AND_STOPS)
-def test_dropped_without_an_exit(vm: VM, as_id: int, kind: str, stop: int) -> None:
-    """The object goes, what it had done is undone, the lock is free."""
+def test_dropped_update_rolls_back_and_releases_the_lock(
+    vm: VM, as_id: int, kind: str, stop: int
+) -> None:
     before = state(vm)
 
     def begun_and_dropped() -> None:
@@ -494,13 +498,12 @@ DROPPED_IN_SECTION = """
 
 
 @pytest.mark.parametrize("read", ["vm", "other"])
-def test_dropped_inside_a_read_section(read: str) -> None:
-    """A garbage collector may do that anywhere: the VM is not locked for ever."""
+def test_update_dropped_inside_a_section_releases_the_lock(read: str) -> None:
+    """The garbage collector may drop an update at any place."""
     runs(DROPPED_IN_SECTION.replace("READ", read))
 
 
-def test_not_alike_though_every_slot_is_in_both(vm: VM, as_id: int) -> None:
-    """An INVALID slot that has come into both sets is no state to be left in."""
+def test_update_left_with_an_invalid_slot_in_both_sets_rolls_back(vm: VM, as_id: int) -> None:
     before = state(vm)
 
     def leave_it_invalid() -> None:
@@ -514,8 +517,8 @@ def test_not_alike_though_every_slot_is_in_both(vm: VM, as_id: int) -> None:
     assert state(vm) == before
 
 
-def test_the_exception_goes_on(vm: VM, as_id: int) -> None:
-    """Also one that the steps themselves raised, and where there is nothing to undo."""
+def test_exception_in_the_block_reaches_the_caller(vm: VM, as_id: int) -> None:
+    """Also if a step raised it, and if there is nothing to roll back."""
     with pytest.raises(ZeroDivisionError), vm.begin_update(as_id):
         raise ZeroDivisionError
     with pytest.raises(UpdateError, match="in the set") as caught, vm.begin_update(as_id) as u:
@@ -524,7 +527,7 @@ def test_the_exception_goes_on(vm: VM, as_id: int) -> None:
     put(vm, 6, 600, 1, as_id=as_id)
 
 
-def test_drafts_that_are_not_used_are_freed(vm: VM, as_id: int) -> None:
+def test_unused_drafts_are_freed(vm: VM, as_id: int) -> None:
     memory = vm.stats()["blocks"]
     with vm.begin_update(as_id) as u:
         for n in range(50):
@@ -532,8 +535,8 @@ def test_drafts_that_are_not_used_are_freed(vm: VM, as_id: int) -> None:
     assert vm.stats()["blocks"] == memory
 
 
-def test_there_and_back(vm: VM, as_id: int) -> None:
-    """A draft that was put in and taken out again leaves both sets as they were: that is kept."""
+def test_replace_and_its_reverse_keep_the_sets_alike(vm: VM, as_id: int) -> None:
+    """Replacing a slot and taking the replacement out again leaves equal sets, so the update ends normally."""
     before = state(vm)
     with vm.begin_update(as_id) as u:
         d = u.copy(None, id=3, base_gfn=40, npages=2)
@@ -545,7 +548,7 @@ def test_there_and_back(vm: VM, as_id: int) -> None:
     assert state(vm) == before
 
 
-# ---- handles that are not where they must be ------------------------------------------------------------
+# ---- handles in the wrong place -------------------------------------------------------------------------
 
 WRONG: dict[str, Callable[[Update], object]] = {
     "replace nothing": lambda u: u.replace(None, None),
@@ -563,8 +566,8 @@ WRONG: dict[str, Callable[[Update], object]] = {
 
 
 @pytest.mark.parametrize("kind", WRONG)
-def test_wrong_place(vm: VM, as_id: int, kind: str) -> None:
-    """EINVAL, rule HANDLE; the step is not made and the update goes on."""
+def test_handle_in_the_wrong_place_is_refused(vm: VM, as_id: int, kind: str) -> None:
+    """The step changes nothing, and the update continues."""
     before = state(vm)
     with given_up(vm, as_id) as u:
         with pytest.raises(UpdateError) as caught:
@@ -574,8 +577,8 @@ def test_wrong_place(vm: VM, as_id: int, kind: str) -> None:
     assert state(vm) == before
 
 
-def test_overlap_and_double_ids(vm: VM, as_id: int) -> None:
-    """Named with both parties."""
+def test_replace_refuses_overlap_and_duplicate_id(vm: VM, as_id: int) -> None:
+    """The message names both slots."""
     with vm.begin_update(as_id) as u:
         d = u.copy(None, id=3, base_gfn=22, npages=1)
         with pytest.raises(
@@ -606,7 +609,9 @@ BAD_VALUES = [
 
 
 @pytest.mark.parametrize(("fields", "rule"), BAD_VALUES)
-def test_drafts_obey_the_rules(vm: VM, as_id: int, fields: dict[str, int], rule: str) -> None:
+def test_draft_that_breaks_a_rule_is_refused(
+    vm: VM, as_id: int, fields: dict[str, int], rule: str
+) -> None:
     with vm.begin_update(as_id) as u:
         with pytest.raises(MemslotsError) as caught:
             u.copy(u.find(1), **fields)
@@ -616,8 +621,7 @@ def test_drafts_obey_the_rules(vm: VM, as_id: int, fields: dict[str, int], rule:
         assert caught.value.rule == "SLOT_ID"
 
 
-def test_foreign_handles(vm: VM, as_id: int) -> None:
-    """Of another update of another VM, or of one that has ended."""
+def test_handle_of_another_or_ended_update_is_refused(vm: VM, as_id: int) -> None:
     with VM() as other:
         put(other, 0, 0, 1)
         with other.begin_update() as theirs, vm.begin_update(as_id) as ours:
@@ -637,7 +641,7 @@ def test_foreign_handles(vm: VM, as_id: int) -> None:
                 use()
 
 
-def test_handles_are_values(vm: VM, as_id: int) -> None:
+def test_handles_of_one_slot_are_equal(vm: VM, as_id: int) -> None:
     with vm.begin_update(as_id) as u:
         b = u.find(1)
         assert b == u.active[1]
@@ -665,7 +669,7 @@ USES: dict[str, Callable[[Update], object]] = {
 
 
 @pytest.mark.parametrize("use", USES)
-def test_outside_its_block(vm: VM, as_id: int, use: str) -> None:
+def test_update_used_outside_its_block_raises(vm: VM, as_id: int, use: str) -> None:
     u = vm.begin_update(as_id)
     with pytest.raises(UpdateError, match="not running"):
         USES[use](u)
@@ -675,20 +679,20 @@ def test_outside_its_block(vm: VM, as_id: int, use: str) -> None:
         USES[use](u)
 
 
-def test_entered_twice(vm: VM, as_id: int) -> None:
+def test_entering_a_running_update_raises(vm: VM, as_id: int) -> None:
     u = vm.begin_update(as_id)
     with u:
         with pytest.raises(UpdateError, match="running already"):
             u.__enter__()
         with pytest.raises(ReentrantChangeError), vm.begin_update(as_id):
             pass
-    with u:  # one after the other is fine
+    with u:  # entering again after the end is valid
         assert pictured(u) == ("a b c", "a b c")
 
 
 @pytest.mark.parametrize("bad", [1, "slot", memslot(1, 0, 20, 4, 0)])
-def test_what_is_no_handle(vm: VM, as_id: int, bad: Any) -> None:
-    """A MemorySlot is a value, no slot of a set."""
+def test_argument_that_is_not_a_handle_raises_typeerror(vm: VM, as_id: int, bad: Any) -> None:
+    """A MemorySlot is a value, not a handle of a slot in a set."""
     with vm.begin_update(as_id) as u:
         for use in (
             lambda: u.replace(bad, None),
@@ -703,7 +707,7 @@ def test_what_is_no_handle(vm: VM, as_id: int, bad: Any) -> None:
             u.invalidate(None)
 
 
-# ---- other calls meanwhile --------------------------------------------------------------------------------
+# ---- other calls during an update -------------------------------------------------------------------------
 
 MEANWHILE: dict[str, Callable[[VM, int], object]] = {
     "set": lambda vm, n: put(vm, 5, 500, 1, as_id=n),
@@ -718,8 +722,7 @@ MEANWHILE: dict[str, Callable[[VM, int], object]] = {
 
 
 @pytest.mark.parametrize("call", MEANWHILE)
-def test_changes_meanwhile(vm: VM, as_id: int, call: str) -> None:
-    """EDEADLK in the thread of the update."""
+def test_change_by_the_thread_of_the_update_raises_edeadlk(vm: VM, as_id: int, call: str) -> None:
     before = state(vm)
     with vm.begin_update(as_id):
         with pytest.raises(ReentrantChangeError) as caught:
@@ -728,7 +731,7 @@ def test_changes_meanwhile(vm: VM, as_id: int, call: str) -> None:
     assert state(vm) == before
 
 
-def test_changes_of_other_threads_wait(vm: VM, as_id: int) -> None:
+def test_change_by_another_thread_waits_for_the_update(vm: VM, as_id: int) -> None:
     done = threading.Event()
 
     def change() -> None:
@@ -744,8 +747,8 @@ def test_changes_of_other_threads_wait(vm: VM, as_id: int) -> None:
     assert vm.id_to_memslot(5, as_id) is not None
 
 
-def test_steps_of_another_thread(vm: VM, as_id: int) -> None:
-    """They belong to the thread that entered."""
+def test_step_by_another_thread_is_refused(vm: VM, as_id: int) -> None:
+    """Only the thread that entered the update may make steps."""
     before = state(vm)
     with vm.begin_update(as_id) as u:
         b = u.find(1)
@@ -763,8 +766,8 @@ def test_steps_of_another_thread(vm: VM, as_id: int) -> None:
     assert state(vm) == before
 
 
-def test_steps_inside_a_section(vm: VM, as_id: int) -> None:
-    """A swap would wait for the section of its own thread."""
+def test_step_that_swaps_inside_a_section_raises_edeadlk(vm: VM, as_id: int) -> None:
+    """The swap would wait for a section of its own thread."""
     with vm.begin_update(as_id) as u:
         with vm.read():
             for use in (u.swap, lambda: u.invalidate(u.find(1))):
@@ -774,8 +777,8 @@ def test_steps_inside_a_section(vm: VM, as_id: int) -> None:
         u.swap()
 
 
-def test_left_inside_a_section(vm: VM, as_id: int) -> None:
-    """Leaving might have to wait as well: refused, and the update is still running."""
+def test_leaving_inside_a_section_raises_and_keeps_the_update(vm: VM, as_id: int) -> None:
+    """Leaving may have to wait for readers, too."""
     u = vm.begin_update(as_id)
     u.__enter__()
     u.replace(u.find(1), None)
@@ -786,13 +789,13 @@ def test_left_inside_a_section(vm: VM, as_id: int) -> None:
     assert len(vm.memslots(as_id)) == 3
 
 
-def test_update_begun_where_it_would_wait_for_itself(vm: VM, as_id: int) -> None:
+def test_begin_update_inside_a_section_raises_edeadlk(vm: VM, as_id: int) -> None:
     with vm.read(), pytest.raises(ReentrantChangeError):
         vm.begin_update(as_id).__enter__()
 
 
-def test_reader_delays_a_swap(vm: VM, as_id: int) -> None:
-    """A section of another thread keeps its view; the swap waits for it and then goes on."""
+def test_swap_waits_for_a_reader_that_keeps_its_view(vm: VM, as_id: int) -> None:
+    """The section of another thread sees the old slot until it ends; then the swap continues."""
     inside, swapped = threading.Event(), threading.Event()
     seen: list[Any] = []
     vm.stall_warning_ms = 1
@@ -826,7 +829,7 @@ def test_reader_delays_a_swap(vm: VM, as_id: int) -> None:
     assert vm.stats()["grace_waits"] >= 1
 
 
-def test_only_the_tree_and_only_what_is_open() -> None:
+def test_begin_update_refuses_a_bad_space_and_a_closed_vm() -> None:
     vm = VM(address_spaces=2)
     with pytest.raises(InvalidRegionError):
         vm.begin_update(2)
@@ -836,11 +839,11 @@ def test_only_the_tree_and_only_what_is_open() -> None:
         update.__enter__()
 
 
-# ---- what no input may do -----------------------------------------------------------------------------------
+# ---- hostile use --------------------------------------------------------------------------------------------
 
 
 def runs(script: str) -> None:
-    """The script ends well, in a process of its own: a crash is a failed test and no more."""
+    """Runs the script in its own process and requires exit status 0; a crash fails only this test."""
     done = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(script)],
         capture_output=True,
@@ -886,8 +889,8 @@ ENDS_ITSELF = """
         "update.find(0, active=Ends())",
     ],
 )
-def test_argument_that_ends_the_update(call: str) -> None:
-    """The call finds out: UpdateError, no crash."""
+def test_argument_that_ends_the_update_does_not_crash(call: str) -> None:
+    """The call notices the end of the update and raises UpdateError."""
     runs(ENDS_ITSELF.format(call=call))
 
 
@@ -914,8 +917,8 @@ OLD_HANDLE = """
 """
 
 
-def test_handles_of_an_earlier_run_of_the_same_update() -> None:
-    """They name slots that may be gone."""
+def test_handle_of_an_earlier_run_of_an_update_is_refused() -> None:
+    """The slot of such a handle may no longer exist."""
     runs(OLD_HANDLE)
 
 
@@ -944,8 +947,8 @@ LEFT_BY_ITS_OWN_FLUSH = """
 """
 
 
-def test_update_that_its_own_hook_leaves() -> None:
-    """Refused as every change from a hook is: the step around it still needs the update."""
+def test_leaving_an_update_from_its_own_hook_is_refused() -> None:
+    """The step that calls the hook still needs the update."""
     runs(LEFT_BY_ITS_OWN_FLUSH)
 
 
@@ -958,7 +961,7 @@ OTHER_THREAD = """
         vm.set_user_memory_region(n, guest_phys_addr=n * 4096, memory_size=4096)
     update, stop = vm.begin_update(), threading.Event()
 
-    def meddle():
+    def misuse():
         while not stop.is_set():
             for use in (lambda: update.active[3].memslot, lambda: update.find(3).memslot, update.swap,
                         lambda: update.copy(None, id=77, npages=1)):
@@ -967,7 +970,7 @@ OTHER_THREAD = """
                 except MemslotsError:
                     pass
 
-    thread = threading.Thread(target=meddle)
+    thread = threading.Thread(target=misuse)
     thread.start()
     for n in range(3000):
         with update:
@@ -982,12 +985,12 @@ OTHER_THREAD = """
 
 
 @pytest.mark.parametrize("_", range(2))
-def test_another_thread_meddles(_: int) -> None:
-    """It gets answers or errors while the owner begins and ends; nothing breaks."""
+def test_calls_of_another_thread_during_updates_break_nothing(_: int) -> None:
+    """The other thread gets answers or errors while the owner begins and ends updates."""
     runs(OTHER_THREAD)
 
 
-def test_many_updates_do_not_grow(vm: VM, as_id: int) -> None:
+def test_many_updates_leave_memory_constant(vm: VM, as_id: int) -> None:
     with vm.begin_update(as_id):
         pass
     memory = vm.stats()["blocks"]
