@@ -137,9 +137,8 @@ class ModelVM:
         self.gpa_bits = gpa_bits
         self.hva_end_max = hva_end_max
         self._spaces = [AddressSpace() for _ in range(address_spaces)]
-        self._dirty: dict[
-            tuple[int, int], int
-        ] = {}  # (as_id, id) of a slot with LOG -> bitmap, bit n is page n
+        # (as_id, id) of each slot with a log -> its bitmap: bit n is page n
+        self._dirty: dict[tuple[int, int], int] = {}
         self._generation = list(range(address_spaces))
         self._manual = 0
 

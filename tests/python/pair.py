@@ -241,9 +241,8 @@ class Pair:
             kwargs,
         )
         if verdict:
-            self.model._generation = (
-                trial._generation
-            )  # a refused MOVE beyond the gpa limit swaps, too
+            # A MOVE that is refused because of the gpa limit swaps, too.
+            self.model._generation = trial._generation
         elif swaps == 2:
             self.model._generation[as_id] += 2 * self.model.address_spaces
 

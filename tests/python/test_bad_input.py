@@ -371,9 +371,7 @@ def test_integer_beyond_its_c_type_raises_overflowerror(
             try:
                 spoiled(vm, name, argument, value)
             except MemslotsError as error:
-                moved = (
-                    error.rule == "GPA_LIMIT"
-                )  # a refused MOVE has swapped twice: new generation
+                moved = error.rule == "GPA_LIMIT"  # a refused MOVE has swapped twice
                 assert moved or digest(vm) == before
         else:
             for same in (value, Index(value)):
@@ -1578,9 +1576,8 @@ def test_file_that_is_not_a_guest_memfd_is_refused(vm: VM, tmp_path: Path) -> No
             ) as caught:
                 vm.set_user_memory_region(**region(flags=GUEST_MEMFD, guest_memfd=fd))
             assert (caught.value.errno, caught.value.rule) == (number, "GMEM_FD")
-        vm.set_user_memory_region(
-            **region(guest_memfd=file)
-        )  # the engine ignores the file without the flag
+        # Without the flag the engine ignores the file.
+        vm.set_user_memory_region(**region(guest_memfd=file))
     finally:
         os.close(file)
         os.close(path)

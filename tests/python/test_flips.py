@@ -19,9 +19,8 @@ pytestmark = pytest.mark.skipif(not TOOLS.exists(), reason="there is no checkout
 @cache
 def tool(name: str = "flips") -> Any:
     if str(TOOLS) not in sys.path:
-        sys.path.append(
-            str(TOOLS)
-        )  # append: tools/coverage.py must not hide the package of that name
+        # Append: tools/coverage.py must not hide the package of that name.
+        sys.path.append(str(TOOLS))
     return importlib.import_module(name)
 
 

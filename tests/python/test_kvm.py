@@ -123,9 +123,8 @@ def test_guest_memfd_goes_through_the_second_call(vm):
         pytest.skip("this kernel has no guest_memfd")
     refused(errno.EINVAL, put, vm, 1, 0, 1, flags=GUEST_MEMFD)
     none = refused(errno.EBADF, put, vm, 1, 0, 1, flags=GUEST_MEMFD, guest_memfd=-1)
-    with open(
-        "/dev/null", "rb"
-    ) as file:  # as memslots.VM: see test_file_that_is_not_a_guest_memfd_is_refused
+    # The answers of memslots.VM: see test_file_that_is_not_a_guest_memfd_is_refused.
+    with open("/dev/null", "rb") as file:
         refused(errno.EINVAL, put, vm, 1, 0, 1, flags=GUEST_MEMFD, guest_memfd=file.fileno())
         path = os.open("/dev/null", os.O_PATH)
         refused(errno.EBADF, put, vm, 1, 0, 1, flags=GUEST_MEMFD, guest_memfd=path)

@@ -265,12 +265,12 @@ def test_close_waits_for_every_reader(_: int) -> None:
 
 CLOSES_ITSELF = """
 class Owner:
-    def __init__(self, **assert_close_fails_inside):
+    def __init__(self, **closing):
         self.vm = VM()
         put(self.vm, 0, 0, 5)
-        self.assert_close_fails_inside = assert_close_fails_inside
+        self.closing = closing
     def __del__(self):
-        if "thread" in self.assert_close_fails_inside:
+        if "thread" in self.closing:
             thread = threading.Thread(target=self.vm.close)
             thread.start()
             thread.join()

@@ -26,9 +26,8 @@ def tool() -> ModuleType:
     spec = importlib.util.spec_from_file_location("mutants", TOOL)
     assert spec
     assert spec.loader
-    sys.path.append(
-        str(TOOL.parent)
-    )  # append: tools/coverage.py must not hide the package of that name
+    # Append: tools/coverage.py must not hide the package of that name.
+    sys.path.append(str(TOOL.parent))
     module = importlib.util.module_from_spec(spec)
     sys.modules["mutants"] = module
     spec.loader.exec_module(module)

@@ -359,9 +359,8 @@ def test_ended_thread_returns_its_record(vm: VM) -> None:
         thread = threading.Thread(target=vm.gfn_to_hva, args=(0,))
         thread.start()
         thread.join()
-        while os.path.exists(
-            f"/proc/self/task/{thread.native_id}"
-        ):  # the thread returns its record last
+        # The thread returns its record last.
+        while os.path.exists(f"/proc/self/task/{thread.native_id}"):
             time.sleep(0)
 
     for _ in range(5):
@@ -611,9 +610,8 @@ def test_section_does_not_pass_to_a_thread_with_a_reused_ident(vm: VM, end: str)
             with pytest.raises(RuntimeError, match="by the thread that entered it"):
                 left[0].__exit__(None, None, None)
         left.clear()
-        put(
-            vm, 1, len(idents), 1
-        )  # fails inside a section, and hangs if the old section is still open
+        # This change fails inside a section, and hangs if the old section is still open.
+        put(vm, 1, len(idents), 1)
 
     for _ in range(50):
         for target in (enter, end_it):
