@@ -85,7 +85,7 @@ for n, call in enumerate(calls):
 assert not vm.manual_dirty_log_protect
 vm.check()
 vm.remove_listener(listener)          # the listener was added exactly once
-refused(NoSuchSlotError, vm.remove_listener, listener)
+refused(ListenerError, vm.remove_listener, listener)
 assert during(lambda: time_changes(vm, regions)) is not None
 put(vm, 1, 100, 1)
 print("well")
