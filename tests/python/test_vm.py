@@ -79,8 +79,8 @@ LIMITS = {
 
 
 @pytest.mark.parametrize("limit", LIMITS)
-def test_limits(limit: str) -> None:
-    """Inside, the property says so; outside, the error names it."""
+def test_limit_is_accepted_in_its_range_only(limit: str) -> None:
+    """A valid value is readable as a property; the error about an invalid one names the limit."""
     inside, outside = LIMITS[limit]
     for value in inside:
         with VM(**{limit: value}) as vm:
@@ -92,8 +92,8 @@ def test_limits(limit: str) -> None:
         assert caught.value.errno == errno.EINVAL
 
 
-def test_backends() -> None:
-    """The tree is the first of those there are; another name is an error that lists them."""
+def test_known_backends_work_and_unknown_ones_raise() -> None:
+    """The tree is the first backend.  The error about an unknown name lists the backends."""
     assert memslots.backends()[0] == "tree"
     for name in memslots.backends():
         with VM(backend=name) as vm:
@@ -125,8 +125,8 @@ def test_properties_cannot_be_set(vm: VM, name: str) -> None:
         vm.something = 1
 
 
-def test_limits_work(vm: VM) -> None:
-    """The last id, the last gpa, the last hva; one further is refused."""
+def test_region_beyond_a_limit_is_refused(vm: VM) -> None:
+    """The last id, gpa and hva are valid; the next values are refused."""
     with VM(user_mem_slots=4, gpa_bits=20, hva_end_max=2**30) as small:
         put(small, 3, 2**8 - 1, 1, hva=2**30 - PAGE)
         for bad in ((4, 0, 1, 0), (0, 2**8, 1, 0), (0, 2**8, 3, 0), (0, 0, 1, 2**30)):
@@ -135,8 +135,8 @@ def test_limits_work(vm: VM) -> None:
         assert len(small) == 1
 
 
-def test_many_address_spaces() -> None:
-    """64 of them, each with the same id and gfn."""
+def test_address_spaces_are_independent() -> None:
+    """64 address spaces have a slot of the same id at the same gfn."""
     with VM(address_spaces=64) as vm:
         for as_id in range(64):
             put(vm, 5, 100, 2, hva=as_id * 2**20, as_id=as_id)
@@ -147,7 +147,7 @@ def test_many_address_spaces() -> None:
 
 
 def test_len_bool_repr(vm: VM) -> None:
-    """A VM without slots is true: it is a machine, no container."""
+    """A VM without slots is true, because it is a machine and not a container."""
     assert bool(vm)
     assert repr(vm) == "<VM tree: 0 slots, 0 pages, 1 address space>"
     put(vm, 0, 0, 3)
@@ -164,7 +164,7 @@ def test_len_bool_repr(vm: VM) -> None:
 
 @pytest.mark.parametrize("spaces", [1, 2, 3])
 def test_generations_and_swaps_of_each_change(spaces: int) -> None:
-    """The table of KVM: swaps of CREATE, FLAGS_ONLY, nothing, MOVE, DELETE; only the space concerned."""
+    """KVM's number of swaps for CREATE, FLAGS_ONLY, no change, MOVE and DELETE; other address spaces do not swap."""
     with VM(address_spaces=spaces) as vm:
         as_id = spaces - 1
         others = [vm.generation(n) for n in range(as_id)]
@@ -185,7 +185,7 @@ def test_generations_and_swaps_of_each_change(spaces: int) -> None:
 
 @pytest.mark.parametrize("spaces", [1, 2])
 def test_generations_of_refused_changes(spaces: int) -> None:
-    """Validation costs nothing; prepare costs a MOVE two swaps (here: the gpa limit)."""
+    """A change that validation refuses does not swap; a MOVE that prepare refuses (here: gpa limit) swaps twice."""
     with VM(address_spaces=spaces, gpa_bits=24) as vm:
         put(vm, 0, 0, 4)
         put(vm, 1, 8, 4)
@@ -205,15 +205,15 @@ def test_generations_of_refused_changes(spaces: int) -> None:
             vm.check()
 
 
-def test_generations_of_address_spaces_never_meet() -> None:
-    """Space i has the values that are i modulo the number of spaces."""
+def test_generations_of_address_spaces_never_coincide() -> None:
+    """The generations of space i are i modulo the number of spaces."""
     with VM(address_spaces=3) as vm:
         for i in range(30):
             put(vm, i, i, 1, as_id=i % 3)
             assert [vm.generation(n) % 3 for n in range(3)] == [0, 1, 2]
 
 
-def test_create(vm: VM) -> None:
+def test_created_slot_is_found(vm: VM) -> None:
     put(vm, 7, 0x100, 0x10, hva=HVA, flags=LOG)
     slot = vm.id_to_memslot(7)
     assert slot == memslot(7, 0, 0x100, 0x10, HVA, LOG)
@@ -224,7 +224,7 @@ def test_create(vm: VM) -> None:
 
 
 def test_delete_ignores_the_other_values(vm: VM) -> None:
-    """They are validated all the same."""
+    """The call still validates them."""
     put(vm, 7, 0x100, 0x10, hva=HVA, flags=LOG)
     with pytest.raises(InvalidRegionError):
         vm.set_user_memory_region(7, guest_phys_addr=1, memory_size=0)
@@ -235,8 +235,8 @@ def test_delete_ignores_the_other_values(vm: VM) -> None:
     assert vm.id_to_memslot(7) is None
 
 
-def test_move(vm: VM) -> None:
-    """Also onto its own old place, and with a change of flags."""
+def test_moved_slot_is_found_at_its_new_place(vm: VM) -> None:
+    """The new place may overlap the old one, and the flags may change, too."""
     put(vm, 1, 100, 10, hva=HVA)
     put(vm, 1, 105, 10, hva=HVA, flags=LOG)
     assert vm.memslots() == [memslot(1, 0, 105, 10, HVA, LOG)]
@@ -254,7 +254,7 @@ def test_neighbours_do_not_overlap(vm: VM) -> None:
     assert [slot.id for slot in vm.memslots()] == [2, 0, 1]
 
 
-def test_numbers_may_be_numpys(vm: VM) -> None:
+def test_numpy_integers_are_accepted(vm: VM) -> None:
     vm.set_user_memory_region(
         np.int32(3),
         guest_phys_addr=np.uint64(PAGE),
@@ -276,7 +276,7 @@ def mapped(vm: VM) -> VM:
 
 
 def test_gfn_to_hva(mapped: VM) -> None:
-    """For writing: READONLY slots have no such address."""
+    """A READONLY slot has no address for writing."""
     assert [mapped.gfn_to_hva(gfn) for gfn in (16, 17, 19)] == [HVA, HVA + PAGE, HVA + 3 * PAGE]
     assert mapped.gpa_to_hva(17 * PAGE + 123) == HVA + PAGE + 123
     assert mapped.gpa_to_hva(20 * PAGE - 1) == HVA + 4 * PAGE - 1
@@ -328,7 +328,7 @@ def test_many(mapped: VM) -> None:
 
 
 def test_invalid_slots_are_returned_but_not_used() -> None:
-    """In the middle of a DELETE: the slot is there, its memory is not."""
+    """During a DELETE, lookups return the INVALID slot, but give no address."""
     seen: dict[str, Any] = {}
 
     class Looks(Listener):
@@ -400,8 +400,8 @@ def test_hva_ranges(mapped: VM, start: int, last: int, ids: list[int]) -> None:
     assert [slot.id for slot in mapped.memslots_in_hva_range(start, last)] == ids
 
 
-def test_aliases() -> None:
-    """Slots that share host memory come by (as_id, userspace_addr, base_gfn)."""
+def test_slots_of_shared_host_memory_are_sorted() -> None:
+    """Slots that share host memory are sorted by (as_id, userspace_addr, base_gfn)."""
     with VM(address_spaces=2) as vm:
         put(vm, 3, 400, 4, hva=HVA)
         put(vm, 1, 100, 4, hva=HVA)
@@ -419,8 +419,8 @@ def test_aliases() -> None:
         assert vm.hva_to_gfns(2**64 - 1) == []
 
 
-def test_more_slots_than_the_first_try_has_room_for(vm: VM) -> None:
-    """Lists grow as needed: 1,000 slots that all share host memory."""
+def test_result_list_grows_as_needed(vm: VM) -> None:
+    """1,000 slots share host memory."""
     for id in range(1000):
         put(vm, id, 2 * id, 1, hva=HVA)
     assert [slot.id for slot in vm.memslots()] == list(range(1000))
@@ -442,7 +442,7 @@ def test_dirty_log(vm: VM) -> None:
     assert log.dtype == np.uint64
     assert log.tolist() == [1 | 1 << 63, 1, 2]
     assert vm.get_dirty_log(0).tolist() == [0, 0, 0]
-    log[:] = 0  # an array of its own
+    log[:] = 0  # the caller owns the array
     vm.mark_page_dirty_many(np.arange(1000, 1130, dtype=np.uint64))
     assert sum(map(int.bit_count, vm.get_dirty_log(0).tolist())) == 130
 
@@ -461,7 +461,7 @@ def test_marks_ignore_readonly(vm: VM) -> None:
 
 
 def test_log_lives_while_logging_stays_on(vm: VM) -> None:
-    """Also across a MOVE; switched off and on it is a fresh one."""
+    """A MOVE keeps the log; switching logging off and on gives a fresh log."""
     put(vm, 0, 0, 64, flags=LOG)
     vm.mark_page_dirty(5)
     put(vm, 0, 100, 64, flags=LOG)
@@ -474,7 +474,7 @@ def test_log_lives_while_logging_stays_on(vm: VM) -> None:
 
 
 def test_manual_protect(vm: VM) -> None:
-    """1: a read does not clear; 3: new logs start all set, but for what is beyond the slot."""
+    """1: a read does not clear.  3: also, all bits of a new log start set, except those beyond the slot."""
     put(vm, 0, 0, 100, flags=LOG)
     vm.manual_dirty_log_protect = 1
     vm.mark_page_dirty(3)
@@ -491,7 +491,7 @@ def test_manual_protect(vm: VM) -> None:
 
 
 def test_null_bitmaps(vm: VM) -> None:
-    """GET harvests and loses the bits; CLEAR of no pages does not look at it."""
+    """GET harvests and loses the bits; CLEAR of no pages ignores the bitmap."""
     put(vm, 0, 0, 64, flags=LOG)
     vm.mark_page_dirty(5)
     with pytest.raises(memslots.GuestAccessError, match="lost") as caught:
@@ -517,8 +517,8 @@ def some_rows(n: int) -> np.ndarray:
 
 
 @pytest.mark.parametrize("backend", memslots.backends())
-def test_load_memslots(backend: str) -> None:
-    """One swap for all; the array of a VM is what was loaded, in order of gfn; logs work."""
+def test_loaded_slots_appear_in_one_swap(backend: str) -> None:
+    """A load swaps once.  memslots_array() returns the loaded rows in order of gfn, and the logs work."""
     with VM(backend=backend) as vm:
         rows = some_rows(500)
         shuffled = np.random.default_rng(1).permutation(rows)
@@ -535,7 +535,7 @@ def test_load_memslots(backend: str) -> None:
 
 
 def test_load_takes_other_layouts() -> None:
-    """Any integer fields of those names; flags and as_id may be missing."""
+    """The fields may have any integer type; flags and as_id may be missing."""
     packed = np.array(
         [(5, 40, 2, 0), (6, 50, 3, PAGE)],
         [("id", "i8"), ("base_gfn", "u2"), ("npages", ">u4"), ("userspace_addr", "i4")],
@@ -551,7 +551,7 @@ def test_dtype_of_slots() -> None:
     assert MEMSLOT_DTYPE.names == ("base_gfn", "npages", "userspace_addr", "id", "as_id", "flags")
 
 
-def test_memslots_array_is_the_callers(vm: VM) -> None:
+def test_caller_owns_the_result_of_memslots_array(vm: VM) -> None:
     put(vm, 0, 5, 1)
     rows = vm.memslots_array()
     rows["base_gfn"] = 99
@@ -569,8 +569,7 @@ def snapshot(mapped: VM) -> Snapshot:
     return mapped.snapshot()
 
 
-def test_snapshot(mapped: VM, snapshot: Snapshot) -> None:
-    """What was there, whatever comes after."""
+def test_snapshot_keeps_the_slots_after_later_changes(mapped: VM, snapshot: Snapshot) -> None:
     before = mapped.memslots()
     put(mapped, 0, 16, 0)
     assert list(snapshot) == before
@@ -604,13 +603,13 @@ def test_snapshots_are_pickled_and_compared(mapped: VM, snapshot: Snapshot) -> N
     put(mapped, 2, 0, 1)
     assert mapped.snapshot() != snapshot
     put(mapped, 2, 0, 0)
-    assert mapped.snapshot() == snapshot  # the generation does not count
+    assert mapped.snapshot() == snapshot  # comparison ignores the generation
     assert hash(mapped.snapshot()) == hash(snapshot)
     assert snapshot != [*snapshot]
 
 
 def padded(rows: np.ndarray, byte: int) -> np.ndarray:
-    """The same slots, with this byte wherever the layout has none of them."""
+    """The same slots in a layout with gaps, which are filled with this byte."""
     memory = np.full(rows.nbytes, byte, np.uint8).view(MEMSLOT_DTYPE)
     for name in MEMSLOT_DTYPE.names:
         memory[name] = rows[name]
@@ -618,7 +617,7 @@ def padded(rows: np.ndarray, byte: int) -> np.ndarray:
 
 
 def test_equal_snapshots_have_equal_hashes(snapshot: Snapshot) -> None:
-    """Whatever lies between the fields, and whatever layout the array had."""
+    """Padding and layout of the array make no difference."""
     packed = np.dtype([(name, MEMSLOT_DTYPE[name]) for name in MEMSLOT_DTYPE.names])
     arrays = [padded(snapshot.array, byte) for byte in range(0, 256, 5)]
     for array in (*arrays, snapshot.array.astype(packed), snapshot.array[::-1][::-1]):
@@ -628,7 +627,7 @@ def test_equal_snapshots_have_equal_hashes(snapshot: Snapshot) -> None:
 
 
 def test_snapshot_translates_as_the_vm_does() -> None:
-    """For every kind of gfn, for reading and writing, with and without `out`."""
+    """Covers every kind of gfn, reads and writes, with and without `out`."""
     rng = np.random.default_rng(3)
     with VM() as vm:
         vm.load_memslots(some_rows(300))
@@ -694,7 +693,7 @@ def test_memory_slots_are_equal_by_every_field(field: int) -> None:
 @pytest.mark.parametrize(
     "name", ["id", "as_id", "base_gfn", "npages", "userspace_addr", "flags", "gpa", "new"]
 )
-def test_memory_slots_do_not_change(name: str) -> None:
+def test_memory_slot_is_immutable(name: str) -> None:
     with pytest.raises(AttributeError):
         setattr(memslot(7, 1, 0x100, 0x10, HVA, 3), name, 1)
 
@@ -727,8 +726,8 @@ def test_memory_slots_are_sorted_by_place() -> None:
         type("Sub", (MemorySlot,), {})
 
 
-def test_memory_slot_of_a_row() -> None:
-    """By position there is none: the fields of MEMSLOT_DTYPE have another order than the repr."""
+def test_memory_slot_is_made_from_a_row_by_keywords() -> None:
+    """Positional arguments raise, because MEMSLOT_DTYPE has another order of fields than the repr."""
     with VM() as vm:
         put(vm, 7, 16, 2, hva=HVA, flags=READONLY)
         row = vm.memslots_array()[0]
@@ -746,8 +745,8 @@ def test_memory_slot_of_a_row() -> None:
 # ---- vCPUs ----------------------------------------------------------------------------------------
 
 
-def test_vcpu() -> None:
-    """Its own address space; right after every change."""
+def test_vcpu_looks_up_in_its_address_space() -> None:
+    """The answers are right after every change."""
     with VM(address_spaces=2) as vm:
         put(vm, 0, 16, 4, hva=HVA)
         put(vm, 0, 16, 4, hva=2 * HVA // 3 // PAGE * PAGE, flags=READONLY, as_id=1)
@@ -771,7 +770,7 @@ def test_vcpu() -> None:
         assert type(VCPU(vm)) is VCPU
 
 
-def test_vcpu_has_a_hint_of_its_own(mapped: VM) -> None:
+def test_vcpu_has_its_own_hint(mapped: VM) -> None:
     """The first lookup searches, the second does not; a change drops the hint."""
     vcpu = mapped.create_vcpu()
 
@@ -782,15 +781,15 @@ def test_vcpu_has_a_hint_of_its_own(mapped: VM) -> None:
         return tuple(after[name] - before[name] for name in ("hits_last_used", "hits_search"))
 
     assert hits(lambda: vcpu.gfn_to_hva(16)) == (0, 1)
-    mapped.gfn_to_hva_prot(33)  # the set's hint is another one
+    mapped.gfn_to_hva_prot(33)  # the set has a separate hint
     assert hits(lambda: vcpu.gfn_to_hva(17)) == (1, 0)
     put(mapped, 9, 999, 1)
     assert hits(lambda: vcpu.gfn_to_hva(17)) == (0, 1)
 
 
-def test_vcpus_come_and_go(vm: VM) -> None:
-    """Given back ones are used again: memory does not grow."""
-    vm.index_policy = "off"  # which would be a block of its own
+def test_released_vcpus_are_reused(vm: VM) -> None:
+    """Memory does not grow with the number of vCPUs that have ever existed."""
+    vm.index_policy = "off"  # an index would add a block
     put(vm, 0, 0, 1)
     vm.create_vcpu()
     blocks = vm.stats()["blocks"]
@@ -799,7 +798,7 @@ def test_vcpus_come_and_go(vm: VM) -> None:
     assert vm.stats()["blocks"] <= blocks + 1
 
 
-def test_vcpu_arguments(vm: VM) -> None:
+def test_bad_arguments_of_a_vcpu_raise(vm: VM) -> None:
     for bad in (None, 1, "vm"):
         with pytest.raises(TypeError):
             VCPU(bad)
@@ -812,14 +811,15 @@ def test_vcpu_arguments(vm: VM) -> None:
 # ---- stats and check ------------------------------------------------------------------------------
 
 
-def test_stats(mapped: VM) -> None:
-    """Counters of lookups by hit and of changes by kind."""
+def test_stats_count_lookups_and_changes(mapped: VM) -> None:
+    """Lookups are counted by kind of hit, changes by kind."""
     mapped.gfn_to_memslot(0)  # a thread's first lookup makes its record
     before = mapped.stats()
     mapped.gfn_to_memslot(16)
     mapped.gfn_to_memslot(17)
     mapped.gfn_to_memslot(0)
-    mapped.gfn_to_hva_many(np.array([32, 33, 1, 2], np.uint64))  # searched for side by side
+    # A batch searches several gfns at a time.
+    mapped.gfn_to_hva_many(np.array([32, 33, 1, 2], np.uint64))
     put(mapped, 2, 100, 1)
     put(mapped, 2, 100, 1)
     put(mapped, 2, 100, 1, flags=LOG)
@@ -838,8 +838,7 @@ def test_stats(mapped: VM) -> None:
     assert all(type(value) is int for value in after.values())
 
 
-def test_memory_returns(vm: VM) -> None:
-    """What slots held is given back when they go."""
+def test_deleting_slots_frees_their_memory(vm: VM) -> None:
     before = vm.stats()["bytes"]
     for id in range(1000):
         put(vm, id, id * 64, 64, flags=LOG)
@@ -847,7 +846,7 @@ def test_memory_returns(vm: VM) -> None:
     for id in range(1000):
         put(vm, id, 0, 0)
     assert grown > 1000 * 100
-    assert vm.stats()["bytes"] - before < grown / 5  # a hash table that has grown stays
+    assert vm.stats()["bytes"] - before < grown / 5  # a grown hash table remains
 
 
 # ---- life -----------------------------------------------------------------------------------------
@@ -895,12 +894,12 @@ AFTER_CLOSE: dict[str, Callable[[VM, VCPU, Any], Any]] = {
     "VCPU.gfn_to_hva": lambda vm, vcpu, update: vcpu.gfn_to_hva(0),
     "VCPU.gpa_to_hva": lambda vm, vcpu, update: vcpu.gpa_to_hva(0),
 }
-# What a closed VM still says: what it was made with, and that nothing is left.
+# Methods that succeed on a closed VM.
 STILL = {"close", "__exit__"}
 
 
 @pytest.mark.parametrize("call", AFTER_CLOSE)
-def test_closed(call: str) -> None:
+def test_call_on_a_closed_vm_raises_closederror(call: str) -> None:
     vm = VM()
     put(vm, 0, 0, 1, flags=LOG)
     vcpu, update = vm.create_vcpu(), vm.begin_update()
@@ -918,7 +917,7 @@ def test_every_method_is_tried_on_a_closed_vm() -> None:
     assert methods - set(AFTER_CLOSE) - STILL == set()
 
 
-def test_what_a_closed_vm_still_says() -> None:
+def test_closed_vm_keeps_its_limits_and_has_no_slots() -> None:
     vm = VM(address_spaces=2)
     put(vm, 0, 0, 5)
     vm.close()
@@ -929,21 +928,21 @@ def test_what_a_closed_vm_still_says() -> None:
         pass
 
 
-def test_close_runs_no_hooks_and_frees() -> None:
+def test_close_runs_no_hooks() -> None:
     heard = []
 
-    class Ear(Listener):
+    class ChangeRecorder(Listener):
         def prepare(self, change: memslots.Change) -> None:
             heard.append(change)
 
     vm = VM()
     put(vm, 0, 0, 5)
-    vm.add_listener(Ear())
+    vm.add_listener(ChangeRecorder())
     vm.close()
     assert heard == []
 
 
-def test_context_manager() -> None:
+def test_with_block_closes_the_vm() -> None:
     with VM() as vm:
         assert not vm.closed
         with vm as same:
@@ -954,8 +953,8 @@ def test_context_manager() -> None:
     assert vm.closed
 
 
-def test_close_where_it_would_wait_for_itself(vm: VM) -> None:
-    """Inside a read section, an update or a hook it is refused, and the VM stays open."""
+def test_close_that_would_deadlock_raises_edeadlk(vm: VM) -> None:
+    """Inside a read section, an update or a hook, close fails and the VM stays open."""
     put(vm, 0, 0, 1)
     with vm.read(), pytest.raises(ReentrantChangeError):
         vm.close()
@@ -990,8 +989,8 @@ def test_parts_of_vms_are_not_copied(vm: VM, duplicate: Callable[[object], objec
                 duplicate(part)
 
 
-def test_weakref_and_release() -> None:
-    """The last reference frees; vCPUs, sections and updates keep their VM."""
+def test_last_reference_frees_the_vm() -> None:
+    """vCPUs, sections and updates keep their VM alive."""
     vm = VM()
     reference = weakref.ref(vm)
     keepers: list[Any] = [vm.create_vcpu(), vm.read(), vm.begin_update()]
@@ -1022,8 +1021,8 @@ def test_results_outlive_the_vm() -> None:
     assert (log.tolist(), rows["npages"].tolist(), hvas[1]) == ([2, 0], [100], HVA + PAGE)
 
 
-def test_iteration() -> None:
-    """All slots of all address spaces, by (as_id, base_gfn): as many as len() says."""
+def test_iteration_yields_the_slots_of_all_address_spaces() -> None:
+    """The slots are sorted by (as_id, base_gfn), and their number is len()."""
     with VM(address_spaces=3) as vm:
         assert list(vm) == []
         for id, (base, as_id) in enumerate([(70, 2), (10, 0), (30, 0), (5, 2), (20, 0)]):
@@ -1033,7 +1032,7 @@ def test_iteration() -> None:
         assert vm.gfn_to_memslot(5, 2) in vm
         assert memslot(9, 0, 5, 2, 0) not in vm
         slots = iter(vm)
-        put(vm, 1, 0, 0)  # the slots are those of the call of iter()
+        put(vm, 1, 0, 0)  # the iterator keeps the slots of the time of iter()
         assert len(list(slots)) == 5
     with pytest.raises(ClosedError):
         iter(vm)
@@ -1046,8 +1045,8 @@ def test_iteration_in_a_read_section() -> None:
             assert [slot.id for slot in same] == [1]
 
 
-def test_reprs() -> None:
-    """They say what the object is and in which state; none fails after the VM is closed."""
+def test_repr_shows_type_and_state() -> None:
+    """No repr fails after the VM is closed."""
     vm = VM(address_spaces=2)
     put(vm, 1, 5, 2)
     section, update, vcpu = vm.read(), vm.begin_update(1), vm.create_vcpu()
@@ -1081,8 +1080,8 @@ def test_build_info() -> None:
 # ---- many slots -----------------------------------------------------------------------------------
 
 
-def test_32764_slots() -> None:
-    """Created in shuffled order, moved, deleted: all structures stay valid."""
+def test_32764_slots_survive_moves_and_deletes() -> None:
+    """Creates the slots in shuffled order, then moves and deletes them; all structures stay valid."""
     rng = Random(5)
     ids = list(range(32764))
     rng.shuffle(ids)
@@ -1115,7 +1114,7 @@ def test_32764_slots() -> None:
 
 @pytest.mark.slow
 def test_a_million_slots() -> None:
-    """user_mem_slots raised; ids and gfns far apart."""
+    """user_mem_slots is raised; ids and gfns are far apart."""
     n = 1_000_000
     rows = np.zeros(n, MEMSLOT_DTYPE)
     rows["id"] = np.arange(n)
@@ -1184,8 +1183,8 @@ with VM() as vm:
 """
 
 
-def test_no_pthread_key_left() -> None:
-    """A VM needs two keys; a process without them gets EAGAIN, and a VM as soon as it has them."""
+def test_no_pthread_key_left_raises_eagain() -> None:
+    """A VM needs two keys.  Without them VM() raises EAGAIN; after two keys are deleted it succeeds."""
     done = subprocess.run(
         [sys.executable, "-c", NO_KEYS], capture_output=True, text=True, timeout=60, check=False
     )
@@ -1195,8 +1194,8 @@ def test_no_pthread_key_left() -> None:
 
 
 @pytest.mark.skipif(SANITIZED, reason="a sanitizer's shadow does not fit a limited address space")
-def test_out_of_memory() -> None:
-    """ENOMEM is a MemoryError that leaves everything as it was; a MOVE has swapped twice."""
+def test_out_of_memory_raises_memoryerror_and_changes_nothing() -> None:
+    """ENOMEM becomes MemoryError; a failed MOVE has swapped twice."""
     done = subprocess.run(
         [sys.executable, "-c", OUT_OF_MEMORY],
         capture_output=True,
