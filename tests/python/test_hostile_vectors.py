@@ -5,6 +5,7 @@ The files of tests/hostile took gigabytes, or ended in a traceback, before the r
 change good files, as JSON and as bytes.  The memory of this process is capped while they run.
 """
 
+import gc
 import gzip
 import json
 import os
@@ -46,6 +47,7 @@ EXPECTED = {
 @contextmanager
 def little_memory() -> Iterator[None]:
     """Caps what this process may map at ROOM above the present."""
+    gc.collect()  # what earlier tests mapped, at times 32 GiB of it, must not be unmapped below
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
     pages = int(Path("/proc/self/statm").read_text().split()[0])
     resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + ROOM, hard))
