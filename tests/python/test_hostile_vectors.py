@@ -5,6 +5,7 @@ A reader without limits needs gigabytes for the files of tests/hostile, or ends 
 change good files, as JSON and as bytes, under a limit on the memory of this process.
 """
 
+import gc
 import gzip
 import json
 import os
@@ -46,6 +47,7 @@ EXPECTED = {
 @contextmanager
 def little_memory() -> Iterator[None]:
     """Limits the mapped memory of this process to ROOM bytes above its present use."""
+    gc.collect()  # arrays of earlier tests, up to 32 GiB, must not be unmapped under the limit
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
     pages = int(Path("/proc/self/statm").read_text().split()[0])
     resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + ROOM, hard))
