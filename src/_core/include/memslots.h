@@ -8,7 +8,7 @@
  *
  * Conventions
  *   - A call that can fail returns 0 or a negative errno.  It writes details to *err; err may be NULL.  A call that
- *     fails leaves slots, dirty logs and totals as they were.
+ *     fails leaves slots, dirty logs and totals as they were.  One exception: ms_get_dirty_log() without a bitmap.
  *   - A gfn counts pages of 4096 bytes.  gpa, hva and memory_size are bytes.  `end` is one past the last; `last` is
  *     inside.
  *   - Calls return values, never pointers into the engine.  The one exception is struct ms_slot: a handle that is
@@ -17,7 +17,8 @@
  *     with an object that has ended, is undefined where no comment says otherwise.
  *   - A NULL pointer to memory that the call must read or write: -EFAULT and MS_RULE_NULL_BUFFER.  Where the call has an
  *     answer without the memory, NULL is allowed and the comment says so.
- *   - Any thread may make any call.  Lookups never wait.  A call marked [lock] takes the VM's slots_lock and may wait
+ *   - Any thread may make any call, but a read section and an update belong to the thread that began them, and no call
+ *     may run in parallel with ms_vm_destroy().  Lookups never wait.  A call marked [lock] takes the VM's slots_lock and may wait
  *     for it, and for readers.  It fails immediately
  *       with -EDEADLK inside a read section of any VM, or inside a hook of the same VM;
  *       with -EBUSY inside a hook of another VM, if the lock is taken;
@@ -312,8 +313,9 @@ struct ms_batch {
 	void *out;
 	ptrdiff_t out_stride;
 	size_t n;
-	/* May be NULL.  Called at least every MS_BATCH_POLL values, outside the read sections of the call.  A result other
-	 * than 0 ends the batch.  The function must return. */
+	/* May be NULL.  Called at least every MS_BATCH_POLL values, outside the read sections of the call, except in a
+	 * batch that has to run in one section (see below).  A result other than 0 ends the batch.  The function must
+	 * return. */
 	int (*poll)(void *opaque);
 	void *opaque;
 };
@@ -470,10 +472,10 @@ struct ms_stats {
 	uint64_t hits_last_used; /* lookups by gfn that a hint answered */
 	uint64_t hits_search;    /* lookups by gfn that a search answered */
 	uint64_t indexed;        /* lookups by gfn that an index answered, including holes */
-	uint64_t misses;         /* lookups by gfn that found a hole */
+	uint64_t misses;         /* lookups by gfn that found a hole without an index */
 	uint64_t vcpu_bypasses;  /* lookups on a vCPU that another thread used at that moment */
 	uint64_t creates, deletes, moves, flag_changes, noops, refused;
-	uint64_t swaps;          /* grace periods */
+	uint64_t swaps;          /* each has one grace period */
 	uint64_t grace_waits;    /* grace periods that waited for a reader */
 	uint64_t stalls;         /* read sections that were long enough for a report */
 	uint64_t hash_grows;
