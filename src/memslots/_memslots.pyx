@@ -471,6 +471,7 @@ A virtual machine's memory slots (the part of struct kvm that concerns slots).
     backend: the design of the engine, one of ``memslots.backends()``.
 
     A limit out of range raises InvalidRegionError (a ValueError).  An unknown backend raises NotSupportedError.
+    MemslotsError (EAGAIN): the process has no free pthread key.
 
     A number is an int or an object with __index__.  A bool raises TypeError.  In every call a number that its argument
     cannot hold, such as -1 or 2**64, raises OverflowError; so does address_spaces=-1.  No number is ever truncated.
