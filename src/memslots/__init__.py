@@ -1,9 +1,12 @@
 # SPDX-License-Identifier: MIT
-"""KVM's memory slots in user space: maps guest frames to host memory while a writer rearranges them."""
+"""KVM's memory slots in user space: lookups map guest frames to host memory while changes go on.
+
+`VM` is the main class; start with `help(memslots.VM)`.
+"""
 
 import os as _os
 
-from . import _interpreter as _interpreter  # first: it refuses before the extension is loaded
+from . import _interpreter as _interpreter  # first: refuses before the extension is loaded
 from ._memslots import (
     VCPU,
     VM,
@@ -101,8 +104,8 @@ def __dir__() -> list[str]:
 def get_include() -> str:
     """The directory of memslots.h, for C and Cython modules that build against this package.
 
-    An editable install keeps the package in its checkout and the header where it was installed; ``__path__`` has both.
-    The last candidate is the checkout's own header.
+    An editable install has the package in the checkout, and the header where it was installed.  ``__path__`` lists both
+    folders.  The last candidate is the header in the checkout.
     """
     candidates = [_os.path.join(folder, "include") for folder in __path__]
     candidates.append(_os.path.join(_os.path.dirname(__file__), "..", "_core", "include"))

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""`python -m memslots` is the command line."""
+"""Makes `python -m memslots` run the command line."""
 
 import sys
 

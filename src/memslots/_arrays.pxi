@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: MIT
 # Arguments that are arrays.  Type, layout and overlap are checked before anything is written.  An ndarray of uint64 or
-# int64 is read where it lies; other integers are converted, as far as no value can change.
+# int64 is read in place.  Other integers are converted if the conversion can change no value.
 
 cdef cnp.ndarray _as_ndarray(object values, str name):
-    """An ndarray: of one itself, of a buffer, of an object with __array__ (pandas, pyarrow), of a list."""
+    """Converts an ndarray, a buffer, an object with __array__ (pandas, pyarrow) or a list to a plain ndarray."""
     if isinstance(values, np.ndarray):
         _refuse_mask(values, name)
         return _plain(values)
@@ -13,20 +13,20 @@ cdef cnp.ndarray _as_ndarray(object values, str name):
         return _from_range(values, name)
     if isinstance(values, (str, bytes, bytearray)) or not (
             PyObject_CheckBuffer(values) or hasattr(type(values), "__array__")):
-        raise TypeError(f"{_no_array(name)}, not {type(values).__name__}{_way_to_convert(values, name)}")
-    array = _asked(values, name)
+        raise TypeError(f"{_must_be_array(name)}, not {type(values).__name__}{_way_to_convert(values, name)}")
+    array = _via_asarray(values, name)
     if PyObject_CheckBuffer(values) and not isinstance(values, np.generic) and array.dtype == np.uint8:
-        raise TypeError(f"{_no_array(name)}, not a buffer of bytes; use np.frombuffer({name}, dtype=np.uint64), or "
-                        f"np.asarray({name}, dtype=np.uint64) if each byte is a number")
+        raise TypeError(f"{_must_be_array(name)}, not a buffer of bytes; use np.frombuffer({name}, dtype=np.uint64), "
+                        f"or np.asarray({name}, dtype=np.uint64) if each byte is a number")
     return array
 
 
-cdef str _no_array(str name):
+cdef str _must_be_array(str name):
     return f"{name} must be an array of integers"
 
 
 cdef str _way_to_convert(object values, str name):
-    """The expression to write, for an object that is no array but holds numbers."""
+    """The expression that converts an object which holds numbers but is not an array.  Part of a message."""
     if isinstance(values, (bytes, bytearray)):
         return f"; use np.frombuffer({name}, dtype=np.uint64)"
     if isinstance(values, str):
@@ -38,19 +38,21 @@ cdef str _way_to_convert(object values, str name):
     return ""
 
 
-cdef cnp.ndarray _asked(object values, str name):
-    """What the object itself says is its array.  That code is the caller's: its exception goes through, with a note."""
+cdef cnp.ndarray _via_asarray(object values, str name):
+    """The array that the object's own __array__ or buffer gives.  Its code is the caller's: an exception of it reaches
+    the caller, with a note."""
     try:
         array = np.asanyarray(values)
     except Exception as error:
-        error.add_note(f"raised by np.asarray({name}), where {name} is a value of type {type(values).__name__}")
+        error.add_note(f"raised by np.asarray({name}); the type of {name} is {type(values).__name__}")
         raise
     _refuse_mask(array, name)
     return _plain(array)
 
 
 cdef int _refuse_mask(object array, str name) except -1:
-    """Its masked elements have no value; whether there are any must not decide whether a call works."""
+    """TypeError for a masked array, since masked elements have no value.  Also if no element is masked: the content of
+    an array must not decide whether a call works."""
     if not isinstance(array, np.ma.MaskedArray):
         return 0
     raise TypeError(f"{name} is a masked array; use {name}.compressed(), which leaves the masked elements out, or "
@@ -58,7 +60,7 @@ cdef int _refuse_mask(object array, str name) except -1:
 
 
 cdef cnp.ndarray _from_range(object values, str name):
-    """uint64 arithmetic wraps, so that the step may be negative."""
+    """The elements of a range.  The step may be negative, because uint64 arithmetic wraps."""
     cdef object first = values.start, last
     if not values:
         return np.zeros(0, dtype=np.uint64)
@@ -70,26 +72,28 @@ cdef cnp.ndarray _from_range(object values, str name):
 
 
 cdef cnp.ndarray _from_list(object values, str name):
-    """numpy's own choice where it is integers; else one by one, since numpy makes floats of [1, 2**63]."""
+    """The array that numpy makes of a list, if it has integers.  Otherwise the elements as objects: numpy makes floats
+    of [1, 2**63]."""
     cdef cnp.ndarray array
     _refuse_masks_inside(values, name)
-    array = _asked(values, name)
+    array = _via_asarray(values, name)
     if not cnp.PyArray_SIZE(array):
         return np.zeros((<object>array).shape, dtype=np.uint64)
     if array.dtype.kind in "ui":
         return array
-    return _asked_as_objects(values, name)
+    return _object_array(values, name)
 
 
-cdef cnp.ndarray _asked_as_objects(object values, str name):
+cdef cnp.ndarray _object_array(object values, str name):
     try:
         return np.array(values, dtype=object)
     except ValueError as error:
-        raise TypeError(f"{_no_array(name)}: {error}") from error
+        raise TypeError(f"{_must_be_array(name)}: {error}") from error
 
 
 cdef int _refuse_masks_inside(object values, str name) except -1:
-    """Of a list, since numpy drops the masks of arrays in it; no deeper than an array has dimensions."""
+    """TypeError for a masked array inside a list: numpy would drop its mask.  Searches as deep as an array can have
+    dimensions."""
     cdef list level = [values]
     for _ in range(64):
         level = [part for row in level for part in row if isinstance(part, (list, tuple, np.ndarray))]
@@ -97,32 +101,32 @@ cdef int _refuse_masks_inside(object values, str name) except -1:
             if isinstance(part, np.ndarray):
                 _refuse_mask(part, name)
         level = [part for part in level if not isinstance(part, np.ndarray)]
-        if not level or len(level) > 1 << 20:  # numpy refuses a list that has no end
+        if not level or len(level) > 1 << 20:  # numpy refuses a list that contains itself
             break
     return 0
 
 
 cdef cnp.ndarray _plain(cnp.ndarray array):
-    """The same memory without a subclass's own ideas of shape, copy or min."""
+    """The same memory as a plain ndarray, without the methods that a subclass overrides."""
     return array if type(array) is np.ndarray else np.asarray(array)
 
 
 # ---- other kinds of integers ---------------------------------------------------------------------------------------
 
 cdef bint _is_exact(cnp.ndarray array) noexcept:
-    """Whether the engine can read it as it lies: 64-bit integers, aligned, in the machine's byte order."""
+    """Whether the engine can read the array in place: 64-bit integers, aligned, in the machine's byte order."""
     return ((cnp.PyArray_ISSIGNED(array) or cnp.PyArray_ISUNSIGNED(array)) and cnp.PyArray_ITEMSIZE(array) == 8
             and cnp.PyArray_ISALIGNED(array) and cnp.PyArray_ISNOTSWAPPED(array))
 
 
 cdef cnp.ndarray _converted(cnp.ndarray array, str name):
-    """The same integers as the engine reads them, or TypeError where a conversion could lose something."""
+    """The same integers in a form that the engine can read.  TypeError if a conversion could change a value."""
     kind = array.dtype.kind
     if kind in "ui":
         return _widened(array, np.int64 if kind == "i" else np.uint64)
     if kind == "O":
         return _from_objects(array, name)
-    raise TypeError(f"{_no_array(name)}, not {array.dtype}{_way_from_dtype(array.dtype, name)}")
+    raise TypeError(f"{_must_be_array(name)}, not {array.dtype}{_way_from_dtype(array.dtype, name)}")
 
 
 cdef str _way_from_dtype(object dtype, str name):
@@ -136,21 +140,22 @@ cdef str _way_from_dtype(object dtype, str name):
         return f"; np.asarray({name}).astype(np.uint64) converts it, but drops fractions and makes garbage of NaN"
     if dtype.kind in "mMUST":
         return f"; use np.asarray({name}).astype(np.uint64) if these are frame numbers"
-    return f"; use np.asarray({name}).view(np.uint64) if this is what lies there"
+    return f"; use np.asarray({name}).view(np.uint64) if its memory holds 64-bit integers"
 
 
 cdef cnp.ndarray _widened(cnp.ndarray array, object dtype):
-    """Each element once: an axis of stride 0 is copied as one element and spread again."""
+    """Converts each element once.  An axis of stride 0 repeats one element: it is converted once and repeated again."""
     return np.broadcast_to(_without_repeats(array).astype(dtype), (<object>array).shape)
 
 
 cdef cnp.ndarray _without_repeats(cnp.ndarray array):
-    """A view of each element once; the Ellipsis keeps an array without a dimension an array."""
+    """A view in which each axis of stride 0 has one element.  The Ellipsis keeps an array of 0 dimensions an array."""
     return array[(*[slice(None) if stride else slice(1) for stride in (<object>array).strides], Ellipsis)]
 
 
 cdef cnp.ndarray _from_objects(cnp.ndarray array, str name):
-    """One by one: each must be an int, or have __index__, which may write to the array: so a copy is read."""
+    """Converts Python objects one by one.  Each must be an int or have __index__.  Reads from a copy, because an
+    __index__ may write to the array."""
     cdef object once = _without_repeats(array).copy()
     cdef object numbers = np.empty(once.shape, dtype=np.uint64)
     for place, value in enumerate(once.flat):
@@ -163,11 +168,11 @@ cdef cnp.ndarray _from_objects(cnp.ndarray array, str name):
 cdef extern from "Python.h":
     int _check_signals "PyErr_CheckSignals"() noexcept
 
-# The GIL is asked for no more often than this, since other threads may be slow to give it.
+# The shortest time between two acquisitions of the GIL for signals: other threads may be slow to release it.
 cdef enum: SIGNALS_MS = 8
 
-cdef struct _Patience:
-    int64_t asked
+cdef struct _PollClock:
+    int64_t last_poll  # milliseconds
 
 
 cdef int64_t _milliseconds() noexcept nogil:
@@ -176,46 +181,46 @@ cdef int64_t _milliseconds() noexcept nogil:
     return <int64_t>now.tv_sec * 1000 + now.tv_nsec // 1000000
 
 
-cdef bint _handles_signals(_Patience *patience):
-    """Whether this thread is the one in which Python handles signals; it begins to count."""
-    patience.asked = _milliseconds()
+cdef bint _start_poll_clock(_PollClock *clock):
+    """Starts the clock.  Returns whether this is the main thread, the only one in which Python handles signals."""
+    clock.last_poll = _milliseconds()
     return PyThread_get_thread_ident() == threading.main_thread().ident
 
 
-cdef int _ask_with_gil() noexcept with gil:
+cdef int _check_signals_with_gil() noexcept with gil:
     return _check_signals()
 
 
-cdef int _ask_for_signals(void *opaque) noexcept nogil:
-    """The poll of a scan or a batch in the main thread, where Python handles signals."""
-    cdef _Patience *patience = <_Patience *>opaque
+cdef int _poll_signals(void *opaque) noexcept nogil:
+    """The poll function of a scan or a batch in the main thread.  Not 0 if a signal handler raised."""
+    cdef _PollClock *clock = <_PollClock *>opaque
     cdef int64_t now = _milliseconds()
-    if now - patience.asked < SIGNALS_MS:
+    if now - clock.last_poll < SIGNALS_MS:
         return 0
-    patience.asked = now
-    return _ask_with_gil()
+    clock.last_poll = now
+    return _check_signals_with_gil()
 
 
 cdef int _raise_pending() except -1:
-    """To the caller, what a handler of signals raised."""
+    """Raises the exception of the signal handler, which PyErr_CheckSignals() has set."""
     return -1
 
 
 # ---- int64 that must not be negative -------------------------------------------------------------------------------
 
 cdef enum _Found:
-    ENDED = -1  # by a signal handler
+    ENDED = -1  # a signal handler raised
     NOTHING
     NEGATIVE
 
 cdef struct _Scan:
-    int64_t negative     # the one that was found
-    size_t unasked       # elements since the last poll
-    _Patience *patience  # or NULL: no poll
+    int64_t negative    # the negative number, after NEGATIVE
+    size_t since_poll   # the elements since the last poll
+    _PollClock *clock   # NULL: no polls
 
 
 cdef int64_t _signs(const char *at, size_t n, ptrdiff_t stride) noexcept nogil:
-    """Negative if one of them is; vector code where they lie side by side."""
+    """A negative number if one of the n elements is negative.  The compiler vectorizes the contiguous case."""
     cdef int64_t signs = 0
     cdef size_t i
     if stride == sizeof(int64_t):
@@ -228,7 +233,7 @@ cdef int64_t _signs(const char *at, size_t n, ptrdiff_t stride) noexcept nogil:
 
 
 cdef bint _find_negative(const char *at, size_t n, ptrdiff_t stride, _Scan *scan) noexcept nogil:
-    """Which one it is: a second look, since the first one goes without branches."""
+    """Finds the negative number after _signs(), which has no branches and so cannot say which one it is."""
     cdef int64_t value
     cdef size_t i
     for i in range(n):
@@ -236,11 +241,11 @@ cdef bint _find_negative(const char *at, size_t n, ptrdiff_t stride, _Scan *scan
         if value < 0:
             scan.negative = value
             return True
-    return False  # another thread has written since
+    return False  # another thread has overwritten the negative number
 
 
 cdef _Found _scan_line(const char *at, size_t n, ptrdiff_t stride, _Scan *scan) noexcept nogil:
-    """In pieces; where every element is the same one, that one."""
+    """Scans n elements in pieces of MS_BATCH_PIECE.  With a stride of 0 all elements are one, which is scanned once."""
     cdef size_t piece
     if not stride and n:
         n = 1
@@ -250,17 +255,17 @@ cdef _Found _scan_line(const char *at, size_t n, ptrdiff_t stride, _Scan *scan) 
             return NEGATIVE
         at += <ptrdiff_t>piece * stride
         n -= piece
-        scan.unasked += piece
-        if scan.patience is not NULL and scan.unasked >= MS_BATCH_POLL:
-            scan.unasked = 0
-            if _ask_for_signals(scan.patience):
+        scan.since_poll += piece
+        if scan.clock is not NULL and scan.since_poll >= MS_BATCH_POLL:
+            scan.since_poll = 0
+            if _poll_signals(scan.clock):
                 return ENDED
     return NOTHING
 
 
 cdef _Found _scan_lines(const char *at, int ndim, const cnp.npy_intp *dims, const cnp.npy_intp *strides,
                         _Scan *scan) noexcept nogil:
-    """Of an array of any strides that is not empty, axis by axis; an axis of stride 0 has one place to look at."""
+    """Scans a non-empty array of any strides, axis by axis.  An axis of stride 0 has one element."""
     cdef cnp.npy_intp i
     cdef _Found found = NOTHING
     if ndim <= 1:
@@ -279,30 +284,31 @@ cdef _Found _scan_array(cnp.ndarray array, _Scan *scan) noexcept nogil:
                        cnp.PyArray_STRIDES(array), scan)
 
 
-cdef cnp.ndarray _as_it_lies(cnp.ndarray array):
-    """The axes with the longest strides first: what is transposed is read in the order of memory."""
+cdef cnp.ndarray _in_memory_order(cnp.ndarray array):
+    """A view with the longest strides first, so that a transposed array is read in the order of memory."""
     if _in_step(array, array):
         return array
     return np.transpose(array, np.argsort(np.abs((<object>array).strides))[::-1])
 
 
 cdef int _refuse_negative(cnp.ndarray array, str name) except -1:
-    """Of int64.  Small arrays cost no more than they are; large ones keep neither threads nor signals waiting."""
-    cdef _Patience patience
+    """ValueError if an int64 array has a negative number.  A small array is scanned at once.  The scan of a large one
+    releases the GIL and polls for signals."""
+    cdef _PollClock clock
     cdef _Scan scan
     cdef _Found found
     cdef size_t n = cnp.PyArray_SIZE(array)
     if n <= MS_BATCH_PIECE and _in_step(array, array) and _signs(
             <const char *>cnp.PyArray_DATA(array), n, _stride(array)) >= 0:
         return 0
-    scan.unasked = 0
-    scan.patience = NULL
+    scan.since_poll = 0
+    scan.clock = NULL
     if n <= MS_BATCH_PIECE:
         found = _scan_array(array, &scan) if n else NOTHING
     else:
-        if _handles_signals(&patience):
-            scan.patience = &patience
-        array = _as_it_lies(array)
+        if _start_poll_clock(&clock):
+            scan.clock = &clock
+        array = _in_memory_order(array)
         with nogil:
             found = _scan_array(array, &scan)
     if found == ENDED:
@@ -313,7 +319,7 @@ cdef int _refuse_negative(cnp.ndarray array, str name) except -1:
 
 
 cdef cnp.ndarray _numbers(object values, str name):
-    """gfns or gpas: uint64, or int64 that are not negative."""
+    """An argument of gfns or gpas: uint64, or int64 without negative numbers."""
     cdef cnp.ndarray array = values if type(values) is np.ndarray else _as_ndarray(values, name)
     if not _is_exact(array):
         array = _converted(array, name)
@@ -323,7 +329,8 @@ cdef cnp.ndarray _numbers(object values, str name):
 
 
 cdef cnp.ndarray _words(object values, str name):
-    """Words of a bitmap.  int64 stands for the same 64 bits: a word whose bit 63 is set reads as a negative number."""
+    """The words of a bitmap, as uint64.  A 64-bit signed word stands for the same bits; with bit 63 set it is negative.
+    A narrower negative number has no such bits and raises ValueError."""
     cdef cnp.ndarray array = values if type(values) is np.ndarray else _as_ndarray(values, name)
     cdef bint is_wide = cnp.PyArray_ITEMSIZE(array) == 8
     if not _is_exact(array):
@@ -336,7 +343,7 @@ cdef cnp.ndarray _words(object values, str name):
 
 
 cdef cnp.ndarray _result(object out, cnp.ndarray numbers, int type_num):
-    """The array to write to: a new one, or the caller's after a look at its type, shape and flags."""
+    """The array to write to: a new one, or the caller's, whose type, shape and flags are checked."""
     cdef cnp.ndarray array
     if out is None:
         return cnp.PyArray_EMPTY(cnp.PyArray_NDIM(numbers), cnp.PyArray_DIMS(numbers), type_num, 0)
@@ -374,14 +381,15 @@ cdef str _way_to_out(cnp.ndarray numbers, int type_num):
 
 
 cdef bint _in_step(cnp.ndarray a, cnp.ndarray b) noexcept nogil:
-    """Whether one stride leads through both: flat arrays, or single lines of any stride."""
+    """Whether the elements of each array, in C order, are one constant stride apart.  Both have one dimension, with any
+    stride, or both are C-contiguous.  The two have the same shape."""
     if cnp.PyArray_NDIM(a) == 1:
         return True
     return cnp.PyArray_IS_C_CONTIGUOUS(a) and cnp.PyArray_IS_C_CONTIGUOUS(b)
 
 
 cdef void _bounds(cnp.ndarray array, char **low, char **high) noexcept:
-    """The bytes that a flat array or a line touches: [low, high)."""
+    """The bytes [low, high) that an array of one stride covers.  It is not empty."""
     cdef ptrdiff_t reach = _stride(array) * (cnp.PyArray_SIZE(array) - 1)
     cdef char *first = <char *>cnp.PyArray_DATA(array)
     low[0] = first if reach >= 0 else first + reach
@@ -389,7 +397,7 @@ cdef void _bounds(cnp.ndarray array, char **low, char **high) noexcept:
 
 
 cdef bint _clash(cnp.ndarray a, cnp.ndarray b) noexcept:
-    """Whether writing b, which is in step with a, could spoil parts of a that are still to be read."""
+    """Whether writing to b could overwrite elements of a that are still to be read.  _in_step(a, b) is true."""
     cdef char *low_a
     cdef char *high_a
     cdef char *low_b
@@ -405,8 +413,9 @@ cdef ptrdiff_t _stride(cnp.ndarray array) noexcept nogil:
     return cnp.PyArray_STRIDE(array, 0) if cnp.PyArray_NDIM(array) == 1 else cnp.PyArray_ITEMSIZE(array)
 
 
-cdef cnp.ndarray _in_a_line(cnp.ndarray array):
-    """What the array has, in step with itself: values that only a stride of 0 repeats are there once."""
+cdef cnp.ndarray _with_one_stride(cnp.ndarray array):
+    """The elements of the array at one constant stride.  If the array is large, elements that a stride of 0 repeats
+    occur once."""
     array = _without_repeats(array) if cnp.PyArray_SIZE(array) > <cnp.npy_intp>MS_BATCH_PIECE else array
     return array if _in_step(array, array) else np.ascontiguousarray(array)
 

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: MIT
-# The functions of memslots.h, for the extension alone, which is linked with the core.  Not installed: in another module
-# each of them would be an undefined symbol at import.
+# The functions of memslots.h, for the extension only, because it is linked with the core.  This file is not installed:
+# in another module each function would be an undefined symbol at import.
 from libc.stdint cimport uint32_t, uint64_t
 
 from .libmemslots cimport *

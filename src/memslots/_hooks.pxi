@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: MIT
-# From the core's hooks to a Python Listener, from its stall reports to warnings, and what either raises back to the
-# caller of the change.
+# Calls a Python Listener from the core's hooks, and turns the core's stall reports into warnings.  Exceptions of both
+# reach the caller of the change.
 
-# What hooks raised is kept in their VM's dict, by the thread that runs the change.  Where there is no memory to keep it,
-# a refusal is still one: see _refusal().
+# The VM's dict keeps the exceptions of hooks until the change ends, by the ident of the thread that runs it.  If there
+# is no memory to keep one, a refusal still refuses the change: see _refusal().
 cdef void _keep(dict raised, object error) noexcept:
     try:
         raised.setdefault(PyThread_get_thread_ident(), []).append(error)
@@ -12,7 +12,7 @@ cdef void _keep(dict raised, object error) noexcept:
 
 
 cdef void _keep_refusal(dict raised, object error) noexcept:
-    """First in the list: it is the reason why the change fails."""
+    """Puts the exception first in the list, since it is the reason why the change fails."""
     try:
         raised.setdefault(PyThread_get_thread_ident(), []).insert(0, error)
     except MemoryError:
@@ -21,10 +21,10 @@ cdef void _keep_refusal(dict raised, object error) noexcept:
 
 @cython.final
 cdef class _Hook:
-    """One listener of one VM, and the C struct that leads to it."""
+    """One listener of one VM, with the C struct that the core knows it by."""
     cdef ms_listener c
     cdef object listener
-    cdef dict raised  # the VM's
+    cdef dict raised  # VM._raised of its VM
 
 
 cdef object _change(const ms_change *change):
@@ -32,21 +32,22 @@ cdef object _change(const ms_change *change):
 
 
 cdef int _check_none(str name, _Hook hook, object result) except -1:
-    """A hook returns None.  Any other value may be meant as a refusal, as KVM's -ENOMEM, or is a coroutine that has not
-    run: TypeError, which refuses the change where prepare returned it."""
+    """TypeError if a hook returned a value other than None.  From prepare, this refuses the change.
+
+    The value may be meant as a refusal, such as KVM's -ENOMEM, or it is a coroutine that has not run."""
     if result is None:
         return 0
     if inspect.iscoroutine(result):
-        result.close()  # else Python warns that it was never awaited
+        result.close()  # otherwise Python warns that it was never awaited
     if name == "prepare":
         way = "to refuse the change, raise an exception"
     else:
         way = "the change is not affected"
-    raise TypeError(f"{name}() of {type(hook.listener).__name__} must return None, not {_brief(result)}; {way}")
+    raise TypeError(f"{name}() of {type(hook.listener).__name__} must return None, not {_value_or_type(result)}; {way}")
 
 
-cdef str _brief(object value):
-    """An int is shown, since it may be an errno; of anything else the type."""
+cdef str _value_or_type(object value):
+    """A small int as a number, since it may be an errno.  The type of any other value."""
     if type(value) is int and -4096 < value < 4096:
         return f"{value}"
     return f"a value of type {type(value).__name__}"
@@ -58,7 +59,7 @@ cdef int _prepare(void *opaque, const ms_change *change) noexcept with gil:
     try:
         _check_none("prepare", hook, hook.listener.prepare(_change(change)))
         r = 0
-    except BaseException as error:  # no return in here: Cython's crashes where there was no memory for a traceback
+    except BaseException as error:  # no return in here: Cython's code crashes if there was no memory for a traceback
         _keep_refusal(hook.raised, error)
     return r
 
@@ -88,10 +89,10 @@ cdef void _commit(void *opaque, const ms_change *change) noexcept with gil:
 
 
 cdef void _stalled(void *opaque, const ms_stall *stall) noexcept with gil:
-    """opaque is the VM's dict of what hooks raised.  A signal handler that raises does not swallow the warning."""
+    """The core's ms_stall_fn; opaque is VM._raised.  A signal handler that raises must not suppress the warning."""
     cdef dict raised = <dict>opaque
     try:
-        PyErr_CheckSignals()  # what is pending would come up inside of what follows
+        PyErr_CheckSignals()  # otherwise the handler of a pending signal would run inside warnings.warn()
     except BaseException as error:
         _keep(raised, error)
     if not _warned_or_kept(raised, stall, False):
@@ -99,7 +100,8 @@ cdef void _stalled(void *opaque, const ms_stall *stall) noexcept with gil:
 
 
 cdef bint _warned_or_kept(dict raised, const ms_stall *stall, bint again) noexcept:
-    """False if it ended in what is no Exception, as Ctrl-C: then nobody may have heard of the reader."""
+    """Warns.  Returns False if the warning ended in a BaseException that is no Exception, such as KeyboardInterrupt:
+    then the warning may not have been shown."""
     cdef bint done = True
     try:
         warnings.warn(reader_stall(stall.thread_id, stall.waited_ns, again), stacklevel=1)

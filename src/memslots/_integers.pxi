@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: MIT
-# Arguments that are numbers: __index__ only, in range, named when they are not.
+# Arguments that are numbers.  A number has __index__ and is in range; otherwise the exception names the argument.
 
 cdef extern from *:
     """
-    /* The value of an int of one digit (below 2^30) that is not negative, as most frame numbers are; else -1. */
+    /* The value of a non-negative int of one digit (below 2^30), as most frame numbers are.  Otherwise negative. */
     #if PY_VERSION_HEX >= 0x030C0000
     static inline Py_ssize_t memslots_small(PyObject *value)
     {
@@ -21,12 +21,12 @@ cdef extern from *:
 
 
 cdef extern from "Python.h":
-    # Without Cython's own look at errors, which costs a try block at every call.
+    # Declared without Cython's check for an exception, which would cost a try block at every call.
     unsigned long long _as_unsigned "PyLong_AsUnsignedLongLong"(object value) noexcept
 
 
 cdef object _index(object value, str name):
-    """An int from what has __index__; bool is refused, since True is no frame number."""
+    """The int of an object with __index__.  TypeError for a bool, since True is no frame number."""
     if isinstance(value, (bool, np.bool_)) or not hasattr(value, "__index__"):
         raise TypeError(f"{name} must be an int, not {type(value).__name__}")
     try:
@@ -36,7 +36,7 @@ cdef object _index(object value, str name):
 
 
 cdef object _in_words(object number):
-    """An int for a message: Python refuses to print one of more than 4,300 digits."""
+    """A text for an int in a message: Python refuses to print an int of more than 4,300 digits."""
     cdef object bits = number.bit_length()
     return str(number) if bits <= 256 else f"a {'negative ' if number < 0 else ''}number of {bits} bits"
 
@@ -49,7 +49,7 @@ cdef uint64_t _number_slow(object value, str name, uint64_t maximum) except? 0xD
 
 
 cdef inline uint64_t _number(object value, str name, uint64_t maximum) except? 0xDEAD:
-    """An exact int in range, which is what nearly every caller passes, costs one conversion."""
+    """The argument as an integer from 0 to maximum.  The usual case, an exact int in range, costs one conversion."""
     cdef uint64_t number
     cdef Py_ssize_t small
     if PyLong_CheckExact(value):
@@ -73,7 +73,7 @@ cdef inline uint32_t _u32(object value, str name) except? 0xDEAD:
 
 
 cdef int32_t _fd(object value, str name) except? -7777:
-    """A file descriptor, or -1; the default is one of the ints that Python has only once."""
+    """A file descriptor, or -1.  The test with `is` is fast for the default: CPython has only one object for -1."""
     if value is -1:
         return -1
     cdef object number = _index(value, name)

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
-"""Refuses to be imported in a sub-interpreter.
+"""Refuses the import of memslots in a sub-interpreter.
 
-What the core knows of threads and forks belongs to the process, and the extension cannot be loaded twice: the first
-interpreter that loaded it would lock out all others, the main one too.  So this is asked before it is loaded.
+The core keeps its state of threads and forks once per process, and the extension can be loaded only once.  If a
+sub-interpreter loaded it first, all others could not, not even the main one.  So the check comes before the load.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ import importlib
 
 
 def is_main() -> bool:
-    """Whether this is the main interpreter; also where this Python has no word for it."""
-    for name in ("_interpreters", "_xxsubinterpreters"):  # from 3.13 on, and before
+    """Whether this is the main interpreter.  True too if this Python has no module to find out."""
+    for name in ("_interpreters", "_xxsubinterpreters"):  # Python 3.13 and later; earlier
         try:
             interpreters = importlib.import_module(name)
         except ImportError:

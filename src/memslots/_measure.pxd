@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-# private/measure.h of the core, name for name.  The header is not installed: only the binding can use it.
+# The declarations of private/measure.h of the core.  The header is not installed: only the binding can use it.
 from libc.stdint cimport int32_t, uint32_t, uint64_t
 
 from .libmemslots cimport ms_userspace_memory_region, ms_vcpu, ms_vm

@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: MIT
-# Times of calls from C, for percentiles without an interpreter in between.
+# Times calls in C, so that the interpreter has no part in a measured time.
 
-#: One change in an array: the layout of struct ms_userspace_memory_region, for time_changes().
+#: One change in an array for time_changes(): the layout of struct ms_userspace_memory_region.
 REGION_DTYPE = np.dtype([
     ("slot", "u4"), ("as_id", "u4"), ("flags", "u4"), ("guest_memfd", "i4"), ("guest_phys_addr", "u8"),
     ("memory_size", "u8"), ("userspace_addr", "u8"), ("guest_memfd_offset", "u8"),
 ])
 
 
-cdef cnp.ndarray _line(object values, str name):
+cdef cnp.ndarray _one_dimension(object values, str name):
     """A contiguous uint64 array of one dimension."""
     cdef cnp.ndarray array = _numbers(values, name)
     if array.ndim != 1:
@@ -24,14 +24,17 @@ cdef size_t _group(object value) except 0:
 
 
 def time_lookups(VM vm not None, what, numbers, lasts=None, group=1, as_id=0, VCPU vcpu=None):
-    """Times n calls from C: (nanoseconds of each group of calls, the n answers), both uint64.
+    """Times n calls in C.  Returns (times, answers), two uint64 arrays.
 
-    what: "gfn_to_hva" of gfns (through vcpu if given), "id_to_memslot" of ids (userspace_addr, 2**64 - 1 for none),
-    or "hva_range" of [numbers, lasts] (how many slots have a byte there).  The caller checks the answers.
+    times: the nanoseconds of each group of calls, shape (ceil(n / group),).  answers: one per call, shape (n,).
+    what: "gfn_to_hva" looks up gfns, through vcpu if it is given.  The answers are host addresses.
+    "id_to_memslot" looks up ids.  The answers are userspace_addr, or 2**64 - 1 if there is no such slot.
+    "hva_range" finds slots with a host byte in [numbers[i], lasts[i]].  The answers are the numbers of these slots.
+    The function does not check the answers.
     """
     cdef uint32_t space = _as_id(vm, as_id)
-    cdef cnp.ndarray first = _line(numbers, "numbers")
-    cdef cnp.ndarray last = first if lasts is None else _line(lasts, "lasts")
+    cdef cnp.ndarray first = _one_dimension(numbers, "numbers")
+    cdef cnp.ndarray last = first if lasts is None else _one_dimension(lasts, "lasts")
     cdef size_t n = first.size, per = _group(group)
     cdef cnp.ndarray answers = np.zeros(n, dtype=np.uint64)
     cdef cnp.ndarray times = np.zeros((n + per - 1) // per, dtype=np.uint64)
@@ -40,7 +43,7 @@ def time_lookups(VM vm not None, what, numbers, lasts=None, group=1, as_id=0, VC
     cdef uint64_t *out = <uint64_t *>cnp.PyArray_DATA(answers)
     cdef uint64_t *ns = <uint64_t *>cnp.PyArray_DATA(times)
     if <size_t>last.size != n:
-        raise ValueError(f"lasts has {last.size} entries, numbers {n}")
+        raise ValueError(f"lasts has {last.size} entries, but numbers has {n}")
     if vcpu is not None and vcpu.vm is not vm:
         raise ValueError("the vCPU belongs to another VM")
     if what == "gfn_to_hva" and vcpu is not None:
@@ -61,8 +64,10 @@ def time_lookups(VM vm not None, what, numbers, lasts=None, group=1, as_id=0, VC
 
 
 def time_changes(VM vm not None, regions, group=1):
-    """Times n calls of set_user_memory_region from C: (uint64 nanoseconds of each group, int32 results: 0 or a
-    negative errno).  regions: an array of REGION_DTYPE."""
+    """Times n calls of set_user_memory_region in C.  Returns (times, results).
+
+    regions: an array of REGION_DTYPE, shape (n,).  times: uint64, the nanoseconds of each group of calls.
+    results: int32 of shape (n,), 0 or a negative errno."""
     cdef cnp.ndarray rows
     cdef size_t n, per = _group(group)
     cdef cnp.ndarray results, times
@@ -73,7 +78,7 @@ def time_changes(VM vm not None, regions, group=1):
     _refuse_mask(regions, "regions")
     if not isinstance(regions, np.ndarray) or regions.dtype != REGION_DTYPE or regions.ndim != 1:
         raise TypeError("regions must be an array of REGION_DTYPE with one dimension")
-    rows = np.array(regions, subok=False)  # a copy: what is validated must not change afterwards
+    rows = np.array(regions, subok=False)  # a copy, which no other thread can change during the calls
     n = rows.size
     results = np.zeros(n, dtype=np.int32)
     times = np.zeros((n + per - 1) // per, dtype=np.uint64)
@@ -90,7 +95,7 @@ def time_changes(VM vm not None, regions, group=1):
 
 
 def time_nothing(n=1000):
-    """The clock's own share of each time: n times of no call at all, uint64 nanoseconds."""
+    """Times nothing, n times: uint64 nanoseconds of shape (n,).  Each measured time includes such a time."""
     cdef cnp.ndarray times = np.zeros(_number(n, "n", 0x7FFFFFFF), dtype=np.uint64)
     cdef size_t size = cnp.PyArray_SIZE(times)
     cdef uint64_t *ns = <uint64_t *>cnp.PyArray_DATA(times)
@@ -100,9 +105,11 @@ def time_nothing(n=1000):
 
 
 def design_costs():
-    """How each design says that its operations grow with the number of slots: {"tree": {"gfn": "log", ...}, ...}.
+    """How the cost of operations grows with the number of slots, as each design declares it.
 
-    "walk" and "scan": with the number, along pointers or through an array; "log": with its logarithm, or not at all.
+    Returns {"tree": {"gfn": "log", "id": ..., "hva": ..., "change": ...}, ...}.
+    "walk": in proportion to the number of slots, along pointers.  "scan": in proportion, through an array.
+    "log": with the logarithm of the number, or not at all.
     """
     cdef int costs[4]
     cdef size_t i

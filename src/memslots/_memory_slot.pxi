@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-# MemorySlot: a slot by value.
+# MemorySlot: the values of a slot.
 
 @cython.final
 @cython.freelist(64)
@@ -8,23 +8,23 @@ cdef class MemorySlot:
     """MemorySlot(*, id, as_id, base_gfn, npages, userspace_addr, flags=0)
 --
 
-A slot at the moment of the call that returned it: an immutable value, compared by value.
+The values of a slot at the moment of the call that returned it (struct kvm_memory_slot).  Immutable.
 
-    base_gfn and npages count pages; userspace_addr, gpa and size are bytes (struct kvm_memory_slot).
-    Slots are ordered by (as_id, base_gfn).  The fields are keywords only, since MEMSLOT_DTYPE has them in another order
-    than a reader would expect: ``MemorySlot(**dict(zip(row.dtype.names, row.item())))`` makes one of a row.
+    base_gfn and npages count pages.  userspace_addr, gpa and size are in bytes.  Slots are equal if all fields are.
+    They are ordered by (as_id, base_gfn).  The arguments are keywords only, because the order of the fields in
+    MEMSLOT_DTYPE differs.  ``MemorySlot(**dict(zip(row.dtype.names, row.item())))`` makes a slot of a row.
     """
 
     cdef ms_memslot _value
     cdef bint _made
 
-    @cython.embedsignature(False)  # the class has it
+    @cython.embedsignature(False)  # the class shows the signature
     def __init__(self, *args, id=None, as_id=None, base_gfn=None, npages=None, userspace_addr=None, flags=0):
         if args:
-            raise TypeError("a MemorySlot takes keywords only: id, as_id, base_gfn, npages, userspace_addr, flags; of a row "
-                            "of MEMSLOT_DTYPE use MemorySlot(**dict(zip(row.dtype.names, row.item())))")
+            raise TypeError("a MemorySlot takes keywords only: id, as_id, base_gfn, npages, userspace_addr, flags; for "
+                            "a row of MEMSLOT_DTYPE use MemorySlot(**dict(zip(row.dtype.names, row.item())))")
         if self._made:
-            raise TypeError("a MemorySlot never changes: make another one")
+            raise TypeError("a MemorySlot never changes: create a new one")
         self._value.id = _u32(id, "id")
         self._value.as_id = _u32(as_id, "as_id")
         self._value.base_gfn = _u64(base_gfn, "base_gfn")
@@ -35,12 +35,12 @@ A slot at the moment of the call that returned it: an immutable value, compared 
 
     @property
     def id(self):
-        """The slot's number within its address space."""
+        """The id of the slot within its address space."""
         return self._value.id
 
     @property
     def as_id(self):
-        """The address space."""
+        """The number of the address space."""
         return self._value.as_id
 
     @property
@@ -50,7 +50,7 @@ A slot at the moment of the call that returned it: an immutable value, compared 
 
     @property
     def npages(self):
-        """How many pages."""
+        """The number of pages."""
         return self._value.npages
 
     @property
@@ -60,7 +60,7 @@ A slot at the moment of the call that returned it: an immutable value, compared 
 
     @property
     def flags(self):
-        """MemFlag."""
+        """The flags, a MemFlag."""
         return MemFlag(self._value.flags)
 
     @property
@@ -82,8 +82,8 @@ A slot at the moment of the call that returned it: an immutable value, compared 
         cdef ms_memslot *v = &self._value
         return (v.id, v.as_id, v.base_gfn, v.npages, v.userspace_addr, v.flags)
 
-    cdef tuple _place(self):
-        """Where the slot stands in a list of slots; the other fields make the order total."""
+    cdef tuple _sort_key(self):
+        """The order of slots in a list.  The fields after base_gfn make the order total."""
         cdef ms_memslot *v = &self._value
         return (v.as_id, v.base_gfn, v.id, v.npages, v.userspace_addr, v.flags)
 
@@ -95,7 +95,7 @@ A slot at the moment of the call that returned it: an immutable value, compared 
     def __lt__(self, other):
         if type(other) is not MemorySlot:
             return NotImplemented
-        return (<MemorySlot>self)._place() < (<MemorySlot>other)._place()
+        return (<MemorySlot>self)._sort_key() < (<MemorySlot>other)._sort_key()
 
     def __hash__(self):
         return hash(self._key())
@@ -112,7 +112,7 @@ A slot at the moment of the call that returned it: an immutable value, compared 
 
 
 def _memory_slot(id, as_id, base_gfn, npages, userspace_addr, flags):
-    """For pickle."""
+    """The constructor for pickle, with positional arguments."""
     return MemorySlot(id=id, as_id=as_id, base_gfn=base_gfn, npages=npages, userspace_addr=userspace_addr, flags=flags)
 
 

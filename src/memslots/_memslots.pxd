@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: MIT
-# What other Cython modules may cimport; they compile with get_include() and link with nothing.
+# The part of the extension that other Cython modules may cimport.  They compile with memslots.get_include() as an
+# include directory, and link with no library.
 from libc.stdint cimport uint32_t, uint64_t
 
 from .libmemslots cimport ms_memslot, ms_update, ms_vcpu, ms_vm
@@ -15,7 +16,7 @@ cdef class VM:
     cdef uint32_t _stall_warning_ms
     cdef object __weakref__
 
-    # The calls of memslots.h for Cython callers, GIL or not.
+    # Calls of memslots.h for Cython code, with or without the GIL.
     cdef uint64_t c_gfn_to_hva(self, uint32_t as_id, uint64_t gfn) noexcept nogil
     cdef int c_gfn_to_memslot(self, uint32_t as_id, uint64_t gfn, ms_memslot *out) noexcept nogil
 

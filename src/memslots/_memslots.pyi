@@ -16,7 +16,7 @@ __version__: str
 class _HasArray(Protocol):
     def __array__(self) -> npt.NDArray[Any]: ...
 
-# Integers of any width; bytes and str are sequences too, and are refused when they are passed.
+# Integers of any width.  bytes and str match this type too, but raise TypeError at run time.
 _Numbers = (
     npt.NDArray[np.integer[Any]]
     | Buffer

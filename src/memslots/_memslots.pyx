@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: MIT
 # cython: language_level=3, binding=False, embedsignature=True, embedsignature.format=clinic
 # cython: boundscheck=False, wraparound=False, freethreading_compatible=True
-"""The binding: checks arguments, gives the GIL away, turns an errno into an exception.  No policy lives here.
+"""The Cython binding: checks arguments, releases the GIL, and turns an errno into an exception.  It has no policy.
 
-Whatever takes slots_lock or may wait runs without the GIL: a hook needs the GIL to finish, and a waiter that held it
-would wait for ever.  One lookup keeps it, since it cannot wait and costs less than giving it away.
+Every call that takes slots_lock or may wait runs without the GIL.  A hook needs the GIL to finish, so a waiter that
+kept the GIL would never return.  A single lookup keeps the GIL: it cannot wait, and it costs less than a release.
 """
 
 cdef extern from *:
@@ -68,11 +68,11 @@ from .errors import (
 from .listener import Change, ChangeKind, check_hooks
 
 cnp.import_array()
-ms_simd()  # reads the environment now: later, without the GIL, another thread may be writing it
+ms_simd()  # reads the environment at import: a later call runs without the GIL, while another thread may change it
 
 __version__ = MS_VERSION.decode()
 
-# Ranges are asked for with room for so many slots first.
+# The number of slots that the first try of a range query has room for.
 cdef enum: FIRST_ROOM = 64
 
 # From the number of a rule to its name.
@@ -80,20 +80,22 @@ _RULES = {number: ms_rule_name(<ms_rule>number).decode() for number in range(MS_
 
 _POLICIES = ("auto", "off", "eager", "walk")  # in the order of enum ms_index_policy
 
-# Of calls that never got the VM's lock.
+# The rules that refuse a call before it has the VM's lock.
 _NOT_LOCKED = frozenset((MS_RULE_READ_SECTION, MS_RULE_HOOK, MS_RULE_HOOK_BUSY, MS_RULE_UPDATE, MS_RULE_UPDATE_OWNER,
                          MS_RULE_FORKED, MS_RULE_CLOSED, MS_RULE_INTERRUPTED))
 
 
 def build_info() -> dict:
-    """What the C core was built with (compiler, whether asserts are on, sanitizer), and what batches use on this CPU
-    (simd; the environment variable MEMSLOTS_SIMD may name another level of ``simd_levels()``)."""
+    """Describes the build of the C core: compiler, whether asserts are on, sanitizer.
+
+    The key "simd" gives the vector instructions that batches use on this CPU.  The environment variable MEMSLOTS_SIMD
+    can choose another level of ``simd_levels()``."""
     info = dict(item.split("=", 1) for item in ms_build_info().decode().split("; "))
     return info | {"simd": ms_simd().decode()}
 
 
 def simd_levels() -> tuple:
-    """What batches can use on this CPU, "portable" first.  All give the same answers."""
+    """The names of the vector levels that batches can use on this CPU, "portable" first.  All give the same answers."""
     cdef list names = []
     while ms_simd_name(len(names)) is not NULL:
         names.append(ms_simd_name(len(names)).decode())
@@ -101,14 +103,16 @@ def simd_levels() -> tuple:
 
 
 def set_simd(name):
-    """Makes batches of this process use another one of ``simd_levels()``, for tests and measurements."""
+    """Makes all batches of this process use another level of ``simd_levels()``, for tests and measurements.
+
+    NotSupportedError (ENOSYS): this CPU has no level of that name."""
     if name not in simd_levels():
         raise from_errno(errno.ENOSYS, f"this CPU has no level {name!r}; it has {', '.join(simd_levels())}")
     ms_set_simd(name.encode())
 
 
 def backends() -> tuple:
-    """The names of the designs that ``VM(backend=...)`` can have in this build."""
+    """The names of the designs in this build; each is valid as ``VM(backend=...)``."""
     cdef list names = []
     while ms_backend_name(len(names)) is not NULL:
         names.append(ms_backend_name(len(names)).decode())
@@ -122,10 +126,10 @@ include "_rows.pxi"
 include "_interrupts.pxi"
 
 
-# ---- what the calls of VM share ------------------------------------------------------------------------------------
+# ---- functions that the methods of VM share ------------------------------------------------------------------------
 
 cdef const ms_config *_config(VM vm) except NULL:
-    """The limits; also of a closed VM, but not of one that was never made."""
+    """The limits of an open or a closed VM.  ClosedError if a subclass has not created the VM yet."""
     if vm._vm is NULL:
         _check_open(vm)
     return ms_vm_config(vm._vm)
@@ -133,15 +137,15 @@ cdef const ms_config *_config(VM vm) except NULL:
 
 cdef int _check_open(VM vm) except -1:
     if vm._closed and vm._vm is NULL:
-        raise ClosedError(errno.EBADF, f"{type(vm).__name__}.__init__() has not called super().__init__(), which makes "
-                          "the VM", rule="CLOSED")
+        raise ClosedError(errno.EBADF, f"{type(vm).__name__}.__init__() has not called super().__init__(), which "
+                          "creates the VM", rule="CLOSED")
     if vm._closed:
         raise ClosedError(errno.EBADF, "the VM is closed", rule="CLOSED")
     return 0
 
 
 cdef uint32_t _as_id(VM vm, object value) except? 0xDEAD:
-    """An address space of this VM, open."""
+    """The number of an address space of this VM.  Checks too that the VM is open."""
     cdef uint32_t as_id
     if vm._closed:
         _check_open(vm)
@@ -152,13 +156,15 @@ cdef uint32_t _as_id(VM vm, object value) except? 0xDEAD:
 
 
 cdef list _raised_by(VM vm, const ms_error *err):
-    """What the hooks of a refused call raised.  One that got no lock ran none: what this thread's hooks raised belongs
-    to the change that runs them."""
+    """Takes the exceptions that the hooks of a refused call raised.
+
+    A call that did not get the lock ran no hook.  Exceptions that are kept for this thread then belong to the outer
+    change whose hook made the call, and stay where they are."""
     return [] if err.rule in _NOT_LOCKED else _take_raised(vm) or []
 
 
 cdef object _refusal(VM vm, int r, const ms_error *err, object request, str where="", list raised=None):
-    """The exception for what C refused: what prepare raised, where that is why."""
+    """The exception for a call that the core refused.  If a prepare hook refused the change, its own exception."""
     if err.rule == MS_RULE_INTERRUPTED:
         return _interrupt()
     if raised is None:
@@ -175,24 +181,24 @@ cdef list _take_raised(VM vm):
         try:
             raised = vm._raised.pop(PyThread_get_thread_ident(), None)
         except MemoryError:
-            vm._raised.clear()  # rather lost than told to a later call
+            vm._raised.clear()  # a lost exception is better than one that a later, unrelated call raises
             raise
     return raised
 
 
 cdef object _with_notes(object error, list raised):
-    """The exception of a change, told what else its hooks raised."""
+    """Adds a note to the exception of a change for each further exception of its hooks."""
     for other in raised:
         try:
             words = repr(other)
         except Exception:
-            words = f"a {type(other).__name__} that cannot be printed"
+            words = f"an exception of type {type(other).__name__}, whose repr() failed"
         error.add_note(f"a hook of the same change raised {words}")
     return error
 
 
 cdef int _report_hooks(VM vm) except -1:
-    """After a call that did what it was asked: what flush and commit raised, and warnings that are errors."""
+    """After a successful call: raises the exceptions of flush and commit, and warnings that are errors."""
     raised = _take_raised(vm)
     if raised:
         error = raised.pop(0)
@@ -203,7 +209,7 @@ cdef int _report_hooks(VM vm) except -1:
 
 
 cdef int _report_harvest(VM vm, cnp.ndarray words) except -1:
-    """Bits that have been taken out of the log are not lost by an exception."""
+    """As _report_hooks().  The exception carries the bits that the call took out of the log, so that none is lost."""
     try:
         _report_hooks(vm)
     except BaseException as error:
@@ -213,7 +219,8 @@ cdef int _report_harvest(VM vm, cnp.ndarray words) except -1:
 
 
 cdef cnp.ndarray _rows_to_load(VM vm, object array, uint32_t as_id):
-    """Counted before they are copied: an array may be no more than a claim to be large."""
+    """The rows as the engine reads them.  The length is checked before the copy: an array with a stride of 0 can have
+    any length without the memory for it."""
     cdef cnp.ndarray table = _table(array, "load_memslots")
     if cnp.PyArray_SIZE(table) > _config(vm).user_mem_slots:
         raise ValueError(f"load_memslots takes at most user_mem_slots = {_config(vm).user_mem_slots} entries, "
@@ -222,18 +229,19 @@ cdef cnp.ndarray _rows_to_load(VM vm, object array, uint32_t as_id):
 
 
 cdef object _load_refusal(VM vm, int r, const ms_error *err, object rows):
-    cdef list raised = _raised_by(vm, err)  # first: without memory for the rest it must not be told to a later call
+    # Taken first: if memory runs out below, a later call must not raise these exceptions.
+    cdef list raised = _raised_by(vm, err)
     if err.rule in (MS_RULE_NO_MEMORY, MS_RULE_LISTENER_REFUSED) or err.rule in _NOT_LOCKED:
         return _refusal(vm, r, err, Request(), "", raised)
     if err.rule == MS_RULE_DUPLICATE_ID:
         first = np.flatnonzero(rows["id"] == rows[err.index]["id"])[0]
         if first < err.index:
-            return _with_notes(_same_id(rows, first, err.index, _slot_or_none(&err.other), -r), raised)
+            return _with_notes(_duplicate_id_error(rows, first, err.index, _slot_or_none(&err.other), -r), raised)
     return _refusal(vm, r, err, _row_request(rows, err.index), f"entry {err.index}: ", raised)
 
 
 cdef _Hook _hook_of(VM vm, object listener):
-    """Of a listener that is there, or None.  The caller has the VM's critical section."""
+    """The hook of a listener that was added, or None.  The caller is in the VM's critical section."""
     for hook in vm._hooks:
         if (<_Hook>hook).listener is listener:
             return hook
@@ -241,7 +249,8 @@ cdef _Hook _hook_of(VM vm, object listener):
 
 
 cdef bint _append_hook(VM vm, _Hook hook) except -1:
-    """False where its listener has one: of two threads that add it one is told so, without a GIL too."""
+    """Returns False if the listener was added already.  If two threads add it at once, one of them gets False, also on
+    a Python without a GIL."""
     cdef bint is_new
     with cython.critical_section(vm):
         is_new = _hook_of(vm, hook.listener) is None
@@ -250,24 +259,25 @@ cdef bint _append_hook(VM vm, _Hook hook) except -1:
     return is_new
 
 
-cdef object _no_hva(VM vm, uint64_t hva, object what, uint64_t number, object as_id):
+cdef object _hva_error(uint64_t hva, str unit, uint64_t number, object as_id):
+    """The exception for an error value in place of a host address.  unit: "gfn" or "gpa"."""
     if hva == MS_HVA_ERR_RO_BAD:
-        return ReadOnlySlotError(errno.EFAULT, f"{what} {number:#x} of address space {as_id} is in a READONLY "
+        return ReadOnlySlotError(errno.EFAULT, f"{unit} {number:#x} of address space {as_id} is in a READONLY "
                                  "slot; gfn_to_hva_prot() gives the address for reading")
-    return GfnNotMappedError(errno.EFAULT, f"{what} {number:#x} is in no slot of address space {as_id}, or in "
+    return GfnNotMappedError(errno.EFAULT, f"{unit} {number:#x} is in no slot of address space {as_id}, or in "
                              "one that is being deleted or moved")
 
 
 cdef object _many(VM vm, _Many what, object numbers, str name, object out, int type_num, object as_id, bint write):
-    # as_id first: its __index__ is the caller's code, which must not run once the arrays have been looked at.
+    # as_id comes first: its __index__ is code of the caller, which must not run after the checks of the arrays.
     cdef uint32_t space = _as_id(vm, as_id) if vm._closed or as_id is not 0 else 0
     cdef cnp.ndarray array = _numbers(numbers, name)
     cdef cnp.ndarray result = _result(out, array, type_num)
     cdef cnp.ndarray target = result
     if not _in_step(array, result):
-        array = np.ascontiguousarray(array)  # a copy, unless it is the result that has no one stride
+        array = np.ascontiguousarray(array)  # no copy if only the result lacks a single stride
         if not _in_step(array, result):
-            target = _beside(result)
+            target = _contiguous_like(result)
     elif out is not None and _clash(array, result):
         array = array.copy()
     if target is result:
@@ -280,8 +290,9 @@ cdef object _many(VM vm, _Many what, object numbers, str name, object out, int t
     return result if out is None else out
 
 
-cdef cnp.ndarray _beside(cnp.ndarray result):
-    """Contiguous room for the answers; with what the caller's array has, where a call that is ended leaves it."""
+cdef cnp.ndarray _contiguous_like(cnp.ndarray result):
+    """A contiguous array for the answers.  A long call may be interrupted, so it starts with the caller's values: they
+    are copied back for the elements that were not answered."""
     if cnp.PyArray_SIZE(result) > <cnp.npy_intp>MS_BATCH_PIECE:
         return result.copy(order="C")
     return cnp.PyArray_EMPTY(cnp.PyArray_NDIM(result), cnp.PyArray_DIMS(result), cnp.PyArray_TYPE(result), 0)
@@ -289,9 +300,9 @@ cdef cnp.ndarray _beside(cnp.ndarray result):
 
 cdef int _look_up(VM vm, _Many what, cnp.ndarray numbers, cnp.ndarray result, uint32_t as_id,
                   bint write) except -1:
-    """result: None for marks."""
+    """Runs one batch.  result is None for MARK, which has no answers."""
     cdef ms_batch batch
-    cdef _Patience patience
+    cdef _PollClock clock
     cdef int r
     batch.in_ = cnp.PyArray_DATA(numbers)
     batch.in_stride = _stride(numbers)
@@ -299,28 +310,34 @@ cdef int _look_up(VM vm, _Many what, cnp.ndarray numbers, cnp.ndarray result, ui
     batch.out_stride = 0 if result is None else _stride(result)
     batch.n = cnp.PyArray_SIZE(numbers)
     batch.poll = NULL
-    if batch.n <= MS_BATCH_BRIEF:  # giving the GIL away costs more than they do
+    if batch.n <= MS_BATCH_BRIEF:  # a release of the GIL costs more than so few lookups
         _run_batch(vm._vm, what, as_id, &batch, write)
         return 0
-    if batch.n > MS_BATCH_PIECE and _handles_signals(&patience):
-        batch.poll = _ask_for_signals
-        batch.opaque = &patience
+    if batch.n > MS_BATCH_PIECE and _start_poll_clock(&clock):
+        batch.poll = _poll_signals
+        batch.opaque = &clock
     with nogil:
         r = _run_batch(vm._vm, what, as_id, &batch, write)
     return _raise_pending() if r else 0
 
 
-cdef size_t _fill(VM vm, int what, uint64_t start, uint64_t end, uint32_t as_id, ms_memslot *out,
+cdef enum _Range:
+    ALL_SLOTS
+    GFN_RANGE
+    HVA_RANGE
+
+
+cdef size_t _fill(VM vm, _Range what, uint64_t start, uint64_t end, uint32_t as_id, ms_memslot *out,
                   size_t room) noexcept nogil:
-    if what == 1:
+    if what == GFN_RANGE:
         return ms_memslots_in_gfn_range(vm._vm, as_id, start, end, out, room)
-    if what == 2:
+    if what == HVA_RANGE:
         return ms_memslots_in_hva_range(vm._vm, as_id, start, end, out, room)
     return ms_memslots(vm._vm, as_id, out, room)
 
 
-cdef list _range(VM vm, int what, uint64_t start, uint64_t end, uint32_t as_id):
-    """Asks with more room until everything fits: each try is a read section of its own."""
+cdef list _range(VM vm, _Range what, uint64_t start, uint64_t end, uint32_t as_id):
+    """Repeats the query with more room until all slots fit.  Each try is a read section of its own."""
     cdef size_t room = FIRST_ROOM, n
     cdef ms_memslot *found
     while True:
@@ -358,9 +375,10 @@ _VM_KEYWORDS = ("address_spaces", "user_mem_slots", "gpa_bits", "hva_end_max", "
 
 
 cdef int _check_keywords(tuple args, dict limits) except -1:
-    """Of VM(), in the words that Python has for a function of its name."""
+    """Checks the arguments of VM().  The messages are those of Python for a function of this name."""
     if args:
-        raise TypeError(f"VM() takes keyword arguments only ({', '.join(_VM_KEYWORDS)}), but got {len(args)} without one")
+        raise TypeError(f"VM() takes keyword arguments only ({', '.join(_VM_KEYWORDS)}), but got {len(args)} without a "
+                        "keyword")
     for name in limits:
         if name not in _VM_KEYWORDS:
             raise TypeError(f"VM() got an unexpected keyword argument {name!r}; it has {', '.join(_VM_KEYWORDS)}")
@@ -375,8 +393,9 @@ cdef object _backend_name(object backend):
     return backend.encode()
 
 
-cdef int _make(VM vm, tuple args, dict limits) except -1:
-    """Makes the VM.  The limits are read first: their __index__ is the caller's code, which may call __init__() too."""
+cdef int _create(VM vm, tuple args, dict limits) except -1:
+    """Creates the VM.  The limits are read before that: their __index__ is code of the caller, which may itself call
+    __init__()."""
     cdef ms_config config
     cdef int r = 0
     _check_keywords(args, limits)
@@ -391,7 +410,7 @@ cdef int _make(VM vm, tuple args, dict limits) except -1:
     config.stall_opaque = <void *>vm._raised
     with cython.critical_section(vm):
         if vm._vm is not NULL:
-            raise TypeError("the VM was made by another __init__() meanwhile")
+            raise TypeError("the VM was made by another __init__() call during this one")
         r = ms_vm_create(&config, &vm._vm)
         if r == 0:
             vm._address_spaces = config.address_spaces
@@ -407,8 +426,8 @@ cdef int _make(VM vm, tuple args, dict limits) except -1:
     return 0
 
 
-cdef bint _are_the_same(dict a, dict b) noexcept:
-    """Whether the dicts hold the same objects: compared by identity, so that no caller's code runs."""
+cdef bint _have_same_objects(dict a, dict b) noexcept:
+    """Whether the dicts hold the same objects.  Compares by identity, so that no code of the caller runs."""
     if len(a) != len(b):
         return False
     for name, value in a.items():
@@ -417,19 +436,19 @@ cdef bint _are_the_same(dict a, dict b) noexcept:
     return True
 
 
-cdef int _check_again(VM vm, tuple args, dict limits) except -1:
-    """__init__() of a VM that is there: its limits stay, so it may name no others."""
+cdef int _check_unchanged(VM vm, tuple args, dict limits) except -1:
+    """__init__() of a VM that exists: the limits never change, so TypeError if one of them differs."""
     _check_keywords(args, limits)
     for name, value in limits.items():
-        is_now = getattr(VM, name).__get__(vm)
-        if (value if name == "backend" else _index(value, name)) != is_now:
-            raise TypeError(f"the VM is made already, with {name}={is_now!r}: its limits never change.  Give them to "
+        current = getattr(VM, name).__get__(vm)
+        if (value if name == "backend" else _index(value, name)) != current:
+            raise TypeError(f"the VM was made already, with {name}={current!r}: its limits never change.  Give them to "
                             f"VM(), or to super().__init__() in the subclass's __init__()")
     return 0
 
 
 cdef list _out_of_range(const ms_config *config):
-    """What ms_vm_create() refused: each argument with its value and limits."""
+    """A text for each argument that ms_vm_create() refused, with its value and its limits."""
     cdef list limits = [
         ("address_spaces", config.address_spaces, 1, 64), ("user_mem_slots", config.user_mem_slots, 1, 2**31 - 16),
         ("gpa_bits", config.gpa_bits, 13, 64), ("hva_end_max", config.hva_end_max, 4096, HVA_ERR_MIN - 1),
@@ -443,49 +462,55 @@ cdef class VM:
     """VM(*, address_spaces=1, user_mem_slots=32764, gpa_bits=52, hva_end_max=0x7FFFFFFFF000, backend='tree')
 --
 
-A virtual machine's memory slots (struct kvm, as far as slots go).
+A virtual machine's memory slots (the part of struct kvm that concerns slots).
 
-    address_spaces: 1 to 64; user_mem_slots: ids are below it, 1 to 2**31 - 16; gpa_bits: a slot ends at or below
-    2**gpa_bits bytes, 13 to 64; hva_end_max: a slot's host range ends at or below it (bytes), one page at least;
-    backend: one of ``memslots.backends()``.  Limits out of range raise ValueError, an unknown backend
-    NotSupportedError.
+    address_spaces: how many address spaces, 1 to 64.
+    user_mem_slots: slot ids are below this number, 1 to 2**31 - 16.
+    gpa_bits: a slot ends at or below 2**gpa_bits bytes of guest memory, 13 to 64.
+    hva_end_max: a slot's host range ends at or below this address (bytes), at least one page.
+    backend: the design of the engine, one of ``memslots.backends()``.
 
-    Numbers are ints, or whatever has __index__, but no bool (TypeError).  In every call, one that its argument cannot
-    hold, as -1 or 2**64, raises OverflowError and is never cut off; so address_spaces=-1 does too.
+    A limit out of range raises InvalidRegionError (a ValueError).  An unknown backend raises NotSupportedError.
+    MemslotsError (EAGAIN): the process has no free pthread key.
 
-    A subclass with its own __init__() gives the limits to ``super().__init__()``, which makes the VM: until then every
-    call raises ClosedError.  One that has only __new__() gives them to ``super().__new__()``.
+    A number is an int or an object with __index__.  A bool raises TypeError.  In every call a number that its argument
+    cannot hold, such as -1 or 2**64, raises OverflowError; so does address_spaces=-1.  No number is ever truncated.
 
-    Use from any number of threads: lookups never wait, changes wait for each other and for the lookups that may
-    still see what they take away.  Close it, or use ``with``; a forgotten one is freed with its last reference.
+    A subclass with its own __init__() passes the limits to ``super().__init__()``, which creates the VM.  Until then
+    every call raises ClosedError.  A subclass that has only __new__() passes them to ``super().__new__()``.
+
+    Any number of threads may use a VM.  Lookups never wait.  A change waits for other changes, and for the lookups that
+    may still use the set of slots that it replaces.  Call close() at the end, or use ``with``.  A VM that was not
+    closed is freed with its last reference.
     """
 
     def __cinit__(self, *args, **limits):
-        """A class that inherits __init__() has a VM from here on; one with its own when that calls super().__init__()."""
+        """Creates the VM if the class inherits __init__().  Otherwise the class's own __init__() does so, when it calls
+        super().__init__()."""
         cdef PyTypeObject *type = Py_TYPE(self)
-        self._closed = True  # until it is made: an __index__ or a subclass's __del__ may look
+        self._closed = True  # until the VM exists: an __index__ or a subclass's __del__ may use the object before
         self._raised = {}
         self._hooks = []
         if not _own_init(type, <PyTypeObject *>VM):
-            _make(self, args, limits)
+            _create(self, args, limits)
             self._given = limits
         elif _own_new(type, <PyTypeObject *>VM) and not args and set(limits).issubset(_VM_KEYWORDS):
-            self._given = limits  # else they are arguments of the subclass's own
+            self._given = limits  # otherwise they are arguments for the subclass
 
-    @cython.embedsignature(False)  # the class has it
+    @cython.embedsignature(False)  # the class shows the signature
     def __init__(self, *args, **limits):
-        """Makes the VM of a subclass that has its own __init__(), with these limits.
+        """Creates the VM of a subclass that has its own __init__(), with these limits.
 
-        On a VM that is there it does nothing, and raises TypeError if a limit differs: limits never change.
+        Does nothing if the VM exists.  TypeError if a limit differs then: limits never change.
         """
         cdef dict given = self._given
         self._given = None
         if self._vm is NULL:
-            _make(self, args, limits if given is None else given | limits)
+            _create(self, args, limits if given is None else given | limits)
         elif given is None:
-            _check_again(self, args, limits)
-        elif not (_own_new(Py_TYPE(self), <PyTypeObject *>VM) or (not args and _are_the_same(given, limits))):
-            _check_again(self, args, limits)  # else type.__call__() only repeats what __new__() has had
+            _check_unchanged(self, args, limits)
+        elif not (_own_new(Py_TYPE(self), <PyTypeObject *>VM) or (not args and _have_same_objects(given, limits))):
+            _check_unchanged(self, args, limits)  # otherwise type.__call__() repeats the arguments of __new__()
 
     def __dealloc__(self):
         ms_vm_destroy(self._vm)
@@ -501,17 +526,19 @@ A virtual machine's memory slots (struct kvm, as far as slots go).
         self.close()
 
     def __len__(self):
-        """How many slots there are, in all address spaces."""
+        """The number of slots in all address spaces."""
         return 0 if self._closed else ms_nr_memslots(self._vm)
 
     def __bool__(self):
         return True
 
     def __iter__(self):
-        """The slots of all address spaces, by (as_id, base_gfn); one published state of each."""
+        """Iterates over the slots of all address spaces, by (as_id, base_gfn).
+
+        The slots of one address space come from one published state."""
         cdef list slots = []
         for as_id in range(_config(self).address_spaces):
-            slots += _range(self, 0, 0, 0, _as_id(self, as_id))
+            slots += _range(self, ALL_SLOTS, 0, 0, _as_id(self, as_id))
         return iter(slots)
 
     def __repr__(self):
@@ -520,7 +547,7 @@ A virtual machine's memory slots (struct kvm, as far as slots go).
         return (f"<VM {self.backend}: {len(self)} slots, {self.nr_memslot_pages} pages, "
                 f"{self._address_spaces} address space{'s' if self._address_spaces > 1 else ''}>")
 
-    # A VM that a subclass has not made yet has no slots.
+    # Before a subclass has created the VM, these find no slot.
 
     cdef uint64_t c_gfn_to_hva(self, uint32_t as_id, uint64_t gfn) noexcept nogil:
         return MS_HVA_ERR_BAD if self._vm is NULL else ms_gfn_to_hva(self._vm, as_id, gfn)
@@ -528,21 +555,24 @@ A virtual machine's memory slots (struct kvm, as far as slots go).
     cdef int c_gfn_to_memslot(self, uint32_t as_id, uint64_t gfn, ms_memslot *out) noexcept nogil:
         return -ENOENT if self._vm is NULL else ms_gfn_to_memslot(self._vm, as_id, gfn, out)
 
-    # -- life
+    # -- limits and life cycle
 
     def close(self):
-        """Deletes every slot, without hooks, once no reader can see one.  Idempotent.
+        """Deletes every slot, after the readers that may see one have left.  Calls no hooks.
 
-        Calls of other threads that are under way answer as if the slots were there or as if they were not.
-        While the interpreter ends it only marks the VM closed: who would have to be waited for may be gone.
-        Raises ReentrantChangeError inside a read section, a hook or an update of this thread, ForkedError in a child.
+        A second call does nothing.  A lookup of another thread that overlaps with close() gets the answer from before
+        or from after it.  While the interpreter shuts down, close() only marks the VM closed: a reader may be a thread
+        that never runs again, so a wait for it would not end.
+
+        Raises ReentrantChangeError inside a read section, a hook or an update of this thread, and ForkedError in a
+        forked child.
         """
         cdef ms_error err
         cdef int r
         if self._closed:
             return
         if _is_finalizing():
-            self._closed = True  # a reader may be a thread that never runs again; the process takes the memory
+            self._closed = True  # does not wait: a reader may be a thread that never runs again
             return
         with nogil:
             r = ms_vm_close(self._vm, &err)
@@ -554,43 +584,47 @@ A virtual machine's memory slots (struct kvm, as far as slots go).
 
     @property
     def closed(self):
-        """Whether calls raise ClosedError: after close(), and in a subclass before super().__init__()."""
+        """True if calls raise ClosedError: after close(), and in a subclass before super().__init__()."""
         return self._closed
 
     @property
     def address_spaces(self):
-        """How many address spaces (KVM_CAP_MULTI_ADDRESS_SPACE)."""
+        """The number of address spaces (KVM_CAP_MULTI_ADDRESS_SPACE)."""
         return _config(self).address_spaces
 
     @property
     def user_mem_slots(self):
-        """Ids are below this (KVM_CAP_NR_MEMSLOTS)."""
+        """Slot ids are below this number (KVM_CAP_NR_MEMSLOTS)."""
         return _config(self).user_mem_slots
 
     @property
     def gpa_bits(self):
-        """A slot ends at or below 2**gpa_bits bytes."""
+        """A slot ends at or below 2**gpa_bits bytes of guest memory."""
         return _config(self).gpa_bits
 
     @property
     def hva_end_max(self):
-        """A slot's host range ends at or below this (bytes)."""
+        """A slot's host range ends at or below this address (bytes)."""
         return _config(self).hva_end_max
 
     @property
     def backend(self):
-        """The design of the sets."""
+        """The name of the design, one of ``memslots.backends()``."""
         return _config(self).backend.decode()
 
     @property
     def index_policy(self):
-        """When lookups may use an index, a copy of a set in flat arrays, in place of the tree (backend "tree" only).
+        """When lookups build and use an index instead of the tree.  An index is a copy of a set in flat arrays.
 
-        "auto": when the lookups since the last change pay for making it; "eager": a batch makes one at once (of up to
-        64 gfns only where there are up to 4,096 slots); "off": never, batches walk the tree with many lookups side by
-        side; "walk": never, one lookup after the other, as a yardstick.  Answers are the same.  Lookups make an index,
-        changes never do; it takes up to 26 bytes a slot, more where slots are terabytes apart, and the one before it
-        is kept for the next to be derived from.  May be set at any time; ValueError for another word.
+        "auto": build an index when the lookups since the last change pay for it.
+        "eager": the first batch builds an index.  A batch of up to 64 gfns does so only for up to 4,096 slots.
+        "off": no index; a batch walks the tree with many lookups in parallel.
+        "walk": no index, one lookup after the other: the yardstick for measurements.
+
+        The answers do not depend on the policy.  Backends other than "tree" have no index.  Lookups build an index, and
+        changes never do.  An index takes up to 26 bytes per slot, and more if slots lie terabytes apart.  The VM keeps
+        the previous index to derive the next one from it.  The policy may be set at any time.  ValueError: no policy
+        has this name.
         """
         _config(self)
         return _POLICIES[get_index_policy(self._vm)]
@@ -606,7 +640,7 @@ A virtual machine's memory slots (struct kvm, as far as slots go).
 
     @property
     def nr_memslot_pages(self):
-        """The pages of all slots in all address spaces."""
+        """The number of pages of all slots in all address spaces."""
         return 0 if self._closed else ms_nr_memslot_pages(self._vm)
 
     # -- changes
@@ -615,13 +649,20 @@ A virtual machine's memory slots (struct kvm, as far as slots go).
                                guest_memfd=-1, guest_memfd_offset=0):
         """KVM_SET_USER_MEMORY_REGION2: creates a slot, deletes it (memory_size 0), moves it or changes its flags.
 
-        Addresses and sizes are bytes and multiples of 4096.  KVM's rules decide, in KVM's order:
-        InvalidRegionError (EINVAL), RegionOverlapError (EEXIST; ``.other`` is the slot in the way), GuestMemfdError
-        (EBADF), OutOfMemoryError (ENOMEM), or what a listener's prepare raised.  Then slots, bitmaps and totals are
-        as before; a refused delete or move has moved the generation.  O(log n), and one or two grace periods.
+        slot is the id.  Addresses, sizes and the offset are in bytes and multiples of 4096.  flags: bits of MemFlag.
+        The checks are KVM's, in KVM's order.
 
-        Ctrl-C, as whatever else a signal handler raises, ends the wait for another change, and nothing has happened.
-        A change that has begun is completed, though it has to wait for a reader; the exception comes after it.
+        InvalidRegionError (EINVAL): a rule refused the arguments.
+        RegionOverlapError (EEXIST): another slot has some of these frames; ``.other`` is that slot.
+        GuestMemfdError (EBADF, EINVAL): guest_memfd is not open, or not a guest_memfd.
+        OutOfMemoryError (ENOMEM): an allocation failed.
+        The exception of a listener's prepare, which refuses the change.
+
+        A refused change leaves slots, bitmaps and totals as they were.  A refused delete or move can still increase the
+        generation.  Cost: O(log n), and one or two grace periods.
+
+        While the call waits for another change, Ctrl-C (or a signal handler that raises) ends the call, and nothing has
+        changed.  A change that has begun completes, even if it has to wait for a reader.  The exception follows it.
         """
         cdef ms_userspace_memory_region region
         cdef ms_error err
@@ -639,7 +680,7 @@ A virtual machine's memory slots (struct kvm, as far as slots go).
         with nogil:
             r = ms_set_user_memory_region(self._vm, &region, &err)
         if r:
-            raised = _raised_by(self, &err)  # first, as in _load_refusal()
+            raised = _raised_by(self, &err)  # taken first, as in _load_refusal()
             raise _refusal(self, r, &err, Request(
                 region.slot, region.as_id, region.guest_phys_addr, region.memory_size, region.userspace_addr,
                 region.flags, region.guest_memfd, region.guest_memfd_offset), "", raised)
@@ -647,11 +688,14 @@ A virtual machine's memory slots (struct kvm, as far as slots go).
             _report_hooks(self)
 
     def load_memslots(self, array, as_id=0):
-        """Creates many slots in one change: validated together, one swap, all or none.
+        """Creates all slots of an array in one change with one swap, or none of them.
 
-        array: one dimension, structured, with integer fields id, base_gfn, npages, userspace_addr and, if there,
-        flags and as_id (as MEMSLOT_DTYPE).  An entry that is refused is named by its place; errors as for
-        set_user_memory_region, RegionOverlapError also for an id that exists.  O((m + n) log (m + n)).
+        array: a structured array of shape (n,), such as one of MEMSLOT_DTYPE.  The integer fields id, base_gfn (pages),
+        npages and userspace_addr (bytes) are required.  flags and as_id are optional.
+
+        Errors are those of set_user_memory_region.  RegionOverlapError also stands for an id that exists or occurs
+        twice.  The message names the place of the first bad entry.  ValueError: more than user_mem_slots entries, a
+        missing field, or an as_id that is not the argument's.  Cost: O((m + n) log (m + n)) with m present slots.
         """
         cdef uint32_t space = _as_id(self, as_id)
         cdef cnp.ndarray rows = _rows_to_load(self, array, space)
@@ -668,10 +712,10 @@ A virtual machine's memory slots (struct kvm, as far as slots go).
             _report_hooks(self)
 
     def add_listener(self, listener):
-        """Adds a Listener behind those there are.  ListenerError (EEXIST) if it was added before.
+        """Adds a Listener after the present ones.  ListenerError (EEXIST) if it was added before.
 
-        TypeError for an object without the four hooks, for a hook that is a coroutine or a generator, and for a method
-        whose name is nearly that of a hook, such as prepaer."""
+        TypeError: the object lacks one of the four hooks, a hook is a coroutine or generator function, or a method has
+        a misspelled hook's name, such as prepaer."""
         cdef _Hook hook = _Hook.__new__(_Hook)
         cdef ms_error err
         cdef int r
@@ -713,13 +757,13 @@ A virtual machine's memory slots (struct kvm, as far as slots go).
             _report_hooks(self)
 
     def begin_update(self, as_id=0):
-        """The dual-set steps one by one, for those who study them: a context manager, see Update."""
+        """An Update: a context manager that gives the steps of a change one by one, for the study of the two sets."""
         return Update(self, as_id)
 
     # -- lookups
 
     def gfn_to_memslot(self, gfn, as_id=0):
-        """The MemorySlot that has this guest frame, an INVALID one too, or None (gfn_to_memslot())."""
+        """The MemorySlot that maps this guest frame, or None (gfn_to_memslot()).  INVALID slots are returned too."""
         cdef ms_memslot found
         cdef uint32_t space = _as_id(self, as_id)
         if ms_gfn_to_memslot(self._vm, space, _u64(gfn, "gfn"), &found):
@@ -727,7 +771,7 @@ A virtual machine's memory slots (struct kvm, as far as slots go).
         return _slot(&found)
 
     def id_to_memslot(self, id, as_id=0):
-        """The MemorySlot with this id, an INVALID one too, or None (id_to_memslot()).  O(1)."""
+        """The MemorySlot with this id, or None (id_to_memslot()).  INVALID slots are returned too.  O(1)."""
         cdef ms_memslot found
         cdef uint32_t space = _as_id(self, as_id)
         if ms_id_to_memslot(self._vm, space, _u32(id, "id"), &found):
@@ -737,7 +781,8 @@ A virtual machine's memory slots (struct kvm, as far as slots go).
     def gfn_to_hva(self, gfn, as_id=0):
         """The host address (bytes) of a guest frame, for writing (gfn_to_hva()).
 
-        GfnNotMappedError in a hole or INVALID slot, ReadOnlySlotError in a READONLY one.
+        GfnNotMappedError (EFAULT): the frame is in a hole or in an INVALID slot.
+        ReadOnlySlotError (EFAULT): the frame is in a READONLY slot.
         """
         cdef uint32_t space = 0
         cdef uint64_t frame = _u64(gfn, "gfn"), hva
@@ -745,72 +790,84 @@ A virtual machine's memory slots (struct kvm, as far as slots go).
             space = _as_id(self, as_id)
         hva = ms_gfn_to_hva(self._vm, space, frame)
         if hva >= MS_HVA_ERR_MIN:
-            raise _no_hva(self, hva, "gfn", frame, as_id)
+            raise _hva_error(hva, "gfn", frame, as_id)
         return hva
 
     def gpa_to_hva(self, gpa, as_id=0):
-        """The host address (bytes) of a guest physical address (bytes), for writing; errors as gfn_to_hva."""
+        """The host address (bytes) of a guest physical address (bytes), for writing.  Errors as for gfn_to_hva."""
         cdef uint32_t space = 0
         cdef uint64_t address = _u64(gpa, "gpa"), hva
         if self._closed or as_id is not 0:
             space = _as_id(self, as_id)
         hva = ms_gfn_to_hva(self._vm, space, address >> 12)
         if hva >= MS_HVA_ERR_MIN:
-            raise _no_hva(self, hva, "gpa", address, as_id)
+            raise _hva_error(hva, "gpa", address, as_id)
         return hva + (address & 4095)
 
     def gfn_to_hva_prot(self, gfn, as_id=0):
-        """(host address, writable): as gfn_to_hva, but READONLY slots answer too (gfn_to_hva_prot())."""
+        """The pair (host address in bytes, whether it may be written), for reading (gfn_to_hva_prot()).
+
+        READONLY slots have an address here.  GfnNotMappedError (EFAULT): a hole or an INVALID slot.
+        """
         cdef uint32_t space = _as_id(self, as_id)
         cdef uint64_t frame = _u64(gfn, "gfn"), hva
         cdef c_bool writable = False
         hva = ms_gfn_to_hva_prot(self._vm, space, frame, &writable)
         if hva >= MS_HVA_ERR_MIN:
-            raise _no_hva(self, hva, "gfn", frame, as_id)
+            raise _hva_error(hva, "gfn", frame, as_id)
         return hva, bool(writable)
 
     def is_visible_gfn(self, gfn, as_id=0):
-        """Whether a user's slot that is not INVALID has this guest frame (kvm_is_visible_gfn())."""
+        """Whether a slot of the user that is not INVALID maps this guest frame (kvm_is_visible_gfn())."""
         cdef uint32_t space = _as_id(self, as_id)
         return bool(ms_is_visible_gfn(self._vm, space, _u64(gfn, "gfn")))
 
     def gfn_to_hva_many(self, gfns, out=None, as_id=0, bint write=True):
-        """Host addresses (uint64, bytes) of guest frames: an array of the same shape.
+        """The host addresses (bytes) of many guest frames: a uint64 array of the shape of gfns.
 
-        gfns: integers that are not negative, of any shape: an ndarray, a buffer, an object with __array__ (a pandas
-        Series, an Arrow array), a list.  uint64 and int64 in the machine's byte order are read where they lie; others
-        are converted first.  Floats, bools and masked arrays raise TypeError, which says how to convert them.
-        out: a writable ndarray of uint64 of that shape.  HVA_ERR_BAD stands in holes and INVALID slots, HVA_ERR_RO_BAD
-        in READONLY slots when write is true; test with ``>= HVA_ERR_MIN``.
-        All answers come from one published state, and no change waits for a long call (``index_policy`` says how).
-        TypeError and ValueError before anything is written; Ctrl-C ends a long call of the main thread within some
-        ten milliseconds (while it makes an index, when that is done: 0.1 s for a million slots), and what was answered
-        until then stands in out.
+        gfns: integers of any shape, none negative: an ndarray, a buffer, an object with __array__ (a pandas Series, an
+        Arrow array) or a list.  Aligned uint64 and int64 in the machine's byte order are read without a copy.  Other
+        integers are converted first.  Floats, bools and masked arrays raise TypeError, whose message says how to
+        convert them.
+        out: None, or a writable uint64 ndarray of the same shape, which receives the answers and is returned.
+        write: true for addresses to write to, which READONLY slots do not have.
+
+        The answer is HVA_ERR_BAD in holes and INVALID slots, and HVA_ERR_RO_BAD in READONLY slots if write is true.
+        Test for both with ``>= HVA_ERR_MIN``.  All answers of a call come from one published state.  A change normally
+        waits for at most one piece of a long call, 4,096 values; memslots.h lists the exceptions.
+
+        TypeError and ValueError come before anything is written.  Ctrl-C ends a long call of the main thread within
+        some ten milliseconds.  A call that is building an index ends after the build (0.1 s for a million slots).
+        After Ctrl-C, out contains the answers so far.
         """
         return _many(self, GFN_TO_HVA, gfns, "gfns", out, cnp.NPY_UINT64, as_id, write)
 
     def gpa_to_hva_many(self, gpas, out=None, as_id=0, bint write=True):
-        """As gfn_to_hva_many, from guest physical addresses in bytes."""
+        """As gfn_to_hva_many, but gpas are guest physical addresses in bytes."""
         return _many(self, GPA_TO_HVA, gpas, "gpas", out, cnp.NPY_UINT64, as_id, write)
 
     def gfn_to_slot_id_many(self, gfns, out=None, as_id=0):
-        """The ids (int32) of the slots of guest frames, -1 in holes and INVALID slots; arrays as gfn_to_hva_many."""
+        """The slot ids of many guest frames: an int32 array of the shape of gfns, with -1 in holes and INVALID slots.
+
+        gfns is as for gfn_to_hva_many, and out is an int32 ndarray."""
         return _many(self, GFN_TO_ID, gfns, "gfns", out, cnp.NPY_INT32, as_id, False)
 
     def memslots_in_gfn_range(self, start, end, as_id=0):
-        """The slots that have a frame in [start, end), by ascending gfn; none when start >= end."""
-        return _range(self, 1, _u64(start, "start"), _u64(end, "end"), _as_id(self, as_id))
+        """A list of the MemorySlots with a guest frame in [start, end), by ascending gfn.  Empty if start >= end."""
+        return _range(self, GFN_RANGE, _u64(start, "start"), _u64(end, "end"), _as_id(self, as_id))
 
     def memslots_in_hva_range(self, start, last, as_id=0):
-        """The slots that have a host byte in [start, last], by (userspace_addr, base_gfn); none when start > last."""
-        return _range(self, 2, _u64(start, "start"), _u64(last, "last"), _as_id(self, as_id))
+        """A list of the MemorySlots with a host byte in [start, last], by (userspace_addr, base_gfn).
+
+        start and last are host addresses in bytes.  last belongs to the range.  Empty if start > last."""
+        return _range(self, HVA_RANGE, _u64(start, "start"), _u64(last, "last"), _as_id(self, as_id))
 
     def memslots(self, as_id=0):
-        """All slots of an address space, by ascending gfn."""
-        return _range(self, 0, 0, 0, _as_id(self, as_id))
+        """A list of all MemorySlots of an address space, by ascending gfn."""
+        return _range(self, ALL_SLOTS, 0, 0, _as_id(self, as_id))
 
     def memslots_array(self, as_id=0):
-        """All slots of an address space by ascending gfn: a structured array of MEMSLOT_DTYPE, owned by the caller."""
+        """All slots of an address space, by ascending gfn: a new array of MEMSLOT_DTYPE, one row per slot."""
         cdef uint32_t space = _as_id(self, as_id)
         cdef size_t room = ms_nr_memslots(self._vm), n
         cdef cnp.ndarray rows
@@ -825,9 +882,10 @@ A virtual machine's memory slots (struct kvm, as far as slots go).
             room = n
 
     def hva_to_gfns(self, hva):
-        """Every (MemorySlot, gfn) of every address space that the host byte at hva backs: slots may share memory.
+        """A list of the pairs (MemorySlot, gfn) that the host byte at hva backs (kvm_handle_hva_range()).
 
-        By (as_id, userspace_addr, base_gfn); INVALID slots are among them (kvm_handle_hva_range())."""
+        Covers all address spaces, in the order (as_id, userspace_addr, base_gfn).  There can be several pairs, since
+        slots may share memory.  INVALID slots are included."""
         cdef uint64_t address = _u64(hva, "hva")
         cdef size_t room = FIRST_ROOM, n, i
         cdef ms_hva_hit *found
@@ -846,43 +904,52 @@ A virtual machine's memory slots (struct kvm, as far as slots go).
                 free(found)
 
     def generation(self, as_id=0):
-        """The settled generation of an address space: each swap adds the number of address spaces."""
+        """The generation of an address space, without the bit for an update in progress.
+
+        Each swap adds the number of address spaces to it."""
         return ms_generation(self._vm, _as_id(self, as_id)) & ~MS_GEN_UPDATE_IN_PROGRESS
 
     def read(self):
-        """A context manager: one read section, in which everything answers from one published state.
+        """A context manager for one read section, in which all lookups answer from one published state.
 
-        It belongs to the thread that enters it, and holds up changes until it ends; a change inside it raises
-        ReentrantChangeError."""
+        A section belongs to the thread that enters it.  Changes wait until the section ends.  A change inside the
+        section raises ReentrantChangeError."""
         _check_open(self)
         return ReadSection(self)
 
     def snapshot(self, as_id=0):
-        """An immutable, picklable copy of the slots of an address space."""
+        """A Snapshot: an immutable copy of the slots of an address space, which can be pickled."""
         return _snapshot(self, _as_id(self, as_id))
 
     def create_vcpu(self):
-        """A VCPU, which has a last_used_slot of its own."""
+        """A new VCPU, whose lookups have a last_used_slot of their own."""
         return VCPU(self)
 
     # -- dirty log
 
     def mark_page_dirty(self, gfn, as_id=0):
-        """Sets the page's bit where logging is on; nothing in holes; READONLY is ignored (mark_page_dirty())."""
+        """Sets the bit of a guest frame in the dirty log of its slot (mark_page_dirty()).
+
+        Does nothing in a hole or in a slot without logging.  READONLY does not matter."""
         cdef uint32_t space = _as_id(self, as_id)
         ms_mark_page_dirty(self._vm, space, _u64(gfn, "gfn"))
 
     def mark_page_dirty_many(self, gfns, as_id=0):
-        """mark_page_dirty for an array of gfns, as gfn_to_hva_many takes them; each finds the slots of its moment."""
+        """Calls mark_page_dirty for every element of gfns, an array as for gfn_to_hva_many.
+
+        Each mark uses the slots of its own moment, so that a change may come in between."""
         cdef uint32_t space = _as_id(self, as_id)
-        _look_up(self, MARK, _in_a_line(_numbers(gfns, "gfns")), None, space, True)
+        _look_up(self, MARK, _with_one_stride(_numbers(gfns, "gfns")), None, space, True)
 
     def get_dirty_log(self, slot, as_id=0):
-        """KVM_GET_DIRTY_LOG: ceil(npages / 64) uint64 words, bit i of word j is page 64 j + i; an array of your own.
+        """KVM_GET_DIRTY_LOG: a new uint64 array of shape (ceil(npages / 64),); bit i of word j is page 64 j + i.
 
-        Clears the log, unless manual_dirty_log_protect is on.  NoSuchSlotError (ENOENT) without slot or log,
-        InvalidRegionError (EINVAL) for an id or address space out of range.  Where a ReaderStallWarning is an error,
-        what is raised has the words as ``.dirty_log``: they are gone from the log.
+        slot is the id.  The call clears the log, unless manual_dirty_log_protect is on.
+
+        NoSuchSlotError (ENOENT): there is no such slot, or it has no log.
+        InvalidRegionError (EINVAL): the id or the address space is out of range.
+        If warnings are errors, a ReaderStallWarning can be raised after the log was cleared.  The exception then has
+        the array as ``.dirty_log``.
         """
         cdef uint32_t id = _u32(slot, "slot"), space = _u32(as_id, "as_id")
         cdef size_t room = 1, n = 0
@@ -908,7 +975,7 @@ A virtual machine's memory slots (struct kvm, as far as slots go).
         return words
 
     def _get_dirty_log_null(self, slot, as_id=0):
-        """KVM_GET_DIRTY_LOG with a NULL bitmap: harvests, loses the bits, raises EFAULT.  For replay."""
+        """KVM_GET_DIRTY_LOG with a NULL bitmap: clears the log, loses the bits and raises EFAULT.  For replay."""
         cdef uint32_t id = _u32(slot, "slot"), space = _u32(as_id, "as_id")
         cdef size_t n
         cdef ms_error err
@@ -919,11 +986,16 @@ A virtual machine's memory slots (struct kvm, as far as slots go).
         raise _refusal(self, r, &err, Request(id, space, bits_lost=not self.manual_dirty_log_protect))
 
     def clear_dirty_log(self, slot, first_page, num_pages, bitmap, as_id=0):
-        """KVM_CLEAR_DIRTY_LOG: clears, of pages [first_page, first_page + num_pages), those whose bit is set.
+        """KVM_CLEAR_DIRTY_LOG: clears the log's bit of each page whose bit in bitmap is set.
 
-        bitmap: ceil(num_pages / 64) uint64 words, bit 0 is first_page; int64 stands for the same 64 bits.  first_page
-        is a multiple of 64, num_pages too unless it ends where the slot ends.  None is KVM's bad pointer: EFAULT where
-        KVM looks at it, and nothing is cleared.
+        slot is the id.  The pages are [first_page, first_page + num_pages) of the slot.  first_page is a multiple of
+        64.  num_pages is one too, unless the range ends at the end of the slot.
+        bitmap: uint64 words of shape (ceil(num_pages / 64),); bit 0 of word 0 is first_page.  int64 words stand for the
+        same 64 bits.  None stands for an invalid pointer: GuestAccessError (EFAULT) where KVM would read the bitmap,
+        and nothing is cleared.
+
+        NoSuchSlotError (ENOENT): there is no such slot, or it has no log.
+        InvalidRegionError (EINVAL): an argument is out of range, or bitmap has another number of words.
         """
         cdef uint32_t id = _u32(slot, "slot"), space = _u32(as_id, "as_id")
         cdef uint64_t first = _u64(first_page, "first_page")
@@ -939,7 +1011,7 @@ A virtual machine's memory slots (struct kvm, as far as slots go).
             if words.ndim != 1:
                 raise ValueError(f"bitmap must have one dimension, not {words.ndim}")
             n = cnp.PyArray_SIZE(words)
-            if n == (<size_t>num + 63) // 64:  # else it is refused unread, and may be no more than a claim to be large
+            if n == (<size_t>num + 63) // 64:  # otherwise the core refuses it unread, and a copy could be huge
                 words = np.ascontiguousarray(words)
             data = <const uint64_t *>cnp.PyArray_DATA(words)
         with nogil:
@@ -951,7 +1023,10 @@ A virtual machine's memory slots (struct kvm, as far as slots go).
 
     @property
     def manual_dirty_log_protect(self):
-        """KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2: 0; 1, get_dirty_log does not clear; 3, new logs start all set too."""
+        """KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2: 0, 1 or 3; any other value raises InvalidRegionError (EINVAL).
+
+        0: get_dirty_log clears the log.  1: it does not; only clear_dirty_log does.  3: as 1, and a new log starts with
+        all bits set."""
         return ms_manual_dirty_log_protect(self._vm) if self._vm is not NULL else 0
 
     @manual_dirty_log_protect.setter
@@ -967,15 +1042,15 @@ A virtual machine's memory slots (struct kvm, as far as slots go).
         if self._raised:
             _report_hooks(self)
 
-    # -- readers that stay
+    # -- warnings of long read sections
 
     @property
     def stall_warning_ms(self):
-        """A change that has waited so long (milliseconds) for one read section warns of it; 0: never.
+        """A change warns when it has waited this long (milliseconds) for one read section.  0: no warnings.
 
-        The warning is a ReaderStallWarning that names the reader's thread.  It comes again when the wait has
-        doubled, and so on; the change goes on waiting.  Where warnings are errors it is raised when the change is
-        complete.  Setting it waits as a change does, and raises what a change raises.
+        The warning is a ReaderStallWarning that names the reader's thread.  It repeats each time the wait has about
+        doubled.  The change goes on waiting.  If warnings are errors, the exception comes after the change is complete.
+        To set this attribute is a change: it waits and raises exceptions as a change does.
         """
         return self._stall_warning_ms
 
@@ -993,10 +1068,12 @@ A virtual machine's memory slots (struct kvm, as far as slots go).
         if self._raised:
             _report_hooks(self)
 
-    # -- judges
+    # -- checks and counters
 
     def check(self):
-        """Walks every invariant of both sets; InvariantError names the first that does not hold by its number."""
+        """Checks every invariant of both sets of every address space.
+
+        InvariantError (EUCLEAN): an invariant does not hold; ``.invariant`` is its number, such as "T1"."""
         cdef ms_violation violation
         cdef ms_error err
         cdef int r
@@ -1014,8 +1091,11 @@ A virtual machine's memory slots (struct kvm, as far as slots go).
             _report_hooks(self)
 
     def stats(self):
-        """Counters since the VM was made, as a dict: lookups by kind of hit, changes by kind, swaps, those that
-        waited for a reader, readers that were warned of, memory held.  Always on: a lookup counts where its thread writes anyway."""
+        """The counters since the creation of the VM, as a dict with the fields of struct ms_stats (see memslots.h).
+
+        They count lookups by kind of hit, changes by kind, grace periods, warnings of long read sections, indexes that
+        were built, and the memory in use.  Counting is always on.  It costs little: a lookup counts in a record that
+        its thread writes anyway."""
         cdef ms_stats stats
         _check_open(self)
         ms_get_stats(self._vm, &stats)

@@ -1,17 +1,17 @@
 # SPDX-License-Identifier: MIT
-# Tables of slots: structured arrays with the fields of MEMSLOT_DTYPE, for load_memslots() and Snapshot().
+# Tables of slots for load_memslots() and Snapshot(): structured arrays with the fields of MEMSLOT_DTYPE.
 
 _NEEDED = ("base_gfn", "npages", "userspace_addr", "id")
 _OPTIONAL = ("flags", "as_id")
 
 
 cdef cnp.ndarray _table(object array, str call):
-    """A structured array of one dimension, not copied yet."""
+    """The argument as a plain structured array of one dimension, without a copy.  TypeError or ValueError otherwise."""
     cdef cnp.ndarray table
     if isinstance(array, np.ndarray):
         _refuse_mask(array, "array")
     if not isinstance(array, np.ndarray) or _plain(array).dtype.names is None:
-        raise TypeError(f"{call} takes a structured array with the integer fields {', '.join(_NEEDED)} and, if there, "
+        raise TypeError(f"{call} takes a structured array with the integer fields {', '.join(_NEEDED)} and optional "
                         f"{' and '.join(_OPTIONAL)} (as MEMSLOT_DTYPE), not {_kind_of(array)}{_way_to_table(array)}")
     table = _plain(array)
     if cnp.PyArray_NDIM(table) != 1:
@@ -34,7 +34,7 @@ cdef str _way_to_table(object array):
 
 
 cdef object _column(cnp.ndarray table, str name, object default):
-    """One field, whose values must fit that of MEMSLOT_DTYPE; the first one that does not is named."""
+    """One field of a table, or the default.  OverflowError names the first value that does not fit MEMSLOT_DTYPE."""
     cdef object info = np.iinfo(MEMSLOT_DTYPE[name])
     if name not in table.dtype.names:
         if default is None:
@@ -43,7 +43,7 @@ cdef object _column(cnp.ndarray table, str name, object default):
         return default
     column = table[name]
     if column.dtype.kind not in "ui" or column.ndim != 1:
-        raise TypeError(f"field {name!r} must be one integer a row, not {table.dtype[name]}")
+        raise TypeError(f"field {name!r} must be one integer per row, not {table.dtype[name]}")
     if column.size and (column.min() < 0 or column.max() > info.max):
         at = int(((column < 0) | (column > info.max)).argmax())
         raise OverflowError(f"entry {at}: field {name!r} must be 0 to {info.max:#x}, not {column[at]}")
@@ -51,7 +51,8 @@ cdef object _column(cnp.ndarray table, str name, object default):
 
 
 cdef cnp.ndarray _rows_of(cnp.ndarray table, uint32_t as_id):
-    """A copy as the engine reads it.  A table that repeats one row in memory has the same id twice: two are enough."""
+    """A copy of MEMSLOT_DTYPE.  If a stride of 0 repeats one row, two rows are copied: that is enough for the error of
+    a duplicate id."""
     cdef object rows
     if cnp.PyArray_STRIDE(table, 0) == 0:
         table = table[:2]
@@ -60,29 +61,31 @@ cdef cnp.ndarray _rows_of(cnp.ndarray table, uint32_t as_id):
         rows[name] = _column(table, name, None)
     rows["flags"] = _column(table, "flags", 0)
     rows["as_id"] = _column(table, "as_id", as_id)
-    strangers = rows["as_id"] != as_id
-    if strangers.any():
-        raise ValueError(f"entry {strangers.argmax()} has as_id {rows['as_id'][strangers][0]}, not {as_id}")
+    other = rows["as_id"] != as_id
+    if other.any():
+        raise ValueError(f"entry {other.argmax()} has as_id {rows['as_id'][other][0]}, not {as_id}")
     return rows
 
 
 cdef object _row_request(object rows, size_t at):
-    """A row as what set_user_memory_region() would be called with."""
+    """The arguments that set_user_memory_region() would have for a row."""
     row = {name: int(rows[at][name]) for name in rows.dtype.names}
     return Request(row["id"], row["as_id"], row["base_gfn"] << 12, row["npages"] << 12, row["userspace_addr"],
                    row["flags"])
 
 
-cdef object _same_id(object rows, size_t first, size_t second, object other, int number):
+cdef object _duplicate_id_error(object rows, size_t first, size_t second, object other, int number):
     id = int(rows[second]["id"])
     return from_errno(number, f"entry {second}: entries {first} and {second} both have id {id}", id, other,
                       "DUPLICATE_ID")
 
 
-# ---- a table on its own, without a VM ------------------------------------------------------------------------------
+# ---- the rules for a table without a VM ----------------------------------------------------------------------------
 
 cdef list _broken_rules(object rows):
-    """(rule, which rows break it, the limit for the message): those that one row can break, in the order of a load."""
+    """A list of (rule, the rows that break it as a bool array, the limit for the message).
+
+    Lists the rules that a single row can break, in the order in which a load checks them."""
     base, npages, hva = rows["base_gfn"], rows["npages"], rows["userspace_addr"]
     size = np.minimum(npages, MEM_MAX_NR_PAGES) << np.uint64(12)
     flags = int(MemFlag.LOG_DIRTY_PAGES | MemFlag.READONLY | MemFlag.GUEST_MEMFD | MemFlag.INVALID)
@@ -97,48 +100,54 @@ cdef list _broken_rules(object rows):
     ]
 
 
-cdef bint _has_twins(object rows):
+cdef bint _has_duplicate_id(object rows):
     return bool((np.diff(np.sort(rows["id"])) == 0).any())
 
 
 cdef bint _has_overlap(object rows):
-    """Of sorted ranges that overlap, two neighbours do."""
+    """Whether two rows overlap.  If some do, then two neighbours in the order of base_gfn do."""
     order = np.argsort(rows["base_gfn"], kind="stable")
     base, npages = rows["base_gfn"][order], rows["npages"][order]
     return bool((np.diff(base) < npages[:len(base) - 1]).any()) if len(base) else False
 
 
-cdef size_t _first_in_the_way(object rows):
-    """The first row that an earlier one is in the way of: the end of the shortest beginning with such a pair."""
+cdef bint _has_conflict(object rows):
+    return _has_duplicate_id(rows) or _has_overlap(rows)
+
+
+cdef size_t _first_conflict(object rows):
+    """The first row that conflicts with an earlier one.  The rows have a conflict.
+
+    Bisects for the shortest prefix of the rows with a conflict: rows[:good] has none, rows[:bad] has one."""
     cdef size_t good = 0, bad = len(rows), middle
     while bad - good > 1:
         middle = (good + bad) // 2
-        if _has_twins(rows[:middle]) or _has_overlap(rows[:middle]):
+        if _has_conflict(rows[:middle]):
             bad = middle
         else:
             good = middle
     return bad - 1
 
 
-cdef object _in_the_way(object rows, size_t at):
-    """The error for it."""
+cdef object _conflict_error(object rows, size_t at):
+    """The exception for the conflict of row `at` with an earlier one."""
     cdef const ms_memslot *values = <const ms_memslot *>cnp.PyArray_DATA(rows)
     earlier, row = rows[:at], rows[at]
-    twins = np.flatnonzero(earlier["id"] == row["id"])
-    if twins.size:
-        return _same_id(rows, twins[0], at, _slot(&values[<size_t>twins[0]]), errno.EEXIST)
+    same_id = np.flatnonzero(earlier["id"] == row["id"])
+    if same_id.size:
+        return _duplicate_id_error(rows, same_id[0], at, _slot(&values[<size_t>same_id[0]]), errno.EEXIST)
     first = np.flatnonzero((earlier["base_gfn"] < row["base_gfn"] + row["npages"])
                            & (row["base_gfn"] < earlier["base_gfn"] + earlier["npages"]))[0]
     return refused(errno.EEXIST, "OVERLAP", 0, _slot(&values[<size_t>first]), _row_request(rows, at), f"entry {at}: ")
 
 
 cdef cnp.ndarray _checked_rows(object array, uint32_t as_id):
-    """Rows by ascending base_gfn that one set can hold.  The first row that cannot be there is named, as by a load."""
+    """The rows of a Snapshot, by ascending base_gfn.  Raises the exception of a load for the first bad row."""
     cdef object rows = _rows_of(_table(array, "Snapshot"), as_id)
     cdef list broken = [(int(which.argmax()), rule, limit) for rule, which, limit in _broken_rules(rows) if which.any()]
     cdef size_t good = min(broken)[0] if broken else len(rows)
-    if _has_twins(rows[:good]) or _has_overlap(rows[:good]):
-        raise _in_the_way(rows, _first_in_the_way(rows[:good]))
+    if _has_conflict(rows[:good]):
+        raise _conflict_error(rows, _first_conflict(rows[:good]))
     for at, rule, limit in broken:
         if at == good:
             raise refused(errno.EINVAL, rule, limit, None, _row_request(rows, at), f"entry {at}: ")

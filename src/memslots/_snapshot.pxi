@@ -1,16 +1,19 @@
 # SPDX-License-Identifier: MIT
-# Snapshot: an immutable copy of one set, to keep, compare or send a memory map.
+# Snapshot: an immutable copy of the slots of one address space, to keep, compare or send.
 
 @cython.final
 cdef class Snapshot:
     """Snapshot(array, as_id, generation)
 --
 
-The slots of one address space as one read section saw them.
+The slots of one address space as one read section saw them.  Immutable.  ``VM.snapshot()`` makes one.
 
-    ``array`` is a new view each time, of dtype MEMSLOT_DTYPE, by ascending base_gfn, and nobody can make it writable;
-    ``generation`` and ``as_id`` are those of the address space.  The constructor, and so pickle, takes rows in any
-    order and refuses, as ``VM.load_memslots`` does, rows that no VM could hold; their flags may include INVALID.
+    ``array`` has the slots by ascending base_gfn, as a read-only array of MEMSLOT_DTYPE.
+    ``as_id`` and ``generation`` are those of the address space.
+
+    The constructor, which pickle uses too, takes a structured array as ``VM.load_memslots`` does, with rows in any
+    order.  It refuses rows that no VM could hold, with the exceptions of ``VM.load_memslots``.  The flags of a row may
+    include INVALID.
     """
 
     cdef bytes _rows  # of struct ms_memslot, padding zero
@@ -26,7 +29,7 @@ The slots of one address space as one read section saw them.
         cdef uint64_t number = _u64(generation, "generation")
         cdef cnp.ndarray rows = _checked_rows(array, space)
         if self._made:
-            raise TypeError("a Snapshot never changes: make another one")
+            raise TypeError("a Snapshot never changes: create a new one")
         _fill_snapshot(self, rows, space, number)
 
     def __reduce__(self):
@@ -34,7 +37,9 @@ The slots of one address space as one read section saw them.
 
     @property
     def array(self):
-        """The slots by ascending base_gfn: read-only, of dtype MEMSLOT_DTYPE."""
+        """The slots by ascending base_gfn: an array of MEMSLOT_DTYPE with shape (len(self),).
+
+        Each access gives a new view.  It is read-only, and setflags() cannot make it writable."""
         return np.ndarray(len(self), dtype=MEMSLOT_DTYPE, buffer=self._rows)
 
     def __len__(self):
@@ -44,7 +49,7 @@ The slots of one address space as one read section saw them.
         return iter(_slots(<const ms_memslot *>PyBytes_AS_STRING(self._rows), len(self)))
 
     def __eq__(self, other):
-        """Equal slots in the same address space; the generation does not count."""
+        """True for equal slots in the same address space.  The generations may differ."""
         if type(other) is not Snapshot:
             return NotImplemented
         return self.as_id == (<Snapshot>other).as_id and self._rows == (<Snapshot>other)._rows
@@ -56,8 +61,10 @@ The slots of one address space as one read section saw them.
         return f"<Snapshot of address space {self.as_id}: {len(self)} slots, generation {self.generation}>"
 
     def gfn_to_hva_many(self, gfns, out=None, bint write=True):
-        """As ``VM.gfn_to_hva_many``, arguments and errors too: uint64 addresses in bytes, HVA_ERR_BAD in holes and
-        INVALID slots, HVA_ERR_RO_BAD for writes to READONLY ones.  O(log n) a gfn."""
+        """As ``VM.gfn_to_hva_many``, with the same arguments, answers and exceptions.  O(log n) for each gfn.
+
+        The answers are host addresses in bytes, uint64, HVA_ERR_BAD in holes and INVALID slots, and HVA_ERR_RO_BAD in
+        READONLY slots if write is true."""
         cdef object wanted = _numbers(gfns, "gfns")
         cdef object result = _result(out, wanted, cnp.NPY_UINT64)
         hvas = _translate(self.array, wanted.astype(np.uint64).reshape(-1), write)
@@ -66,7 +73,7 @@ The slots of one address space as one read section saw them.
 
 
 cdef int _fill_snapshot(Snapshot snapshot, object rows, uint32_t as_id, uint64_t generation) except -1:
-    """Field by field: the padding of rows from the engine has any value."""
+    """Copies the rows field by field, so that the padding is zero: in rows from the engine it can have any value."""
     clean = np.zeros(len(rows), dtype=MEMSLOT_DTYPE)
     for name in MEMSLOT_DTYPE.names:
         clean[name] = rows[name]
@@ -78,7 +85,7 @@ cdef int _fill_snapshot(Snapshot snapshot, object rows, uint32_t as_id, uint64_t
 
 
 cdef Snapshot _snapshot(VM vm, uint32_t as_id):
-    """Of the engine's own rows, which need no check."""
+    """A Snapshot of the engine's own rows, which need no check."""
     cdef Snapshot snapshot = Snapshot.__new__(Snapshot)
     with ReadSection(vm):
         rows, generation = VM.memslots_array(vm, as_id), VM.generation(vm, as_id)

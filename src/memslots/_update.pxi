@@ -1,14 +1,14 @@
 # SPDX-License-Identifier: MIT
-# Read sections, and the dual-set steps one by one.
+# Read sections, and the steps of a change one by one.
 
 @cython.final
 @cython.no_gc_clear
 cdef class ReadSection:
-    """One read section of a VM, made by ``VM.read()``; may be entered again inside itself."""
+    """One read section of a VM, made by ``VM.read()``.  Its thread may enter it again before it has left."""
     cdef VM vm
     cdef uint32_t depth
-    cdef uint64_t owner         # the thread that entered; Python's idents are used again
-    cdef unsigned long thread   # the same, to ask whether it still runs
+    cdef uint64_t owner         # ms_thread_number() of the thread that entered; Python can reuse an ident
+    cdef unsigned long thread   # the same thread's ident, to find out whether it still runs
 
     def __cinit__(self, VM vm not None):
         self.vm = vm
@@ -42,15 +42,17 @@ cdef class ReadSection:
             for _ in range(self.depth):
                 ms_read_unlock(self.vm._vm)
         elif (self.depth and self.thread != PyThread_get_thread_ident() and not _is_finalizing()
-              and self.thread in sys._current_frames()):  # else both have ended
+              and self.thread in sys._current_frames()):  # otherwise the thread, and with it the section, has ended
             PyErr_WarnEx(ResourceWarning, b"a read section was dropped by another thread than the one that entered "
-                         b"it: changes wait until that one ends", 1)
+                         b"it: changes wait until the end of the thread that entered it", 1)
 
 
 @cython.final
 @cython.no_gc_clear
 cdef class SlotHandle:
-    """A slot inside an update: one of a set, or a draft.  No MemorySlot: it is the object that the sets share."""
+    """A slot inside an update: a member of one or both sets, or a draft.
+
+    A handle stands for the engine's slot object, which both sets can share.  ``memslot`` copies its values."""
     cdef readonly Update update
     cdef ms_slot *_slot
     cdef uint64_t _run
@@ -59,7 +61,7 @@ cdef class SlotHandle:
         raise TypeError("handles come from an Update")
 
     cdef ms_slot *_use(self, Update update) except NULL:
-        """The slot, for a step of this thread in the run of the update that the handle comes from."""
+        """The slot, for a step of `update`.  UpdateError unless the handle comes from the present run of `update`."""
         if update is None or self.update is not update:
             raise UpdateError(errno.EINVAL, "the slot belongs to another update", rule="HANDLE")
         update._check_running()
@@ -69,11 +71,11 @@ cdef class SlotHandle:
 
     @property
     def memslot(self):
-        """The values, as a MemorySlot."""
+        """The values of the slot, as a MemorySlot."""
         cdef ms_slot *slot = self._use(self.update)
         cdef ms_memslot value
         if ms_update_value(self.update._u, slot, &value):
-            raise self.update._of_another_thread()
+            raise self.update._wrong_thread()
         return _slot(&value)
 
     def __eq__(self, other):
@@ -96,20 +98,24 @@ cdef class SlotHandle:
 @cython.final
 @cython.no_gc_clear
 cdef class Update:
-    """The steps of a change one by one, between ``with vm.begin_update() as u:`` and its end.
+    """The steps of a change one by one, in the block of ``with vm.begin_update() as u:``.
 
-    The VM's lock is held meanwhile, by the thread that entered: another one gets ReentrantChangeError.  When that
-    thread ends inside, what it did is taken back, and the update may be entered again.  ``u.active``
-    and ``u.inactive`` are the slots of the two sets, as handles; ``u.copy(old, **fields)`` makes a draft; replace,
-    invalidate, swap and activate are KVM's.  Leaving with the two sets alike keeps what was done; leaving with them
-    different, or with an INVALID slot, or by an exception, rolls back, and raises UpdateError or lets the exception
-    go on.  Tree backend only.
+    ``u.active`` and ``u.inactive`` are the slots of the two sets, as handles.  ``u.copy(old, **fields)`` makes a draft.
+    replace, invalidate, swap and activate are the steps of KVM.
+
+    The thread that enters the block holds the VM's lock until the end of the block.  A step in another thread raises
+    ReentrantChangeError.  If the thread ends inside the block, the update is rolled back and may be entered again.
+
+    At the end of the block the two sets must hold the same slots, none of them INVALID.  Otherwise the update is rolled
+    back and raises UpdateError.  An exception in the block also rolls back, and then leaves the block.
+
+    Only the backend "tree" has updates; others raise NotSupportedError (ENOSYS).
     """
     cdef readonly VM vm
     cdef readonly uint32_t as_id
     cdef ms_update *_u
-    cdef uint64_t _run    # which `with` block this is: handles of an earlier one lead nowhere
-    cdef uint64_t _owner  # the thread that entered, the only one that touches _u; Python's idents are used again
+    cdef uint64_t _run    # the number of the present `with` block; handles of an earlier block are refused
+    cdef uint64_t _owner  # ms_thread_number() of the thread that entered, 0: none.  Only that thread uses _u.
 
     def __cinit__(self, VM vm not None, as_id=0):
         self.vm = vm
@@ -126,25 +132,25 @@ cdef class Update:
             with nogil:
                 ms_update_abandon(u)
 
-    cdef object _of_another_thread(self):
+    cdef object _wrong_thread(self):
         return refused(errno.EBUSY, "UPDATE_OWNER", 0, None, Request(as_id=self.as_id))
 
     cdef int _check_running(self) except -1:
         if self._owner and self._owner != ms_thread_number():
-            raise self._of_another_thread()
+            raise self._wrong_thread()
         if self._u is NULL:
             raise UpdateError(errno.EINVAL, "the update is not running: use it inside its with block", rule="HANDLE")
         return 0
 
     cdef int _report(self) except -1:
-        """After a step that was made: nothing may fail any more but for what hooks raised."""
+        """After a successful step: raises the exceptions of its hooks.  Nothing else may fail from here on."""
         if self.vm._raised:
             _report_hooks(self.vm)
         return 0
 
     def __enter__(self):
         cdef ms_update *u = NULL
-        cdef ms_update *lost
+        cdef ms_update *abandoned
         cdef ms_error err
         cdef int r
         cdef uint32_t as_id = self.as_id
@@ -155,12 +161,12 @@ cdef class Update:
             r = ms_update_begin(self.vm._vm, as_id, &u, &err)
         if r:
             raise _refusal(self.vm, r, &err, Request(as_id=as_id))
-        lost = self._u  # whoever has the lock now is the only one: this one's thread has ended inside
+        abandoned = self._u  # not NULL if its thread ended inside the block: only then could this thread get the lock
         self._u = u
         self._run += 1
         self._owner = ms_thread_number()
-        if lost is not NULL:
-            ms_update_abandon(lost)
+        if abandoned is not NULL:
+            ms_update_abandon(abandoned)
         return self
 
     def __exit__(self, exc_type, exc, traceback):
@@ -170,8 +176,10 @@ cdef class Update:
         cdef int r
         self._check_running()
         u = self._u
-        self._u = NULL  # before the GIL goes: nobody else may come by u, and once the lock is free this may be
-        self._owner = 0  # the run of the thread that takes it next
+        # Cleared while this thread holds the GIL and the lock: no other thread may reach u, and as soon as the lock is
+        # free, the next thread may enter this update and set both.
+        self._u = NULL
+        self._owner = 0
         with nogil:
             r = ms_update_end(u, keep, &err)
         if r and err.rule != MS_RULE_SETS_DIFFER:  # the lock is still this thread's
@@ -182,8 +190,8 @@ cdef class Update:
         self._report()
 
     cdef SlotHandle _handle(self):
-        """One that leads nowhere yet.  Making it may run a collector, and so anybody's code, which may end this run
-        and begin another: so it is made before the slot is looked for."""
+        """A handle without a slot.  Make it before the search for the slot: its allocation can start the garbage
+        collector, which runs arbitrary code, and that code may end this run and begin another."""
         cdef SlotHandle handle = SlotHandle.__new__(SlotHandle)
         handle.update = self
         return handle
@@ -195,7 +203,7 @@ cdef class Update:
         cdef SlotHandle handle
         cdef list handles = []
         self._check_running()
-        run = self._run  # when the slots were there: making the handles may run anybody's code
+        run = self._run  # the run of the slots: the allocation of handles may run code that begins another run
         room = ms_update_slots(self._u, active, NULL, 0)
         slots = <ms_slot **>malloc((room + 1) * sizeof(ms_slot *))
         if slots is NULL:
@@ -213,12 +221,12 @@ cdef class Update:
 
     @property
     def active(self):
-        """The slots that readers see, as handles by ascending gfn."""
+        """The slots of the set that readers see: a tuple of handles, by ascending gfn."""
         return self._handles(True)
 
     @property
     def inactive(self):
-        """The slots of the set that replace edits, as handles by ascending gfn."""
+        """The slots of the set that replace edits: a tuple of handles, by ascending gfn."""
         return self._handles(False)
 
     def find(self, id, active=True):
@@ -232,8 +240,9 @@ cdef class Update:
         return handle if handle._slot is not NULL else None
 
     def copy(self, SlotHandle old, **fields):
-        """A draft with the values of old but for the fields given: base_gfn, npages, userspace_addr, flags, and id
-        where old is None (kvm_copy_memslot()).
+        """A draft with the values of old, except for the given fields (kvm_copy_memslot()).
+
+        fields: base_gfn and npages (pages), userspace_addr (bytes), flags, and id if old is None.
 
         Logging that stays on keeps its dirty bits, also those that readers set later.  A page is identified by its host
         address: if npages or userspace_addr differ, the pages that both slots have keep their bits, and the other pages
@@ -271,8 +280,10 @@ cdef class Update:
         return self._request(&value)
 
     def replace(self, SlotHandle old, SlotHandle new):
-        """Puts new where old is in the inactive set; None for old adds, None for new removes
-        (kvm_replace_memslot()).  UpdateError if a slot is not where it must be, RegionOverlapError."""
+        """Replaces old by new in the inactive set (kvm_replace_memslot()).  old=None adds new, new=None removes old.
+
+        UpdateError: old is not in the inactive set, or new cannot be put there.  RegionOverlapError: new overlaps
+        another slot of the set."""
         cdef ms_slot *old_slot = old._use(self) if old is not None else NULL
         cdef ms_slot *new_slot = new._use(self) if new is not None else NULL
         cdef ms_error err
@@ -285,8 +296,10 @@ cdef class Update:
         self._report()
 
     def invalidate(self, SlotHandle slot not None):
-        """Replaces slot by an INVALID copy in the inactive set, swaps, runs flush; returns the copy, which is active
-        now (kvm_invalidate_memslot())."""
+        """Replaces slot by an INVALID copy in the inactive set, swaps, and runs the flush hooks
+        (kvm_invalidate_memslot()).  Returns the handle of the copy, which is in the active set then.
+
+        UpdateError: slot is not in both sets."""
         cdef SlotHandle handle = self._handle()
         cdef ms_slot *old_slot = slot._use(self)
         cdef ms_error err
@@ -300,7 +313,8 @@ cdef class Update:
         return handle
 
     def swap(self):
-        """Publishes the inactive set and waits until no reader uses the other (kvm_swap_active_memslots())."""
+        """Publishes the inactive set, and waits until no reader uses the former active set
+        (kvm_swap_active_memslots())."""
         cdef ms_error err
         cdef int r
         self._check_running()
@@ -311,7 +325,7 @@ cdef class Update:
         self._report()
 
     def activate(self, SlotHandle old, SlotHandle new):
-        """swap(), then replace(old, new) in the set that has become inactive (kvm_activate_memslot())."""
+        """Calls swap(), and then replace(old, new) in the set that has become inactive (kvm_activate_memslot())."""
         cdef ms_slot *old_slot = old._use(self) if old is not None else NULL
         cdef ms_slot *new_slot = new._use(self) if new is not None else NULL
         cdef ms_error err
@@ -324,13 +338,13 @@ cdef class Update:
         self._report()
 
 
-cdef struct _Draft:  # the fields that were given
+cdef struct _Draft:  # the given fields of a draft
     bint has_id, has_base_gfn, has_npages, has_userspace_addr, has_flags
     ms_memslot value
 
 
 cdef int _read_draft(dict fields, bint with_id, _Draft *draft) except -1:
-    """Before anything of the update is looked at: an __index__ may end it."""
+    """Reads the fields.  Call it before any use of the update: an __index__ is code of the caller, which may end it."""
     memset(draft, 0, sizeof(_Draft))
     for name, number in fields.items():
         if name == "base_gfn":
@@ -349,7 +363,8 @@ cdef int _read_draft(dict fields, bint with_id, _Draft *draft) except -1:
 
 
 cdef void _fill_draft(const _Draft *draft, ms_memslot *value) noexcept:
-    """Without a Python object: no collector may run between looking at the update and the step."""
+    """Copies the given fields to *value.  Creates no Python object: no garbage collection may run between the checks of
+    the update and the step."""
     if draft.has_id:
         value.id = draft.value.id
     if draft.has_base_gfn:

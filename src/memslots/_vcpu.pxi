@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: MIT
-# VCPU: lookups with a hint of their own.
+# VCPU: lookups with a last_used_slot of their own.
 
 @cython.final
 @cython.no_gc_clear
 cdef class VCPU:
-    """A virtual CPU's view: lookups with a last_used_slot of its own, dropped when the generation moved.
+    """The lookups of a virtual CPU (struct kvm_vcpu, the part that concerns slots).  ``VM.create_vcpu()`` makes one.
 
-    Meant for one thread at a time; a second one that comes meanwhile gets right answers without the hint.
-    Made by ``VM.create_vcpu()``.
+    A VCPU has a last_used_slot of its own as a hint.  It drops the hint when the generation changes.  A VCPU is meant
+    for one thread at a time.  A second thread that uses it at the same time gets right answers without the hint.
     """
 
     def __cinit__(self, VM vm not None):
@@ -33,7 +33,9 @@ cdef class VCPU:
 
     @property
     def as_id(self):
-        """The address space that lookups use: 0, or 1 as when entering SMM."""
+        """The number of the address space that lookups use.  On x86, KVM uses 0, and 1 in SMM.
+
+        To set a number out of range raises InvalidRegionError (EINVAL)."""
         return ms_vcpu_as_id(self._vcpu)
 
     @as_id.setter
@@ -41,7 +43,7 @@ cdef class VCPU:
         ms_vcpu_set_as_id(self._vcpu, _as_id(self.vm, value))
 
     def gfn_to_memslot(self, gfn):
-        """As VM.gfn_to_memslot (kvm_vcpu_gfn_to_memslot())."""
+        """As VM.gfn_to_memslot, in the address space as_id (kvm_vcpu_gfn_to_memslot())."""
         cdef ms_memslot found
         cdef uint64_t frame = _u64(gfn, "gfn")
         _check_open(self.vm)
@@ -50,21 +52,21 @@ cdef class VCPU:
         return _slot(&found)
 
     def gfn_to_hva(self, gfn):
-        """As VM.gfn_to_hva (kvm_vcpu_gfn_to_hva())."""
+        """As VM.gfn_to_hva, in the address space as_id (kvm_vcpu_gfn_to_hva())."""
         cdef uint64_t frame = _u64(gfn, "gfn"), hva
         if self.vm._closed:
             _check_open(self.vm)
         hva = ms_vcpu_gfn_to_hva(self._vcpu, frame)
         if hva >= MS_HVA_ERR_MIN:
-            raise _no_hva(self.vm, hva, "gfn", frame, self.as_id)
+            raise _hva_error(hva, "gfn", frame, self.as_id)
         return hva
 
     def gpa_to_hva(self, gpa):
-        """As VM.gpa_to_hva."""
+        """As VM.gpa_to_hva, in the address space as_id."""
         cdef uint64_t address = _u64(gpa, "gpa"), hva
         if self.vm._closed:
             _check_open(self.vm)
         hva = ms_vcpu_gfn_to_hva(self._vcpu, address >> 12)
         if hva >= MS_HVA_ERR_MIN:
-            raise _no_hva(self.vm, hva, "gpa", address, self.as_id)
+            raise _hva_error(hva, "gpa", address, self.as_id)
         return hva + (address & 4095)

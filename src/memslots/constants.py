@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""KVM's constants that a user of memslots meets, and the layout of slots in numpy arrays."""
+"""KVM's constants in the interface of memslots, and the layout of a slot in numpy arrays."""
 
 from __future__ import annotations
 
@@ -23,7 +23,8 @@ __all__ = [
 PAGE_SHIFT = 12
 PAGE_SIZE = 1 << PAGE_SHIFT
 
-#: What ``_many`` calls put where there is no address; every value from HVA_ERR_MIN on is such an error.
+#: The error values that calls such as gfn_to_hva_many() return in place of an address: BAD in a hole or an INVALID
+#: slot, RO_BAD for writing to a READONLY slot.  Every value of HVA_ERR_MIN or more is an error value.
 HVA_ERR_BAD = 2**64 - 8192
 HVA_ERR_RO_BAD = 2**64 - 4096
 HVA_ERR_MIN = HVA_ERR_BAD
@@ -37,7 +38,7 @@ DIRTY_LOG_INITIALLY_SET = 2
 
 
 class MemFlag(enum.IntFlag):
-    """Flags of a slot: KVM_MEM_* for the user, INVALID for a slot that is being deleted or moved."""
+    """The flags of a slot: KVM_MEM_* from the user, and INVALID for a slot that is being deleted or moved."""
 
     LOG_DIRTY_PAGES = 1 << 0
     READONLY = 1 << 1
@@ -45,7 +46,8 @@ class MemFlag(enum.IntFlag):
     INVALID = 1 << 16
 
 
-#: One slot in an array: the layout of ``struct ms_memslot``, 40 bytes.
+#: One slot in an array: the layout of ``struct ms_memslot``, 40 bytes.  base_gfn and npages count pages, userspace_addr
+#: is in bytes.
 MEMSLOT_DTYPE = np.dtype(
     {
         "names": ["base_gfn", "npages", "userspace_addr", "id", "as_id", "flags"],

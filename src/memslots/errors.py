@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: MIT
-"""The exceptions of memslots: one class for each errno that KVM would return, each also the built-in it resembles.
+"""The exceptions of memslots: one class for each errno that KVM would return.
 
-``MemslotsError.errno`` is the number, ``.slot`` the id that the call named, ``.other`` the :class:`MemorySlot` that
-stood in the way, ``.rule`` the name of the rule that refused (the table ``MS_RULES`` in memslots.h).
+Each class also derives from the built-in exception that is closest to it, such as ValueError.
 """
 
 from __future__ import annotations
@@ -36,7 +35,12 @@ __all__ = [
 
 
 class MemslotsError(OSError):
-    """Base of everything that the engine refuses."""
+    """The base of all exceptions of memslots.  An errno without a class of its own raises this class.
+
+    ``.errno`` is the number.  ``.slot`` is the id that the call named, or None.  ``.other`` is the
+    :class:`MemorySlot` that conflicts with the call, or None.  ``.rule`` is the name of the rule that refused
+    the call, from the table ``MS_RULES`` in memslots.h, or None.
+    """
 
     slot: int | None
     other: Any
@@ -61,12 +65,13 @@ class InvalidRegionError(MemslotsError, ValueError):
 
 
 class RegionOverlapError(MemslotsError, ValueError):
-    """EEXIST: another slot (``.other``) has these guest frames, or this id."""
+    """EEXIST: another slot (``.other``) has some of these guest frames, or this id."""
 
 
 class ListenerError(MemslotsError, ValueError):
-    """EEXIST: the listener was added before; ENOENT: it was not added, or was removed; any other errno: the ``prepare``
-    of a listener that is not written in Python refused the change."""
+    """EEXIST: the listener was added before.  ENOENT: it was not added, or it was removed.
+
+    Another errno: the ``prepare`` of a listener that is not written in Python refused the change."""
 
 
 class NoSuchSlotError(MemslotsError, LookupError):
@@ -78,7 +83,7 @@ class OutOfMemoryError(MemslotsError, MemoryError):
 
 
 class GuestAccessError(MemslotsError, ValueError):
-    """EFAULT: the address cannot be used in this way."""
+    """EFAULT: the guest frame has no address for this use, or ``clear_dirty_log()`` got no bitmap."""
 
 
 class GfnNotMappedError(GuestAccessError, LookupError):
@@ -86,47 +91,50 @@ class GfnNotMappedError(GuestAccessError, LookupError):
 
 
 class ReadOnlySlotError(GuestAccessError, PermissionError):
-    """EFAULT: the guest frame is in a READONLY slot, and the address was asked for writing."""
+    """EFAULT: the guest frame is in a READONLY slot, and the call asked for an address to write to."""
 
 
 class ReentrantChangeError(MemslotsError, RuntimeError):
-    """EDEADLK: the change would wait for the very thread that asks (it is inside a read section, a hook or an
-    update); EBUSY: inside a hook, and the other VM is busy."""
+    """EDEADLK: the call would deadlock, because this thread is inside a read section, a hook or an update of the VM.
+
+    EBUSY: this thread is inside a hook of another VM, and the call could wait.  Or the update belongs to another
+    thread."""
 
 
 class ClosedError(MemslotsError, ValueError):
-    """EBADF: the VM has been closed, or its subclass has not called ``super().__init__()``."""
+    """EBADF: the VM is closed, or its subclass has not called ``super().__init__()`` yet."""
 
 
 class GuestMemfdError(MemslotsError, ValueError):
-    """EBADF: the guest_memfd is not an open file; EINVAL: it is one, but no guest_memfd."""
+    """EBADF: the guest_memfd is not an open file.  EINVAL: it is an open file, but not a guest_memfd."""
 
 
 class NotSupportedError(MemslotsError, NotImplementedError):
-    """ENOSYS, ENXIO: this backend does not offer the call."""
+    """ENOSYS, ENXIO: this build or this backend does not offer what was asked for."""
 
 
 class ForkedError(MemslotsError, RuntimeError):
-    """EIO: the VM belongs to the parent process; a forked child may look, not change."""
+    """EIO: the VM belongs to the parent process.  A forked child may make lookups but no changes."""
 
 
 class UpdateError(MemslotsError, RuntimeError):
-    """EINVAL: a step of ``begin_update()`` was given a slot that is not where it must be, or the update was left
-    with the two sets different and has been rolled back."""
+    """EINVAL: a slot of an update's step is not in the set where it must be, or the step comes outside of the update.
+
+    Also EINVAL: the update ended with two different sets or with an INVALID slot, and was rolled back."""
 
 
 class InvariantError(MemslotsError, AssertionError):
-    """EUCLEAN: ``check()`` found a broken invariant, whose number is ``.invariant``."""
+    """EUCLEAN: ``check()`` found a broken invariant.  ``.invariant`` is its number, such as "T1"."""
 
     invariant: str = ""
 
 
 class ReaderStallWarning(RuntimeWarning):
-    """A change waits for a read section that goes on and on, see ``VM.stall_warning_ms``.
+    """A change has waited for a long read section.  ``VM.stall_warning_ms`` sets the time.
 
-    ``.thread_id`` is the reader's thread as the system knows it (``Thread.native_id``), None where the engine does
-    not know it; ``.thread_name`` its Python name, or None; ``.waited`` how long the change has waited, in seconds:
-    the section is at least as old.
+    ``.thread_id`` is the system's id of the reader's thread (``Thread.native_id``), or None if it is unknown.
+    ``.thread_name`` is the name of the thread in Python, or None.
+    ``.waited`` is how long the change has waited, in seconds.  The read section is at least as old.
     """
 
     thread_id: int | None
@@ -174,13 +182,13 @@ def from_errno(
     other: Any = None,
     rule: str | None = None,
 ) -> MemslotsError:
-    """The exception for an errno; MemslotsError itself for one that has no class of its own."""
+    """The exception for a rule or an errno.  MemslotsError itself if neither has a class of its own."""
     cls = _CLASSES_BY_RULE.get(rule or "") or _CLASSES.get(errno, MemslotsError)
     return cls(errno, message, slot, other, rule)
 
 
 class Request(NamedTuple):
-    """What a refused call asked for, as far as it had these."""
+    """The arguments of a refused call, for its message.  An argument that the call does not have is the default."""
 
     slot: int | None = None
     as_id: int = 0
@@ -193,7 +201,7 @@ class Request(NamedTuple):
     first_page: int = 0
     num_pages: int = 0
     value: int = 0
-    bits_lost: bool = False  # get_dirty_log() had taken them out of the log
+    bits_lost: bool = False  # get_dirty_log() has cleared the log before it failed
 
 
 def _span(gpa: int, size: int) -> str:
@@ -201,7 +209,7 @@ def _span(gpa: int, size: int) -> str:
 
 
 def _flags(flags: int) -> str:
-    """0x5 (LOG_DIRTY_PAGES | GUEST_MEMFD); bits without a name stand as a number."""
+    """Flags as in "0x5 (LOG_DIRTY_PAGES | GUEST_MEMFD)".  Bits without a name are shown as one number."""
     names = [flag.name or "" for flag in MemFlag if flags & flag]
     rest = flags & ~sum(MemFlag)
     parts = names + ([hex(rest)] if rest and names else [])
@@ -219,32 +227,34 @@ _MESSAGES: dict[str, Callable[[Request, int, Any], str]] = {
         f"{' with GUEST_MEMFD' if limit == MemFlag.GUEST_MEMFD else ''}; allowed is {_flags(limit)}"
     ),
     "SIZE_ALIGN": lambda q, limit, o: (
-        f"memory_size {q.memory_size:#x} of slot {q.slot} is no multiple of the page size {PAGE_SIZE}"
+        f"memory_size {q.memory_size:#x} of slot {q.slot} is not a multiple of the page size {PAGE_SIZE}"
     ),
     "GPA_ALIGN": lambda q, limit, o: (
-        f"guest_phys_addr {q.guest_phys_addr:#x} of slot {q.slot} is no multiple of {PAGE_SIZE}"
+        f"guest_phys_addr {q.guest_phys_addr:#x} of slot {q.slot} is not a multiple of {PAGE_SIZE}"
     ),
     "HVA_ALIGN": lambda q, limit, o: (
-        f"userspace_addr {q.userspace_addr:#x} of slot {q.slot} is no multiple of {PAGE_SIZE}"
+        f"userspace_addr {q.userspace_addr:#x} of slot {q.slot} is not a multiple of {PAGE_SIZE}"
     ),
     "HVA_RANGE": lambda q, limit, o: (
         f"host range {_span(q.userspace_addr, q.memory_size)} of slot {q.slot} ends beyond {limit:#x}"
     ),
     "GMEM_OFFSET": lambda q, limit, o: (
-        f"guest_memfd_offset {q.guest_memfd_offset:#x} of slot {q.slot} is no multiple of {PAGE_SIZE}, "
+        f"guest_memfd_offset {q.guest_memfd_offset:#x} of slot {q.slot} is not a multiple of {PAGE_SIZE}, "
         f"or wraps with memory_size {q.memory_size:#x}"
     ),
     "AS_ID": lambda q, limit, o: (
-        f"address space {q.as_id} is not below {limit}, the number of them"
+        f"address space {q.as_id} is not below {limit}, the number of address spaces"
     ),
     "GPA_WRAP": lambda q, limit, o: (
         f"guest range {_span(q.guest_phys_addr, q.memory_size)} of slot {q.slot} reaches 2**64"
     ),
     "NPAGES": lambda q, limit, o: (
-        f"slot {q.slot} would have {q.memory_size // PAGE_SIZE} pages; 1 to {limit} are possible"
+        f"slot {q.slot} would have {q.memory_size // PAGE_SIZE} pages; a slot has 1 to {limit}"
     ),
     "NO_SUCH_SLOT": lambda q, limit, o: f"there is no slot {q.slot} in address space {q.as_id}",
-    "TOTAL_PAGES": lambda q, limit, o: f"slot {q.slot} would make the VM's pages wrap 2**64",
+    "TOTAL_PAGES": lambda q, limit, o: (
+        f"with slot {q.slot} the number of pages of the VM would reach 2**64"
+    ),
     "GMEM_EXISTING": lambda q, limit, o: f"slot {q.slot} exists: GUEST_MEMFD is only for a new one",
     "HVA_CHANGE": lambda q, limit, o: (
         f"userspace_addr of slot {q.slot} is {o.userspace_addr:#x} and cannot become {q.userspace_addr:#x}"
@@ -253,7 +263,7 @@ _MESSAGES: dict[str, Callable[[Request, int, Any], str]] = {
         f"slot {q.slot} has {o.npages} pages and cannot be resized to {q.memory_size // PAGE_SIZE}"
     ),
     "FLAGS_TOGGLE": lambda q, limit, o: (
-        f"READONLY of slot {q.slot} cannot change: its flags are {int(o.flags):#x}, asked for {q.flags:#x}"
+        f"READONLY of slot {q.slot} cannot change: its flags are {int(o.flags):#x}, the call has {q.flags:#x}"
     ),
     "OVERLAP": lambda q, limit, o: (
         f"slot {q.slot} {_span(q.guest_phys_addr, q.memory_size)} overlaps {_other(o)} "
@@ -276,19 +286,15 @@ _MESSAGES: dict[str, Callable[[Request, int, Any], str]] = {
     "NO_DIRTY_LOG": lambda q, limit, o: (
         f"slot {q.slot} in address space {q.as_id} does not log dirty pages"
     ),
-    "FIRST_PAGE": lambda q, limit, o: f"first_page {q.first_page} is no multiple of {limit}",
+    "FIRST_PAGE": lambda q, limit, o: f"first_page {q.first_page} is not a multiple of {limit}",
     "CLEAR_RANGE": lambda q, limit, o: (
-        f"pages [{q.first_page}, {q.first_page + q.num_pages}) of slot {q.slot}, which has {limit}: they must "
-        "lie inside, and their number be a multiple of 64 unless they end where the slot ends"
+        f"pages [{q.first_page}, {q.first_page + q.num_pages}) of slot {q.slot}, which has {limit} pages: the range "
+        "must lie inside the slot, and its length must be a multiple of 64 unless it ends where the slot ends"
     ),
     "BITMAP_SIZE": lambda q, limit, o: f"the bitmap has {q.value} words, not {limit}",
     "NULL_BUFFER": lambda q, limit, o: (
         "no bitmap was given; "
-        + (
-            "the bits that were taken out of the log are lost"
-            if q.bits_lost
-            else "the log is as it was"
-        )
+        + ("the log was cleared, and its bits are lost" if q.bits_lost else "the log is as it was")
     ),
     "DUPLICATE_ID": lambda q, limit, o: f"slot {q.slot} is there already: {_other(o)}",
     "MANUAL_PROTECT": lambda q, limit, o: f"manual_dirty_log_protect is 0, 1 or 3, not {q.value}",
@@ -309,14 +315,14 @@ _MESSAGES: dict[str, Callable[[Request, int, Any], str]] = {
         "the update belongs to another thread, the one that entered begin_update()"
     ),
     "FORKED": lambda q, limit, o: (
-        "the VM belongs to the parent process: a forked child may only look"
+        "the VM belongs to the parent process: a forked child may only make lookups"
     ),
     "CLOSED": lambda q, limit, o: "the VM is closed",
     "HANDLE": lambda q, limit, o: (
-        "a slot of this step is not in the set where it must be (or already is)"
+        "a slot of this step is not in the set where it must be, or is already in the set"
     ),
     "SETS_DIFFER": lambda q, limit, o: (
-        "the update was left with its two sets different, or with an INVALID slot; it has been rolled back"
+        "the update ended with two different sets, or with an INVALID slot; it was rolled back"
     ),
     "BACKEND": lambda q, limit, o: "this backend does not offer the call",
     "INTERRUPTED": lambda q, limit, o: "the wait for the VM's lock was ended; nothing was changed",
@@ -326,20 +332,22 @@ _MESSAGES: dict[str, Callable[[Request, int, Any], str]] = {
 def refused(
     errno: int, rule: str, limit: int, other: Any, request: Request, where: str = ""
 ) -> MemslotsError:
-    """The exception for a refused call, in words that name both parties."""
+    """The exception for a call that a rule refused.  Its message names the slot of the call and the other slot."""
     message = where + _MESSAGES[rule](request, limit, other)
     return from_errno(errno, message, request.slot, other, rule)
 
 
 def reader_stall(thread_id: int, waited_ns: int, again: bool = False) -> ReaderStallWarning:
-    """The warning for a reader's thread (0: unknown) that a change has waited for; in other words, since Python warns
-    once of each, where it was on its way and is told again."""
+    """The warning that a change has waited for the read section of a thread (0: unknown).
+
+    again: the warning repeats one that an interrupt cut short.  Its text then differs, because Python shows each text
+    only once."""
     names = [t.name for t in _threading.enumerate() if thread_id and t.native_id == thread_id]
     name, waited = (names[0] if names else None), waited_ns / 1e9
-    who = "a thread that is not known" if not thread_id else f"thread {thread_id}"
+    thread = "an unknown thread" if not thread_id else f"thread {thread_id}"
     if name is not None:
-        who += f" ({name})"
-    message = f"a change has waited for {waited:.3f} s for the read section of {who}"
+        thread += f" ({name})"
+    message = f"a change has waited for {waited:.3f} s for the read section of {thread}"
     if again:
-        message += "; an interrupt came while this was told"
+        message += "; an interrupt came during the first warning"
     return ReaderStallWarning(message, thread_id or None, name, waited)

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: MIT
-# The types and constants of memslots.h.  A module that cimports them links with nothing; it calls the engine by the
-# methods of VM in _memslots.pxd, since the functions are inside the extension (_calls.pxd) and have no symbols outside.
+# The types and constants of memslots.h.  A module that cimports them links with no library.  It calls the engine by
+# the methods of VM in _memslots.pxd.  The functions of _calls.pxd have no symbols outside of the extension.
 from libc.stddef cimport ptrdiff_t
 from libc.stdint cimport int32_t, uint32_t, uint64_t
 

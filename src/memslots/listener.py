@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The hooks that a change runs where KVM runs its architecture's."""
+"""Listeners: the hooks that a change calls where KVM calls its architecture code."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["Change", "ChangeKind", "Listener"]
 
 
 class ChangeKind(enum.IntEnum):
-    """enum kvm_mr_change."""
+    """The kind of a change (enum kvm_mr_change)."""
 
     CREATE = 0
     DELETE = 1
@@ -25,7 +25,7 @@ class ChangeKind(enum.IntEnum):
 
 
 class Change(NamedTuple):
-    """One change: ``old`` is None in a CREATE, ``new`` in a DELETE."""
+    """The argument of prepare, abort and commit.  ``old`` is None in a CREATE, and ``new`` is None in a DELETE."""
 
     kind: ChangeKind
     old: MemorySlot | None
@@ -33,15 +33,18 @@ class Change(NamedTuple):
 
 
 class Listener:
-    """Base of the objects that ``VM.add_listener`` takes; override the hooks that you need.
+    """The base of the objects that ``VM.add_listener`` takes.  Override the hooks that you need.
 
-    The thread that makes the change calls all four, while it holds the VM's lock: lookups are fine, a change of the
-    same VM raises ReentrantChangeError.  A read section that a hook leaves open does not hold up its own change, but
-    every one after it.
+    The thread that makes the change calls the hooks, while it holds the VM's lock.  A hook may make lookups.  A change
+    of the same VM inside a hook raises ReentrantChangeError.  A read section that a hook leaves open does not delay the
+    change that called the hook, but it delays every later change.
 
-    A hook returns None: any other value is a TypeError, and so is a hook that is ``async`` or a generator.  A method
-    whose name is at most two edits away from a hook's, and which could be called like it, is taken for a misspelled
-    hook: the class is refused with TypeError, unless it has the hook as well or the name begins with an underscore.
+    A hook returns None.  Any other value raises TypeError.  A hook that is ``async`` or a generator function raises
+    TypeError when the listener is added.
+
+    A method counts as a misspelled hook if its name is at most two edits away from a hook's, and if it could be called
+    with that hook's arguments.  A class with such a method raises TypeError, unless it has the real hook too.  Names
+    that begin with an underscore are never misspelled hooks.
     """
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -49,32 +52,41 @@ class Listener:
         _check_spelling(cls.__name__, vars(cls), bound=False)
 
     def prepare(self, change: Change) -> None:
-        """May refuse: an exception undoes the change and reaches the caller.  A DELETE or MOVE has published its
-        INVALID copy by now.  An ioctl that mirrors the change belongs in the last listener's prepare."""
+        """Runs before the change takes effect, and may refuse it: an exception undoes the change and reaches the
+        caller.  A DELETE or MOVE has published its INVALID copy at this point.
+
+        An ioctl that makes the same change elsewhere belongs in the prepare of the last listener: no later listener can
+        refuse the change then."""
 
     def abort(self, change: Change) -> None:
-        """The change that this listener had prepared is undone; called in reverse order."""
+        """Runs when a change is undone that this listener's prepare accepted.  The listeners are called in reverse
+        order."""
 
     def flush(self, active: MemorySlot, old: MemorySlot) -> None:
-        """A slot is about to go or move: drop what was derived from it.  ``active`` is the INVALID copy that
-        readers see from now on, ``old`` the slot as it was.  (Linux 5.17 and later hand over ``old`` alone.)"""
+        """Runs before a slot is deleted or moved: drop everything that was derived from the slot.
+
+        ``active`` is the INVALID copy, which readers see from now on.  ``old`` is the slot as it was.  (Linux 5.17 and
+        later pass only ``old`` to their flush.)"""
 
     def commit(self, change: Change) -> None:
-        """The change is complete.  An exception from here or from flush reaches the caller afterwards."""
+        """Runs when the change is complete.  An exception of commit or flush does not undo the change.  The caller gets
+        it at the end."""
 
     def __repr__(self) -> str:
         own = [name for name in HOOKS if getattr(type(self), name) is not getattr(Listener, name)]
         return f"<{type(self).__name__}: {', '.join(own) or 'no hooks'}>"
 
 
-#: The hooks, and how many arguments each gets.
+#: The names of the hooks, and the number of arguments of each.
 HOOKS = {"prepare": 1, "abort": 1, "flush": 2, "commit": 1}
 
 
 def check_hooks(listener: object) -> None:
-    """TypeError for an object that cannot be a listener, or whose author meant other hooks than it has."""
+    """TypeError for an object that cannot be a listener, or that has a misspelled hook."""
     if isinstance(listener, type):
-        raise TypeError(f"a listener is an object, not a class: {listener.__name__}()?")
+        raise TypeError(
+            f"a listener is an object, not a class: did you mean {listener.__name__}()?"
+        )
     name = type(listener).__name__
     for part in type(listener).__mro__:
         if part is not object:
@@ -92,7 +104,7 @@ def check_hooks(listener: object) -> None:
 
 
 def _check_runs_at_once(name: str, hook: Any) -> None:
-    """A call of a coroutine function or a generator function runs none of its body."""
+    """TypeError for a coroutine function or a generator function: a call runs nothing of its body."""
     while isinstance(hook, functools.partial):
         hook = hook.func
     call = getattr(type(hook), "__call__", None)  # noqa: B004 (the function, not whether there is one)
@@ -103,7 +115,7 @@ def _check_runs_at_once(name: str, hook: Any) -> None:
             )
         if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
             raise TypeError(
-                f"{name} is a generator function: a call runs none of it; make it a plain function"
+                f"{name} is a generator function: a call would not run it; make it a plain function"
             )
 
 
@@ -115,13 +127,13 @@ def _check_spelling(owner: str, members: Mapping[str, Any], bound: bool) -> None
         hook = _misspelled(name, members)
         if hook and _takes(members[name], HOOKS[hook], bound):
             raise TypeError(
-                f"{owner}.{name}() is no hook of a Listener: did you mean {hook}()?  "
-                f"If not, give it another name, or one that begins with an underscore"
+                f"{owner}.{name}() is not a hook of a Listener: did you mean {hook}()?  "
+                f"If not, give the method another name, or one that begins with an underscore"
             )
 
 
 def _misspelled(name: object, members: Iterable[str]) -> str | None:
-    """The hook that the name is nearly equal to, if it is not there itself."""
+    """The hook at most two edits away from the name, if the members do not have that hook.  Otherwise None."""
     if not isinstance(name, str) or name in HOOKS or name.startswith("_"):
         return None
     near = (hook for hook in HOOKS if hook not in members and _edits(name, hook) <= 2)
@@ -129,9 +141,9 @@ def _misspelled(name: object, members: Iterable[str]) -> str | None:
 
 
 def _edits(a: str, b: str) -> int:
-    """How many characters must be inserted, removed or replaced to make b of a (Levenshtein)."""
+    """The number of characters to insert, remove or replace to turn a into b (Levenshtein); 3 can stand for more."""
     if abs(len(a) - len(b)) > 2:
-        return 3  # or more
+        return 3
     row = list(range(len(b) + 1))
     for i, x in enumerate(a, start=1):
         last, row[0] = row[0], i
@@ -141,7 +153,7 @@ def _edits(a: str, b: str) -> int:
 
 
 def _takes(member: Any, arguments: int, bound: bool) -> bool:
-    """Whether it is a function that could be called with so many arguments, self apart."""
+    """Whether the member is a function that accepts this number of arguments, not counting self."""
     if isinstance(member, classmethod):
         member = member.__func__
     elif isinstance(member, staticmethod):

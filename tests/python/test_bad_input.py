@@ -827,10 +827,7 @@ def test_exception_of_array_reaches_the_caller(vm: VM) -> None:
     for error in (ZeroDivisionError("mine"), RuntimeError("on a device")):
         with pytest.raises(type(error), match=str(error)) as caught:
             vm.gfn_to_hva_many(Array(error))
-        assert (
-            "raised by np.asarray(gfns), where gfns is a value of type Array"
-            in caught.value.__notes__
-        )
+        assert "raised by np.asarray(gfns); the type of gfns is Array" in caught.value.__notes__
 
 
 def test_array_may_call_the_vm() -> None:
@@ -1019,7 +1016,7 @@ def test_bitmap_of_wrong_size_is_refused_without_a_copy(vm: VM) -> None:
         bitmap = np.broadcast_to(dtype(1), 2**45)
         with pytest.raises(InvalidRegionError, match=rf"has {2**45} words, not 1$"):
             vm.clear_dirty_log(0, 0, 64, bitmap)
-        with pytest.raises(InvalidRegionError, match="no multiple of 64"):
+        with pytest.raises(InvalidRegionError, match="not a multiple of 64"):
             vm.clear_dirty_log(0, 1, 64, bitmap)
         with pytest.raises(NoSuchSlotError):
             vm.clear_dirty_log(7, 0, 64, bitmap)
@@ -1266,7 +1263,7 @@ BAD_LOADS: dict[str, tuple[Any, type[Exception], str]] = {
     "None": (
         None,
         TypeError,
-        "fields base_gfn, npages, userspace_addr, id and, if there, flags and",
+        "fields base_gfn, npages, userspace_addr, id and optional flags and",
     ),
     "list": ([(8, 1)], TypeError, "structured"),
     "plain array": (np.zeros(3, np.uint64), TypeError, "structured .* not an array of uint64"),
@@ -1486,7 +1483,7 @@ REGIONS: dict[str, tuple[dict[str, int], str, int, str]] = {
         {"slot": 0, "userspace_addr": HVA, "memory_size": 200 * PAGE, "flags": READONLY},
         "FLAGS_TOGGLE",
         errno.EINVAL,
-        "0x1, asked for 0x2",
+        "0x1, the call has 0x2",
     ),
     "overlap": (
         {"guest_phys_addr": 199 * PAGE, "memory_size": 2 * PAGE},
@@ -1598,7 +1595,7 @@ def test_null_bitmap_error_warns_about_lost_bits(vm: VM) -> None:
     vm.manual_dirty_log_protect = 0
     with pytest.raises(memslots.GuestAccessError, match="the log is as it was"):
         vm.clear_dirty_log(0, 0, 64, None)
-    with pytest.raises(memslots.GuestAccessError, match=r"bits .* are lost"):
+    with pytest.raises(memslots.GuestAccessError, match="bits are lost"):
         vm._get_dirty_log_null(0)
     assert not vm.get_dirty_log(0).any()
 
@@ -1702,7 +1699,7 @@ def test_load_with_a_repeated_id_names_both_entries(vm: VM) -> None:
 
 def test_add_listener_refuses_a_class(vm: VM) -> None:
     """The hooks of a class would get the change as `self`."""
-    with pytest.raises(TypeError, match=r"not a class: Listener\(\)"):
+    with pytest.raises(TypeError, match=r"not a class: did you mean Listener\(\)"):
         vm.add_listener(memslots.Listener)
     vm.add_listener(memslots.Listener())
     vm.set_user_memory_region(9, guest_phys_addr=2**40, memory_size=PAGE)

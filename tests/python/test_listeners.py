@@ -877,7 +877,7 @@ def test_misspelled_hooks(name: str, arguments: int) -> None:
     hook = MISSPELLED[name]
     if hook is not None and arguments == (2 if hook == "flush" else 1):
         with pytest.raises(
-            TypeError, match=rf"Mine\.{name}\(\) is no hook .* did you mean {hook}\(\)"
+            TypeError, match=rf"Mine\.{name}\(\) is not a hook .* did you mean {hook}\(\)"
         ):
             type("Mine", (Listener,), {name: method(arguments)})
     else:

@@ -68,7 +68,12 @@ def test_invalid_slot_is_looked_up_as_a_hole() -> None:
 
 
 BAD: dict[str, tuple[dict[str, int], type[Exception], str, str]] = {
-    "no pages": ({"npages": 0}, InvalidRegionError, "NPAGES", "0 pages; 1 to 2147483647"),
+    "no pages": (
+        {"npages": 0},
+        InvalidRegionError,
+        "NPAGES",
+        "0 pages; a slot has 1 to 2147483647",
+    ),
     "many pages": ({"npages": 2**31}, InvalidRegionError, "NPAGES", "2147483648 pages"),
     "all pages": ({"npages": 2**64 - 1}, InvalidRegionError, "NPAGES", "pages"),
     "base": ({"base_gfn": 2**52}, InvalidRegionError, "GPA_WRAP", r"2\*\*64"),

@@ -358,7 +358,7 @@ def test_warning_that_an_interrupt_ended_is_shown_again(
         put(vm, 1, 10, 1)
     assert len(vm) == 2
     first, second, *_ = seen
-    assert second == f"{first}; an interrupt came while this was told"
+    assert second == f"{first}; an interrupt came during the first warning"
     assert all("interrupt" not in text for text in seen[2:])
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The command line `memslots`: cli.py finds the command, and each command is a module."""
+"""The command line `memslots`.  Each command is a module, which cli.py finds by its name."""
 
 from .cli import main
 

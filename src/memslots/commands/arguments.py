@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Types of arguments for argparse, whose messages name the valid values."""
+"""Argument types for argparse.  Their error messages name the valid values."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ..report.words import choices
 
 
 def number(text: str, first: int, last: int) -> int:
-    """An integer from `first` to `last`."""
+    """Parses an integer from `first` to `last`."""
     try:
         value = int(text)
     except ValueError:
@@ -29,7 +29,7 @@ def seed(text: str) -> int:
 
 
 def backend(text: str) -> str:
-    """A design of the engine, or the kernel."""
+    """The name of a design of the engine, or "kvm" for the kernel."""
     names = [*backends(), "kvm"]
     if text not in names:
         raise argparse.ArgumentTypeError(f"there is no backend {text!r}{choices(text, names)}")

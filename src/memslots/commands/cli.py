@@ -3,7 +3,7 @@
 
 A command is a module of this folder.  `add_arguments` fills its argparse parser.  `run` returns the exit code, or
 raises UsageError, OSError or KeyboardInterrupt, which `main` turns into a message and an exit code.  Only the command
-that is called is imported, since it may need more than the package itself.
+that is called is imported, since a command may need libraries that the package does not.
 """
 
 import argparse
@@ -22,11 +22,11 @@ from .terminal import EXIT_INTERRUPTED, EXIT_OK, EXIT_PIPE, EXIT_USAGE, complain
 class _Command(NamedTuple):
     help: str
     example: str
-    extra: str | None = None  # of pyproject.toml, with the libraries that it needs
+    extra: str | None = None  # the extra in pyproject.toml that has its libraries
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one command; returns its exit code."""
+    """Runs one command and returns its exit code."""
     terminal.print_any_text()
     try:
         return _run(sys.argv[1:] if argv is None else list(argv))
@@ -47,13 +47,13 @@ def _run(argv: Sequence[str]) -> int:
         return EXIT_OK
     try:
         args = parser.parse_args(argv)
-    except SystemExit as e:  # argparse: --help, --version, or a usage error that it has explained
+    except SystemExit as e:  # argparse: --help, --version, or a usage error that it has printed
         return e.code if isinstance(e.code, int) else EXIT_USAGE
     return int(args.run(args))
 
 
 class _Parser(argparse.ArgumentParser):
-    """Reports a stdout that fails, which argparse ignores."""
+    """Reports an error of stdout.  argparse itself ignores it."""
 
     def _print_message(self, message: str, file: Any = None) -> None:
         if file is not None and file is sys.stdout:
@@ -76,7 +76,7 @@ def _parser(argv: Sequence[str]) -> argparse.ArgumentParser:
             help=command.help,
             description=_wrapped(command.help[0].upper() + command.help[1:] + "."),
             epilog=f"example: {command.example}",
-            formatter_class=argparse.RawDescriptionHelpFormatter,  # keeps the example in one line
+            formatter_class=argparse.RawDescriptionHelpFormatter,  # keeps the example on one line
         )
         if argv and argv[0] == name:
             module = _module(name, command.extra)
@@ -90,7 +90,7 @@ def _wrapped(text: str) -> str:
 
 
 def _module(name: str, extra: str | None) -> Any:
-    """The module of a command.  A library of its extra may be missing; anything else is a defect."""
+    """The module of a command.  UsageError if a library of its extra is missing; another ImportError is a defect."""
     try:
         return importlib.import_module(f"memslots.commands.{name}")
     except ImportError as e:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Where the report of a measurement goes: text or JSON on stdout, a file, pictures."""
+"""Delivers the report of a measurement: text or JSON on stdout, a file, and pictures."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from . import files, terminal
 from .terminal import EXIT_FOUND, EXIT_OK, EXIT_USAGE
 
 R = TypeVar("R", bound=Report)
-Text = Callable[[R, int | None], str]  # of a report, for a terminal of so many columns
+Text = Callable[[R, int | None], str]  # report, columns of the terminal -> text
 
 
 class Drawing(NamedTuple, Generic[R]):
     draw: Callable[[R, Path], object]
     path: Path
-    wanted: bool = True  # by name; False for one that is drawn in addition
+    wanted: bool = True  # False for a picture that the user did not name: it may fail
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -38,13 +38,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def check(args: argparse.Namespace, drawings: list[Drawing[R]]) -> None:
-    """Finds outputs that cannot be written before anything is measured."""
+    """Checks, before anything is measured, that all outputs can be written."""
     outputs = [args.output] if args.output else []
     files.check([*outputs, *(drawing.path for drawing in drawings)])
 
 
 def deliver(report: R, args: argparse.Namespace, text: Text[R], drawings: list[Drawing[R]]) -> int:
-    """Prints, writes and draws; returns the exit code.  After a failure the other outputs are still made."""
+    """Prints, writes and draws.  Returns the exit code.  If one output fails, the others are still made."""
     failures = [e for step in _steps(report, args, text, drawings) if (e := _failure(step))]
     broken = [e for e in failures if isinstance(e, BrokenPipeError) and e.filename is None]
     others = [e for e in failures if e not in broken]
@@ -60,7 +60,7 @@ def deliver(report: R, args: argparse.Namespace, text: Text[R], drawings: list[D
 def _steps(
     report: R, args: argparse.Namespace, text: Text[R], drawings: list[Drawing[R]]
 ) -> Iterator[Callable[[], object]]:
-    """The text comes first: it needs no disk."""
+    """One function for each output.  The text comes first, because it needs no disk."""
     if args.json:
         yield partial(terminal.print_json, report)
     else:
@@ -85,11 +85,11 @@ def _write(report: R, path: Path) -> None:
 
 
 def _draw(drawing: Drawing[R], report: R) -> None:
-    """Reports the picture on stderr: stdout may be JSON."""
+    """Draws a picture and reports it on stderr, because stdout may be JSON."""
     try:
         with files.replacing(drawing.path) as part:
             drawing.draw(report, part)
-    except ValueError as e:  # the chosen cases have nothing that this picture shows
+    except ValueError as e:  # the report has no case that this picture shows
         reason = f"no picture: {drawing.path}: {e}"
         if drawing.wanted:
             raise terminal.UsageError(reason) from e

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The files that commands write: checked before the work begins, and never left half written."""
+"""The files that commands write.  They are checked before the work begins, and are never left half written."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ PROBE = 4096  # bytes: a disk without room for a page is full
 
 
 def picture(path: Path) -> Path:
-    """The path of a picture of this name, with .png where it has no suffix.  Raises as `check` does."""
+    """The path of a picture of this name, with .png if it has no suffix.  Raises as `check` does."""
     try:
         return Path(_plot().check_picture(path))
     except ValueError as e:
@@ -31,12 +31,12 @@ def _plot() -> Any:
         return importlib.import_module("memslots.plot")
     except ImportError as e:
         raise UsageError(f"a picture needs matplotlib ({e}): pip install 'memslots[plot]'") from e
-    except (OSError, ValueError) as e:  # such as a bad MPLBACKEND, or no folder for its cache
+    except (OSError, ValueError) as e:  # such as a bad MPLBACKEND, or no folder for a cache
         raise UsageError(f"matplotlib cannot start: {e}") from e
 
 
 def check(outputs: Iterable[Path]) -> None:
-    """Raises UsageError or OSError now, instead of after minutes of work.  Changes no file."""
+    """UsageError or OSError if an output cannot be written.  Call it before minutes of work.  Changes no file."""
     written = list(outputs)
     for path in written:
         _check_writable(path)
@@ -64,7 +64,7 @@ def _check_writable(path: Path) -> None:
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yields a path to write to.  The file takes the place of `path` when the block succeeds, and vanishes if not."""
+    """Yields a path to write to.  If the block succeeds, that file replaces `path`; otherwise it is deleted."""
     with _named(path):
         real = _real(path)
         if not _is_replaced(real):
@@ -82,7 +82,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def _named(path: Path) -> Iterator[None]:
-    """An OSError of the block names `path`, as the user does."""
+    """Lets an OSError of the block name `path`, the name that the user gave."""
     try:
         yield
     except OSError as e:
@@ -91,12 +91,12 @@ def _named(path: Path) -> Iterator[None]:
 
 
 def _real(path: Path) -> Path:
-    """A symbolic link stays, and the file behind it is replaced."""
+    """The file to replace: of a symbolic link, the file that it points to."""
     return Path(os.path.realpath(path))
 
 
 def _is_replaced(real: Path) -> bool:
-    """False for devices and pipes, such as /dev/stdout: these are written to as they are."""
+    """Whether a new file replaces the old one.  False for devices and pipes, such as /dev/stdout, which are opened."""
     try:
         mode = real.stat().st_mode
     except FileNotFoundError:
@@ -107,5 +107,5 @@ def _is_replaced(real: Path) -> bool:
 
 
 def _part(real: Path) -> Path:
-    """In the same folder, so that it can be renamed; with the same suffix, which chooses a picture's format."""
+    """A temporary file in the same folder, to be renamed.  It has the same suffix, which chooses a picture's format."""
     return real.with_name(f".memslots-{os.getpid()}{real.suffix}")

@@ -17,8 +17,8 @@ from ..lab.machine import cpu
 from ..report.words import plural, wrapped
 from .terminal import EXIT_OK, emit, print_json, width
 
-SIMD = "MEMSLOTS_SIMD"  # the core reads it, and silently uses the best level in place of one that is missing
-LABEL = 10  # columns of the names
+SIMD = "MEMSLOTS_SIMD"  # read by the core, which silently uses the best level if this CPU lacks that one
+LABEL = 10  # the width of the column of names
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -14,7 +14,7 @@ from . import files
 from .terminal import EXIT_OK, UsageError, emit, print_json, say, width
 from .vector_files import find
 
-INDENT = "    "  # of lines that continue a row
+INDENT = "    "  # of the lines after the first one of a row
 KIND = max(map(len, history.KINDS)) + 1
 
 
@@ -37,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Draws or prints.  UsageError or OSError: the file or the picture is impossible."""
+    """Draws or prints.  UsageError or OSError: the file cannot be read, or the picture cannot be written."""
     file = _read(find(args.file))
     at = _checked(args.at, len(file.ops))
     if args.output:
@@ -66,7 +66,7 @@ def _checked(at: int | None, ops: int) -> int:
 
 
 def _drawn(file: vectors.VectorFile, output: Path, at: int | None) -> Path:
-    """The picture that was written."""
+    """Draws the picture and returns its path."""
     path = files.picture(output)
     files.check([path])
     from ..plot import memory_map_picture
@@ -94,7 +94,7 @@ def _text(file: vectors.VectorFile, at: int, columns: int | None) -> str:
 
 
 def _rows(slots: list[history.Life]) -> Iterator[list[str]]:
-    """The slots by rising gpa, with the holes between them; each row in pieces that stay whole."""
+    """The rows for the slots, by ascending gpa, and for the holes between them.  A row is a list of pieces."""
     digits = max((len(f"{life.end_gpa:x}") for life in slots), default=0)
     above: history.Life | None = None
     for life in slots:
@@ -114,7 +114,7 @@ def _rows(slots: list[history.Life]) -> Iterator[list[str]]:
 
 
 def _folded(pieces: list[str], columns: int | None, gap: str) -> Iterator[str]:
-    """One line, or where that does not fit several, whose pieces are whole."""
+    """The lines of one row: one if it fits, else several.  No piece is broken."""
     line, *others = pieces
     for piece in others:
         if columns is None or len(f"{line}{gap}{piece}".rstrip()) <= columns:

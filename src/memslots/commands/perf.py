@@ -41,8 +41,8 @@ from . import arguments, deliver, files
 from .deliver import Drawing
 from .terminal import UsageError
 
-MIN_SLOTS = 2  # memslot_perf_test has a slot of code and one of data
-MAX_SLOTS = 32_764  # of a kernel
+MIN_SLOTS = 2  # memslot_perf_test needs one slot for code and one for data
+MAX_SLOTS = 32_764  # the limit of the kernel
 
 
 class Mode(NamedTuple):
@@ -87,13 +87,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def slot_numbers(text: str) -> tuple[int, ...]:
-    """An argparse type: 8,509."""
+    """An argparse type: numbers with commas, such as "8,509" for 8 and 509 slots."""
     parts = text.split(",")
     return tuple(sorted({arguments.number(part, MIN_SLOTS, MAX_SLOTS) for part in parts}))
 
 
 def run(args: argparse.Namespace) -> int:
-    """Measures and delivers; the exit code is 1 for a wrong answer.  UsageError: there is nothing to measure."""
+    """Measures and delivers.  The exit code is 1 after a wrong answer.  UsageError: there is nothing to measure."""
     drawings = _drawings(files.picture(args.picture) if args.picture else None)
     deliver.check(args, drawings)
     mode = QUICK if args.quick else FULL if args.full else MIDDLE
@@ -109,7 +109,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def nothing_to_measure(pattern: str | None, names: Iterable[str]) -> str:
-    """Why no cell is left of the cases with these names."""
+    """The message if --only leaves no cell of the cases with these names."""
     known = list(dict.fromkeys(names))
     if any(matches(name, pattern) for name in known):
         return f"nothing to measure: --only {pattern!r} has no case for these numbers of slots"
@@ -117,7 +117,7 @@ def nothing_to_measure(pattern: str | None, names: Iterable[str]) -> str:
 
 
 def _kvm_refused_ns() -> float | None:
-    """None where the kernel refuses a VM by now: the figures that were measured are kept."""
+    """The time of a refused call.  None if the kernel now refuses to create a VM: the measured figures are kept."""
     try:
         return refused_call_ns()
     except OSError:
@@ -125,7 +125,7 @@ def _kvm_refused_ns() -> float | None:
 
 
 def _drawings(path: Path | None) -> list[Drawing[PerfReport]]:
-    """The costs, and the latencies in a second picture."""
+    """A picture of the costs, and a second one of the latencies."""
     if path is None:
         return []
     latencies = path.with_stem(f"{path.stem}-latency")
@@ -145,7 +145,7 @@ def _draw_latencies(report: PerfReport, path: Path) -> None:
 
 
 class _Lab:
-    """All cases of one command, with their results.  `largest`: the most slots of the crossover too."""
+    """All cases of one command, with their results.  `largest` limits the slots of the crossover too."""
 
     def __init__(
         self,
@@ -172,7 +172,7 @@ class _Lab:
 
     @property
     def names(self) -> list[str]:
-        """Of all cases, also of those that --only leaves out."""
+        """The names of all cases, including those that --only leaves out."""
         return [name for case in self._all_cases() for name in case.names]
 
     def _cases(self) -> list[Case]:
@@ -218,7 +218,7 @@ class _Lab:
 
 
 def _once(cases: list[Case]) -> list[Case]:
-    """Without cases that occur twice: a case with little room reduces two numbers of slots to the same one."""
+    """The cases without duplicates: a case with a limit can reduce two numbers of slots to the same one."""
     kept: dict[tuple[tuple[str, ...], int | None], Case] = {}
     for case in cases:
         kept.setdefault((case.names, case.n_slots), case)

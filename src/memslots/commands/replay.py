@@ -27,8 +27,9 @@ from .terminal import (
 )
 from .vector_files import find
 
-SHOWN_MISMATCHES = 20  # of one file: after states differ, nearly every later result differs too
-SHOWN_LENGTH = 400  # characters of one result: a dirty log may have thousands of runs
+# Per file.  After one difference of state, nearly every later result differs too.
+SHOWN_MISMATCHES = 20
+SHOWN_LENGTH = 400  # characters per result: a dirty log may have thousands of runs
 
 
 class _Replay:
@@ -51,7 +52,7 @@ class _Replay:
 
     @property
     def skipped(self) -> Counter[str]:
-        """How many operations were not compared, by reason."""
+        """The number of operations that were not compared, by reason."""
         return sum((result.skipped for result, _ in self.results), Counter())
 
     @property
@@ -83,7 +84,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Plays every file.  A file that cannot be read or found is noted, and the others are played all the same."""
+    """Plays every file.  If a file cannot be found or read, its error is recorded, and the others are still played."""
     replay = _Replay()
     paths = _vector_paths(args.files, replay.errors)
     with progress_bar(lambda: sum(map(_announced_ops, paths)), "op") as progress:
@@ -99,7 +100,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _vector_paths(names: Iterable[str], errors: list[str]) -> list[str]:
-    """The files, with folders replaced by the vector files below them."""
+    """The paths of the files.  A folder stands for all vector files below it."""
     paths = []
     for name in names:
         try:
@@ -121,12 +122,12 @@ def _below(folder: str) -> list[str]:
 def _replay_file(
     replay: _Replay, path: str, backend: str, progress: Callable[[int], object]
 ) -> None:
-    """An error of one file is noted; the others are played all the same."""
+    """Plays one file.  Its error is recorded, so that the others are still played."""
     try:
         file = vectors.read(path)
         with closing(player.open_backend(backend, file.header)) as vm:
             result = player.play(file, vm, progress=progress)
-    except player.BackendError as e:  # no file can be played
+    except player.BackendError as e:  # no file can be played on this backend
         raise UsageError(str(e)) from e
     except vectors.VectorError as e:
         replay.errors.append(str(e))
@@ -140,11 +141,11 @@ def _announced_ops(path: str) -> int:
     try:
         return int(vectors.read_header(path)["ops"])
     except (OSError, vectors.VectorError):
-        return 0  # _replay_file reports it
+        return 0  # _replay_file reports the error
 
 
 def _lines(replay: _Replay, columns: int | None) -> Iterator[str]:
-    """Mismatches keep their lines whole: they begin with a path and a line number."""
+    """The lines of the result.  Those of mismatches are never wrapped: they begin with a path and a line number."""
     for result, _ in replay.results:
         yield from _mismatches(result)
     for line in (*_remarks(replay), _summary(replay.totals)):
@@ -176,7 +177,7 @@ def _clipped(result: dict[str, Any]) -> str:
 
 
 def _remarks(replay: _Replay) -> Iterator[str]:
-    """The operations that were skipped, with the reasons."""
+    """Lines about the operations that were not compared, with the reasons."""
     yield from dict.fromkeys(note for result, _ in replay.results for note in result.notes)
     for reason, n in replay.skipped.items():
         yield f"{n:,} not compared: {reason}"
@@ -187,8 +188,8 @@ def _remarks(replay: _Replay) -> Iterator[str]:
         )
     for result, scope in replay.results:
         if result.out_of_scope:
-            what = "guest_memfd and other features" if scope == vectors.SCOPE else scope
-            yield f"{result.out_of_scope:,} out of scope: {what}, in {result.path}"
+            features = "guest_memfd and other features" if scope == vectors.SCOPE else scope
+            yield f"{result.out_of_scope:,} out of scope: {features}, in {result.path}"
 
 
 def _print_json_replay(replay: _Replay, backend: str) -> None:

@@ -30,9 +30,8 @@ from .terminal import UsageError
 
 SIZES = (8, 32, 128, 509, 2048, 8192, 32_764, 262_144, 1_000_000)
 QUICK_MAX = 32_764
-MAX_SLOTS = (
-    10_000_000  # an array of more slots is no longer small against the memory of most machines
-)
+# An array of more slots is no longer small against the memory of most machines.
+MAX_SLOTS = 10_000_000
 
 
 class Mode(NamedTuple):
@@ -46,7 +45,7 @@ QUICK = Mode("quick", QUICK_MAX, 3, Budget(0.01, 1.0, 3.0, 16_384, 128, 256))
 MIDDLE = Mode("middle", SIZES[-1], 5, Budget(0.05, 6.0, 6.0, 65_536, 256, 1024))
 FULL = Mode("full", SIZES[-1], 15, Budget(0.5, 60.0, 300.0, 262_144, 1024, 8192))
 
-#: The designs of the published table, for the cases of the kernel's own test.
+#: The designs in the published table.  The cases of memslot_perf_test are measured on these only.
 PUBLISHED_BACKENDS = ("tree", "array")
 
 
@@ -82,7 +81,7 @@ def slot_number(text: str) -> int:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Measures and delivers; the exit code is 1 for a wrong answer.  UsageError: there is nothing to measure."""
+    """Measures and delivers.  The exit code is 1 after a wrong answer.  UsageError: there is nothing to measure."""
     drawings: list[Drawing[ScaleReport]] = []
     if args.picture:
         drawings = [Drawing(_draw, files.picture(args.picture))]
@@ -108,7 +107,7 @@ def _draw(report: ScaleReport, path: Path) -> None:
 
 
 def sizes_up_to(max_slots: int) -> tuple[int, ...]:
-    """SIZES, and max_slots itself where it is none of them."""
+    """SIZES up to max_slots, and max_slots itself."""
     return tuple(sorted({*(n for n in SIZES if n <= max_slots), max_slots}))
 
 
@@ -127,7 +126,7 @@ class _Scaling:
 
     @property
     def names(self) -> list[str]:
-        """Of all cases, also of those that --only leaves out."""
+        """The names of all cases, including those that --only leaves out."""
         cases = all_cases(self.sizes[0], self.seed)
         return [name for case in cases for name in case.names] + list(published.CASES)
 
@@ -174,7 +173,7 @@ class _Scaling:
 
 
 def fits(results: list[Row]) -> Iterator[FitRow]:
-    """The growth of the cost of each case on each backend."""
+    """The exponent with which the cost of each case on each backend grows with the number of slots."""
     series: dict[tuple[str, str], dict[int, float]] = {}
     for row in results:
         if row["n_slots"] is not None:

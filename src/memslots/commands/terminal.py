@@ -2,7 +2,7 @@
 """Exit codes, and how every command prints its result and its messages.
 
 Results go to stdout through `emit`, which also reports a full disk and a closed pipe.  Messages go to stderr through
-`say` and `complain`; a message that cannot be printed changes nothing.
+`say` and `complain`.  An error while a message is printed is ignored.
 """
 
 import codecs
@@ -19,18 +19,18 @@ from ..report.words import wrapped
 EXIT_OK = 0
 EXIT_FOUND = 1  # a mismatch or a wrong answer
 EXIT_USAGE = 2  # bad arguments, or a file that cannot be read or written
-EXIT_INTERRUPTED = 130  # as the shell reports a death by SIGINT
-EXIT_PIPE = 141  # as the shell reports a death by SIGPIPE: the reader of stdout has closed it
+EXIT_INTERRUPTED = 130  # the shell's code for SIGINT
+EXIT_PIPE = 141  # the shell's code for SIGPIPE: the reader of stdout has closed the pipe
 
-NARROWEST = 20  # columns; a terminal that claims fewer is taken for one of these
+NARROWEST = 20  # columns; used for a terminal that reports fewer
 
 
 class UsageError(Exception):
-    """The command cannot run as it was called; the text is the message."""
+    """The command cannot run with these arguments.  The text is the message for the user."""
 
 
 def say(message: object) -> None:
-    """One message on stderr.  stderr is None when the process has none, and print() would use stdout then."""
+    """Prints one message to stderr.  If the process has none, sys.stderr is None, and print() would use stdout."""
     if sys.stderr is not None:
         line = f"memslots: {message}"
         with suppress(OSError):
@@ -44,15 +44,15 @@ def complain(message: object, code: int = EXIT_USAGE) -> int:
 
 
 def in_words(error: OSError) -> str:
-    """Without "[Errno 28]"."""
+    """The text of the error without "[Errno 28]"."""
     reason = error.strerror or str(error)
     return f"{error.filename}: {reason}" if error.filename is not None else reason
 
 
 def emit(text: str) -> None:
-    """Prints a line or more to stdout now.
+    """Prints text to stdout and flushes it.
 
-    OSError names stdout; a closed pipe is a BrokenPipeError without a file name.
+    An OSError names stdout.  A closed pipe is a BrokenPipeError without a file name.
     """
     try:
         print(text, flush=True)
@@ -68,15 +68,15 @@ def print_json(value: object) -> None:
 
 
 def discard_stdout() -> None:
-    """Sends what is left to /dev/null.  Otherwise Python prints it again when it ends, and exits with 120."""
-    with suppress(OSError, ValueError):  # a test's stdout has no descriptor
+    """Redirects the rest of stdout to /dev/null.  Otherwise Python writes it again at exit, and exits with 120."""
+    with suppress(OSError, ValueError):  # the stdout of a test has no descriptor
         null = os.open(os.devnull, os.O_WRONLY)
         os.dup2(null, sys.stdout.fileno())
         os.close(null)
 
 
 def width() -> int | None:
-    """The columns of the terminal that stdout is; None: a file or a pipe, where lines may have any length."""
+    """The columns of the terminal at stdout.  None for a file or a pipe, where lines may have any length."""
     return _columns(sys.stdout) if sys.stdout is not None else None
 
 
@@ -85,14 +85,14 @@ def _columns(stream: TextIO) -> int | None:
 
 
 def print_any_text() -> None:
-    """Lets stdout print every text, also where its encoding lacks a character."""
+    """Lets stdout print every text, even if its encoding lacks a character."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         codecs.register_error("memslots", _replaced)
         sys.stdout.reconfigure(errors="memslots")
 
 
 def _replaced(error: UnicodeError) -> tuple[str | bytes, int]:
-    """± becomes ~.  Bytes of a file name that are not valid text stay as they are, as Python's surrogateescape does."""
+    """Replaces ± by ~.  Bytes of a file name that are not valid text stay unchanged, as with surrogateescape."""
     if not isinstance(error, UnicodeEncodeError):
         raise error
     found = error.object[error.start]

@@ -13,7 +13,7 @@ from .terminal import UsageError
 
 
 def find(name: str) -> str:
-    """The path of a file, or of the packaged trace of that name.  UsageError or FileNotFoundError: neither exists."""
+    """The path of a file or of a packaged trace.  UsageError or FileNotFoundError if neither has this name."""
     if Path(name).exists():
         return name
     if path := vectors.packaged(name):

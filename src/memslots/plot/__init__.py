@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: MIT
-"""Pictures of the results of `memslots perf` and `memslots scale` and of vector files: PNG or SVG by the suffix.
+"""Draws pictures of the results of `memslots perf` and `memslots scale`, and of vector files.
 
-The first three functions take the object that `--json` prints.  Each returns the path of the file that it wrote.
-`check_picture` checks before the work whether a file of this name can be written.  All need matplotlib; they need no
-display and leave pyplot's global state alone.
+`perf_picture`, `latency_picture` and `scale_picture` take the object that `--json` prints; `memory_map_picture` takes a
+vector file.  Each returns the path of the file that it wrote.  The suffix chooses the format, such as PNG or SVG.  Call
+`check_picture` before long work: it checks that a file of this name can be written.  The functions need matplotlib, but
+no display.  They do not change the global state of pyplot.
 """
 
 from .files import check_picture

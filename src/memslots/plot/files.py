@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The file of a picture: which path is written, and whether it can be written at all."""
+"""The file of a picture: its path, and the check that it can be written."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ DEFAULT_SUFFIX = ".png"
 
 
 def check_picture(path: str | Path) -> Path:
-    """The path that a picture of this name is written to; call it before work that the picture is made from.
+    """Returns the path that a picture of this name is written to.  Call it before the work whose result is drawn.
 
     Raises ValueError for a suffix that matplotlib cannot write, and OSError for a file that cannot be written: its
-    folder does not exist, is read-only, and so on.  An existing file keeps its content, a new one is not left behind.
+    folder does not exist, is read-only, and so on.  An existing file keeps its content.  No new file stays behind.
     """
     target = written_path(path)
     _try_format(target)
@@ -26,7 +26,7 @@ def check_picture(path: str | Path) -> Path:
 
 
 def written_path(path: str | Path) -> Path:
-    """`path`, with .png where it has no suffix."""
+    """`path`, with .png if it has no suffix."""
     stem, suffix = os.path.splitext(path)
     return Path(path) if suffix.strip(".") else Path(stem + DEFAULT_SUFFIX)
 
@@ -46,9 +46,9 @@ def _try_to_open(target: Path) -> None:
     if not target.parent.is_dir():
         raise FileNotFoundError(f"{target}: there is no folder {target.parent}")
     existed = target.exists()
-    # O_NONBLOCK: a FIFO without a reader is an error here, as it would block for ever.
+    # O_NONBLOCK: a FIFO without a reader would block for ever; with this flag, open() fails.
     file = os.open(target, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NONBLOCK, 0o666)
     regular = stat.S_ISREG(os.fstat(file).st_mode)
     os.close(file)
     if not existed and regular:
-        os.unlink(os.path.realpath(target))  # of a dangling link only the new file
+        os.unlink(os.path.realpath(target))  # of a link to a missing file, not the link itself

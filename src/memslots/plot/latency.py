@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The tail: p50, p99 and p99.9 of single operations."""
+"""The picture of latencies: p50, p99 and p99.9 of single operations."""
 
 from __future__ import annotations
 
@@ -46,13 +46,13 @@ LATENCY_CASES = (
     "change/move",
     "change/log on",
 )
-#: For the title, the first that is there: a vCPU that waits for one of these changes sees its tail.
+#: The title is about the first of these in the report.  A vCPU that waits for a change waits for its tail latency.
 HEADLINES = ("change/delete", "change/move", "change/create", "change/log on", "lookup/random/vm")
-LINE = 0.135  # inches a backend
+LINE = 0.135  # inches per backend
 
 
 class Panel(NamedTuple):
-    """The parts that all columns have in common."""
+    """The common data of all columns."""
 
     lanes: dict[str, list[str]]  # case -> backends, in the order of their lines
     styles: dict[str, Look]
@@ -61,7 +61,7 @@ class Panel(NamedTuple):
 
 
 def latency_picture(report: Row, path: str | Path) -> Path:
-    """p50, p99 and p99.9 of single operations, a row a case, at the fewest and the most slots.
+    """Draws p50, p99 and p99.9 of single operations: one row per case, at the fewest and at the most slots.
 
     Returns the path of the file that it wrote.
     """
@@ -88,7 +88,7 @@ def latency_picture(report: Row, path: str | Path) -> Path:
 
 
 def _ends(rows: list[Row]) -> dict[int | None, Cases]:
-    """The fewest and the most slots; the traces, which have no number, count as the fewest."""
+    """The cases with the fewest and with the most slots.  Traces have no number of slots and count as the fewest."""
     sizes = by_size(rows)
     if not sizes:
         raise ValueError("no percentiles of single operations to draw")
@@ -100,7 +100,7 @@ def _rank(n: int | None) -> int:
 
 
 def _lanes(rows: list[Row], missing: Missing) -> dict[str, list[str]]:
-    """case -> the backends that ran it or should have: each has a line of its own there."""
+    """case -> the backends that ran it, or should have.  Each of them has its own line in the row."""
     wanted = [(row["case"], row["backend"]) for row in rows]
     wanted += [(case, name) for (case, _), names in missing.items() for name in names]
     cases = dict.fromkeys(case for case, _ in wanted)
@@ -111,7 +111,7 @@ def _lanes(rows: list[Row], missing: Missing) -> dict[str, list[str]]:
 
 
 def _latency_title(sizes: dict[int | None, Cases]) -> str:
-    """States the p99.9 with the most slots: of a delete, or of the first of HEADLINES that the report has."""
+    """States the p99.9 with the most slots, for the first of HEADLINES that the report has."""
     n = max(sizes, key=_rank)
     found = {case: rows for case, rows in sizes[n].items() if BASE in rows}
     case = next((case for case in (*HEADLINES, *found) if case in found), None)
@@ -134,7 +134,7 @@ def _clock_note(panel: Panel) -> Iterator[str]:
 
 
 def _draw_tails(ax: Any, n: int | None, cases: Cases, names: list[str], panel: Panel) -> None:
-    """Draws the backends of a case under each other within its row; a text replaces a backend that was not run."""
+    """Draws the backends of a case below each other in its row.  A text stands for a backend that was not run."""
     ax.set_xscale("log")
     step = 0.8 / max(map(len, panel.lanes.values()))
     for case in names:
@@ -167,7 +167,7 @@ def _write_not_run(ax: Any, y: float, name: str, look: Look) -> None:
 
 
 def _set_range(axes: Any, rows: list[Row], panel: Panel) -> None:
-    """Fits the axis to all times and to the clock's own, which is a grey band from the left edge."""
+    """Fits the axis to all times.  The time of the clock itself is a grey band at the left edge."""
     times = [row[p] for row in rows for p in PERCENTILES] + ([panel.clock] if panel.clock else [])
     low, high = min(times) / 1.5, max(times) * 1.5
     axes[0].set_xlim(low, high)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The slots of a vector file: over all its operations, or as they are after some of them."""
+"""The picture of the slots of a vector file: over all its operations, or after some of them."""
 
 from __future__ import annotations
 
@@ -45,11 +45,11 @@ DIRTY_LOG_OPS = ("get_dirty", "clear_dirty")
 EVENT_ROW = 0.22  # inches
 ROW_HEIGHT = 0.17  # inches: a line of text
 LEAST_HEIGHT = 1.8  # inches: the label of the axis
-MIN_PAUSE = 0.04  # of the whole time: what counts as a pause in the changes
+MIN_PAUSE = 0.04  # as a share of the whole time: a longer gap between operations is a pause
 
 
 def memory_map_picture(file: VectorFile, path: str | Path, at: int | None = None) -> Path:
-    """The slots of a vector file: over all its operations, or after `at` of them.
+    """Draws the slots of a vector file: over all its operations, or after `at` of them.
 
     Returns the path of the file that it wrote.
     """
@@ -98,7 +98,7 @@ def _draw_space(ax: Any, lives: list[history.Life], ops: int) -> None:
 
 
 def _label_lives(ax: Any, lives: list[history.Life], scale: Scale, ops: int) -> None:
-    """Writes the size into each box that has room for it; each range once, where it lasts longest."""
+    """Writes the size into the boxes that have room for it.  Of equal ranges only the longest-lived box has a label."""
     longest: dict[tuple[int, int, str], history.Life] = {}
     for life in sorted(lives, key=lambda life: life.begin - life.end, reverse=True):
         longest[life.gpa, life.size, life.kind] = life
@@ -113,7 +113,7 @@ def _label_lives(ax: Any, lives: list[history.Life], scale: Scale, ops: int) -> 
 
 
 def _events(file: VectorFile, lives: list[history.Life]) -> dict[str, list[int]]:
-    """The number of each operation, once, by kind.  A change is about one slot: it begins a life, ends one, or both."""
+    """kind -> the numbers of its operations.  A change concerns one slot: it begins a life, ends one, or does both."""
     begun = {life.begin: life.gpa for life in lives}
     ended = {life.end: life.gpa for life in lives if life.end <= len(file.ops)}
     found: dict[str, list[int]] = {kind: [] for kind in EVENT_COLORS}
@@ -131,7 +131,7 @@ def _events(file: VectorFile, lives: list[history.Life]) -> dict[str, list[int]]
 
 
 def _draw_events(ax: Any, events: dict[str, list[int]]) -> None:
-    """Draws one row a kind, one stroke an operation: as many strokes as the file has operations."""
+    """Draws one row per kind with one stroke per operation, so that every operation of the file has a stroke."""
     rows = [(kind, numbers) for kind, numbers in events.items() if numbers]
     for y, (kind, numbers) in enumerate(reversed(rows)):
         width = 1.2 if len(numbers) <= FINE_EDGES else 0.2
@@ -146,7 +146,7 @@ def _draw_events(ax: Any, events: dict[str, list[int]]) -> None:
 
 
 def _draw_clock(ax: Any, file: VectorFile) -> None:
-    """Draws a line where a long pause ended, with the time of that."""
+    """Draws a line at the end of each long pause, with its time."""
     times = np.array([op.fields.get("t_us", -1) for op in file.ops], dtype=float) / 1e6
     if times.min(initial=0) < 0 or len(times) < 2:
         return
@@ -168,7 +168,7 @@ def _draw_clock(ax: Any, file: VectorFile) -> None:
 
 
 def _draw_map_at(file: VectorFile, slots: list[history.Life], at: int, path: str | Path) -> None:
-    """Draws one column a space, each slot with its numbers next to it."""
+    """Draws one column per address space.  The numbers of each slot are next to its box."""
     spaces = sorted({life.as_id for life in slots})
     title = f"{history.name_of(file)} after {at} of {len(file.ops)} operations: {len(slots)} slots"
     scales = [Rows([s for s in slots if s.as_id == space]) for space in spaces]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Times as multiples of the tree's: bars and markers, a row an operation, a column a number of slots."""
+"""The picture of costs: times as multiples of the tree's, one row per operation, one column per number of slots."""
 
 from __future__ import annotations
 
@@ -40,11 +40,11 @@ from .style import BASE, GREY, LIGHT, RIVAL, SMALL, Look, picture
 
 MAX_COLUMNS = 3
 ROW = 0.26  # inches
-MANY, ROW_MORE = 7, 0.02  # backends; inches that each further one adds to a row
-BAR = 0.6  # of a row
-LANE = 0.27  # of a row: from one marker to the next where they would cover each other
-LANES = 0.85  # of a row: for all of them at most
-TOUCHING = 0.055  # of the width of a column: closer markers cover each other
+MANY, ROW_MORE = 7, 0.02  # backends; inches that each further backend adds to a row
+BAR = 0.6  # height as a share of a row
+LANE = 0.27  # as a share of a row: the distance of markers that would otherwise cover each other
+LANES = 0.85  # as a share of a row: the limit for all lanes together
+TOUCHING = 0.055  # as a share of a column's width: markers that are closer cover each other
 
 #: Shares of a column's width.
 LEFT_ROOM = 0.34  # for the multiples of the rival
@@ -54,17 +54,17 @@ LANE_NOT_RUN = 0.045  # for each backend that was not run
 COLUMNS_WIDTH = 5.2  # inches: of all columns, without the times between them
 TICK_WIDTH = 0.095  # inches: a character of a label, with room to the next label
 
-#: Other ways to make the same lookup, but for one batch, and the single calls of whole traces: only the table has them.
+#: These cases are in the table only: other ways to make the same lookup (except one batch), and replays of traces.
 LEFT_OUT = ("lookup/*/vcpu", "lookup/[!m]*/batch", "lookup/*/python", "replay/*")
 
-#: Headings, and how the names of their cases begin.
+#: The headings, and the beginnings of the names of their cases.
 GROUPS = {
     "memslot_perf_test": ("map", "unmap", "move a", "move i", "RW", "slot s"),
     "changes": ("change/",),
     "lookups": ("lookup/",),
 }
 
-#: Cases for the title.  The trees were made for changes; lookups must not pay for them.
+#: Cases for the title, one change and one lookup.  The trees were made for changes, and must not slow down lookups.
 HEADLINES = (
     ("change/delete", "change/move", "change/create", "change/log on", "unmap"),
     ("lookup/random/vm", "lookup/misses/vm", "lookup/hot/vm"),
@@ -72,7 +72,7 @@ HEADLINES = (
 
 
 class Places(NamedTuple):
-    """The heights of the rows in a panel, counted from the top."""
+    """The positions of the rows in a panel, counted from the top."""
 
     cases: dict[str, int]
     headings: dict[str, int]
@@ -83,7 +83,7 @@ class Places(NamedTuple):
 
 
 class Panel(NamedTuple):
-    """Columns with the same rows."""
+    """Several columns with the same rows."""
 
     columns: dict[int | None, Cases]
     places: Places
@@ -92,7 +92,7 @@ class Panel(NamedTuple):
 
 
 def perf_picture(report: Row, path: str | Path) -> Path:
-    """A row a case, a column a number of slots: times as multiples of the tree's.
+    """Draws times as multiples of the tree's time: one row per case, one column per number of slots.
 
     Returns the path of the file that it wrote.
     """
@@ -123,7 +123,7 @@ def perf_picture(report: Row, path: str | Path) -> Path:
 
 
 def _compared(cases: Cases, missing: Missing) -> Cases:
-    """The cases that the tree ran and another backend too, or would have run with more time."""
+    """The cases that the tree ran, and that another backend ran or would have run with more time."""
     return {
         case: rows
         for case, rows in cases.items()
@@ -132,7 +132,7 @@ def _compared(cases: Cases, missing: Missing) -> Cases:
 
 
 def _columns(sizes: dict[int | None, Cases]) -> dict[int | None, Cases]:
-    """The smallest, a middle and the largest number of slots; a case with a limit of its own joins the next."""
+    """The smallest, a middle and the largest number of slots.  A case with a limit goes to the next larger column."""
     most = max(map(len, sizes.values()), default=0)
     full = [n for n, cases in sizes.items() if 2 * len(cases) > most]
     chosen = full if len(full) <= MAX_COLUMNS else [full[0], full[len(full) // 2], full[-1]]
@@ -145,7 +145,7 @@ def _columns(sizes: dict[int | None, Cases]) -> dict[int | None, Cases]:
 
 
 def _cells(columns: dict[int | None, Cases]) -> set[tuple[str, int | None]]:
-    """Case and number of slots of everything in these columns."""
+    """The pairs (case, number of slots) in these columns."""
     return {
         (case, rows[BASE]["n_slots"]) for cases in columns.values() for case, rows in cases.items()
     }
@@ -169,22 +169,22 @@ def _ratio(rows: dict[str, Row], backend: str) -> float:
 
 
 def _perf_title(sizes: dict[int | None, Cases]) -> str:
-    """The multiples of a change and of a lookup with the most slots: always the same two cases, if they are there."""
+    """States the multiples of a change and of a lookup with the most slots, by the order of HEADLINES."""
     for n, cases in reversed(_by_slots(sizes)):
         found = {case: rows for case, rows in cases.items() if RIVAL in rows}
         chosen = [next((c for c in group if c in found), None) for group in HEADLINES]
-        told = [
+        phrases = [
             f"{factor_text(_ratio(found[case], RIVAL))} as long as the {BASE} for {in_title(case)}"
             for case in [case for case in chosen if case] or list(found)[:1]
         ]
-        if told:
-            second = told[1:] and [told[1].replace(f" as the {BASE}", "")]
-            return f"{with_slots(n)} the {RIVAL} takes " + "\nand ".join([told[0], *second])
+        if phrases:
+            second = phrases[1:] and [phrases[1].replace(f" as the {BASE}", "")]
+            return f"{with_slots(n)} the {RIVAL} takes " + "\nand ".join([phrases[0], *second])
     return f"Times as multiples of the {BASE}'s"
 
 
 def _by_slots(sizes: dict[int | None, Cases]) -> list[tuple[int | None, Cases]]:
-    """Puts the traces first, which have no number of slots."""
+    """Sorts by the number of slots.  The traces have none and come first."""
     return sorted(sizes.items(), key=lambda item: -1 if item[0] is None else item[0])
 
 
@@ -215,7 +215,7 @@ def _legend(styles: dict[str, Look], with_missing: bool) -> list[Any]:
 
 
 def _grouped(names: list[str]) -> Places:
-    """Places the cases by GROUPS, each group below its heading; cases of no group come last, without one."""
+    """Places each group of GROUPS below its heading.  Cases without a group come last, without a heading."""
     cases: dict[str, int] = {}
     headings: dict[str, int] = {}
     rest = list(names)
@@ -251,7 +251,7 @@ def _draw_columns(part: Any, panel: Panel) -> None:
 
 
 def _set_range(ax: Any, panel: Panel) -> None:
-    """Fits the axis to the data, with room for text (left) and hollow markers (right); that room has no ticks."""
+    """Fits the axis to the data, with room for text (left) and hollow markers (right).  That room has no ticks."""
     columns = panel.columns
     ratios = [
         _ratio(rows, name) for cases in columns.values() for rows in cases.values() for name in rows
@@ -272,7 +272,7 @@ def _ratio_text(ratio: float) -> str:
 
 
 def _draw_bars(ax: Any, cases: Cases, panel: Panel) -> None:
-    """Draws the line of the tree, and a bar from it to the rival's multiple; the bar's end is visible even at 1."""
+    """Draws the line of the tree, and a bar from it to the rival's multiple.  The end of a bar is visible even at 1."""
     ax.axvline(1, color=panel.styles[BASE].color, linewidth=1.5, zorder=1.5)
     ax.grid(axis="x", color=LIGHT)
     for y in panel.places.headings.values():
@@ -287,7 +287,7 @@ def _draw_bars(ax: Any, cases: Cases, panel: Panel) -> None:
 
 
 def _draw_markers(ax: Any, cases: Cases, panel: Panel) -> None:
-    """Draws all other backends; markers that would cover each other are spread over the height of their row."""
+    """Draws all other backends.  Markers that would cover each other are spread over the height of their row."""
     low, high = np.log10(ax.get_xlim())
     for case, rows in cases.items():
         names = [name for name in panel.styles if name in rows and name not in (BASE, RIVAL)]
@@ -301,7 +301,9 @@ def _draw_markers(ax: Any, cases: Cases, panel: Panel) -> None:
 
 
 def lanes(xs: list[float]) -> list[float]:
-    """Distances from the middle of the row, for places from 0 to 1: 0 where no other is closer than TOUCHING."""
+    """The distance of each marker from the middle of its row; 0 if no other marker is closer than TOUCHING.
+
+    xs are the positions of the markers in the column, from 0 to 1."""
     order = sorted(range(len(xs)), key=lambda i: xs[i])
     runs: list[list[int]] = [order[:1]]
     for i, j in pairwise(order):
@@ -318,7 +320,7 @@ def lanes(xs: list[float]) -> list[float]:
 
 
 def _draw_missing(ax: Any, cases: Cases, panel: Panel) -> None:
-    """Draws hollow markers at the right edge, a lane a backend; for the rival writes it in the place of its number."""
+    """Draws a hollow marker at the right edge for each backend that was not run.  For the rival, writes "not run"."""
     shown = list(dict.fromkeys(name for names in panel.missing.values() for name in names))
     shown = [name for name in shown if name != RIVAL]
     for case, rows in cases.items():
@@ -375,7 +377,7 @@ def _label_rows(ax: Any, columns: dict[int | None, Cases], places: Places) -> No
 
 
 def _labels(columns: dict[int | None, Cases], places: Places) -> dict[str, str]:
-    """The names of the cases; a case with fewer slots than its column has their number too."""
+    """The labels of the cases.  If a case has another number of slots than its column, the label has that number."""
     limits = {
         case: f" ({own:,} slots)"
         for n, cases in columns.items()
@@ -386,7 +388,7 @@ def _labels(columns: dict[int | None, Cases], places: Places) -> dict[str, str]:
 
 
 def _row_label(case: str, places: Places) -> str:
-    """The name of a case, without its kind where a heading has that."""
+    """The name of a case, without its kind if the kind is the heading."""
     text = label(case)
     kind, _, what = text.partition(": ")
     return what if f"{kind}s" in places.headings or kind == "scenario" else text

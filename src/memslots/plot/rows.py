@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The rows of a report: which there are, which are missing and why, and their numbers as text."""
+"""The rows of a report: the measured ones, the missing ones with the reasons, and numbers as text."""
 
 from __future__ import annotations
 
@@ -19,13 +19,10 @@ Missing = dict[tuple[str, int | None], list[str]]  # case, slots -> backends tha
 
 MARKER = 6.5  # points
 TIMES = "\N{MULTIPLICATION SIGN}"
-LONGEST_NAME = 24  # characters of a backend
+LONGEST_NAME = 24  # characters of a backend's name
 
-DESIGNS = (
-    "tree",
-    "array",
-    "list",
-)  # before the designs that a user adds, which come before all others
+# Backends have this order: these designs, then the designs that a user adds, then all others.
+DESIGNS = ("tree", "array", "list")
 
 #: Operations in a sentence.
 OPERATIONS = {
@@ -69,7 +66,7 @@ def slots_text(n: int | None) -> str:
 
 
 def with_slots(n: int | None) -> str:
-    """The number of slots at the beginning of a sentence."""
+    """The number of slots, as the beginning of a sentence."""
     return "In real QEMU traces" if n is None else f"With {n:,} slots"
 
 
@@ -83,12 +80,12 @@ def short(name: str, most: int = LONGEST_NAME) -> str:
 
 
 def measured(report: Row) -> list[Row]:
-    """The rows with figures."""
+    """The rows that have a measured time."""
     return [row for row in report["results"] if row.get("median")]
 
 
 def by_size(rows: Iterable[Row]) -> dict[int | None, Cases]:
-    """Slots, the smallest number first and none last -> case -> backend -> row."""
+    """Number of slots -> case -> backend -> row, by ascending number.  None, for the traces, comes last."""
     found: dict[int | None, Cases] = {}
     for row in rows:
         found.setdefault(row["n_slots"], {}).setdefault(row["case"], {})[row["backend"]] = row
@@ -96,7 +93,7 @@ def by_size(rows: Iterable[Row]) -> dict[int | None, Cases]:
 
 
 def backends_of(rows: Iterable[Row]) -> list[str]:
-    """The known designs, then the others as they come, then the index, the kernel and the peers."""
+    """The names in order: the known designs, the designs of the user, then the index, the kernel and the peers."""
     names = list(dict.fromkeys(row["backend"] for row in rows))
     own = [name for name in names if name not in LOOKS]
     last = [name for name in LOOKS if name not in DESIGNS]
@@ -104,14 +101,14 @@ def backends_of(rows: Iterable[Row]) -> list[str]:
 
 
 def looks_of(report: Row, rows: Iterable[Row]) -> dict[str, Look]:
-    """The looks of the backends of these rows, the same for each choice of rows."""
+    """The looks of the backends of these rows.  A backend has the same look for every choice of rows."""
     everywhere = report["results"] + report.get("selftest", []) + report.get("not_run", [])
     found = looks(backends_of(everywhere))
     return {name: found[name] for name in backends_of(rows)}
 
 
 def not_run(report: Row, cells: Collection[tuple[str, int | None]] | None = None) -> Missing:
-    """The backends that would have taken too long: everywhere, or in these cells."""
+    """The backends that would have taken too long, for all cells or for these."""
     found: Missing = {}
     for row in report.get("not_run", []):
         cell = row["case"], row["n_slots"]
@@ -121,7 +118,7 @@ def not_run(report: Row, cells: Collection[tuple[str, int | None]] | None = None
 
 
 def backend_rows(missing: Missing) -> list[Row]:
-    """Rows without figures for the backends that were not run."""
+    """Rows with only a name, for the backends that were not run."""
     return [{"backend": name} for names in missing.values() for name in names]
 
 
@@ -129,18 +126,18 @@ def backend_rows(missing: Missing) -> list[Row]:
 
 
 def absence_notes(report: Row, missing: Missing, backends: Iterable[str]) -> Iterator[str]:
-    """Why a backend is missing from a picture, or from the cells in `missing`."""
+    """Notes that say why a backend is missing from a picture, or from the cells in `missing`."""
     reported = report.get("not_run", [])
     yield from _not_run_notes(row for row in reported if (row["case"], row["n_slots"]) in missing)
     if scopes := [SCOPES[name] for name in backends if name in SCOPES]:
         yield f"Not offered: {'; '.join(scopes)}."
     for reason in report.get("skipped", []):
-        if not reason.startswith("peer "):  # they take part in tables only
+        if not reason.startswith("peer "):  # peers are in tables only
             yield f"Not here: {reason}."
 
 
 def _not_run_notes(rows: Iterable[Row]) -> Iterator[str]:
-    """A line for each reason, cases and sizes, with all backends that they are true of."""
+    """One line for each reason with its cases and sizes.  The line names all backends that it applies to."""
     missing: dict[tuple[str, str], list[Row]] = {}
     for row in rows:
         missing.setdefault((row["backend"], row["reason"]), []).append(row)
@@ -154,27 +151,27 @@ def _not_run_notes(rows: Iterable[Row]) -> Iterator[str]:
 def _where(rows: list[Row]) -> str:
     names = list(dict.fromkeys(row["case"] for row in rows))
     sizes = sorted({row["n_slots"] for row in rows})
-    what = label(names[0]) if len(names) == 1 else f"{len(names)} operations"
-    return f"{what} at {' and '.join(f'{n:,}' for n in sizes)} slots"
+    cases = label(names[0]) if len(names) == 1 else f"{len(names)} operations"
+    return f"{cases} at {' and '.join(f'{n:,}' for n in sizes)} slots"
 
 
 def wrong_notes(rows: Iterable[Row]) -> Iterator[str]:
-    """The rows whose answers were wrong."""
+    """A note that names the rows with wrong answers."""
     wrong = dict.fromkeys(
         (row["backend"], row["case"]) for row in rows if not row.get("checked", True)
     )
     if wrong:
-        told = ", ".join(f"{short(backend)} in {label(case)}" for backend, case in wrong)
-        yield f"WRONG ANSWERS, so these times mean nothing: {told}."
+        names = ", ".join(f"{short(backend)} in {label(case)}" for backend, case in wrong)
+        yield f"WRONG ANSWERS, so these times mean nothing: {names}."
 
 
 # ---- axes and labels ----------------------------------------------------------------------------
 
 
 def decades(low: float, high: float, most: int = 99) -> list[float]:
-    """Powers of ten from low to high: all, or every second, third ..., so that there are not more than `most`.
+    """The powers of ten from low to high.  If there are more than `most`, only every second, third and so on.
 
-    1 is among them whenever it is in between.  Where there is no power of ten, other round numbers take their place.
+    1 is always among them if it is in the range.  If the range has no power of ten, returns other round numbers.
     """
     exponents = range(ceil(log10(low) - 1e-9), floor(log10(high) + 1e-9) + 1)
     step = max(1, ceil(len(exponents) / most))
@@ -182,7 +179,7 @@ def decades(low: float, high: float, most: int = 99) -> list[float]:
 
 
 def _round_numbers(low: float, high: float) -> list[float]:
-    """2 and 5 times a power of ten between low and high, else all such multiples, else one number between them."""
+    """2 and 5 times a power of ten, if between low and high.  Else 2 to 9 times, else one number in between."""
     power = 10.0 ** floor(log10(low))
     for factors in ((2, 5), range(2, 10)):
         if found := [factor * power for factor in factors if low <= factor * power <= high]:
@@ -191,13 +188,11 @@ def _round_numbers(low: float, high: float) -> list[float]:
 
 
 def log_axis(axis: Any, ticks: list[float], text: Any) -> None:
-    """Labelled ticks, and short ones in between, at 2 to 9 times each, or at the powers of ten without a label."""
+    """Sets labelled ticks, and short ticks between them: at 2 to 9 times each, or at powers of ten without a label."""
     axis.set_major_locator(FixedLocator(ticks))
     axis.set_ticklabels([text(tick) for tick in ticks])
     exponent = log10(ticks[0])
-    if (
-        abs(exponent - round(exponent)) > 1e-9
-    ):  # no power of ten: too short an axis for ticks in between
+    if abs(exponent - round(exponent)) > 1e-9:  # no power of ten: the axis is short
         axis.set_minor_locator(NullLocator())
         return
     step = ticks[1] / ticks[0] if len(ticks) > 1 else 10
@@ -212,18 +207,18 @@ def tick_time(ns: float) -> str:
 
 
 def label(case: str) -> str:
-    """The name of a case next to an axis."""
+    """The name of a case, as the label at an axis."""
     kind, _, what = case.removesuffix("/vm").partition("/")
     return f"{kind}: {what.replace('/', ', ')}" if what else kind
 
 
 def in_title(case: str) -> str:
-    """The name of a case in a sentence."""
+    """The name of a case, as part of a sentence."""
     return OPERATIONS.get(case, f'"{label(case)}"')
 
 
 def marker(name: str, look: Look, face: str) -> Any:
-    """A legend's entry."""
+    """An entry of the legend."""
     return Line2D(
         [],
         [],

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Time against number of slots, and how it grows."""
+"""The picture of growth: time against the number of slots."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ from .rows import (
 from .style import BASE, BLACK, LIGHT, RIVAL, SMALL, Look, picture
 
 COLUMNS = 2
-PANEL = 1.8  # inches at least
+PANEL = 1.8  # inches, the least height of a panel
 LABEL = 0.155  # inches from one label to the next
 LONGEST_LABEL = 16  # characters of a name: a longer one would take the width of the panels
-AROUND = 0.45  # inches of a panel that its axes do not get
+AROUND = 0.45  # inches of a panel's height outside of its axes
 
-#: Drawn where no others are asked for: with more a page is too small.
+#: The cases that are drawn by default.  A page has no room for more.
 CASES = (
     "change/create",
     "change/delete",
@@ -50,21 +50,18 @@ CASES = (
     "slot setup",
     "setup/load",
 )
-PER_SLOT = (
-    "slot setup",
-    "setup/load",
-    "setup/one by one",
-)  # their time is that of one slot of a new VM
+# Cases whose time is the time per slot of the setup of a new VM.
+PER_SLOT = ("slot setup", "setup/load", "setup/one by one")
 HEADLINES = ("change/delete", "change/move", "move inactive area", "move active area")
 
 SOURCE = "patch series KVM: Scalable memslots implementation, v4, 2021"  # of the published factors
 
-Line = list[tuple[int, float]]  # number of slots, ns; by rising number
+Line = list[tuple[int, float]]  # (number of slots, ns) by ascending number
 Lines = dict[str, dict[str, Line]]  # case -> backend -> points
 
 
 class Published(NamedTuple):
-    """How much longer the array took than the tree in the authors' measurement, and in this report."""
+    """The time of the array divided by that of the tree, as the authors measured it, and in this report."""
 
     n_slots: int
     factor: float
@@ -72,7 +69,7 @@ class Published(NamedTuple):
 
 
 def scale_picture(report: Row, path: str | Path, cases: Sequence[str] = ()) -> Path:
-    """A panel an operation (of `cases`), a line a backend, labelled with how it grows; log-log.
+    """Draws one panel per operation (of `cases`), with one line per backend and its growth, on logarithmic scales.
 
     Returns the path of the file that it wrote.
     """
@@ -108,7 +105,7 @@ def scale_picture(report: Row, path: str | Path, cases: Sequence[str] = ()) -> P
 
 
 def _chosen(rows: list[Row], cases: Sequence[str]) -> list[Row]:
-    """In the order of `cases`, or of CASES; all, where none of them is there."""
+    """The rows to draw, in the order of `cases` or else of CASES.  All rows, if the report has none of CASES."""
     rows = [row for row in rows if row["n_slots"]]
     wanted = list(cases or [case for case in CASES if any(row["case"] == case for row in rows)])
     if not wanted:
@@ -127,7 +124,7 @@ def _lines(rows: list[Row]) -> Lines:
 
 
 def _published(report: Row, lines: Lines) -> dict[str, Published]:
-    """case -> the published factor with the most slots that the tree was measured with here too."""
+    """case -> the published factor, for the largest number of slots that the tree was measured with here too."""
     found: dict[str, Published] = {}
     for row in sorted(report.get("published", []), key=lambda row: row["n_slots"]):
         case, n = row["case"], row["n_slots"]
@@ -150,12 +147,12 @@ def _exponent(line: Line) -> float | None:
 
 
 def _scale_title(lines: Lines) -> str:
-    """How a change grows on tree and array, if the report has one."""
+    """States how the time of a change grows on the tree and on the array, if the report has both."""
     for case in (*HEADLINES, *lines):
         grown = {name: _exponent(line) for name, line in lines.get(case, {}).items()}
         if grown.get(BASE) is not None and grown.get(RIVAL) is not None:
-            told = " and ".join(f"{_power(grown[name])} ({name})" for name in (BASE, RIVAL))
-            return f"With n slots the time of {in_title(case)} grows as {told}"
+            powers = " and ".join(f"{_power(grown[name])} ({name})" for name in (BASE, RIVAL))
+            return f"With n slots the time of {in_title(case)} grows as {powers}"
     return "Time against number of slots"
 
 
@@ -179,13 +176,13 @@ def _how_to_read(published: dict[str, Published]) -> Iterator[str]:
 
 
 def _panel_height(lines: Lines, published: dict[str, Published]) -> float:
-    """The height with room for the labels of the panel that has most of them."""
+    """The height of the panels.  The panel with the most labels must have room for them."""
     most = max(len(found) + 2 * (case in published) for case, found in lines.items())
     return max(PANEL, AROUND + LABEL * most)
 
 
 def _draw_lines(ax: Any, by_backend: dict[str, Line], styles: dict[str, Look]) -> None:
-    """Draws each line twice: hollow markers for all sizes, filled ones over those of the fit."""
+    """Draws each line with hollow markers, and filled markers over the sizes that the fit uses."""
     ax.set_xscale("log")
     ax.set_yscale("log")
     for name, line in by_backend.items():
@@ -200,7 +197,7 @@ def _draw_lines(ax: Any, by_backend: dict[str, Line], styles: dict[str, Look]) -
 
 
 def _mark_published(ax: Any, by_backend: dict[str, Line], known: Published | None) -> None:
-    """Draws an arrow from the tree up to the place of the array by the published factor."""
+    """Draws an arrow from the tree to the time that the array would have by the published factor."""
     if known is None:
         return
     tree = dict(by_backend[BASE])[known.n_slots]
@@ -209,7 +206,7 @@ def _mark_published(ax: Any, by_backend: dict[str, Line], known: Published | Non
 
 
 def _set_ranges(axes: Any, lines: Lines, published: dict[str, Published]) -> None:
-    """Every axis goes from one power of ten to another, and each power of ten is a tick, in all panels."""
+    """Sets the ranges of the axes: in every panel, each power of ten is a tick.  Times go from one power to another."""
     sizes = [n for found in lines.values() for line in found.values() for n, _ in line]
     low, high = min(sizes) / 1.4, max(sizes) * 1.4
     axes[0, 0].set_xlim(low, high)
@@ -241,7 +238,7 @@ def _label_lines(
     known: Published | None,
     gap: float,
 ) -> None:
-    """Writes the labels to the right of the panel; a thin line leads from the end of each line to its label."""
+    """Writes the labels to the right of the panel.  A thin line connects the end of each line with its label."""
     ends = [
         (
             *line[-1],
@@ -277,7 +274,7 @@ def _label_lines(
 
 
 def apart(heights: list[float], gap: float) -> list[float]:
-    """Moves rising heights so that each is at least `gap` above the one below, and none above 1 if there is room."""
+    """Moves ascending heights apart to distances of at least `gap`.  The highest one stays at 1 or below."""
     placed: list[float] = []
     for height in heights:
         placed.append(max(height, placed[-1] + gap) if placed else height)
@@ -287,7 +284,7 @@ def apart(heights: list[float], gap: float) -> list[float]:
 
 
 def _finish_panels(axes: Any, used: int) -> None:
-    """Puts the numbers of slots below the lowest panel of each column, and hides a panel without a case."""
+    """Labels the axis of slots below the lowest panel of each column, and hides a panel without a case."""
     for i, ax in enumerate(axes):
         ax.set_visible(i < used)
         ax.tick_params(axis="both", labelsize=SMALL, labelleft=True)

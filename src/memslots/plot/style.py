@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Colours, markers and sizes; the figure that all pictures have in common: a title, a legend and notes below.
+"""Colours, markers and sizes, and the common figure of all pictures: a title, a legend, and notes below it.
 
 Colour-blind readers can tell the colours apart (Okabe and Ito's, two of Paul Tol's).  Every backend also has a marker
 of its own.  Sizes are for a page 800 pixels wide.
@@ -20,9 +20,10 @@ from matplotlib.legend import Legend
 
 from .files import written_path
 
-WIDTH = 8.0  # inches; at 100 dots an inch the page's 800 pixels, at DPI sharp on fine screens
+# Inches: 800 pixels of a page at 100 dots per inch.  DPI has more dots, for fine screens.
+WIDTH = 8.0
 DPI = 160
-TITLE_LENGTH = 72  # characters in a line
+TITLE_LENGTH = 72  # characters per line
 NOTE_LENGTH = 136
 SMALL = 8  # points: the smallest text, 11 pixels on the page
 FOOT_PAD = 0.06  # inches: below the notes, and between notes and legend
@@ -38,7 +39,7 @@ STYLE: Any = {
     "figure.titlesize": 12,
     "figure.titleweight": "bold",
     "legend.frameon": False,
-    "svg.hashsalt": "memslots",  # the same report gives the same file
+    "svg.hashsalt": "memslots",  # a fixed salt, so that the same report gives the same file
 }
 
 BLACK, GREY, LIGHT = "#000000", "#666666", "#dddddd"
@@ -46,12 +47,12 @@ ORANGE, SKY, GREEN, YELLOW = "#E69F00", "#56B4E9", "#009E73", "#F0E442"
 BLUE, VERMILLION, PURPLE = "#0072B2", "#D55E00", "#CC79A7"
 WINE, OLIVE = "#882255", "#999933"
 
-BASE = "tree"  # the others are compared with it
-RIVAL = "array"  # it is drawn as a bar, the others as markers
+BASE = "tree"  # all others are compared with this backend
+RIVAL = "array"  # drawn as a bar; the others are markers
 
 
 class Look(NamedTuple):
-    """The colour and the marker of a backend, in every picture."""
+    """The colour and the marker of a backend, the same in every picture."""
 
     color: str
     marker: str
@@ -75,9 +76,9 @@ OWN_LOOKS = [look for look in OWN_LOOKS if look not in LOOKS.values()]
 
 
 def looks(backends: Iterable[str]) -> dict[str, Look]:
-    """A look for each backend.  It follows from the name: adding or removing a design does not change it.
+    """A look for each backend.  It depends on the name, so that a new design does not change the looks of others.
 
-    Two new names may lead to the same look; then the later one gets the next that is free.
+    If two new names have the same look, the later one gets the next free look.
     """
     found: dict[str, Look] = {}
     for name in backends:
@@ -99,7 +100,7 @@ def picture(
     handles: Sequence[Any] = (),
     notes: Sequence[str] = (),
 ) -> Iterator[Figure]:
-    """A figure that is written when the block ends.  Legend and notes add to its height."""
+    """A figure, which is written at the end of the block.  The legend and the notes add to its height."""
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(WIDTH, height), layout="constrained")
         lines = [line if "$" in line else fill(line, TITLE_LENGTH) for line in title.splitlines()]
@@ -112,7 +113,7 @@ def picture(
 
 
 def _add_foot(figure: Figure, handles: Sequence[Any], notes: Sequence[str]) -> None:
-    """The notes at the bottom, the legend above them, all axes above both."""
+    """Puts the notes at the bottom, the legend above them, and all axes above both."""
     text = figure.text(0.01, 0, _wrapped(notes), fontsize=SMALL, color=GREY, va="bottom")
     legend = _fitting_legend(figure, handles) if handles else None
     above = _height(text) + 2 * FOOT_PAD if notes else 0.0
@@ -132,12 +133,12 @@ def _wrapped(notes: Iterable[str]) -> str:
 
 
 def _height(artist: Any) -> float:
-    """The height in inches."""
+    """The height of a text or a legend, in inches."""
     return float(artist.get_window_extent().height / artist.get_figure().dpi)
 
 
 def _fitting_legend(figure: Figure, handles: Sequence[Any]) -> Legend:
-    """A legend in as many columns as the width has room for."""
+    """A legend with as many columns as the width allows."""
     for columns in range(len(handles), 0, -1):
         legend = figure.legend(handles=handles, loc="lower center", ncols=columns, fontsize=9)
         if columns == 1 or legend.get_window_extent().width <= 0.98 * figure.bbox.width:
