@@ -430,7 +430,7 @@ static void test_no_vm(void)
 	check_no_vm(&config, -EINVAL);
 	config.backend = "";
 	check_no_vm(&config, -ENOSYS);
-	config.backend = "tre";
+	config.backend = "forest";
 	check_no_vm(&config, -ENOSYS);
 }
 
