@@ -37,7 +37,7 @@ unexport PYTHONPATH PYTHONHOME
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
 .SECONDARY:
-.PHONY: help perf test test-core test-python test-another test-others test-kernel asan asan-core asan-python tsan torture \
+.PHONY: help perf test test-core test-python test-arrays test-another test-others test-kernel asan asan-core asan-python tsan torture \
 	torture-short leaks mutants coverage bench bench-goals bench-readers bench-compare callgrind results lint format ci \
 	nightly clean
 
@@ -81,6 +81,9 @@ test-another: $(VENV)/.made build/. ## run pytest on one more supported Python, 
 
 test-others: $(VENV)/.made build/. ## run pytest on all supported Pythons that are found
 	$(call on-others,)
+
+test-arrays: $(VENV)/.package $(VENV)/.with-test $(VENV)/.with-arrays ## run the tests of pandas and pyarrow objects, which make test skips
+	@$(BIN)/python -m pytest -q -n0 tests/python/test_bad_input.py -k "pandas or pyarrow"
 
 test-kernel: $(VENV)/.package $(VENV)/.with-test ## make a million random calls, and compare each result with that of the running kernel
 	@MEMSLOTS_KVM_CALLS=1000000 MEMSLOTS_KVM_SECONDS=inf $(PYTEST) tests/python/test_kvm_differential.py $(ARGS)
@@ -171,7 +174,7 @@ format: $(VENV)/.with-lint ## format the Python and C files
 	@$(BIN)/ruff format .
 	@$(BIN)/clang-format -i $(C_FILES)
 
-ci: lint asan tsan coverage torture-short test-another ## run the checks of continuous integration that follow make test
+ci: lint asan tsan coverage torture-short test-arrays test-another ## run the checks of continuous integration that follow make test
 
 nightly: T = 600
 nightly: test-others test-kernel mutants leaks torture ## run the long checks: all Pythons, a million calls to the kernel, mutants, valgrind, 10 minutes of torture

@@ -3,8 +3,12 @@
 
 from __future__ import annotations
 
+import signal
+
 import pytest
 from hypothesis import HealthCheck, Phase, settings
+
+from memslots.lab import progress
 
 # The same examples in every run, and no limit that a busy machine could exceed.  The phase "explain" may take longer
 # than faulthandler_timeout, which would end the process before the report.
@@ -17,6 +21,14 @@ settings.register_profile(
     print_blob=True,
 )
 settings.load_profile("memslots")
+
+# On a busy machine a command of a test takes long enough for a progress line, which the test does not expect.
+progress.LINE_EVERY = float("inf")
+
+# A shell without job control starts a background job with SIGINT ignored, and Python then installs no handler.  The
+# tests of Ctrl-C, and the processes that they start, need one.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
