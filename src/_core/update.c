@@ -50,8 +50,8 @@ void update_swap_sets(struct ms_update *u)
 
 static void finish_deferred(struct slots_lock *lock);
 
-/* Removes the thread_end of the update.  Returns true if the caller ends the update now; false if the end of its thread
- * does or did. */
+/* Removes the thread_end of the update.  Returns true if the caller must end the update now, and false if the end of
+ * the owner's thread has ended it. */
 static bool claim_end(struct ms_update *u)
 {
 	if (!thread_end_remove(&u->end))
@@ -135,7 +135,7 @@ static bool at_rest(const struct ms_update *u)
 	return true;
 }
 
-/* See U1. */
+/* Undoes the edits of the inactive set that are not undone yet, the last one first (U1). */
 static void roll_back_inactive(struct ms_update *u)
 {
 	struct memslot_set *set = inactive(u);
@@ -246,7 +246,8 @@ int ms_update_end(struct ms_update *u, bool keep, struct ms_error *err)
 	return alike || !keep ? 0 : vm_refuse(err, EINVAL, MS_RULE_SETS_DIFFER, 0, NULL);
 }
 
-/* Completes an end that ms_update_abandon(), or the end of a thread, left to the next thread that takes the lock. */
+/* Runs in the next thread that takes the lock.  Completes the work that ms_update_abandon(), or the end of a thread,
+ * left to it. */
 static void finish_deferred(struct slots_lock *lock)
 {
 	struct ms_vm *vm = container_of(lock, struct ms_vm, slots_lock);
@@ -270,7 +271,8 @@ static void begin_roll_back(struct ms_update *u)
 	vm_swap_begin(u->vm, u->as_id);
 }
 
-/* Never waits.  The calling thread ends, or it is a collector's, and a reader may wait for a lock that it holds. */
+/* Never waits: the calling thread is ending, or a garbage collector runs in it.  A collector's thread may hold a lock
+ * for which a reader waits. */
 static void abandon(struct ms_update *u)
 {
 	struct ms_vm *vm = u->vm;
@@ -294,7 +296,7 @@ static void thread_ended(struct thread_end *end)
 
 	u->owner_ended = true;
 	u->vm->slots_lock.has_end = false;
-	if (u->abandoned) /* before, in the same step, so that no caller uses *u any more */
+	if (u->abandoned) /* in the same step, or by ms_update_end(): no caller uses *u any more */
 		atomic_store_explicit(&u->deferred.given_back, 1, memory_order_release);
 	abandon(u);
 }

@@ -8,8 +8,8 @@
  * steps removed, so they are kept until the end.
  *
  * Invariants
- *   U1  to undo the edits of one set, the last one first, restores that set as it was at begin, whatever the edits of
- *       the other set are.  An edit that was undone is marked, so that another thread can continue a roll-back;
+ *   U1  undoing the edits of one set, the last one first, restores that set as it was at begin.  It does not depend on
+ *       the edits of the other set.  An undone edit is marked, so that another thread can continue a roll-back;
  *   U2  every slot that is not in both sets now, or was not at begin, is in `touched`, once;
  *   U3  a caller may keep a pointer to an update whose thread has ended.  Then the free is deferred: the update stays
  *       until a caller gives it up or the VM is destroyed.  Each of its steps fails, because thread numbers are never

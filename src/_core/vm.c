@@ -139,7 +139,7 @@ int ms_set_stall_report(struct ms_vm *vm, uint32_t after_ms, ms_stall_fn *report
 	return 0;
 }
 
-/* ---- life ---- */
+/* ---- create, close and destroy ---- */
 
 void ms_config_init(struct ms_config *config)
 {
@@ -334,8 +334,8 @@ static bool is_of_parent(const struct ms_vm *vm)
 	return vm->forks != process_forks();
 }
 
-/* Whether fork() copied this VM in the middle of a change or an update.  No thread of the child completes it, so
- * ms_vm_destroy() leaves the copy as it is. */
+/* Whether fork() copied this VM in the middle of a change or an update.  The thread that would complete it may exist in
+ * the parent only, so ms_vm_destroy() leaves the copy as it is. */
 static bool is_unfinished_copy(const struct ms_vm *vm)
 {
 	return is_of_parent(vm) && (atomic_load_explicit(&vm->update, memory_order_relaxed) ||
