@@ -246,7 +246,7 @@ static void array_end(struct memory *memory, struct address_space *as, struct me
 	free_store(memory, private);
 }
 
-/* At rest only one set stores slots.  That one releases their logs. */
+/* At rest only one set stores slots, so each log is released once. */
 static void array_empty(struct memory *memory, struct memslot_set *set, bool free_slots)
 {
 	const struct store *s = store_of(set);

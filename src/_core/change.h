@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * change.h - the data of the changes that are under way.  writer.h has the steps.
+ * change.h - the data of the changes that a VM's writer is making.  writer.h has the steps.
  *
  * The VM holds this data, not the stack of the thread that makes the change.  If that thread ends in a hook, the next
  * call that takes slots_lock finishes the change (writer.c).
@@ -19,10 +19,10 @@ struct change {
 	int32_t guest_memfd; /* of the request */
 	uint8_t kind;      /* enum ms_change_kind */
 	bool staged;       /* new_slot is in the inactive set already */
-	bool noop;
+	bool noop;         /* the slot has these values already */
 };
 
-/* Where the user's code may run, a hook or a stall report: what is left to do if the thread ends there. */
+/* The part that is left if the thread ends in a hook or a stall report of this step. */
 enum writer_step {
 	WRITER_PREPARES,   /* all of the roll-back */
 	WRITER_ROLLS_BACK, /* the roll-back, from the end of its swap on */
@@ -35,7 +35,7 @@ struct ms_vm;
 struct writer {
 	struct ms_vm *vm;
 	struct ms_error *err;
-	struct change *change; /* &single, or memory for `room` of them */
+	struct change *change; /* &single, or an allocated array of `room` changes */
 	size_t nr, room;
 	void *scratch; /* memory of a load */
 	size_t scratch_size;

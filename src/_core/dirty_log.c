@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * dirty_log.c - see dirty_log.h for the invariants D1 and D2.
+ * dirty_log.c - see dirty_log.h for the invariants.
  */
 #include "dirty_log.h"
 
@@ -19,7 +19,7 @@ static uint64_t low_bits(int64_t n)
 	return n > 0 ? ((uint64_t)1 << n) - 1 : 0;
 }
 
-/* Which of the 64 pages from `page` on the log has. */
+/* A bit for each of the 64 pages from `page` on: whether the log has the page. */
 static uint64_t pages_from(const struct dirty_log *log, int64_t page)
 {
 	return low_bits((int64_t)log->npages - page) & ~low_bits(-page);
@@ -30,7 +30,7 @@ static uint64_t word_at(const struct dirty_log *log, int64_t i)
 	return (uint64_t)i < log->nwords ? atomic_load_explicit(&log->live[i], memory_order_acquire) : 0;
 }
 
-/* The bits of the 64 pages from `page` on. */
+/* The dirty bits of the 64 pages from `page` on; 0 for pages that the log does not have. */
 static uint64_t bits_from(const struct dirty_log *log, int64_t page)
 {
 	unsigned shift = (uint64_t)page % 64;
@@ -41,7 +41,7 @@ static uint64_t bits_from(const struct dirty_log *log, int64_t page)
 
 static void merge(struct dirty_log *to, const struct dirty_log *from)
 {
-	int64_t page = to->first - from->first; /* of `from`, where `to` begins */
+	int64_t page = to->first - from->first; /* the page of `from` at which `to` begins */
 
 	for (size_t i = 0; i < to->nwords; i++, page += 64) {
 		uint64_t bits = bits_from(from, page) & pages_from(to, 64 * (int64_t)i); /* D1 */
@@ -66,7 +66,7 @@ static struct dirty_log *alloc_log(struct memory *memory, uint64_t npages)
 	return log;
 }
 
-/* Sets the bits of the pages that no related log has.  Nobody else has the log yet. */
+/* Sets the bits of the pages that no related log has.  Readers cannot reach the log yet. */
 static void set_new_pages(struct dirty_log *log)
 {
 	for (size_t i = 0; i < log->nwords; i++) {

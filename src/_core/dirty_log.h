@@ -7,9 +7,9 @@
  * copies a slot; all copies share one log, so that no mark is lost.
  *
  * A copy of a slot that has another size, or begins at another host address, needs a log of its own.  Such logs are
- * related: they form a ring, and each knows where its first page lies in the others.  Readers mark one of them at a time,
- * the one whose slot they see.  dirty_log_pass_on() copies its bits to the others after the grace period that ends this
- * time, so that no bit is lost, whichever of the slots remains.
+ * related.  They form a ring, and each has the position of its first page in the others.  At any time readers mark only
+ * one of them: the log of the slot that they see.  After the grace period that ends this time, dirty_log_pass_on()
+ * copies its bits to the others.  So no bit is lost, whichever of the slots remains.
  *
  * Invariants
  *   D1  bits from npages on are 0;
@@ -24,7 +24,7 @@
  * loads a bit with acquire and sets it with release, so a harvest of the other log sees the write too.
  * Locking: a mark is made inside a read section.  Everything else, including refs, the ring and the scratch bitmap, is
  * under slots_lock.
- * Cost: mark O(1); the others O(words), in dirty_log_derive() and dirty_log_pass_on() of all related logs.
+ * Cost: mark O(1); the others O(words).  dirty_log_derive() and dirty_log_pass_on() read all related logs.
  */
 #ifndef MS_DIRTY_LOG_H
 #define MS_DIRTY_LOG_H
@@ -36,7 +36,7 @@ struct dirty_log {
 	size_t nwords;
 	size_t refs;
 	struct dirty_log *related; /* the next one of its ring; the log itself if there is no other */
-	int64_t first;             /* D3; 0 in a log that was created */
+	int64_t first;             /* see D3; 0 in a log of dirty_log_create() */
 	uint64_t *scratch;         /* nwords, behind `live` */
 	_Atomic uint64_t live[];
 };
@@ -46,12 +46,13 @@ static inline size_t dirty_log_words(uint64_t npages)
 	return (size_t)((npages + 63) / 64);
 }
 
-/* Returns a log with one reference and all bits clear, or set if initially_set.  NULL: no memory. */
+/* Returns a log with one reference, or NULL without memory.  All bits are clear; with initially_set they are set. */
 struct dirty_log *dirty_log_create(struct memory *memory, uint64_t npages, bool initially_set);
 
 /*
- * A related log for the pages [first, first + npages) of `from`; first may be negative.  One reference.  A page that
- * `from` or a log related to it has keeps its bit.  The others are clear, or set.  NULL without memory.
+ * Returns a related log with one reference, or NULL without memory.  It is for the pages [first, first + npages) of
+ * `from`; first may be negative.  A page that `from` or one of its related logs has keeps its bit.  The bits of the
+ * other pages are clear; with initially_set they are set.
  */
 struct dirty_log *dirty_log_derive(struct memory *memory, struct dirty_log *from, int64_t first, uint64_t npages,
 				   bool initially_set);
@@ -59,16 +60,17 @@ struct dirty_log *dirty_log_derive(struct memory *memory, struct dirty_log *from
 /* Sets every bit of `log` in the logs that are related to it, where they have the page (D4). */
 void dirty_log_pass_on(const struct dirty_log *log);
 
-struct dirty_log *dirty_log_get(struct dirty_log *log);             /* NULL gives NULL */
-void dirty_log_put(struct memory *memory, struct dirty_log *log);   /* NULL is fine */
+/* Adds a reference; drops one.  log may be NULL. */
+struct dirty_log *dirty_log_get(struct dirty_log *log);
+void dirty_log_put(struct memory *memory, struct dirty_log *log);
 
 static inline void dirty_log_mark(struct dirty_log *log, uint64_t page)
 {
-	/* Do not test the bit first: a set bit may be one whose harvest does not see the write of this mark. */
+	/* Do not test the bit first: the harvest of a bit that is set already may not see the write of this mark. */
 	atomic_fetch_or_explicit(&log->live[page / 64], (uint64_t)1 << (page % 64), memory_order_release);
 }
 
-/* harvest moves the live bits to the scratch bitmap; peek copies them there. */
+/* dirty_log_harvest() moves the live bits to the scratch bitmap, dirty_log_peek() copies them. */
 void dirty_log_harvest(struct dirty_log *log);
 void dirty_log_peek(struct dirty_log *log);
 

@@ -124,7 +124,7 @@ static void list_empty(struct memory *memory, struct memslot_set *set, bool free
 static int list_check(const struct memslot_set *set, char *letter)
 {
 	struct list_slot *l = after(set, NULL), *next;
-	size_t nr = 0; /* ends a list that has become a ring */
+	size_t nr = 0; /* ends the walk if a broken list has a circle */
 
 	*letter = 'L';
 	for (; l && (next = after(set, l)) && nr <= set->nr; l = next, nr++)

@@ -46,7 +46,7 @@ int ms_add_listener(struct ms_vm *vm, const struct ms_listener *listener, struct
 	return r;
 }
 
-/* Needs no memory, so that it fails for no other reason than that the listener is not there. */
+/* Needs no memory.  So once it has the lock, it fails only if the listener is not in the list. */
 int ms_remove_listener(struct ms_vm *vm, const struct ms_listener *listener, struct ms_error *err)
 {
 	int r = vm_lock(vm, err);

@@ -3,8 +3,8 @@
  * load.c - many new slots in one change: validate all, stage them in the private set, publish them with one swap.
  *
  * Either every entry is created or none.  An entry is validated against the slots of the VM and the entries before it
- * in the list; the error names the first entry that is refused.  Entries are staged in another order, since that is
- * faster; so a refused load is staged a second time, in the order of the list.
+ * in the list; the error names the first entry that is refused.  Entries are staged in another order, because this is
+ * faster.  So a refused load is staged a second time, in the order of the list, to find that entry.
  *
  * Locking: slots_lock throughout.
  * Cost: O(n log n) for n entries, one grace period.
@@ -16,8 +16,8 @@
 #include "rules.h"
 #include "writer.h"
 
-/* Validates the entry against the private set, which has all that were staged before it, and adds it there.  A load
- * creates and does nothing else. */
+/* Validates the entry against the private set, which has all entries that were staged before, and adds it there.  An id
+ * that is in use is an error: a load only creates. */
 static int stage(struct writer *w, const struct ms_memslot *slot, uint32_t entry)
 {
 	const struct memslot_set *set = vm_inactive_set(w->vm, w->as_id);
@@ -59,7 +59,8 @@ static int by_falling_gfn(const void *a, const void *b)
 	return x->entry < y->entry ? -1 : 1;
 }
 
-/* From the highest gfn down: a sorted array takes each at its end, and neighbours are allocated side by side. */
+/* Stages from the highest gfn down.  Then design "array" adds each slot at its end, and slots with neighbouring gfns
+ * have neighbouring addresses. */
 static int stage_all(struct writer *w, const struct ms_memslot *slots, struct place *places, size_t n)
 {
 	int r = writer_begin(w, n);
@@ -75,9 +76,9 @@ static int stage_all(struct writer *w, const struct ms_memslot *slots, struct pl
 	return r;
 }
 
-/* Stages the first n entries again, now in the order of the list, and takes them back.  If one of them is refused, it
- * comes before the entry that *w->err names; otherwise r and *w->err stay. */
-static int name_first(struct writer *w, const struct ms_memslot *slots, size_t n, int r)
+/* Stages the first n entries again, now in the order of the list, and rolls them back.  If one is refused, it comes
+ * before the entry that *w->err names, and replaces it there.  Otherwise r and *w->err stay. */
+static int find_first_refused(struct writer *w, const struct ms_memslot *slots, size_t n, int r)
 {
 	struct ms_error known = *w->err;
 	int first;
@@ -98,8 +99,9 @@ static int name_first(struct writer *w, const struct ms_memslot *slots, size_t n
 	return r;
 }
 
-/* The changes are carried out from the highest gfn down; the error names the first in the list beyond the limit. */
-static void name_first_beyond(const struct writer *w, const struct ms_memslot *slots)
+/* The changes are carried out from the highest gfn down, but the error must name the first entry of the list that is
+ * beyond the limit. */
+static void find_first_beyond_limit(const struct writer *w, const struct ms_memslot *slots)
 {
 	for (uint32_t i = 0; i < w->err->index; i++) {
 		struct memslot slot = { .base_gfn = slots[i].base_gfn, .npages = slots[i].npages };
@@ -113,7 +115,7 @@ static int load_locked(struct writer *w, const struct ms_memslot *slots, struct 
 	int r = check_entries(w, slots, n);
 
 	if (r)
-		return name_first(w, slots, w->err->index, r);
+		return find_first_refused(w, slots, w->err->index, r);
 	r = stage_all(w, slots, places, n);
 	if (r)
 		writer_roll_back_staged(w);
@@ -121,9 +123,9 @@ static int load_locked(struct writer *w, const struct ms_memslot *slots, struct 
 		r = writer_carry_out(w);
 	writer_end(w);
 	if (r && w->nr < n && r != -ENOMEM)
-		return name_first(w, slots, n, r);
+		return find_first_refused(w, slots, n, r);
 	if (r && w->err->rule == MS_RULE_GPA_LIMIT)
-		name_first_beyond(w, slots);
+		find_first_beyond_limit(w, slots);
 	return r;
 }
 
@@ -132,7 +134,7 @@ static int alloc_lists(struct writer *w, size_t n)
 	struct memory *memory = &w->vm->memory;
 	struct change *change = NULL;
 
-	if (n <= SIZE_MAX / sizeof(*change)) /* else the size overflows */
+	if (n <= SIZE_MAX / sizeof(*change)) /* a larger n would overflow the size */
 		change = memory_zalloc(memory, n * sizeof(*change));
 	if (change) {
 		w->change = change;
@@ -160,13 +162,13 @@ static int load(struct writer *w, const struct ms_memslot *slots, size_t n)
 
 int ms_load_memslots(struct ms_vm *vm, uint32_t as_id, const struct ms_memslot *slots, size_t n, struct ms_error *err)
 {
-	struct ms_error unwanted = { 0 };
+	struct ms_error local_err = { 0 };
 	int r = slots || !n ? vm_lock(vm, err) : vm_refuse(err, EFAULT, MS_RULE_NULL_BUFFER, 0, NULL);
 
 	if (r)
 		return r;
 	memory_pool_mark(&vm->memory);
-	r = load(writer_of(vm, as_id, err ? err : &unwanted), slots, n);
+	r = load(writer_of(vm, as_id, err ? err : &local_err), slots, n);
 	if (r)
 		writer_refused(vm);
 	vm_unlock(vm);

@@ -42,7 +42,7 @@ struct memslot {
 	uint32_t id;
 	uint32_t flags;
 	uint16_t as_id;
-	uint8_t sets; /* bit node_idx: the slot is in that set */
+	uint8_t sets; /* bit node_idx: the slot is in that set; update.h uses one more bit */
 };
 
 static inline bool memslot_contains(const struct memslot *slot, uint64_t gfn)
@@ -83,7 +83,7 @@ struct memslot_set {
 	/* Each edit or swap writes these. */
 	cache_aligned _Atomic uint64_t generation;
 	size_t nr;
-	struct flat_patch *patch; /* the writer derives the next index from it; NULL: it cannot */
+	struct flat_patch *patch; /* a former index and the changes since, for the next index; or NULL */
 	struct interval_tree hva_tree;
 	struct id_hash ids;
 };
@@ -91,9 +91,9 @@ struct memslot_set {
 _Static_assert(offsetof(struct memslot_set, store) < CACHE_LINE &&
 		       offsetof(struct memslot_set, last_used_slot) == CACHE_LINE &&
 		       offsetof(struct memslot_set, generation) == 2 * CACHE_LINE,
-	       "what readers read, what they write, and what writers write are lines of their own");
+	       "members that readers read, readers write and writers write are on different cache lines");
 
-/* For the writer, and a set without readers: drops the index and the patch. */
+/* Drops the index and the patch of a set without readers.  For the writer. */
 static inline void set_index_forget(struct memslot_set *set)
 {
 	flat_put(atomic_load_explicit(&set->index, memory_order_relaxed));
@@ -141,8 +141,8 @@ struct memslot_design {
 	void (*init)(struct memslot_set *set); /* of a zeroed set; may be NULL */
 	struct memslot *(*alloc_slot)(struct memory *memory); /* zeroed */
 	void (*free_slot)(struct memory *memory, struct memslot *slot);
-	/* Whether `slot`, any pointer at all, is a slot of alloc_slot() that is not freed.  Reads nothing through a pointer
-	 * that is not.  Only of a design whose slots have handles (update.h); else NULL. */
+	/* Whether `slot`, which may be any pointer, is a slot of alloc_slot() that is not freed.  Reads through the
+	 * pointer only if it is.  NULL in a design whose slots have no handles (update.h). */
 	bool (*has_slot)(const struct memory *memory, const struct memslot *slot);
 
 	/* Lookups, by readers in a section or by the writer.  Each returns NULL if there is no such slot. */
@@ -164,7 +164,7 @@ struct memslot_design {
 	 *            both sets; 0 or -ENOMEM.  as->spare can hold it.
 	 *   replace  old NULL: adds new_slot; new_slot NULL: removes old.  Cannot fail.  See memslot_joins(),
 	 *            memslot_leaves() and carry_last_used_slot().
-	 *   follow   only after a change that succeeded: `private` is the set that readers have left, and its edits follow.
+	 *   follow   only after the last swap of a change: `private` is the former set, and its edits follow.
 	 *   end      after a change, also a refused one.  After a refused change, no more memory is in use than before
 	 *            begin(), and as->spare is NULL.
 	 */
@@ -188,7 +188,7 @@ struct memslot_design {
 #include "designs.h"
 #undef DESIGN
 
-/* kvm_copy_memslot(): the values and the log, not the membership. */
+/* As kvm_copy_memslot(): copies the values and takes a reference to the log.  `to` is in no set. */
 static inline void memslot_copy(struct memslot *to, const struct memslot *from)
 {
 	to->base_gfn = from->base_gfn;
@@ -200,7 +200,7 @@ static inline void memslot_copy(struct memslot *to, const struct memslot *from)
 	to->as_id = from->as_id;
 }
 
-/* In replace(), where the sets share slots. */
+/* For replace() of a design whose sets share slots. */
 static inline void memslot_joins(struct memslot_set *set, struct memslot *slot)
 {
 	slot->sets |= (uint8_t)(1u << set->node_idx);

@@ -2,7 +2,7 @@
 /*
  * region.c - one change of one slot: KVM_SET_USER_MEMORY_REGION.
  *
- * The request alone is checked here, by rules.h.  Everything after that is writer.h, with a list of one change.
+ * This file checks the request alone, with rules.h.  The rest is writer.h, with a list of one change.
  *
  * Locking: slots_lock throughout.
  * Cost: see writer.h.
@@ -44,7 +44,7 @@ static int set_region_locked(struct writer *w, const struct ms_memslot *value)
 	return r;
 }
 
-/* Internal ids and no flags, or a user's; the caller's id range tells which. */
+/* The call may use the ids [first_id, end_id).  A slot with an internal id (first_id > 0) has no flags. */
 static int check_region(struct ms_vm *vm, const struct ms_userspace_memory_region *region, uint32_t first_id,
 			uint32_t end_id, struct ms_error *err)
 {

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * rule_table.c - the names, texts and errnos of the rules, from MS_RULES() in memslots.h.
+ * rule_table.c - the names, texts and errnos of the rules, made from MS_RULES() of memslots.h.
  */
 #include <errno.h>
 

@@ -1,4 +1,7 @@
 /* SPDX-License-Identifier: MIT */
+/*
+ * rules.c - see rules.h.
+ */
 #define _GNU_SOURCE
 #include "rules.h"
 
@@ -7,7 +10,7 @@
 
 #define USER_FLAGS (MS_MEM_LOG_DIRTY_PAGES | MS_MEM_READONLY)
 
-/* A memfd takes neither logging nor READONLY. */
+/* A slot with a guest_memfd allows neither logging nor READONLY. */
 static uint32_t allowed_flags(uint32_t flags)
 {
 	return flags & MS_MEM_GUEST_MEMFD ? MS_MEM_GUEST_MEMFD : USER_FLAGS | MS_MEM_GUEST_MEMFD;
@@ -30,7 +33,7 @@ static bool gmem_offset_ok(const struct ms_userspace_memory_region *r)
 	return !unaligned(r->guest_memfd_offset) && r->guest_memfd_offset + r->memory_size >= r->guest_memfd_offset;
 }
 
-/* The first that fails decides. */
+/* The order is KVM's: the first check that fails gives the error. */
 int rules_request(const struct ms_vm *vm, const struct ms_userspace_memory_region *r, uint32_t first_id,
 		  uint32_t end_id, struct ms_error *err)
 {
@@ -72,7 +75,7 @@ static struct ms_userspace_memory_region region_of(const struct ms_memslot *valu
 	};
 }
 
-/* First the numbers that would not fit as bytes. */
+/* base_gfn and npages are checked first, because their sizes in bytes may not fit into 64 bits. */
 int rules_value(const struct ms_vm *vm, const struct ms_memslot *value, uint32_t as_id, struct ms_error *err)
 {
 	struct ms_userspace_memory_region region = region_of(value, as_id);
@@ -92,7 +95,7 @@ int rules_unused_id(const struct ms_vm *vm, const struct memslot_set *set, uint3
 	return same && same != old ? vm_refuse(err, EEXIST, MS_RULE_DUPLICATE_ID, 0, same) : 0;
 }
 
-/* Slots do not overlap one another, so only the first two from base can be in the way. */
+/* The slots of the set do not overlap each other.  So only the first two slots from base can overlap the new one. */
 int rules_overlap(const struct ms_vm *vm, const struct memslot_set *set, uint64_t base, uint64_t npages, uint32_t id,
 		  struct ms_error *err)
 {
@@ -106,7 +109,7 @@ int rules_overlap(const struct ms_vm *vm, const struct memslot_set *set, uint64_
 	return 0;
 }
 
-/* KVM's fget(): a descriptor of O_PATH counts as closed. */
+/* As fget() in KVM: a descriptor that was opened with O_PATH counts as closed. */
 static bool is_open(int fd)
 {
 	int mode = fcntl(fd, F_GETFL);

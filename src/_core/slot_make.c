@@ -1,4 +1,7 @@
 /* SPDX-License-Identifier: MIT */
+/*
+ * slot_make.c - see slot_make.h.
+ */
 #include "slot_make.h"
 
 int slot_alloc(struct ms_vm *vm, struct memslot **out, struct ms_error *err)
@@ -40,7 +43,7 @@ static bool same_pages(const struct memslot *a, const struct memslot *b)
 	return a->hva.start == b->hva.start && a->npages == b->npages;
 }
 
-/* The page of old's that has the host address of the slot's first one; negative where the slot begins below. */
+/* The page of `old` that has the host address of the slot's first page.  Negative if the slot begins below `old`. */
 static int64_t first_in(const struct memslot *slot, const struct memslot *old)
 {
 	return ((int64_t)slot->hva.start - (int64_t)old->hva.start) / (int64_t)MS_PAGE_SIZE;

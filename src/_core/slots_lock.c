@@ -4,8 +4,8 @@
  */
 #include "slots_lock.h"
 
-/* One sleep on slots_lock; a missed wake-up costs no more, and an interrupted waiter returns no later. */
-#define LOCK_NAP_US 10000
+/* The longest sleep of a waiter.  It limits the delay after a missed wake-up or an interrupt. */
+#define LOCK_SLEEP_US 10000
 
 static _Atomic(ms_poll_fn *) poll_fn; /* row "poll" */
 
@@ -17,7 +17,7 @@ static bool lock_try(struct slots_lock *lock)
 						       memory_order_relaxed);
 }
 
-static bool take_over(struct slots_lock *lock)
+static bool become_owner(struct slots_lock *lock)
 {
 	atomic_store_explicit(&lock->owner, thread_number(), memory_order_relaxed);
 	return true;
@@ -31,15 +31,15 @@ bool slots_lock_run_pending_end(struct slots_lock *lock)
 		end = atomic_exchange_explicit(&lock->pending_end, NULL, memory_order_acquire);
 	if (!end)
 		return false;
-	take_over(lock); /* a report from in there is inside a call of this thread */
-	lock->finish = end; /* it can be run again */
+	become_owner(lock); /* `end` may report a stall: then this thread is inside its own call */
+	lock->finish = end; /* if this thread ends in that report, the next thread runs it again */
 	end(lock);
 	return true;
 }
 
 bool slots_lock_try(struct slots_lock *lock)
 {
-	return (lock_try(lock) && take_over(lock)) || slots_lock_run_pending_end(lock);
+	return (lock_try(lock) && become_owner(lock)) || slots_lock_run_pending_end(lock);
 }
 
 void ms_set_poll(ms_poll_fn *poll)
@@ -54,16 +54,16 @@ static bool wait_interrupted(void)
 	return poll && poll();
 }
 
-/* Giving up leaves state at 2: whoever releases the lock wakes nobody, at the worst. */
+/* A waiter that gives up leaves state at 2.  This costs at most one wake-up call without a waiter. */
 bool slots_lock_wait(struct slots_lock *lock)
 {
 	while (atomic_exchange_explicit(&lock->state, 2, memory_order_acquire)) {
 		if (slots_lock_run_pending_end(lock))
 			return true;
-		if (thread_wait(&lock->state, 2, LOCK_NAP_US) && wait_interrupted())
+		if (thread_wait(&lock->state, 2, LOCK_SLEEP_US) && wait_interrupted())
 			return false;
 	}
-	return take_over(lock);
+	return become_owner(lock);
 }
 
 void slots_lock_release(struct slots_lock *lock)

@@ -10,13 +10,12 @@
 static void print_stall(const struct ms_stall *stall)
 {
 	uint64_t ms = stall->waited_ns / 1000000;
-	char who[32] = "a thread that is not known";
+	char reader[32] = "a thread that is not known";
 
 	if (stall->thread_id)
-		snprintf(who, sizeof(who), "thread %" PRIu32, stall->thread_id);
+		snprintf(reader, sizeof(reader), "thread %" PRIu32, stall->thread_id);
 	fprintf(stderr, "memslots: a change has waited for %" PRIu64 ".%03" PRIu64 " s for the read section of %s\n",
-		ms / 1000,
-		ms % 1000, who);
+		ms / 1000, ms % 1000, reader);
 }
 
 static void stalled(void *opaque, uint32_t os_id, uint64_t waited_ns, uint32_t report)
@@ -28,7 +27,7 @@ static void stalled(void *opaque, uint32_t os_id, uint64_t waited_ns, uint32_t r
 		print_stall(&stall);
 		return;
 	}
-	if (!thread_watch()) /* no memory: the next report tries again */
+	if (!thread_watch()) /* without memory this report is omitted; the next one tries again */
 		return;
 	slots_lock_enter_hook(r->lock);
 	r->report(r->opaque, &stall);

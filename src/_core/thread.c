@@ -1,4 +1,7 @@
 /* SPDX-License-Identifier: MIT */
+/*
+ * thread.c - see thread.h.
+ */
 #define _GNU_SOURCE
 #include "thread.h"
 
@@ -23,8 +26,8 @@ static pthread_once_t once = PTHREAD_ONCE_INIT;
 static int atfork_failed; /* written by `once` */
 
 static pthread_mutex_t ends_lock = PTHREAD_MUTEX_INITIALIZER;
-static struct thread_end *ends; /* of all threads: few, since each is an update that is running */
-static pthread_key_t ending; /* with has_ending under ends_lock; constant once it is created */
+static struct thread_end *ends; /* of all threads; a short list, since each belongs to an open update */
+static pthread_key_t ending; /* created under ends_lock; constant if has_ending */
 static bool has_ending;
 
 uint64_t thread_new_number(void)
@@ -61,7 +64,7 @@ static void unlink_end(struct thread_end *end)
 	end->link = NULL;
 }
 
-/* Innermost first.  Each leaves its lock to the next thread that wants it. */
+/* Innermost first.  Each function leaves its slots_lock, held, to the next thread that wants it. */
 static void run_hooks(void)
 {
 	while (thread_self.hook) {
@@ -76,7 +79,7 @@ static void run_ends(void *number)
 {
 	struct thread_end *next;
 
-	thread_self.watched = false; /* another destructor may use a VM, and then this one runs again */
+	thread_self.watched = false; /* if another destructor uses a VM later, this one must run again */
 	run_hooks();
 	pthread_mutex_lock(&ends_lock);
 	for (struct thread_end *end = ends; end; end = next) {
@@ -179,13 +182,13 @@ uint32_t thread_os_id(void)
 	return 0;
 }
 
-/* Without a futex a waiter polls: right everywhere, quick nowhere. */
+/* Without a futex a waiter polls.  This is correct on every system, but slow. */
 bool thread_wait(_Atomic uint32_t *word, uint32_t value, unsigned us)
 {
-	struct timespec nap = { .tv_nsec = (long)(us < 50 ? us : 50) * 1000 };
+	struct timespec sleep_time = { .tv_nsec = (long)(us < 50 ? us : 50) * 1000 };
 
 	if (atomic_load_explicit(word, memory_order_relaxed) == value)
-		nanosleep(&nap, NULL);
+		nanosleep(&sleep_time, NULL);
 	return atomic_load_explicit(word, memory_order_relaxed) == value;
 }
 

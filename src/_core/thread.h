@@ -1,14 +1,15 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * thread.h - who am I, and sleeping until a word changes.
+ * thread.h - the identity of the calling thread, functions that run when it ends, and waits for a word to change.
  *
- * `self` is what the engine must know of the calling thread without looking it up: a number that is never used
- * again (a pthread_t is), how many read sections and hooks it is inside of, and what to do if it ends in a hook.  In a forked child the numbers go on,
- * but process_forks() differs from the one that a VM remembers.
+ * `thread_self` has the data of the calling thread that the engine reads without a search: a number that is never used
+ * again (a pthread_t can be), the number of read sections and hooks that the thread is inside of, and its innermost
+ * hook.  In a forked child the numbers go on.  process_forks() shows a VM that it was copied into a child.
  *
- * A wait is always bounded by its caller and may end early; the caller looks at its condition again.
+ * The caller limits the time of each wait.  A wait may end early, so the caller tests its condition again.
  *
- * Locking: ends_lock (thread.c) for the list of what is to be done when threads end; a leaf, but for what that does.
+ * Locking: ends_lock (thread.c) protects the list of thread_end functions, and is held while they run.  It is a leaf:
+ * these functions release slots_lock and take no lock.
  */
 #ifndef MS_THREAD_H
 #define MS_THREAD_H
@@ -20,15 +21,15 @@
 struct thread_hook;
 
 struct thread {
-	uint64_t number;    /* from 1; 0: not yet asked */
+	uint64_t number;    /* from 1; 0: no number yet */
 	uint32_t sections;  /* read sections of all VMs, nested ones counted */
-	uint32_t hooks;     /* hooks of all VMs */
-	struct thread_hook *hook; /* the innermost one that a VM's change runs */
-	bool watched;       /* the end of the thread runs what this file promises */
+	uint32_t hooks;     /* hooks of all VMs, stall reports included */
+	struct thread_hook *hook; /* the innermost hook of a change; NULL: none */
+	bool watched;       /* the end of the thread runs its hooks' functions and its thread_end functions */
 };
 
-/* initial-exec: one instruction instead of a call in a shared object; it takes 32 bytes of the space that the
- * C library sets aside for modules loaded later. */
+/* initial-exec: in a shared object an access is one instruction instead of a call.  It uses 32 bytes of the space that
+ * the C library reserves for modules that are loaded later. */
 extern _Thread_local struct thread thread_self __attribute__((tls_model("initial-exec")));
 
 uint64_t thread_new_number(void);
@@ -40,7 +41,7 @@ static inline uint64_t thread_number(void)
 	return thread_self.number;
 }
 
-/* The user's code, called under a lock.  If the thread ends in there, run(hook) comes, in that thread. */
+/* A call of the user's code under a lock.  If the thread ends inside it, the thread calls run(hook) at its end. */
 struct thread_hook;
 typedef void thread_hook_fn(struct thread_hook *hook);
 
@@ -49,10 +50,10 @@ struct thread_hook {
 	thread_hook_fn *run;
 };
 
-/* Prepares the calling thread for thread_hook_enter().  false: no memory. */
+/* Prepares the calling thread for thread_hook_enter().  Returns false without memory. */
 bool thread_watch(void);
 
-/* Hooks nest.  After thread_watch(). */
+/* Hooks nest.  The thread is watched already. */
 static inline void thread_hook_enter(struct thread_hook *hook, thread_hook_fn *run)
 {
 	*hook = (struct thread_hook){ thread_self.hook, run };
@@ -64,37 +65,38 @@ static inline void thread_hook_leave(const struct thread_hook *hook)
 	thread_self.hook = hook->outer;
 }
 
-/* What is to be done when the thread that asked for it ends. */
+/* A function that runs when its thread ends. */
 struct thread_end;
 typedef void thread_end_fn(struct thread_end *end);
 
 struct thread_end {
-	uint64_t owner; /* a thread_number(), for ever */
+	uint64_t owner; /* its thread_number(); stays after the removal */
 	thread_end_fn *run;
 	struct thread_end *next, **link; /* under ends_lock; link NULL: in no list */
 };
 
-/* Prepares the process for all that follows here.  Before anything else; again after a failure.  -> 0, -EAGAIN: it has
- * no pthread key to spare, or -ENOMEM. */
+/* Prepares the process for the functions of this file.  The first call here; call it again after a failure.  Returns 0,
+ * -EAGAIN if the process has no pthread key left, or -ENOMEM. */
 int thread_prepare(void);
 
-/* From here on run(end) comes when the calling thread ends, in that thread and under ends_lock -> false: no memory. */
+/* From now on the calling thread calls run(end) when it ends, under ends_lock.  Returns false without memory. */
 bool thread_end_add(struct thread_end *end, thread_end_fn *run);
 
-/* By any thread -> whether it was still to come.  If not, it is over: *end and what it led to may go. */
+/* Any thread may call it.  Returns true if run(end) will not be called any more.  Returns false if run(end) was called,
+ * or `end` was removed, before.  In both cases run(end) does not use *end later, so the caller may free it. */
 bool thread_end_remove(struct thread_end *end);
 
-/* How often this process and its ancestors have forked since the library was loaded. */
+/* The number of forks, since the library was loaded, between the process that loaded it and this one. */
 uint64_t process_forks(void);
 
-/* The calling thread as the system, a debugger and Python's native_id know it (gettid); 0 where there is none. */
+/* The number of the calling thread for the system, debuggers and Python's native_id (gettid); 0: there is none. */
 uint32_t thread_os_id(void);
 
-/* Nanoseconds of a clock that only runs forwards. */
+/* Nanoseconds of a monotonic clock. */
 uint64_t thread_clock_ns(void);
 
-/* Sleeps while *word == value, for at most `us` microseconds -> whether it was for want of a wake-up that it ended:
- * the time was over, or a signal came. */
+/* Sleeps while *word == value, for at most `us` microseconds.  Returns true if the sleep ended without a wake-up: by
+ * the time limit or a signal. */
 bool thread_wait(_Atomic uint32_t *word, uint32_t value, unsigned us);
 void thread_wake_all(_Atomic uint32_t *word);
 

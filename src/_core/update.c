@@ -1,12 +1,12 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * update.c - whose an update is, how it begins and how it ends.  See update.h.
+ * update.c - the owner of an update, its begin and its end.  See update.h for the invariants.
  */
 #include "update.h"
 
 #include "vm_index.h"
 
-/* ---- whose it is ---- */
+/* ---- the owner ---- */
 
 int update_check_caller(const struct ms_update *u, struct ms_error *err)
 {
@@ -23,7 +23,7 @@ int update_check_caller(const struct ms_update *u, struct ms_error *err)
 
 /* ---- the swap ---- */
 
-/* Only slots that were touched can have a log that is related to another. */
+/* Only touched slots can have a log with related logs. */
 static void pass_on_marks(struct ms_update *u)
 {
 	const struct memslot_set *left = inactive(u);
@@ -50,8 +50,9 @@ void update_swap_sets(struct ms_update *u)
 
 static void finish_deferred(struct slots_lock *lock);
 
-/* Whether the end of its thread was still to come.  From here on the caller ends the update. */
-static bool end_is_mine(struct ms_update *u)
+/* Removes the thread_end of the update.  Returns true if the caller must end the update now, and false if the end of
+ * the owner's thread has ended it. */
+static bool claim_end(struct ms_update *u)
 {
 	if (!thread_end_remove(&u->end))
 		return false;
@@ -59,13 +60,13 @@ static bool end_is_mine(struct ms_update *u)
 	return true;
 }
 
-/* Once the end is deferred, *u belongs to whoever has the lock next. */
+/* After slots_lock_defer_end() the next owner of the lock may free *u. */
 bool update_step_end(struct ms_update *u)
 {
 	u->in_step = false;
 	if (!u->abandoned)
 		return true;
-	end_is_mine(u);
+	claim_end(u);
 	slots_lock_defer_end(&u->vm->slots_lock, finish_deferred);
 	return false;
 }
@@ -74,7 +75,7 @@ bool update_step_end(struct ms_update *u)
 
 static void thread_ended(struct thread_end *end);
 
-/* The caller's until its thread ends. */
+/* The calling thread becomes the owner. */
 static struct ms_update *alloc_update(struct ms_vm *vm)
 {
 	struct ms_update *u = memory_zalloc(&vm->memory, sizeof(*u));
@@ -100,7 +101,7 @@ int ms_update_begin(struct ms_vm *vm, uint32_t as_id, struct ms_update **out, st
 	r = vm_lock(vm, err);
 	if (r)
 		return r;
-	if (thread_self.hooks) { /* of another VM: no step could be made in there, and the end could not come */
+	if (thread_self.hooks) { /* inside a hook of another VM: each step and the end would be refused */
 		vm_unlock(vm);
 		return vm_refuse(err, EBUSY, MS_RULE_HOOK_BUSY, 0, NULL);
 	}
@@ -134,7 +135,7 @@ static bool at_rest(const struct ms_update *u)
 	return true;
 }
 
-/* U1. */
+/* Undoes the edits of the inactive set that are not undone yet, the last one first (U1). */
 static void roll_back_inactive(struct ms_update *u)
 {
 	struct memslot_set *set = inactive(u);
@@ -157,8 +158,8 @@ static bool edited(const struct ms_update *u, const struct memslot_set *set)
 	return false;
 }
 
-/* All of the inactive set's edits, then, where there are some left, the other set's after a swap.  A roll-back that has
- * got as far as its swap goes on behind it. */
+/* Undoes the edits of the inactive set.  If edits of the active set are left, swaps and undoes those too.  A roll-back
+ * that another thread has begun continues where it was: the marks of U1 show which edits are left. */
 static void roll_back(struct ms_update *u)
 {
 	roll_back_inactive(u);
@@ -168,8 +169,8 @@ static void roll_back(struct ms_update *u)
 	}
 }
 
-/* U2: totals follow from the touched slots alone. */
-static void settle(struct ms_update *u)
+/* Corrects the totals, and frees the slots that are in no set.  By U2 the touched slots are enough for both. */
+static void release_touched(struct ms_update *u)
 {
 	struct ms_vm *vm = u->vm;
 
@@ -203,16 +204,16 @@ static void free_update(struct ms_update *u)
 	vm->deferred_frees = &u->deferred;
 }
 
-/* Everything but the lock. */
-static void take_back(struct ms_update *u)
+/* Ends the update, but does not release slots_lock. */
+static void roll_back_and_free(struct ms_update *u)
 {
 	roll_back(u);
-	settle(u);
+	release_touched(u);
 	memory_pool_trim(&u->vm->memory);
 	free_update(u);
 }
 
-/* A thread inside a read section would wait for itself, one inside a hook might pull the update from under a step. */
+/* Inside a read section a roll-back could wait for its own thread.  Inside a hook a step may be using the update. */
 static int check_end(const struct ms_update *u, struct ms_error *err)
 {
 	if (u->vm->forks != process_forks())
@@ -232,12 +233,12 @@ int ms_update_end(struct ms_update *u, bool keep, struct ms_error *err)
 		return r;
 	vm = u->vm;
 	u->in_step = true;
-	u->abandoned = true; /* if the thread ends in a report, it has no use for the update */
+	u->abandoned = true; /* if the thread ends in a stall report, no caller uses *u any more */
 	alike = at_rest(u);
 	if (!alike || !keep)
 		roll_back(u);
-	end_is_mine(u);
-	settle(u);
+	claim_end(u);
+	release_touched(u);
 	if (!alike || !keep)
 		memory_pool_trim(&vm->memory);
 	free_update(u);
@@ -245,16 +246,17 @@ int ms_update_end(struct ms_update *u, bool keep, struct ms_error *err)
 	return alike || !keep ? 0 : vm_refuse(err, EINVAL, MS_RULE_SETS_DIFFER, 0, NULL);
 }
 
-/* Carries out what ms_update_abandon(), or the end of a thread, left to the next call that takes the lock. */
+/* Runs in the next thread that takes the lock.  Completes the work that ms_update_abandon(), or the end of a thread,
+ * left to it. */
 static void finish_deferred(struct slots_lock *lock)
 {
 	struct ms_vm *vm = container_of(lock, struct ms_vm, slots_lock);
 	struct ms_update *u = atomic_load_explicit(&vm->update, memory_order_relaxed);
 
-	u->in_step = true; /* of the thread that has the lock now */
-	if (vm_is_swapping(vm, u->as_id)) /* a roll-back's swap, or that of a thread that has ended in a report */
+	u->in_step = true; /* a stall report from here is inside a call of this thread */
+	if (vm_is_swapping(vm, u->as_id)) /* for a roll-back, or a step whose thread has ended in a stall report */
 		update_swap_sets_end(u);
-	take_back(u);
+	roll_back_and_free(u);
 }
 
 static bool inside_own_step(const struct ms_update *u)
@@ -262,23 +264,24 @@ static bool inside_own_step(const struct ms_update *u)
 	return is_own(u) && u->in_step;
 }
 
-/* All that needs no waiting: readers see the set of the beginning again. */
+/* The part of the roll-back that needs no wait.  After it readers see the slots from before the update again. */
 static void begin_roll_back(struct ms_update *u)
 {
 	roll_back_inactive(u);
 	vm_swap_begin(u->vm, u->as_id);
 }
 
-/* Waits for nobody: a reader might wait for what a collector's thread holds, and a thread that ends for neither. */
+/* Never waits: the calling thread is ending, or a garbage collector runs in it.  A collector's thread may hold a lock
+ * for which a reader waits. */
 static void abandon(struct ms_update *u)
 {
 	struct ms_vm *vm = u->vm;
 	int r = check_end(u, NULL);
 
-	if (r == -EIO) /* a child has no writer that could wait for the lock */
+	if (r == -EIO) /* in a forked child no writer waits for the lock */
 		return;
 	if (!r && !edited(u, vm_active_set(vm, u->as_id))) {
-		take_back(u);
+		roll_back_and_free(u);
 		vm_unlock(vm);
 		return;
 	}
@@ -293,31 +296,32 @@ static void thread_ended(struct thread_end *end)
 
 	u->owner_ended = true;
 	u->vm->slots_lock.has_end = false;
-	if (u->abandoned) /* inside the step in which the thread has ended */
+	if (u->abandoned) /* in the same step, or by ms_update_end(): no caller uses *u any more */
 		atomic_store_explicit(&u->deferred.given_back, 1, memory_order_release);
 	abandon(u);
 }
 
-/* A collector calls this, anywhere.  Inside a step the thread's end stays to come: the step may not end. */
+/* A garbage collector may call this in any place.  Inside a step it keeps the thread_end, because the thread may end
+ * before the step is over. */
 void ms_update_abandon(struct ms_update *u)
 {
 	if (!u)
 		return;
 	if (inside_own_step(u))
 		u->abandoned = true;
-	else if (!end_is_mine(u))
-		atomic_store_explicit(&u->deferred.given_back, 1, memory_order_release); /* whose thread has ended */
+	else if (!claim_end(u)) /* the owner's thread has ended */
+		atomic_store_explicit(&u->deferred.given_back, 1, memory_order_release);
 	else
 		abandon(u);
 }
 
-/* Readers are over: nothing here waits. */
+/* ms_vm_destroy() has ended all read sections, so the roll-back does not wait. */
 void vm_end_update(struct ms_vm *vm)
 {
 	struct ms_update *u = atomic_load_explicit(&vm->update, memory_order_relaxed);
 
-	if (u && end_is_mine(u))
-		take_back(u);
+	if (u && claim_end(u))
+		roll_back_and_free(u);
 }
 
 bool vm_is_in_step(const struct ms_vm *vm)

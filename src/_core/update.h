@@ -1,25 +1,25 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * update.h - an update: the steps of one change, made one by one by the caller.
+ * update.h - an update: the steps of one change, which the caller makes one by one.
  *
- * writer.c makes these steps in the one order that is right.  Here the caller orders them, and may be wrong: each
- * step (update_steps.c) checks that its slots are where they must be, and every replace is noted before it is made.
- * The end (update.c) takes back whatever would leave the two sets different.  Slots that a step removed are kept until
- * the end, because the roll-back needs them.
+ * writer.c makes these steps in the one order that is right.  In an update the caller chooses the order, and may choose
+ * a wrong one.  So each step (update_steps.c) checks that its slots are where they must be, and notes each replace
+ * before it makes it.  The end (update.c) rolls back if the two sets would differ.  The roll-back needs the slots that
+ * steps removed, so they are kept until the end.
  *
  * Invariants
- *   U1  the log, read backwards for one set, leads that set back to where it was at begin: the two sets' entries do
- *       not depend on each other.  What is undone is marked, so that another thread can go on with a roll-back;
- *   U2  every slot that is not in both sets, or was not at begin, is in `touched`, once;
- *   U3  whoever may have a pointer to an update can ask it whose it is.  One whose thread has ended is a deferred
- *       free: it stays until it is given up or the VM is destroyed.  Thread numbers are not used again, so no step
- *       of it can succeed;
- *   U4  a handle is a pointer that a caller gives: any number at all.  No step reads through it before has_slot() has
- *       found it among the VM's slots, and U2 or the id hash among those of this update.
+ *   U1  undoing the edits of one set, the last one first, restores that set as it was at begin.  It does not depend on
+ *       the edits of the other set.  An undone edit is marked, so that another thread can continue a roll-back;
+ *   U2  every slot that is not in both sets now, or was not at begin, is in `touched`, once;
+ *   U3  a caller may keep a pointer to an update whose thread has ended.  Then the free is deferred: the update stays
+ *       until a caller gives it up or the VM is destroyed.  Each of its steps fails, because thread numbers are never
+ *       used again;
+ *   U4  a handle is a pointer from the caller, and may have any value.  No step reads through it before has_slot() has
+ *       found it among the VM's slots, and U2 or the id hash has found it among the slots of this update.
  *
- * Locking: slots_lock from begin to end, by the thread that began.  ends_lock (thread.h) decides who gives an update
- * up: the end of its thread or another caller.
- * Cost: as writer.h for each step; the roll-back O(steps log n), at most one swap, no memory.
+ * Locking: the thread that began the update holds slots_lock from begin to end.  ends_lock (thread.h) decides which one
+ * ends an update: the end of its thread or another caller.
+ * Cost: as writer.h for each step.  A roll-back is O(steps log n), with at most one swap, and allocates nothing.
  */
 #ifndef MS_UPDATE_H
 #define MS_UPDATE_H
@@ -47,12 +47,12 @@ struct list {
 
 struct ms_update {
 	struct deferred_free deferred;
-	struct thread_end end; /* with the thread that began, the only one that makes steps */
+	struct thread_end end; /* of the thread that began the update; only this thread makes steps */
 	struct ms_vm *vm;
 	uint32_t as_id;
-	bool in_step;      /* the owner's step is inside a flush hook, or waits for readers and may be reporting one */
-	bool abandoned;    /* ... which has given the update up */
-	bool owner_ended;  /* its thread has ended: the free is deferred (U3) */
+	bool in_step;      /* a step of the owner calls a flush hook, or waits for readers and may report a stall */
+	bool abandoned;    /* that hook or report has given the update up, or ms_update_end() is running */
+	bool owner_ended;  /* the owner's thread has ended: the free is deferred (U3) */
 	struct list edits, touched;
 };
 
@@ -79,23 +79,23 @@ static inline struct memslot_set *inactive(const struct ms_update *u)
 	return vm_inactive_set(u->vm, u->as_id);
 }
 
-/* vm_swap(), or its end.  Then the bits that readers marked in the set that they have left are passed on to the related
- * logs (D4 of dirty_log.h), so that the step that follows, or the end, may take either slot out. */
+/* vm_swap(), or its second half.  Afterwards they copy the bits that readers marked in the former set to the related
+ * logs (D4 of dirty_log.h), so that the next step, or the end, may remove either slot. */
 void update_swap_sets(struct ms_update *u);
 void update_swap_sets_end(struct ms_update *u);
 
-/* Refuses a step, or the end, without an update, by another thread than the owner, inside a read section or inside a
- * hook. */
+/* Refuses a step or the end if u is NULL, in a forked child, by a thread that did not begin the update, inside a read
+ * section, or inside a hook. */
 int update_check_caller(const struct ms_update *u, struct ms_error *err);
 
-/* Around each step that calls the user's code.  An abandon from there is carried out when the step is over, or when the
- * thread ends in there. */
+/* Before and after each step that calls the user's code.  If the user's code abandons the update, the update ends when
+ * the step is over, or when the thread ends inside it. */
 static inline void update_step_begin(struct ms_update *u)
 {
 	u->in_step = true;
 }
 
-/* Whether the update is still the caller's. */
+/* Returns false if the update was abandoned.  Then the caller must not use *u any more. */
 bool update_step_end(struct ms_update *u);
 
 #endif

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * update_steps.c - the steps of an update, and a look at its slots.  See update.h.
+ * update_steps.c - the steps of an update, and the calls that read its slots.  See update.h for the invariants.
  */
 #include <errno.h>
 #include <string.h>
@@ -54,7 +54,7 @@ static bool touch(struct ms_update *u, struct memslot *slot)
 	return true;
 }
 
-/* ---- what each step checks ---- */
+/* ---- checks ---- */
 
 static struct memslot_set *set_of(const struct ms_update *u, bool active)
 {
@@ -66,7 +66,7 @@ static bool is_in(const struct memslot *slot, const struct memslot_set *set)
 	return slot->sets >> set->node_idx & 1;
 }
 
-/* U4.  A slot that no step has touched is in both sets (U2), so one of them is enough. */
+/* See U4.  A slot that no step has touched is in both sets (U2), so a search in one set is enough. */
 static bool is_handle(const struct ms_update *u, const struct memslot *slot)
 {
 	const struct memslot_design *design = u->vm->design;
@@ -95,7 +95,7 @@ static int check_place(const struct ms_update *u, const struct memslot_set *set,
 	return rules_overlap(u->vm, set, new_slot->base_gfn, new_slot->npages, old ? old->id : new_slot->id, err);
 }
 
-/* Whether the active or the inactive set can have new_slot in the place of old. */
+/* Checks that new_slot can take the place of old in the active or the inactive set. */
 static int check_replace(const struct ms_update *u, bool active, const struct memslot *old,
 			 const struct memslot *new_slot, struct ms_error *err)
 {
@@ -114,7 +114,7 @@ static int check_replace(const struct ms_update *u, bool active, const struct me
 	return new_slot ? check_place(u, set, old, new_slot, err) : 0;
 }
 
-/* A pointer that the step reads or writes. */
+/* Checks a pointer through which the step reads or writes. */
 static int check_pointer(const void *pointer, struct ms_error *err)
 {
 	return pointer ? 0 : vm_refuse(err, EFAULT, MS_RULE_NULL_BUFFER, 0, NULL);
@@ -127,7 +127,7 @@ static bool note_edit(struct ms_update *u, struct memslot *old, struct memslot *
 	return touch(u, old) && touch(u, new_slot) && list_reserve(&u->vm->memory, &u->edits, sizeof(struct edit));
 }
 
-/* Checked and noted; cannot fail. */
+/* The step is checked and has room to note the edit, so this cannot fail. */
 static void edit_inactive(struct ms_update *u, struct memslot *old, struct memslot *new_slot)
 {
 	struct memslot_set *set = inactive(u);
@@ -179,7 +179,7 @@ int ms_update_activate(struct ms_update *u, struct ms_slot *old, struct ms_slot 
 	return 0;
 }
 
-/* From here on the draft goes at the end, if no set has it then. */
+/* From now on the end of the update frees the draft if no set has it then. */
 static int add_draft(struct ms_update *u, struct memslot *draft, struct ms_error *err)
 {
 	if (touch(u, draft))
@@ -195,7 +195,8 @@ static int make_invalid(struct ms_update *u, const struct memslot *slot, struct 
 	return r ? r : add_draft(u, *inv, err);
 }
 
-/* The slot that was touched last.  It must not stay: its address may be an old handle of the caller's. */
+/* Frees the draft, which is the last touched slot.  It must not stay in `touched`: its address may equal an old handle
+ * of the caller, and that handle would become valid. */
 static void discard_draft(struct ms_update *u, struct memslot *draft)
 {
 	u->touched.nr--;
@@ -224,7 +225,7 @@ int ms_update_invalidate(struct ms_update *u, struct ms_slot *handle, struct ms_
 		return r;
 	if (!note_edit(u, slot, NULL))
 		return no_memory(err);
-	r = make_invalid(u, slot, &inv, err); /* last: no draft stays that nobody has a handle of */
+	r = make_invalid(u, slot, &inv, err); /* last, because a later failure would leave a draft without a handle */
 	if (r)
 		return r;
 	edit_inactive(u, slot, inv);
@@ -291,7 +292,7 @@ int ms_update_copy(struct ms_update *u, struct ms_slot *old, const struct ms_mem
 	return r;
 }
 
-/* ---- looking around ---- */
+/* ---- reading the slots ---- */
 
 size_t ms_update_slots(struct ms_update *u, bool active, struct ms_slot **out, size_t room)
 {

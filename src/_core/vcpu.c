@@ -1,14 +1,14 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * vcpu.c - vCPUs are handed out and given back.  lookup.c uses their hints.
+ * vcpu.c - creates and destroys vCPUs.  lookup.c uses their hints.
  *
- * Locking: slots_lock to hand one out, nothing to give one back (row "vCPU given back").
+ * Locking: ms_vcpu_create() takes slots_lock, ms_vcpu_destroy() takes no lock (row "vCPU given back").
  */
 #include <errno.h>
 
 #include "vm.h"
 
-/* One that was given back, or a new one; the list only grows. */
+/* Returns a vCPU that was given back, or a new one, or NULL without memory.  The list never shrinks. */
 static struct ms_vcpu *obtain_vcpu(struct ms_vm *vm)
 {
 	struct ms_vcpu *vcpu = vm->vcpus;

@@ -25,29 +25,31 @@ int vm_refuse(struct ms_error *err, int code, enum ms_rule rule, uint64_t limit,
 	return -code;
 }
 
-/* ---- who may change the VM ---- */
+/* ---- slots_lock ---- */
 
-/* The update may be ended by a collector in another thread meanwhile; then it was that one that stood in the way. */
-static bool in_hook_alone(struct ms_vm *vm)
+/* Whether the thread holds slots_lock for a hook and not for an update.  Outside of hooks it was an update, even if
+ * vm->update is NULL: a collector in another thread may have ended it in the meantime. */
+static bool in_hook_without_update(struct ms_vm *vm)
 {
 	return thread_self.hooks && !atomic_load_explicit(&vm->update, memory_order_relaxed);
 }
 
-/* Who would wait for itself is told so; who might close a ring of hooks only tries. */
-static int may_lock(struct ms_vm *vm, struct ms_error *err)
+/* Refuses a call that would deadlock on itself, and any call in a forked child. */
+static int check_may_lock(struct ms_vm *vm, struct ms_error *err)
 {
 	if (unlikely(vm->forks != process_forks()))
 		return vm_refuse(err, EIO, MS_RULE_FORKED, 0, NULL);
 	if (unlikely(thread_self.sections))
 		return vm_refuse(err, EDEADLK, MS_RULE_READ_SECTION, 0, NULL);
 	if (unlikely(slots_lock_is_own(&vm->slots_lock)))
-		return vm_refuse(err, EDEADLK, in_hook_alone(vm) ? MS_RULE_HOOK : MS_RULE_UPDATE, 0, NULL);
+		return vm_refuse(err, EDEADLK, in_hook_without_update(vm) ? MS_RULE_HOOK : MS_RULE_UPDATE, 0, NULL);
 	return 0;
 }
 
+/* Inside a hook of another VM the lock is only tried: hooks of several VMs could wait for each other in a circle. */
 static int take_lock(struct ms_vm *vm, struct ms_error *err)
 {
-	int r = may_lock(vm, err);
+	int r = check_may_lock(vm, err);
 
 	if (r || slots_lock_try(&vm->slots_lock))
 		return r;
@@ -86,9 +88,10 @@ void vm_swap_begin(struct ms_vm *vm, uint32_t as_id)
 	point(WRITER_PUBLISHED);
 }
 
-/* A hook may have left a read section of this VM open: its thread, which is this one, is not waited for.  What it reads
- * meanwhile, in a stall report, is what it saw; then, unless the report has ended it, its section goes on in the new
- * state: the set that it saw is the writer's to edit. */
+/* A hook may have left a read section of this VM open in the calling thread.  A wait for this section would never end,
+ * so the grace period leaves it out.  During the wait, in a stall report, the section still sees the former state.
+ * Afterwards it sees the new state, because the writer is going to edit the former set.  If the report has ended the
+ * section, the store to own->view has no effect: each new section loads its own view. */
 static void synchronize(struct ms_vm *vm)
 {
 	struct srcu_reader *own = unlikely(thread_self.sections) ? srcu_reader(&vm->srcu) : NULL;
@@ -136,7 +139,7 @@ int ms_set_stall_report(struct ms_vm *vm, uint32_t after_ms, ms_stall_fn *report
 	return 0;
 }
 
-/* ---- life ---- */
+/* ---- create, close and destroy ---- */
 
 void ms_config_init(struct ms_config *config)
 {
@@ -257,7 +260,8 @@ static void empty_set(struct ms_vm *vm, struct memslot_set *set, bool free_slots
 	atomic_store_explicit(&set->last_used_slot, NULL, memory_order_relaxed);
 }
 
-/* The inactive set forgets its slots and is published; then nobody sees them any more. */
+/* Empties the inactive set without freeing its slots, and publishes it.  After that no reader sees the slots, so the
+ * other set can free them. */
 static void empty_address_space(struct ms_vm *vm, uint32_t as_id)
 {
 	empty_set(vm, vm_inactive_set(vm, as_id), false);
@@ -274,7 +278,8 @@ static void close_locked(struct ms_vm *vm)
 	atomic_store_explicit(&vm->counts.nr_memslot_pages, 0, memory_order_relaxed);
 }
 
-/* The thread has ended in a report: the swap of one address space is not over.  Those before it are empty already. */
+/* The closing thread has ended in a stall report.  The swap of one address space is still to be finished; the address
+ * spaces before it are empty already. */
 static void finish_close(struct slots_lock *lock)
 {
 	struct ms_vm *vm = container_of(lock, struct ms_vm, slots_lock);
@@ -314,7 +319,7 @@ void vm_free_deferred(struct ms_vm *vm, bool all)
 	}
 }
 
-/* And what else callers may have kept a pointer to until now. */
+/* Frees all objects to which callers may have kept pointers: deferred objects and vCPUs. */
 static void free_vcpus(struct ms_vm *vm)
 {
 	vm_free_deferred(vm, true);
@@ -329,24 +334,26 @@ static bool is_of_parent(const struct ms_vm *vm)
 	return vm->forks != process_forks();
 }
 
-/* A fork inside a change copied half of it without the thread that would end it: the copy is left alone. */
-static bool left_to_parent(const struct ms_vm *vm)
+/* Whether fork() copied this VM in the middle of a change or an update.  The thread that would complete it may exist in
+ * the parent only, so ms_vm_destroy() leaves the copy as it is. */
+static bool is_unfinished_copy(const struct ms_vm *vm)
 {
 	return is_of_parent(vm) && (atomic_load_explicit(&vm->update, memory_order_relaxed) ||
 				    atomic_load_explicit(&vm->slots_lock.state, memory_order_relaxed));
 }
 
-/* A call of this thread is under way, which will go on with the VM: this is one of its hooks, or a report. */
+/* Whether the thread is inside a hook or a stall report of its own call, which will use the VM again. */
 static bool inside_own_call(const struct ms_vm *vm)
 {
 	return slots_lock_is_own(&vm->slots_lock) && vm_is_in_step(vm);
 }
 
-/* A collector calls this, anywhere: it waits for nobody.  A section that a thread left open has ended by now, since the
- * VM is out of its reach; so the grace periods of an update that is open or was dropped have nobody to wait for. */
+/* A garbage collector may call this in any place, so it must not wait.  No thread can return to a section of this VM.
+ * Therefore srcu_end_sections() ends all sections first.  After it the grace periods of an update that is open or was
+ * dropped find no reader. */
 void ms_vm_destroy(struct ms_vm *vm)
 {
-	if (!vm || left_to_parent(vm) || inside_own_call(vm))
+	if (!vm || is_unfinished_copy(vm) || inside_own_call(vm))
 		return;
 	srcu_end_sections(&vm->srcu);
 	vm_end_update(vm);
@@ -359,7 +366,7 @@ void ms_vm_destroy(struct ms_vm *vm)
 	free_vcpus(vm);
 	memory_free(&vm->memory, vm->listeners, vm->listeners_size);
 	memory_free_lines(&vm->memory, vm->as, vm->config.address_spaces * sizeof(*vm->as));
-	/* In a child nobody gives back what threads of the parent held: indexes, and what they were making. */
+	/* In a forked child no thread releases the indexes that other threads of the parent used or were making. */
 	ms_assert(is_of_parent(vm) || (!memory_blocks(&vm->memory) && !vm->memory.pool.room));
 	free(vm);
 }

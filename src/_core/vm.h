@@ -1,18 +1,20 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * vm.h - per address space two sets and which of them is active; the lock of the writers.
+ * vm.h - the VM: two sets for each address space, the word that says which of them are active, and the writers' lock.
  *
- * The writers (writer.c, update.c) and the readers (lookup.c, batch.c) share this file and vm_index.h, and nothing else.
+ * Of the layers from here on, the writers (writer.c, update.c) and the readers (lookup.c, batch.c) share only this file
+ * and vm_index.h.
  *
- * Which set is active is one bit per address space in one word, so that a read section sees all address spaces of one
- * moment.  vm_swap_begin() is the only place that changes it.
+ * One word has a bit for each address space, which says which set is active.  A read section loads the word once, so it
+ * sees all address spaces as they were at one moment.  Only vm_swap_begin() changes the word.
  *
  * Ordering (rows "active" and "generation" of docs/locking.md)
  *   A  a reader counts itself in, then loads `active`; the writer stores `active`, then reads the counts: seq_cst;
- *   G  the new generation, in-flight bit included, is stored before `active`; the settled one after the grace period.
- * Locking: slots_lock serialises everything but lookups and marks.  It nests in nothing but the slots_lock of a VM
- * whose hook is running, and then it is only tried.  It must not be taken inside a read section: its holder waits
- * for those.
+ *   G  the writer stores the new generation, with the in-flight bit, before `active`, and the settled generation after
+ *      the grace period.
+ * Locking: slots_lock serialises all calls except lookups and marks.  It is taken inside no other lock, except the
+ * slots_lock of another VM whose hook is running.  There it is only tried.  It must not be taken inside a read section,
+ * because its holder waits for read sections.
  */
 #ifndef MS_VM_H
 #define MS_VM_H
@@ -28,7 +30,7 @@
 struct deferred_free {
 	struct deferred_free *next;         /* under slots_lock */
 	size_t size;                  /* of the whole object */
-	_Atomic uint32_t given_back;  /* no caller has a pointer any more; row "deferred free" */
+	_Atomic uint32_t given_back;  /* no caller has a pointer to it; row "deferred free" */
 };
 
 struct vm_counts { /* row "counters": relaxed, written under slots_lock */
@@ -50,40 +52,40 @@ struct ms_vm {
 	_Atomic uint64_t index_builds, index_patches; /* row "counters" */
 
 	cache_aligned struct slots_lock slots_lock;
-	/* All below under slots_lock. */
+	/* The members from here on are used under slots_lock. */
 	bool closed;
-	_Atomic(struct ms_update *) update; /* the one that holds the lock, or NULL; row "pending end" */
+	_Atomic(struct ms_update *) update; /* the open update, which holds the lock, or NULL; row "pending end" */
 	struct deferred_free *deferred_frees;
 	const struct ms_listener **listeners;
-	size_t nr_listeners, listeners_size; /* size in bytes, of what was allocated */
+	size_t nr_listeners, listeners_size; /* listeners_size: of the allocation, in bytes */
 	struct ms_vcpu *vcpus;
 	_Atomic uint64_t manual_dirty_log_protect;
 	struct stall_report stall_report;
 	struct vm_counts counts;
-	struct writer writer; /* of the change under way */
+	struct writer writer; /* of the present change */
 };
 
 _Static_assert(offsetof(struct ms_vm, config.user_mem_slots) < CACHE_LINE &&
 		       offsetof(struct ms_vm, srcu) % CACHE_LINE == 0,
-	       "a lookup reads two lines of its VM: this one and the domain's");
+	       "a lookup reads two cache lines of its VM: the first of the VM and the first of srcu");
 _Static_assert(offsetof(struct ms_vm, memory) / CACHE_LINE > offsetof(struct ms_vm, srcu.shared) / CACHE_LINE + 1,
-	       "what allocations count is on no line of a reader's");
+	       "the counters of allocations share no cache line with the shared reader record");
 
 struct ms_vcpu {
 	struct ms_vm *vm;
 	_Atomic uint32_t busy;  /* a thread is using the hint (row "vCPU") */
 	_Atomic uint32_t as_id;
-	struct memslot *last_used_slot; /* these three under `busy` */
+	struct memslot *last_used_slot; /* the thread that has set `busy` uses these three */
 	uint64_t last_used_slot_gen;
-	const void *last_found;           /* of an index, only compared */
-	_Atomic uint32_t given_back;    /* nobody has it: ms_vcpu_create() may hand it out again */
-	struct ms_vcpu *next;           /* all of the VM, under slots_lock */
+	const void *last_found;           /* a record of an index; only compared */
+	_Atomic uint32_t given_back;    /* no caller has it: ms_vcpu_create() may reuse it */
+	struct ms_vcpu *next;           /* the list of all vCPUs of the VM, under slots_lock */
 };
 
-/* The policies that have this bit use no index, and make none. */
+/* A policy with this bit neither uses nor makes an index. */
 #define VM_INDEX_NEVER MS_INDEX_OFF
 _Static_assert((MS_INDEX_OFF & MS_INDEX_WALK) == VM_INDEX_NEVER && !((MS_INDEX_AUTO | MS_INDEX_EAGER) & VM_INDEX_NEVER),
-	       "one bit tells");
+	       "OFF and WALK must share a bit that AUTO and EAGER lack");
 
 static inline bool vcpu_try_use(struct ms_vcpu *vcpu)
 {
@@ -105,35 +107,36 @@ static inline struct memslot_set *vm_active_set(struct ms_vm *vm, uint32_t as_id
 	return vm_set_in_view(vm, as_id, atomic_load_explicit(&vm->active, memory_order_seq_cst)); /* A */
 }
 
-/* The writer's: nobody else moves `active` meanwhile. */
+/* For the writer: no other thread changes `active` while it holds slots_lock. */
 static inline struct memslot_set *vm_inactive_set(struct ms_vm *vm, uint32_t as_id)
 {
 	return vm_set_in_view(vm, as_id, ~atomic_load_explicit(&vm->active, memory_order_relaxed));
 }
 
-/* Publishes the inactive set of as_id and returns when nobody can still use the former one.  Under slots_lock. */
+/* Publishes the inactive set of as_id, and returns when no reader uses the former active set.  Under slots_lock. */
 void vm_swap(struct ms_vm *vm, uint32_t as_id);
 
-/* Its halves, for a thread that may not wait: it publishes, and whoever has the lock next does the rest. */
+/* The two halves of vm_swap().  A thread that must not wait calls the first half and leaves slots_lock, held; the next
+ * thread that takes the lock calls the second half. */
 void vm_swap_begin(struct ms_vm *vm, uint32_t as_id);
 void vm_swap_end(struct ms_vm *vm, uint32_t as_id);
 
 /* The i-th design of this build; NULL after the last. */
 const struct memslot_design *vm_design(size_t i);
-/* Whether a thread has left a swap between the two. */
+/* Whether the second half of a swap is still to be done. */
 bool vm_is_swapping(const struct ms_vm *vm, uint32_t as_id);
 
-/* Takes slots_lock for a change, or says in *err why this thread may not have it. */
+/* Takes slots_lock for a change.  On failure *err has the rule that refused. */
 int vm_lock(struct ms_vm *vm, struct ms_error *err);
 void vm_unlock(struct ms_vm *vm);
 
-/* Rolls back the update that is open, whoever began it.  For the end of the VM (update.c). */
+/* Rolls back the open update, if any, in place of its thread.  ms_vm_destroy() calls it (update.c). */
 void vm_end_update(struct ms_vm *vm);
 
-/* Whether the call that has slots_lock is under way.  An update that is open, between two steps, is not. */
+/* Whether a call that holds slots_lock is running.  Returns false for an update that is open and between two steps. */
 bool vm_is_in_step(const struct ms_vm *vm);
 
-/* Frees the deferred objects that were given back, or all.  Under slots_lock, or when nobody uses the VM any more. */
+/* Frees the deferred objects that were given back, or all.  Under slots_lock, or when no call can use the VM. */
 void vm_free_deferred(struct ms_vm *vm, bool all);
 
 /* Puts the rule into *err, which may be NULL, and returns -code. */

@@ -18,7 +18,7 @@ static int refuse(const struct writer *w, enum ms_rule rule, uint64_t limit, con
 	return vm_refuse(w->err, EINVAL, rule, limit, other);
 }
 
-/* Checks 13, 14 and 14b: what an existing slot cannot change. */
+/* Checks 13, 14 and 14b: the fields of an existing slot that cannot change. */
 static int check_existing(const struct writer *w, const struct ms_memslot *value, const struct memslot *old)
 {
 	if (value->flags & MS_MEM_GUEST_MEMFD)
@@ -44,7 +44,7 @@ static void classify_existing(struct change *c, const struct ms_memslot *value)
 		c->noop = true;
 }
 
-/* Checks 10 to 15 against `set`; sets what is to be done. */
+/* Checks 10 to 15 against `set`; sets c->old, c->kind and c->noop. */
 static int classify(const struct writer *w, struct change *c, const struct memslot_set *set,
 		    const struct ms_memslot *value)
 {
@@ -73,7 +73,7 @@ static void free_slot(const struct writer *w, struct memslot *slot)
 	memslot_free(w->vm->design, &w->vm->memory, slot);
 }
 
-/* Where sets store copies of their own, the writer keeps one too: the set's goes with the set. */
+/* Where each set stores copies, the writer makes its own copy of the old slot: the set's copy is freed with the set. */
 static int keep_old(const struct writer *w, struct change *c)
 {
 	const struct memslot *old = c->old;
@@ -87,8 +87,8 @@ static int keep_old(const struct writer *w, struct change *c)
 	return r;
 }
 
-/* Checks 16 to 18: everything that the change needs, except the dirty log.  Binding a guest_memfd belongs to check 17:
- * between the slot's allocation and the first swap, undone by writer_discard(). */
+/* Checks 16 to 18: allocates everything that the change needs, except the dirty log.  Code that binds a guest_memfd
+ * belongs to check 17, between the slot's allocation and the first swap; writer_discard() would undo it. */
 static int allocate(const struct writer *w, struct change *c, const struct ms_memslot *value)
 {
 	int r = keep_old(w, c);
@@ -102,14 +102,14 @@ static int allocate(const struct writer *w, struct change *c, const struct ms_me
 	return r;
 }
 
-/* The writer's copy goes, the slot and its log stay. */
+/* Frees the writer's copy of a slot, if there is one.  The set's copy keeps the dirty log. */
 static void drop_copy(const struct writer *w, struct memslot *copy)
 {
 	if (copy && !w->vm->design->shares_slots)
 		w->vm->design->free_slot(&w->vm->memory, copy);
 }
 
-/* Frees what allocate() and slot_give_log() made. */
+/* Frees everything that allocate() and slot_give_log() have made. */
 void writer_discard(const struct writer *w, struct change *c)
 {
 	free_slot(w, c->inv);
@@ -162,7 +162,8 @@ static bool invalidates(const struct writer *w)
 	return any;
 }
 
-/* From the swap on no reader can derive anything new from the slots that go; flush says to drop what was. */
+/* After the swap no reader can derive a new value from the old slots.  The flush hooks drop the values that callers
+ * derived before. */
 static void invalidate(struct writer *w)
 {
 	for (size_t i = 0; i < w->nr; i++)
@@ -205,7 +206,7 @@ static int prepare(const struct writer *w)
 		if (c->new_slot && !c->staged)
 			r = slot_give_log(w->vm, c->new_slot, c->old, w->err);
 		if (!r && (c->kind == MS_CREATE || c->kind == MS_MOVE))
-			r = rules_gpa_limit(w->vm, c->new_slot, w->err); /* so late in KVM: a MOVE is INVALID by now */
+			r = rules_gpa_limit(w->vm, c->new_slot, w->err); /* so late in KVM too: a MOVE is INVALID now */
 		if (!r)
 			r = prepare_listeners(w, c);
 		at_entry(w, r, c->entry);
@@ -213,7 +214,7 @@ static int prepare(const struct writer *w)
 	return r;
 }
 
-/* Those who had prepared hear of it in reverse order. */
+/* Calls abort of the listeners whose prepare has succeeded, in reverse order. */
 static void abort_prepared(const struct writer *w, struct change *c)
 {
 	struct ms_change change;
@@ -231,8 +232,8 @@ static void abort_prepared(const struct writer *w, struct change *c)
 	slots_lock_leave_hook(&w->vm->slots_lock);
 }
 
-/* Takes back the edits of the private set: staged slots leave it, invalidated ones return.  Sets that store copies of
- * their own are thrown away as a whole. */
+/* Undoes the edits of the private set: removes the staged slots and puts the invalidated ones back.  A set that stores
+ * copies needs no undo, because writer_end() frees it as a whole. */
 static void restore_private_set(const struct writer *w)
 {
 	if (!w->vm->design->shares_slots)
@@ -254,7 +255,7 @@ static void discard_all(const struct writer *w)
 		writer_discard(w, &w->change[i]);
 }
 
-/* The inactive set is the one that never saw an INVALID copy: it is published again, then the other is restored. */
+/* After invalidate() the inactive set is the one without INVALID copies.  Publishes it, then restores the other one. */
 static void roll_back(struct writer *w)
 {
 	for (size_t i = w->nr; i-- > 0;)
@@ -322,8 +323,8 @@ static void commit_listeners(const struct writer *w, const struct change *c)
 	slots_lock_leave_hook(&w->vm->slots_lock);
 }
 
-/* Nobody can see inv and old any more.  Where sets store copies of their own, the log of the new slot is theirs now
- * and the writer's copy of it goes. */
+/* No reader can see inv and old any more.  Where each set stores copies, the set's copy of the new slot holds the dirty
+ * log now, so only the writer's copy is freed. */
 static void commit(const struct writer *w, struct change *c)
 {
 	if (w->vm->nr_listeners && !w->without_hooks)
@@ -341,7 +342,7 @@ static void commit_all(struct writer *w)
 		commit(w, &w->change[w->committed]);
 }
 
-/* After the swap of apply(). */
+/* The steps after the swap of apply(). */
 static void complete(struct writer *w)
 {
 	point(WRITER_APPLIED);
@@ -352,7 +353,7 @@ static void complete(struct writer *w)
 	commit_all(w);
 }
 
-/* Without listeners only a stall report calls the user's code, and it asks for itself. */
+/* Without listeners only a stall report calls the user's code, and stall_report.c watches the thread itself. */
 static int watch_thread(const struct writer *w)
 {
 	if (likely(!w->vm->nr_listeners) || thread_watch())
@@ -382,7 +383,7 @@ int writer_carry_out(struct writer *w)
 
 /* ---- a change whose thread has ended in a hook or in a report ---- */
 
-static void take_back(struct writer *w)
+static void finish_roll_back(struct writer *w)
 {
 	if (w->step == WRITER_PREPARES)
 		roll_back(w);
@@ -390,7 +391,7 @@ static void take_back(struct writer *w)
 		discard_all(w);
 }
 
-/* The same function finishes a change that another thread has begun to finish. */
+/* If its own thread ends in a stall report, the next thread runs it again; w->step says which part is left. */
 static void finish_change(struct slots_lock *lock)
 {
 	struct ms_vm *vm = container_of(lock, struct ms_vm, slots_lock);
@@ -406,7 +407,7 @@ static void finish_change(struct slots_lock *lock)
 	else if (w->step == WRITER_COMMITS)
 		commit_all(w);
 	else
-		take_back(w);
+		finish_roll_back(w);
 	writer_end(w);
 	writer_release(w);
 	if (refused)

@@ -1,10 +1,11 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * test_keys.c - a process without pthread keys to spare, and a thread without memory for the value of one.
+ * test_keys.c - a process without free pthread keys, and a thread without memory for the value of a key.
  *
- * The library needs two keys, for what is to be done when a thread ends.  Without them no VM can be made, and no key of
- * somebody else is touched.  Each case is a process of its own: the keys are made with the first VM.  The linker leads
- * the calls of pthread_setspecific() and pthread_atfork() through this file (CMakeLists.txt).
+ * The library needs two keys, for the functions that run when a thread ends.  Without them ms_vm_create() fails, and
+ * the library touches no key of other code.  The keys are created with the first VM, so each case is a process of its
+ * own.
+ * The linker redirects pthread_setspecific() and pthread_atfork() to this file (CMakeLists.txt).
  */
 #include "fixture.h"
 
@@ -13,7 +14,7 @@
 
 static uint64_t cases;
 
-/* ---- the C library, failing ---- */
+/* ---- functions of the C library that fail ---- */
 
 int __real_pthread_setspecific(pthread_key_t key, const void *value);
 int __real_pthread_atfork(void (*prepare)(void), void (*parent)(void), void (*child)(void));
@@ -33,7 +34,7 @@ int __wrap_pthread_atfork(void (*prepare)(void), void (*parent)(void), void (*ch
 	return atforks_until_failure-- == 0 ? ENOMEM : __real_pthread_atfork(prepare, parent, child);
 }
 
-/* ---- keys of somebody else ---- */
+/* ---- keys of other code ---- */
 
 static pthread_key_t keys[4096];
 static size_t nr_keys;
@@ -45,7 +46,7 @@ static void check_own_value(void *value)
 		atomic_fetch_add(&wrong_values, 1);
 }
 
-/* All but `spare` of them. */
+/* Creates keys until only `spare` are left. */
 static void take_keys(size_t spare)
 {
 	while (nr_keys < ARRAY_SIZE(keys) && !pthread_key_create(&keys[nr_keys], check_own_value))
@@ -89,7 +90,7 @@ static void use_vm(void)
 	end_vm(vm);
 }
 
-/* Once there are keys again, there are VMs. */
+/* When keys are free again, VMs work. */
 static void no_keys(size_t spare)
 {
 	take_keys(spare);
@@ -131,7 +132,8 @@ static void no_second_atfork(void)
 	no_atfork(1);
 }
 
-/* No destructor would give the record back, so the thread shares one; it has no section of its own. */
+/* Without the value of the key no destructor would return a record of this thread.  So lookups use the shared record,
+ * and ms_read_lock() fails. */
 static void *look_without_values(void *of)
 {
 	struct ms_vm *vm = of;
@@ -147,9 +149,9 @@ static void *look_without_values(void *of)
 	CHECK_EQ(err.rule, MS_RULE_NO_MEMORY);
 	CHECK_EQ(stats_of(vm).blocks, blocks);
 	no_values = false;
-	CHECK_EQ(ms_read_lock(vm), 0); /* the next section asks again */
+	CHECK_EQ(ms_read_lock(vm), 0); /* the next section tries again */
 	CHECK_EQ(ms_gfn_to_hva(vm, 0, 1), hva_for(0, 1));
-	return NULL; /* inside it: the end of the thread ends it */
+	return NULL; /* the section is open: the end of the thread ends it */
 }
 
 static void no_value(void)

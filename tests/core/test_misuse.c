@@ -1,10 +1,10 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * test_misuse.c - calls that a program should not make: what each answers, and that it changes nothing.
+ * test_misuse.c - calls that a program should not make: the error of each, and that it changes nothing.
  *
- * Handles of other updates and other VMs, and pointers that are no handles; NULL where memory belongs; numbers out of
- * range; an unlock without a lock.  A misuse that the engine does not notice corrupts memory: run it under
- * AddressSanitizer too.  test_update_model.c mixes strange handles with right ones.
+ * Handles of other updates and other VMs, and pointers that are no handles; NULL in place of memory; numbers out of
+ * range; an unlock without a lock.  A misuse that the engine does not notice corrupts memory, so this test also runs
+ * under AddressSanitizer.  test_update_model.c mixes bad handles with good ones.
  */
 #include "fixture.h"
 
@@ -26,7 +26,7 @@ static struct ms_vm *vm_with_slots(void)
 	return vm;
 }
 
-static struct ms_update *begun(struct ms_vm *vm, uint32_t as_id)
+static struct ms_update *begin_update(struct ms_vm *vm, uint32_t as_id)
 {
 	struct ms_update *u;
 
@@ -46,53 +46,53 @@ static void check_rule(int r, const struct ms_error *err, int code, enum ms_rule
 	refused++;
 }
 
-/* In every place of every step. */
-static void check_no_handle(struct ms_update *u, struct ms_slot *stranger)
+/* Passes the bad handle in each parameter of each step. */
+static void check_bad_handle(struct ms_update *u, struct ms_slot *bad_handle)
 {
 	struct ms_slot *own = ms_update_find(u, true, 5), *out = NULL;
 	struct ms_memslot got;
 	struct ms_error err;
 
-	check_rule(ms_update_replace(u, stranger, NULL, &err), &err, -EINVAL, MS_RULE_HANDLE);
-	check_rule(ms_update_replace(u, NULL, stranger, &err), &err, -EINVAL, MS_RULE_HANDLE);
-	check_rule(ms_update_replace(u, own, stranger, &err), &err, -EINVAL, MS_RULE_HANDLE);
-	check_rule(ms_update_replace(u, stranger, own, &err), &err, -EINVAL, MS_RULE_HANDLE);
-	check_rule(ms_update_activate(u, stranger, NULL, &err), &err, -EINVAL, MS_RULE_HANDLE);
-	check_rule(ms_update_activate(u, NULL, stranger, &err), &err, -EINVAL, MS_RULE_HANDLE);
-	check_rule(ms_update_invalidate(u, stranger, &out, &err), &err, -EINVAL, MS_RULE_HANDLE);
-	check_rule(ms_update_copy(u, stranger, &value, &out, &err), &err, -EINVAL, MS_RULE_HANDLE);
+	check_rule(ms_update_replace(u, bad_handle, NULL, &err), &err, -EINVAL, MS_RULE_HANDLE);
+	check_rule(ms_update_replace(u, NULL, bad_handle, &err), &err, -EINVAL, MS_RULE_HANDLE);
+	check_rule(ms_update_replace(u, own, bad_handle, &err), &err, -EINVAL, MS_RULE_HANDLE);
+	check_rule(ms_update_replace(u, bad_handle, own, &err), &err, -EINVAL, MS_RULE_HANDLE);
+	check_rule(ms_update_activate(u, bad_handle, NULL, &err), &err, -EINVAL, MS_RULE_HANDLE);
+	check_rule(ms_update_activate(u, NULL, bad_handle, &err), &err, -EINVAL, MS_RULE_HANDLE);
+	check_rule(ms_update_invalidate(u, bad_handle, &out, &err), &err, -EINVAL, MS_RULE_HANDLE);
+	check_rule(ms_update_copy(u, bad_handle, &value, &out, &err), &err, -EINVAL, MS_RULE_HANDLE);
 	CHECK(!out);
-	CHECK_EQ(ms_update_value(u, stranger, &got), -EINVAL);
+	CHECK_EQ(ms_update_value(u, bad_handle, &got), -EINVAL);
 }
 
-/* A row of all that a program may have kept, or made up, in place of a handle. */
-#define STRANGERS_MAX 400
+/* Pointers that a program may pass by mistake in place of a handle. */
+#define BAD_HANDLES_MAX 400
 
-struct strangers {
-	struct ms_slot *slot[STRANGERS_MAX];
+struct bad_handles {
+	struct ms_slot *slot[BAD_HANDLES_MAX];
 	size_t nr;
 };
 
-static void add_stranger(struct strangers *s, const void *pointer)
+static void add_bad_handle(struct bad_handles *s, const void *pointer)
 {
-	CHECK(s->nr < STRANGERS_MAX);
+	CHECK(s->nr < BAD_HANDLES_MAX);
 	s->slot[s->nr++] = (struct ms_slot *)(uintptr_t)pointer;
 }
 
-static void add_set(struct strangers *s, struct ms_update *u)
+static void add_set(struct bad_handles *s, struct ms_update *u)
 {
 	struct ms_slot *slots[IDS];
 	size_t nr = ms_update_slots(u, true, slots, IDS);
 
 	for (size_t i = 0; i < nr && i < IDS; i++)
-		add_stranger(s, slots[i]);
+		add_bad_handle(s, slots[i]);
 }
 
-/* A draft, an INVALID copy and a slot that was removed: freed by the time when they are used. */
-static void add_freed(struct strangers *s, struct ms_vm *vm)
+/* A draft, an INVALID copy and a removed slot.  The end of this update frees them, before the test uses the handles. */
+static void add_freed(struct bad_handles *s, struct ms_vm *vm)
 {
 	struct ms_slot *draft, *inv, *removed;
-	struct ms_update *u = begun(vm, 0);
+	struct ms_update *u = begin_update(vm, 0);
 
 	CHECK_EQ(ms_update_copy(u, NULL, &value, &draft, NULL), 0);
 	CHECK_EQ(ms_update_invalidate(u, ms_update_find(u, true, 3), &inv, NULL), 0);
@@ -105,13 +105,13 @@ static void add_freed(struct strangers *s, struct ms_vm *vm)
 	CHECK_EQ(ms_update_swap(u, NULL), 0);
 	CHECK_EQ(ms_update_replace(u, ms_update_find(u, false, 3), NULL, NULL), 0);
 	CHECK_EQ(ms_update_end(u, true, NULL), 0);
-	add_stranger(s, draft);
-	add_stranger(s, inv);
-	add_stranger(s, removed);
+	add_bad_handle(s, draft);
+	add_bad_handle(s, inv);
+	add_bad_handle(s, removed);
 }
 
-/* Numbers, the inside and the neighbourhood of a slot, other memory of the VM and of the program. */
-static void add_numbers(struct strangers *s, struct ms_vm *vm)
+/* Numbers, addresses inside a slot and close to it, other memory of the VM and of the program. */
+static void add_numbers(struct bad_handles *s, struct ms_vm *vm)
 {
 	static const uint64_t numbers[] = {
 		1, 7, 8, 64, 4096, 1u << 31, UINT64_MAX, UINT64_MAX - 71, (uint64_t)1 << 63
@@ -119,33 +119,33 @@ static void add_numbers(struct strangers *s, struct ms_vm *vm)
 	const struct memslot *slot = vm->design->find(vm_active_set(vm, 0), 9);
 
 	for (size_t i = 0; i < ARRAY_SIZE(numbers); i++)
-		add_stranger(s, (const void *)(uintptr_t)numbers[i]);
+		add_bad_handle(s, (const void *)(uintptr_t)numbers[i]);
 	for (intptr_t away = -64; away <= 64; away += 8)
 		if (away)
-			add_stranger(s, (const void *)((intptr_t)slot + away));
-	add_stranger(s, vm);
-	add_stranger(s, vm->as);
-	add_stranger(s, s);
-	add_stranger(s, "a text");
+			add_bad_handle(s, (const void *)((intptr_t)slot + away));
+	add_bad_handle(s, vm);
+	add_bad_handle(s, vm->as);
+	add_bad_handle(s, s);
+	add_bad_handle(s, "a text");
 }
 
-static void test_strangers(void)
+static void test_bad_handles(void)
 {
 	struct ms_vm *vm = vm_with_slots(), *other = vm_with_slots();
-	struct ms_update *theirs = begun(other, 0), *u;
-	struct strangers s = { .nr = 0 };
+	struct ms_update *theirs = begin_update(other, 0), *u;
+	struct bad_handles s = { .nr = 0 };
 	struct picture before, after;
 
 	add_set(&s, theirs);
 	add_freed(&s, vm);
-	u = begun(vm, 1);
+	u = begin_update(vm, 1);
 	add_set(&s, u); /* handles of an update of another address space, which has ended */
 	CHECK_EQ(ms_update_end(u, true, NULL), 0);
 	add_numbers(&s, vm);
 	before = picture_of(vm);
-	u = begun(vm, 0);
+	u = begin_update(vm, 0);
 	for (size_t i = 0; i < s.nr; i++)
-		check_no_handle(u, s.slot[i]);
+		check_bad_handle(u, s.slot[i]);
 	CHECK_EQ(ms_update_end(u, true, NULL), 0);
 	after = picture_of(vm);
 	CHECK(same_picture(&before, &after));
@@ -157,55 +157,55 @@ static void test_strangers(void)
 	end_vm(vm);
 }
 
-/* A handle of another VM that is gone, with all of its memory. */
-static void test_strangers_of_a_dead_vm(void)
+/* Handles of another VM that was destroyed, with all of its memory. */
+static void test_handles_of_a_destroyed_vm(void)
 {
 	struct ms_vm *vm = vm_with_slots(), *other = vm_with_slots();
-	struct strangers s = { .nr = 0 };
+	struct bad_handles s = { .nr = 0 };
 	struct ms_update *u;
 
-	add_set(&s, begun(other, 0));
+	add_set(&s, begin_update(other, 0));
 	ms_vm_destroy(other);
-	u = begun(vm, 0);
+	u = begin_update(vm, 0);
 	for (size_t i = 0; i < s.nr; i++)
-		check_no_handle(u, s.slot[i]);
+		check_bad_handle(u, s.slot[i]);
 	CHECK_EQ(ms_update_end(u, true, NULL), 0);
 	end_vm(vm);
 }
 
-/* A refused draft leaves no slot behind that an old handle with its address leads to. */
+/* After a step has refused a draft, an old handle with the draft's address is still invalid. */
 static void test_address_of_a_refused_draft(void)
 {
 	const struct ms_memslot far = {
 		((uint64_t)1 << 40) - 1, 2, HVA_BASE, 900, 0, LOG, 0
 	}; /* beyond the last page */
 	struct ms_vm *vm = vm_with_slots();
-	struct ms_update *u = begun(vm, 0);
+	struct ms_update *u = begin_update(vm, 0);
 	struct ms_slot *draft, *again;
 	struct ms_error err;
 
 	CHECK_EQ(ms_update_copy(u, NULL, &value, &draft, NULL), 0);
 	CHECK_EQ(ms_update_end(u, true, NULL), 0);
-	u = begun(vm, 0);
+	u = begin_update(vm, 0);
 	CHECK_EQ(ms_update_copy(u, NULL, &far, &again, &err), -EINVAL);
 	CHECK_EQ(err.rule, MS_RULE_GPA_LIMIT);
-	check_no_handle(u, draft);
+	check_bad_handle(u, draft);
 	memory_fail(&vm->memory, 2, false); /* the log */
 	CHECK_EQ(ms_update_copy(u, NULL, &value, &again, &err), -ENOMEM);
 	memory_fail(&vm->memory, 0, false);
-	check_no_handle(u, draft);
+	check_bad_handle(u, draft);
 	CHECK_EQ(ms_update_copy(u, NULL, &value, &again, NULL), 0);
-	CHECK_EQ(again, draft); /* now the address is a handle, and nobody can tell that it was another one */
+	CHECK_EQ(again, draft); /* now the same address is a valid handle */
 	CHECK_EQ(ms_update_replace(u, NULL, draft, NULL), 0);
 	CHECK_EQ(ms_update_end(u, false, NULL), 0);
 	end_vm(vm);
 }
 
-/* What a step has removed from both sets is a handle until the end. */
+/* The handle of a slot that steps have removed from both sets is valid until the end. */
 static void test_removed_slot_is_a_handle(void)
 {
 	struct ms_vm *vm = vm_with_slots();
-	struct ms_update *u = begun(vm, 0);
+	struct ms_update *u = begin_update(vm, 0);
 	struct ms_slot *slot = ms_update_find(u, true, 5), *copy;
 	struct ms_memslot got;
 
@@ -244,7 +244,7 @@ static void test_no_update(void)
 	CHECK(!out);
 }
 
-/* ---- NULL where memory belongs ---- */
+/* ---- NULL in place of memory ---- */
 
 static void test_null_in_update(void)
 {
@@ -256,7 +256,7 @@ static void test_null_in_update(void)
 
 	check_rule(ms_update_begin(vm, 0, NULL, &err), &err, -EFAULT, MS_RULE_NULL_BUFFER);
 	check_sound(vm); /* the lock is free */
-	u = begun(vm, 0);
+	u = begin_update(vm, 0);
 	slot = ms_update_find(u, true, 5);
 	gen = ms_generation(vm, 0);
 	check_rule(ms_update_copy(u, slot, NULL, &out, &err), &err, -EFAULT, MS_RULE_NULL_BUFFER);
@@ -302,7 +302,7 @@ static void test_null_in_logs(struct ms_vm *vm)
 	CHECK_EQ(ms_check(vm, NULL, NULL), 0);
 }
 
-/* Lookups answer without a place for the answer. */
+/* Lookups return their result also if the buffer for the slots is NULL. */
 static void test_null_in_lookups(struct ms_vm *vm)
 {
 	struct ms_vcpu *vcpu;
@@ -441,7 +441,7 @@ static void *unlock_alone(void *vm)
 	CHECK_EQ(ms_read_unlock(vm), -EPERM); /* the first call of this thread in the VM */
 	CHECK_EQ(ms_gfn_to_hva(vm, 0, 17), hva_for(0, 1) + PAGE);
 	CHECK_EQ(ms_read_unlock(vm), -EPERM);
-	CHECK_EQ(set(vm, 0, 90, 0x9000, 1, 0), 0); /* nor is it inside one now */
+	CHECK_EQ(set(vm, 0, 90, 0x9000, 1, 0), 0); /* the thread is in no section now */
 	CHECK_EQ(set(vm, 0, 90, 0, 0, 0), 0);
 	return NULL;
 }
@@ -454,7 +454,7 @@ static void by_another_thread(void *(*fn)(void *), void *arg)
 	CHECK_EQ(pthread_join(thread, NULL), 0);
 }
 
-/* Beside sections: none of another thread, of another VM, or that has ended. */
+/* An unlock fails if the open section belongs to another thread or another VM, or has ended. */
 static void test_unlock(void)
 {
 	struct ms_vm *vm = vm_with_slots(), *other = vm_with_slots();
@@ -472,7 +472,7 @@ static void test_unlock(void)
 	CHECK_EQ(thread_self.sections, 0);
 	for (int i = 0; i < 5; i++)
 		CHECK_EQ(ms_read_unlock(other), -EPERM);
-	CHECK_EQ(set(other, 0, 90, 0x9000, 1, 0), 0); /* waits for no reader that is not there */
+	CHECK_EQ(set(other, 0, 90, 0x9000, 1, 0), 0); /* returns: no section is open */
 	CHECK_EQ(set(vm, 0, 90, 0x9000, 1, 0), 0);
 	check_sound(vm);
 	end_vm(vm);
@@ -522,7 +522,7 @@ static void test_listener_of_another_vm(void)
 	check_rule(ms_remove_listener(other, &listener, &err), &err, -ENOENT, MS_RULE_NO_SUCH_LISTENER);
 	CHECK_EQ(set(other, 0, 90, 0x9000, 1, 0), 0);
 	CHECK_EQ(commits, 0);
-	CHECK_EQ(ms_add_listener(other, &listener, NULL), 0); /* one may listen to several VMs */
+	CHECK_EQ(ms_add_listener(other, &listener, NULL), 0); /* a listener may serve several VMs */
 	check_rule(ms_add_listener(vm, &listener, &err), &err, -EEXIST, MS_RULE_LISTENER_EXISTS);
 	CHECK_EQ(ms_remove_listener(vm, &listener, NULL), 0);
 	CHECK_EQ(set(vm, 0, 90, 0x9000, 1, 0), 0);
@@ -536,8 +536,8 @@ static void test_listener_of_another_vm(void)
 int main(int argc, char **argv)
 {
 	test_init(argc, argv, 60);
-	test_strangers();
-	test_strangers_of_a_dead_vm();
+	test_bad_handles();
+	test_handles_of_a_destroyed_vm();
 	test_address_of_a_refused_draft();
 	test_removed_slot_is_a_handle();
 	test_no_update();

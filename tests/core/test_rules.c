@@ -1,8 +1,8 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * test_rules.c - the table of rules: each has a name of its own, a text of its own, and one or two errnos.
+ * test_rules.c - the table of rules: each rule has its own name, its own text, and one or two errnos.
  *
- * vm_refuse() asserts that a refusal has an errno of its rule, so every other test checks the errnos.
+ * vm_refuse() asserts that its errno belongs to its rule, so every other test checks the errnos too.
  */
 #include "fixture.h"
 
@@ -22,7 +22,7 @@ static void check_words(const char *name, const char *text)
 	CHECK(text[strlen(text) - 1] != '.');
 }
 
-/* A listener's prepare returns any errno. */
+/* A listener's prepare may return any errno, so its rule allows all of them. */
 static void check_errnos(enum ms_rule rule)
 {
 	bool any = ms_rule_has_errno(rule, UNKNOWN_ERRNO);

@@ -2,9 +2,10 @@
 /*
  * test_thread_ends.c - a thread ends inside a hook of its change, or inside the report of a reader that delays it.
  *
- * The next call that takes slots_lock finishes the change without hooks: up to the last swap the VM is as it was before,
- * and from then on as after the change.  The thread that finishes it may end in a report too.  The same holds for a
- * close, and for an update whose thread ends in the report of its end (test_update.c has the steps).
+ * The next call that takes slots_lock finishes the change without hooks.  If the thread has ended before the last swap
+ * of the change, the VM is as before the change; otherwise as after it.  The thread that finishes the change may end in
+ * a report too.  The same holds for a close, and for an update whose thread ends in the report of its end
+ * (test_update.c has the steps).
  */
 #include "fixture.h"
 
@@ -23,8 +24,8 @@ static uint64_t endings;
 
 enum call { FLUSH, PREPARE, ABORT, COMMIT, REPORT };
 
-static _Thread_local bool may_end; /* false in the main thread, whose end would end the test with status 0 */
-static unsigned calls, end_at;     /* the thread ends in this call; 0: in no hook */
+static _Thread_local bool may_end; /* false in the main thread: its end would end the test with status 0 */
+static unsigned calls, end_at;     /* the thread ends in hook call number end_at; 0: in none */
 static enum call last;
 static bool refuse;                /* the second listener refuses the change of such a thread */
 
@@ -149,7 +150,7 @@ static struct ms_vm *vm_with_slots(void)
 	return of;
 }
 
-/* The VM after the change, which a thread that does not end makes. */
+/* The VM after a change whose thread does not end. */
 static struct picture picture_after(const struct change_case *c, struct ms_stats *held)
 {
 	struct picture after;
@@ -162,7 +163,7 @@ static struct picture picture_after(const struct change_case *c, struct ms_stats
 	return after;
 }
 
-/* ---- the next call ---- */
+/* ---- the next call that takes slots_lock ---- */
 
 enum taker { BY_CHECK, BY_REFUSED, BY_UPDATE, BY_VCPU, BY_CLOSE, BY_DESTROY, NR_TAKERS };
 
@@ -184,7 +185,7 @@ static void take(enum taker taker)
 	} else if (taker == BY_CLOSE) {
 		CHECK_EQ(ms_vm_close(vm, NULL), 0);
 	} else {
-		ms_vm_destroy(vm); /* asserts that nothing is left */
+		ms_vm_destroy(vm); /* asserts that all memory is freed */
 	}
 }
 
@@ -216,7 +217,7 @@ static void check_after(const struct picture *want, const struct ms_stats *held)
 
 /* ---- in hooks ---- */
 
-static bool ended; /* false: the change was over before that call */
+static bool ended; /* false: the change has fewer hook calls than end_at */
 
 static void *make_change(void *of)
 {
@@ -255,7 +256,7 @@ static void check_taken(enum taker taker, bool completed, const struct picture *
 	check_after(before, held);
 }
 
-/* Returns whether there was such a call. */
+/* Returns whether the change has a hook call number end_at. */
 static bool end_in_hook(const struct change_case *c, enum taker taker)
 {
 	struct picture before, after;
@@ -297,7 +298,8 @@ static void start(pthread_t *thread, void *(*fn)(void *), const void *arg)
 	CHECK_EQ(pthread_create(thread, NULL, fn, (void *)(uintptr_t)arg), 0);
 }
 
-/* This thread is the reader that swap number `swap` of the change waits for. */
+/* Makes the change in a thread that ends in a report of its swap number `swap`.  This thread is the reader that delays
+ * the swap. */
 static void end_at_swap(const struct change_case *c, unsigned swap)
 {
 	pthread_t thread;
@@ -317,8 +319,8 @@ static void end_at_swap(const struct change_case *c, unsigned swap)
 	CHECK(ended && last == REPORT);
 }
 
-/* `heirs` threads end too, each in the report of the wait that it has taken over. */
-static void end_in_report(const struct change_case *c, unsigned swap, unsigned heirs, enum taker taker)
+/* After the first thread, `more_ends` threads take over the wait one after the other, and each ends in its report. */
+static void end_in_report(const struct change_case *c, unsigned swap, unsigned more_ends, enum taker taker)
 {
 	bool completed = swap == c->swaps && !refuse;
 	struct picture before, after;
@@ -332,7 +334,7 @@ static void end_in_report(const struct change_case *c, unsigned swap, unsigned h
 	before = picture_of(vm);
 	held_before = held_by(vm);
 	end_at_swap(c, swap);
-	for (unsigned i = 0; i < heirs; i++) {
+	for (unsigned i = 0; i < more_ends; i++) {
 		by_another_thread(take_and_end, (void *)(uintptr_t)BY_CHECK);
 		CHECK(atomic_load(&vm->slots_lock.pending_end));
 	}
@@ -341,18 +343,18 @@ static void end_in_report(const struct change_case *c, unsigned swap, unsigned h
 		check_taken(taker, completed, NULL, NULL);
 	else
 		check_taken(taker, completed, completed ? &after : &before, completed ? &held_after : &held_before);
-	endings += 1 + heirs;
+	endings += 1 + more_ends;
 }
 
 static void test_reports(void)
 {
 	for (size_t i = 0; i < ARRAY_SIZE(changes); i++)
 		for (unsigned k = 0; k < 12; k++) {
-			unsigned swap = 1 + k % 2, heirs = k / 4;
+			unsigned swap = 1 + k % 2, more_ends = k / 4;
 
 			refuse = k / 2 % 2;
 			if (swap <= changes[i].swaps && !(refuse && changes[i].swaps == 1))
-				end_in_report(&changes[i], swap, heirs,
+				end_in_report(&changes[i], swap, more_ends,
 					      k % NR_TAKERS == BY_UPDATE ? BY_CHECK : k % NR_TAKERS);
 		}
 	refuse = false;

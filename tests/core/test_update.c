@@ -1846,8 +1846,8 @@ static void *check_and_end(void *unused)
 	return unused;
 }
 
-/* The thread ends in the report of its ms_update_end(), and so do `heirs` threads that finish the update. */
-static void end_in_report_of_end(enum taker taker, int heirs)
+/* The thread ends in the report of its ms_update_end(), and so do `more_ends` threads that finish the update. */
+static void end_in_report_of_end(enum taker taker, int more_ends)
 {
 	struct picture before;
 	pthread_t thread;
@@ -1863,7 +1863,7 @@ static void end_in_report_of_end(enum taker taker, int heirs)
 	CHECK_EQ(ms_read_lock(vm), 0);
 	atomic_store(&reader_is_in, true);
 	joined(thread);
-	while (heirs--)
+	while (more_ends--)
 		by_another_thread(check_and_end, NULL);
 	ms_read_unlock(vm);
 	check_abandoned(taker, &before);
@@ -1872,8 +1872,8 @@ static void end_in_report_of_end(enum taker taker, int heirs)
 static void test_ending_in_report_of_end(void)
 {
 	for (enum taker taker = 0; taker < NR_TAKERS; taker++)
-		for (int heirs = 0; heirs < 3; heirs++)
-			end_in_report_of_end(taker, heirs);
+		for (int more_ends = 0; more_ends < 3; more_ends++)
+			end_in_report_of_end(taker, more_ends);
 }
 
 /* ---- the end of a VM with an open update ---- */

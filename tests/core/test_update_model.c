@@ -65,7 +65,7 @@ static struct ms_update *update;
 static uint32_t space;
 static size_t crowd; /* the approximate number of slots of an address space */
 static struct rng rng;
-static uint64_t answers[64], kept, rolled_back, without_memory, flushes, strange, familiar;
+static uint64_t answers[64], kept, rolled_back, without_memory, flushes, bad_handles, reused_addresses;
 
 static struct rest *here(void)
 {
@@ -306,14 +306,14 @@ static void swap(void)
 
 /* ---- pointers that are no handles ---- */
 
-#define STRANGERS 256u
+#define OLD_HANDLES 256u
 
-static struct ms_slot *strangers[STRANGERS]; /* handles of all updates and VMs, the last ones */
-static uint64_t nr_strangers;
+static struct ms_slot *old_handles[OLD_HANDLES]; /* handles of all updates and VMs, the last ones */
+static uint64_t nr_old_handles;
 
-static void meet(struct ms_slot *slot)
+static void keep_old_handle(struct ms_slot *slot)
 {
-	strangers[nr_strangers++ % STRANGERS] = slot;
+	old_handles[nr_old_handles++ % OLD_HANDLES] = slot;
 }
 
 static struct ms_slot *foreign_handle(void)
@@ -329,7 +329,8 @@ static struct ms_slot *foreign_handle(void)
 
 static struct ms_slot *any_pointer(void)
 {
-	uintptr_t slot = (uintptr_t)(nr_strangers ? strangers[rng_below(&rng, STRANGERS) % nr_strangers] : NULL);
+	uint64_t i = nr_old_handles ? rng_below(&rng, OLD_HANDLES) % nr_old_handles : 0;
+	uintptr_t slot = (uintptr_t)old_handles[i];
 
 	switch (rng_below(&rng, 8)) {
 	case 0:
@@ -352,52 +353,52 @@ static bool is_known(const struct ms_slot *slot)
 	return !slot;
 }
 
-static int strange_call(uint64_t which, struct ms_slot *stranger, struct ms_slot *own, struct ms_error *err)
+static int call_with_bad_handle(uint64_t which, struct ms_slot *bad, struct ms_slot *own, struct ms_error *err)
 {
 	struct ms_memslot value = { 5, 1, HVA_BASE, 1, 0, 0, 0 };
 	struct ms_slot *out;
 
 	switch (which) {
 	case 0:
-		return ms_update_replace(update, stranger, NULL, err);
+		return ms_update_replace(update, bad, NULL, err);
 	case 1:
-		return ms_update_replace(update, stranger, own, err);
+		return ms_update_replace(update, bad, own, err);
 	case 2:
-		return ms_update_replace(update, own, stranger, err);
+		return ms_update_replace(update, own, bad, err);
 	case 3:
-		return ms_update_activate(update, stranger, own, err);
+		return ms_update_activate(update, bad, own, err);
 	case 4:
-		return ms_update_activate(update, own, stranger, err);
+		return ms_update_activate(update, own, bad, err);
 	case 5:
-		return ms_update_invalidate(update, stranger, &out, err);
+		return ms_update_invalidate(update, bad, &out, err);
 	case 6:
-		return ms_update_copy(update, stranger, &value, &out, err);
+		return ms_update_copy(update, bad, &value, &out, err);
 	default:
 		*err = (struct ms_error){ .rule = MS_RULE_HANDLE };
-		return ms_update_value(update, stranger, &value);
+		return ms_update_value(update, bad, &value);
 	}
 }
 
-static void strange_step(void)
+static void step_with_bad_handle(void)
 {
-	struct ms_slot *stranger = any_pointer(), *own = handle(nr_known ? rng_below(&rng, nr_known) : NONE);
+	struct ms_slot *bad = any_pointer(), *own = handle(nr_known ? rng_below(&rng, nr_known) : NONE);
 	struct ms_error err = { .rule = MS_RULE_NONE };
 	uint64_t which = rng_below(&rng, 8); /* drawn in any case: addresses differ from run to run */
 
-	if (is_known(stranger)) {
-		familiar++;
+	if (is_known(bad)) {
+		reused_addresses++;
 		return;
 	}
-	CHECK_EQ(strange_call(which, stranger, own, &err), -EINVAL);
+	CHECK_EQ(call_with_bad_handle(which, bad, own, &err), -EINVAL);
 	CHECK_EQ(err.rule, MS_RULE_HANDLE);
 	CHECK(no_slot(&err.other));
-	strange++;
+	bad_handles++;
 }
 
 static size_t remember(struct ms_slot *slot, const struct ms_memslot *value, size_t family)
 {
 	known[nr_known] = (struct known){ *value, (struct memslot *)(void *)slot, family, { false, false }, false };
-	meet(slot);
+	keep_old_handle(slot);
 	return nr_known++;
 }
 
@@ -553,7 +554,7 @@ static void any_step(void)
 	size_t old = any_in(idx, true), draft;
 
 	if (!rng_below(&rng, 6))
-		strange_step();
+		step_with_bad_handle();
 	if (nr_known == KNOWN_MAX && which >= 13)
 		which -= 13;
 	if (which < 8)
@@ -828,7 +829,7 @@ static void make_vm(void)
 	for (uint32_t id = 0; id < USER_SLOTS; id++)
 		CHECK_EQ(set(foreign_vm, 0, id, id, 1, 0), 0);
 	CHECK_EQ(ms_update_begin(foreign_vm, 0, &foreign_update, NULL), 0);
-	nr_strangers = 0;
+	nr_old_handles = 0;
 	for (uint32_t as_id = 0; as_id < SPACES; as_id++)
 		rest[as_id] = (struct rest){ .generation = as_id };
 	CHECK_EQ(ms_vcpu_create(vm, &vcpu, NULL), 0);
@@ -869,9 +870,9 @@ int main(int argc, char **argv)
 		steps += one_vm(i);
 	printf("update: %" PRIu64 " kept, %" PRIu64 " rolled back, %" PRIu64 " steps without memory\n", kept,
 	       rolled_back, without_memory);
-	printf("update: %" PRIu64 " pointers refused that are no handles, %" PRIu64 " were handles again\n", strange,
-	       familiar);
-	CHECK(kept && rolled_back && without_memory && flushes && strange && familiar);
+	printf("update: %" PRIu64 " pointers refused that are no handles, %" PRIu64 " were handles again\n",
+	       bad_handles, reused_addresses);
+	CHECK(kept && rolled_back && without_memory && flushes && bad_handles && reused_addresses);
 	CHECK(answers[MS_RULE_NONE] && answers[MS_RULE_HANDLE] && answers[MS_RULE_DUPLICATE_ID] &&
 	      answers[MS_RULE_OVERLAP] && answers[MS_RULE_GPA_LIMIT]);
 	return test_done("update model", steps, "steps");
