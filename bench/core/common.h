@@ -71,9 +71,9 @@ static inline uint64_t make_slots(struct ms_memslot *slots, size_t n)
 	for (size_t i = 0; i < n; i++) {
 		size_t j = random_below(i + 1);
 
-		slots[i] = (struct ms_memslot){
-			.base_gfn = gfn, .npages = 1 + random_below(NPAGES_MAX), .userspace_addr = gfn << 12
-		};
+		slots[i] = (struct ms_memslot){ .base_gfn = gfn,
+						.npages = 1 + random_below(NPAGES_MAX),
+						.userspace_addr = gfn << 12 };
 		gfn += slots[i].npages + random_below(HOLE_MAX);
 		slots[i].id = slots[j].id;
 		slots[j].id = (uint32_t)i;

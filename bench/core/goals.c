@@ -27,15 +27,15 @@
 enum figure { KVM_RANDOM, OUR_RANDOM, KVM_HOT, OUR_HOT, KVM_HINTED, OUR_HINTED, BARE_EDITS, CHANGES, IDS, NR_FIGURES };
 
 static const char *const figure_name[NR_FIGURES] = {
-	"kvm_random", "our_random", "kvm_hot",	"our_hot", "kvm_hinted", "our_hinted", "bare_edits", "changes", "ids",
+	"kvm_random", "our_random", "kvm_hot", "our_hot", "kvm_hinted", "our_hinted", "bare_edits", "changes", "ids",
 };
 
 struct bench {
 	size_t n;
-	struct ms_memslot *slots;	/* by gfn */
+	struct ms_memslot *slots; /* by gfn */
 	const struct ms_memslot **by_id;
 	struct kvm_set kvm;
-	struct address_space bare;	/* two sets of the tree design, without an engine */
+	struct address_space bare; /* two sets of the tree design, without an engine */
 	struct memory memory;
 	struct ms_vm *vm;
 	uint64_t random[QUERIES], hot[QUERIES], ids[QUERIES];

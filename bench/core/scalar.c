@@ -19,7 +19,7 @@
 
 #include "common.h"
 
-#define QUERIES 4096	   /* a power of two; the loop repeats these gfns */
+#define QUERIES 4096    /* a power of two; the loop repeats these gfns */
 #define LARGE_BATCH 300000 /* costs many times more than to build the index of the largest VM */
 
 static uint64_t gfns[QUERIES], hvas[QUERIES];

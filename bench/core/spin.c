@@ -8,7 +8,7 @@
 #include <stdlib.h>
 
 #define WORDS 65536 /* for each thread; in and out together have 1 MiB */
-#define STEPS 8	    /* multiplications in a chain: a few nanoseconds, as for a lookup */
+#define STEPS 8     /* multiplications in a chain: a few nanoseconds, as for a lookup */
 
 struct work {
 	uint64_t passes, sum;

@@ -172,8 +172,8 @@ static void copy_hint(struct memslot_set *to, const struct memslot_set *from)
 {
 	const struct memslot *hint = atomic_load_explicit(&from->last_used_slot, memory_order_relaxed);
 
-	atomic_store_explicit(&to->last_used_slot,
-			      hint ? store_of(to)->slots + (hint - store_of(from)->slots) : NULL, memory_order_relaxed);
+	atomic_store_explicit(&to->last_used_slot, hint ? store_of(to)->slots + (hint - store_of(from)->slots) : NULL,
+			      memory_order_relaxed);
 }
 
 static void array_resync(struct memslot_set *private, const struct memslot_set *active)

@@ -109,8 +109,7 @@ static void walk_one_by_one(const struct job *job, const struct look *look, size
 	for (size_t i = from; i < from + n; i++) {
 		uint64_t value = value_at(job->batch, i);
 		enum srcu_count found;
-		const struct memslot *slot =
-			find_hinted(job->vm, look->set, reader, value >> shift_of(job), &found);
+		const struct memslot *slot = find_hinted(job->vm, look->set, reader, value >> shift_of(job), &found);
 
 		counts[found]++;
 		emit(job, i, slot, value);

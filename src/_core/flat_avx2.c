@@ -144,8 +144,8 @@ static TARGET void few(const struct flat_index *f, const uint64_t *in, uint64_t 
 			last = _mm256_blendv_epi8(last, end[k], mask);
 			found = _mm256_blendv_epi8(found, delta[k], mask);
 		}
-		store(out + i, answers(found, _mm256_sll_epi64(value, address_shift), _mm256_cmpgt_epi64(last, gfn),
-				       denied));
+		store(out + i,
+		      answers(found, _mm256_sll_epi64(value, address_shift), _mm256_cmpgt_epi64(last, gfn), denied));
 	}
 }
 

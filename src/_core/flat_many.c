@@ -68,8 +68,8 @@ static void portable_few(const struct flat_index *f, const uint64_t *in, uint64_
 
 		for (size_t k = 1; k < FLAT_FEW; k++)
 			place += few.base[k] <= gfn;
-		out[i] = answer(gfn - few.base[place] < few.npages[place], few.delta[place],
-				address_of(in[i], shift), deny);
+		out[i] = answer(gfn - few.base[place] < few.npages[place], few.delta[place], address_of(in[i], shift),
+				deny);
 	}
 }
 
@@ -91,7 +91,8 @@ const struct flat_kernel flat_portable = {
 
 static const struct flat_kernel *const kernels[] = {
 #ifdef MS_X86_KERNELS
-	&flat_avx512, &flat_avx2,
+	&flat_avx512,
+	&flat_avx2,
 #endif
 	&flat_portable,
 };

@@ -20,7 +20,8 @@ struct look {
 static inline uint64_t section_view(struct ms_vm *vm, const struct srcu_section *section)
 {
 	return likely(section->outermost) ? atomic_load_explicit(&vm->active, memory_order_seq_cst) /* A */
-					  : section->reader->view;
+					    :
+					    section->reader->view;
 }
 
 static inline struct look look_begin(struct ms_vm *vm, uint32_t as_id)
@@ -64,8 +65,8 @@ static inline bool same_state(const struct ms_vm *vm, struct state a, struct sta
 {
 	uint64_t settled = (a.generation & ~MS_GEN_UPDATE_IN_PROGRESS) + vm->config.address_spaces;
 
-	return a.set == b.set && (a.generation == b.generation ||
-				  (a.generation & MS_GEN_UPDATE_IN_PROGRESS && b.generation == settled));
+	return a.set == b.set &&
+	       (a.generation == b.generation || (a.generation & MS_GEN_UPDATE_IN_PROGRESS && b.generation == settled));
 }
 
 #endif

@@ -273,7 +273,9 @@ static struct memory_chunk *add_chunk(struct memory *m, size_t size, size_t room
 	if (!chunk)
 		return NULL;
 	*chunk = (struct memory_chunk){
-		.fresh = (uint32_t)room, .room = (uint32_t)room, .size = (uint32_t)size,
+		.fresh = (uint32_t)room,
+		.room = (uint32_t)room,
+		.size = (uint32_t)size,
 	};
 	for (size_t i = 0; MEMORY_POISONS && i < room; i++)
 		poison_block(block_at(chunk, size, i), size);

@@ -48,7 +48,7 @@ enum point {
 #define POINT(name) POINT_##name,
 	POINTS(POINT)
 #undef POINT
-	NR_POINTS
+		NR_POINTS
 };
 
 #ifdef MEMSLOTS_POINTS

@@ -42,14 +42,7 @@
 #include "thread.h"
 
 /* How lookups were answered.  Each thread counts in its record, on a line that it writes anyway. */
-enum srcu_count {
-	SRCU_HIT_LAST_USED,
-	SRCU_HIT_SEARCH,
-	SRCU_INDEXED,
-	SRCU_MISS,
-	SRCU_VCPU_BYPASS,
-	SRCU_NR_COUNTS
-};
+enum srcu_count { SRCU_HIT_LAST_USED, SRCU_HIT_SEARCH, SRCU_INDEXED, SRCU_MISS, SRCU_VCPU_BYPASS, SRCU_NR_COUNTS };
 
 struct srcu_reader {
 	/* A writer reads this line. */

@@ -33,8 +33,7 @@
 /* Whether the design and the policy of the VM allow an index. */
 static inline bool may_index(const struct ms_vm *vm)
 {
-	return vm->design->indexed &&
-	       !(atomic_load_explicit(&vm->index_policy, memory_order_relaxed) & VM_INDEX_NEVER);
+	return vm->design->indexed && !(atomic_load_explicit(&vm->index_policy, memory_order_relaxed) & VM_INDEX_NEVER);
 }
 
 /* ---- readers ---- */

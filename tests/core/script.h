@@ -46,7 +46,7 @@ static const char *const point_names[] = {
 #define POINT(name) #name,
 	POINTS(POINT)
 #undef POINT
-	"no point",
+		"no point",
 };
 
 static const char *script_name = "";

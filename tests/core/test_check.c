@@ -67,9 +67,9 @@ static void poke(void *at, const void *value, size_t size)
 	memcpy(at, value, size);
 }
 
-#define POKE(lvalue, value)                                 \
-	do {                                                \
-		__typeof__(lvalue) poked = (value);         \
+#define POKE(lvalue, value) \
+	do { \
+		__typeof__(lvalue) poked = (value); \
 		poke((void *)(uintptr_t)&(lvalue), &poked, sizeof(poked)); \
 	} while (0)
 
@@ -154,14 +154,14 @@ static void wrong_parent(struct rb_node *root)
 }
 
 /* The R family, in the gfn tree and in the hva tree of either set. */
-#define TREE_BREAKER(name, breaker)          \
-	static void gfn_##name(int idx)      \
-	{                                    \
-		breaker(gfn_root(idx));      \
-	}                                    \
-	static void hva_##name(int idx)      \
-	{                                    \
-		breaker(hva_root(idx));      \
+#define TREE_BREAKER(name, breaker) \
+	static void gfn_##name(int idx) \
+	{ \
+		breaker(gfn_root(idx)); \
+	} \
+	static void hva_##name(int idx) \
+	{ \
+		breaker(hva_root(idx)); \
 	}
 
 TREE_BREAKER(root_red, root_red)

@@ -65,12 +65,12 @@ static bool fails_here(void)
 	return fail_call && --fail_call == 0;
 }
 
-#define WRAPPED(name)                                                                                                  \
-	extern void *__real_ms_##name(struct memory *m, size_t size) __attribute__((weak));                            \
-	void *__wrap_ms_##name(struct memory *m, size_t size);                                                         \
-	void *__wrap_ms_##name(struct memory *m, size_t size)                                                          \
-	{                                                                                                              \
-		return counted(m, fails_here() ? NULL : __real_ms_##name(m, size), __builtin_return_address(0));       \
+#define WRAPPED(name) \
+	extern void *__real_ms_##name(struct memory *m, size_t size) __attribute__((weak)); \
+	void *__wrap_ms_##name(struct memory *m, size_t size); \
+	void *__wrap_ms_##name(struct memory *m, size_t size) \
+	{ \
+		return counted(m, fails_here() ? NULL : __real_ms_##name(m, size), __builtin_return_address(0)); \
 	}
 
 WRAPPED(memory_zalloc)
@@ -143,7 +143,7 @@ static int load(struct ms_error *err)
 
 	for (uint32_t i = 0; i < loaded; i++)
 		list[i] = (struct ms_memslot){ 0x300000 + 100 * i, 70, HVA_BASE + i * PAGE, FIRST_NEW + i, 0,
-					       i % 3 ? 0 : LOG, 0 };
+					       i % 3 ? 0 : LOG,    0 };
 	return ms_load_memslots(vm, 1, list, loaded, err);
 }
 
@@ -169,8 +169,12 @@ static struct ms_slot *draft[DRAFTS], *old_slot, *moved, *inv;
 
 static int copy_draft(uint32_t i, struct ms_error *err)
 {
-	struct ms_memslot value = { .base_gfn = 0x300000 + 100 * i, .npages = 70, .userspace_addr = HVA_BASE,
-				    .id = FIRST_NEW + i, .as_id = 1, .flags = i % 2 ? LOG : 0 };
+	struct ms_memslot value = { .base_gfn = 0x300000 + 100 * i,
+				    .npages = 70,
+				    .userspace_addr = HVA_BASE,
+				    .id = FIRST_NEW + i,
+				    .as_id = 1,
+				    .flags = i % 2 ? LOG : 0 };
 
 	return ms_update_copy(update, NULL, &value, &draft[i], err);
 }
@@ -803,7 +807,7 @@ static void look_in_section(void)
 
 /* Without memory, opening a section fails; a lookup never does. */
 static const struct look looks[] = {
-	{ "hva", look_hva },   { "slot", look_slot },    { "ranges", look_ranges },      { "many", look_many },
+	{ "hva", look_hva },       { "slot", look_slot },    { "ranges", look_ranges },      { "many", look_many },
 	{ "mark", look_and_mark }, { "vcpu", look_by_vcpu }, { "section", look_in_section },
 };
 
@@ -1124,7 +1128,8 @@ static uint64_t count_in_sources(void)
 	uint64_t n = 0;
 	char line[64];
 	FILE *found = popen("cat $(ls " MEMSLOTS_CORE "/*.[ch] | grep -v '/memory\\.') | "
-			    "grep -c 'memory_zalloc(\\|memory_zalloc_lines(\\|memory_pool_alloc('", "r");
+			    "grep -c 'memory_zalloc(\\|memory_zalloc_lines(\\|memory_pool_alloc('",
+			    "r");
 
 	if (found && fgets(line, sizeof(line), found))
 		n = strtoull(line, NULL, 10);

@@ -202,8 +202,9 @@ static struct ms_memslot slot_at(const struct hook_case *c, bool after)
 
 	if (after ? c->kind == MS_DELETE : c->kind == MS_CREATE)
 		return (struct ms_memslot){ 0 };
-	return (struct ms_memslot){ gfn, NPAGES, hva_for(space, ID), ID, space,
-				    after ? c->flags_after : c->flags_before, 0 };
+	return (struct ms_memslot){ gfn, NPAGES, hva_for(space, ID),
+				    ID,  space,  after ? c->flags_after : c->flags_before,
+				    0 };
 }
 
 static region_t request_of(const struct hook_case *c)

@@ -189,8 +189,8 @@ static void ids_in_a_row(uint32_t first)
 		}
 	}
 	chain = longest_chain(&hashes[0]);
-	printf("  ids %" PRIu32 " to %" PRIu32 ": longest chain %zu, %zu while it grew\n", first,
-	       first + ITEMS_MAX - 1, chain, longest);
+	printf("  ids %" PRIu32 " to %" PRIu32 ": longest chain %zu, %zu while it grew\n", first, first + ITEMS_MAX - 1,
+	       chain, longest);
 	CHECK(longest <= CHAIN_MAX);
 	empty(0, ITEMS_MAX);
 }
@@ -263,7 +263,9 @@ static void random_ids(uint64_t stream, size_t items, uint64_t times)
 /* All ids fall into one bucket: head, middle and tail leave the chain in every order. */
 static void one_chain(void)
 {
-	static const int orders[6][3] = { { 0, 1, 2 }, { 0, 2, 1 }, { 1, 0, 2 }, { 1, 2, 0 }, { 2, 0, 1 }, { 2, 1, 0 } };
+	static const int orders[6][3] = {
+		{ 0, 1, 2 }, { 0, 2, 1 }, { 1, 0, 2 }, { 1, 2, 0 }, { 2, 0, 1 }, { 2, 1, 0 }
+	};
 	size_t nr = 0;
 
 	init(0);

@@ -393,7 +393,8 @@ static void test_batches(struct ms_vm *vm)
 static void test_odd_batches(struct ms_vm *vm)
 {
 	uint64_t in = 0x12, out[5], alone = 99;
-	struct ms_batch same_input = { &in, 0, out, 8, 5, NULL, NULL }, reversed = { &in, 0, &out[4], -8, 3, NULL, NULL };
+	struct ms_batch same_input = { &in, 0, out, 8, 5, NULL, NULL },
+			reversed = { &in, 0, &out[4], -8, 3, NULL, NULL };
 	struct ms_batch empty = { NULL, 8, NULL, 8, 0, NULL, NULL }, same_output = { &in, 0, &alone, 0, 7, NULL, NULL };
 
 	ms_gfn_to_hva_many(vm, 0, &same_input, true);

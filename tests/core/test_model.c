@@ -265,8 +265,9 @@ static void do_load(void)
 
 		e.as_id = as_id;
 		e.guest_phys_addr %= (GFNS - NPAGES_MAX) * PAGE;
-		list[i] = (struct ms_memslot){ e.guest_phys_addr / PAGE, e.memory_size / PAGE, e.userspace_addr, e.slot,
-					       9, e.flags, 0 };
+		list[i] = (struct ms_memslot){
+			e.guest_phys_addr / PAGE, e.memory_size / PAGE, e.userspace_addr, e.slot, 9, e.flags, 0
+		};
 		fits &= !model.slot[as_id][e.slot].used && !overlaps(as_id, e.slot, list[i].base_gfn, list[i].npages);
 		if (fits)
 			model_change(&e, MS_CREATE);
@@ -299,7 +300,8 @@ static void do_mark(void)
 		}
 	}
 	if (below(2))
-		ms_mark_page_dirty_many(vm, as_id, &(struct ms_batch){ .in = gfns, .in_stride = 8, .n = ARRAY_SIZE(gfns) });
+		ms_mark_page_dirty_many(vm, as_id,
+					&(struct ms_batch){ .in = gfns, .in_stride = 8, .n = ARRAY_SIZE(gfns) });
 	else
 		for (size_t i = 0; i < ARRAY_SIZE(gfns); i++)
 			ms_mark_page_dirty(vm, as_id, gfns[i]);
@@ -654,8 +656,9 @@ static void run_model(uint32_t spaces, uint64_t operations)
 	for (int kind = MS_CREATE; kind <= MS_FLAGS_ONLY; kind++)
 		CHECK(operations < 10000 || model.kinds[kind] > operations / 100);
 	printf("model: %s, %u spaces: %" PRIu64 " creates, %" PRIu64 " deletes, %" PRIu64 " moves, %" PRIu64 " flags, "
-	       "%" PRIu64 " no-ops, %" PRIu64 " refused\n", design_name, spaces, model.kinds[MS_CREATE],
-	       model.kinds[MS_DELETE], model.kinds[MS_MOVE], model.kinds[MS_FLAGS_ONLY], model.noops, model.refused);
+	       "%" PRIu64 " no-ops, %" PRIu64 " refused\n",
+	       design_name, spaces, model.kinds[MS_CREATE], model.kinds[MS_DELETE], model.kinds[MS_MOVE],
+	       model.kinds[MS_FLAGS_ONLY], model.noops, model.refused);
 	ms_vcpu_destroy(vcpu);
 	end_vm(vm);
 }

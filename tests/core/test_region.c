@@ -15,9 +15,30 @@
 /* ---- the rules in the order of the specification ---- */
 
 enum position {
-	P_SLOT_ID, P_FLAGS, P_SIZE_ALIGN, P_GPA_ALIGN, P_HVA_ALIGN, P_HVA_RANGE, P_GMEM_OFFSET, P_AS_ID, P_GPA_WRAP,
-	P_NPAGES, P_NO_SUCH_SLOT, P_TOTAL, P_GMEM_EXISTING, P_HVA_CHANGE, P_SIZE_CHANGE, P_FLAGS_TOGGLE, P_OVERLAP,
-	P_NO_SLOT_MEMORY, P_GMEM_FD, P_NO_COPY_MEMORY, P_NO_LOG_MEMORY, P_GPA_LIMIT, P_LISTENER, P_NR
+	P_SLOT_ID,
+	P_FLAGS,
+	P_SIZE_ALIGN,
+	P_GPA_ALIGN,
+	P_HVA_ALIGN,
+	P_HVA_RANGE,
+	P_GMEM_OFFSET,
+	P_AS_ID,
+	P_GPA_WRAP,
+	P_NPAGES,
+	P_NO_SUCH_SLOT,
+	P_TOTAL,
+	P_GMEM_EXISTING,
+	P_HVA_CHANGE,
+	P_SIZE_CHANGE,
+	P_FLAGS_TOGGLE,
+	P_OVERLAP,
+	P_NO_SLOT_MEMORY,
+	P_GMEM_FD,
+	P_NO_COPY_MEMORY,
+	P_NO_LOG_MEMORY,
+	P_GPA_LIMIT,
+	P_LISTENER,
+	P_NR
 };
 
 static const struct {
@@ -75,7 +96,10 @@ struct environment {
 
 static const struct environment environments[] = {
 #define WITH_MEMORY(fails, onward) \
-	{ 0, 0, fails, onward }, { 0, 1, fails, onward }, { 1, 0, fails, onward }, { 1, 1, fails, onward }
+	{ 0, 0, fails, onward }, { 0, 1, fails, onward }, { 1, 0, fails, onward }, \
+	{ \
+		1, 1, fails, onward \
+	}
 	WITH_MEMORY(0, 0), WITH_MEMORY(1, 0), WITH_MEMORY(2, 0),
 	WITH_MEMORY(3, 0), WITH_MEMORY(1, 1), WITH_MEMORY(2, 1),
 #undef WITH_MEMORY
@@ -289,10 +313,12 @@ static int call_in_environment(struct ms_vm *vm, const struct request *q, struct
 
 static void explain(const struct request *q, const struct ms_error *err, int r)
 {
-	fprintf(stderr, "slot %u as %u flags %#x gpa %#" PRIx64 " size %#" PRIx64 " hva %#" PRIx64 " offset %#" PRIx64
-		" allocation %u refuses %d: got %d by rule %d, want %s\n", q->r.slot, q->r.as_id, q->r.flags,
-		q->r.guest_phys_addr, q->r.memory_size, q->r.userspace_addr, q->r.guest_memfd_offset, q->env.fails,
-		q->env.refuses, r, (int)err->rule, q->first < P_NR ? position[q->first].name : "success");
+	fprintf(stderr,
+		"slot %u as %u flags %#x gpa %#" PRIx64 " size %#" PRIx64 " hva %#" PRIx64 " offset %#" PRIx64
+		" allocation %u refuses %d: got %d by rule %d, want %s\n",
+		q->r.slot, q->r.as_id, q->r.flags, q->r.guest_phys_addr, q->r.memory_size, q->r.userspace_addr,
+		q->r.guest_memfd_offset, q->env.fails, q->env.refuses, r, (int)err->rule,
+		q->first < P_NR ? position[q->first].name : "success");
 }
 
 static uint64_t limit_of(const struct request *q)
@@ -366,8 +392,14 @@ static void check_refused(struct ms_vm *vm, struct request *q)
 
 static void check_result(struct ms_vm *vm, const struct request *q)
 {
-	struct ms_memslot want = { q->r.guest_phys_addr / PAGE, q->r.memory_size / PAGE, q->r.userspace_addr, q->r.slot,
-				   q->r.as_id, q->r.flags, 0 }, got;
+	struct ms_memslot want = { q->r.guest_phys_addr / PAGE,
+				   q->r.memory_size / PAGE,
+				   q->r.userspace_addr,
+				   q->r.slot,
+				   q->r.as_id,
+				   q->r.flags,
+				   0 },
+			  got;
 	int r = ms_id_to_memslot(vm, q->r.as_id, q->r.slot, &got);
 
 	CHECK_EQ(r, q->kind == K_DELETE ? -ENOENT : 0);
@@ -412,15 +444,29 @@ static uint64_t requests, accepted;
 static const uint32_t ids[] = { 1, 2, 3, 9, SLOTS, SLOTS + 7, ~0u };
 static const uint32_t as_ids[] = { 0, 1, 2, ~0u };
 static const uint32_t flag_values[] = {
-	0, MS_MEM_LOG_DIRTY_PAGES, MS_MEM_READONLY, MS_MEM_LOG_DIRTY_PAGES | MS_MEM_READONLY, MS_MEM_GUEST_MEMFD,
-	MS_MEM_GUEST_MEMFD | MS_MEM_LOG_DIRTY_PAGES, MS_MEM_GUEST_MEMFD | MS_MEM_READONLY, 1u << 3, MS_MEMSLOT_INVALID,
+	0,
+	MS_MEM_LOG_DIRTY_PAGES,
+	MS_MEM_READONLY,
+	MS_MEM_LOG_DIRTY_PAGES | MS_MEM_READONLY,
+	MS_MEM_GUEST_MEMFD,
+	MS_MEM_GUEST_MEMFD | MS_MEM_LOG_DIRTY_PAGES,
+	MS_MEM_GUEST_MEMFD | MS_MEM_READONLY,
+	1u << 3,
+	MS_MEMSLOT_INVALID,
 };
 static const uint64_t sizes[] = {
 	0, 16 * PAGE, PAGE, 16 * PAGE + 1, 1, PAGE << 19, PAGE << 31, (PAGE << 31) + 512, -PAGE, -(uint64_t)1,
 };
 static const uint64_t gpas[] = {
-	0x100 * PAGE, 0x208 * PAGE, 0x1000 * PAGE, 0x1000 * PAGE + 8, 0x208 * PAGE + 2048,
-	((uint64_t)1 << GPA_BITS) - PAGE, (uint64_t)1 << GPA_BITS, -PAGE, -(uint64_t)1,
+	0x100 * PAGE,
+	0x208 * PAGE,
+	0x1000 * PAGE,
+	0x1000 * PAGE + 8,
+	0x208 * PAGE + 2048,
+	((uint64_t)1 << GPA_BITS) - PAGE,
+	(uint64_t)1 << GPA_BITS,
+	-PAGE,
+	-(uint64_t)1,
 };
 static const uint64_t hvas[] = {
 	0, PAGE, 1, MS_HVA_END_MAX_DEFAULT, MS_HVA_END_MAX_DEFAULT - PAGE, -PAGE, -(uint64_t)1,
@@ -497,29 +543,51 @@ static bool exclude_each_other(int i, int j)
 		int i, j;
 	} pairs[] = {
 		/* a wrong address space has no slots, */
-		{ P_AS_ID, P_GMEM_EXISTING }, { P_AS_ID, P_HVA_CHANGE }, { P_AS_ID, P_SIZE_CHANGE },
-		{ P_AS_ID, P_FLAGS_TOGGLE }, { P_AS_ID, P_OVERLAP }, { P_AS_ID, P_NO_COPY_MEMORY },
+		{ P_AS_ID, P_GMEM_EXISTING },
+		{ P_AS_ID, P_HVA_CHANGE },
+		{ P_AS_ID, P_SIZE_CHANGE },
+		{ P_AS_ID, P_FLAGS_TOGGLE },
+		{ P_AS_ID, P_OVERLAP },
+		{ P_AS_ID, P_NO_COPY_MEMORY },
 		/* a wrong guest_memfd or logging flag is refused as a flag, */
-		{ P_GMEM_OFFSET, P_NO_LOG_MEMORY }, { P_GMEM_EXISTING, P_NO_LOG_MEMORY },
+		{ P_GMEM_OFFSET, P_NO_LOG_MEMORY },
+		{ P_GMEM_EXISTING, P_NO_LOG_MEMORY },
 		{ P_GMEM_FD, P_NO_LOG_MEMORY },
 		/* a guest_memfd for an existing slot is always refused, */
-		{ P_GMEM_EXISTING, P_GMEM_EXISTING }, { P_HVA_CHANGE, P_GMEM_FD }, { P_SIZE_CHANGE, P_GMEM_FD },
+		{ P_GMEM_EXISTING, P_GMEM_EXISTING },
+		{ P_HVA_CHANGE, P_GMEM_FD },
+		{ P_SIZE_CHANGE, P_GMEM_FD },
 		{ P_FLAGS_TOGGLE, P_GMEM_FD },
 		/* a range that overflows or is too large is above the guest's addresses too, where there is no slot
 		 * (but see test_gpa_limits() for 64 bits), */
-		{ P_GPA_WRAP, P_GPA_WRAP }, { P_NPAGES, P_NPAGES }, { P_GPA_WRAP, P_OVERLAP },
+		{ P_GPA_WRAP, P_GPA_WRAP },
+		{ P_NPAGES, P_NPAGES },
+		{ P_GPA_WRAP, P_OVERLAP },
 		/* a slot that does not exist cannot be deleted, so it is not created, changed, moved, allocated or
 		 * prepared, */
-		{ P_NO_SUCH_SLOT, P_TOTAL }, { P_NO_SUCH_SLOT, P_GMEM_EXISTING }, { P_NO_SUCH_SLOT, P_HVA_CHANGE },
-		{ P_NO_SUCH_SLOT, P_SIZE_CHANGE }, { P_NO_SUCH_SLOT, P_FLAGS_TOGGLE }, { P_NO_SUCH_SLOT, P_OVERLAP },
-		{ P_NO_SUCH_SLOT, P_NO_SLOT_MEMORY }, { P_NO_SUCH_SLOT, P_GMEM_FD },
-		{ P_NO_SUCH_SLOT, P_NO_COPY_MEMORY }, { P_NO_SUCH_SLOT, P_NO_LOG_MEMORY },
-		{ P_NO_SUCH_SLOT, P_GPA_LIMIT }, { P_NO_SUCH_SLOT, P_LISTENER },
+		{ P_NO_SUCH_SLOT, P_TOTAL },
+		{ P_NO_SUCH_SLOT, P_GMEM_EXISTING },
+		{ P_NO_SUCH_SLOT, P_HVA_CHANGE },
+		{ P_NO_SUCH_SLOT, P_SIZE_CHANGE },
+		{ P_NO_SUCH_SLOT, P_FLAGS_TOGGLE },
+		{ P_NO_SUCH_SLOT, P_OVERLAP },
+		{ P_NO_SUCH_SLOT, P_NO_SLOT_MEMORY },
+		{ P_NO_SUCH_SLOT, P_GMEM_FD },
+		{ P_NO_SUCH_SLOT, P_NO_COPY_MEMORY },
+		{ P_NO_SUCH_SLOT, P_NO_LOG_MEMORY },
+		{ P_NO_SUCH_SLOT, P_GPA_LIMIT },
+		{ P_NO_SUCH_SLOT, P_LISTENER },
 		/* a delete has no size that overflows or is too large, */
-		{ P_SIZE_ALIGN, P_NO_SUCH_SLOT }, { P_GPA_WRAP, P_NO_SUCH_SLOT }, { P_NPAGES, P_NO_SUCH_SLOT },
+		{ P_SIZE_ALIGN, P_NO_SUCH_SLOT },
+		{ P_GPA_WRAP, P_NO_SUCH_SLOT },
+		{ P_NPAGES, P_NO_SUCH_SLOT },
 		/* and an existing slot is not created, nor is a created one copied. */
-		{ P_TOTAL, P_GMEM_EXISTING }, { P_TOTAL, P_HVA_CHANGE }, { P_TOTAL, P_SIZE_CHANGE },
-		{ P_TOTAL, P_FLAGS_TOGGLE }, { P_TOTAL, P_NO_COPY_MEMORY }, { P_GMEM_FD, P_NO_COPY_MEMORY },
+		{ P_TOTAL, P_GMEM_EXISTING },
+		{ P_TOTAL, P_HVA_CHANGE },
+		{ P_TOTAL, P_SIZE_CHANGE },
+		{ P_TOTAL, P_FLAGS_TOGGLE },
+		{ P_TOTAL, P_NO_COPY_MEMORY },
+		{ P_GMEM_FD, P_NO_COPY_MEMORY },
 	};
 
 	for (size_t k = 0; k < ARRAY_SIZE(pairs); k++)
@@ -892,7 +960,8 @@ static void test_clear(void)
 			if ((c->first + bit) % 3)
 				mask[bit / 64] |= (uint64_t)1 << bit % 64;
 		CHECK_EQ(ms_clear_dirty_log(vm, c->as_id, c->id, c->first, c->num, c->null ? NULL : mask, c->nwords,
-					    &err), c->want);
+					    &err),
+			 c->want);
 		CHECK_EQ(err.rule, c->rule);
 		after = picture_of(vm);
 		if (c->want || !c->num)
@@ -1038,7 +1107,11 @@ static void test_load_refused(void)
 /* Each entry after the good first one is bad; whichever two follow it, the error names the first of them. */
 static void test_load_names_the_first(void)
 {
-	static const struct { struct ms_memslot slot; int want; enum ms_rule rule; } bad[] = {
+	static const struct {
+		struct ms_memslot slot;
+		int want;
+		enum ms_rule rule;
+	} bad[] = {
 		{ { 0x5000, 1, 0x1000, 14, 0, 8, 0 }, -EINVAL, MS_RULE_FLAGS },
 		{ { 0x6000, 0, 0x1000, 15, 0, 0, 0 }, -EINVAL, MS_RULE_NPAGES },
 		{ { 0x7000, 1, 0x1000, 1, 0, 0, 0 }, -EEXIST, MS_RULE_DUPLICATE_ID },
@@ -1072,7 +1145,10 @@ static void test_load_names_the_first(void)
 static void test_guest_memfd(void)
 {
 	struct ms_userspace_memory_region r = {
-		.slot = 3, .flags = MS_MEM_GUEST_MEMFD, .guest_phys_addr = 0x100000, .memory_size = 0x1000,
+		.slot = 3,
+		.flags = MS_MEM_GUEST_MEMFD,
+		.guest_phys_addr = 0x100000,
+		.memory_size = 0x1000,
 	};
 	struct ms_vm *vm = new_vm(1);
 	struct ms_error err;

@@ -120,8 +120,7 @@ static void check_replace(uint32_t n, uint32_t at, unsigned what)
 {
 	struct memslot *old = slots[at], *other;
 
-	other = new_slot(old->id + (what & OTHER_ID ? 1000 : 0), old->base_gfn,
-			 what & OTHER_SIZE ? 1 : old->npages);
+	other = new_slot(old->id + (what & OTHER_ID ? 1000 : 0), old->base_gfn, what & OTHER_SIZE ? 1 : old->npages);
 	if (what & OTHER_GFN)
 		other->base_gfn = slots[n - 1]->base_gfn + 100;
 	if (what & OTHER_HVA)
@@ -165,8 +164,9 @@ static void test_load_refused(void)
 
 int main(int argc, char **argv)
 {
-	static const uint32_t sizes[] = { 0,   1,   2,	 3,   4,   5,	8,   16, 31,
-					  64,  100, 255, 256, 257, 300, 511, 700, SLOTS_MAX };
+	static const uint32_t sizes[] = {
+		0, 1, 2, 3, 4, 5, 8, 16, 31, 64, 100, 255, 256, 257, 300, 511, 700, SLOTS_MAX
+	};
 	struct rng rng;
 
 	test_init(argc, argv, 60);

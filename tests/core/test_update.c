@@ -229,10 +229,8 @@ static const struct {
 	uint32_t id, flags;
 	uint64_t gfn, npages;
 } changes[] = {
-	{ steps_of_create, 9, LOG, 0x800, NPAGES },
-	{ steps_of_delete, ID, 0, 0, 0 },
-	{ steps_of_move, ID, LOG, 0x900, NPAGES },
-	{ steps_of_flags_off, ID, 0, GFN, NPAGES },
+	{ steps_of_create, 9, LOG, 0x800, NPAGES },          { steps_of_delete, ID, 0, 0, 0 },
+	{ steps_of_move, ID, LOG, 0x900, NPAGES },           { steps_of_flags_off, ID, 0, GFN, NPAGES },
 	{ steps_of_flags_on, 2, LOG, GFN - NPAGES, NPAGES },
 };
 
@@ -458,9 +456,9 @@ static const struct half {
 	bool alike;
 	uint64_t swaps, more; /* its own swaps, and those of the roll-back */
 } halves[] = {
-	{ half_nothing, true, 0, 0 },   { half_draft, true, 0, 0 },	    { half_inactive, false, 0, 0 },
-	{ half_published, false, 1, 1 }, { half_invalid, false, 1, 1 },     { half_invalid_twice, false, 1, 1 },
-	{ half_reverted, true, 2, 0 },	{ half_both, false, 2, 1 },	    { half_exchanged, true, 2, 1 },
+	{ half_nothing, true, 0, 0 },    { half_draft, true, 0, 0 },    { half_inactive, false, 0, 0 },
+	{ half_published, false, 1, 1 }, { half_invalid, false, 1, 1 }, { half_invalid_twice, false, 1, 1 },
+	{ half_reverted, true, 2, 0 },   { half_both, false, 2, 1 },    { half_exchanged, true, 2, 1 },
 };
 
 static void test_ends(void)
@@ -565,8 +563,9 @@ static void test_values(void)
 	CHECK_EQ(ms_set_internal_memory_region(vm, &internal, NULL), 0);
 	update = begun(vm, SPACE);
 	for (size_t i = 0; i < ARRAY_SIZE(drafts); i++) {
-		struct ms_memslot value = { drafts[i].gfn, drafts[i].npages, drafts[i].hva, drafts[i].id, 99,
-					    drafts[i].flags, 0 };
+		struct ms_memslot value = {
+			drafts[i].gfn, drafts[i].npages, drafts[i].hva, drafts[i].id, 99, drafts[i].flags, 0
+		};
 		struct ms_slot *draft = NULL;
 		int r = ms_update_copy(update, NULL, &value, &draft, &err);
 
@@ -578,7 +577,8 @@ static void test_values(void)
 		CHECK(!r || no_slot(&err.other));
 	}
 	/* Users may not copy an internal slot, but may delete it. */
-	CHECK_EQ(ms_update_copy(update, found(true, 32), &(struct ms_memslot){ 1, 1, HVA_BASE, 1, 0, 0, 0 }, &none, &err),
+	CHECK_EQ(ms_update_copy(update, found(true, 32), &(struct ms_memslot){ 1, 1, HVA_BASE, 1, 0, 0, 0 }, &none,
+				&err),
 		 -EINVAL);
 	CHECK_EQ(err.rule, MS_RULE_SLOT_ID);
 	CHECK_EQ(none, NULL);
@@ -1371,8 +1371,8 @@ typedef int step_fn(struct ms_error *err);
 
 /* Enough drafts for the lists to grow. */
 static step_fn *const script[] = {
-	begin_step,	copy_new,     replace_new,  activate_new, invalidate_old, copy_smaller, copy_old, replace_old,
-	activate_moved, copy_smaller, copy_smaller, copy_smaller, copy_smaller,	  delete_one,	delete_two, swap_back,
+	begin_step,     copy_new,     replace_new,  activate_new, invalidate_old, copy_smaller, copy_old,   replace_old,
+	activate_moved, copy_smaller, copy_smaller, copy_smaller, copy_smaller,   delete_one,   delete_two, swap_back,
 };
 
 struct held {
@@ -1498,7 +1498,6 @@ static void test_faults(void)
 		}
 	CHECK(silent > 0);
 }
-
 
 /* The thread that had the update changes the VM while another thread ends the update. */
 static void test_end_during_change(void)

@@ -720,8 +720,7 @@ static void begin(void)
 static bool alike(void)
 {
 	for (size_t i = 0; i < nr_known; i++)
-		if (known[i].in[0] != known[i].in[1] ||
-		    (known[i].in[0] && known[i].value.flags & MS_MEMSLOT_INVALID))
+		if (known[i].in[0] != known[i].in[1] || (known[i].in[0] && known[i].value.flags & MS_MEMSLOT_INVALID))
 			return false;
 	return true;
 }

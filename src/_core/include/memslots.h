@@ -231,8 +231,7 @@ struct ms_userspace_memory_region {
 };
 
 /* [lock] KVM_SET_USER_MEMORY_REGION2: creates a slot, deletes it (memory_size 0), moves it or changes its flags.  O(log n). */
-int ms_set_user_memory_region(struct ms_vm *vm, const struct ms_userspace_memory_region *region,
-			      struct ms_error *err);
+int ms_set_user_memory_region(struct ms_vm *vm, const struct ms_userspace_memory_region *region, struct ms_error *err);
 
 /* [lock] The same for internal slots: the MS_INTERNAL_MEM_SLOTS ids from user_mem_slots on.  They are not visible to
  * ms_is_visible_gfn().  flags must be 0. */
@@ -240,8 +239,7 @@ int ms_set_internal_memory_region(struct ms_vm *vm, const struct ms_userspace_me
 				  struct ms_error *err);
 
 /* [lock] Creates n slots in one change with one swap, or none of them.  O((m + n) log (m + n)) with m present slots. */
-int ms_load_memslots(struct ms_vm *vm, uint32_t as_id, const struct ms_memslot *slots, size_t n,
-		     struct ms_error *err);
+int ms_load_memslots(struct ms_vm *vm, uint32_t as_id, const struct ms_memslot *slots, size_t n, struct ms_error *err);
 
 enum ms_change_kind { MS_CREATE, MS_DELETE, MS_MOVE, MS_FLAGS_ONLY };
 
@@ -361,10 +359,10 @@ enum ms_index_policy ms_index_policy(const struct ms_vm *vm);
 
 /* These calls write up to `room` slots in ascending order and return the number of all matching slots.  If that is more
  * than `room`, call again with more room: which slots were written depends on the design.  A NULL out has no room. */
-size_t ms_memslots_in_gfn_range(struct ms_vm *vm, uint32_t as_id, uint64_t start, uint64_t end,
-				struct ms_memslot *out, size_t room);
-size_t ms_memslots_in_hva_range(struct ms_vm *vm, uint32_t as_id, uint64_t start, uint64_t last,
-				struct ms_memslot *out, size_t room);
+size_t ms_memslots_in_gfn_range(struct ms_vm *vm, uint32_t as_id, uint64_t start, uint64_t end, struct ms_memslot *out,
+				size_t room);
+size_t ms_memslots_in_hva_range(struct ms_vm *vm, uint32_t as_id, uint64_t start, uint64_t last, struct ms_memslot *out,
+				size_t room);
 size_t ms_memslots(struct ms_vm *vm, uint32_t as_id, struct ms_memslot *out, size_t room);
 
 struct ms_hva_hit {
@@ -470,19 +468,19 @@ int ms_check(struct ms_vm *vm, struct ms_violation *violation, struct ms_error *
 
 struct ms_stats {
 	uint64_t hits_last_used; /* lookups by gfn that a hint answered */
-	uint64_t hits_search;    /* lookups by gfn that a search answered */
-	uint64_t indexed;        /* lookups by gfn that an index answered, including holes */
-	uint64_t misses;         /* lookups by gfn that found a hole without an index */
-	uint64_t vcpu_bypasses;  /* lookups on a vCPU that another thread used at that moment */
+	uint64_t hits_search; /* lookups by gfn that a search answered */
+	uint64_t indexed; /* lookups by gfn that an index answered, including holes */
+	uint64_t misses; /* lookups by gfn that found a hole without an index */
+	uint64_t vcpu_bypasses; /* lookups on a vCPU that another thread used at that moment */
 	uint64_t creates, deletes, moves, flag_changes, noops, refused;
-	uint64_t swaps;          /* each has one grace period */
-	uint64_t grace_waits;    /* grace periods that waited for a reader */
-	uint64_t stalls;         /* read sections that were long enough for a report */
+	uint64_t swaps; /* each has one grace period */
+	uint64_t grace_waits; /* grace periods that waited for a reader */
+	uint64_t stalls; /* read sections that were long enough for a report */
 	uint64_t hash_grows;
-	uint64_t index_builds;   /* indexes built by walking the set */
-	uint64_t index_patches;  /* indexes built from an older index and a list of changes */
-	uint64_t bytes;          /* memory in use now, without struct ms_vm; includes memory that is reserved for more slots */
-	uint64_t blocks;         /* allocations in use now; each slot counts as one */
+	uint64_t index_builds; /* indexes built by walking the set */
+	uint64_t index_patches; /* indexes built from an older index and a list of changes */
+	uint64_t bytes; /* memory in use now, without struct ms_vm; includes memory that is reserved for more slots */
+	uint64_t blocks; /* allocations in use now; each slot counts as one */
 };
 
 void ms_get_stats(struct ms_vm *vm, struct ms_stats *out);

@@ -45,8 +45,8 @@ void pause_briefly(struct rng *rng)
 
 void flip_policy_or_kernel(struct rng *rng)
 {
-	static const enum ms_index_policy policies[] = { MS_INDEX_AUTO, MS_INDEX_EAGER, MS_INDEX_AUTO,
-							 MS_INDEX_EAGER, MS_INDEX_OFF,	 MS_INDEX_WALK };
+	static const enum ms_index_policy policies[] = { MS_INDEX_AUTO,  MS_INDEX_EAGER, MS_INDEX_AUTO,
+							 MS_INDEX_EAGER, MS_INDEX_OFF,   MS_INDEX_WALK };
 	const char *kernel = ms_simd_name(rng_below(rng, 3));
 
 	ms_set_index_policy(vm, policies[rng_below(rng, ARRAY_SIZE(policies))]);
@@ -70,8 +70,8 @@ void wrong(const char *what, uint32_t as_id, uint64_t number, uint64_t lo, uint6
 	self->wrong++;
 	if (atomic_fetch_add(&reported, 1) < REPORTED_MAX)
 		fprintf(stderr,
-			"torture: WRONG: reader %u, %s of %" PRIu64 " in address space %" PRIu32 ", states %" PRIu64 " to %" PRIu64
-			" (%s, %u readers, seed %" PRIu64 ")\n",
+			"torture: WRONG: reader %u, %s of %" PRIu64 " in address space %" PRIu32 ", states %" PRIu64
+			" to %" PRIu64 " (%s, %u readers, seed %" PRIu64 ")\n",
 			self->number, what, number, as_id, lo, hi, backend, nr_readers, test_seed);
 }
 
@@ -90,13 +90,14 @@ static const char *name_of(uint32_t os_id)
 static void on_stall(void *opaque, const struct ms_stall *stall)
 {
 	(void)opaque;
-	fprintf(stderr, "torture: the writer has waited %" PRIu64 " ms for a section of %s\n", stall->waited_ns / 1000000,
-		name_of(stall->thread_id));
+	fprintf(stderr, "torture: the writer has waited %" PRIu64 " ms for a section of %s\n",
+		stall->waited_ns / 1000000, name_of(stall->thread_id));
 }
 
 static void report_stuck(void)
 {
-	fprintf(stderr, "torture: a thread has not moved for %d s (%s, seed %" PRIu64 ")\n", STUCK_SECONDS, backend, test_seed);
+	fprintf(stderr, "torture: a thread has not moved for %d s (%s, seed %" PRIu64 ")\n", STUCK_SECONDS, backend,
+		test_seed);
 	for (unsigned i = 0; i <= nr_readers; i++)
 		fprintf(stderr, "  %s%s: %s, %" PRIu64 " steps\n", name_of(atomic_load(&workers[i].os_id)),
 			atomic_load(&workers[i].inside) ? ", inside a section of its own" : "",
@@ -272,13 +273,26 @@ static void read_options(int argc, char **argv)
 
 	while ((option = getopt(argc, argv, "t:s:r:b:o:n:")) != -1) {
 		switch (option) {
-		case 't': options.seconds = strtod(optarg, NULL); break;
-		case 's': test_seed = strtoull(optarg, NULL, 0); break;
-		case 'r': options.readers = (unsigned)strtoul(optarg, NULL, 0); break;
-		case 'b': options.backend = optarg; break;
-		case 'o': options.record = optarg; break;
-		case 'n': options.name = optarg; break;
-		default: print_usage();
+		case 't':
+			options.seconds = strtod(optarg, NULL);
+			break;
+		case 's':
+			test_seed = strtoull(optarg, NULL, 0);
+			break;
+		case 'r':
+			options.readers = (unsigned)strtoul(optarg, NULL, 0);
+			break;
+		case 'b':
+			options.backend = optarg;
+			break;
+		case 'o':
+			options.record = optarg;
+			break;
+		case 'n':
+			options.name = optarg;
+			break;
+		default:
+			print_usage();
 		}
 	}
 	if (optind != argc || options.seconds <= 0 || options.readers > READERS_MAX)
@@ -339,8 +353,9 @@ static void append_record(void)
 	CHECK(record);
 	strftime(date, sizeof(date), "%Y-%m-%dT%H:%M:%SZ", gmtime(&now));
 	if (ftell(record) == 0)
-		fprintf(record, "date\tbuild\tseed\tseconds\tlookups\tsections\tchanges\twaits\tstalls\tunder way\tsettled\t"
-				"too old\tunchecked\twrong\tindexed\tindexes\tof which derived\tmarks\n");
+		fprintf(record,
+			"date\tbuild\tseed\tseconds\tlookups\tsections\tchanges\twaits\tstalls\tunder way\tsettled\t"
+			"too old\tunchecked\twrong\tindexed\tindexes\tof which derived\tmarks\n");
 	fprintf(record, "%s\t%s\t%" PRIu64 "\t%.0f", date, options.name, test_seed, options.seconds);
 	fprintf(record, "\t%" PRIu64 "\t%" PRIu64 "\t%" PRIu64 "\t%" PRIu64 "\t%" PRIu64, total.lookups, total.sections,
 		total.changes, waits, stalls);
@@ -353,7 +368,8 @@ static void append_record(void)
 
 static void print_sums(void)
 {
-	printf("  %" PRIu64 " sections; %" PRIu64 " grace periods waited, %" PRIu64 " stalled; sections of a state that was ",
+	printf("  %" PRIu64 " sections; %" PRIu64 " grace periods waited, %" PRIu64
+	       " stalled; sections of a state that was ",
 	       total.sections, waits, stalls);
 	printf("under way %" PRIu64 ", settled %" PRIu64 ", too old %" PRIu64 "; %" PRIu64 " calls overtaken; %" PRIu64
 	       " dirty bits; seed %" PRIu64 "\n",
@@ -361,7 +377,8 @@ static void print_sums(void)
 	printf("  batches of a state that was known when they began %" PRIu64 ", of a later one %" PRIu64
 	       ", wrong or overtaken %" PRIu64 "; %" PRIu64 " polls, which ended %" PRIu64 "\n",
 	       total.batch_age[0], total.batch_age[1], total.batch_age[2], total.polls, total.ended);
-	printf("  %" PRIu64 " answers by %" PRIu64 " indexes, %" PRIu64 " of them derived; %" PRIu64 " marks found again\n",
+	printf("  %" PRIu64 " answers by %" PRIu64 " indexes, %" PRIu64 " of them derived; %" PRIu64
+	       " marks found again\n",
 	       indexed, indexes + patches, patches, total.marks);
 	printf("torture: %" PRIu64 " lookups, %" PRIu64 " changes, %" PRIu64 " wrong\n", total.lookups, total.changes,
 	       total.wrong);

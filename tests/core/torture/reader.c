@@ -137,8 +137,8 @@ static size_t draw_size(void)
 static uint64_t draw_gfn(uint64_t near, size_t i)
 {
 	if (i % 2)
-		return rng_below(&self->rng, 64) ? rng_below(&self->rng, gfns_in_play())
-						 : rng_next(&self->rng) >> MS_PAGE_SHIFT;
+		return rng_below(&self->rng, 64) ? rng_below(&self->rng, gfns_in_play()) :
+						   rng_next(&self->rng) >> MS_PAGE_SHIFT;
 	return (near + i) % gfns_in_play();
 }
 
@@ -180,9 +180,13 @@ static struct ms_batch batch_of(struct call *c, const uint64_t *in, void *out, s
 	c->ended = false;
 	c->sections = thread_self.sections;
 	return (struct ms_batch){
-		.in = in + c->at, .in_stride = stride,
-		.out = (char *)out + c->at * out_size, .out_stride = c->step * (ptrdiff_t)out_size,
-		.n = c->n, .poll = rng_below(&self->rng, 4) ? poll_batch : NULL, .opaque = c,
+		.in = in + c->at,
+		.in_stride = stride,
+		.out = (char *)out + c->at * out_size,
+		.out_stride = c->step * (ptrdiff_t)out_size,
+		.n = c->n,
+		.poll = rng_below(&self->rng, 4) ? poll_batch : NULL,
+		.opaque = c,
 	};
 }
 
@@ -334,9 +338,9 @@ static uint64_t state_of(uint64_t generation)
 typedef void try_fn(struct call *c, const struct inside *in);
 
 static try_fn *const tries[] = {
-	try_hva, try_slot, try_vcpu, try_batch, try_hva, try_vcpu, try_batch, try_id_batch,
-	try_hva_prot, try_id, try_vcpu_slot, try_common_vcpu, try_gpa_batch, try_gfn_range, try_all, try_hva_range,
-	try_hva_to_gfns, try_visible, try_mark, try_batch, try_mark_part,
+	try_hva,      try_slot,      try_vcpu,        try_batch,     try_hva,         try_vcpu,      try_batch,
+	try_id_batch, try_hva_prot,  try_id,          try_vcpu_slot, try_common_vcpu, try_gpa_batch, try_gfn_range,
+	try_all,      try_hva_range, try_hva_to_gfns, try_visible,   try_mark,        try_batch,     try_mark_part,
 };
 
 static void try_one(struct call *c, const struct inside *in)

@@ -55,7 +55,10 @@ static const struct ms_listener listener = { .prepare = on_prepare, .flush = on_
 static struct ms_userspace_memory_region region_for(uint32_t as_id, uint32_t id, uint64_t word)
 {
 	return (struct ms_userspace_memory_region){
-		.slot = id, .as_id = as_id, .flags = flags_of(word), .guest_memfd = -1,
+		.slot = id,
+		.as_id = as_id,
+		.flags = flags_of(word),
+		.guest_memfd = -1,
 		.guest_phys_addr = base_of(id, word) * MS_PAGE_SIZE,
 		.memory_size = word & PRESENT ? npages_of(word) * MS_PAGE_SIZE : 0,
 		.userspace_addr = hva_for(as_id, id, word),
@@ -80,7 +83,8 @@ static uint64_t new_word(void)
 {
 	uint64_t how = rng_next(&self->rng);
 
-	return PRESENT | ++last_incarnation << INCARNATION_SHIFT | (how & (LOGS | AT_SECOND)) | (how % 7 ? 0 : READONLY);
+	return PRESENT | ++last_incarnation << INCARNATION_SHIFT | (how & (LOGS | AT_SECOND)) |
+	       (how % 7 ? 0 : READONLY);
 }
 
 static void do_create(uint32_t as_id, uint32_t id)
@@ -123,8 +127,9 @@ static void do_load(uint32_t as_id)
 			continue;
 		word = now_word[as_id][id] = new_word();
 		note_word(as_id, id, plan.first + 1, word);
-		slots[nr++] = (struct ms_memslot){ base_of(id, word), npages_of(word), hva_for(as_id, id, word), id, as_id,
-						   flags_of(word), 0 };
+		slots[nr++] = (struct ms_memslot){
+			base_of(id, word), npages_of(word), hva_for(as_id, id, word), id, as_id, flags_of(word), 0
+		};
 	}
 	if (!nr)
 		return;
@@ -152,7 +157,10 @@ static void do_harvest(uint32_t as_id, uint32_t id)
 static struct ms_userspace_memory_region keeper_region(void)
 {
 	return (struct ms_userspace_memory_region){
-		.slot = KEEPER, .as_id = KEEPER_SPACE, .flags = MS_MEM_LOG_DIRTY_PAGES, .guest_memfd = -1,
+		.slot = KEEPER,
+		.as_id = KEEPER_SPACE,
+		.flags = MS_MEM_LOG_DIRTY_PAGES,
+		.guest_memfd = -1,
 		.guest_phys_addr = KEEPER_GFN * MS_PAGE_SIZE,
 		.memory_size = KEEPER_PAGES * (uint64_t)MS_PAGE_SIZE,
 		.userspace_addr = KEEPER_HVA,
