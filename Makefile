@@ -37,7 +37,7 @@ unexport PYTHONPATH PYTHONHOME
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
 .SECONDARY:
-.PHONY: help perf test test-core test-python test-arrays test-another test-others test-kernel asan asan-core asan-python tsan torture \
+.PHONY: help perf test test-core test-python test-arrays test-another test-others test-kernel test-fuzz asan asan-core asan-python tsan torture \
 	torture-short leaks mutants coverage bench bench-goals bench-readers bench-compare callgrind results lint format ci \
 	nightly clean
 
@@ -87,6 +87,9 @@ test-arrays: $(VENV)/.package $(VENV)/.with-test $(VENV)/.with-arrays ## run the
 
 test-kernel: $(VENV)/.package $(VENV)/.with-test ## make a million random calls, and compare each result with that of the running kernel
 	@MEMSLOTS_KVM_CALLS=1000000 MEMSLOTS_KVM_SECONDS=inf $(PYTEST) tests/python/test_kvm_differential.py $(ARGS)
+
+test-fuzz: $(VENV)/.package $(VENV)/.with-test $(VENV)/.with-plot ## read and play many more changed vector files than make test
+	@MEMSLOTS_FUZZ_EXAMPLES=4000 $(PYTEST) tests/python/test_hostile_vectors.py $(ARGS)
 
 # ---- sanitizers, coverage, mutants, benchmarks, style ----------------------------------------------------------
 
@@ -177,7 +180,7 @@ format: $(VENV)/.with-lint ## format the Python and C files
 ci: lint asan tsan coverage torture-short test-arrays test-another ## run the checks of continuous integration that follow make test
 
 nightly: T = 600
-nightly: test-others test-kernel mutants leaks torture ## run the long checks: all Pythons, a million calls to the kernel, mutants, valgrind, 10 minutes of torture
+nightly: test-others test-kernel test-fuzz mutants leaks torture ## run the long checks: all Pythons, a million calls to the kernel, fuzzing, mutants, valgrind, 10 minutes of torture
 
 clean: ## remove the virtual environment and everything built
 	rm -rf "$(VENV)" "$(VENV)"-3.* build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis

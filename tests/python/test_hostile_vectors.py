@@ -44,10 +44,15 @@ EXPECTED = {
 }
 
 
+@pytest.fixture(autouse=True)
+def no_garbage() -> None:
+    """Arrays of earlier tests, up to 32 GiB, must not be unmapped under the limit: the limit would be too high."""
+    gc.collect()
+
+
 @contextmanager
 def little_memory() -> Iterator[None]:
     """Limits the mapped memory of this process to ROOM bytes above its present use."""
-    gc.collect()  # arrays of earlier tests, up to 32 GiB, must not be unmapped under the limit
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
     pages = int(Path("/proc/self/statm").read_text().split()[0])
     resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + ROOM, hard))
@@ -242,7 +247,7 @@ def check(path: Path, text: bytes) -> VectorFile | None:
 
 
 FUZZ = settings(
-    max_examples=400,
+    max_examples=int(os.environ.get("MEMSLOTS_FUZZ_EXAMPLES", "120")),
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
