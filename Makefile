@@ -70,10 +70,11 @@ test-python: $(VENV)/.package $(VENV)/.with-test $(VENV)/.with-bench $(VENV)/.wi
 
 # Runs the suite on other interpreters, each in its own virtual environment.  $(1): options of tools/interpreters.py.
 define on-others
-	@$(BIN)/python tools/interpreters.py $(1) >build/interpreters && while read -r version python; do \
+	@$(BIN)/python tools/interpreters.py $(1) >build/interpreters && failed= && while read -r version python; do \
 		echo "the package on Python $$version ($$python)"; \
-		$(MAKE) --no-print-directory test-python PYTHON="$$python" VENV="$(VENV)-$$version" </dev/null || exit 1; \
-	done <build/interpreters
+		$(MAKE) --no-print-directory test-python PYTHON="$$python" VENV="$(VENV)-$$version" </dev/null || \
+			failed="$$failed $$version"; \
+	done <build/interpreters && [ -z "$$failed" ] || { echo "failed on Python:$$failed"; exit 1; }
 endef
 
 test-another: $(VENV)/.made build/. ## run pytest on one more supported Python, if one is found
