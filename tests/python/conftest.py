@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import gc
 import signal
 
 import pytest
@@ -29,6 +30,12 @@ progress.LINE_EVERY = float("inf")
 # tests of Ctrl-C, and the processes that they start, need one.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_collection_finish() -> None:
+    """Keeps pytest's own objects out of collections: with 7,600 tests each gc.collect() took 0.15 s."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
