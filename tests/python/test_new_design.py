@@ -42,7 +42,12 @@ def copy_sources(to: Path) -> None:
 def install(sources: Path, site: Path) -> None:
     path = os.pathsep.join((str(Path(sys.executable).parent), os.environ["PATH"]))
     options = ["--quiet", "--no-deps", "--no-build-isolation", "--no-index"]
-    settings = ["-C", "cmake.build-type=Debug", "-C", f"build-dir={sources / 'build'}"]
+    settings = [
+        "--config-settings",
+        "cmake.build-type=Debug",
+        "--config-settings",
+        f"build-dir={sources / 'build'}",
+    ]
     command = [
         sys.executable,
         "-m",
