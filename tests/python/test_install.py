@@ -69,8 +69,10 @@ def environment(folder: Path) -> Path:
     packages = next(folder.glob("lib/python3*/site-packages"))
     shared = folder / "shared"
     shared.mkdir()
-    for place in site.getsitepackages():
-        for entry in Path(place).iterdir():
+    for place in filter(
+        Path.is_dir, map(Path, site.getsitepackages())
+    ):  # Debian lists folders that are not there
+        for entry in place.iterdir():
             if (
                 not entry.name.lower().startswith(("memslots", "_memslots"))
                 and entry.suffix != ".pth"
