@@ -5,6 +5,7 @@
 #   PYTHON   the Python to use; for example: make test PYTHON=python3.13 VENV=.venv-3.13
 #   ARGS     further arguments for memslots perf, for pytest in test-python, bench and bench-compare, or for bench-goals,
 #            bench-readers, callgrind and mutants
+#   LEAVE_OUT  tests with this marker are not run by test-python; LEAVE_OUT= runs every test
 #   JOBS     processes that run tests at the same time; ARGS=-n0 runs pytest in one, for a debugger
 #   T, SEED  seconds and seed of torture
 #   A, B     the versions for bench-compare: commits, or . for the files as they are
@@ -14,6 +15,7 @@ PYTHON ?= python3
 VENV ?= .venv
 ARGS ?=
 JOBS ?= $(shell nproc)
+LEAVE_OUT ?= builds
 T ?= 60
 SEED ?= 20211206
 A ?= HEAD
@@ -37,7 +39,7 @@ unexport PYTHONPATH PYTHONHOME
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
 .SECONDARY:
-.PHONY: help perf test test-core test-python test-arrays test-another test-others test-kernel test-fuzz asan asan-core asan-python tsan torture \
+.PHONY: help perf test test-core test-python test-builds test-arrays test-another test-others test-kernel test-fuzz asan asan-core asan-python tsan torture \
 	torture-short leaks mutants coverage bench bench-goals bench-readers bench-compare callgrind results lint format ci \
 	nightly clean
 
@@ -64,7 +66,7 @@ test-core: $(VENV)/.with-build ## run only the tests of the C core
 	$(call run-preset,dev)
 
 test-python: $(VENV)/.package $(VENV)/.with-test $(VENV)/.with-bench $(VENV)/.with-plot ## run only pytest; ARGS="-k overlap" runs some tests
-	@$(PYTEST) $(ARGS)
+	@$(PYTEST) $(if $(LEAVE_OUT),-m "not $(LEAVE_OUT)") $(ARGS)
 
 # ---- more of the Python suite ----------------------------------------------------------------------------------
 
@@ -72,7 +74,7 @@ test-python: $(VENV)/.package $(VENV)/.with-test $(VENV)/.with-bench $(VENV)/.wi
 define on-others
 	@$(BIN)/python tools/interpreters.py $(1) >build/interpreters && failed= && while read -r version python; do \
 		echo "the package on Python $$version ($$python)"; \
-		$(MAKE) --no-print-directory test-python PYTHON="$$python" VENV="$(VENV)-$$version" </dev/null || \
+		$(MAKE) --no-print-directory test-python PYTHON="$$python" VENV="$(VENV)-$$version" LEAVE_OUT= </dev/null || \
 			failed="$$failed $$version"; \
 	done <build/interpreters && [ -z "$$failed" ] || { echo "failed on Python:$$failed"; exit 1; }
 endef
@@ -82,6 +84,9 @@ test-another: $(VENV)/.made build/. ## run pytest on one more supported Python, 
 
 test-others: $(VENV)/.made build/. ## run pytest on all supported Pythons that are found
 	$(call on-others,)
+
+test-builds: $(VENV)/.package $(VENV)/.with-test $(VENV)/.with-bench ## run the tests that compile packages and benchmarks, which make test leaves out
+	@$(PYTEST) -m builds $(ARGS)
 
 test-arrays: $(VENV)/.package $(VENV)/.with-test $(VENV)/.with-arrays ## run the tests of pandas and pyarrow objects, which make test skips
 	@$(BIN)/python -m pytest -q -n0 tests/python/test_bad_input.py -k "pandas or pyarrow"
@@ -178,7 +183,7 @@ format: $(VENV)/.with-lint ## format the Python and C files
 	@$(BIN)/ruff format .
 	@$(BIN)/clang-format -i $(C_FILES)
 
-ci: lint asan tsan coverage torture-short test-arrays test-another ## run the checks of continuous integration that follow make test
+ci: lint asan tsan coverage torture-short test-builds test-arrays test-another ## run the checks of continuous integration that follow make test
 
 nightly: T = 600
 nightly: test-others test-kernel test-fuzz mutants leaks torture ## run the long checks: all Pythons, a million calls to the kernel, fuzzing, mutants, valgrind, 10 minutes of torture

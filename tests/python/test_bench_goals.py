@@ -96,6 +96,7 @@ def assert_samples_give(figure: dict[str, Any]) -> None:
     assert figure["medians"]["over"] == pytest.approx(np.median(over))
 
 
+@pytest.mark.builds
 @pytest.mark.slow
 def test_every_goal_is_measured(tmp_path: Path) -> None:
     pytest.importorskip("Cython", reason="no Cython: make bench-goals installs it")
@@ -137,6 +138,7 @@ def test_readers_are_measured(tmp_path: Path) -> None:
         assert found.tolist() == pytest.approx([row["p50"], row["p99"], row["max"]])
 
 
+@pytest.mark.builds
 @pytest.mark.slow
 @pytest.mark.skipif(not shutil.which("valgrind"), reason="no valgrind")
 def test_instructions_are_counted(tmp_path: Path, bench: Any) -> None:

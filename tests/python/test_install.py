@@ -119,6 +119,7 @@ def folders_of(python: Path, folder: Path, **env: str) -> dict[str, Any]:
 
 
 @needs_build
+@pytest.mark.builds
 @pytest.mark.slow
 def test_editable_and_target_installs_find_their_header(tmp_path: Path) -> None:
     """An editable install keeps the package in the checkout and installs the header."""

@@ -85,6 +85,7 @@ def run(site: Path, *arguments: str) -> str:
     return done.stdout
 
 
+@pytest.mark.builds
 @pytest.mark.slow
 def test_build_finds_the_new_file(site: Path) -> None:
     code = "import json; from memslots._memslots import design_costs as c; print(json.dumps(c()))"
@@ -93,6 +94,7 @@ def test_build_finds_the_new_file(site: Path) -> None:
     assert costs["idea"] == costs["list"] == design_costs()["list"]
 
 
+@pytest.mark.builds
 @pytest.mark.slow
 def test_new_design_gives_the_recorded_answers(site: Path) -> None:
     files = [str(ROOT / f"tests/vectors/edge/{name}.jsonl") for name in VECTORS]
@@ -101,6 +103,7 @@ def test_new_design_gives_the_recorded_answers(site: Path) -> None:
     assert " 0 mismatches" in out
 
 
+@pytest.mark.builds
 @pytest.mark.slow
 def test_refused_change_leaks_no_memory(site: Path) -> None:
     code = """
@@ -136,6 +139,7 @@ for name in memslots.backends():
     run(site, "-c", code)
 
 
+@pytest.mark.builds
 @pytest.mark.slow
 def test_report_has_a_column_a_ratio_and_a_sentence_for_the_design(site: Path) -> None:
     options = ("--quick", "--no-kvm", "--only", "change/create", "--rounds", "1")
