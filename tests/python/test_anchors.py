@@ -3,29 +3,13 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
-from functools import cache
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
+from checkout import ROOT, needs_tools, tool
 
-ROOT = Path(__file__).parents[2]
-TOOL = ROOT / "tools" / "anchors.py"
-
-pytestmark = pytest.mark.skipif(not TOOL.exists(), reason="there is no checkout around the tests")
-
-
-@cache
-def tool() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("anchors", TOOL)
-    assert spec
-    assert spec.loader
-    module = sys.modules["anchors"] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+pytestmark = needs_tools
 
 
 C = """\
@@ -130,12 +114,12 @@ def sources(tmp_path: Path, **files: str) -> Any:
     (tmp_path / "src").mkdir(parents=True, exist_ok=True)
     for name, text in files.items():
         (tmp_path / "src" / name.replace("__", ".")).write_text(text)
-    return tool().Sources(tmp_path, ("src",))
+    return tool("anchors").Sources(tmp_path, ("src",))
 
 
 def changed(s: Any, name: str, old: str, new: str, file: str = "") -> str:
     place = s.find(name, file, old, new)
-    return tool().applied(s.source(place.file).text, [place])
+    return tool("anchors").applied(s.source(place.file).text, [place])
 
 
 def unit_names(s: Any, file: str) -> list[str]:
@@ -160,14 +144,14 @@ def test_parts_of_python(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("path", sorted((ROOT / "src").rglob("*.[ch]")), ids=lambda p: p.name)
 def test_every_brace_of_the_core_is_in_a_part(path: Path) -> None:
-    source = tool().Source(path.name, path.read_text(encoding="utf-8"))
+    source = tool("anchors").Source(path.name, path.read_text(encoding="utf-8"))
     inside = {i for u in source.units for i in range(u.first, u.end)}
     outside = [
         i
         for i, w in enumerate(source.words)
         if w in ("return", "if", "for", "while") and i not in inside
     ]
-    lines = [tool().line_of(source.text, source.tokens[i].start) for i in outside]
+    lines = [tool("anchors").line_of(source.text, source.tokens[i].start) for i in outside]
     conditional = [source.text.splitlines()[n - 1].lstrip() for n in lines]
     assert all(line.startswith("#") for line in conditional), lines
     assert all(u.name and u.name != ")" for u in source.units)
@@ -232,13 +216,19 @@ def test_several_edits_of_one_file(tmp_path: Path) -> None:
     s = sources(tmp_path, a__c="void f(void)\n{\n\tone();\n\ttwo();\n}\n")
     edits = [s.find("f", "", "one();", ""), s.find("f", "", "two();", "one();\ntwo();")]
     assert (
-        tool().tokens_of(tool().applied(s.source("src/a.c").text, edits), True)[5:-1]
-        == (tool().tokens_of(tool().applied(s.source("src/a.c").text, edits[::-1]), True)[5:-1])
+        tool("anchors").tokens_of(tool("anchors").applied(s.source("src/a.c").text, edits), True)[
+            5:-1
+        ]
+        == (
+            tool("anchors").tokens_of(
+                tool("anchors").applied(s.source("src/a.c").text, edits[::-1]), True
+            )[5:-1]
+        )
     )
-    assert "one();\ntwo();" in tool().applied(s.source("src/a.c").text, edits)
+    assert "one();\ntwo();" in tool("anchors").applied(s.source("src/a.c").text, edits)
     both = [s.find("f", "", "one();", "1;"), s.find("f", "", "one(); two();", "2;")]
-    with pytest.raises(tool().AnchorError, match="overlap at line 3"):
-        tool().applied(s.source("src/a.c").text, both)
+    with pytest.raises(tool("anchors").AnchorError, match="overlap at line 3"):
+        tool("anchors").applied(s.source("src/a.c").text, both)
 
 
 # ---- texts that are not found --------------------------------------------------------------------------
@@ -271,7 +261,7 @@ def test_errors_name_the_candidates(
     tmp_path: Path, name: str, file: str, old: str, why: str
 ) -> None:
     s = sources(tmp_path, a__c=C, a__pyx=PYX.replace("Other", "grow"), b__c="int other;\n")
-    with pytest.raises(tool().AnchorError, match=why):
+    with pytest.raises(tool("anchors").AnchorError, match=why):
         s.find(name, file, old, "return 0;")
 
 
@@ -281,5 +271,7 @@ def test_text_then_file_decides_among_functions_of_one_name(tmp_path: Path) -> N
     s = sources(tmp_path, a__c=one, b__c=two, c__c=two)
     assert s.find("f", "", "return 1;", "return 0;").file == "src/a.c"
     assert s.find("f", "src/c.*", "return 2;", "return 0;").file == "src/c.c"
-    with pytest.raises(tool().AnchorError, match=r"2 times, not once \(src/b.c:3, src/c.c:3\)"):
+    with pytest.raises(
+        tool("anchors").AnchorError, match=r"2 times, not once \(src/b.c:3, src/c.c:3\)"
+    ):
         s.find("f", "", "return 2;", "return 0;")

@@ -3,31 +3,18 @@
 
 from __future__ import annotations
 
-import importlib
-import sys
-from functools import cache
 from pathlib import Path
-from typing import Any
 
 import pytest
+from checkout import ROOT, needs_tools, tool
 
-TOOLS = Path(__file__).parents[2] / "tools"
-
-pytestmark = pytest.mark.skipif(not TOOLS.exists(), reason="there is no checkout around the tests")
-
-
-@cache
-def tool(name: str = "flips") -> Any:
-    if str(TOOLS) not in sys.path:
-        # Append: tools/coverage.py must not hide the package of that name.
-        sys.path.append(str(TOOLS))
-    return importlib.import_module(name)
+pytestmark = needs_tools
 
 
 def flips(body: str, head: str = "static int f(int a, int b)\n") -> dict[str, tuple[str, str, str]]:
     """By label of the flip: the code, its replacement, and the whole body after the replacement."""
     source = tool("anchors").Source("x.c", f"{head}{{ {body} }}\n")
-    found = tool().flips_in(source, source.units[0])
+    found = tool("flips").flips_in(source, source.units[0])
     whole = {f.label: tool("anchors").applied(source.text, [f.place]) for f in found}
     inside = {
         label: text[text.index("{") + 2 : text.rindex("}") - 1] for label, text in whole.items()
@@ -92,14 +79,14 @@ def test_head_of_a_function_has_no_flips() -> None:
 
 def test_flips_of_the_core_change_code_and_have_unique_names() -> None:
     anchors = tool("anchors")
-    sources = anchors.Sources(TOOLS.parent, ("src",))
+    sources = anchors.Sources(ROOT, ("src",))
     count = 0
     for file in filter(anchors.is_c, sources.files):
         source = sources.source(file)
         for unit in source.units:
             if "{" not in source.words[unit.first : unit.end] or unit.name.startswith("#"):
                 continue
-            found = tool().flips_in(source, unit)
+            found = tool("flips").flips_in(source, unit)
             assert len({f.label for f in found}) == len(found)
             for f in found:
                 old = anchors.tokens_of(source.text[f.place.start : f.place.end], True)
@@ -116,8 +103,8 @@ def test_function_name_must_be_unique(tmp_path: Path) -> None:
     (tmp_path / "src" / "c.h").write_text("int f(int a);\n")
     sources = tool("anchors").Sources(tmp_path, ("src",))
     with pytest.raises(tool("anchors").AnchorError, match=r"there are 2 \(src/a.c, src/b.c\)"):
-        tool().flips_of(sources, "f")
-    assert [f.label for f in tool().flips_of(sources, "f", "src/b*")] == ["lt-le:1"]
-    flip = tool().Flip("f", "gt-ge:1", "src/b.c")
+        tool("flips").flips_of(sources, "f")
+    assert [f.label for f in tool("flips").flips_of(sources, "f", "src/b*")] == ["lt-le:1"]
+    flip = tool("flips").Flip("f", "gt-ge:1", "src/b.c")
     with pytest.raises(tool("anchors").AnchorError, match="no flip 'gt-ge:1', but lt-le:1"):
         flip.place(sources)

@@ -3,26 +3,23 @@
 
 from __future__ import annotations
 
-import importlib
 import sys
 from pathlib import Path
 from types import ModuleType
 
 import pytest
+from checkout import ROOT, needs_tools, tool
 
-TOOLS = Path(__file__).resolve().parents[2] / "tools"
-
-pytestmark = pytest.mark.skipif(not TOOLS.exists(), reason="there is no checkout around the tests")
+pytestmark = needs_tools
 
 
 @pytest.fixture
-def tool(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> ModuleType:
+def interpreters(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> ModuleType:
     """The module, on a machine without any Python; every Python that a test adds can build extensions."""
-    monkeypatch.syspath_prepend(str(TOOLS))
     monkeypatch.setenv("PATH", str(tmp_path / "bin"))
     monkeypatch.setenv("PYENV_ROOT", str(tmp_path / "pyenv"))
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    module = importlib.import_module("interpreters")
+    module = tool("interpreters")
     monkeypatch.setattr(module, "can_build", lambda path: True)
     monkeypatch.setattr(module, "supported", lambda text: ["3.99", "3.98", "3.97"])
     return module
@@ -38,21 +35,21 @@ def add(folder: Path, version: str, script: str | None = None) -> Path:
 
 
 def test_interpreters_on_path_and_in_pyenv_are_found(
-    tool: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    interpreters: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     first = add(tmp_path / "bin", "3.99")
     second = add(tmp_path / "pyenv" / "versions" / "3.98.4" / "bin", "3.98")
-    assert tool.main([]) == 0
+    assert interpreters.main([]) == 0
     out, err = capsys.readouterr()
     assert out.splitlines() == [f"3.99 {first}", f"3.98 {second}"]
     assert err.splitlines() == ["Python 3.97: NOT RUN, there is none"]
 
 
 def test_at_most_one_interpreter_is_listed_for_each_version(
-    tool: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    interpreters: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     found = [add(tmp_path / "bin", version) for version in ("3.98", "3.97")]
-    assert tool.main(["--most", "1"]) == 0
+    assert interpreters.main(["--most", "1"]) == 0
     out, err = capsys.readouterr()
     assert out.splitlines() == [f"3.98 {found[0]}"]
     assert "Python 3.99: NOT RUN, there is none" in err
@@ -61,39 +58,33 @@ def test_at_most_one_interpreter_is_listed_for_each_version(
 
 @pytest.mark.parametrize("script", ["exit 127", "echo 3.97", "echo 3.99t", "kill -9 $$"])
 def test_program_that_is_not_a_usable_python_is_skipped(
-    tool: ModuleType, tmp_path: Path, script: str
+    interpreters: ModuleType, tmp_path: Path, script: str
 ) -> None:
     """Cases: a pyenv shim that fails, another version, a build without the GIL, a crash."""
     add(tmp_path / "bin", "3.99", script)
-    assert tool.find("3.99") == "there is none"
+    assert interpreters.find("3.99") == "there is none"
     right = add(tmp_path / "home" / ".local/share/uv/python/cpython-3.99.1" / "bin", "3.99")
-    assert tool.find("3.99") == right
+    assert interpreters.find("3.99") == right
 
 
 def test_python_without_headers_is_named(
-    tool: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    interpreters: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = add(tmp_path / "bin", "3.99")
-    monkeypatch.setattr(tool, "can_build", lambda path: False)
-    assert tool.find("3.99") == f"{path} lacks its headers or venv"
+    monkeypatch.setattr(interpreters, "can_build", lambda path: False)
+    assert interpreters.find("3.99") == f"{path} lacks its headers or venv"
 
 
 def test_running_interpreter_is_left_out(
-    tool: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    interpreters: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     own = "{}.{}".format(*sys.version_info[:2])
-    monkeypatch.setattr(tool, "supported", lambda text: [own])
-    assert tool.main([]) == 0
+    monkeypatch.setattr(interpreters, "supported", lambda text: [own])
+    assert interpreters.main([]) == 0
     assert capsys.readouterr() == ("", "")
 
 
-def test_supported_versions_are_those_of_the_classifiers(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.syspath_prepend(str(TOOLS))
-    monkeypatch.delitem(sys.modules, "interpreters", raising=False)
-    module = importlib.import_module("interpreters")
-    text = (TOOLS.parent / "pyproject.toml").read_text()
-    versions = module.supported(text)
+def test_supported_versions_are_those_of_the_classifiers() -> None:
+    versions = tool("interpreters").supported((ROOT / "pyproject.toml").read_text())
     assert versions == sorted(versions, key=lambda v: int(v[2:]), reverse=True)
     assert {"3.11", "3.14"} <= set(versions)

@@ -1,19 +1,15 @@
 # SPDX-License-Identifier: MIT
 """tools/layers.py and tools/python_layers.py accept the present sources, and find each kind of violation."""
 
-import importlib.util
 import json
 import shutil
 import subprocess
 import sys
 from collections.abc import Callable
-from functools import cache
 from pathlib import Path
-from types import ModuleType
 
 import pytest
-
-ROOT = Path(__file__).resolve().parents[2]
+from checkout import ROOT, tool
 
 
 def run(tool: str, *args: object) -> subprocess.CompletedProcess[str]:
@@ -134,21 +130,10 @@ def plant(package: Path, file: str, text: str) -> int:
     return len(path.read_text(encoding="utf-8").splitlines())
 
 
-@cache
-def python_layers() -> ModuleType:
-    path = ROOT / "tools" / "python_layers.py"
-    spec = importlib.util.spec_from_file_location("python_layers", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.fixture
 def findings(package: Path, capsys: pytest.CaptureFixture[str]) -> Findings:
     def run() -> list[str]:
-        code = python_layers().main(["--package", str(package)])
+        code = tool("python_layers").main(["--package", str(package)])
         *found, last = capsys.readouterr().out.splitlines()
         assert last.endswith(f" {len(found)} wrong")
         assert code == (1 if found else 0)
@@ -270,7 +255,7 @@ def loaded() -> list[str]:
 
 def test_import_loads_no_module_above_the_library() -> None:
     below = {name.split(".")[1] for name in loaded() if name.startswith("memslots.")}
-    layer_of = python_layers().LAYER_OF
+    layer_of = tool("python_layers").LAYER_OF
     assert "_memslots" in below
     assert {part for part in below if layer_of[part] > layer_of["__init__"]} == set()
 

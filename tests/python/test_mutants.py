@@ -4,50 +4,27 @@
 from __future__ import annotations
 
 import ast
-import importlib.util
 import re
 import subprocess
 import sys
 from functools import cache
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
+from checkout import ROOT, needs_tools, tool
 
-ROOT = Path(__file__).parents[2]
-TOOL = ROOT / "tools" / "mutants.py"
-
-pytestmark = pytest.mark.skipif(not TOOL.exists(), reason="there is no checkout around the tests")
-
-
-@cache
-def tool() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("mutants", TOOL)
-    assert spec
-    assert spec.loader
-    # Append: tools/coverage.py must not hide the package of that name.
-    sys.path.append(str(TOOL.parent))
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["mutants"] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-def lists() -> ModuleType:
-    """The module tools/mutant_list.py, imported by the tool."""
-    assert tool()
-    return sys.modules["mutant_list"]
+pytestmark = needs_tools
 
 
 @cache
 def catalogue() -> Any:
-    return lists().read_catalogue()
+    return tool("mutant_list").read_catalogue()
 
 
 @cache
 def sources() -> Any:
-    return lists().Sources(ROOT)
+    return tool("mutant_list").Sources(ROOT)
 
 
 # ---- the list ----------------------------------------------------------------------------------------
@@ -55,15 +32,18 @@ def sources() -> Any:
 
 def test_every_anchor_is_found() -> None:
     """A change of the code under an anchor must change the anchor, too."""
-    stale = {m.name: lists().stale(m, sources()) for m in (*catalogue().mutants, *catalogue().left)}
+    stale = {
+        m.name: tool("mutant_list").stale(m, sources())
+        for m in (*catalogue().mutants, *catalogue().left)
+    }
     assert not {name: why for name, why in stale.items() if why}
 
 
 def test_every_hazard_has_a_mutant_or_an_excuse() -> None:
-    assert lists().uncovered(catalogue()) == []
+    assert tool("mutant_list").uncovered(catalogue()) == []
     assert len(catalogue().mutants) >= 45
     for hazard, reason in catalogue().excused.items():
-        assert hazard in lists().HAZARDS
+        assert hazard in tool("mutant_list").HAZARDS
         assert len(reason) > 20
 
 
@@ -84,7 +64,7 @@ def functions_of(path: Path) -> set[str]:
 def test_every_named_test_exists() -> None:
     for m in catalogue().mutants:
         for test in m.tests:
-            if test.build == tool().PYTHON:
+            if test.build == tool("mutants").PYTHON:
                 file, _, name = test.name.partition("::")
                 assert name.partition("[")[0] in functions_of(ROOT / file), f"{m.name}: {test.name}"
             else:
@@ -98,8 +78,8 @@ def test_quick_mutants_are_few_and_cover_core_and_binding() -> None:
     """The quick mutants must run within a minute."""
     quick = [m for m in catalogue().mutants if m.quick]
     assert 12 <= len(quick) <= 30
-    assert any(t.build == tool().PYTHON for m in quick for t in m.tests)
-    assert sum(t.build == tool().PYTHON for m in quick for t in m.tests) <= 3
+    assert any(t.build == tool("mutants").PYTHON for m in quick for t in m.tests)
+    assert sum(t.build == tool("mutants").PYTHON for m in quick for t in m.tests) <= 3
 
 
 # ---- reading it ---------------------------------------------------------------------------------------
@@ -116,11 +96,11 @@ ENTRY = {
 
 
 def test_entry_is_parsed() -> None:
-    m = lists().parse_mutant(ENTRY)
+    m = tool("mutant_list").parse_mutant(ENTRY)
     assert m.wrong == "It is wrong."
-    assert m.edits == (lists().Edit("f", "one", "two", ""),)
+    assert m.edits == (tool("mutant_list").Edit("f", "one", "two", ""),)
     assert [t.build for t in m.tests] == ["plain", "asan", "python"]
-    assert m.tests[0].scale == lists().SCALE
+    assert m.tests[0].scale == tool("mutant_list").SCALE
     assert m.tests[1][1:] == ("test_b", 2.0, "7")
     assert m.tests[2].name == "tests/python/test_c.py::test_d[e]"
     assert [str(t) for t in m.tests] == ["test_a", "asan:test_b", "test_c.py::test_d[e]"]
@@ -138,8 +118,8 @@ def test_entry_is_parsed() -> None:
     ],
 )
 def test_bad_entry_is_refused_with_a_reason(change: dict[str, Any], why: str) -> None:
-    with pytest.raises(lists().ListError, match=why):
-        lists().parse_mutant({**ENTRY, **change})
+    with pytest.raises(tool("mutant_list").ListError, match=why):
+        tool("mutant_list").parse_mutant({**ENTRY, **change})
 
 
 def test_bad_list_is_refused_with_a_reason(tmp_path: Path) -> None:
@@ -148,11 +128,11 @@ def test_bad_list_is_refused_with_a_reason(tmp_path: Path) -> None:
         * 2
     )
     (tmp_path / "a.toml").write_text(two)
-    with pytest.raises(lists().ListError, match="two mutants have the name a"):
-        lists().read_catalogue(tmp_path)
+    with pytest.raises(tool("mutant_list").ListError, match="two mutants have the name a"):
+        tool("mutant_list").read_catalogue(tmp_path)
     (tmp_path / "a.toml").write_text("[[mutants]]\n")
-    with pytest.raises(lists().ListError, match="of the kind mutants"):
-        lists().read_catalogue(tmp_path)
+    with pytest.raises(tool("mutant_list").ListError, match="of the kind mutants"):
+        tool("mutant_list").read_catalogue(tmp_path)
 
 
 def tree(tmp_path: Path, **bodies: str) -> Any:
@@ -160,7 +140,7 @@ def tree(tmp_path: Path, **bodies: str) -> Any:
     (tmp_path / "src").mkdir()
     for name, body in bodies.items():
         (tmp_path / "src" / f"{name}.c").write_text(f"void f(void) {{ {body} }}\n")
-    return lists().Sources(tmp_path)
+    return tool("mutant_list").Sources(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -173,34 +153,38 @@ def tree(tmp_path: Path, **bodies: str) -> Any:
     ],
 )
 def test_stale_anchor_is_reported_with_a_reason(tmp_path: Path, text: str | None, why: str) -> None:
-    said = lists().stale(
-        lists().parse_mutant(ENTRY), tree(tmp_path, **({"x": text} if text else {}))
+    said = tool("mutant_list").stale(
+        tool("mutant_list").parse_mutant(ENTRY), tree(tmp_path, **({"x": text} if text else {}))
     )
     assert why in said
     assert bool(said) == bool(why)
 
 
 def test_edit_that_changes_nothing_is_stale(tmp_path: Path) -> None:
-    said = lists().stale(lists().parse_mutant({**ENTRY, "new": "one"}), tree(tmp_path, x="one"))
+    said = tool("mutant_list").stale(
+        tool("mutant_list").parse_mutant({**ENTRY, "new": "one"}), tree(tmp_path, x="one")
+    )
     assert "the same" in said
 
 
 def test_cpu_flags_are_read_from_the_entry_and_from_cpuinfo(tmp_path: Path) -> None:
-    assert lists().parse_mutant(ENTRY).cpu == frozenset()
-    assert lists().parse_mutant({**ENTRY, "cpu": "avx2 bmi2"}).cpu == {"avx2", "bmi2"}
+    assert tool("mutant_list").parse_mutant(ENTRY).cpu == frozenset()
+    assert tool("mutant_list").parse_mutant({**ENTRY, "cpu": "avx2 bmi2"}).cpu == {"avx2", "bmi2"}
     (tmp_path / "cpuinfo").write_text("flags first\nflags\t\t: sse avx2\nbugs\t: none\n")
-    assert tool().cpu_flags(tmp_path / "cpuinfo") == {"sse", "avx2"}
-    assert tool().cpu_flags(tmp_path / "none") == set()
+    assert tool("mutants").cpu_flags(tmp_path / "cpuinfo") == {"sse", "avx2"}
+    assert tool("mutants").cpu_flags(tmp_path / "none") == set()
 
 
 def test_mutant_for_another_cpu_is_not_planted(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    alone = lists().Catalogue([lists().parse_mutant({**ENTRY, "cpu": "avx9 sse"})], [], {}, [])
-    monkeypatch.setattr(tool(), "read_catalogue", lambda sources: alone)
-    monkeypatch.setattr(tool(), "cpu_flags", lambda: {"sse"})
-    monkeypatch.setattr(tool(), "WORK", tmp_path)
-    assert tool().main(["--jobs", "1"]) == 0
+    alone = tool("mutant_list").Catalogue(
+        [tool("mutant_list").parse_mutant({**ENTRY, "cpu": "avx9 sse"})], [], {}, []
+    )
+    monkeypatch.setattr(tool("mutants"), "read_catalogue", lambda sources: alone)
+    monkeypatch.setattr(tool("mutants"), "cpu_flags", lambda: {"sse"})
+    monkeypatch.setattr(tool("mutants"), "WORK", tmp_path)
+    assert tool("mutants").main(["--jobs", "1"]) == 0
     said = capsys.readouterr().out
     assert "not planted: this CPU has no avx9\n" in said
     assert said.endswith("mutants: 0 planted, 0 caught\n")
@@ -208,7 +192,7 @@ def test_mutant_for_another_cpu_is_not_planted(
 
 def test_options_select_mutants_by_name_hazard_quick_and_shard(tmp_path: Path) -> None:
     mutants = [
-        lists().parse_mutant({**ENTRY, "name": name, "hazard": hazard, "quick": quick})
+        tool("mutant_list").parse_mutant({**ENTRY, "name": name, "hazard": hazard, "quick": quick})
         for name, hazard, quick in (
             ("fork", "H1", True),
             ("forks", "H11", False),
@@ -219,7 +203,7 @@ def test_options_select_mutants_by_name_hazard_quick_and_shard(tmp_path: Path) -
     there = tree(tmp_path, x="one")
 
     def names(pattern: str = "", quick: bool = False, shard: tuple[int, int] = (1, 1)) -> list[str]:
-        return [m.name for m in lists().select(mutants, pattern, quick, shard, there)]
+        return [m.name for m in tool("mutant_list").select(mutants, pattern, quick, shard, there)]
 
     assert names() == ["fork", "forks", "hint"]
     assert names("fork") == ["fork", "forks"]
@@ -246,7 +230,7 @@ LT = '[[flips.equivalent]]\nflip = "lt-le:1"\ncode = "a<b"\nreason = "b is never
 def flips(tmp_path: Path, text: str, body: str = "if (a < b) one;") -> Any:
     there = tree(tmp_path, x=body)
     (tmp_path / "flips.toml").write_text(text)
-    return lists().read_catalogue(tmp_path, there), there
+    return tool("mutant_list").read_catalogue(tmp_path, there), there
 
 
 def test_flips_become_mutants(tmp_path: Path) -> None:
@@ -258,16 +242,21 @@ def test_flips_become_mutants(tmp_path: Path) -> None:
     }
     lt_le = found.mutants[-1]
     assert lt_le.wrong == "f(): `a < b` becomes `a <= b`."
-    assert lists().planted(lt_le.edits, there) == {"src/x.c": "void f(void) { if (a <= b) one; }\n"}
-    assert [m.name for m in lists().select(found.mutants, "flip:*:lt*", False, (1, 1), there)] == [
-        lt_le.name
-    ]
+    assert tool("mutant_list").planted(lt_le.edits, there) == {
+        "src/x.c": "void f(void) { if (a <= b) one; }\n"
+    }
+    assert [
+        m.name
+        for m in tool("mutant_list").select(found.mutants, "flip:*:lt*", False, (1, 1), there)
+    ] == [lt_le.name]
 
 
 def test_equivalent_flips_are_left_out(tmp_path: Path) -> None:
     found, _ = flips(tmp_path, FLIPS + LT)
     assert [m.name for m in found.mutants] == ["flip:f:if-true:1", "flip:f:if-false:1"]
-    assert found.equivalents == [lists().Equivalent("flip:f:lt-le:1", "a < b", "b is never a")]
+    assert found.equivalents == [
+        tool("mutant_list").Equivalent("flip:f:lt-le:1", "a < b", "b is never a")
+    ]
 
 
 @pytest.mark.parametrize(
@@ -281,7 +270,7 @@ def test_equivalent_flips_are_left_out(tmp_path: Path) -> None:
 def test_bad_equivalent_flip_is_refused_with_a_reason(
     tmp_path: Path, old: str, new: str, why: str
 ) -> None:
-    with pytest.raises(lists().ListError, match=re.escape(why)):
+    with pytest.raises(tool("mutant_list").ListError, match=re.escape(why)):
         flips(tmp_path, FLIPS + LT.replace(old, new))
 
 
@@ -295,7 +284,10 @@ def test_flips_of_a_missing_function_are_one_stale_mutant(tmp_path: Path) -> Non
         "flip:f:if-false:1",
         "flip:gone:any",
     ]
-    assert lists().stale(found.mutants[-1], there) == "mutant flip:gone:any: no function 'gone'"
+    assert (
+        tool("mutant_list").stale(found.mutants[-1], there)
+        == "mutant flip:gone:any: no function 'gone'"
+    )
 
 
 # ---- copies ------------------------------------------------------------------------------------------
@@ -308,13 +300,13 @@ def test_bugs_are_planted_only_in_the_copy(tmp_path: Path, monkeypatch: pytest.M
     whole = "void f(void) { one two three }"
     for path in files.values():
         path.write_text(whole)
-    monkeypatch.setattr(tool(), "ROOT", root)
-    monkeypatch.setattr(tool(), "WORK", tmp_path / "work")
-    monkeypatch.setattr(tool(), "PARTS", ("src",))
-    copy = tool().Copy(0)
+    monkeypatch.setattr(tool("mutants"), "ROOT", root)
+    monkeypatch.setattr(tool("mutants"), "WORK", tmp_path / "work")
+    monkeypatch.setattr(tool("mutants"), "PARTS", ("src",))
+    copy = tool("mutants").Copy(0)
 
     def edit(file: str, old: str, new: str) -> Any:
-        return lists().Edit("f", old, new, file)
+        return tool("mutant_list").Edit("f", old, new, file)
 
     def texts() -> list[str]:
         assert [path.read_text() for path in files.values()] == [whole] * 2
@@ -333,11 +325,11 @@ def test_bugs_are_planted_only_in_the_copy(tmp_path: Path, monkeypatch: pytest.M
     copy.plant([edit("src/b.c", "one", "1")])
     assert texts() == ["one two three", "1 two three"]
     (copy.source / "src" / "gone.c").write_text("")
-    copy = tool().Copy(0)  # as after an interrupted run
+    copy = tool("mutants").Copy(0)  # as after an interrupted run
     assert texts() == ["one two three"] * 2
     assert not (copy.source / "src" / "gone.c").exists()
     time = (copy.source / "src" / "a.c").stat().st_mtime_ns
-    copy = tool().Copy(0)
+    copy = tool("mutants").Copy(0)
     assert (copy.source / "src" / "a.c").stat().st_mtime_ns == time
 
 
@@ -379,10 +371,10 @@ def test_bugs_are_planted_only_in_the_copy(tmp_path: Path, monkeypatch: pytest.M
 def test_outcome_names_the_check_that_caught_the_mutant(
     status: int | None, output: str, how: str
 ) -> None:
-    outcome = tool().Outcome(status, output, 0.0)
+    outcome = tool("mutants").Outcome(status, output, 0.0)
     assert outcome.failed
     assert outcome.how == how
-    assert not tool().Outcome(0, output, 0.0).failed
+    assert not tool("mutants").Outcome(0, output, 0.0).failed
 
 
 class FakeCopy:
@@ -395,8 +387,8 @@ class FakeCopy:
 
     def run(self, test: Any, limit: float) -> Any:
         if "syntax" in self.planted:
-            raise tool().BuildError("x.c:1: error: expected")
-        return tool().Outcome(int(test.name in self.planted), "", 0.1)
+            raise tool("mutants").BuildError("x.c:1: error: expected")
+        return tool("mutants").Outcome(int(test.name in self.planted), "", 0.1)
 
 
 class StallingCopy(FakeCopy):
@@ -413,17 +405,19 @@ class StallingCopy(FakeCopy):
     def run(self, test: Any, limit: float) -> Any:
         self.runs[test] = self.runs.get(test, 0) + 1
         if self.runs[test] <= self.stalls:
-            return tool().Outcome(None, "", limit)
+            return tool("mutants").Outcome(None, "", limit)
         return super().run(test, limit)
 
 
 def verdict(
     new: str, useless: tuple[str, ...] = (), every: bool = False, copy: FakeCopy | None = None
 ) -> Any:
-    mutant = lists().parse_mutant({**ENTRY, "new": new, "caught_by": ["test_a", "test_b"]})
-    run = tool().Run([mutant], 0, every, sources())
+    mutant = tool("mutant_list").parse_mutant(
+        {**ENTRY, "new": new, "caught_by": ["test_a", "test_b"]}
+    )
+    run = tool("mutants").Run([mutant], 0, every, sources())
     run.copies = [copy or FakeCopy()]
-    run.groups = lambda: tool().deque([[mutant]])  # the mutant has no file
+    run.groups = lambda: tool("mutants").deque([[mutant]])  # the mutant has no file
     run.prove()
     assert set(run.limits) == set(mutant.tests)
     run.useless = {t: "" for t in mutant.tests if t.name in useless}
@@ -451,14 +445,14 @@ def test_run_that_the_watchdog_ends_is_repeated() -> None:
     assert "SURVIVED" in verdict("breaks nothing", copy=StallingCopy(1)).line()
     [(test, how)] = verdict("breaks test_b", copy=StallingCopy(1)).caught
     assert (test.name, how) == ("test_b", "check: exit 1")
-    copy, test = StallingCopy(2), lists().parse_test("test_a")
-    assert tool().outcome_of(copy, test, 1.0).how == "watchdog"
+    copy, test = StallingCopy(2), tool("mutant_list").parse_test("test_a")
+    assert tool("mutants").outcome_of(copy, test, 1.0).how == "watchdog"
     assert copy.runs == {test: 2}
 
 
 def test_test_that_fails_without_a_bug_is_not_used() -> None:
-    mutant = lists().parse_mutant(ENTRY)
-    run = tool().Run([mutant], 0, False, sources())
+    mutant = tool("mutant_list").parse_mutant(ENTRY)
+    run = tool("mutants").Run([mutant], 0, False, sources())
     run.copies = [FakeCopy()]
     run.copies[0].planted = "test_b"
     run.prove()
@@ -477,8 +471,8 @@ MUTANTS = "| hazard | mutant | wrong | caught by |"
 
 
 def test_markdown_has_all_four_tables() -> None:
-    mutant = lists().parse_mutant({**ENTRY, "hazard": ["H2", "H1"], "wrong": "a || b."})
-    text = lists().markdown([mutant], catalogue())
+    mutant = tool("mutant_list").parse_mutant({**ENTRY, "hazard": ["H2", "H1"], "wrong": "a || b."})
+    text = tool("mutant_list").markdown([mutant], catalogue())
     by = "test_a, asan:test_b, test_c.py::test_d[e]"
     assert rows_of(text, MUTANTS) == [[h, "a", "a &#124;&#124; b.", by] for h in ("H1", "H2")]
     excused = rows_of(text, "| hazard | why it has no mutant |")
@@ -494,7 +488,7 @@ HAZARD = re.compile(r"^\| (H\d+) \|", re.MULTILINE)
 
 def test_document_has_a_row_for_every_hazard() -> None:
     text = (ROOT / "docs" / "reliability.md").read_text(encoding="utf-8")
-    assert tuple(HAZARD.findall(text)) == lists().HAZARDS
+    assert tuple(HAZARD.findall(text)) == tool("mutant_list").HAZARDS
 
 
 # ---- the program --------------------------------------------------------------------------------------
@@ -502,7 +496,10 @@ def test_document_has_a_row_for_every_hazard() -> None:
 
 def run(*args: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, str(TOOL), *args], capture_output=True, text=True, check=False
+        [sys.executable, str(ROOT / "tools" / "mutants.py"), *args],
+        capture_output=True,
+        text=True,
+        check=False,
     )
 
 

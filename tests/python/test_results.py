@@ -3,20 +3,17 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import re
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
+from checkout import ROOT, needs_tools, tool
 
-ROOT = Path(__file__).resolve().parents[2]
-TOOL = ROOT / "tools" / "results.py"
 RECORDS = ROOT / "docs" / "results"
 
-pytestmark = pytest.mark.skipif(not TOOL.exists(), reason="there is no checkout around the tests")
+pytestmark = needs_tools
 
 WRITES = "import json, sys; print('a table'); json.dump({'machine': {'cpu': 'some'}}, open(sys.argv[1], 'w'))"
 
@@ -24,11 +21,7 @@ WRITES = "import json, sys; print('a table'); json.dump({'machine': {'cpu': 'som
 @pytest.fixture
 def results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """The tool with two short commands; it writes below tmp_path."""
-    spec = importlib.util.spec_from_file_location("results", TOOL)
-    assert spec is not None
-    assert spec.loader is not None
-    module: ModuleType = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    module = tool("results")
     monkeypatch.setattr(module, "BUILT", tmp_path / "built")
     monkeypatch.setattr(module, "RECORDS", tmp_path / "records")
     run = module.Run

@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: MIT
-"""Argument types for argparse.  Their error messages name the valid values."""
+"""Arguments that several commands have, and argument types whose error messages name the valid values."""
 
 from __future__ import annotations
 
 import argparse
 
 from .. import backends
+from ..lab.layouts import SEED
 from ..report.words import choices
 
 
@@ -34,3 +35,21 @@ def backend(text: str) -> str:
     if text not in names:
         raise argparse.ArgumentTypeError(f"there is no backend {text!r}{choices(text, names)}")
     return text
+
+
+def add_measurement(parser: argparse.ArgumentParser) -> None:
+    """Adds the arguments of every measurement: how often, of which operations, and of which cases."""
+    parser.add_argument("--rounds", type=rounds, metavar="N", help="turns of each backend")
+    parser.add_argument(
+        "--seed",
+        type=seed,
+        default=SEED,
+        metavar="N",
+        help="the seed of slots and operations (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--only",
+        metavar="PATTERN",
+        help="only cases whose name contains PATTERN, which may have * and ?",
+    )
+    parser.add_argument("--no-kvm", action="store_true", help="leave out this machine's kernel")

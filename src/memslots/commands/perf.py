@@ -18,7 +18,6 @@ from .. import __version__
 from ..lab import peers
 from ..lab.case import Budget, Case, matches
 from ..lab.changes import all_changes
-from ..lab.layouts import SEED
 from ..lab.lookups import all_lookups
 from ..lab.machine import (
     available_backends,
@@ -67,22 +66,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--slots", type=slot_numbers, metavar="N,...", help="numbers of slots, and none above them"
     )
-    parser.add_argument(
-        "--rounds", type=arguments.rounds, metavar="N", help="turns of each backend"
-    )
-    parser.add_argument(
-        "--seed",
-        type=arguments.seed,
-        default=SEED,
-        metavar="N",
-        help="the seed of slots and operations (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--only",
-        metavar="PATTERN",
-        help="only cases whose name contains PATTERN, which may have * and ?",
-    )
-    parser.add_argument("--no-kvm", action="store_true", help="leave out this machine's kernel")
+    arguments.add_measurement(parser)
     deliver.add_arguments(parser)
 
 

@@ -14,7 +14,6 @@ from typing import NamedTuple
 
 from .. import __version__
 from ..lab.case import Budget, Case
-from ..lab.layouts import SEED
 from ..lab.machine import available_backends, clock_ns, machine, on_one_cpu
 from ..lab.progress import progress_bar
 from ..lab.scaling import all_cases
@@ -57,22 +56,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--full", action="store_true", help="more rounds, and cases that take minutes"
     )
     parser.add_argument("--max-slots", type=slot_number, metavar="N", help="the largest size")
-    parser.add_argument(
-        "--rounds", type=arguments.rounds, metavar="N", help="turns of each backend"
-    )
-    parser.add_argument(
-        "--seed",
-        type=arguments.seed,
-        default=SEED,
-        metavar="N",
-        help="the seed of slots and operations (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--only",
-        metavar="PATTERN",
-        help="only cases whose name contains PATTERN, which may have * and ?",
-    )
-    parser.add_argument("--no-kvm", action="store_true", help="leave out this machine's kernel")
+    arguments.add_measurement(parser)
     deliver.add_arguments(parser)
 
 
