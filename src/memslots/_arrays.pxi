@@ -342,6 +342,11 @@ cdef cnp.ndarray _words(object values, str name):
     return array.view(np.uint64)
 
 
+def bitmap_words(values, name):
+    """_words() for a caller in Python: one contiguous array."""
+    return np.ascontiguousarray(_words(values, name))
+
+
 cdef cnp.ndarray _result(object out, cnp.ndarray numbers, int type_num):
     """The array to write to: a new one, or the caller's, whose type, shape and flags are checked."""
     cdef cnp.ndarray array

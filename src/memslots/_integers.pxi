@@ -26,7 +26,10 @@ cdef extern from "Python.h":
 
 
 cdef object _index(object value, str name):
-    """The int of an object with __index__.  TypeError for a bool, since True is no frame number."""
+    """The int of an object with __index__.  TypeError for a bool, since True is no frame number, and for a masked
+    element, which has no value."""
+    if isinstance(value, np.ma.MaskedArray):
+        raise TypeError(f"{name} must be an int, not a masked array; use {name}.item(), which is None if it is masked")
     if isinstance(value, (bool, np.bool_)) or not hasattr(value, "__index__"):
         raise TypeError(f"{name} must be an int, not {type(value).__name__}")
     try:

@@ -111,7 +111,7 @@ def _check_runs_at_once(name: str, hook: Any) -> None:
     for function in (hook, call):
         if inspect.iscoroutinefunction(function):
             raise TypeError(
-                f"{name} is a coroutine function: nobody would await it; make it a plain function"
+                f"{name} is a coroutine function: a call would not run it; make it a plain function"
             )
         if inspect.isgeneratorfunction(function) or inspect.isasyncgenfunction(function):
             raise TypeError(

@@ -709,7 +709,7 @@ static void grow_and_abandon(struct actor *me)
 /* H16: a page of the grown slot is marked while the slot of the beginning is published again. */
 static void mark_across_roll_back(void (*roll_back)(struct actor *me))
 {
-	begin("H16: a mark beside the roll-back of a change of size");
+	begin("H16: a mark during the roll-back of a change of size");
 	act_until(&writer, roll_back, POINT_WRITER_GRACE_OVER);
 	act_until(&reader, mark, POINT_READER_MARKS);
 	go(&writer, NO_STOP);

@@ -44,9 +44,9 @@ def test_example_of_a_users_benchmark_runs_in_ten_lines(tmp_path: Path) -> None:
 
 
 def test_only_lookups_by_gfn_are_measured_with_the_index() -> None:
-    told = pytest_in(ROOT, "bench/suite", "--collect-only")
+    shown = pytest_in(ROOT, "bench/suite", "--collect-only")
     found = {
-        line.split("::")[1].partition("[")[0] for line in told.splitlines() if "tree+index" in line
+        line.split("::")[1].partition("[")[0] for line in shown.splitlines() if "tree+index" in line
     }
     by_gfn = (
         "gfn_to_hva_from_c",
@@ -59,8 +59,8 @@ def test_only_lookups_by_gfn_are_measured_with_the_index() -> None:
 
 @pytest.mark.slow
 def test_suite_runs_each_benchmark_once() -> None:
-    told = pytest_in(
+    shown = pytest_in(
         ROOT, "bench/suite", "--benchmark-disable", "-k", "8-slots or replay or dirty_log"
     )
-    assert " passed" in told
-    assert " failed" not in told
+    assert " passed" in shown
+    assert " failed" not in shown

@@ -330,11 +330,11 @@ SCAN = """
 # Overlapping windows: 2**36 elements in four megabytes.
 many = np.lib.stride_tricks.as_strided(np.zeros(2**19, np.int64), (2**18, 2**18), (8, 8))
 ran = []
-def beside():
+def read_meanwhile():
     while not let_go.is_set():
         ran.append(time.monotonic())
         time.sleep(0.001)
-other = threading.Thread(target=beside)
+other = threading.Thread(target=read_meanwhile)
 other.start()
 # Whether the main thread is in the call while another thread runs: the call has released the GIL.
 def goes_on():
@@ -375,8 +375,8 @@ with warnings.catch_warnings(record=True) as seen:
     # Send SIGINT once the change is published, mostly before the warning about the reader.
     assert interrupted(lambda: put(vm, 1, 100, 1), seen=lambda: vm.gfn_to_memslot(100) is not None, then=sent.set)
     holder.join()
-told = [str(w.message) for w in seen if w.category is ReaderStallWarning]
-assert len(told) == 1 and "the slow reader" in told[0], told
+shown = [str(w.message) for w in seen if w.category is ReaderStallWarning]
+assert len(shown) == 1 and "the slow reader" in shown[0], shown
 assert len(vm) == 2
 print("well")
 """

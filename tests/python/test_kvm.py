@@ -4,6 +4,7 @@
 import errno
 import fcntl
 import os
+import re
 
 import numpy as np
 import pytest
@@ -267,10 +268,35 @@ def test_bitmap_of_another_size_comes_after_the_kernels_checks(vm):
     assert int(np.bitwise_count(vm.get_dirty_log(1)).sum()) == 200
 
 
-def test_bitmap_of_another_type(vm):
-    for bitmap in ([1], np.zeros(1, np.int64), np.zeros(8, np.uint8), b"12345678"):
-        with pytest.raises(TypeError):
+@pytest.mark.parametrize(
+    "bitmap",
+    [
+        [5],
+        np.array([5], np.int64),
+        np.array([5], np.uint8),
+        np.array([5], ">u8"),
+        np.arange(5, 11)[::6],
+    ],
+    ids=["list", "signed", "narrow", "byte order", "stride"],
+)
+def test_bitmap_of_another_type(vm, bitmap):
+    """KvmVM accepts the same arrays as VM."""
+    vm.manual_dirty_log_protect = 3
+    put(vm, 1, 0, 64, flags=LOG)
+    vm.clear_dirty_log(1, 0, 64, bitmap)
+    assert vm.get_dirty_log(1).tolist() == [2**64 - 1 - 5]
+
+
+def test_bitmap_that_is_none_of_integers(vm):
+    put(vm, 1, 0, 64, flags=LOG)
+    for bitmap, way in (
+        (np.ma.array([5], mask=[True]), "bitmap is a masked array; use bitmap.compressed()"),
+        (b"12345678", "use np.frombuffer(bitmap, dtype=np.uint64)"),
+        ([1.0], "astype(np.uint64)"),
+    ):
+        with pytest.raises(TypeError, match=re.escape(way)):
             vm.clear_dirty_log(1, 0, 64, bitmap)
+    assert vm.get_dirty_log(1).tolist() == [2**64 - 1]
 
 
 def test_null_buffer_loses_the_log_only_without_manual_protection(vm):

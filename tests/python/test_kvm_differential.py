@@ -103,8 +103,8 @@ class AdjacentOverlaps(ModelVM):
 
     def _check_overlap(self, space, new):
         super()._check_overlap(space, new)
-        beside = space.in_gfn_range(max(0, new.base_gfn - 1), new.end_gfn + 1)
-        if any(s.id != new.id for s in beside):
+        neighbours = space.in_gfn_range(max(0, new.base_gfn - 1), new.end_gfn + 1)
+        if any(s.id != new.id for s in neighbours):
             raise errors.from_errno(errno.EEXIST, "adjacent")
 
 

@@ -745,7 +745,7 @@ def test_hook_that_returns_a_value(hook: str, kind: str) -> None:
     gc.collect()  # no coroutine was left that "was never awaited": that would be an error
 
 
-def test_load_that_a_value_refuses() -> None:
+def test_value_of_prepare_refuses_a_load() -> None:
     rows = np.zeros(2, MEMSLOT_DTYPE)
     rows["id"], rows["base_gfn"], rows["npages"] = [1, 2], [10, 20], 1
     with VM() as vm:
@@ -756,7 +756,7 @@ def test_load_that_a_value_refuses() -> None:
 
 
 def test_value_of_a_hook_in_an_update() -> None:
-    """flush runs in the step that makes the slot INVALID: the step is done, and says what was returned."""
+    """flush runs after the step has made the slot INVALID.  The step is complete, and its error names the value."""
     with VM() as vm:
         put(vm, 1, 10, 4)
         vm.add_listener(returning("flush", lambda: 5))
@@ -792,7 +792,7 @@ DEFERRED: dict[str, Any] = {
 @pytest.mark.parametrize("kind", DEFERRED)
 @pytest.mark.parametrize("hook", HOOKS)
 def test_hooks_that_do_not_run_at_once(hook: str, kind: str) -> None:
-    """Refused when they are added: nobody would await a coroutine or drive a generator."""
+    """add_listener() refuses them, because a call would not run their code."""
     listener: Any = Listener()
     setattr(listener, hook, DEFERRED[kind])
     words = "generator" if kind == "generator" else "coroutine"
@@ -828,7 +828,7 @@ def test_async_methods_and_generators() -> None:
         assert len(vm) == 1
 
 
-def test_async_hook_that_comes_later() -> None:
+def test_async_hook_that_is_set_after_add_listener() -> None:
     """One that replaces a hook of a listener that is there is found when it is called; its coroutine is closed."""
     listener: Any = Listener()
     with VM() as vm:
@@ -912,7 +912,7 @@ def test_forms_of_a_misspelled_hook() -> None:
 
 
 def test_a_name_next_to_its_hook_is_no_mistake() -> None:
-    """A class that has the hook too knows how it is spelled; a subclass of it may not."""
+    """A class may have both the hook and a method with a similar name.  A subclass with only that name is refused."""
 
     class Knows(Listener):
         def commit(self, change: Change) -> None:

@@ -41,8 +41,8 @@ def path(tmp_path: Path) -> str:
 
 def test_life_of_a_slot_ends_with_its_next_change(path: str) -> None:
     lives = history.lives(vectors.read(path))
-    told = [(life.id, life.gpa, life.kind, life.begin, life.end) for life in lives]
-    assert told == [
+    shown = [(life.id, life.gpa, life.kind, life.begin, life.end) for life in lives]
+    assert shown == [
         (0, 0, "RAM", 1, 4),
         (1, 4 * MIB, "READONLY", 2, 6),
         (0, 0, "RAM, logged", 4, 7),
@@ -77,10 +77,10 @@ def test_text_lists_slots_and_holes(path: str, capsys: pytest.CaptureFixture[str
 
 def test_json_output_accepts_a_packaged_name(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["map", "pc-migrate-boot", "--json"]) == 0
-    told = json.loads(capsys.readouterr().out)
-    assert (told["name"], told["ops"], told["at"]) == ("pc-migrate-boot", 64, 64)
-    assert (told["changes"], told["most_slots"], len(told["slots"])) == (41, 9, 9)
-    assert told["slots"][0]["gpa"] == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert (shown["name"], shown["ops"], shown["at"]) == ("pc-migrate-boot", 64, 64)
+    assert (shown["changes"], shown["most_slots"], len(shown["slots"])) == (41, 9, 9)
+    assert shown["slots"][0]["gpa"] == 0
 
 
 @pytest.mark.parametrize(

@@ -135,14 +135,14 @@ def test_each_fault_of_the_schema_is_found(capsys: pytest.CaptureFixture[str]) -
 
 @pytest.mark.usefixtures("tiny")
 def test_seed_determines_lookups_and_answers(capsys: pytest.CaptureFixture[str]) -> None:
-    def told(seed: str) -> dict[tuple[Any, ...], tuple[str, int]]:
+    def shown(seed: str) -> dict[tuple[Any, ...], tuple[str, int]]:
         report = run(capsys, "--only", "lookup/", "--seed", seed)[1]
         return {
             (r["case"], r["backend"], r["n_slots"]): (r["digest"], r["ops"])
             for r in report["results"]
         }
 
-    one, same, other = told("1"), told("1"), told("2")
+    one, same, other = shown("1"), shown("1"), shown("2")
     assert one == same
     assert one.keys() == other.keys()
     assert all(one[key] != other[key] for key in one)
@@ -472,13 +472,13 @@ def test_summary_names_the_rows_where_the_array_is_faster() -> None:
 
     results = [*rows("RW", 8, 1, 1), *rows("RW", 509, 2, 1), *rows("RW", 4096, 2, 1)]
     results += rows("unmap", 4096, 1, 9)
-    told = list(report_perf._array_wins({"results": results, "crossover": []}))
-    assert told == [
+    shown = list(report_perf._array_wins({"results": results, "crossover": []}))
+    assert shown == [
         "The array is faster (costs above): RW at 509 and 4,096.  "
         "In all other rows of these tables the tree is faster, or both are even."
     ]
-    told = list(report_perf._array_wins({"results": results[:2], "crossover": []}))
-    assert "(costs above): nowhere." in told[0]
+    shown = list(report_perf._array_wins({"results": results[:2], "crossover": []}))
+    assert "(costs above): nowhere." in shown[0]
 
 
 def test_new_design_gets_a_column_a_ratio_and_a_sentence() -> None:
@@ -612,8 +612,8 @@ def test_case_over_the_budget_is_not_run() -> None:
     budget, results = Budget(0.001, 1.0, 1.0, 64, 4, 4), Results()
     cells = plan(perf.all_tests(32_764, 1), ["tree", "list"], 1, budget, results)
     assert {cell.backend for cell in cells if cell.case.names == ("slot setup",)} == {"tree"}
-    told = {(row["case"], row["backend"]) for row in results.not_run}
-    assert ("slot setup", "list") in told
+    shown = {(row["case"], row["backend"]) for row in results.not_run}
+    assert ("slot setup", "list") in shown
     assert all("takes about" in row["reason"] for row in results.not_run)
 
 

@@ -1084,11 +1084,11 @@ def test_info(capsys: Any) -> None:
 def test_info_json(capsys: Any, monkeypatch: Any) -> None:
     monkeypatch.setattr(kvm, "available", lambda: "no such device")
     assert cli.main(["info", "--json"]) == 0
-    told = json.loads(capsys.readouterr().out)
-    assert set(told) == {"memslots", "python", "numpy", "platform", "build", "cpu", "simd", "kvm"}
-    assert told["kvm"] == {"usable": False, "reason": "no such device"}
-    assert told["python"] == sys.version.split()[0]
-    assert set(told["cpu"]) == {"model", "features", "cores"}
+    shown = json.loads(capsys.readouterr().out)
+    assert set(shown) == {"memslots", "python", "numpy", "platform", "build", "cpu", "simd", "kvm"}
+    assert shown["kvm"] == {"usable": False, "reason": "no such device"}
+    assert shown["python"] == sys.version.split()[0]
+    assert set(shown["cpu"]) == {"model", "features", "cores"}
 
 
 def simd_line(wanted: str | None) -> str:
@@ -1104,24 +1104,24 @@ def simd_line(wanted: str | None) -> str:
 
 def test_info_shows_the_simd_level_of_batches() -> None:
     levels = simd_levels()
-    told = simd_line(None)
-    assert f"used {levels[-1]}, levels {' '.join(levels)}, " in told
-    assert "MEMSLOTS_SIMD can choose a lower level" in told
+    shown = simd_line(None)
+    assert f"used {levels[-1]}, levels {' '.join(levels)}, " in shown
+    assert "MEMSLOTS_SIMD can choose a lower level" in shown
 
 
 @pytest.mark.parametrize("level", simd_levels())
 def test_info_shows_the_requested_simd_level(level: str) -> None:
-    told = simd_line(level)
-    assert f"used {level}, " in told
-    assert told.endswith(f"MEMSLOTS_SIMD {level}")
+    shown = simd_line(level)
+    assert f"used {level}, " in shown
+    assert shown.endswith(f"MEMSLOTS_SIMD {level}")
 
 
 @pytest.mark.parametrize("wanted", ["avx9000", "AVX2", ""])
 def test_info_reports_an_ignored_simd_level(wanted: str) -> None:
-    told = simd_line(wanted)
-    assert f"used {simd_levels()[-1]}, " in told
-    assert f"MEMSLOTS_SIMD {wanted}, " in told
-    assert told.endswith("MEMSLOTS_SIMD IS IGNORED: this CPU has no such level")
+    shown = simd_line(wanted)
+    assert f"used {simd_levels()[-1]}, " in shown
+    assert f"MEMSLOTS_SIMD {wanted}, " in shown
+    assert shown.endswith("MEMSLOTS_SIMD IS IGNORED: this CPU has no such level")
 
 
 def test_info_reports_a_simd_level_requested_too_late(monkeypatch: Any) -> None:
@@ -1134,6 +1134,6 @@ def test_info_reports_a_simd_level_requested_too_late(monkeypatch: Any) -> None:
 
 @pytest.mark.skipif(kvm.available() is not None, reason=f"no kernel to ask: {kvm.available()}")
 def test_info_shows_the_kernel() -> None:
-    told = info._info()["kvm"]
-    assert (told["usable"], told["api_version"]) == (True, 12)
-    assert told["nr_memslots"] > 0
+    shown = info._info()["kvm"]
+    assert (shown["usable"], shown["api_version"]) == (True, 12)
+    assert shown["nr_memslots"] > 0

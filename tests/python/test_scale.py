@@ -55,12 +55,12 @@ def test_report_has_every_operation(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_runs_are_reproducible(capsys: pytest.CaptureFixture[str]) -> None:
-    def told(seed: str) -> list[tuple[Any, ...]]:
+    def shown(seed: str) -> list[tuple[Any, ...]]:
         rows = run(capsys, "--seed", seed, "--only", "lookup")[1]["results"]
         return [(r["case"], r["backend"], r["n_slots"], r["digest"], r["ops"]) for r in rows]
 
-    assert told("3") == told("3")
-    assert told("3") != told("4")
+    assert shown("3") == shown("3")
+    assert shown("3") != shown("4")
 
 
 def test_text_output_has_its_tables(capsys: pytest.CaptureFixture[str]) -> None:

@@ -148,6 +148,7 @@ def mypy(tmp_path: Path, source: str) -> list[str]:
 
 @needs_mypy
 @pytest.mark.slow
+@pytest.mark.builds
 def test_mypy_accepts_good_code_and_finds_each_misuse(tmp_path: Path) -> None:
     """mypy reports each misuse at its line."""
     bad = ["import memslots", "vm = memslots.VM()", *BAD]

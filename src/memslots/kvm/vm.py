@@ -29,6 +29,7 @@ from typing import NamedTuple, Self
 
 import numpy as np
 
+from .._memslots import bitmap_words
 from ..errors import MemslotsError, from_errno
 from . import ioctls
 from .ioctls import MAX_NR_PAGES, MEM_GUEST_MEMFD, MEM_LOG_DIRTY_PAGES, MEM_READONLY, PAGE_SIZE
@@ -281,7 +282,7 @@ class KvmVM:
         If the bitmap does not have ceil(num_pages / 64) words, the kernel gets a NULL pointer too.  It then makes its
         own checks and reads nothing.  If these checks pass, the call fails because of the size.
         """
-        words = _as_words(bitmap)
+        words = None if bitmap is None else bitmap_words(bitmap, "bitmap")
         slot, as_id, num_pages = index(slot), index(as_id), index(num_pages)
         with self._lock:
             fits = words is not None and words.size == _nr_words(num_pages)
@@ -383,15 +384,6 @@ def _accepts(vm: KvmVM, gpa: int, hva: int) -> bool:
 
 def _nr_words(npages: int) -> int:
     return (npages + 63) // 64
-
-
-def _as_words(bitmap: np.ndarray | None) -> np.ndarray | None:
-    if bitmap is None:
-        return None
-    words = np.ascontiguousarray(bitmap)
-    if words.dtype != np.uint64:
-        raise TypeError(f"bitmap must be an array of uint64, not of {words.dtype}")
-    return words
 
 
 def _number(error: OSError) -> int:
