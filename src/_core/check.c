@@ -47,8 +47,8 @@ static int check_dirty_log(struct walk *w, const struct memslot *slot)
 		return broken(w, 'D', 1, "slot %" PRIu32 ": its dirty log has bits from page %" PRIu64 " on", slot->id,
 			      slot->npages);
 	if (slot->dirty && slot->dirty->refs != 1)
-		return broken(w, 'D', 2, "slot %" PRIu32 ": its dirty log has %zu references instead of 1", slot->id,
-			      slot->dirty->refs);
+		return broken(w, 'D', 2, "slot %" PRIu32 ": its dirty log has %" PRIu32 " references instead of 1",
+			      slot->id, slot->dirty->refs);
 	if (slot->dirty && slot->dirty->related != slot->dirty)
 		return broken(w, 'D', 5, "slot %" PRIu32 ": its dirty log is related to another one at rest", slot->id);
 	return 0;

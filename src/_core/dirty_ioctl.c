@@ -30,16 +30,16 @@ static int find_logged(struct ms_vm *vm, uint32_t as_id, uint32_t id, struct mem
 static int get_log(struct ms_vm *vm, struct dirty_log *log, uint64_t *bitmap, size_t room, size_t *nwords,
 		   struct ms_error *err)
 {
-	*nwords = log->nwords;
-	if (bitmap && room < log->nwords)
-		return vm_refuse(err, ENOBUFS, MS_RULE_BITMAP_SIZE, log->nwords, NULL);
+	*nwords = nwords_of(log);
+	if (bitmap && room < nwords_of(log))
+		return vm_refuse(err, ENOBUFS, MS_RULE_BITMAP_SIZE, nwords_of(log), NULL);
 	if (ms_manual_dirty_log_protect(vm))
 		dirty_log_peek(log);
 	else
 		dirty_log_harvest(log);
 	if (!bitmap)
 		return vm_refuse(err, EFAULT, MS_RULE_NULL_BUFFER, 0, NULL);
-	memcpy(bitmap, log->scratch, log->nwords * sizeof(*bitmap));
+	memcpy(bitmap, log->scratch, nwords_of(log) * sizeof(*bitmap));
 	return 0;
 }
 

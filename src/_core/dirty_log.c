@@ -27,7 +27,7 @@ static uint64_t pages_from(const struct dirty_log *log, int64_t page)
 
 static uint64_t word_at(const struct dirty_log *log, int64_t i)
 {
-	return (uint64_t)i < log->nwords ? atomic_load_explicit(&log->live[i], memory_order_acquire) : 0;
+	return (uint64_t)i < nwords_of(log) ? atomic_load_explicit(&log->live[i], memory_order_acquire) : 0;
 }
 
 /* The dirty bits of the 64 pages from `page` on; 0 for pages that the log does not have. */
@@ -43,7 +43,7 @@ static void merge(struct dirty_log *to, const struct dirty_log *from)
 {
 	int64_t page = to->first - from->first; /* the page of `from` at which `to` begins */
 
-	for (size_t i = 0; i < to->nwords; i++, page += 64) {
+	for (size_t i = 0; i < nwords_of(to); i++, page += 64) {
 		uint64_t bits = bits_from(from, page) & pages_from(to, 64 * (int64_t)i); /* D1 */
 
 		if (bits)
@@ -58,8 +58,7 @@ static struct dirty_log *alloc_log(struct memory *memory, uint64_t npages)
 
 	if (!log)
 		return NULL;
-	log->npages = npages;
-	log->nwords = nwords;
+	log->npages = (uint32_t)npages;
 	log->refs = 1;
 	log->related = log;
 	log->scratch = (uint64_t *)(void *)(log->live + nwords);
@@ -69,7 +68,7 @@ static struct dirty_log *alloc_log(struct memory *memory, uint64_t npages)
 /* Sets the bits of the pages that no related log has.  Readers cannot reach the log yet. */
 static void set_new_pages(struct dirty_log *log)
 {
-	for (size_t i = 0; i < log->nwords; i++) {
+	for (size_t i = 0; i < nwords_of(log); i++) {
 		int64_t page = 64 * (int64_t)i;
 		uint64_t bits = pages_from(log, page);
 
@@ -132,12 +131,12 @@ void dirty_log_put(struct memory *memory, struct dirty_log *log)
 	if (!log || --log->refs)
 		return;
 	leave_ring(log);
-	memory_free(memory, log, log_size(log->nwords));
+	memory_free(memory, log, log_size(nwords_of(log)));
 }
 
 void dirty_log_harvest(struct dirty_log *log)
 {
-	for (size_t i = 0; i < log->nwords; i++) {
+	for (size_t i = 0; i < nwords_of(log); i++) {
 		log->scratch[i] = 0;
 		if (atomic_load_explicit(&log->live[i], memory_order_relaxed)) {
 			point(WRITER_HARVESTS);
@@ -148,7 +147,7 @@ void dirty_log_harvest(struct dirty_log *log)
 
 void dirty_log_peek(struct dirty_log *log)
 {
-	for (size_t i = 0; i < log->nwords; i++)
+	for (size_t i = 0; i < nwords_of(log); i++)
 		log->scratch[i] = atomic_load_explicit(&log->live[i], memory_order_acquire);
 }
 
@@ -161,7 +160,7 @@ void dirty_log_clear(struct dirty_log *log, size_t first_word, size_t nwords)
 
 int dirty_log_check(const struct dirty_log *log)
 {
-	int64_t i = (int64_t)log->nwords - 1;
+	int64_t i = (int64_t)nwords_of(log) - 1;
 
 	return word_at(log, i) & ~pages_from(log, 64 * i) ? 1 : 0;
 }

@@ -29,21 +29,30 @@
 #ifndef MS_DIRTY_LOG_H
 #define MS_DIRTY_LOG_H
 
+#include "include/memslots.h"
 #include "memory.h"
 
+/* The members before `live` fill half a cache line, so that a small log shares a line with its bits. */
 struct dirty_log {
-	uint64_t npages;
-	size_t nwords;
-	size_t refs;
+	uint32_t npages;
+	uint32_t refs;
 	struct dirty_log *related; /* the next one of its ring; the log itself if there is no other */
 	int64_t first;             /* see D3; 0 in a log of dirty_log_create() */
-	uint64_t *scratch;         /* nwords, behind `live` */
+	uint64_t *scratch;         /* as many words as `live`, and behind them */
 	_Atomic uint64_t live[];
 };
+
+_Static_assert(sizeof(struct dirty_log) <= CACHE_LINE / 2 && MS_MEM_MAX_NR_PAGES <= UINT32_MAX,
+	       "a log begins with half a cache line, and 32 bits hold the pages of every slot");
 
 static inline size_t dirty_log_words(uint64_t npages)
 {
 	return (size_t)((npages + 63) / 64);
+}
+
+static inline size_t nwords_of(const struct dirty_log *log)
+{
+	return dirty_log_words(log->npages);
 }
 
 /* Returns a log with one reference, or NULL without memory.  All bits are clear; with initially_set they are set. */

@@ -193,7 +193,7 @@ static inline uint64_t mix(uint64_t hash, uint64_t value)
 
 static inline uint64_t mix_log(uint64_t hash, const struct dirty_log *log)
 {
-	for (size_t i = 0; i < log->nwords; i++)
+	for (size_t i = 0; i < nwords_of(log); i++)
 		hash = mix(hash, atomic_load(&log->live[i]));
 	return mix(hash, log->npages);
 }

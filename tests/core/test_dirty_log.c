@@ -38,7 +38,7 @@ static struct dirty_log *create(uint64_t npages, bool initially_set)
 
 	CHECK(log);
 	CHECK_EQ(log->npages, npages);
-	CHECK_EQ(log->nwords, (npages + 63) / 64);
+	CHECK_EQ(nwords_of(log), (npages + 63) / 64);
 	CHECK_EQ(log->refs, 1);
 	memset(live, initially_set, sizeof(live));
 	memset(scratch, 0, sizeof(scratch));
@@ -79,11 +79,11 @@ static void peek(struct dirty_log *log)
 /* A clear as a user makes it: the scratch has the bits to clear, from its own bit 0 on. */
 static void clear(struct dirty_log *log, struct rng *rng)
 {
-	size_t first = rng_below(rng, log->nwords), nwords = rng_below(rng, log->nwords - first + 1);
+	size_t first = rng_below(rng, nwords_of(log)), nwords = rng_below(rng, nwords_of(log) - first + 1);
 
 	for (uint64_t page = 0; page < log->npages; page++)
 		scratch[page] = rng_below(rng, 2);
-	memset(log->scratch, 0, log->nwords * sizeof(*log->scratch));
+	memset(log->scratch, 0, nwords_of(log) * sizeof(*log->scratch));
 	for (uint64_t page = 0; page < log->npages; page++)
 		log->scratch[page / 64] |= (uint64_t)scratch[page] << page % 64;
 	dirty_log_clear(log, first, nwords);
@@ -418,7 +418,7 @@ static uint64_t take_out(uint64_t turn)
 		dirty_log_harvest(shared);
 	} else {
 		dirty_log_peek(shared);
-		dirty_log_clear(shared, 0, shared->nwords);
+		dirty_log_clear(shared, 0, nwords_of(shared));
 	}
 	for (uint64_t page = 0; page < SHARED_PAGES; page++)
 		if (bit(shared->scratch[page / 64], page)) {

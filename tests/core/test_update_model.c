@@ -605,7 +605,7 @@ static void make_alike(void)
 static void check_dirty(const struct memslot *slot, const struct log *log)
 {
 	CHECK_EQ(slot->dirty != NULL, slot->flags & LOG);
-	for (size_t word = 0; slot->dirty && word < slot->dirty->nwords; word++)
+	for (size_t word = 0; slot->dirty && word < nwords_of(slot->dirty); word++)
 		CHECK_EQ(atomic_load(&slot->dirty->live[word]), log->bits[word]);
 }
 
