@@ -232,8 +232,9 @@ static void abort_prepared(const struct writer *w, struct change *c)
 	slots_lock_leave_hook(&w->vm->slots_lock);
 }
 
-/* Undoes the edits of the private set: removes the staged slots and puts the invalidated ones back.  A set that stores
- * copies needs no undo, because writer_end() frees it as a whole. */
+/* Undoes the edits of the private set: removes the staged slots and puts the invalidated ones back.  A change that fails
+ * before invalidate() has an INVALID copy already, but no set has it.  A set that stores copies needs no undo, because
+ * writer_end() frees it as a whole. */
 static void restore_private_set(const struct writer *w)
 {
 	if (!w->vm->design->shares_slots)
@@ -241,7 +242,7 @@ static void restore_private_set(const struct writer *w)
 	for (size_t i = w->nr; i-- > 0;) {
 		struct change *c = &w->change[i];
 
-		if (c->inv)
+		if (w->invalidated && c->inv)
 			replace(w, c->inv, c->old);
 		else if (c->staged)
 			replace(w, c->new_slot, c->old);
