@@ -99,17 +99,6 @@ static int find_first_refused(struct writer *w, const struct ms_memslot *slots, 
 	return r;
 }
 
-/* The changes are carried out from the highest gfn down, but the error must name the first entry of the list that is
- * beyond the limit. */
-static void find_first_beyond_limit(const struct writer *w, const struct ms_memslot *slots)
-{
-	for (uint32_t i = 0; i < w->err->index; i++) {
-		struct memslot slot = { .base_gfn = slots[i].base_gfn, .npages = slots[i].npages };
-
-		at_entry(w, rules_gpa_limit(w->vm, &slot, w->err), i);
-	}
-}
-
 static int load_locked(struct writer *w, const struct ms_memslot *slots, struct place *places, size_t n)
 {
 	int r = check_entries(w, slots, n);
@@ -124,8 +113,6 @@ static int load_locked(struct writer *w, const struct ms_memslot *slots, struct 
 	writer_end(w);
 	if (r && w->nr < n && r != -ENOMEM)
 		return find_first_refused(w, slots, n, r);
-	if (r && w->err->rule == MS_RULE_GPA_LIMIT)
-		find_first_beyond_limit(w, slots);
 	return r;
 }
 

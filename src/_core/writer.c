@@ -109,7 +109,7 @@ static void drop_copy(const struct writer *w, struct memslot *copy)
 		w->vm->design->free_slot(&w->vm->memory, copy);
 }
 
-/* Frees everything that allocate() and slot_give_log() have made. */
+/* Frees everything that allocate() and complete_slot() have made. */
 void writer_discard(const struct writer *w, struct change *c)
 {
 	free_slot(w, c->inv);
@@ -196,6 +196,17 @@ static int prepare_listeners(const struct writer *w, struct change *c)
 	return r ? vm_refuse(w->err, r < 0 ? -r : EINVAL, MS_RULE_LISTENER_REFUSED, 0, NULL) : 0;
 }
 
+/* Gives the new slot its dirty log, then checks the limit of guest addresses.  KVM checks it as late: a MOVE is INVALID
+ * then. */
+static int complete_slot(const struct writer *w, const struct change *c)
+{
+	int r = slot_give_log(w->vm, c->new_slot, c->old, w->err);
+
+	if (!r && (c->kind == MS_CREATE || c->kind == MS_MOVE))
+		r = rules_gpa_limit(w->vm, c->new_slot, w->err);
+	return r;
+}
+
 static int prepare(const struct writer *w)
 {
 	int r = 0;
@@ -204,9 +215,7 @@ static int prepare(const struct writer *w)
 		struct change *c = &w->change[i];
 
 		if (c->new_slot && !c->staged)
-			r = slot_give_log(w->vm, c->new_slot, c->old, w->err);
-		if (!r && (c->kind == MS_CREATE || c->kind == MS_MOVE))
-			r = rules_gpa_limit(w->vm, c->new_slot, w->err); /* so late in KVM too: a MOVE is INVALID now */
+			r = complete_slot(w, c);
 		if (!r)
 			r = prepare_listeners(w, c);
 		at_entry(w, r, c->entry);
@@ -417,7 +426,7 @@ static void finish_change(struct slots_lock *lock)
 
 int writer_stage(const struct writer *w, struct change *c)
 {
-	int r = slot_give_log(w->vm, c->new_slot, c->old, w->err);
+	int r = complete_slot(w, c);
 
 	if (r) {
 		writer_discard(w, c);
