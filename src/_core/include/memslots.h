@@ -487,7 +487,7 @@ void ms_get_stats(struct ms_vm *vm, struct ms_stats *out);
 
 /* ---- the build ------------------------------------------------------------------------------------------------- */
 
-const char *ms_build_info(void); /* compiler, flags, sanitizers: "key=value; ..." */
+const char *ms_build_info(void); /* compiler, asserts, sanitizer: "key=value; ..." */
 
 /*
  * The vector instructions of batches: "portable", "avx2" or "avx512".  All levels give the same answers.  The default is
