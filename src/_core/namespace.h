@@ -45,6 +45,10 @@
 #define interval_tree_init ms_interval_tree_init
 #define interval_tree_next ms_interval_tree_next
 #define interval_tree_replace ms_interval_tree_replace
+#define listeners_abort ms_listeners_abort
+#define listeners_commit ms_listeners_commit
+#define listeners_flush ms_listeners_flush
+#define listeners_prepare ms_listeners_prepare
 #define memory_fail ms_memory_fail
 #define memory_free ms_memory_free
 #define memory_free_lines ms_memory_free_lines
@@ -116,7 +120,6 @@
 #define update_swap_sets_end ms_update_swap_sets_end
 #define vm_design ms_vm_design
 #define vm_end_update ms_vm_end_update
-#define vm_flush ms_vm_flush
 #define vm_free_deferred ms_vm_free_deferred
 #define vm_index_get ms_vm_index_get
 #define vm_index_make ms_vm_index_make

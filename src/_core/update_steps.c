@@ -223,7 +223,7 @@ int ms_update_invalidate(struct ms_update *u, struct ms_slot *handle, struct ms_
 	edit_inactive(u, slot, inv);
 	update_step_begin(u);
 	update_swap_sets(u);
-	vm_flush(u->vm, inv, slot);
+	listeners_flush(u->vm, inv, slot);
 	*out = update_step_end(u) ? handle_of(inv) : NULL;
 	return 0;
 }

@@ -174,26 +174,17 @@ static void invalidate(struct writer *w)
 	point(WRITER_INVALIDATED);
 	for (size_t i = 0; i < w->nr; i++)
 		if (w->change[i].inv)
-			vm_flush(w->vm, w->change[i].inv, w->change[i].old);
+			listeners_flush(w->vm, w->change[i].inv, w->change[i].old);
 }
 
 static int prepare_listeners(const struct writer *w, struct change *c)
 {
 	struct ms_change change;
-	int r = 0;
 
 	if (likely(!w->vm->nr_listeners))
 		return 0;
 	change = change_value(c);
-	slots_lock_enter_hook(&w->vm->slots_lock);
-	while (!r && c->prepared < w->vm->nr_listeners) {
-		const struct ms_listener *l = w->vm->listeners[c->prepared];
-
-		r = l->prepare ? l->prepare(l->opaque, &change) : 0;
-		c->prepared += !r;
-	}
-	slots_lock_leave_hook(&w->vm->slots_lock);
-	return r ? vm_refuse(w->err, r < 0 ? -r : EINVAL, MS_RULE_LISTENER_REFUSED, 0, NULL) : 0;
+	return listeners_prepare(w->vm, &change, &c->prepared, w->err);
 }
 
 /* Gives the new slot its dirty log, then checks the limit of guest addresses.  KVM checks it as late: a MOVE is INVALID
@@ -223,22 +214,14 @@ static int prepare(const struct writer *w)
 	return r;
 }
 
-/* Calls abort of the listeners whose prepare has succeeded, in reverse order. */
-static void abort_prepared(const struct writer *w, struct change *c)
+static void abort_listeners(const struct writer *w, struct change *c)
 {
 	struct ms_change change;
 
 	if (!c->prepared || w->without_hooks)
 		return;
 	change = change_value(c);
-	slots_lock_enter_hook(&w->vm->slots_lock);
-	while (c->prepared > 0) {
-		const struct ms_listener *l = w->vm->listeners[--c->prepared];
-
-		if (l->abort)
-			l->abort(l->opaque, &change);
-	}
-	slots_lock_leave_hook(&w->vm->slots_lock);
+	listeners_abort(w->vm, &change, &c->prepared);
 }
 
 /* Undoes the edits of the private set: removes the staged slots and puts the invalidated ones back.  A change that fails
@@ -269,7 +252,7 @@ static void discard_all(const struct writer *w)
 static void roll_back(struct writer *w)
 {
 	for (size_t i = w->nr; i-- > 0;)
-		abort_prepared(w, &w->change[i]);
+		abort_listeners(w, &w->change[i]);
 	w->step = WRITER_ROLLS_BACK;
 	if (w->invalidated)
 		vm_swap(w->vm, w->as_id);
@@ -321,24 +304,19 @@ static void count_change(struct vm_counts *counts, const struct change *c)
 
 static void commit_listeners(const struct writer *w, const struct change *c)
 {
-	struct ms_change change = change_value(c);
+	struct ms_change change;
 
-	slots_lock_enter_hook(&w->vm->slots_lock);
-	for (size_t i = 0; i < w->vm->nr_listeners; i++) {
-		const struct ms_listener *l = w->vm->listeners[i];
-
-		if (l->commit)
-			l->commit(l->opaque, &change);
-	}
-	slots_lock_leave_hook(&w->vm->slots_lock);
+	if (likely(!w->vm->nr_listeners) || w->without_hooks)
+		return;
+	change = change_value(c);
+	listeners_commit(w->vm, &change);
 }
 
 /* No reader can see inv and old any more.  Where each set stores copies, the set's copy of the new slot holds the dirty
  * log now, so only the writer's copy is freed. */
 static void commit(const struct writer *w, struct change *c)
 {
-	if (w->vm->nr_listeners && !w->without_hooks)
-		commit_listeners(w, c);
+	commit_listeners(w, c);
 	point(WRITER_FREES);
 	free_slot(w, c->inv);
 	free_slot(w, c->old);
