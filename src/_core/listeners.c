@@ -34,7 +34,7 @@ static int append_listener(struct ms_vm *vm, const struct ms_listener *listener,
 
 int ms_add_listener(struct ms_vm *vm, const struct ms_listener *listener, struct ms_error *err)
 {
-	int r = listener ? vm_lock(vm, err) : vm_refuse(err, EFAULT, MS_RULE_NULL_BUFFER, 0, NULL);
+	int r = listener ? vm_lock(vm, err) : null_buffer(err);
 
 	if (r)
 		return r;

@@ -134,12 +134,10 @@ static int alloc_lists(struct writer *w, size_t n)
 
 static int load(struct writer *w, const struct ms_memslot *slots, size_t n)
 {
-	int r;
+	int r = rules_as_id(w->vm, w->as_id, w->err);
 
-	if (w->as_id >= w->vm->config.address_spaces)
-		return vm_refuse(w->err, EINVAL, MS_RULE_AS_ID, w->vm->config.address_spaces, NULL);
-	if (!n)
-		return 0;
+	if (r || !n)
+		return r;
 	r = alloc_lists(w, n);
 	if (!r)
 		r = load_locked(w, slots, w->scratch, n);
@@ -150,7 +148,7 @@ static int load(struct writer *w, const struct ms_memslot *slots, size_t n)
 int ms_load_memslots(struct ms_vm *vm, uint32_t as_id, const struct ms_memslot *slots, size_t n, struct ms_error *err)
 {
 	struct ms_error local_err = { 0 };
-	int r = slots || !n ? vm_lock(vm, err) : vm_refuse(err, EFAULT, MS_RULE_NULL_BUFFER, 0, NULL);
+	int r = slots || !n ? vm_lock(vm, err) : null_buffer(err);
 
 	if (r)
 		return r;

@@ -53,8 +53,8 @@ int rules_request(const struct ms_vm *vm, const struct ms_userspace_memory_regio
 		return vm_refuse(err, EINVAL, MS_RULE_HVA_RANGE, config->hva_end_max, NULL);
 	if ((r->flags & MS_MEM_GUEST_MEMFD) && !gmem_offset_ok(r))
 		return vm_refuse(err, EINVAL, MS_RULE_GMEM_OFFSET, 0, NULL);
-	if (r->as_id >= config->address_spaces)
-		return vm_refuse(err, EINVAL, MS_RULE_AS_ID, config->address_spaces, NULL);
+	if (rules_as_id(vm, r->as_id, err))
+		return -EINVAL;
 	if (r->guest_phys_addr + r->memory_size < r->guest_phys_addr)
 		return vm_refuse(err, EINVAL, MS_RULE_GPA_WRAP, 0, NULL);
 	if (r->memory_size >> MS_PAGE_SHIFT > MS_MEM_MAX_NR_PAGES)

@@ -4,6 +4,7 @@
  */
 #include "update.h"
 
+#include "rules.h"
 #include "vm_index.h"
 
 /* ---- the owner ---- */
@@ -92,10 +93,10 @@ int ms_update_begin(struct ms_vm *vm, uint32_t as_id, struct ms_update **out, st
 	int r;
 
 	if (!out)
-		return vm_refuse(err, EFAULT, MS_RULE_NULL_BUFFER, 0, NULL);
+		return null_buffer(err);
 	*out = NULL;
-	if (as_id >= vm->config.address_spaces)
-		return vm_refuse(err, EINVAL, MS_RULE_AS_ID, vm->config.address_spaces, NULL);
+	if (rules_as_id(vm, as_id, err))
+		return -EINVAL;
 	if (vm->design != &DESIGN_OF(tree))
 		return vm_refuse(err, ENOSYS, MS_RULE_BACKEND, 0, NULL);
 	r = vm_lock(vm, err);

@@ -117,7 +117,7 @@ static int check_replace(const struct ms_update *u, bool active, const struct me
 /* Checks a pointer through which the step reads or writes. */
 static int check_pointer(const void *pointer, struct ms_error *err)
 {
-	return pointer ? 0 : vm_refuse(err, EFAULT, MS_RULE_NULL_BUFFER, 0, NULL);
+	return pointer ? 0 : null_buffer(err);
 }
 
 /* ---- the steps ---- */

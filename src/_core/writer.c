@@ -421,7 +421,7 @@ int writer_begin(const struct writer *w, size_t more)
 	int r = vm->design->begin ? vm->design->begin(&vm->memory, &vm->as[w->as_id], inactive(w), more) : 0;
 
 	vm_index_share(vm, w->as_id);
-	return r ? vm_refuse(w->err, -r, MS_RULE_NO_MEMORY, 0, NULL) : 0;
+	return r ? no_memory(w->err) : 0;
 }
 
 void writer_end(const struct writer *w)
