@@ -129,7 +129,7 @@ int rules_guest_memfd(uint32_t flags, int32_t guest_memfd, struct ms_error *err)
 
 int rules_gpa_limit(const struct ms_vm *vm, const struct memslot *slot, struct ms_error *err)
 {
-	uint64_t end_gfn = (uint64_t)1 << (vm->config.gpa_bits - MS_PAGE_SHIFT);
+	uint64_t end_gfn = vm_end_gfn(&vm->config);
 
 	if (slot->base_gfn + slot->npages <= end_gfn)
 		return 0;

@@ -87,6 +87,12 @@ struct ms_vcpu {
 _Static_assert((MS_INDEX_OFF & MS_INDEX_WALK) == VM_INDEX_NEVER && !((MS_INDEX_AUTO | MS_INDEX_EAGER) & VM_INDEX_NEVER),
 	       "OFF and WALK must share a bit that AUTO and EAGER lack");
 
+/* One past the last frame that a slot may have. */
+static inline uint64_t vm_end_gfn(const struct ms_config *config)
+{
+	return (uint64_t)1 << (config->gpa_bits - MS_PAGE_SHIFT);
+}
+
 static inline bool vcpu_try_use(struct ms_vcpu *vcpu)
 {
 	return !atomic_exchange_explicit(&vcpu->busy, 1, memory_order_acquire);
