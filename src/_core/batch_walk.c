@@ -13,9 +13,7 @@ static void emit(const struct job *job, size_t i, const struct memslot *slot, ui
 	if (job->kind == GFN_TO_ID) {
 		put_id(job->batch, i, slot && !(slot->flags & MS_MEMSLOT_INVALID) ? (int32_t)slot->id : -1);
 	} else if (job->kind == MARK) {
-		point(READER_MARKS);
-		if (slot && slot->dirty)
-			dirty_log_mark(slot->dirty, gfn - slot->base_gfn);
+		mark(slot, gfn);
 	} else {
 		hva = translate(slot, gfn, job->write);
 		put_hva(job->batch, i, hva < MS_HVA_ERR_MIN ? hva + (value - (gfn << shift_of(job))) : hva);
