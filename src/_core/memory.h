@@ -36,6 +36,12 @@
 #define MEMORY_POISONS 0
 #endif
 
+/* Adds to a counter that one thread at a time changes, so no read-modify-write is needed.  Row "counters". */
+static inline void count_add(_Atomic uint64_t *count, uint64_t n)
+{
+	atomic_store_explicit(count, atomic_load_explicit(count, memory_order_relaxed) + n, memory_order_relaxed);
+}
+
 struct memory_chunk;
 
 struct memory_pool {

@@ -158,9 +158,4 @@ static inline int null_buffer(struct ms_error *err)
 	return vm_refuse(err, EFAULT, MS_RULE_NULL_BUFFER, 0, NULL);
 }
 
-static inline void count_add(_Atomic uint64_t *count, uint64_t n)
-{
-	atomic_store_explicit(count, atomic_load_explicit(count, memory_order_relaxed) + n, memory_order_relaxed);
-}
-
 #endif
