@@ -91,7 +91,7 @@ static int find_first_refused(struct writer *w, const struct ms_memslot *slots, 
 
 		first = at_entry(w, stage(w, &slots[entry], entry), entry);
 	}
-	writer_roll_back_staged(w);
+	writer_roll_back(w);
 	writer_end(w);
 	if (first && first != -ENOMEM)
 		return first;
@@ -107,7 +107,7 @@ static int load_locked(struct writer *w, const struct ms_memslot *slots, struct 
 		return find_first_refused(w, slots, w->err->index, r);
 	r = stage_all(w, slots, places, n);
 	if (r)
-		writer_roll_back_staged(w);
+		writer_roll_back(w);
 	else
 		r = writer_carry_out(w);
 	writer_end(w);

@@ -113,11 +113,9 @@
 #define thread_wait ms_thread_wait
 #define thread_watch ms_thread_watch
 #define thread_wake_all ms_thread_wake_all
-#define tree_search_many ms_tree_search_many
 #define update_check_caller ms_update_check_caller
 #define update_step_end ms_update_step_end
 #define update_swap_sets ms_update_swap_sets
-#define update_swap_sets_end ms_update_swap_sets_end
 #define vm_design ms_vm_design
 #define vm_end_update ms_vm_end_update
 #define vm_free_deferred ms_vm_free_deferred
@@ -141,7 +139,7 @@
 #define writer_discard ms_writer_discard
 #define writer_end ms_writer_end
 #define writer_release ms_writer_release
-#define writer_roll_back_staged ms_writer_roll_back_staged
+#define writer_roll_back ms_writer_roll_back
 #define writer_stage ms_writer_stage
 
 #endif

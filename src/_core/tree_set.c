@@ -128,7 +128,8 @@ static inline void search_lanes(const struct memslot_set *set, uint32_t idx, con
 	}
 }
 
-void tree_search_many(const struct memslot_set *set, const uint64_t *gfns, struct memslot **slots, size_t n)
+/* All searches take each step together, so that their waits for memory overlap. */
+static void tree_search_many(const struct memslot_set *set, const uint64_t *gfns, struct memslot **slots, size_t n)
 {
 	ms_assert(n <= TREE_LANES);
 	if (set->nr < LANES_MIN_SLOTS)

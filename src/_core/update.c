@@ -37,7 +37,8 @@ static void pass_on_marks(struct ms_update *u)
 	}
 }
 
-void update_swap_sets_end(struct ms_update *u)
+/* The second half of update_swap_sets(). */
+static void update_swap_sets_end(struct ms_update *u)
 {
 	vm_swap_end(u->vm, u->as_id);
 	pass_on_marks(u);

@@ -249,7 +249,7 @@ static void discard_all(const struct writer *w)
 }
 
 /* After invalidate() the inactive set is the one without INVALID copies.  Publishes it, then restores the other one. */
-static void roll_back(struct writer *w)
+void writer_roll_back(struct writer *w)
 {
 	for (size_t i = w->nr; i-- > 0;)
 		abort_listeners(w, &w->change[i]);
@@ -257,11 +257,6 @@ static void roll_back(struct writer *w)
 	if (w->invalidated)
 		vm_swap(w->vm, w->as_id);
 	discard_all(w);
-}
-
-void writer_roll_back_staged(struct writer *w)
-{
-	roll_back(w);
 }
 
 static void apply(struct writer *w)
@@ -361,7 +356,7 @@ int writer_carry_out(struct writer *w)
 	if (!r)
 		r = prepare(w);
 	if (r) {
-		roll_back(w);
+		writer_roll_back(w);
 	} else {
 		apply(w);
 		complete(w);
@@ -374,7 +369,7 @@ int writer_carry_out(struct writer *w)
 static void finish_roll_back(struct writer *w)
 {
 	if (w->step == WRITER_PREPARES)
-		roll_back(w);
+		writer_roll_back(w);
 	else
 		discard_all(w);
 }

@@ -84,8 +84,9 @@ static inline void writer_refused(struct ms_vm *vm)
 	memory_pool_trim(&vm->memory);
 }
 
-/* Removes the staged changes of a list that is not carried out from the private set, and discards them. */
-void writer_roll_back_staged(struct writer *w);
+/* Removes the changes of the list from the private set, and discards them.  writer_carry_out() calls it after an error;
+ * call it for a staged list that is not carried out. */
+void writer_roll_back(struct writer *w);
 
 /* Frees the memory of the list. */
 void writer_release(struct writer *w);
