@@ -117,7 +117,7 @@ void vm_swap_end(struct ms_vm *vm, uint32_t as_id)
 bool vm_is_swapping(const struct ms_vm *vm, uint32_t as_id)
 {
 	uint64_t view = atomic_load_explicit(&vm->active, memory_order_relaxed);
-	const struct memslot_set *active = &vm->as[as_id].set[view >> as_id & 1];
+	const struct memslot_set *active = vm_set_in_view(vm, as_id, view);
 
 	return atomic_load_explicit(&active->generation, memory_order_relaxed) & MS_GEN_UPDATE_IN_PROGRESS;
 }

@@ -103,18 +103,18 @@ static inline void vcpu_put(struct ms_vcpu *vcpu)
 	atomic_store_explicit(&vcpu->busy, 0, memory_order_release);
 }
 
-static inline struct memslot_set *vm_set_in_view(struct ms_vm *vm, uint32_t as_id, uint64_t view)
+static inline struct memslot_set *vm_set_in_view(const struct ms_vm *vm, uint32_t as_id, uint64_t view)
 {
 	return &vm->as[as_id].set[view >> as_id & 1];
 }
 
-static inline struct memslot_set *vm_active_set(struct ms_vm *vm, uint32_t as_id)
+static inline struct memslot_set *vm_active_set(const struct ms_vm *vm, uint32_t as_id)
 {
 	return vm_set_in_view(vm, as_id, atomic_load_explicit(&vm->active, memory_order_seq_cst)); /* A */
 }
 
 /* For the writer: no other thread changes `active` while it holds slots_lock. */
-static inline struct memslot_set *vm_inactive_set(struct ms_vm *vm, uint32_t as_id)
+static inline struct memslot_set *vm_inactive_set(const struct ms_vm *vm, uint32_t as_id)
 {
 	return vm_set_in_view(vm, as_id, ~atomic_load_explicit(&vm->active, memory_order_relaxed));
 }
