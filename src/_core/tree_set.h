@@ -92,7 +92,4 @@ static inline struct memslot *tree_search(const struct memslot_set *set, uint64_
 	return slot && memslot_contains(slot, gfn) ? slot : NULL;
 }
 
-/* The largest number of searches in one call of search_many(). */
-#define TREE_LANES 32
-
 #endif
