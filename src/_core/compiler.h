@@ -36,8 +36,8 @@
 
 #define ms_assert(condition) assert(condition)
 
-/* Sanitizers do not see the loads of assembly code, nor the blocks of a pool.  Code with either tests these macros.  gcc
- * defines __SANITIZE_ADDRESS__ and __SANITIZE_THREAD__; clang has __has_feature() instead. */
+/* Sanitizers do not see the loads of assembly code, nor the blocks of a pool.  Code with either tests these macros.
+ * gcc defines __SANITIZE_ADDRESS__ and __SANITIZE_THREAD__; clang has __has_feature() instead. */
 #ifdef __has_feature
 #define MS_HAS_FEATURE(feature) __has_feature(feature)
 #else

@@ -8,8 +8,8 @@
  * The pool allocates blocks of one size.  They lie side by side in chunks, with a spare cache line here and there.  So
  * a walk over a million blocks has good locality.  A block of the pool is counted, and can be made to fail, like any
  * other block.  A chunk adds only its bytes to the counters; if it cannot be allocated, the block that needs it
- * fails.  At most one chunk without a used block is kept, and none when no block is in use.  The chunks are also in a tree
- * by address, for memory_pool_has().
+ * fails.  At most one chunk without a used block is kept, and none when no block is in use.  The chunks are also in a
+ * tree by address, for memory_pool_has().
  *
  * Invariants of a pool
  *   P1  `open` lists each chunk that has a free block, once, and no other chunk;

@@ -224,9 +224,9 @@ static void abort_listeners(const struct writer *w, struct change *c)
 	listeners_abort(w->vm, &change, &c->prepared);
 }
 
-/* Undoes the edits of the private set: removes the staged slots and puts the invalidated ones back.  A change that fails
- * before invalidate() has an INVALID copy already, but no set has it.  A set that stores copies needs no undo, because
- * writer_end() frees it as a whole. */
+/* Undoes the edits of the private set: removes the staged slots and puts the invalidated ones back.  A change that
+ * fails before invalidate() has an INVALID copy already, but no set has it.  A set that stores copies needs no undo,
+ * because writer_end() frees it as a whole. */
 static void restore_private_set(const struct writer *w)
 {
 	if (!w->vm->design->shares_slots)
