@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * memory.c - see memory.h for the invariants P1 to P3.
+ * memory.c - see memory.h for the invariants P1 to P5.
  */
 #define _DEFAULT_SOURCE /* madvise() */
 #include "memory.h"

@@ -87,7 +87,7 @@ struct ms_memslot {
  * ms_error.limit and ms_error.other contain.  A refusal has one of the errnos; 0 stands for any.
  */
 #define MS_RULES(RULE) \
-	RULE(SLOT_ID, "slot >= limit = the number of ids that the call may use", EINVAL) \
+	RULE(SLOT_ID, "slot >= limit, or, in a call for internal slots, slot < user_mem_slots", EINVAL) \
 	RULE(FLAGS, "flags has a bit outside limit = the flags that are allowed", EINVAL) \
 	RULE(SIZE_ALIGN, "memory_size is not a multiple of the page size", EINVAL) \
 	RULE(GPA_ALIGN, "guest_phys_addr is not a multiple of the page size", EINVAL) \
@@ -147,7 +147,7 @@ bool ms_rule_has_errno(enum ms_rule rule, int code);
 
 struct ms_error {
 	enum ms_rule rule;
-	uint32_t index; /* ms_load_memslots(): the first entry that is refused */
+	uint32_t index; /* ms_load_memslots(): the first entry that is refused, or the one that a listener refuses */
 	uint64_t limit;
 	struct ms_memslot other;
 };
@@ -276,7 +276,7 @@ struct ms_listener {
 int ms_add_listener(struct ms_vm *vm, const struct ms_listener *listener, struct ms_error *err);
 int ms_remove_listener(struct ms_vm *vm, const struct ms_listener *listener, struct ms_error *err);
 
-/* ---- lookups (lookup.c) ------------------------------------------------------------------------------------ */
+/* ---- lookups (lookup.c, batch.c, vcpu.c, vm.c) ----------------------------------------------------------------- */
 
 /* One read section: all answers until the unlock come from one published state, in all address spaces.  Sections nest.
  * A section belongs to the thread that opened it.  -ENOMEM: no memory for the thread's first reader record.
@@ -393,7 +393,7 @@ uint32_t ms_vcpu_as_id(const struct ms_vcpu *vcpu);
 int ms_vcpu_gfn_to_memslot(struct ms_vcpu *vcpu, uint64_t gfn, struct ms_memslot *out);
 uint64_t ms_vcpu_gfn_to_hva(struct ms_vcpu *vcpu, uint64_t gfn);
 
-/* ---- dirty log (writer.c and lookup.c; the bits live in dirty_log.c) ------------------------------------------- */
+/* ---- dirty log (dirty_ioctl.c, lookup.c, batch.c; the bits are in dirty_log.c) --------------------------------- */
 
 /* mark_page_dirty(): sets the bit of the page.  Does nothing in a hole or without logging.  READONLY does not matter.
  * The _many call is a series of single marks; each uses the state of its own moment.  -EINTR as above.  The call does
