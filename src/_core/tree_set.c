@@ -367,9 +367,9 @@ static int tree_check(const struct memslot_set *set, char *letter)
 	if (broken)
 		return broken;
 	broken = interval_tree_check(&set->hva_tree);
-	if (broken > 10) {
+	if (broken >= INTERVAL_TREE_BROKEN_T1) {
 		*letter = 'T';
-		return broken - 10;
+		return broken - INTERVAL_TREE_BROKEN_T1 + 1;
 	}
 	if (broken)
 		return broken;
