@@ -70,14 +70,6 @@ static void *keep_values(void *unused)
 	return unused;
 }
 
-static void by_another_thread(void *(*fn)(void *), void *arg)
-{
-	pthread_t thread;
-
-	CHECK_EQ(pthread_create(&thread, NULL, fn, arg), 0);
-	CHECK_EQ(pthread_join(thread, NULL), 0);
-}
-
 static void use_vm(void)
 {
 	struct ms_vm *vm = new_vm(1);
