@@ -30,6 +30,9 @@ CALLGRIND_SITE := build/callgrind-python
 SOURCES := CMakeLists.txt pyproject.toml README.md LICENSE $(shell find src -not -name '*.py[co]' -not -name __pycache__)
 
 C_FILES := $(shell find src tests bench -name '*.[ch]' -o -name '*.cpp')
+# Prints each line of more than 120 columns and fails if there is one.  clang-format leaves comments as they are.
+LONG_LINES := awk '{ s = $$0; while (i = index(s, "\t")) s = substr(s, 1, i - 1) substr("        ", (i - 1) % 8 + 1) substr(s, i + 1) } \
+	length(s) > 120 { print FILENAME ":" FNR ": " length(s) " columns, 120 are allowed"; long = 1 } END { exit long }'
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export PIP_NO_INPUT := 1
@@ -174,6 +177,7 @@ lint: $(VENV)/.package $(VENV)/.with-lint ## check style, types, spelling, and t
 	$(BIN)/ruff format --check --quiet . || failed="$$failed ruff-format (make format repairs it)"; \
 	$(BIN)/mypy || failed="$$failed mypy"; \
 	$(BIN)/clang-format --dry-run --Werror $(C_FILES) || failed="$$failed clang-format (make format repairs it)"; \
+	$(LONG_LINES) $(C_FILES) || failed="$$failed long-lines"; \
 	$(BIN)/codespell || failed="$$failed codespell"; \
 	$(BIN)/python tools/layers.py || failed="$$failed layers"; \
 	$(BIN)/python tools/python_layers.py || failed="$$failed python-layers"; \

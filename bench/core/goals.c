@@ -144,7 +144,7 @@ static void kvm_hinted(struct bench *b, const uint64_t *gfns)
 	}
 }
 
-/* The same as find_hinted() of search.h. */
+/* Moves the hint at each search, as the KVM yardstick does.  The engine does not: see search.h. */
 static inline const struct memslot *find_hinted(struct memslot_set *set, uint64_t gfn)
 {
 	struct memslot *slot = atomic_load_explicit(&set->last_used_slot, memory_order_relaxed);

@@ -47,7 +47,7 @@ static int32_t get_index(const struct store *s, uint32_t id)
 	return s->wide ? ((int32_t *)table_of(s))[id] : ((int16_t *)table_of(s))[id];
 }
 
-static void set_index(struct store *s, uint32_t id, int32_t index)
+static void put_index(struct store *s, uint32_t id, int32_t index)
 {
 	if (s->wide)
 		((int32_t *)table_of(s))[id] = index;
@@ -201,7 +201,7 @@ static int array_begin(struct memory *memory, struct address_space *as, struct m
 static void put(struct store *s, size_t i, const struct memslot *slot)
 {
 	s->slots[i] = *slot;
-	set_index(s, slot->id, (int32_t)i);
+	put_index(s, slot->id, (int32_t)i);
 }
 
 /* Place i is free.  Shift the slots between it and the place for new_slot's gfn, then store new_slot there. */
@@ -221,7 +221,7 @@ static void take_out(struct memslot_set *private, uint32_t id)
 
 	for (size_t i = (size_t)get_index(s, id); i + 1 < s->used; i++)
 		put(s, i, &s->slots[i + 1]);
-	set_index(s, id, -1);
+	put_index(s, id, -1);
 	s->used--;
 	if (hint && (size_t)(hint - s->slots) >= s->used)
 		atomic_store_explicit(&private->last_used_slot, NULL, memory_order_relaxed);

@@ -13,25 +13,23 @@ static void emit(const struct job *job, size_t i, const struct memslot *slot, ui
 	if (job->kind == GFN_TO_ID) {
 		put_id(job->batch, i, slot && !(slot->flags & MS_MEMSLOT_INVALID) ? (int32_t)slot->id : -1);
 	} else if (job->kind == MARK) {
-		point(READER_MARKS);
-		if (slot && slot->dirty)
-			dirty_log_mark(slot->dirty, gfn - slot->base_gfn);
+		mark(slot, gfn);
 	} else {
 		hva = translate(slot, gfn, job->write);
 		put_hva(job->batch, i, hva < MS_HVA_ERR_MIN ? hva + (value - (gfn << shift_of(job))) : hva);
 	}
 }
 
-/* Lookups that the hint did not answer, collected until there are TREE_LANES of them. */
+/* Lookups that the hint did not answer, collected until there are SEARCH_LANES of them. */
 struct pending {
-	uint64_t gfn[TREE_LANES], value[TREE_LANES];
-	size_t at[TREE_LANES];
+	uint64_t gfn[SEARCH_LANES], value[SEARCH_LANES];
+	size_t at[SEARCH_LANES];
 	size_t nr;
 };
 
 static void search_pending(const struct job *job, struct memslot_set *set, struct pending *p, uint64_t *counts)
 {
-	struct memslot *slots[TREE_LANES], *repeated = NULL;
+	struct memslot *slots[SEARCH_LANES], *repeated = NULL;
 
 	job->vm->design->search_many(set, p->gfn, slots, p->nr);
 	for (size_t i = 0; i < p->nr; i++) {
@@ -94,7 +92,7 @@ static void walk_together(const struct job *job, struct memslot_set *set, size_t
 			in_hole = !slot;
 		} else {
 			add_pending(&p, i, gfn, value);
-			if (p.nr == TREE_LANES)
+			if (p.nr == SEARCH_LANES)
 				search_pending(job, set, &p, counts);
 		}
 	}

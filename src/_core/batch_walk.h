@@ -3,7 +3,7 @@
  * batch_walk.h - answers a batch of gfns from a set, without an index.
  *
  * Lookups that the hint does not answer are collected until there are enough to search the tree for all of them at once
- * (TREE_LANES).  If a run of lookups in one slot begins, this slot is searched for immediately and becomes the hint.
+ * (SEARCH_LANES).  If a run of lookups in one slot begins, this slot is searched for immediately and becomes the hint.
  * With a design that has no search_many, or with the policy "walk", gfns are looked up one after the other.
  *
  * Locking: none.  The caller is in a read section of the set.

@@ -2,8 +2,8 @@
 /*
  * build_info.c - describes this build, for `memslots info` and for the records of measurements.
  */
+#include "compiler.h"
 #include "include/memslots.h"
-#include "namespace.h"
 
 #ifdef __clang__
 #define COMPILER "clang " __clang_version__
@@ -19,9 +19,9 @@
 #define ASSERTS "on"
 #endif
 
-#if defined(__SANITIZE_ADDRESS__)
+#if MS_ADDRESS_SANITIZED
 #define SANITIZER "address"
-#elif defined(__SANITIZE_THREAD__)
+#elif MS_THREAD_SANITIZED
 #define SANITIZER "thread"
 #else
 #define SANITIZER "none"

@@ -57,12 +57,12 @@ static int check_dirty_log(struct walk *w, const struct memslot *slot)
 static bool slot_in_limits(const struct walk *w, const struct memslot *slot)
 {
 	const struct ms_config *config = &w->vm->config;
-	uint64_t end_gfn = (uint64_t)1 << (config->gpa_bits - MS_PAGE_SHIFT), size = slot->npages << MS_PAGE_SHIFT;
+	uint64_t size = slot->npages << MS_PAGE_SHIFT;
 
 	return slot->id < config->user_mem_slots + MS_INTERNAL_MEM_SLOTS && slot->as_id == w->as_id &&
-	       slot->npages >= 1 && slot->npages <= MS_MEM_MAX_NR_PAGES && slot->base_gfn + slot->npages <= end_gfn &&
-	       slot->hva.last - slot->hva.start == size - 1 && slot->hva.last < config->hva_end_max &&
-	       !((slot->hva.start | size) % MS_PAGE_SIZE);
+	       slot->npages >= 1 && slot->npages <= MS_MEM_MAX_NR_PAGES &&
+	       slot->base_gfn + slot->npages <= vm_end_gfn(config) && slot->hva.last - slot->hva.start == size - 1 &&
+	       slot->hva.last < config->hva_end_max && !((slot->hva.start | size) % MS_PAGE_SIZE);
 }
 
 static int check_slot(struct walk *w, const struct memslot *slot)

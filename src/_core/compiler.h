@@ -36,7 +36,8 @@
 
 #define ms_assert(condition) assert(condition)
 
-/* Sanitizers do not see the loads of assembly code, nor the blocks of a pool.  Code with either tests these macros. */
+/* Sanitizers do not see the loads of assembly code, nor the blocks of a pool.  Code with either tests these macros.
+ * gcc defines __SANITIZE_ADDRESS__ and __SANITIZE_THREAD__; clang has __has_feature() instead. */
 #ifdef __has_feature
 #define MS_HAS_FEATURE(feature) __has_feature(feature)
 #else
@@ -47,11 +48,12 @@
 #else
 #define MS_ADDRESS_SANITIZED 0
 #endif
-#if MS_ADDRESS_SANITIZED || defined(__SANITIZE_THREAD__) || MS_HAS_FEATURE(thread_sanitizer)
-#define MS_SANITIZED 1
+#if defined(__SANITIZE_THREAD__) || MS_HAS_FEATURE(thread_sanitizer)
+#define MS_THREAD_SANITIZED 1
 #else
-#define MS_SANITIZED 0
+#define MS_THREAD_SANITIZED 0
 #endif
+#define MS_SANITIZED (MS_ADDRESS_SANITIZED || MS_THREAD_SANITIZED)
 
 #define ARRAY_SIZE(a) (sizeof(a) / sizeof((a)[0]))
 

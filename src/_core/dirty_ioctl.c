@@ -10,13 +10,13 @@
 #include <errno.h>
 #include <string.h>
 
-#include "vm.h"
+#include "rules.h"
 
 /* Finds the slot, which must have a log.  Checks in the order of KVM_GET_DIRTY_LOG. */
 static int find_logged(struct ms_vm *vm, uint32_t as_id, uint32_t id, struct memslot **slot, struct ms_error *err)
 {
-	if (as_id >= vm->config.address_spaces)
-		return vm_refuse(err, EINVAL, MS_RULE_AS_ID, vm->config.address_spaces, NULL);
+	if (rules_as_id(vm, as_id, err))
+		return -EINVAL;
 	if (id >= vm->config.user_mem_slots)
 		return vm_refuse(err, EINVAL, MS_RULE_SLOT_ID, vm->config.user_mem_slots, NULL);
 	*slot = vm->design->find(vm_active_set(vm, as_id), id);
@@ -38,7 +38,7 @@ static int get_log(struct ms_vm *vm, struct dirty_log *log, uint64_t *bitmap, si
 	else
 		dirty_log_harvest(log);
 	if (!bitmap)
-		return vm_refuse(err, EFAULT, MS_RULE_NULL_BUFFER, 0, NULL);
+		return null_buffer(err);
 	memcpy(bitmap, log->scratch, nwords_of(log) * sizeof(*bitmap));
 	return 0;
 }
@@ -76,7 +76,7 @@ static int clear_log(struct dirty_log *log, uint64_t first, uint32_t num, const 
 	if (!clear_range_ok(log->npages, first, num))
 		return vm_refuse(err, EINVAL, MS_RULE_CLEAR_RANGE, log->npages, NULL);
 	if (!bitmap && want)
-		return vm_refuse(err, EFAULT, MS_RULE_NULL_BUFFER, 0, NULL);
+		return null_buffer(err);
 	if (bitmap && nwords != want)
 		return vm_refuse(err, EINVAL, MS_RULE_BITMAP_SIZE, want, NULL);
 	if (!want)

@@ -34,7 +34,7 @@ static int append_listener(struct ms_vm *vm, const struct ms_listener *listener,
 
 int ms_add_listener(struct ms_vm *vm, const struct ms_listener *listener, struct ms_error *err)
 {
-	int r = listener ? vm_lock(vm, err) : vm_refuse(err, EFAULT, MS_RULE_NULL_BUFFER, 0, NULL);
+	int r = listener ? vm_lock(vm, err) : null_buffer(err);
 
 	if (r)
 		return r;
@@ -64,7 +64,36 @@ int ms_remove_listener(struct ms_vm *vm, const struct ms_listener *listener, str
 	return r;
 }
 
-void vm_flush(struct ms_vm *vm, const struct memslot *active, const struct memslot *old)
+/* ---- the hooks ---- */
+
+int listeners_prepare(struct ms_vm *vm, const struct ms_change *change, uint32_t *prepared, struct ms_error *err)
+{
+	int r = 0;
+
+	slots_lock_enter_hook(&vm->slots_lock);
+	while (!r && *prepared < vm->nr_listeners) {
+		const struct ms_listener *l = vm->listeners[*prepared];
+
+		r = l->prepare ? l->prepare(l->opaque, change) : 0;
+		*prepared += !r;
+	}
+	slots_lock_leave_hook(&vm->slots_lock);
+	return r ? vm_refuse(err, r < 0 ? -r : EINVAL, MS_RULE_LISTENER_REFUSED, 0, NULL) : 0;
+}
+
+void listeners_abort(struct ms_vm *vm, const struct ms_change *change, uint32_t *prepared)
+{
+	slots_lock_enter_hook(&vm->slots_lock);
+	while (*prepared > 0) {
+		const struct ms_listener *l = vm->listeners[--*prepared];
+
+		if (l->abort)
+			l->abort(l->opaque, change);
+	}
+	slots_lock_leave_hook(&vm->slots_lock);
+}
+
+void listeners_flush(struct ms_vm *vm, const struct memslot *active, const struct memslot *old)
 {
 	struct ms_memslot active_value, old_value;
 
@@ -78,6 +107,18 @@ void vm_flush(struct ms_vm *vm, const struct memslot *active, const struct memsl
 
 		if (l->flush)
 			l->flush(l->opaque, &active_value, &old_value);
+	}
+	slots_lock_leave_hook(&vm->slots_lock);
+}
+
+void listeners_commit(struct ms_vm *vm, const struct ms_change *change)
+{
+	slots_lock_enter_hook(&vm->slots_lock);
+	for (size_t i = 0; i < vm->nr_listeners; i++) {
+		const struct ms_listener *l = vm->listeners[i];
+
+		if (l->commit)
+			l->commit(l->opaque, change);
 	}
 	slots_lock_leave_hook(&vm->slots_lock);
 }

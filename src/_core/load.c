@@ -91,23 +91,12 @@ static int find_first_refused(struct writer *w, const struct ms_memslot *slots, 
 
 		first = at_entry(w, stage(w, &slots[entry], entry), entry);
 	}
-	writer_roll_back_staged(w);
+	writer_roll_back(w);
 	writer_end(w);
 	if (first && first != -ENOMEM)
 		return first;
 	*w->err = known;
 	return r;
-}
-
-/* The changes are carried out from the highest gfn down, but the error must name the first entry of the list that is
- * beyond the limit. */
-static void find_first_beyond_limit(const struct writer *w, const struct ms_memslot *slots)
-{
-	for (uint32_t i = 0; i < w->err->index; i++) {
-		struct memslot slot = { .base_gfn = slots[i].base_gfn, .npages = slots[i].npages };
-
-		at_entry(w, rules_gpa_limit(w->vm, &slot, w->err), i);
-	}
 }
 
 static int load_locked(struct writer *w, const struct ms_memslot *slots, struct place *places, size_t n)
@@ -118,14 +107,12 @@ static int load_locked(struct writer *w, const struct ms_memslot *slots, struct 
 		return find_first_refused(w, slots, w->err->index, r);
 	r = stage_all(w, slots, places, n);
 	if (r)
-		writer_roll_back_staged(w);
+		writer_roll_back(w);
 	else
 		r = writer_carry_out(w);
 	writer_end(w);
 	if (r && w->nr < n && r != -ENOMEM)
 		return find_first_refused(w, slots, n, r);
-	if (r && w->err->rule == MS_RULE_GPA_LIMIT)
-		find_first_beyond_limit(w, slots);
 	return r;
 }
 
@@ -147,12 +134,10 @@ static int alloc_lists(struct writer *w, size_t n)
 
 static int load(struct writer *w, const struct ms_memslot *slots, size_t n)
 {
-	int r;
+	int r = rules_as_id(w->vm, w->as_id, w->err);
 
-	if (w->as_id >= w->vm->config.address_spaces)
-		return vm_refuse(w->err, EINVAL, MS_RULE_AS_ID, w->vm->config.address_spaces, NULL);
-	if (!n)
-		return 0;
+	if (r || !n)
+		return r;
 	r = alloc_lists(w, n);
 	if (!r)
 		r = load_locked(w, slots, w->scratch, n);
@@ -163,7 +148,7 @@ static int load(struct writer *w, const struct ms_memslot *slots, size_t n)
 int ms_load_memslots(struct ms_vm *vm, uint32_t as_id, const struct ms_memslot *slots, size_t n, struct ms_error *err)
 {
 	struct ms_error local_err = { 0 };
-	int r = slots || !n ? vm_lock(vm, err) : vm_refuse(err, EFAULT, MS_RULE_NULL_BUFFER, 0, NULL);
+	int r = slots || !n ? vm_lock(vm, err) : null_buffer(err);
 
 	if (r)
 		return r;

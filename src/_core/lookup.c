@@ -196,8 +196,10 @@ struct slots_out {
 	size_t room, nr;
 };
 
-static void put_slot(struct slots_out *to, const struct memslot *slot)
+static void put_slot(void *context, const struct memslot *slot)
 {
+	struct slots_out *to = context;
+
 	point(READER_WALKS);
 	if (to->out && to->nr < to->room)
 		to->out[to->nr] = memslot_value(slot);
@@ -215,11 +217,6 @@ size_t ms_memslots_in_gfn_range(struct ms_vm *vm, uint32_t as_id, uint64_t start
 		put_slot(&to, slot);
 	look_end(vm, look);
 	return to.nr;
-}
-
-static void visit_slot(void *to, const struct memslot *slot)
-{
-	put_slot(to, slot);
 }
 
 static int by_hva(const struct ms_memslot *a, const struct ms_memslot *b)
@@ -242,7 +239,7 @@ size_t ms_memslots_in_hva_range(struct ms_vm *vm, uint32_t as_id, uint64_t start
 	bool sorted = true;
 
 	if (look.set && start <= last)
-		sorted = vm->design->hva_range(look.set, start, last, visit_slot, &to);
+		sorted = vm->design->hva_range(look.set, start, last, put_slot, &to);
 	look_end(vm, look);
 	if (out && !sorted && to.nr > 1 && to.nr <= room)
 		qsort(out, to.nr, sizeof(*out), compare_slots);
@@ -433,13 +430,6 @@ uint32_t ms_vcpu_as_id(const struct ms_vcpu *vcpu)
 }
 
 /* ---- dirty pages ---- */
-
-static inline void mark(const struct memslot *slot, uint64_t gfn)
-{
-	point(READER_MARKS);
-	if (slot && slot->dirty)
-		dirty_log_mark(slot->dirty, gfn - slot->base_gfn);
-}
 
 void ms_mark_page_dirty(struct ms_vm *vm, uint32_t as_id, uint64_t gfn)
 {

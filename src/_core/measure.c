@@ -2,20 +2,10 @@
 /*
  * measure.c - see private/measure.h.
  */
-#define _POSIX_C_SOURCE 199309L /* clock_gettime() */
 #include <errno.h>
-#include <time.h>
 
 #include "private/measure.h"
 #include "vm.h"
-
-static uint64_t now(void)
-{
-	struct timespec t;
-
-	clock_gettime(CLOCK_MONOTONIC, &t);
-	return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
-}
 
 typedef void call_fn(void *context, size_t i);
 
@@ -24,11 +14,11 @@ static inline void time_calls(call_fn *call, void *context, size_t n, size_t gro
 {
 	for (size_t i = 0; i < n;) {
 		size_t end = n - i < group ? n : i + group;
-		uint64_t start = now();
+		uint64_t start = thread_clock_ns();
 
 		for (; i < end; i++)
 			call(context, i);
-		*ns++ = now() - start;
+		*ns++ = thread_clock_ns() - start;
 	}
 }
 

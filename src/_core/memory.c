@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * memory.c - see memory.h for the invariants P1 to P3.
+ * memory.c - see memory.h for the invariants P1 to P5.
  */
 #define _DEFAULT_SOURCE /* madvise() */
 #include "memory.h"
@@ -321,14 +321,6 @@ static void *take_block(struct memory_chunk *chunk, size_t size)
 	return block;
 }
 
-/* Needs no read-modify-write: the pool has one user at a time. */
-static void count_blocks(struct memory_pool *pool, uint64_t n)
-{
-	uint64_t blocks = atomic_load_explicit(&pool->blocks, memory_order_relaxed);
-
-	atomic_store_explicit(&pool->blocks, blocks + n, memory_order_relaxed);
-}
-
 /* If the chunk of the reserved size cannot be allocated, a smaller one is tried. */
 static struct memory_chunk *chunk_for_next(struct memory *m, size_t size)
 {
@@ -354,7 +346,7 @@ void *memory_pool_alloc(struct memory *m, size_t size)
 		close_chunk(pool, chunk);
 	if (chunk == pool->idle)
 		pool->idle = NULL;
-	count_blocks(pool, 1);
+	count_add(&pool->blocks, 1);
 	unpoison_block(block, size);
 	return block;
 }
@@ -399,7 +391,7 @@ void memory_pool_free(struct memory *m, void *block, size_t size)
 	*word_of(block, size) = chunk->free;
 	chunk->free = block;
 	poison_block(block, size);
-	count_blocks(&m->pool, -(uint64_t)1);
+	count_add(&m->pool.blocks, -(uint64_t)1);
 	if (unlikely(!chunk->used))
 		chunk_is_idle(m, chunk);
 }

@@ -8,8 +8,8 @@
  * The pool allocates blocks of one size.  They lie side by side in chunks, with a spare cache line here and there.  So
  * a walk over a million blocks has good locality.  A block of the pool is counted, and can be made to fail, like any
  * other block.  A chunk adds only its bytes to the counters; if it cannot be allocated, the block that needs it
- * fails.  At most one chunk without a used block is kept, and none when no block is in use.  The chunks are also in a tree
- * by address, for memory_pool_has().
+ * fails.  At most one chunk without a used block is kept, and none when no block is in use.  The chunks are also in a
+ * tree by address, for memory_pool_has().
  *
  * Invariants of a pool
  *   P1  `open` lists each chunk that has a free block, once, and no other chunk;
@@ -35,6 +35,12 @@
 #else
 #define MEMORY_POISONS 0
 #endif
+
+/* Adds to a counter that one thread at a time changes, so no read-modify-write is needed.  Row "counters". */
+static inline void count_add(_Atomic uint64_t *count, uint64_t n)
+{
+	atomic_store_explicit(count, atomic_load_explicit(count, memory_order_relaxed) + n, memory_order_relaxed);
+}
 
 struct memory_chunk;
 

@@ -121,6 +121,9 @@ enum design_cost {
 	COST_LOG, /* with log n, or not at all */
 };
 
+/* The largest number of searches in one call of search_many(). */
+#define SEARCH_LANES 32
+
 /*
  * A design of sets: how slots are stored and found.  There are two kinds:
  *
@@ -147,7 +150,7 @@ struct memslot_design {
 
 	/* Lookups, by readers in a section or by the writer.  Each returns NULL if there is no such slot. */
 	struct memslot *(*search)(const struct memslot_set *set, uint64_t gfn); /* the one that contains gfn */
-	/* search() for n gfns, n <= TREE_LANES of tree_set.h.  May be NULL. */
+	/* search() for n gfns, n <= SEARCH_LANES.  May be NULL. */
 	void (*search_many)(const struct memslot_set *set, const uint64_t *gfns, struct memslot **slots, size_t n);
 	struct memslot *(*find)(const struct memslot_set *set, uint32_t id);
 	struct memslot *(*first_from)(const struct memslot_set *set, uint64_t gfn); /* the first that ends beyond gfn */

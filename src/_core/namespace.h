@@ -45,6 +45,10 @@
 #define interval_tree_init ms_interval_tree_init
 #define interval_tree_next ms_interval_tree_next
 #define interval_tree_replace ms_interval_tree_replace
+#define listeners_abort ms_listeners_abort
+#define listeners_commit ms_listeners_commit
+#define listeners_flush ms_listeners_flush
+#define listeners_prepare ms_listeners_prepare
 #define memory_fail ms_memory_fail
 #define memory_free ms_memory_free
 #define memory_free_lines ms_memory_free_lines
@@ -109,14 +113,11 @@
 #define thread_wait ms_thread_wait
 #define thread_watch ms_thread_watch
 #define thread_wake_all ms_thread_wake_all
-#define tree_search_many ms_tree_search_many
 #define update_check_caller ms_update_check_caller
 #define update_step_end ms_update_step_end
 #define update_swap_sets ms_update_swap_sets
-#define update_swap_sets_end ms_update_swap_sets_end
 #define vm_design ms_vm_design
 #define vm_end_update ms_vm_end_update
-#define vm_flush ms_vm_flush
 #define vm_free_deferred ms_vm_free_deferred
 #define vm_index_get ms_vm_index_get
 #define vm_index_make ms_vm_index_make
@@ -138,7 +139,7 @@
 #define writer_discard ms_writer_discard
 #define writer_end ms_writer_end
 #define writer_release ms_writer_release
-#define writer_roll_back_staged ms_writer_roll_back_staged
+#define writer_roll_back ms_writer_roll_back
 #define writer_stage ms_writer_stage
 
 #endif

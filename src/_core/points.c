@@ -1,4 +1,7 @@
 /* SPDX-License-Identifier: MIT */
+/*
+ * points.c - see points.h.
+ */
 #include "points.h"
 
 #ifdef MEMSLOTS_POINTS

@@ -60,7 +60,7 @@ static int set_region(struct ms_vm *vm, const struct ms_userspace_memory_region 
 {
 	struct ms_memslot value;
 	struct writer *w;
-	int r = region ? vm_lock(vm, err) : vm_refuse(err, EFAULT, MS_RULE_NULL_BUFFER, 0, NULL);
+	int r = region ? vm_lock(vm, err) : null_buffer(err);
 
 	if (r)
 		return r;

@@ -53,8 +53,8 @@ int rules_request(const struct ms_vm *vm, const struct ms_userspace_memory_regio
 		return vm_refuse(err, EINVAL, MS_RULE_HVA_RANGE, config->hva_end_max, NULL);
 	if ((r->flags & MS_MEM_GUEST_MEMFD) && !gmem_offset_ok(r))
 		return vm_refuse(err, EINVAL, MS_RULE_GMEM_OFFSET, 0, NULL);
-	if (r->as_id >= config->address_spaces)
-		return vm_refuse(err, EINVAL, MS_RULE_AS_ID, config->address_spaces, NULL);
+	if (rules_as_id(vm, r->as_id, err))
+		return -EINVAL;
 	if (r->guest_phys_addr + r->memory_size < r->guest_phys_addr)
 		return vm_refuse(err, EINVAL, MS_RULE_GPA_WRAP, 0, NULL);
 	if (r->memory_size >> MS_PAGE_SHIFT > MS_MEM_MAX_NR_PAGES)
@@ -129,7 +129,7 @@ int rules_guest_memfd(uint32_t flags, int32_t guest_memfd, struct ms_error *err)
 
 int rules_gpa_limit(const struct ms_vm *vm, const struct memslot *slot, struct ms_error *err)
 {
-	uint64_t end_gfn = (uint64_t)1 << (vm->config.gpa_bits - MS_PAGE_SHIFT);
+	uint64_t end_gfn = vm_end_gfn(&vm->config);
 
 	if (slot->base_gfn + slot->npages <= end_gfn)
 		return 0;

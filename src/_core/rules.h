@@ -19,6 +19,14 @@ int rules_request(const struct ms_vm *vm, const struct ms_userspace_memory_regio
 /* The same checks for a user's slot of address space as_id that is given as a value.  It must have pages. */
 int rules_value(const struct ms_vm *vm, const struct ms_memslot *value, uint32_t as_id, struct ms_error *err);
 
+/* The address space exists. */
+static inline int rules_as_id(const struct ms_vm *vm, uint32_t as_id, struct ms_error *err)
+{
+	uint32_t nr = vm->config.address_spaces;
+
+	return as_id < nr ? 0 : vm_refuse(err, EINVAL, MS_RULE_AS_ID, nr, NULL);
+}
+
 /* No slot of the set except `old`, which may be NULL, has this id. */
 int rules_unused_id(const struct ms_vm *vm, const struct memslot_set *set, uint32_t id, const struct memslot *old,
 		    struct ms_error *err);

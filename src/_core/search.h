@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * search.h - finds the slot of a gfn, or its host address, inside a read section.
+ * search.h - finds the slot of a gfn, or its host address, or marks its page, inside a read section.
  *
  * A lookup tries last_used_slot of the set first (the hint), then the index of the set, then the design.  A reader
  * writes the hint only inside its section.  The writer corrects the hint after the grace period (row "last_used_slot"
@@ -85,6 +85,14 @@ static inline uint64_t translate(const struct memslot *slot, uint64_t gfn, bool 
 static inline uint64_t translate_record(const struct flat_record *record, uint64_t gfn, bool write)
 {
 	return flat_hva(record, gfn << MS_PAGE_SHIFT, write ? FLAT_READONLY : 0);
+}
+
+/* mark_page_dirty().  NULL is a hole. */
+static inline void mark(const struct memslot *slot, uint64_t gfn)
+{
+	point(READER_MARKS);
+	if (slot && slot->dirty)
+		dirty_log_mark(slot->dirty, gfn - slot->base_gfn);
 }
 
 #endif

@@ -226,8 +226,8 @@ static struct srcu_reader *add_reader(struct srcu *s, uint64_t owner)
 	return r;
 }
 
-/* The destructor, which takes the record back, must be registered before the thread owns a record.  If it cannot be, the
- * thread gets no record. */
+/* The destructor, which takes the record back, must be registered before the thread owns a record.  If it cannot be,
+ * the thread gets no record. */
 static struct srcu_reader *obtain_reader(struct srcu *s, uint64_t owner)
 {
 	struct srcu_reader *r;

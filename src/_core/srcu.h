@@ -150,12 +150,10 @@ static inline bool srcu_is_shared(const struct srcu_reader *r)
 	return r == &r->domain->shared;
 }
 
-/* Counts in the record of the calling thread.  No other thread counts there, so no read-modify-write is needed. */
+/* Counts in the record of the calling thread. */
 static inline void srcu_count_own(struct srcu_reader *r, enum srcu_count which, uint64_t n)
 {
-	_Atomic uint64_t *count = &r->count[which];
-
-	atomic_store_explicit(count, atomic_load_explicit(count, memory_order_relaxed) + n, memory_order_relaxed);
+	count_add(&r->count[which], n);
 }
 
 static inline void srcu_count(struct srcu_reader *r, enum srcu_count which, uint64_t n)

@@ -42,7 +42,6 @@ static inline uint64_t thread_number(void)
 }
 
 /* A call of the user's code under a lock.  If the thread ends inside it, the thread calls run(hook) at its end. */
-struct thread_hook;
 typedef void thread_hook_fn(struct thread_hook *hook);
 
 struct thread_hook {

@@ -77,7 +77,7 @@ static struct memslot *tree_search_call(const struct memslot_set *set, uint64_t 
 static const struct tree_slot lane_end = { .slot.base_gfn = UINT64_MAX };
 
 struct lanes {
-	const struct rb_node *node[TREE_LANES], *floor[TREE_LANES];
+	const struct rb_node *node[SEARCH_LANES], *floor[SEARCH_LANES];
 };
 
 /* Returns next, or end if next is NULL.  Compilers make a branch here, which is mispredicted at the end of a lane. */
@@ -128,9 +128,10 @@ static inline void search_lanes(const struct memslot_set *set, uint32_t idx, con
 	}
 }
 
-void tree_search_many(const struct memslot_set *set, const uint64_t *gfns, struct memslot **slots, size_t n)
+/* All searches take each step together, so that their waits for memory overlap. */
+static void tree_search_many(const struct memslot_set *set, const uint64_t *gfns, struct memslot **slots, size_t n)
 {
-	ms_assert(n <= TREE_LANES);
+	ms_assert(n <= SEARCH_LANES);
 	if (set->nr < LANES_MIN_SLOTS)
 		for (size_t i = 0; i < n; i++)
 			slots[i] = tree_search(set, gfns[i]);
@@ -366,9 +367,9 @@ static int tree_check(const struct memslot_set *set, char *letter)
 	if (broken)
 		return broken;
 	broken = interval_tree_check(&set->hva_tree);
-	if (broken > 10) {
+	if (broken >= INTERVAL_TREE_BROKEN_T1) {
 		*letter = 'T';
-		return broken - 10;
+		return broken - INTERVAL_TREE_BROKEN_T1 + 1;
 	}
 	if (broken)
 		return broken;

@@ -92,11 +92,4 @@ static inline struct memslot *tree_search(const struct memslot_set *set, uint64_
 	return slot && memslot_contains(slot, gfn) ? slot : NULL;
 }
 
-/* The largest number of searches in one call of tree_search_many(). */
-#define TREE_LANES 32
-
-/* slots[i] becomes the slot that contains gfns[i], or NULL; n <= TREE_LANES.  All searches take each step together, so
- * that their waits for memory overlap. */
-void tree_search_many(const struct memslot_set *set, const uint64_t *gfns, struct memslot **slots, size_t n);
-
 #endif

@@ -4,6 +4,7 @@
  */
 #include "update.h"
 
+#include "rules.h"
 #include "vm_index.h"
 
 /* ---- the owner ---- */
@@ -36,7 +37,8 @@ static void pass_on_marks(struct ms_update *u)
 	}
 }
 
-void update_swap_sets_end(struct ms_update *u)
+/* The second half of update_swap_sets(). */
+static void update_swap_sets_end(struct ms_update *u)
 {
 	vm_swap_end(u->vm, u->as_id);
 	pass_on_marks(u);
@@ -92,10 +94,10 @@ int ms_update_begin(struct ms_vm *vm, uint32_t as_id, struct ms_update **out, st
 	int r;
 
 	if (!out)
-		return vm_refuse(err, EFAULT, MS_RULE_NULL_BUFFER, 0, NULL);
+		return null_buffer(err);
 	*out = NULL;
-	if (as_id >= vm->config.address_spaces)
-		return vm_refuse(err, EINVAL, MS_RULE_AS_ID, vm->config.address_spaces, NULL);
+	if (rules_as_id(vm, as_id, err))
+		return -EINVAL;
 	if (vm->design != &DESIGN_OF(tree))
 		return vm_refuse(err, ENOSYS, MS_RULE_BACKEND, 0, NULL);
 	r = vm_lock(vm, err);
@@ -213,16 +215,6 @@ static void roll_back_and_free(struct ms_update *u)
 	free_update(u);
 }
 
-/* Inside a read section a roll-back could wait for its own thread.  Inside a hook a step may be using the update. */
-static int check_end(const struct ms_update *u, struct ms_error *err)
-{
-	if (u->vm->forks != process_forks())
-		return vm_refuse(err, EIO, MS_RULE_FORKED, 0, NULL);
-	if (thread_self.sections)
-		return vm_refuse(err, EDEADLK, MS_RULE_READ_SECTION, 0, NULL);
-	return thread_self.hooks ? vm_refuse(err, EDEADLK, MS_RULE_HOOK, 0, NULL) : 0;
-}
-
 int ms_update_end(struct ms_update *u, bool keep, struct ms_error *err)
 {
 	int r = update_check_caller(u, err);
@@ -232,7 +224,7 @@ int ms_update_end(struct ms_update *u, bool keep, struct ms_error *err)
 	if (r)
 		return r;
 	vm = u->vm;
-	u->in_step = true;
+	update_step_begin(u);
 	u->abandoned = true; /* if the thread ends in a stall report, no caller uses *u any more */
 	alike = at_rest(u);
 	if (!alike || !keep)
@@ -253,7 +245,7 @@ static void finish_deferred(struct slots_lock *lock)
 	struct ms_vm *vm = container_of(lock, struct ms_vm, slots_lock);
 	struct ms_update *u = atomic_load_explicit(&vm->update, memory_order_relaxed);
 
-	u->in_step = true; /* a stall report from here is inside a call of this thread */
+	update_step_begin(u); /* a stall report from here is inside a call of this thread */
 	if (vm_is_swapping(vm, u->as_id)) /* for a roll-back, or a step whose thread has ended in a stall report */
 		update_swap_sets_end(u);
 	roll_back_and_free(u);
@@ -276,16 +268,17 @@ static void begin_roll_back(struct ms_update *u)
 static void abandon(struct ms_update *u)
 {
 	struct ms_vm *vm = u->vm;
-	int r = check_end(u, NULL);
+	/* Inside a read section a roll-back could wait for its own thread.  Inside a hook a step may be using *u. */
+	bool may_roll_back = !thread_self.sections && !thread_self.hooks;
 
-	if (r == -EIO) /* in a forked child no writer waits for the lock */
+	if (vm->forks != process_forks()) /* in a forked child no writer waits for the lock */
 		return;
-	if (!r && !edited(u, vm_active_set(vm, u->as_id))) {
+	if (may_roll_back && !edited(u, vm_active_set(vm, u->as_id))) {
 		roll_back_and_free(u);
 		vm_unlock(vm);
 		return;
 	}
-	if (!r)
+	if (may_roll_back)
 		begin_roll_back(u);
 	slots_lock_defer_end(&vm->slots_lock, finish_deferred);
 }

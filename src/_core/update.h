@@ -79,10 +79,9 @@ static inline struct memslot_set *inactive(const struct ms_update *u)
 	return vm_inactive_set(u->vm, u->as_id);
 }
 
-/* vm_swap(), or its second half.  Afterwards they copy the bits that readers marked in the former set to the related
- * logs (D4 of dirty_log.h), so that the next step, or the end, may remove either slot. */
+/* vm_swap().  Afterwards it copies the bits that readers marked in the former set to the related logs (D4 of
+ * dirty_log.h), so that the next step, or the end, may remove either slot. */
 void update_swap_sets(struct ms_update *u);
-void update_swap_sets_end(struct ms_update *u);
 
 /* Refuses a step or the end if u is NULL, in a forked child, by a thread that did not begin the update, inside a read
  * section, or inside a hook. */

@@ -117,7 +117,7 @@ static int check_replace(const struct ms_update *u, bool active, const struct me
 /* Checks a pointer through which the step reads or writes. */
 static int check_pointer(const void *pointer, struct ms_error *err)
 {
-	return pointer ? 0 : vm_refuse(err, EFAULT, MS_RULE_NULL_BUFFER, 0, NULL);
+	return pointer ? 0 : null_buffer(err);
 }
 
 /* ---- the steps ---- */
@@ -195,14 +195,6 @@ static int make_invalid(struct ms_update *u, const struct memslot *slot, struct 
 	return r ? r : add_draft(u, *inv, err);
 }
 
-/* Frees the draft, which is the last touched slot.  It must not stay in `touched`: its address may equal an old handle
- * of the caller, and that handle would become valid. */
-static void discard_draft(struct ms_update *u, struct memslot *draft)
-{
-	u->touched.nr--;
-	memslot_free(u->vm->design, &u->vm->memory, draft);
-}
-
 static int check_invalidate(const struct ms_update *u, const struct memslot *slot, struct ms_error *err)
 {
 	int r = update_check_caller(u, err);
@@ -231,7 +223,7 @@ int ms_update_invalidate(struct ms_update *u, struct ms_slot *handle, struct ms_
 	edit_inactive(u, slot, inv);
 	update_step_begin(u);
 	update_swap_sets(u);
-	vm_flush(u->vm, inv, slot);
+	listeners_flush(u->vm, inv, slot);
 	*out = update_step_end(u) ? handle_of(inv) : NULL;
 	return 0;
 }
@@ -243,20 +235,21 @@ static int check_values(const struct ms_update *u, const struct ms_memslot *v, s
 	return r ? r : rules_guest_memfd(v->flags, -1, err);
 }
 
+/* A refused draft does not enter `touched`: its address may equal an old handle of the caller, and that handle would
+ * become valid. */
 static int make_draft(struct ms_update *u, const struct memslot *old, const struct ms_memslot *v,
 		      struct memslot **draft, struct ms_error *err)
 {
 	int r = slot_create(u->vm, v, u->as_id, draft, err);
 
-	if (!r)
-		r = add_draft(u, *draft, err);
 	if (r)
 		return r;
 	r = rules_gpa_limit(u->vm, *draft, err);
 	if (!r)
 		r = slot_give_log(u->vm, *draft, old, err);
-	if (r)
-		discard_draft(u, *draft);
+	if (!r)
+		return add_draft(u, *draft, err);
+	memslot_free(u->vm->design, &u->vm->memory, *draft);
 	return r;
 }
 

@@ -4,8 +4,6 @@
  *
  * Locking: ms_vcpu_create() takes slots_lock, ms_vcpu_destroy() takes no lock (row "vCPU given back").
  */
-#include <errno.h>
-
 #include "vm.h"
 
 /* Returns a vCPU that was given back, or a new one, or NULL without memory.  The list never shrinks. */
@@ -25,7 +23,7 @@ static struct ms_vcpu *obtain_vcpu(struct ms_vm *vm)
 
 int ms_vcpu_create(struct ms_vm *vm, struct ms_vcpu **out, struct ms_error *err)
 {
-	int r = out ? vm_lock(vm, err) : vm_refuse(err, EFAULT, MS_RULE_NULL_BUFFER, 0, NULL);
+	int r = out ? vm_lock(vm, err) : null_buffer(err);
 
 	if (out)
 		*out = NULL;

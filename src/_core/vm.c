@@ -117,7 +117,7 @@ void vm_swap_end(struct ms_vm *vm, uint32_t as_id)
 bool vm_is_swapping(const struct ms_vm *vm, uint32_t as_id)
 {
 	uint64_t view = atomic_load_explicit(&vm->active, memory_order_relaxed);
-	const struct memslot_set *active = &vm->as[as_id].set[view >> as_id & 1];
+	const struct memslot_set *active = vm_set_in_view(vm, as_id, view);
 
 	return atomic_load_explicit(&active->generation, memory_order_relaxed) & MS_GEN_UPDATE_IN_PROGRESS;
 }
@@ -127,6 +127,8 @@ void vm_swap(struct ms_vm *vm, uint32_t as_id)
 	vm_swap_begin(vm, as_id);
 	vm_swap_end(vm, as_id);
 }
+
+/* ---- stall reports ---- */
 
 int ms_set_stall_report(struct ms_vm *vm, uint32_t after_ms, ms_stall_fn *report, void *opaque, struct ms_error *err)
 {
@@ -320,7 +322,7 @@ void vm_free_deferred(struct ms_vm *vm, bool all)
 }
 
 /* Frees all objects to which callers may have kept pointers: deferred objects and vCPUs. */
-static void free_vcpus(struct ms_vm *vm)
+static void free_kept_objects(struct ms_vm *vm)
 {
 	vm_free_deferred(vm, true);
 	for (struct ms_vcpu *vcpu = vm->vcpus, *next; vcpu; vcpu = next) {
@@ -363,7 +365,7 @@ void ms_vm_destroy(struct ms_vm *vm)
 		empty_set(vm, &vm->as[i].set[1], true);
 	}
 	srcu_deinit(&vm->srcu);
-	free_vcpus(vm);
+	free_kept_objects(vm);
 	memory_free(&vm->memory, vm->listeners, vm->listeners_size);
 	memory_free_lines(&vm->memory, vm->as, vm->config.address_spaces * sizeof(*vm->as));
 	/* In a forked child no thread releases the indexes that other threads of the parent used or were making. */

@@ -87,6 +87,12 @@ struct ms_vcpu {
 _Static_assert((MS_INDEX_OFF & MS_INDEX_WALK) == VM_INDEX_NEVER && !((MS_INDEX_AUTO | MS_INDEX_EAGER) & VM_INDEX_NEVER),
 	       "OFF and WALK must share a bit that AUTO and EAGER lack");
 
+/* One past the last frame that a slot may have. */
+static inline uint64_t vm_end_gfn(const struct ms_config *config)
+{
+	return (uint64_t)1 << (config->gpa_bits - MS_PAGE_SHIFT);
+}
+
 static inline bool vcpu_try_use(struct ms_vcpu *vcpu)
 {
 	return !atomic_exchange_explicit(&vcpu->busy, 1, memory_order_acquire);
@@ -97,18 +103,18 @@ static inline void vcpu_put(struct ms_vcpu *vcpu)
 	atomic_store_explicit(&vcpu->busy, 0, memory_order_release);
 }
 
-static inline struct memslot_set *vm_set_in_view(struct ms_vm *vm, uint32_t as_id, uint64_t view)
+static inline struct memslot_set *vm_set_in_view(const struct ms_vm *vm, uint32_t as_id, uint64_t view)
 {
 	return &vm->as[as_id].set[view >> as_id & 1];
 }
 
-static inline struct memslot_set *vm_active_set(struct ms_vm *vm, uint32_t as_id)
+static inline struct memslot_set *vm_active_set(const struct ms_vm *vm, uint32_t as_id)
 {
 	return vm_set_in_view(vm, as_id, atomic_load_explicit(&vm->active, memory_order_seq_cst)); /* A */
 }
 
 /* For the writer: no other thread changes `active` while it holds slots_lock. */
-static inline struct memslot_set *vm_inactive_set(struct ms_vm *vm, uint32_t as_id)
+static inline struct memslot_set *vm_inactive_set(const struct ms_vm *vm, uint32_t as_id)
 {
 	return vm_set_in_view(vm, as_id, ~atomic_load_explicit(&vm->active, memory_order_relaxed));
 }
@@ -147,9 +153,9 @@ static inline int no_memory(struct ms_error *err)
 	return vm_refuse(err, ENOMEM, MS_RULE_NO_MEMORY, 0, NULL);
 }
 
-static inline void count_add(_Atomic uint64_t *count, uint64_t n)
+static inline int null_buffer(struct ms_error *err)
 {
-	atomic_store_explicit(count, atomic_load_explicit(count, memory_order_relaxed) + n, memory_order_relaxed);
+	return vm_refuse(err, EFAULT, MS_RULE_NULL_BUFFER, 0, NULL);
 }
 
 #endif

@@ -109,7 +109,7 @@ static void drop_copy(const struct writer *w, struct memslot *copy)
 		w->vm->design->free_slot(&w->vm->memory, copy);
 }
 
-/* Frees everything that allocate() and slot_give_log() have made. */
+/* Frees everything that allocate() and complete_slot() have made. */
 void writer_discard(const struct writer *w, struct change *c)
 {
 	free_slot(w, c->inv);
@@ -174,26 +174,28 @@ static void invalidate(struct writer *w)
 	point(WRITER_INVALIDATED);
 	for (size_t i = 0; i < w->nr; i++)
 		if (w->change[i].inv)
-			vm_flush(w->vm, w->change[i].inv, w->change[i].old);
+			listeners_flush(w->vm, w->change[i].inv, w->change[i].old);
 }
 
 static int prepare_listeners(const struct writer *w, struct change *c)
 {
 	struct ms_change change;
-	int r = 0;
 
 	if (likely(!w->vm->nr_listeners))
 		return 0;
 	change = change_value(c);
-	slots_lock_enter_hook(&w->vm->slots_lock);
-	while (!r && c->prepared < w->vm->nr_listeners) {
-		const struct ms_listener *l = w->vm->listeners[c->prepared];
+	return listeners_prepare(w->vm, &change, &c->prepared, w->err);
+}
 
-		r = l->prepare ? l->prepare(l->opaque, &change) : 0;
-		c->prepared += !r;
-	}
-	slots_lock_leave_hook(&w->vm->slots_lock);
-	return r ? vm_refuse(w->err, r < 0 ? -r : EINVAL, MS_RULE_LISTENER_REFUSED, 0, NULL) : 0;
+/* Gives the new slot its dirty log, then checks the limit of guest addresses.  KVM checks it as late: a MOVE is INVALID
+ * then. */
+static int complete_slot(const struct writer *w, const struct change *c)
+{
+	int r = slot_give_log(w->vm, c->new_slot, c->old, w->err);
+
+	if (!r && (c->kind == MS_CREATE || c->kind == MS_MOVE))
+		r = rules_gpa_limit(w->vm, c->new_slot, w->err);
+	return r;
 }
 
 static int prepare(const struct writer *w)
@@ -204,9 +206,7 @@ static int prepare(const struct writer *w)
 		struct change *c = &w->change[i];
 
 		if (c->new_slot && !c->staged)
-			r = slot_give_log(w->vm, c->new_slot, c->old, w->err);
-		if (!r && (c->kind == MS_CREATE || c->kind == MS_MOVE))
-			r = rules_gpa_limit(w->vm, c->new_slot, w->err); /* so late in KVM too: a MOVE is INVALID now */
+			r = complete_slot(w, c);
 		if (!r)
 			r = prepare_listeners(w, c);
 		at_entry(w, r, c->entry);
@@ -214,26 +214,19 @@ static int prepare(const struct writer *w)
 	return r;
 }
 
-/* Calls abort of the listeners whose prepare has succeeded, in reverse order. */
-static void abort_prepared(const struct writer *w, struct change *c)
+static void abort_listeners(const struct writer *w, struct change *c)
 {
 	struct ms_change change;
 
 	if (!c->prepared || w->without_hooks)
 		return;
 	change = change_value(c);
-	slots_lock_enter_hook(&w->vm->slots_lock);
-	while (c->prepared > 0) {
-		const struct ms_listener *l = w->vm->listeners[--c->prepared];
-
-		if (l->abort)
-			l->abort(l->opaque, &change);
-	}
-	slots_lock_leave_hook(&w->vm->slots_lock);
+	listeners_abort(w->vm, &change, &c->prepared);
 }
 
-/* Undoes the edits of the private set: removes the staged slots and puts the invalidated ones back.  A set that stores
- * copies needs no undo, because writer_end() frees it as a whole. */
+/* Undoes the edits of the private set: removes the staged slots and puts the invalidated ones back.  A change that
+ * fails before invalidate() has an INVALID copy already, but no set has it.  A set that stores copies needs no undo,
+ * because writer_end() frees it as a whole. */
 static void restore_private_set(const struct writer *w)
 {
 	if (!w->vm->design->shares_slots)
@@ -241,7 +234,7 @@ static void restore_private_set(const struct writer *w)
 	for (size_t i = w->nr; i-- > 0;) {
 		struct change *c = &w->change[i];
 
-		if (c->inv)
+		if (w->invalidated && c->inv)
 			replace(w, c->inv, c->old);
 		else if (c->staged)
 			replace(w, c->new_slot, c->old);
@@ -256,19 +249,14 @@ static void discard_all(const struct writer *w)
 }
 
 /* After invalidate() the inactive set is the one without INVALID copies.  Publishes it, then restores the other one. */
-static void roll_back(struct writer *w)
+void writer_roll_back(struct writer *w)
 {
 	for (size_t i = w->nr; i-- > 0;)
-		abort_prepared(w, &w->change[i]);
+		abort_listeners(w, &w->change[i]);
 	w->step = WRITER_ROLLS_BACK;
 	if (w->invalidated)
 		vm_swap(w->vm, w->as_id);
 	discard_all(w);
-}
-
-void writer_roll_back_staged(struct writer *w)
-{
-	roll_back(w);
 }
 
 static void apply(struct writer *w)
@@ -311,24 +299,19 @@ static void count_change(struct vm_counts *counts, const struct change *c)
 
 static void commit_listeners(const struct writer *w, const struct change *c)
 {
-	struct ms_change change = change_value(c);
+	struct ms_change change;
 
-	slots_lock_enter_hook(&w->vm->slots_lock);
-	for (size_t i = 0; i < w->vm->nr_listeners; i++) {
-		const struct ms_listener *l = w->vm->listeners[i];
-
-		if (l->commit)
-			l->commit(l->opaque, &change);
-	}
-	slots_lock_leave_hook(&w->vm->slots_lock);
+	if (likely(!w->vm->nr_listeners) || w->without_hooks)
+		return;
+	change = change_value(c);
+	listeners_commit(w->vm, &change);
 }
 
 /* No reader can see inv and old any more.  Where each set stores copies, the set's copy of the new slot holds the dirty
  * log now, so only the writer's copy is freed. */
 static void commit(const struct writer *w, struct change *c)
 {
-	if (w->vm->nr_listeners && !w->without_hooks)
-		commit_listeners(w, c);
+	commit_listeners(w, c);
 	point(WRITER_FREES);
 	free_slot(w, c->inv);
 	free_slot(w, c->old);
@@ -373,7 +356,7 @@ int writer_carry_out(struct writer *w)
 	if (!r)
 		r = prepare(w);
 	if (r) {
-		roll_back(w);
+		writer_roll_back(w);
 	} else {
 		apply(w);
 		complete(w);
@@ -386,7 +369,7 @@ int writer_carry_out(struct writer *w)
 static void finish_roll_back(struct writer *w)
 {
 	if (w->step == WRITER_PREPARES)
-		roll_back(w);
+		writer_roll_back(w);
 	else
 		discard_all(w);
 }
@@ -416,7 +399,7 @@ static void finish_change(struct slots_lock *lock)
 
 int writer_stage(const struct writer *w, struct change *c)
 {
-	int r = slot_give_log(w->vm, c->new_slot, c->old, w->err);
+	int r = complete_slot(w, c);
 
 	if (r) {
 		writer_discard(w, c);
@@ -433,7 +416,7 @@ int writer_begin(const struct writer *w, size_t more)
 	int r = vm->design->begin ? vm->design->begin(&vm->memory, &vm->as[w->as_id], inactive(w), more) : 0;
 
 	vm_index_share(vm, w->as_id);
-	return r ? vm_refuse(w->err, -r, MS_RULE_NO_MEMORY, 0, NULL) : 0;
+	return r ? no_memory(w->err) : 0;
 }
 
 void writer_end(const struct writer *w)

@@ -69,8 +69,9 @@ void writer_discard(const struct writer *w, struct change *c);
 int writer_begin(const struct writer *w, size_t more);
 void writer_end(const struct writer *w);
 
-/* Puts the new slot of an admitted CREATE into the private set.  The slot has its dirty log already, because a set that
- * stores copies does not read the writer's slot again.  After a failure *c is discarded. */
+/* Gives the new slot of an admitted CREATE its dirty log, checks the gpa limit, and puts the slot into the private set.
+ * The log comes first, because a set that stores copies does not read the writer's slot again.  After a failure *c is
+ * discarded. */
 int writer_stage(const struct writer *w, struct change *c);
 
 /* Carries out the admitted changes after writer_begin().  An error restores everything except the generation. */
@@ -83,8 +84,9 @@ static inline void writer_refused(struct ms_vm *vm)
 	memory_pool_trim(&vm->memory);
 }
 
-/* Removes the staged changes of a list that is not carried out from the private set, and discards them. */
-void writer_roll_back_staged(struct writer *w);
+/* Removes the changes of the list from the private set, and discards them.  writer_carry_out() calls it after an error;
+ * call it for a staged list that is not carried out. */
+void writer_roll_back(struct writer *w);
 
 /* Frees the memory of the list. */
 void writer_release(struct writer *w);

@@ -14,6 +14,7 @@
 #include "vm.h"
 
 #include <errno.h>
+#include <pthread.h>
 
 typedef struct ms_userspace_memory_region region_t;
 
@@ -174,6 +175,15 @@ static inline void end_vm(struct ms_vm *vm)
 	CHECK_EQ(ms_vm_close(vm, NULL), 0);
 	check_empty(vm);
 	ms_vm_destroy(vm);
+}
+
+/* Calls fn(arg) in a new thread, and waits until this thread has ended. */
+static inline void by_another_thread(void *(*fn)(void *), const void *arg)
+{
+	pthread_t thread;
+
+	CHECK_EQ(pthread_create(&thread, NULL, fn, (void *)(uintptr_t)arg), 0);
+	CHECK_EQ(pthread_join(thread, NULL), 0);
 }
 
 /* ---- pictures ---- */

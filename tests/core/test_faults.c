@@ -4,8 +4,8 @@
  *
  * A change without memory fails with an error and has changed nothing: no slot, no bit, no block.  In every design a
  * refused change leaves no more memory in use than before.  Only indexes are not counted: lookups make them.  A failed
- * allocation of buckets for the id hash is silent, because the hash works without more of them.  An update in steps that
- * is rolled back keeps such buckets.
+ * allocation of buckets for the id hash is silent, because the hash works without more of them.  An update in steps
+ * that is rolled back keeps such buckets.
  *
  * The linker redirects every call of memory.h's allocators to this file (--wrap), so that each place in the sources
  * that allocates is known by its address, counted, and named at the end.  Roll-backs and ends must not allocate: they

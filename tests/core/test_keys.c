@@ -70,14 +70,6 @@ static void *keep_values(void *unused)
 	return unused;
 }
 
-static void by_another_thread(void *(*fn)(void *), void *arg)
-{
-	pthread_t thread;
-
-	CHECK_EQ(pthread_create(&thread, NULL, fn, arg), 0);
-	CHECK_EQ(pthread_join(thread, NULL), 0);
-}
-
 static void use_vm(void)
 {
 	struct ms_vm *vm = new_vm(1);
@@ -165,6 +157,83 @@ static void no_value(void)
 	end_vm(vm);
 }
 
+static int count_call(void *opaque, const struct ms_change *change)
+{
+	(void)change;
+	++*(unsigned *)opaque;
+	return 0;
+}
+
+/* The change fails before it has called a hook or made a swap. */
+static void check_unwatched(struct ms_vm *vm, region_t r)
+{
+	struct ms_error err = { 0 };
+	struct picture before = picture_of(vm), after;
+	struct ms_stats stats = held_by(vm), now;
+
+	CHECK_EQ(ms_set_user_memory_region(vm, &r, &err), -ENOMEM);
+	CHECK_EQ(err.rule, MS_RULE_NO_MEMORY);
+	after = picture_of(vm);
+	now = held_by(vm);
+	CHECK(same_picture(&before, &after));
+	CHECK_EQ(before.generations, after.generations);
+	CHECK_EQ(now.blocks, stats.blocks);
+	CHECK_EQ(now.bytes, stats.bytes);
+	CHECK_EQ(now.refused, stats.refused + 1);
+	check_sound(vm);
+}
+
+static void check_unwatched_load(struct ms_vm *vm)
+{
+	struct ms_memslot list[] = { { .base_gfn = 64, .npages = 1, .id = 7 },
+				     { .base_gfn = 32, .npages = 1, .id = 8 } };
+	struct picture before = picture_of(vm), after;
+	struct ms_stats stats = held_by(vm);
+
+	CHECK_EQ(ms_load_memslots(vm, 0, list, ARRAY_SIZE(list), NULL), -ENOMEM);
+	after = picture_of(vm);
+	CHECK(same_picture(&before, &after));
+	CHECK_EQ(held_by(vm).blocks, stats.blocks);
+	check_sound(vm);
+}
+
+/* A listener's hook may end the thread, so a change of a VM with listeners fails if the thread cannot be watched. */
+static void *change_without_values(void *of)
+{
+	struct ms_vm *vm = of;
+
+	no_values = true;
+	check_unwatched(vm, region(0, 4, 8, 1, MS_MEM_LOG_DIRTY_PAGES));
+	check_unwatched(vm, region(0, 2, 0, 0, 0));
+	check_unwatched(vm, region(0, 2, 16, 2, 0));
+	check_unwatched(vm, region(0, 2, 4, 2, MS_MEM_LOG_DIRTY_PAGES));
+	check_unwatched_load(vm);
+	no_values = false;
+	return NULL;
+}
+
+static void no_value_for_a_change(void)
+{
+	unsigned calls = 0;
+	struct ms_listener listener = { .opaque = &calls, .prepare = count_call };
+
+	for (size_t i = 0; (design_name = ms_backend_name(i)); i++) {
+		struct ms_vm *vm = new_vm(1);
+
+		for (uint32_t id = 1; id <= 3; id++)
+			CHECK_EQ(set(vm, 0, id, 2 * id, 2, 0), 0);
+		CHECK_EQ(ms_add_listener(vm, &listener, NULL), 0);
+		by_another_thread(change_without_values, vm);
+		CHECK_EQ(calls, 0);
+		CHECK_EQ(set(vm, 0, 2, 16, 2, 0), 0);
+		CHECK_EQ(set(vm, 0, 2, 0, 0, 0), 0);
+		CHECK_EQ(calls, 2);
+		calls = 0;
+		check_sound(vm);
+		end_vm(vm);
+	}
+}
+
 static void in_a_process(void (*test)(void))
 {
 	int status = -1;
@@ -190,5 +259,6 @@ int main(int argc, char **argv)
 	in_a_process(no_first_atfork);
 	in_a_process(no_second_atfork);
 	in_a_process(no_value);
+	in_a_process(no_value_for_a_change);
 	return test_done("keys", cases, "processes");
 }

@@ -8,8 +8,6 @@
  */
 #include "fixture.h"
 
-#include <pthread.h>
-
 #define LOG MS_MEM_LOG_DIRTY_PAGES
 #define SPACES 2u
 #define IDS 40u
@@ -444,14 +442,6 @@ static void *unlock_alone(void *vm)
 	CHECK_EQ(set(vm, 0, 90, 0x9000, 1, 0), 0); /* the thread is in no section now */
 	CHECK_EQ(set(vm, 0, 90, 0, 0, 0), 0);
 	return NULL;
-}
-
-static void by_another_thread(void *(*fn)(void *), void *arg)
-{
-	pthread_t thread;
-
-	CHECK_EQ(pthread_create(&thread, NULL, fn, arg), 0);
-	CHECK_EQ(pthread_join(thread, NULL), 0);
 }
 
 /* An unlock fails if the open section belongs to another thread or another VM, or has ended. */

@@ -3,8 +3,8 @@
  * test_model.c - random changes and lookups compared with plain arrays, and many slots at once.
  *
  * The model is naive: a slot is an entry of an array, and a lookup tries them all.  Few ids, few pages and few host
- * addresses make overlaps, aliases and refusals as frequent as successes.  Some calls are misuses of the API, which change
- * nothing.
+ * addresses make overlaps, aliases and refusals as frequent as successes.  Some calls are misuses of the API, which
+ * change nothing.
  */
 #include "fixture.h"
 

@@ -1104,6 +1104,8 @@ static void test_load_refused(void)
 	end_vm(vm);
 }
 
+#define BEYOND ((uint64_t)1 << (MS_GPA_BITS_DEFAULT - MS_PAGE_SHIFT))
+
 /* Each entry after the good first one is bad; whichever two follow it, the error names the first of them. */
 static void test_load_names_the_first(void)
 {
@@ -1120,6 +1122,8 @@ static void test_load_names_the_first(void)
 		{ { 0x1001, 1, 0x1000, 17, 0, 0, 0 }, -EEXIST, MS_RULE_OVERLAP },
 		{ { 0xfff, 2, 0x1000, 18, 0, 0, 0 }, -EEXIST, MS_RULE_OVERLAP },
 		{ { 0x10, 1, 0x1000, 19, 0, MS_MEM_GUEST_MEMFD, 0 }, -EBADF, MS_RULE_GMEM_FD },
+		{ { BEYOND, 1, 0x1000, 20, 0, 0, 0 }, -EINVAL, MS_RULE_GPA_LIMIT },
+		{ { BEYOND - 1, 2, 0x1000, 21, 0, MS_MEM_LOG_DIRTY_PAGES, 0 }, -EINVAL, MS_RULE_GPA_LIMIT },
 	};
 	struct ms_vm *vm = new_vm(1);
 	struct ms_stats stats;

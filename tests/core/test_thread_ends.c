@@ -231,14 +231,6 @@ static void *make_change(void *of)
 	return NULL;
 }
 
-static void by_another_thread(void *(*fn)(void *), const void *arg)
-{
-	pthread_t thread;
-
-	CHECK_EQ(pthread_create(&thread, NULL, fn, (void *)(uintptr_t)arg), 0);
-	CHECK_EQ(pthread_join(thread, NULL), 0);
-}
-
 static void check_taken(enum taker taker, bool completed, const struct picture *before, const struct ms_stats *held)
 {
 	uint64_t was_refused = stats_of(vm).refused;

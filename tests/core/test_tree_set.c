@@ -66,15 +66,15 @@ static uint64_t some_gfn(struct rng *rng, uint32_t n)
 
 static void check_lanes(struct rng *rng, const struct memslot_set *set, uint32_t n, size_t lanes)
 {
-	uint64_t gfns[TREE_LANES];
-	struct memslot *found[TREE_LANES], *unchanged = (struct memslot *)(void *)gfns;
+	uint64_t gfns[SEARCH_LANES];
+	struct memslot *found[SEARCH_LANES], *unchanged = (struct memslot *)(void *)gfns;
 
-	for (size_t i = 0; i < TREE_LANES; i++) {
+	for (size_t i = 0; i < SEARCH_LANES; i++) {
 		gfns[i] = some_gfn(rng, n);
 		found[i] = unchanged;
 	}
 	DESIGN_OF(tree).search_many(set, gfns, found, lanes);
-	for (size_t i = 0; i < TREE_LANES; i++) {
+	for (size_t i = 0; i < SEARCH_LANES; i++) {
 		const struct memslot *want = walk(n, gfns[i]);
 
 		CHECK(found[i] == (i < lanes ? want : unchanged));
@@ -87,7 +87,7 @@ static void check_lanes(struct rng *rng, const struct memslot_set *set, uint32_t
 static void check_search(struct rng *rng, uint32_t n)
 {
 	fill(rng, n);
-	for (size_t lanes = 0; lanes <= TREE_LANES; lanes++)
+	for (size_t lanes = 0; lanes <= SEARCH_LANES; lanes++)
 		for (int k = 0; k < 2; k++)
 			check_lanes(rng, &sets[k], n, lanes);
 	DESIGN_OF(tree).empty(&memory, &sets[0], false);

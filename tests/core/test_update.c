@@ -128,11 +128,6 @@ static void joined(pthread_t thread)
 	CHECK_EQ(pthread_join(thread, NULL), 0);
 }
 
-static void by_another_thread(void *(*fn)(void *), void *arg)
-{
-	joined(started(fn, arg));
-}
-
 /* ---- the right steps in the right order ---- */
 
 /* The sets that have the slot: bit 0 the active one, bit 1 the inactive one. */

@@ -4,10 +4,9 @@
  *
  * The model has for each slot its values, the sets that have it, and its dirty host pages.  It predicts the result of
  * each step, the content of both sets after it, the answers of lookups, and the state after the update's end: kept,
- * rolled back, or abandoned in a place that must not wait.  Sometimes an allocation fails, which must change nothing but
- * that result.
- * Sometimes a step gets a pointer that is no handle of the update: a handle of an earlier update, whose memory may be
- * freed, a handle of another VM, or a number.  The step must refuse it and change nothing.
+ * rolled back, or abandoned in a place that must not wait.  Sometimes an allocation fails, which must change nothing
+ * but that result.  Sometimes a step gets a pointer that is no handle of the update: a handle of an earlier update,
+ * whose memory may be freed, a handle of another VM, or a number.  The step must refuse it and change nothing.
  */
 #include "fixture.h"
 

@@ -273,9 +273,8 @@ class ModelVM:
         news = [_slot_of_row(row, as_id) for row in array]
         for new in news:
             self._check_row(trial, new)
-            trial.add(new)
-        for new in news:
             self._check_gpa_limit(new)
+            trial.add(new)
         for new in news:
             self._put(None, new)
         if news:

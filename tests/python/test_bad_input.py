@@ -1362,6 +1362,8 @@ def test_load_names_the_first_bad_entry(vm: VM) -> None:
         ({"base_gfn": 5}, "OVERLAP"),
         ({"base_gfn": 1000}, "OVERLAP"),
         ({"flags": GUEST_MEMFD}, "GMEM_FD"),
+        ({"base_gfn": 2**40}, "GPA_LIMIT"),
+        ({"base_gfn": 2**40 - 1, "npages": 2}, "GPA_LIMIT"),
     ]
     before = digest(vm)
     for (first, rule), (second, _) in itertools.product(kinds, repeat=2):

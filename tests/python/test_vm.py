@@ -10,6 +10,7 @@ import inspect
 import itertools
 import operator
 import pickle
+import shutil
 import subprocess
 import sys
 import weakref
@@ -19,6 +20,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from checkout import ROOT, needs_tools
 from scene import PAGE, memslot, put
 
 import memslots
@@ -1075,6 +1077,18 @@ def test_build_info() -> None:
     info = memslots.build_info()
     assert "compiler" in info
     assert all(isinstance(value, str) for value in info.values())
+
+
+@needs_tools
+@pytest.mark.skipif(not shutil.which("cc"), reason="needs cc")
+@pytest.mark.parametrize("sanitizer", ["address", "thread", "none"])
+def test_build_info_of_clang_names_the_sanitizer(sanitizer: str) -> None:
+    """Clang has __has_feature() instead of the macros __SANITIZE_ADDRESS__ and __SANITIZE_THREAD__ of gcc."""
+    source = ROOT / "src" / "_core" / "build_info.c"
+    features = [f"-DHAS_{name}_sanitizer={int(name == sanitizer)}" for name in ("address", "thread")]
+    command = ["cc", "-E", "-D__has_feature(name)=HAS_##name", *features, str(source)]
+    text = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    assert text.partition('"; sanitizer="')[2].lstrip().startswith(f'"{sanitizer}";')
 
 
 # ---- many slots -----------------------------------------------------------------------------------

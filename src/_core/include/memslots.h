@@ -13,13 +13,13 @@
  *     inside.
  *   - Calls return values, never pointers into the engine.  The one exception is struct ms_slot: a handle that is
  *     valid between ms_update_begin() and ms_update_end().
- *   - struct ms_vm, ms_vcpu and ms_update are objects that the caller creates and ends, as FILE is in C: a call with NULL, or
- *     with an object that has ended, is undefined where no comment says otherwise.
- *   - A NULL pointer to memory that the call must read or write: -EFAULT and MS_RULE_NULL_BUFFER.  Where the call has an
- *     answer without the memory, NULL is allowed and the comment says so.
+ *   - struct ms_vm, ms_vcpu and ms_update are objects that the caller creates and ends, as FILE is in C: a call with
+ *     NULL, or with an object that has ended, is undefined where no comment says otherwise.
+ *   - A NULL pointer to memory that the call must read or write: -EFAULT and MS_RULE_NULL_BUFFER.  Where the call has
+ *     an answer without the memory, NULL is allowed and the comment says so.
  *   - Any thread may make any call, but a read section and an update belong to the thread that began them, and no call
- *     may run in parallel with ms_vm_destroy().  Lookups never wait.  A call marked [lock] takes the VM's slots_lock and may wait
- *     for it, and for readers.  It fails immediately
+ *     may run in parallel with ms_vm_destroy().  Lookups never wait.  A call marked [lock] takes the VM's slots_lock
+ *     and may wait for it, and for readers.  It fails immediately
  *       with -EDEADLK inside a read section of any VM, or inside a hook of the same VM;
  *       with -EBUSY inside a hook of another VM, if the lock is taken;
  *       with -EIO in a forked child.
@@ -87,7 +87,7 @@ struct ms_memslot {
  * ms_error.limit and ms_error.other contain.  A refusal has one of the errnos; 0 stands for any.
  */
 #define MS_RULES(RULE) \
-	RULE(SLOT_ID, "slot >= limit = the number of ids that the call may use", EINVAL) \
+	RULE(SLOT_ID, "slot >= limit, or, in a call for internal slots, slot < user_mem_slots", EINVAL) \
 	RULE(FLAGS, "flags has a bit outside limit = the flags that are allowed", EINVAL) \
 	RULE(SIZE_ALIGN, "memory_size is not a multiple of the page size", EINVAL) \
 	RULE(GPA_ALIGN, "guest_phys_addr is not a multiple of the page size", EINVAL) \
@@ -147,7 +147,7 @@ bool ms_rule_has_errno(enum ms_rule rule, int code);
 
 struct ms_error {
 	enum ms_rule rule;
-	uint32_t index; /* ms_load_memslots(): the first entry that is refused */
+	uint32_t index; /* ms_load_memslots(): the first entry that is refused, or the one that a listener refuses */
 	uint64_t limit;
 	struct ms_memslot other;
 };
@@ -181,8 +181,8 @@ struct ms_config {
 /* Sets KVM's values on x86-64: one address space, 32,764 slots, 52 bits; design "tree"; stalls to stderr. */
 void ms_config_init(struct ms_config *config);
 
-/* -EINVAL: a limit is out of range, or backend is NULL.  -ENOSYS: no such backend.  -ENOMEM.  -EAGAIN: the process has no
- * pthread key left (PTHREAD_KEYS_MAX); the library needs two. */
+/* -EINVAL: a limit is out of range, or backend is NULL.  -ENOSYS: no such backend.  -ENOMEM.  -EAGAIN: the process has
+ * no pthread key left (PTHREAD_KEYS_MAX); the library needs two. */
 int ms_vm_create(const struct ms_config *config, struct ms_vm **out);
 
 /* [lock] Deletes every slot, after the readers that may see one have left.  Calls no hooks.  Later lookups find holes,
@@ -190,10 +190,10 @@ int ms_vm_create(const struct ms_config *config, struct ms_vm **out);
 int ms_vm_close(struct ms_vm *vm, struct ms_error *err);
 
 /*
- * A thread that waits for a slots_lock calls this function every ten milliseconds, and when a signal has come.  A result
- * other than 0 ends the wait: the call fails with -EINTR and has changed nothing.  A change that has the lock does not
- * call it and completes.  The function may make any call.  It must not hold anything that the owner of the lock may
- * need.  There is one function for the process; set it before threads wait.  NULL: no function.
+ * A thread that waits for a slots_lock calls this function every ten milliseconds, and when a signal has come.  A
+ * result other than 0 ends the wait: the call fails with -EINTR and has changed nothing.  A change that has the lock
+ * does not call it and completes.  The function may make any call.  It must not hold anything that the owner of the
+ * lock may need.  There is one function for the process; set it before threads wait.  NULL: no function.
  */
 typedef int ms_poll_fn(void);
 void ms_set_poll(ms_poll_fn *poll);
@@ -208,8 +208,8 @@ void ms_set_poll(ms_poll_fn *poll);
  */
 void ms_vm_destroy(struct ms_vm *vm);
 
-/* [lock] Reports waits of after_ms milliseconds or more; 0: never.  A new VM has MS_STALL_AFTER_MS_DEFAULT.  With a NULL
- * function, reports are lines on stderr. */
+/* [lock] Reports waits of after_ms milliseconds or more; 0: never.  A new VM has MS_STALL_AFTER_MS_DEFAULT.  With a
+ * NULL function, reports are lines on stderr. */
 #define MS_STALL_AFTER_MS_DEFAULT 1000u
 int ms_set_stall_report(struct ms_vm *vm, uint32_t after_ms, ms_stall_fn *report, void *opaque, struct ms_error *err);
 
@@ -230,7 +230,8 @@ struct ms_userspace_memory_region {
 	uint64_t guest_memfd_offset;
 };
 
-/* [lock] KVM_SET_USER_MEMORY_REGION2: creates a slot, deletes it (memory_size 0), moves it or changes its flags.  O(log n). */
+/* [lock] KVM_SET_USER_MEMORY_REGION2: creates a slot, deletes it (memory_size 0), moves it or changes its flags.
+ * O(log n). */
 int ms_set_user_memory_region(struct ms_vm *vm, const struct ms_userspace_memory_region *region, struct ms_error *err);
 
 /* [lock] The same for internal slots: the MS_INTERNAL_MEM_SLOTS ids from user_mem_slots on.  They are not visible to
@@ -251,15 +252,15 @@ struct ms_change {
 };
 
 /*
- * A change calls the hooks where KVM calls its architecture code, in the thread that makes the change, under slots_lock.
- * Every member may be NULL.  A hook returns, or its thread ends in it (pthread_exit(), cancellation).  In the second case
- * the next call that takes the lock finishes the change without hooks: it rolls the change back before commit, and
- * completes it in commit.  Leaving a hook by longjmp() or a C++ exception is undefined.  The same rules hold for
- * ms_stall_fn.
+ * A change calls the hooks where KVM calls its architecture code, in the thread that makes the change, under
+ * slots_lock.  Every member may be NULL.  A hook returns, or its thread ends in it (pthread_exit(), cancellation).  In
+ * the second case the next call that takes the lock finishes the change without hooks: it rolls the change back before
+ * commit, and completes it in commit.  Leaving a hook by longjmp() or a C++ exception is undefined.  The same rules
+ * hold for ms_stall_fn.
  *   prepare  may refuse the change with a negative errno.
  *   abort    follows in reverse order for the listeners whose prepare succeeded, when the change is refused.
- *   flush    follows the swap that publishes the INVALID copy of a slot that is deleted or moved.  `active` is that copy,
- *            which readers see from then on; `old` is the former slot.
+ *   flush    follows the swap that publishes the INVALID copy of a slot that is deleted or moved.  `active` is that
+ *            copy, which readers see from then on; `old` is the former slot.
  *   commit   the change is complete.
  */
 struct ms_listener {
@@ -275,7 +276,7 @@ struct ms_listener {
 int ms_add_listener(struct ms_vm *vm, const struct ms_listener *listener, struct ms_error *err);
 int ms_remove_listener(struct ms_vm *vm, const struct ms_listener *listener, struct ms_error *err);
 
-/* ---- lookups (lookup.c) ------------------------------------------------------------------------------------ */
+/* ---- lookups (lookup.c, batch.c, vcpu.c, vm.c) ----------------------------------------------------------------- */
 
 /* One read section: all answers until the unlock come from one published state, in all address spaces.  Sections nest.
  * A section belongs to the thread that opened it.  -ENOMEM: no memory for the thread's first reader record.
@@ -286,25 +287,26 @@ int ms_read_unlock(struct ms_vm *vm);
 /* A number that only the calling thread has.  It is never used again, unlike a pthread_t or the result of gettid(). */
 uint64_t ms_thread_number(void);
 
-/* In all lookups an as_id out of range gives a hole.  0, or -ENOENT.  INVALID slots are returned, as in KVM.  out may be
- * NULL. */
+/* In all lookups an as_id out of range gives a hole.  0, or -ENOENT.  INVALID slots are returned, as in KVM.  out may
+ * be NULL. */
 int ms_gfn_to_memslot(struct ms_vm *vm, uint32_t as_id, uint64_t gfn, struct ms_memslot *out);
 int ms_id_to_memslot(struct ms_vm *vm, uint32_t as_id, uint32_t id, struct ms_memslot *out);
 
-/* gfn_to_hva(): the address for writing.  MS_HVA_ERR_BAD in holes and INVALID slots, MS_HVA_ERR_RO_BAD in READONLY slots. */
+/* gfn_to_hva(): the address for writing.  MS_HVA_ERR_BAD in holes and INVALID slots, MS_HVA_ERR_RO_BAD in READONLY
+ * slots. */
 uint64_t ms_gfn_to_hva(struct ms_vm *vm, uint32_t as_id, uint64_t gfn);
 
-/* gfn_to_hva_prot(): the address for reading.  Sets *writable to whether the slot is writable, if the address is no error
- * value.  writable may be NULL. */
+/* gfn_to_hva_prot(): the address for reading.  Sets *writable to whether the slot is writable, if the address is no
+ * error value.  writable may be NULL. */
 uint64_t ms_gfn_to_hva_prot(struct ms_vm *vm, uint32_t as_id, uint64_t gfn, bool *writable);
 
 /* kvm_is_visible_gfn(): whether a slot of the user, not INVALID, maps the frame. */
 bool ms_is_visible_gfn(struct ms_vm *vm, uint32_t as_id, uint64_t gfn);
 
-/* A batch reads n values of 8 bytes, in_stride bytes apart, and writes n results, out_stride bytes apart.  Any alignment
- * and any stride will do, negative ones and 0 included.  out may be equal to in if the strides are equal.  Otherwise the
- * two must not overlap, or the results are undefined.  -EFAULT: a NULL batch, in or out, unless n is 0.  -EINVAL: n is
- * more than SIZE_MAX / 8. */
+/* A batch reads n values of 8 bytes, in_stride bytes apart, and writes n results, out_stride bytes apart.  Any
+ * alignment and any stride will do, negative ones and 0 included.  out may be equal to in if the strides are equal.
+ * Otherwise the two must not overlap, or the results are undefined.  -EFAULT: a NULL batch, in or out, unless n is 0.
+ * -EINVAL: n is more than SIZE_MAX / 8. */
 struct ms_batch {
 	const void *in;
 	ptrdiff_t in_stride;
@@ -329,12 +331,13 @@ struct ms_batch {
  * out contains the answers so far; values after them may be left from an earlier attempt of the same call (see below).
  *
  * A writer does not wait for a whole batch.  If the set has an index, or an index is worth building, the batch holds a
- * reference to the index and no read section.  Otherwise the batch walks in pieces of MS_BATCH_PIECE values with one read
- * section each.  If the state changes between two pieces, the batch starts again with an index of its own.  So a change
- * waits for one piece at most, with three exceptions:
+ * reference to the index and no read section.  Otherwise the batch walks in pieces of MS_BATCH_PIECE values with one
+ * read section each.  If the state changes between two pieces, the batch starts again with an index of its own.  So a
+ * change waits for one piece at most, with three exceptions:
  *   - A batch that changes have overtaken three times builds its index in one read section.
  *   - A batch that must not use an index (policy, no memory) and was overtaken runs in one read section without poll.
- *   - A batch that walks with out equal to in reads from a copy of in.  Without memory for the copy it runs in one section.
+ *   - A batch that walks with out equal to in reads from a copy of in.  Without memory for the copy it runs in one
+ *     section.
  */
 #define MS_BATCH_PIECE 4096
 int ms_gfn_to_hva_many(struct ms_vm *vm, uint32_t as_id, const struct ms_batch *batch, bool write);
@@ -370,7 +373,8 @@ struct ms_hva_hit {
 	uint64_t gfn;
 };
 
-/* Every (slot, gfn) of all address spaces that the host byte at hva backs, ordered by (as_id, userspace_addr, base_gfn). */
+/* Every (slot, gfn) of all address spaces that the host byte at hva backs, ordered by (as_id, userspace_addr,
+ * base_gfn). */
 size_t ms_hva_to_gfns(struct ms_vm *vm, uint64_t hva, struct ms_hva_hit *out, size_t room);
 
 /* The generation of the active set.  It includes MS_GEN_UPDATE_IN_PROGRESS while a swap waits for readers. */
@@ -378,9 +382,10 @@ uint64_t ms_generation(struct ms_vm *vm, uint32_t as_id);
 uint64_t ms_nr_memslots(const struct ms_vm *vm);      /* in all address spaces */
 uint64_t ms_nr_memslot_pages(const struct ms_vm *vm); /* in all address spaces */
 
-/* A vCPU has a last_used_slot of its own, which is dropped when the generation changes.  A vCPU is meant for one thread at
- * a time.  A second thread that uses it at the same time gets right answers without the hint.  ms_vcpu_create() is [lock].
- * ms_vcpu_destroy() never waits and may be called anywhere before ms_vm_destroy(), once.  NULL: it does nothing. */
+/* A vCPU has a last_used_slot of its own, which is dropped when the generation changes.  A vCPU is meant for one thread
+ * at a time.  A second thread that uses it at the same time gets right answers without the hint.  ms_vcpu_create() is
+ * [lock].  ms_vcpu_destroy() never waits and may be called anywhere before ms_vm_destroy(), once.  NULL: it does
+ * nothing. */
 int ms_vcpu_create(struct ms_vm *vm, struct ms_vcpu **out, struct ms_error *err);
 void ms_vcpu_destroy(struct ms_vcpu *vcpu);
 int ms_vcpu_set_as_id(struct ms_vcpu *vcpu, uint32_t as_id); /* as on entry to SMM; -EINVAL */
@@ -388,18 +393,18 @@ uint32_t ms_vcpu_as_id(const struct ms_vcpu *vcpu);
 int ms_vcpu_gfn_to_memslot(struct ms_vcpu *vcpu, uint64_t gfn, struct ms_memslot *out);
 uint64_t ms_vcpu_gfn_to_hva(struct ms_vcpu *vcpu, uint64_t gfn);
 
-/* ---- dirty log (writer.c and lookup.c; the bits live in dirty_log.c) ------------------------------------------- */
+/* ---- dirty log (dirty_ioctl.c, lookup.c, batch.c; the bits are in dirty_log.c) --------------------------------- */
 
 /* mark_page_dirty(): sets the bit of the page.  Does nothing in a hole or without logging.  READONLY does not matter.
- * The _many call is a series of single marks; each uses the state of its own moment.  -EINTR as above.  The call does not
- * use `out` of the batch. */
+ * The _many call is a series of single marks; each uses the state of its own moment.  -EINTR as above.  The call does
+ * not use `out` of the batch. */
 void ms_mark_page_dirty(struct ms_vm *vm, uint32_t as_id, uint64_t gfn);
 int ms_mark_page_dirty_many(struct ms_vm *vm, uint32_t as_id, const struct ms_batch *batch);
 
 /*
  * [lock] KVM_GET_DIRTY_LOG: ceil(npages / 64) words; bit i of word j is page 64 j + i.  *nwords receives the number of
- * words; nwords may be NULL.  If room is smaller, the call leaves the log unchanged and fails with -ENOBUFS.  With a NULL
- * bitmap the call clears the log, loses the bits and fails with -EFAULT, as KVM does.
+ * words; nwords may be NULL.  If room is smaller, the call leaves the log unchanged and fails with -ENOBUFS.  With a
+ * NULL bitmap the call clears the log, loses the bits and fails with -EFAULT, as KVM does.
  */
 int ms_get_dirty_log(struct ms_vm *vm, uint32_t as_id, uint32_t slot, uint64_t *bitmap, size_t room, size_t *nwords,
 		     struct ms_error *err);
@@ -420,12 +425,12 @@ uint64_t ms_manual_dirty_log_protect(const struct ms_vm *vm);
  * - The caller holds slots_lock from begin to end.  A begin inside a hook of another VM is -EBUSY.
  * - The update belongs to the thread that began it.  Calls from another thread, except abandon, fail with -EBUSY and
  *   MS_RULE_UPDATE_OWNER.
- * - If that thread ends, its update is rolled back.  The pointer stays valid until ms_update_abandon() or the end of the
- *   VM; every other call with it fails with -EBUSY.
+ * - If that thread ends, its update is rolled back.  The pointer stays valid until ms_update_abandon() or the end of
+ *   the VM; every other call with it fails with -EBUSY.
  * - A handle is a slot of either set, a slot that a step has removed, or a draft.  Each step checks that its handles
  *   belong to this update and that their slots are where the step needs them (-EINVAL, MS_RULE_HANDLE).  A pointer from
- *   another VM or from an earlier update is refused, also when its memory is freed.  The check costs O(log n) for n slots
- *   of the VM.  It cannot tell two slots apart that had the same address one after the other.
+ *   another VM or from an earlier update is refused, also when its memory is freed.  The check costs O(log n) for n
+ *   slots of the VM.  It cannot tell two slots apart that had the same address one after the other.
  * - Without an update (NULL) a step is -EINVAL and MS_RULE_HANDLE.
  * - ms_update_end() returns 0 if both sets hold the same slots and none is INVALID.  Otherwise it restores both sets as
  *   they were at begin, with another swap if one was made, and fails with -EINVAL and MS_RULE_SETS_DIFFER.
@@ -434,9 +439,10 @@ int ms_update_begin(struct ms_vm *vm, uint32_t as_id, struct ms_update **out, st
 int ms_update_end(struct ms_update *update, bool keep, struct ms_error *err); /* keep = false: roll back, return 0 */
 
 /*
- * Rolls the update back.  NULL: does nothing.  This is the last call with the pointer.  It may come from any thread and any place, but not in
- * parallel with a step of another thread.  It does not wait: readers see the state of the begin immediately (later, inside
- * a read section or a hook).  The next call that takes the VM's lock does the rest, which has to wait for readers.
+ * Rolls the update back.  NULL: does nothing.  This is the last call with the pointer.  It may come from any thread and
+ * any place, but not in parallel with a step of another thread.  It does not wait: readers see the state of the begin
+ * immediately (later, inside a read section or a hook).  The next call that takes the VM's lock does the rest, which
+ * has to wait for readers.
  */
 void ms_update_abandon(struct ms_update *update);
 
@@ -448,8 +454,8 @@ int ms_update_invalidate(struct ms_update *update, struct ms_slot *slot, struct 
 int ms_update_swap(struct ms_update *update, struct ms_error *err);
 int ms_update_activate(struct ms_update *update, struct ms_slot *old, struct ms_slot *new_slot, struct ms_error *err);
 
-/* Writes up to `room` slots of the active or the inactive set by ascending gfn, and returns the number of slots in the set.
- * Returns 0 in another thread than the owner of the update, or without one.  A NULL out has no room. */
+/* Writes up to `room` slots of the active or the inactive set by ascending gfn, and returns the number of slots in the
+ * set.  Returns 0 in another thread than the owner of the update, or without one.  A NULL out has no room. */
 size_t ms_update_slots(struct ms_update *update, bool active, struct ms_slot **out, size_t room);
 struct ms_slot *ms_update_find(struct ms_update *update, bool active, uint32_t id); /* or NULL */
 
@@ -463,7 +469,8 @@ struct ms_violation {
 	char text[184];
 };
 
-/* [lock] Checks every invariant of both sets of every address space.  0, -EUCLEAN with *violation, or an error of the lock. */
+/* [lock] Checks every invariant of both sets of every address space.  0, -EUCLEAN with *violation, or an error of the
+ * lock. */
 int ms_check(struct ms_vm *vm, struct ms_violation *violation, struct ms_error *err);
 
 struct ms_stats {
@@ -487,12 +494,12 @@ void ms_get_stats(struct ms_vm *vm, struct ms_stats *out);
 
 /* ---- the build ------------------------------------------------------------------------------------------------- */
 
-const char *ms_build_info(void); /* compiler, flags, sanitizers: "key=value; ..." */
+const char *ms_build_info(void); /* compiler, asserts, sanitizer: "key=value; ..." */
 
 /*
- * The vector instructions of batches: "portable", "avx2" or "avx512".  All levels give the same answers.  The default is
- * the best level of the CPU.  The environment variable MEMSLOTS_SIMD and ms_set_simd() choose another level that the CPU
- * has (-ENOSYS).  ms_set_simd(NULL) chooses the best one.
+ * The vector instructions of batches: "portable", "avx2" or "avx512".  All levels give the same answers.  The default
+ * is the best level of the CPU.  The environment variable MEMSLOTS_SIMD and ms_set_simd() choose another level that the
+ * CPU has (-ENOSYS).  ms_set_simd(NULL) chooses the best one.
  */
 const char *ms_simd(void);
 const char *ms_simd_name(size_t i); /* the i-th level of this CPU; NULL after the last; 0 is "portable" */

@@ -116,6 +116,19 @@ enum verdict match_hvas(const struct call *c, uint64_t state)
 	return MATCHES;
 }
 
+enum verdict match_prot(const struct call *c, uint64_t state)
+{
+	enum verdict verdict = match_hvas(c, state);
+	uint64_t word;
+	uint32_t id;
+
+	if (verdict != MATCHES || c->out[0] >= MS_HVA_ERR_MIN)
+		return verdict;
+	if (!at_gfn(c->as_id, c->in[0], state, &id, &word))
+		return UNKNOWN;
+	return c->writable == !(word & READONLY) ? MATCHES : DIFFERS;
+}
+
 enum verdict match_ids(const struct call *c, uint64_t state)
 {
 	for (size_t i = 0; i < c->n; i++) {

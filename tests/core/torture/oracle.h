@@ -93,6 +93,7 @@ struct call {
 	uint64_t lo, hi; /* the states that the answers may match */
 	uint64_t begun;  /* the last state that was noted when it began */
 	bool write;
+	bool writable; /* an answer of ms_gfn_to_hva_prot() */
 	size_t n;
 	uint64_t *in, *out; /* BATCH_MAX of each */
 	int32_t *ids;
@@ -117,7 +118,7 @@ static inline size_t place_of(const struct call *c, size_t i)
 enum verdict { MATCHES, DIFFERS, UNKNOWN };
 typedef enum verdict match_fn(const struct call *call, uint64_t state);
 
-match_fn match_hvas, match_ids, match_visible;
+match_fn match_hvas, match_prot, match_ids, match_visible;
 match_fn match_slot, match_id;               /* one slot, or none (n 0) */
 match_fn match_gfn_range, match_hva_range;   /* all slots in [start, end) by gfn, in [start, end] by host address */
 

@@ -58,12 +58,11 @@ static void try_hva(struct call *c, const struct inside *in)
 
 static void try_hva_prot(struct call *c, const struct inside *in)
 {
-	bool writable = false;
-
 	begin_call(c, in, "ms_gfn_to_hva_prot");
 	c->write = false;
-	c->out[0] = ms_gfn_to_hva_prot(vm, c->as_id, c->in[0], &writable);
-	end_call(c, in, match_hvas, 1);
+	c->writable = rng_below(&self->rng, 2); /* the call must overwrite either value */
+	c->out[0] = ms_gfn_to_hva_prot(vm, c->as_id, c->in[0], &c->writable);
+	end_call(c, in, match_prot, 1);
 }
 
 static void try_slot(struct call *c, const struct inside *in)
