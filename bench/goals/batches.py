@@ -16,7 +16,7 @@ from memslots.lab.layouts import Numbers
 
 from .scorecard import Scorecard
 from .timing import turns
-from .work import AUTO, WALK, Settings, Stage, has_switch, slots_of, sorted_out, stage
+from .work import AUTO, WALK, Settings, Stage, slots_of, sorted_out, stage
 
 #: The least factor by which a batch must be faster than numpy searchsorted + where, by number of slots.
 AGAINST_NUMPY = {8: 10, 64: 14, 509: 18, 4096: 20, 32_764: 24, 1_000_000: 18}
@@ -64,7 +64,7 @@ def measure(card: Scorecard, at: str, on: Stage, settings: Settings) -> dict[str
     }
     for name in ("batch", "walk"):  # creates the VMs
         calls[name]()
-    while has_switch() and not on.vm(AUTO).stats()["index_builds"]:  # until the index is built
+    while not on.vm(AUTO).stats()["index_builds"]:  # until the index is built
         calls["batch"]()
     for out in outs.values():
         out[:] = 0
