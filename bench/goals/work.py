@@ -9,12 +9,12 @@ from typing import Literal
 import numpy as np
 
 import memslots
-from memslots import VM
+from memslots import PAGE_SIZE, VM
 from memslots.lab import layouts
 from memslots.lab.layouts import Layout, Numbers
+from memslots.lab.subjects import ROOM
 
 SIZES = (8, 64, 509, 4096, 32_764, 1_000_000)
-ROOM = 32_764  # ids of a VM on x86-64
 
 #: Values of index_policy: the default; the plain walk, not interleaved and without an index.
 Policy = Literal["auto", "walk"]
@@ -47,10 +47,19 @@ def slots_of(n: int) -> str:
     return f"{n:,} slots"
 
 
-def sorted_out(slots: Layout, gfns: Numbers, victim: np.void) -> Numbers:
+def outside(gfns: Numbers, victim: np.void) -> Numbers:
     """Return the gfns without those of one slot, which the run deletes and creates."""
     inside = gfns - victim["base_gfn"] < victim["npages"]
     return np.ascontiguousarray(gfns[~inside])
+
+
+def as_fields(slot: np.void) -> tuple[int, dict[str, int]]:
+    """Return the id of a slot, and the other arguments of set_user_memory_region() that create it."""
+    return int(slot["id"]), {
+        "guest_phys_addr": int(slot["base_gfn"]) * PAGE_SIZE,
+        "memory_size": int(slot["npages"]) * PAGE_SIZE,
+        "userspace_addr": int(slot["userspace_addr"]),
+    }
 
 
 @dataclass
