@@ -385,6 +385,25 @@ def test_delete_clears_a_slot_in_unknown_state(vm):
     put(vm, 3, 1 << 38, 1)
 
 
+def test_failed_delete_keeps_the_slot_in_unknown_state(vm, monkeypatch):
+    put(vm, 2, 1 << 38, 1)
+    for slot, base, npages in ((1, 0, MAX_NR_PAGES), (2, 5, 1)):
+        with pytest.raises(NotCompared):
+            put(vm, slot, base, npages)
+    before = (dict(vm._regions), dict(vm._shadows))
+
+    def no_memory(*args):
+        raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(fcntl, "ioctl", no_memory)
+        assert refused(errno.ENOMEM, put, vm, 2, 0, 0).slot == 2
+    assert (vm._regions, vm._shadows) == before
+    with pytest.raises(NotCompared):
+        put(vm, 2, 0, 0)
+    refused(errno.EINVAL, put, vm, 2, 0, 0)
+
+
 def test_delete_that_may_fail_keeps_the_unknown_state(vm):
     with pytest.raises(NotCompared):
         put(vm, 1, 0, MAX_NR_PAGES)
