@@ -77,10 +77,10 @@ class LoadSlots(Fill):
         start = perf_counter_ns()
         engine.vm.load_memslots(self.slots)
         ns = perf_counter_ns() - start
-        run.subjects.keep(run.backend, self.layout_name, engine)
-        contents = engine.contents()
+        made = digest(engine.contents())
         wrong = misplaced(engine, layouts.sorted_by(self.slots, "base_gfn"))
-        return [self.sample(ns, wrong, digest(contents))]
+        run.subjects.keep(run.backend, self.layout_name, engine)  # may close the engine
+        return [self.sample(ns, wrong, made)]
 
 
 class SetupSlots(Fill):
