@@ -660,11 +660,6 @@ def test_panels_are_the_known_cases_in_order() -> None:
     assert list(panels(drawn("scale_picture"))) == ["change: delete", "lookup: random", "unmap"]
 
 
-def test_scale_draws_only_the_selected_cases() -> None:
-    picture = record(lambda path: plot.scale_picture(report(), path, ["unmap"]))
-    assert list(panels(picture)) == ["unmap"]
-
-
 def test_lines_go_through_the_medians_of_the_report() -> None:
     ax = panels(drawn("scale_picture"))["change: delete"]
     for name in ("tree", "array", "list", "kvm", "idea"):

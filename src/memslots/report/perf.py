@@ -250,7 +250,7 @@ def _headline(case: str, by_backend: dict[str, Row], n: int) -> str:
 
 def _array_wins(report: PerfReport) -> Iterator[str]:
     """Name the cases in which the array is faster: among the costs, and by number of slots for each kind of VM."""
-    if any(duel.has_both(rows) for rows in _sized(report).values()):
+    if any(map(duel.has_both, show.by_case_and_size(report["results"]).values())):
         yield _array_wins_at("costs above", _wins_in_costs(report))
     rooms = dict.fromkeys(row["user_mem_slots"] for row in report["crossover"])
     for room in rooms:
@@ -267,14 +267,10 @@ def _array_wins_at(table: str, wins: list[str]) -> str:
     )
 
 
-def _sized(report: PerfReport) -> dict[tuple[str, int], dict[str, Row]]:
-    return show.by_case_and_size(report["results"])
-
-
 def _wins_in_costs(report: PerfReport) -> list[str]:
     return show.cases_at(
         cell
-        for cell, rows in _sized(report).items()
+        for cell, rows in show.by_case_and_size(report["results"]).items()
         if duel.has_both(rows) and duel.winner(rows) == duel.RIVAL
     )
 
