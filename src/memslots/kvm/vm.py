@@ -30,12 +30,12 @@ from typing import NamedTuple, Self
 import numpy as np
 
 from .._memslots import bitmap_words
+from ..constants import MEM_MAX_NR_PAGES, PAGE_SIZE, MemFlag
 from ..errors import MemslotsError, from_errno
 from . import ioctls
-from .ioctls import MAX_NR_PAGES, MEM_GUEST_MEMFD, MEM_LOG_DIRTY_PAGES, MEM_READONLY, PAGE_SIZE
 
 # With shadow paging a slot costs the kernel about 10 bytes for each page: 160 MiB for MAX_BUILT_PAGES,
-# 20 GiB for MAX_NR_PAGES.
+# 20 GiB for MEM_MAX_NR_PAGES.
 MAX_BUILT_PAGES = 1 << 24
 
 
@@ -200,7 +200,7 @@ class KvmVM:
         if size:
             was = [self._regions[key]] if key in self._regions else []
             self._shadows.setdefault(key, was).append(new)
-        elif flags <= MEM_LOG_DIRTY_PAGES | MEM_READONLY:
+        elif flags <= MemFlag.LOG_DIRTY_PAGES | MemFlag.READONLY:
             # With other flags KVM may refuse a delete.
             self._delete_shadow(slot, as_id)
         raise NotCompared(
@@ -214,12 +214,12 @@ class KvmVM:
         """False only if KVM refuses the call with EINVAL for any set of slots."""
         return not (
             (gpa | size | hva) % PAGE_SIZE
-            or flags >= MEM_GUEST_MEMFD << 1
+            or flags >= MemFlag.GUEST_MEMFD << 1
             or slot >= self.user_mem_slots
             or as_id >= self.address_spaces
             or gpa + size >= 1 << 64
             or hva + size > self.hva_end_max
-            or size > MAX_NR_PAGES * PAGE_SIZE
+            or size > MEM_MAX_NR_PAGES * PAGE_SIZE
         )
 
     def _depends_on_shadow(self, key: tuple[int, int], new: _Range) -> bool:
