@@ -736,9 +736,7 @@ def test_arrow_ends_at_the_published_factor() -> None:
 
 
 def test_source_of_the_published_factors_is_named() -> None:
-    text = all_text(drawn("scale_picture"))
-    version, date = re.findall(r"(v\d).*(\d{4})-", published.SOURCE)[0]
-    assert f"Scalable memslots implementation, {version}, {date}" in text
+    assert published.SOURCE in all_text(drawn("scale_picture"))
     without = report()
     without["published"] = []
     assert "Arrow:" not in all_text(record(lambda path: plot.scale_picture(without, path)))

@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..measure import fit
+from ..measure.duel import BASE, RIVAL
+from ..measure.published import SOURCE
 from .files import written_path
 from .rows import (
     Row,
@@ -27,7 +29,7 @@ from .rows import (
     tick_time,
     wrong_notes,
 )
-from .style import BASE, BLACK, LIGHT, RIVAL, SMALL, Look, picture
+from .style import BLACK, LIGHT, SMALL, Look, picture
 
 COLUMNS = 2
 PANEL = 1.8  # inches, the least height of a panel
@@ -53,8 +55,6 @@ CASES = (
 # Cases whose time is the time per slot of the setup of a new VM.
 PER_SLOT = ("slot setup", "setup/load", "setup/one by one")
 HEADLINES = ("change/delete", "change/move", "move inactive area", "move active area")
-
-SOURCE = "patch series KVM: Scalable memslots implementation, v4, 2021"  # of the published factors
 
 Line = list[tuple[int, float]]  # (number of slots, ns) by ascending number
 Lines = dict[str, dict[str, Line]]  # case -> backend -> points

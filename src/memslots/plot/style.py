@@ -47,9 +47,6 @@ ORANGE, SKY, GREEN = "#E69F00", "#56B4E9", "#009E73"
 BLUE, VERMILLION, PURPLE = "#0072B2", "#D55E00", "#CC79A7"
 WINE, OLIVE = "#882255", "#999933"
 
-BASE = "tree"  # all others are compared with this backend
-RIVAL = "array"  # drawn as a bar; the others are markers
-
 
 class Look(NamedTuple):
     """The colour and the marker of a backend, the same in every picture."""
