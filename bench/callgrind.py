@@ -25,7 +25,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from goals.build import with_core
-from goals.work import has_switch
 
 import memslots
 from memslots.lab.machine import machine
@@ -77,9 +76,8 @@ class Where(NamedTuple):
     line: int
 
 
-Profile = Counter[
-    Where
-]  # instructions, or, for the difference of two profiles, instructions for each call
+#: Instructions, or, for the difference of two profiles, instructions for each call.
+Profile = Counter[Where]
 Table = list[tuple[str, float]]
 
 
@@ -233,11 +231,10 @@ def main(argv: list[str] | None = None) -> int:
         print("callgrind: skipped, valgrind is not installed (Debian: apt-get install valgrind)")
         return 0
     results: list[Result] = []
-    cases = [case for case in CASES if case != "index" or has_switch()]
     with tempfile.TemporaryDirectory() as folder:
         program = with_core(Path(folder) / "scalar", "scalar.c", "-g")
         for slots in args.slots:
-            results += [count_c(program, case, slots) for case in cases]
+            results += [count_c(program, case, slots) for case in CASES]
     if not args.no_python:
         results.append(count_python(args.site, args.slots[0]))
     if args.json:
@@ -248,8 +245,6 @@ def main(argv: list[str] | None = None) -> int:
         }
         args.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     print("\n".join((markdown if args.markdown else lines)(results)))
-    if not has_switch():
-        print("random, by the index: skipped, this build has no index")
     return 0
 
 

@@ -21,17 +21,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from goals.scorecard import number
 from goals.timing import quartiles
-from goals.work import (
-    AUTO,
-    NO_SWITCH,
-    WALK,
-    Settings,
-    Stage,
-    has_switch,
-    simd_level,
-    slots_of,
-    stage,
-)
+from goals.work import AUTO, WALK, Policy, Settings, Stage, simd_level, slots_of, stage
 from goals.workers import (
     BATCH,
     SCALAR,
@@ -72,7 +62,7 @@ class Plan:
         row: np.void = self.on.slots[len(self.on.slots) // 2]
         return row
 
-    def vm(self, policy: str) -> VM:
+    def vm(self, policy: Policy) -> VM:
         vm = self.on.vm(policy)
         vm.gfn_to_hva_many(self.on.gfns)  # builds the index, if the policy has one
         return vm
@@ -100,24 +90,16 @@ def in_sections(plan: Plan, vm: VM) -> Reader:
 
 class Kind(NamedTuple):
     name: str
-    policy: str  # the index policy, which selects the path
+    policy: Policy  # the index policy, which selects the path
     make: Callable[[Plan, VM], Reader]
 
 
-def kinds() -> list[Kind]:
-    """Return the kinds of readers.  A build without an index has only one path."""
-    paths = [(WALK, "tree"), (AUTO, "index")] if has_switch() else [(WALK, "tree")]
-    makes = {"lookups": one_by_one, "batches": in_batches}
-    return [
-        *(
-            Kind(f"{name}, {path}", policy, make)
-            for policy, path in paths
-            for name, make in makes.items()
-        ),
-        VCPU,
-    ]
-
-
+GFN_KINDS = (
+    Kind("lookups, tree", WALK, one_by_one),
+    Kind("batches, tree", WALK, in_batches),
+    Kind("lookups, index", AUTO, one_by_one),
+    Kind("batches, index", AUTO, in_batches),
+)
 VCPU = Kind("vCPU lookups, hot", AUTO, by_vcpu)
 SECTIONS = Kind("read sections of 1 ms", WALK, in_sections)
 
@@ -156,7 +138,6 @@ class Latency:
 class Report:
     throughput: list[Throughput] = field(default_factory=list)
     latency: list[Latency] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
     wrong: list[str] = field(default_factory=list)
 
     def check(self, threads: Sequence[Background], what: str) -> None:
@@ -171,7 +152,7 @@ def measure_throughput(plan: Plan, report: Report) -> None:
     """Measure numbers of readers for which each reader and the writer have a CPU of their own, and at least one."""
     cpus = len(os.sched_getaffinity(0))
     fitting = [n for n in plan.threads if n < cpus] or [1]
-    for kind in kinds():
+    for kind in (*GFN_KINDS, VCPU):
         for n in fitting:
             measured: dict[str, list[float]] = {name: [] for name in (NO_WRITER, IDLE, BUSY)}
             for _ in range(plan.rounds):
@@ -199,9 +180,8 @@ def one_rate(plan: Plan, report: Report, kind: Kind, n: int, situation: str) -> 
 
 
 def measure_latency(plan: Plan, report: Report) -> None:
-    reading = [kind for kind in kinds() if kind is not VCPU]
-    report.latency.append(one_latency(plan, report, reading[0], 0))
-    for kind in [*reading, SECTIONS]:
+    report.latency.append(one_latency(plan, report, GFN_KINDS[0], 0))
+    for kind in (*GFN_KINDS, SECTIONS):
         for n in plan.threads:
             report.latency.append(one_latency(plan, report, kind, n))
 
@@ -262,7 +242,6 @@ def as_json(plan: Plan, report: Report, seconds: float) -> dict[str, Any]:
         "memslots": memslots.__version__,
         "machine": machine(),
         "simd": simd_level(),
-        "index_policy": has_switch(),
         "slots": len(plan.on.slots),
         "threads": plan.threads,
         "batch": plan.batch,
@@ -311,8 +290,6 @@ def plan_of(args: argparse.Namespace) -> Plan:
 def main(argv: list[str] | None = None) -> int:
     args = arguments(argv)
     plan, report, began = plan_of(args), Report(), time.monotonic()
-    if not has_switch():
-        report.notes.append(NO_SWITCH)
     measure_throughput(plan, report)
     measure_latency(plan, report)
     seconds = time.monotonic() - began
@@ -322,9 +299,7 @@ def main(argv: list[str] | None = None) -> int:
     tablefmt = "pipe" if args.markdown else "plain"
     for rows in (throughput_rows(report), latency_rows(report)):
         print(table(rows, tablefmt), end="\n\n")
-    print(
-        "\n".join([*(f"note: {n}" for n in report.notes), *(f"WRONG: {w}" for w in report.wrong)])
-    )
+    print("\n".join(f"WRONG: {wrong}" for wrong in report.wrong))
     cpus = len(os.sched_getaffinity(0))
     print(
         f"readers: {slots_of(len(plan.on.slots))}, {cpus} CPUs, {seconds:.0f} s; {len(report.wrong)} wrong"

@@ -155,11 +155,8 @@ def units_of_c(text: str, tokens: list[Token]) -> Iterator[Unit]:
         if found := C_DEFINE.match(directive):
             yield Unit(f"#define {found[1]}", first, end)
         code[first:end] = [-1] * (end - first)
-    depth, first, name = (
-        0,
-        -1,
-        "",
-    )  # first: the first token of the open declaration or definition, or -1
+    first = -1  # the first token of the open declaration or definition, or -1
+    depth, name = 0, ""
     head: list[str] = []
     for i in filter(lambda i: i >= 0, code):
         word = tokens[i].text

@@ -51,6 +51,7 @@ from mutant_list import (
     select,
     stale,
 )
+from presets import sanitizer_options
 
 WORK = ROOT / "build" / "mutants"
 PARTS = (
@@ -129,10 +130,9 @@ def call(*command: str | Path, cwd: Path | None = None) -> str:
 
 def environment(**more: str) -> dict[str, str]:
     """Return the environment of builds and tests, with the presets' sanitizer options and this Python on PATH."""
-    presets = json.loads((ROOT / "CMakePresets.json").read_text(encoding="utf-8"))["testPresets"]
-    options = next(p["environment"] for p in presets if p["name"] == "base")
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
-    return {**os.environ, **options, "PATH": path, "PYTHONDONTWRITEBYTECODE": "1", **more}
+    own = {"PATH": path, "PYTHONDONTWRITEBYTECODE": "1"}
+    return {**os.environ, **sanitizer_options(), **own, **more}
 
 
 class Copy:
@@ -235,9 +235,7 @@ class Copy:
 SANITIZER = re.compile(r"ERROR: (AddressSanitizer|LeakSanitizer): ([\w-]+)|WARNING: (ThreadSanitizer): ([\w ()-]+)|"
                        r"(runtime error): (.+)")  # fmt: skip
 CHECK = re.compile(r"^(?:.*/)?(\w+\.[ch]:\d+): (.+)$", re.MULTILINE)
-INVARIANT = re.compile(
-    r"^([A-Z]\d+): (.*)$", re.MULTILINE
-)  # a message of check_sound() in fixture.h
+INVARIANT = re.compile(r"^([A-Z]\d+): (.*)$", re.MULTILINE)  # from check_sound() in fixture.h
 ASSERTION = re.compile(r"(\w+\.[ch]):\d+: \w+: Assertion [`'](.+)' failed")
 PYTEST = re.compile(r"^(?:FAILED|ERROR) \S*?(\w+\.py(?:::.+?)?)(?: - (.*))?$", re.MULTILINE)
 OWN_WATCHDOG = re.compile(

@@ -17,20 +17,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-ROOT = Path(__file__).resolve().parent.parent
-BUILDS = {  # preset: the compiler, its share of the time
-    "dev": ("cc", 1.0),
-    "asan": ("gcc", 1.0),
-    "tsan": ("gcc", 1.0),
-    "clang-asan": ("clang", 1.0),
-    "clang-tsan": ("clang", 1.0),
+from presets import ROOT, sanitizer_options
+
+BUILDS = {  # preset: the compiler
+    "dev": "cc",
+    "asan": "gcc",
+    "tsan": "gcc",
+    "clang-asan": "clang",
+    "clang-tsan": "clang",
 }
 CLOSING = re.compile(r"^torture: (\d+) lookups, (\d+) changes, (\d+) wrong$", re.MULTILINE)
-OPTIONS = {
-    "ASAN_OPTIONS": "detect_leaks=1:strict_string_checks=1",
-    "UBSAN_OPTIONS": "print_stacktrace=1",
-    "TSAN_OPTIONS": "halt_on_error=1:second_deadlock_stack=1",
-}
 
 
 class Sum(NamedTuple):
@@ -73,18 +69,13 @@ def run(program: Path, preset: str, args: argparse.Namespace, seconds: float) ->
     command = [*launcher(preset), str(program), "-t", f"{seconds:.3f}", "-s", str(args.seed)]
     command += ["-o", str(args.record), "-n", preset]
     print(f"torture: {preset}, {seconds:.0f} s, seed {args.seed}", flush=True)
-    done = subprocess.run(
-        command, env=os.environ | OPTIONS, stdout=subprocess.PIPE, text=True, check=False
-    )
+    env = {**os.environ, **sanitizer_options()}
+    done = subprocess.run(command, env=env, stdout=subprocess.PIPE, text=True, check=False)
     print(done.stdout, end="", flush=True)
-    closing = CLOSING.search(done.stdout)
-    if closing and not done.returncode:
-        return Sum(*map(int, closing.groups()))
-    if closing:
+    if closing := CLOSING.search(done.stdout):
         total = Sum(*map(int, closing.groups()))
-        return (
-            total if total.wrong else total.plus(Sum(wrong=1))
-        )  # a fault after the closing line, such as a leak
+        # A fault after the closing line, such as a leak, counts as one wrong answer too.
+        return total if total.wrong or not done.returncode else total.plus(Sum(wrong=1))
     now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
     with args.record.open("a", encoding="utf-8") as record:
         record.write(f"{now}\t{preset}\t{args.seed}\t{seconds:.0f}\tended with {done.returncode}\n")
@@ -93,8 +84,7 @@ def run(program: Path, preset: str, args: argparse.Namespace, seconds: float) ->
 
 def available(wanted: list[str]) -> Iterator[str]:
     for preset in wanted:
-        compiler = BUILDS[preset][0]
-        if compiler == "clang" and not shutil.which("clang"):
+        if BUILDS[preset] == "clang" and not shutil.which("clang"):
             print(
                 f"torture: {preset} is NOT RUN: there is no clang (Debian: apt-get install clang)"
             )
@@ -114,10 +104,9 @@ def main() -> int:
 
     presets = list(available(args.build or list(BUILDS)))
     programs = {preset: build(preset) for preset in presets}
-    shares = sum(BUILDS[preset][1] for preset in presets)
     total = Sum()
     for preset, program in programs.items():
-        total = total.plus(run(program, preset, args, args.seconds * BUILDS[preset][1] / shares))
+        total = total.plus(run(program, preset, args, args.seconds / len(programs)))
     print(
         f"torture: {total.lookups} lookups, {total.changes} changes, {total.wrong} wrong "
         f"({len(presets)} of {len(BUILDS)} builds)"

@@ -20,7 +20,7 @@ from memslots.lab.machine import machine
 
 from . import batches, core, memory, scalar, start, threads
 from .scorecard import Figure, Scorecard
-from .work import NO_SWITCH, QUICK, Settings, has_switch, simd_level
+from .work import QUICK, Settings, simd_level
 
 GOALS = tuple(f"P{i}" for i in range(1, 11))
 LEVELS = ("portable", "avx2")  # the forced values of MEMSLOTS_SIMD
@@ -62,9 +62,7 @@ def forced(card: Scorecard, settings: Settings) -> None:
     """Measure P1 again with each MEMSLOTS_SIMD, in new processes, because memslots reads it at import."""
     for level in LEVELS:
         what = f"MEMSLOTS_SIMD={level}"
-        if simd_level() is None:
-            card.skip("P1", what, "this build has no levels of SIMD")
-        elif not settings.up_to(LEVELS_MOST):
+        if not settings.up_to(LEVELS_MOST):
             card.skip("P1", what, f"it is measured up to {LEVELS_MOST:,} slots")
         elif (report := run_forced(level, settings))["simd"] != level:
             card.skip("P1", what, f"the level in use is {report['simd']}")
@@ -156,7 +154,6 @@ def as_json(card: Scorecard, settings: Settings, seconds: float) -> dict[str, An
         "memslots": memslots.__version__,
         "machine": machine(),
         "simd": simd_level(),
-        "index_policy": has_switch(),
         "rounds": settings.rounds,
         "queries": settings.queries,
         "seconds": round(seconds, 1),
@@ -170,8 +167,6 @@ def as_json(card: Scorecard, settings: Settings, seconds: float) -> dict[str, An
 def main(argv: list[str] | None = None) -> int:
     args = arguments(argv)
     card, settings, began = Scorecard(), settings_of(args), time.monotonic()
-    if not has_switch():
-        card.note(NO_SWITCH)
     run(card, settings, list(args.only))
     if "P1" in args.only and not args.no_levels:
         forced(card, settings)
@@ -181,10 +176,8 @@ def main(argv: list[str] | None = None) -> int:
             json.dumps(as_json(card, settings, seconds), indent=1) + "\n", encoding="utf-8"
         )
     if not args.markdown:
-        level = simd_level() or "no levels"
-        print(
-            f"memslots {memslots.__version__}, {os.cpu_count()} CPUs, SIMD: {level}; {seconds:.0f} s"
-        )
+        cpus = f"{os.cpu_count()} CPUs"
+        print(f"memslots {memslots.__version__}, {cpus}, SIMD: {simd_level()}; {seconds:.0f} s")
     print("\n".join(card.markdown() if args.markdown else card.lines()))
     if args.markdown and card.wrong:
         print("\n".join(f"WRONG: {what}" for what in card.wrong), file=sys.stderr)

@@ -9,14 +9,14 @@ from typing import Any
 
 import numpy as np
 
-from memslots import PAGE_SIZE, VM
+from memslots import VM
 from memslots._memslots import time_lookups
 from memslots.lab import layouts, peers
 from memslots.lab.layouts import Numbers
 
 from .scorecard import Scorecard
 from .timing import turns
-from .work import AUTO, WALK, Settings, Stage, has_switch, slots_of, sorted_out, stage
+from .work import AUTO, WALK, Settings, Stage, as_fields, outside, slots_of, stage
 
 #: The least factor by which a batch must be faster than numpy searchsorted + where, by number of slots.
 AGAINST_NUMPY = {8: 10, 64: 14, 509: 18, 4096: 20, 32_764: 24, 1_000_000: 18}
@@ -64,7 +64,7 @@ def measure(card: Scorecard, at: str, on: Stage, settings: Settings) -> dict[str
     }
     for name in ("batch", "walk"):  # creates the VMs
         calls[name]()
-    while has_switch() and not on.vm(AUTO).stats()["index_builds"]:  # until the index is built
+    while not on.vm(AUTO).stats()["index_builds"]:  # until the index is built
         calls["batch"]()
     for out in outs.values():
         out[:] = 0
@@ -136,7 +136,7 @@ def after_changes(
     """Return times of the walk and of the default policy: of the lookups alone, and together with their changes."""
     on = stage(n, settings)
     victim = on.slots[n // 2]
-    gfns = sorted_out(on.slots, on.gfns, victim)[: max(size, ROUND_QUERIES)]
+    gfns = outside(on.gfns, victim)[: max(size, ROUND_QUERIES)]
     runs = {policy: kind(on.vm(policy), victim, gfns, size) for policy in (AUTO, WALK)}
     for run in runs.values():
         run.round()
@@ -155,12 +155,8 @@ class Changing:
 
     def __init__(self, vm: VM, victim: np.void, gfns: np.ndarray[Any, Any], size: int) -> None:
         pieces = max(2, len(gfns) // size // 2 * 2)
-        self.vm, self.id = vm, int(victim["id"])
-        self.create = {
-            "guest_phys_addr": int(victim["base_gfn"]) * PAGE_SIZE,
-            "memory_size": int(victim["npages"]) * PAGE_SIZE,
-            "userspace_addr": int(victim["userspace_addr"]),
-        }
+        self.vm = vm
+        self.id, self.create = as_fields(victim)
         self.gfns = np.resize(gfns, pieces * size)
         self.out = np.zeros_like(self.gfns)
         self.pieces = list(

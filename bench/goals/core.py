@@ -12,16 +12,16 @@ from typing import Any
 
 import numpy as np
 
-from memslots import PAGE_SIZE, VM, kvm
+from memslots import VM, kvm
 from memslots._memslots import time_changes
 from memslots.lab import layouts
 from memslots.lab.machine import on_one_cpu
-from memslots.lab.subjects import Kernel, alternating, regions
+from memslots.lab.subjects import ROOM, Kernel, alternating, regions
 
 from .build import QUICK, with_core
 from .scorecard import Scorecard
 from .timing import turns
-from .work import Settings, slots_of, stage
+from .work import Settings, as_fields, slots_of, stage
 
 SIZES = (8, 64, 509, 4096, 32_764)
 RANDOM, RANDOM_FROM = 1.3, 509
@@ -94,7 +94,7 @@ def against_array(card: Scorecard, settings: Settings) -> None:
         return
     n = sizes[-1]
     slots = stage(n, settings).slots
-    vms = {backend: VM(backend=backend, user_mem_slots=32_764) for backend in ("tree", "array")}
+    vms = {backend: VM(backend=backend, user_mem_slots=ROOM) for backend in ("tree", "array")}
     victims = np.random.default_rng(layouts.SEED).choice(slots, 20 if settings.quick else 2 * PAIRS)
     some, others = ([as_fields(slot) for slot in half] for half in np.split(victims, 2))
     for vm in vms.values():
@@ -114,14 +114,6 @@ def against_array(card: Scorecard, settings: Settings) -> None:
     card.ratio("P6", what, slots_of(n), running["array"], running["tree"], bound=bound)
     what = "... when the array's copies have just filled the caches"
     card.ratio("P6", what, slots_of(n), starting["array"], starting["tree"])
-
-
-def as_fields(slot: np.void) -> tuple[int, dict[str, int]]:
-    return int(slot["id"]), {
-        "guest_phys_addr": int(slot["base_gfn"]) * PAGE_SIZE,
-        "memory_size": int(slot["npages"]) * PAGE_SIZE,
-        "userspace_addr": int(slot["userspace_addr"]),
-    }
 
 
 def replug_all(vm: VM, slots: list[tuple[int, dict[str, int]]]) -> None:

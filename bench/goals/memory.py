@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from .scorecard import Scorecard
-from .work import AUTO, Settings, has_switch, slots_of, stage
+from .work import AUTO, Settings, slots_of, stage
 
 SLOT, INDEX = 256, 32
 
@@ -17,12 +17,7 @@ def memory(card: Scorecard, settings: Settings) -> None:
         card.value(
             "P8", "memory of a slot without an index", slots_of(n), bare, "bytes", "<=", SLOT
         )
-        if has_switch():
-            while not vm.stats()["index_builds"]:
-                vm.gfn_to_hva_many(on.gfns)
-            more = vm.stats()["bytes"] / n - bare
-            card.value(
-                "P8", "memory of a slot in the index", slots_of(n), more, "bytes", "<=", INDEX
-            )
-    if not has_switch():
-        card.skip("P8", "memory of a slot in the index", "this build has no index")
+        while not vm.stats()["index_builds"]:
+            vm.gfn_to_hva_many(on.gfns)
+        more = vm.stats()["bytes"] / n - bare
+        card.value("P8", "memory of a slot in the index", slots_of(n), more, "bytes", "<=", INDEX)

@@ -64,9 +64,7 @@ def one_by_one(
 ) -> None:
     on = stage(n, settings)
     vm = on.vm(AUTO)
-    vm.gfn_to_hva_many(
-        on.gfns
-    )  # builds the index, if the policy has one; single lookups then use it
+    vm.gfn_to_hva_many(on.gfns)  # builds the index; the single lookups then use it
     right = layouts.expected_hvas(on.slots, gfns).tolist()
     numbers = gfns.tolist()
     calls = {

@@ -15,10 +15,11 @@ from memslots.lab.layouts import Numbers
 from .build import HERE, compile_c
 from .scorecard import Scorecard
 from .timing import WALL, ratios, turns
-from .work import AUTO, WALK, Settings, Stage, has_switch, slots_of, stage
+from .work import AUTO, WALK, Policy, Settings, Stage, slots_of, stage
 from .workers import BATCH, SCALAR, Background, Batches, Reader, Scalar, Spinner, Writer, run_for
 
 SLOTS = 4096
+POLICIES = (AUTO, WALK)
 SCALING, NEXT_TO_WRITER = 0.9, 0.7
 WORK_NS = 60e6  # the work of one thread in a round
 SECONDS = 0.3  # the time of a reader in a round
@@ -26,11 +27,7 @@ SECONDS = 0.3  # the time of a reader in a round
 CLoop = Callable[[int, int], int]
 
 
-def policies() -> tuple[str, ...]:
-    return (AUTO, WALK) if has_switch() else (WALK,)
-
-
-def path(policy: str) -> str:
+def path(policy: Policy) -> str:
     return "plain walk" if policy == WALK else "default path"
 
 
@@ -41,7 +38,7 @@ def scaling(card: Scorecard, settings: Settings, folder: Path) -> None:
     spin = c_loop(folder)
     card.check(spin(2, 10) == 2 * spin(1, 10) != 0, "two C loops compute twice what one does")
     n = min(SLOTS, settings.sizes[-1])
-    for policy in policies():
+    for policy in POLICIES:
         calls, outs = two_and_one(spin, stage(n, settings), policy, settings)
         got = turns(calls, 2 * settings.rounds - 1, WALL)
         for out in outs:
@@ -59,7 +56,7 @@ def c_loop(folder: Path) -> CLoop:
 
 
 def two_and_one(
-    spin: CLoop, on: Stage, policy: str, settings: Settings
+    spin: CLoop, on: Stage, policy: Policy, settings: Settings
 ) -> tuple[dict[str, Callable[[], object]], list[Numbers]]:
     """Return calls of batches and of the C loop, which take about the same time in one thread."""
     vm, outs = on.vm(policy), [np.zeros_like(on.gfns), np.zeros_like(on.gfns)]
@@ -108,13 +105,13 @@ def together(calls: list[tuple[Callable[..., None], Numbers, int]]) -> None:
 
 def readers_and_writer(card: Scorecard, settings: Settings) -> None:
     n = min(SLOTS, settings.sizes[-1])
-    for policy in policies():
+    for policy in POLICIES:
         for kind, make in (("lookups", Scalar), ("batches", Batches)):
             one_path(card, settings, n, policy, kind, make)
 
 
 def one_path(
-    card: Scorecard, settings: Settings, n: int, policy: str, kind: str, make: type[Reader]
+    card: Scorecard, settings: Settings, n: int, policy: Policy, kind: str, make: type[Reader]
 ) -> None:
     """Measure a reader in turns: alone, next to a thread that only keeps a CPU busy, and next to a writer."""
     on = stage(n, settings)

@@ -4,24 +4,22 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Literal
 
 import numpy as np
 
 import memslots
-from memslots import VM
+from memslots import PAGE_SIZE, VM
 from memslots.lab import layouts
 from memslots.lab.layouts import Layout, Numbers
+from memslots.lab.subjects import ROOM
 
 SIZES = (8, 64, 509, 4096, 32_764, 1_000_000)
-ROOM = 32_764  # ids of a VM on x86-64
 
-#: Values of index_policy: the default; no index; the plain walk, not interleaved and without an index.
-AUTO, OFF, WALK = "auto", "off", "walk"
-
-NO_SWITCH = (
-    "this build has no VM.index_policy: the comparisons with the plain walk compare the same call"
-)
+#: Values of index_policy: the default; the plain walk, not interleaved and without an index.
+Policy = Literal["auto", "walk"]
+AUTO: Policy = "auto"
+WALK: Policy = "walk"
 
 
 @dataclass(frozen=True)
@@ -40,31 +38,28 @@ class Settings:
 QUICK = Settings(rounds=2, queries=4000, sizes=(8, 64), quick=True)
 
 
-def has_switch() -> bool:
-    return hasattr(VM, "index_policy")
-
-
-def with_policy(vm: VM, policy: str) -> VM:
-    """Set the policy.  In a build without policies every call is the plain walk."""
-    if has_switch():
-        setattr(vm, "index_policy", policy)  # noqa: B010 - a build without policies has no such attribute
-    return vm
-
-
-def simd_level() -> str | None:
-    """Return the level in use, or None if the build has no levels."""
-    simd = getattr(memslots, "simd", None)
-    return str(simd()) if callable(simd) else memslots.build_info().get("simd")
+def simd_level() -> str:
+    """Return the vector instructions that batches use."""
+    return memslots.build_info()["simd"]
 
 
 def slots_of(n: int) -> str:
     return f"{n:,} slots"
 
 
-def sorted_out(slots: Layout, gfns: Numbers, victim: np.void) -> Numbers:
+def outside(gfns: Numbers, victim: np.void) -> Numbers:
     """Return the gfns without those of one slot, which the run deletes and creates."""
     inside = gfns - victim["base_gfn"] < victim["npages"]
     return np.ascontiguousarray(gfns[~inside])
+
+
+def as_fields(slot: np.void) -> tuple[int, dict[str, int]]:
+    """Return the id of a slot, and the other arguments of set_user_memory_region() that create it."""
+    return int(slot["id"]), {
+        "guest_phys_addr": int(slot["base_gfn"]) * PAGE_SIZE,
+        "memory_size": int(slot["npages"]) * PAGE_SIZE,
+        "userspace_addr": int(slot["userspace_addr"]),
+    }
 
 
 @dataclass
@@ -73,20 +68,21 @@ class Stage:
 
     slots: Layout
     gfns: Numbers
-    _vms: dict[str, VM] = field(default_factory=dict)
+    _vms: dict[Policy, VM] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.expected: Numbers = layouts.expected_hvas(self.slots, self.gfns)
 
-    def vm(self, policy: str = AUTO, **kwargs: Any) -> VM:
+    def vm(self, policy: Policy = AUTO) -> VM:
         """Return the VM of this policy that holds the slots."""
         if policy not in self._vms:
-            self._vms[policy] = self.new_vm(policy, **kwargs)
+            self._vms[policy] = self.new_vm(policy)
         return self._vms[policy]
 
-    def new_vm(self, policy: str = AUTO, **kwargs: Any) -> VM:
-        vm = VM(user_mem_slots=max(ROOM, len(self.slots)), **kwargs)
-        with_policy(vm, policy).load_memslots(self.slots)
+    def new_vm(self, policy: Policy = AUTO) -> VM:
+        vm = VM(user_mem_slots=max(ROOM, len(self.slots)))
+        vm.index_policy = policy
+        vm.load_memslots(self.slots)
         return vm
 
 

@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: MIT
 """Lookups, 1,000 in a round: by gfn from C, by gfn in a batch and one by one from Python, by id, by host address."""
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -9,20 +8,17 @@ import pytest
 from conftest import GFN_BACKENDS, LOOKUPS, layouts
 from pytest_benchmark.fixture import BenchmarkFixture
 
-from memslots import VM, _memslots
+from memslots import VM
+from memslots._memslots import time_lookups
 
-time_lookups: Callable[..., Any] | None = getattr(_memslots, "time_lookups", None)
-from_c = pytest.mark.skipif(time_lookups is None, reason="this version cannot time lookups from C")
 by_gfn = pytest.mark.parametrize("backend", GFN_BACKENDS)
 
 
 def answers(vm: VM, what: str, *numbers: np.ndarray, **how: Any) -> np.ndarray:
     """Make all lookups in one loop in C."""
-    assert time_lookups
     return time_lookups(vm, what, *numbers, group=LOOKUPS, **how)[1]
 
 
-@from_c
 @pytest.mark.benchmark(group="gfn_to_hva from C")
 @by_gfn
 def test_gfn_to_hva_from_c(
@@ -31,7 +27,6 @@ def test_gfn_to_hva_from_c(
     np.testing.assert_array_equal(benchmark(answers, vm, "gfn_to_hva", gfns), hvas)
 
 
-@from_c
 @pytest.mark.benchmark(group="gfn_to_hva by a vCPU, from C")
 @by_gfn
 @pytest.mark.parametrize("pattern", ["hot", "random"])
@@ -54,9 +49,7 @@ def test_gfn_to_hva_many(
 
 @pytest.mark.benchmark(group="gfn_to_hva from Python")
 @by_gfn
-@pytest.mark.parametrize(
-    "pattern", ["hot", "sequential", "random"]
-)  # no misses, because a miss raises
+@pytest.mark.parametrize("pattern", ["hot", "sequential", "random"])  # a miss raises
 def test_gfn_to_hva_from_python(
     benchmark: BenchmarkFixture, vm: VM, gfns: np.ndarray, hvas: np.ndarray
 ) -> None:
@@ -64,7 +57,6 @@ def test_gfn_to_hva_from_python(
     assert benchmark(lambda: [gfn_to_hva(gfn) for gfn in numbers]) == hvas.tolist()
 
 
-@from_c
 @pytest.mark.benchmark(group="id_to_memslot from C")
 def test_id_to_memslot_from_c(benchmark: BenchmarkFixture, vm: VM, slots: np.ndarray) -> None:
     ids = layouts.ids(slots, LOOKUPS)
@@ -72,7 +64,6 @@ def test_id_to_memslot_from_c(benchmark: BenchmarkFixture, vm: VM, slots: np.nda
     np.testing.assert_array_equal(benchmark(answers, vm, "id_to_memslot", ids), expected)
 
 
-@from_c
 @pytest.mark.benchmark(group="slots in a page of host memory, from C")
 def test_hva_range_from_c(benchmark: BenchmarkFixture, vm: VM, slots: np.ndarray) -> None:
     """The lookup of an MMU notifier for each page that the host unmaps."""

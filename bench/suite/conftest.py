@@ -16,8 +16,7 @@ from types import ModuleType
 import numpy as np
 import pytest
 
-import memslots
-from memslots import MEMSLOT_DTYPE, VM
+from memslots import MEMSLOT_DTYPE, VM, backends
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 
@@ -26,9 +25,9 @@ ROOM = SIZES[-1] + 1  # one id is always free
 LOOKUPS = 1000  # in a round; the simplest design walks up to 32,764 slots for each lookup
 
 #: The designs are measured without an index.  The tree with an index is measured only for lookups by gfn.
-BACKENDS = getattr(memslots, "backends", lambda: ("tree",))()
+BACKENDS = backends()
 INDEXED = "tree+index"
-GFN_BACKENDS = (*BACKENDS, INDEXED) if hasattr(VM, "index_policy") else BACKENDS
+GFN_BACKENDS = (*BACKENDS, INDEXED)
 
 #: Seconds for each benchmark.  The default of pytest-benchmark is 1.  The suite has hundreds of benchmarks and takes a
 #: minute or two.
@@ -113,8 +112,7 @@ def new_vm(backend: str) -> VM:
         vm.index_policy = "eager"
         return vm
     vm = VM(backend=backend, user_mem_slots=ROOM)
-    if hasattr(VM, "index_policy"):  # an older version has none
-        vm.index_policy = "off"
+    vm.index_policy = "off"
     return vm
 
 

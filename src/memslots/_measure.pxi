@@ -89,8 +89,7 @@ def time_changes(VM vm not None, regions, group=1):
         ms_time_changes(vm._vm, r, n, per, out, ns)
     if _interrupts and PyThread_get_thread_ident() in _interrupts:
         raise _interrupt()
-    if vm._raised:
-        _report_hooks(vm)
+    _report_hooks(vm)
     return times, results
 
 

@@ -144,8 +144,7 @@ cdef int _check_open(VM vm) except -1:
     return 0
 
 
-cdef uint32_t _as_id(VM vm, object value) except? 0xDEAD:
-    """The number of an address space of this VM.  Checks too that the VM is open."""
+cdef uint32_t _as_id_slow(VM vm, object value) except? 0xDEAD:
     cdef uint32_t as_id
     if vm._closed:
         _check_open(vm)
@@ -153,6 +152,15 @@ cdef uint32_t _as_id(VM vm, object value) except? 0xDEAD:
     if as_id >= vm._address_spaces:
         raise refused(errno.EINVAL, "AS_ID", vm._address_spaces, None, Request(as_id=as_id))
     return as_id
+
+
+cdef inline uint32_t _as_id(VM vm, object value) except? 0xDEAD:
+    """The number of an address space of this VM.  Checks too that the VM is open.
+
+    The test with `is` is fast for the default: CPython has only one object for 0."""
+    if vm._closed or value is not 0:
+        return _as_id_slow(vm, value)
+    return 0
 
 
 cdef list _raised_by(VM vm, const ms_error *err):
@@ -198,8 +206,10 @@ cdef object _with_notes(object error, list raised):
 
 
 cdef int _report_hooks(VM vm) except -1:
-    """After a successful call: raises the exceptions of flush and commit, and warnings that are errors."""
-    raised = _take_raised(vm)
+    """The end of a successful call: raises the exceptions of flush and commit, and warnings that are errors.
+
+    Nothing else may fail after the change, so that the caller gets them."""
+    cdef list raised = _take_raised(vm)
     if raised:
         error = raised.pop(0)
         source = "as a warning" if isinstance(error, Warning) else "by a hook"
@@ -270,7 +280,7 @@ cdef object _hva_error(uint64_t hva, str unit, uint64_t number, object as_id):
 
 cdef object _many(VM vm, _Many what, object numbers, str name, object out, int type_num, object as_id, bint write):
     # as_id comes first: its __index__ is code of the caller, which must not run after the checks of the arrays.
-    cdef uint32_t space = _as_id(vm, as_id) if vm._closed or as_id is not 0 else 0
+    cdef uint32_t space = _as_id(vm, as_id)
     cdef cnp.ndarray array = _numbers(numbers, name)
     cdef cnp.ndarray result = _result(out, array, type_num)
     cdef cnp.ndarray target = result
@@ -450,7 +460,8 @@ cdef int _check_unchanged(VM vm, tuple args, dict limits) except -1:
 cdef list _out_of_range(const ms_config *config):
     """A text for each argument that ms_vm_create() refused, with its value and its limits."""
     cdef list limits = [
-        ("address_spaces", config.address_spaces, 1, 64), ("user_mem_slots", config.user_mem_slots, 1, 2**31 - 16),
+        ("address_spaces", config.address_spaces, 1, MS_ADDRESS_SPACES_MAX),
+        ("user_mem_slots", config.user_mem_slots, 1, MS_USER_MEM_SLOTS_MAX),
         ("gpa_bits", config.gpa_bits, 13, 64), ("hva_end_max", config.hva_end_max, 4096, HVA_ERR_MIN - 1),
     ]
     return [f"{name} must be {low} to {high if high < 2**32 else hex(high)}, not {value if value < 2**32 else hex(value)}"
@@ -579,8 +590,7 @@ A virtual machine's memory slots (the part of struct kvm that concerns slots).
         if r:
             raise _refusal(self, r, &err, Request())
         self._closed = True
-        if self._raised:
-            _report_hooks(self)
+        _report_hooks(self)
 
     @property
     def closed(self):
@@ -684,8 +694,7 @@ A virtual machine's memory slots (the part of struct kvm that concerns slots).
             raise _refusal(self, r, &err, Request(
                 region.slot, region.as_id, region.guest_phys_addr, region.memory_size, region.userspace_addr,
                 region.flags, region.guest_memfd, region.guest_memfd_offset), "", raised)
-        if self._raised:
-            _report_hooks(self)
+        _report_hooks(self)
 
     def load_memslots(self, array, as_id=0):
         """Creates all slots of an array in one change with one swap, or none of them.
@@ -708,8 +717,7 @@ A virtual machine's memory slots (the part of struct kvm that concerns slots).
             r = ms_load_memslots(self._vm, space, slots, n, &err)
         if r:
             raise _load_refusal(self, r, &err, rows)
-        if self._raised:
-            _report_hooks(self)
+        _report_hooks(self)
 
     def add_listener(self, listener):
         """Adds a Listener after the present ones.  ListenerError (EEXIST) if it was added before.
@@ -735,8 +743,7 @@ A virtual machine's memory slots (the part of struct kvm that concerns slots).
         if r:
             self._hooks.remove(hook)
             raise _refusal(self, r, &err, Request())
-        if self._raised:
-            _report_hooks(self)
+        _report_hooks(self)
 
     def remove_listener(self, listener):
         """Removes a Listener.  ListenerError (ENOENT) if it was not added, or was removed."""
@@ -753,8 +760,7 @@ A virtual machine's memory slots (the part of struct kvm that concerns slots).
         if r:
             raise _refusal(self, r, &err, Request())
         self._hooks.remove(hook)
-        if self._raised:
-            _report_hooks(self)
+        _report_hooks(self)
 
     def begin_update(self, as_id=0):
         """An Update: a context manager that gives the steps of a change one by one, for the study of the two sets."""
@@ -784,10 +790,8 @@ A virtual machine's memory slots (the part of struct kvm that concerns slots).
         GfnNotMappedError (EFAULT): the frame is in a hole or in an INVALID slot.
         ReadOnlySlotError (EFAULT): the frame is in a READONLY slot.
         """
-        cdef uint32_t space = 0
         cdef uint64_t frame = _u64(gfn, "gfn"), hva
-        if self._closed or as_id is not 0:
-            space = _as_id(self, as_id)
+        cdef uint32_t space = _as_id(self, as_id)
         hva = ms_gfn_to_hva(self._vm, space, frame)
         if hva >= MS_HVA_ERR_MIN:
             raise _hva_error(hva, "gfn", frame, as_id)
@@ -795,10 +799,8 @@ A virtual machine's memory slots (the part of struct kvm that concerns slots).
 
     def gpa_to_hva(self, gpa, as_id=0):
         """The host address (bytes) of a guest physical address (bytes), for writing.  Errors as for gfn_to_hva."""
-        cdef uint32_t space = 0
         cdef uint64_t address = _u64(gpa, "gpa"), hva
-        if self._closed or as_id is not 0:
-            space = _as_id(self, as_id)
+        cdef uint32_t space = _as_id(self, as_id)
         hva = ms_gfn_to_hva(self._vm, space, address >> 12)
         if hva >= MS_HVA_ERR_MIN:
             raise _hva_error(hva, "gpa", address, as_id)
@@ -970,8 +972,7 @@ A virtual machine's memory slots (the part of struct kvm that concerns slots).
             room = n
         if n < room:
             words = words[:n].copy()
-        if self._raised:
-            _report_harvest(self, words)
+        _report_harvest(self, words)
         return words
 
     def _get_dirty_log_null(self, slot, as_id=0):
@@ -1018,8 +1019,7 @@ A virtual machine's memory slots (the part of struct kvm that concerns slots).
             r = ms_clear_dirty_log(self._vm, space, id, first, num, data, n, &err)
         if r:
             raise _refusal(self, r, &err, Request(id, space, first_page=first, num_pages=num, value=n))
-        if self._raised:
-            _report_hooks(self)
+        _report_hooks(self)
 
     @property
     def manual_dirty_log_protect(self):
@@ -1039,8 +1039,7 @@ A virtual machine's memory slots (the part of struct kvm that concerns slots).
             r = ms_set_manual_dirty_log_protect(self._vm, bits, &err)
         if r:
             raise _refusal(self, r, &err, Request(value=bits))
-        if self._raised:
-            _report_hooks(self)
+        _report_hooks(self)
 
     # -- warnings of long read sections
 
@@ -1065,8 +1064,7 @@ A virtual machine's memory slots (the part of struct kvm that concerns slots).
         if r:
             raise _refusal(self, r, &err, Request())
         self._stall_warning_ms = ms
-        if self._raised:
-            _report_hooks(self)
+        _report_hooks(self)
 
     # -- checks and counters
 
@@ -1087,8 +1085,7 @@ A virtual machine's memory slots (the part of struct kvm that concerns slots).
             raise error
         if r:
             raise _refusal(self, r, &err, Request())
-        if self._raised:
-            _report_hooks(self)
+        _report_hooks(self)
 
     def stats(self):
         """The counters since the creation of the VM, as a dict with the fields of struct ms_stats (see memslots.h).

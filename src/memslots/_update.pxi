@@ -142,12 +142,6 @@ cdef class Update:
             raise UpdateError(errno.EINVAL, "the update is not running: use it inside its with block", rule="HANDLE")
         return 0
 
-    cdef int _report(self) except -1:
-        """After a successful step: raises the exceptions of its hooks.  Nothing else may fail from here on."""
-        if self.vm._raised:
-            _report_hooks(self.vm)
-        return 0
-
     def __enter__(self):
         cdef ms_update *u = NULL
         cdef ms_update *abandoned
@@ -187,7 +181,7 @@ cdef class Update:
             self._owner = ms_thread_number()
         if r:
             raise _refusal(self.vm, r, &err, Request())
-        self._report()
+        _report_hooks(self.vm)
 
     cdef SlotHandle _handle(self):
         """A handle without a slot.  Make it before the search for the slot: its allocation can start the garbage
@@ -279,13 +273,17 @@ cdef class Update:
             return Request(as_id=self.as_id)
         return self._request(&value)
 
+    cdef ms_slot *_slot_of(self, SlotHandle handle) except? NULL:
+        """The slot of a handle, for a step of this update.  NULL for None."""
+        return handle._use(self) if handle is not None else NULL
+
     def replace(self, SlotHandle old, SlotHandle new):
         """Replaces old by new in the inactive set (kvm_replace_memslot()).  old=None adds new, new=None removes old.
 
         UpdateError: old is not in the inactive set, or new cannot be put there.  RegionOverlapError: new overlaps
         another slot of the set."""
-        cdef ms_slot *old_slot = old._use(self) if old is not None else NULL
-        cdef ms_slot *new_slot = new._use(self) if new is not None else NULL
+        cdef ms_slot *old_slot = self._slot_of(old)
+        cdef ms_slot *new_slot = self._slot_of(new)
         cdef ms_error err
         cdef int r
         self._check_running()
@@ -293,7 +291,7 @@ cdef class Update:
             r = ms_update_replace(self._u, old_slot, new_slot, &err)
         if r:
             raise _refusal(self.vm, r, &err, self._place_request(new_slot))
-        self._report()
+        _report_hooks(self.vm)
 
     def invalidate(self, SlotHandle slot not None):
         """Replaces slot by an INVALID copy in the inactive set, swaps, and runs the flush hooks
@@ -309,7 +307,7 @@ cdef class Update:
         if r:
             raise _refusal(self.vm, r, &err, Request())
         handle._run = self._run
-        self._report()
+        _report_hooks(self.vm)
         return handle
 
     def swap(self):
@@ -322,12 +320,12 @@ cdef class Update:
             r = ms_update_swap(self._u, &err)
         if r:
             raise _refusal(self.vm, r, &err, Request())
-        self._report()
+        _report_hooks(self.vm)
 
     def activate(self, SlotHandle old, SlotHandle new):
         """Calls swap(), and then replace(old, new) in the set that has become inactive (kvm_activate_memslot())."""
-        cdef ms_slot *old_slot = old._use(self) if old is not None else NULL
-        cdef ms_slot *new_slot = new._use(self) if new is not None else NULL
+        cdef ms_slot *old_slot = self._slot_of(old)
+        cdef ms_slot *new_slot = self._slot_of(new)
         cdef ms_error err
         cdef int r
         self._check_running()
@@ -335,7 +333,7 @@ cdef class Update:
             r = ms_update_activate(self._u, old_slot, new_slot, &err)
         if r:
             raise _refusal(self.vm, r, &err, self._place_request(new_slot))
-        self._report()
+        _report_hooks(self.vm)
 
 
 cdef struct _Draft:  # the given fields of a draft

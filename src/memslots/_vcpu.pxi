@@ -19,8 +19,7 @@ cdef class VCPU:
             r = ms_vcpu_create(vm._vm, &self._vcpu, &err)
         if r:
             raise _refusal(vm, r, &err, Request())
-        if vm._raised:
-            _report_hooks(vm)
+        _report_hooks(vm)
 
     def __dealloc__(self):
         ms_vcpu_destroy(self._vcpu)

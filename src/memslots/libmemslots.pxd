@@ -11,6 +11,8 @@ cdef extern from "memslots.h" nogil:
     uint64_t MS_HVA_ERR_RO_BAD
     uint64_t MS_HVA_ERR_MIN
     uint64_t MS_GEN_UPDATE_IN_PROGRESS
+    uint32_t MS_ADDRESS_SPACES_MAX
+    uint32_t MS_USER_MEM_SLOTS_MAX
 
     struct ms_vm:
         pass

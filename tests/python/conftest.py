@@ -1,14 +1,16 @@
 # SPDX-License-Identifier: MIT
-"""Set hypothesis up for the whole suite, and report how many calls were compared with the kernel."""
+"""Set hypothesis up for the whole suite, report how many calls were compared with the kernel, and give an empty VM."""
 
 from __future__ import annotations
 
 import gc
 import signal
+from collections.abc import Iterator
 
 import pytest
 from hypothesis import HealthCheck, Phase, settings
 
+from memslots import VM
 from memslots.lab import progress
 
 # The same examples in every run, and no limit that a busy machine could exceed.  The phase "explain" may take longer
@@ -30,6 +32,13 @@ progress.LINE_EVERY = float("inf")
 # tests of Ctrl-C, and the processes that they start, need one.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture
+def vm() -> Iterator[VM]:
+    """Some test files replace it by one with slots."""
+    with VM() as vm:
+        yield vm
 
 
 def pytest_collection_finish() -> None:

@@ -16,9 +16,10 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
-from memslots import VM, Change, Listener, MemorySlot
+from memslots import VM, Change, Listener, MemorySlot, build_info
 
 PAGE = 4096
+SANITIZED = build_info()["sanitizer"] != "none"
 HOOKS = ("prepare", "abort", "flush", "commit")
 
 

@@ -17,8 +17,19 @@ from typing import Any
 
 import numpy as np
 import pytest
-from scene import PAGE, memslot, parameters, put, runs
-from test_bad_input import CALLS, HVA, INTEGERS, NO_INTEGERS, SPOTS, CallsBack, digest, make_vm, vm
+from scene import PAGE, SANITIZED, memslot, parameters, put, runs
+from test_bad_input import (
+    CALLS,
+    HVA,
+    INTEGERS,
+    MANY,
+    NO_INTEGERS,
+    SPOTS,
+    CallsBack,
+    digest,
+    make_vm,
+    vm,
+)
 
 from memslots import (
     HVA_ERR_BAD,
@@ -37,14 +48,10 @@ from memslots import (
     Snapshot,
     Update,
     UpdateError,
-    build_info,
 )
 from memslots._memslots import REGION_DTYPE, time_changes, time_lookups
 
 __all__ = ["vm"]  # the fixture
-
-SANITIZED = build_info()["sanitizer"] != "none"
-MANY = ("gfn_to_hva_many", "gpa_to_hva_many", "gfn_to_slot_id_many")
 
 
 # ---- the table of arguments is complete --------------------------------------------------------------------------

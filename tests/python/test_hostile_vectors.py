@@ -27,7 +27,7 @@ from vector_samples import FULL_HEADER, GOOD, file_with, lines_of
 
 from memslots.commands import cli
 from memslots.commands import map as memory_map
-from memslots.traces import player, vectors
+from memslots.traces import player, schema, vectors
 from memslots.traces.vectors import VectorError, VectorFile
 
 TESTS = Path(__file__).parents[1]
@@ -170,10 +170,10 @@ JUNK = st.one_of(
     st.sampled_from([[], {}, [[]], [[0, 1]], [[0, 2**32 - 1]], [[0, 1], [2, 1]], [[5, 1], [1, 1]]]),
     st.sampled_from([[["0x0", 1, "r"]], {"hva": None}, {"bytes": 8, "dirty": [[0, 64]]}, 1.5]),
     st.integers(-(2**65), 2**65),
-    st.sampled_from(sorted(vectors.OP_KINDS)),
-    st.sampled_from(vectors.SCOPES),
+    st.sampled_from(sorted(schema.OPS)),
+    st.sampled_from(schema.SCOPES),
 )
-NAMES = st.sampled_from(sorted({*vectors.NAMES, *FULL_HEADER, "colour", "\ud800", ""}))
+NAMES = st.sampled_from(sorted({*schema.NAMES, *FULL_HEADER, "colour", "\ud800", ""}))
 
 
 def spots(value: Any) -> Iterator[tuple[Any, Any]]:

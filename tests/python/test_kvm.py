@@ -10,9 +10,8 @@ import numpy as np
 import pytest
 from scene import PAGE, put
 
-from memslots import errors, kvm
+from memslots import MEM_MAX_NR_PAGES, errors, kvm
 from memslots.kvm import KvmVM, NotCompared, ioctls
-from memslots.kvm.ioctls import MAX_NR_PAGES
 from memslots.kvm.vm import _Range
 
 LOG, READONLY, GUEST_MEMFD = 1, 2, 4
@@ -322,7 +321,7 @@ def test_manual_protect(vm):
 # ---- slots that are too large to ask for ---------------------------------------------------------
 
 
-@pytest.mark.parametrize("npages", [kvm.MAX_BUILT_PAGES + 1, MAX_NR_PAGES])
+@pytest.mark.parametrize("npages", [kvm.MAX_BUILT_PAGES + 1, MEM_MAX_NR_PAGES])
 @pytest.mark.parametrize("flags", [0, LOG, READONLY])
 def test_huge_slot_does_not_reach_the_kernel(vm, no_ioctl, npages, flags):
     assert vm.hva_end_max  # read it now: the next line forbids ioctls
@@ -337,7 +336,7 @@ def test_largest_allowed_slot_is_created(vm):
 
 
 def test_huge_slot_that_the_kernel_refuses_reaches_it(vm):
-    huge = MAX_NR_PAGES
+    huge = MEM_MAX_NR_PAGES
     put(vm, 1, 1, 1)
     refused(errno.EEXIST, put, vm, 2, 0, huge)
     refused(errno.EINVAL, put, vm, 1, 1, huge)
@@ -353,7 +352,7 @@ def test_huge_slot_that_the_kernel_refuses_reaches_it(vm):
 def test_call_that_depends_on_a_skipped_huge_slot_is_not_made(vm):
     put(vm, 7, 1 << 38, 1)
     with pytest.raises(NotCompared):
-        put(vm, 1, 0, MAX_NR_PAGES, flags=LOG)
+        put(vm, 1, 0, MEM_MAX_NR_PAGES, flags=LOG)
     for call in (vm.get_dirty_log, vm._get_dirty_log_null):
         with pytest.raises(NotCompared):
             call(1)
@@ -369,7 +368,7 @@ def test_call_that_depends_on_a_skipped_huge_slot_is_not_made(vm):
 
 
 def test_deleted_huge_slot_no_longer_blocks_calls(vm):
-    for slot, base, npages in ((1, 0, MAX_NR_PAGES), (2, 5, 1), (1, 0, 0), (2, 0, 0)):
+    for slot, base, npages in ((1, 0, MEM_MAX_NR_PAGES), (2, 5, 1), (1, 0, 0), (2, 0, 0)):
         with pytest.raises(NotCompared):
             put(vm, slot, base, npages)
     put(vm, 1, 5, 1)
@@ -378,16 +377,35 @@ def test_deleted_huge_slot_no_longer_blocks_calls(vm):
 
 def test_delete_clears_a_slot_in_unknown_state(vm):
     put(vm, 2, 1 << 38, 1)
-    for slot, base, npages in ((1, 0, MAX_NR_PAGES), (2, 5, 1), (2, 0, 0)):
+    for slot, base, npages in ((1, 0, MEM_MAX_NR_PAGES), (2, 5, 1), (2, 0, 0)):
         with pytest.raises(NotCompared):
             put(vm, slot, base, npages)
     refused(errno.EINVAL, put, vm, 2, 0, 0)
     put(vm, 3, 1 << 38, 1)
 
 
+def test_failed_delete_keeps_the_slot_in_unknown_state(vm, monkeypatch):
+    put(vm, 2, 1 << 38, 1)
+    for slot, base, npages in ((1, 0, MEM_MAX_NR_PAGES), (2, 5, 1)):
+        with pytest.raises(NotCompared):
+            put(vm, slot, base, npages)
+    before = (dict(vm._regions), dict(vm._shadows))
+
+    def no_memory(*args):
+        raise OSError(errno.ENOMEM, os.strerror(errno.ENOMEM))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(fcntl, "ioctl", no_memory)
+        assert refused(errno.ENOMEM, put, vm, 2, 0, 0).slot == 2
+    assert (vm._regions, vm._shadows) == before
+    with pytest.raises(NotCompared):
+        put(vm, 2, 0, 0)
+    refused(errno.EINVAL, put, vm, 2, 0, 0)
+
+
 def test_delete_that_may_fail_keeps_the_unknown_state(vm):
     with pytest.raises(NotCompared):
-        put(vm, 1, 0, MAX_NR_PAGES)
+        put(vm, 1, 0, MEM_MAX_NR_PAGES)
     for flags in (GUEST_MEMFD, GUEST_MEMFD | LOG):
         with pytest.raises(NotCompared):
             put(vm, 1, 0, 0, flags=flags, guest_memfd=-1)

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from scene import PAGE, methods, put, runs, slot
+from scene import PAGE, SANITIZED, methods, put, runs, slot
 
 from memslots import (
     HVA_ERR_BAD,
@@ -31,12 +31,10 @@ from memslots import (
     ReadSection,
     SlotHandle,
     Update,
-    build_info,
 )
 from memslots._memslots import REGION_DTYPE, time_changes, time_lookups
 
 LOG = MemFlag.LOG_DIRTY_PAGES
-SANITIZED = build_info()["sanitizer"] != "none"
 
 
 # ---- after close --------------------------------------------------------------------------------------------------

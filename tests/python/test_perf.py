@@ -314,6 +314,31 @@ def test_wrong_answers_of_a_vm_make_the_command_fail(
 
 
 @pytest.mark.usefixtures("tiny")
+@pytest.mark.parametrize("failing", [("array",), ("tree",), memslots.backends()])
+def test_design_that_always_raises_makes_the_command_fail(
+    failing: tuple[str, ...], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It raises at every number of slots, so the crossover has nothing to compare."""
+
+    def time_lookups(vm: Any, *args: Any, **kwargs: Any) -> Any:
+        if vm.backend in failing:
+            raise RuntimeError("no answer at all")
+        return right(vm, *args, **kwargs)
+
+    right = subjects.time_lookups
+    monkeypatch.setattr(subjects, "time_lookups", time_lookups)
+    code, report, err = run(capsys, "--only", "unmap")
+    assert code == 1
+    assert {("unmap", name) for name in failing} <= wrong_cases(report)
+    assert {backend for _, backend in wrong_cases(report)} == set(failing)
+    assert {row["backend"] for row in report["results"]} == {*memslots.backends()} - {*failing}
+    assert report["crossover"] == []
+    assert "no answer at all" in err
+    assert cli.main(["perf", "--quick", "--no-kvm", "--only", "unmap"]) == 1
+    assert "no answer at all" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("tiny")
 def test_wrong_answers_in_one_case_do_not_stop_the_other_cases(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

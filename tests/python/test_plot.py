@@ -660,11 +660,6 @@ def test_panels_are_the_known_cases_in_order() -> None:
     assert list(panels(drawn("scale_picture"))) == ["change: delete", "lookup: random", "unmap"]
 
 
-def test_scale_draws_only_the_selected_cases() -> None:
-    picture = record(lambda path: plot.scale_picture(report(), path, ["unmap"]))
-    assert list(panels(picture)) == ["unmap"]
-
-
 def test_lines_go_through_the_medians_of_the_report() -> None:
     ax = panels(drawn("scale_picture"))["change: delete"]
     for name in ("tree", "array", "list", "kvm", "idea"):
@@ -741,9 +736,7 @@ def test_arrow_ends_at_the_published_factor() -> None:
 
 
 def test_source_of_the_published_factors_is_named() -> None:
-    text = all_text(drawn("scale_picture"))
-    version, date = re.findall(r"(v\d).*(\d{4})-", published.SOURCE)[0]
-    assert f"Scalable memslots implementation, {version}, {date}" in text
+    assert published.SOURCE in all_text(drawn("scale_picture"))
     without = report()
     without["published"] = []
     assert "Arrow:" not in all_text(record(lambda path: plot.scale_picture(without, path)))

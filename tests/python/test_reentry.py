@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from scene import HOOKS, Recorder, held, put, slot
+from scene import HOOKS, SANITIZED, Recorder, held, put, slot
 
 from memslots import (
     HVA_ERR_BAD,
@@ -29,11 +29,9 @@ from memslots import (
     MemslotsError,
     ReadSection,
     ReentrantChangeError,
-    build_info,
 )
 
 LOG = MemFlag.LOG_DIRTY_PAGES
-SANITIZED = build_info()["sanitizer"] != "none"
 Action = Callable[[VM], object]
 
 

@@ -12,15 +12,17 @@ from typed_json import faults
 import memslots
 from memslots.commands import cli, scale
 from memslots.lab import subjects
-from memslots.lab.case import Budget
+from memslots.lab.case import Budget, Run
+from memslots.lab.scaling import LoadSlots
 from memslots.lab.schema import ScaleReport
 from memslots.measure import fit
+
+BUDGET = Budget(0.001, 1.0, 1.0, 256, 16, 64)
 
 
 @pytest.fixture(autouse=True)
 def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
-    budget = Budget(0.001, 1.0, 1.0, 256, 16, 64)
-    monkeypatch.setattr(scale, "QUICK", scale.Mode("quick", 130, 1, budget))
+    monkeypatch.setattr(scale, "QUICK", scale.Mode("quick", 130, 1, BUDGET))
 
 
 def run(capsys: pytest.CaptureFixture[str], *more: str) -> tuple[int, dict[str, Any], str]:
@@ -91,6 +93,14 @@ def test_wrong_answer_makes_the_command_fail(
     assert {w["case"] for w in report["wrong"]} == {"setup/load"}
     assert "setup/load, tree at 8 slots" in err
     assert not any(row["checked"] for row in report["results"])
+
+
+def test_second_load_in_one_round_is_checked_before_its_vm_is_closed() -> None:
+    case = LoadSlots(8, 1)
+    with subjects.Subjects() as made:
+        first, second = (case.run(Run("tree", made, BUDGET))[0] for _ in range(2))
+    assert first.wrong is second.wrong is None
+    assert first.digest == second.digest
 
 
 def test_operation_over_the_budget_is_not_run(capsys: pytest.CaptureFixture[str]) -> None:

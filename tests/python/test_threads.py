@@ -37,12 +37,6 @@ LOG = MemFlag.LOG_DIRTY_PAGES
 
 
 @pytest.fixture
-def vm() -> Iterator[VM]:
-    with VM() as vm:
-        yield vm
-
-
-@pytest.fixture
 def frequent_switches() -> Iterator[None]:
     """Python switches threads as often as possible."""
     before = sys.getswitchinterval()

@@ -14,14 +14,14 @@ import shutil
 import subprocess
 import sys
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from random import Random
 from typing import Any
 
 import numpy as np
 import pytest
 from checkout import ROOT, needs_tools
-from scene import PAGE, memslot, put
+from scene import PAGE, SANITIZED, memslot, put
 
 import memslots
 from memslots import (
@@ -46,13 +46,6 @@ from memslots import (
 
 LOG, READONLY = MemFlag.LOG_DIRTY_PAGES, MemFlag.READONLY
 HVA = 0x7F00_0000_0000
-SANITIZED = memslots.build_info()["sanitizer"] != "none"
-
-
-@pytest.fixture
-def vm() -> Iterator[VM]:
-    with VM() as vm:
-        yield vm
 
 
 # ---- limits and properties ------------------------------------------------------------------------

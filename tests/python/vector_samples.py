@@ -5,11 +5,11 @@ import json
 from pathlib import Path
 from typing import Any
 
-from memslots.traces import vectors
+from memslots.traces import schema
 
 Row = dict[str, Any]
 
-HEADER: Row = {"format": vectors.FORMAT, "kind": "edge", "scope": "memslots", "ops": 1}
+HEADER: Row = {"format": schema.FORMAT, "kind": "edge", "scope": "memslots", "ops": 1}
 FULL_HEADER: Row = {
     **HEADER,
     "name": "n",

@@ -37,6 +37,10 @@ def backend(text: str) -> str:
     return text
 
 
+def add_json(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="print one JSON object, nothing else")
+
+
 def add_measurement(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of every measurement: how often, of which operations, and of which cases."""
     parser.add_argument("--rounds", type=rounds, metavar="N", help="turns of each backend")

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Generic, NamedTuple, TypeVar
 
 from ..lab.schema import Report
-from . import files, terminal
+from . import arguments, files, terminal
 from .terminal import EXIT_FOUND, EXIT_OK, EXIT_USAGE
 
 R = TypeVar("R", bound=Report)
@@ -25,7 +25,7 @@ class Drawing(NamedTuple, Generic[R]):
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--json", action="store_true", help="print one JSON object, nothing else")
+    arguments.add_json(parser)
     parser.add_argument(
         "-o", "--output", type=Path, metavar="FILE", help="also write the JSON object to FILE"
     )

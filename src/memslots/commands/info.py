@@ -15,6 +15,7 @@ from .._memslots import simd_levels
 from ..kvm import ioctls
 from ..lab.machine import cpu
 from ..report.words import plural, wrapped
+from . import arguments
 from .terminal import EXIT_OK, emit, print_json, width
 
 SIMD = "MEMSLOTS_SIMD"  # read by the core, which silently uses the best level if this CPU lacks that one
@@ -22,7 +23,7 @@ LABEL = 10  # the width of the column of names
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--json", action="store_true", help="print one JSON object, nothing else")
+    arguments.add_json(parser)
 
 
 def run(args: argparse.Namespace) -> int:

@@ -10,7 +10,7 @@ from typing import Any
 
 from ..report.words import plural
 from ..traces import history, vectors
-from . import files
+from . import arguments, files
 from .terminal import EXIT_OK, UsageError, emit, print_json, say, width
 from .vector_files import find
 
@@ -33,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="PICTURE",
         help="draw a picture, such as a .png or .svg: over time, or at --at",
     )
-    parser.add_argument("--json", action="store_true", help="print one JSON object, nothing else")
+    arguments.add_json(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -42,9 +42,10 @@ def run(args: argparse.Namespace) -> int:
     at = _checked(args.at, len(file.ops))
     if args.output:
         picture = _drawn(file, args.output, args.at)
-        say(f"picture: {picture}") if args.json else emit(
-            f"{history.name_of(file)}: drawn to {picture}"
-        )
+        if args.json:
+            say(f"picture: {picture}")
+        else:
+            emit(f"{history.name_of(file)}: drawn to {picture}")
     elif not args.json:
         emit(_text(file, at, width()))
     if args.json:

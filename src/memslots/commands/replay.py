@@ -12,7 +12,7 @@ from typing import Any
 from .. import __version__, backends
 from ..lab.progress import progress_bar
 from ..report.words import plural, wrapped
-from ..traces import player, vectors
+from ..traces import player, schema, vectors
 from . import arguments
 from .terminal import (
     EXIT_FOUND,
@@ -80,7 +80,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help=f"{', '.join(backends())}, or kvm: this machine's kernel (default: tree)",
     )
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    arguments.add_json(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -188,7 +188,7 @@ def _remarks(replay: _Replay) -> Iterator[str]:
         )
     for result, scope in replay.results:
         if result.out_of_scope:
-            features = "guest_memfd and other features" if scope == vectors.SCOPE else scope
+            features = "guest_memfd and other features" if scope == schema.SCOPE else scope
             yield f"{result.out_of_scope:,} out of scope: {features}, in {result.path}"
 
 

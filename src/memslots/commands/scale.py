@@ -19,7 +19,7 @@ from ..lab.progress import progress_bar
 from ..lab.scaling import all_cases
 from ..lab.schema import FitRow, Row, ScaleReport
 from ..lab.selftest import all_tests
-from ..measure import fit, published
+from ..measure import duel, fit, published
 from ..measure.rounds import Cell, Results, measure, plan, turns
 from ..report import scale as report_scale
 from . import arguments, deliver, files
@@ -45,7 +45,7 @@ MIDDLE = Mode("middle", SIZES[-1], 5, Budget(0.05, 6.0, 6.0, 65_536, 256, 1024))
 FULL = Mode("full", SIZES[-1], 15, Budget(0.5, 60.0, 300.0, 262_144, 1024, 8192))
 
 #: The designs in the published table.  The cases of memslot_perf_test are measured on these only.
-PUBLISHED_BACKENDS = ("tree", "array")
+PUBLISHED_BACKENDS = (duel.BASE, duel.RIVAL)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

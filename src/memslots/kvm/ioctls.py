@@ -11,9 +11,6 @@ import struct
 
 DEVICE = "/dev/kvm"
 API_VERSION = 12  # of every kernel since 2.6.22; KVM's documentation says to refuse other versions
-PAGE_SIZE = 4096
-MAX_NR_PAGES = (1 << 31) - 1  # KVM_MEM_MAX_NR_PAGES
-MEM_LOG_DIRTY_PAGES, MEM_READONLY, MEM_GUEST_MEMFD = 1, 2, 4
 
 KVM_GET_API_VERSION = 0xAE00
 KVM_CREATE_VM = 0xAE01

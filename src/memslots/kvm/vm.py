@@ -30,12 +30,12 @@ from typing import NamedTuple, Self
 import numpy as np
 
 from .._memslots import bitmap_words
+from ..constants import MEM_MAX_NR_PAGES, PAGE_SIZE, MemFlag
 from ..errors import MemslotsError, from_errno
 from . import ioctls
-from .ioctls import MAX_NR_PAGES, MEM_GUEST_MEMFD, MEM_LOG_DIRTY_PAGES, MEM_READONLY, PAGE_SIZE
 
 # With shadow paging a slot costs the kernel about 10 bytes for each page: 160 MiB for MAX_BUILT_PAGES,
-# 20 GiB for MAX_NR_PAGES.
+# 20 GiB for MEM_MAX_NR_PAGES.
 MAX_BUILT_PAGES = 1 << 24
 
 
@@ -157,7 +157,7 @@ class KvmVM:
         given = (slot, as_id, flags, guest_phys_addr, memory_size, userspace_addr)
         region = tuple(map(index, given))  # sums of numpy numbers would wrap
         with self._lock:
-            fd = self._open_fd()
+            self._open_fd()
             try:
                 if guest_memfd is None:
                     request, argument = ioctls.KVM_SET_USER_MEMORY_REGION, self._region
@@ -169,13 +169,17 @@ class KvmVM:
                 raise _misfit(e) from None
             if self._shadows or memory_size > MAX_BUILT_PAGES * PAGE_SIZE:
                 self._refuse_not_comparable(*region)
-            try:
-                fcntl.ioctl(fd, request, argument, True)
-            except OSError as e:
-                raise _refused(_number(e), *region) from None
-            self._note(*region)
+            self._change(request, argument, *region)
 
-    def _note(self, slot: int, as_id: int, flags: int, gpa: int, size: int, hva: int) -> None:
+    def _change(
+        self, request: int, argument: bytearray,
+        slot: int, as_id: int, flags: int, gpa: int, size: int, hva: int,
+    ) -> None:  # fmt: skip
+        """Make the ioctl, and after a success note the slot in `_regions` (K1)."""
+        try:
+            fcntl.ioctl(self._open_fd(), request, argument, True)
+        except OSError as e:
+            raise _refused(_number(e), slot, as_id, flags, gpa, size, hva) from None
         if size:
             self._regions[as_id, slot] = _Range(gpa, size)
         else:
@@ -196,10 +200,9 @@ class KvmVM:
         if size:
             was = [self._regions[key]] if key in self._regions else []
             self._shadows.setdefault(key, was).append(new)
-        elif (
-            flags <= MEM_LOG_DIRTY_PAGES | MEM_READONLY
-        ):  # with other flags KVM may refuse a delete
-            self._forget(key)
+        elif flags <= MemFlag.LOG_DIRTY_PAGES | MemFlag.READONLY:
+            # With other flags KVM may refuse a delete.
+            self._delete_shadow(slot, as_id)
         raise NotCompared(
             f"slot {slot} [{gpa:#x}, {gpa + size:#x}) in address space {as_id} is, or meets, "
             f"one of more than {MAX_BUILT_PAGES} pages, which is not passed to the kernel"
@@ -211,12 +214,12 @@ class KvmVM:
         """False only if KVM refuses the call with EINVAL for any set of slots."""
         return not (
             (gpa | size | hva) % PAGE_SIZE
-            or flags >= MEM_GUEST_MEMFD << 1
+            or flags >= MemFlag.GUEST_MEMFD << 1
             or slot >= self.user_mem_slots
             or as_id >= self.address_spaces
             or gpa + size >= 1 << 64
             or hva + size > self.hva_end_max
-            or size > MAX_NR_PAGES * PAGE_SIZE
+            or size > MEM_MAX_NR_PAGES * PAGE_SIZE
         )
 
     def _depends_on_shadow(self, key: tuple[int, int], new: _Range) -> bool:
@@ -240,12 +243,13 @@ class KvmVM:
             for k, r in self._regions.items()
         )
 
-    def _forget(self, key: tuple[int, int]) -> None:
-        """Delete a shadow, and the kernel's slot of the same id if there is one."""
-        self._shadows.pop(key)
-        if self._regions.pop(key, None):
-            ioctls.REGION.pack_into(self._region, 0, key[1], key[0], 0, 0, 0, 0)
-            fcntl.ioctl(self._fd, ioctls.KVM_SET_USER_MEMORY_REGION, self._region, True)
+    def _delete_shadow(self, slot: int, as_id: int) -> None:
+        """Delete the kernel's slot of the same id if there is one, and then the shadow."""
+        if (as_id, slot) in self._regions:
+            region = (slot, as_id, 0, 0, 0, 0)
+            ioctls.REGION.pack_into(self._region, 0, *region)
+            self._change(ioctls.KVM_SET_USER_MEMORY_REGION, self._region, *region)
+        del self._shadows[as_id, slot]
 
     # ---- dirty logs ------------------------------------------------------------------------------
 
@@ -401,9 +405,8 @@ def _refused(
         f"KVM refuses slot {slot} [{gpa:#x}, {gpa + size:#x}) at {hva:#x}, flags {flags:#x}, "
         f"in address space {as_id}: {os.strerror(number)}"
     )
-    rule = (
-        "GMEM_FD" if number == errno.EBADF else None
-    )  # not the VM's own descriptor, which is open
+    # The VM's own descriptor is open, so EBADF is about that of the guest_memfd.
+    rule = "GMEM_FD" if number == errno.EBADF else None
     return from_errno(number, message, slot=slot, rule=rule)
 
 

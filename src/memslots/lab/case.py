@@ -41,9 +41,8 @@ class Case(ABC):
     names: tuple[str, ...]
     with_kvm: ClassVar[bool] = False
     with_index: ClassVar[bool] = False
-    moves_slots: ClassVar[bool] = (
-        False  # places slots elsewhere in memory, in a VM that other cases share
-    )
+    #: Whether it places slots elsewhere in memory, in a VM that other cases share.
+    moves_slots: ClassVar[bool] = False
 
     def __init__(self, n_slots: int | None, seed: int) -> None:
         self.n_slots = n_slots
@@ -62,9 +61,13 @@ class Case(ABC):
 
     def refusal(self, backend: str, budget: Budget) -> str | None:
         """Return the reason to skip this backend, or None.  Reasons: it takes too long, or has too few ids."""
-        n = self.n_slots or 0
-        if backend == "kvm" and n > ROOM:
+        if backend == "kvm" and (self.n_slots or 0) > ROOM:
             return f"it has room for {ROOM:,}"
+        return self.too_slow(backend, budget)
+
+    def too_slow(self, backend: str, budget: Budget) -> str | None:
+        """Return the reason to skip a backend that takes too long, or None."""
+        n = self.n_slots or 0
         seconds = nominal("load", backend, n) * n / 1e9
         return f"filling a VM takes {duration(seconds)}" if seconds > budget.filling else None
 

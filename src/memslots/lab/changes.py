@@ -55,7 +55,7 @@ class PairCase(Case):
         ns, results = subject.changes(rows)
         wrong = first(
             [
-                difference(results, np.zeros(len(rows), dtype=np.int32), "results"),
+                refused(results),
                 self.miscounted(before, subject.made(), len(rows) // 2),
                 misplaced(subject, self.by_gfn),
             ]
@@ -84,6 +84,11 @@ class PairCase(Case):
             answers = results[i::step]
             made.append(Sample(name, typical(times), times, 1, len(times), digest(answers), wrong))
         return made
+
+
+def refused(results: NDArray[np.int32]) -> str | None:
+    """Return the first refused change in words, or None."""
+    return difference(results, np.zeros_like(results), "results")
 
 
 def misplaced(subject: Changeable, expected: Layout) -> str | None:

@@ -21,7 +21,6 @@ Many = Callable[[Numbers, Numbers], Any]
 
 BAD = np.uint64(HVA_ERR_BAD)
 SHIFT = np.uint64(PAGE_SHIFT)
-ZERO = np.uint64(0)
 
 
 class Peer(NamedTuple):
@@ -42,9 +41,8 @@ def numpy_searchsorted(slots: Layout) -> Many:
 
     def many(gfns: Numbers, out: Numbers) -> None:
         i = np.searchsorted(base, gfns, side="right") - 1
-        offset = (
-            gfns - base[i]
-        )  # below the first slot i is -1, and the offset wraps to a huge number
+        # Below the first slot i is -1, and the offset wraps to a huge number.
+        offset = gfns - base[i]
         out[:] = np.where(offset < npages[i], addr[i] + (offset << SHIFT), BAD)
 
     return many

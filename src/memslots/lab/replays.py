@@ -46,7 +46,7 @@ KINDS = (
 
 def scenario(path: str) -> str:
     """Return the scenario of the trace at `path`."""
-    stem = Path(path).name.removesuffix(".gz").removesuffix(".jsonl")
+    stem = vectors.stem(path)
     return next(name for name, words in SCENARIOS if any(word in stem for word in words))
 
 

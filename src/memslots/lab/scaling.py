@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import closing
 from time import perf_counter_ns
 from typing import ClassVar
 
@@ -12,13 +11,13 @@ import numpy as np
 
 from ..constants import PAGE_SIZE
 from . import layouts
-from .case import Budget, Case, Run, duration
+from .case import Case, Run
 from .changes import all_changes, misplaced
-from .costs import nominal
+from .filling import Filling, created
 from .layouts import Numbers
 from .lookups import GfnLookup, IdLookup, LookupCase, time_loop
 from .sample import Sample, difference, digest
-from .subjects import Answered, Engine, regions
+from .subjects import Answered, Engine
 
 
 class HvaLookup(LookupCase):
@@ -42,23 +41,10 @@ class HvaLookup(LookupCase):
         return [Sample(self.names[0], value, singles, 1, len(answers), made, wrong)]
 
 
-class Fill(LookupCase):
+class Fill(Filling, LookupCase):
     """Fill a new VM with all slots.  One operation is one slot."""
 
-    cost: ClassVar[str]
-
-    def seconds(self, backend: str) -> float:
-        n = self.n_slots or 1
-        return nominal(self.cost, backend, n) * n / 1e9
-
-    def refusal(self, backend: str, budget: Budget) -> str | None:
-        too_many = super().refusal(backend, budget) if backend == "kvm" else None
-        seconds = self.seconds(backend)
-        too_slow = f"one run takes {duration(seconds)}" if seconds > budget.at_most else None
-        return too_many or too_slow
-
-    def rounds(self, backend: str, wanted: int, budget: Budget) -> int:
-        return max(1, min(wanted, int(budget.at_most / 2 / self.seconds(backend))))
+    share = 0.5  # there are two such cases
 
     def sample(self, ns: int, wrong: str | None, made: str) -> Sample:
         n = len(self.slots)
@@ -77,26 +63,21 @@ class LoadSlots(Fill):
         start = perf_counter_ns()
         engine.vm.load_memslots(self.slots)
         ns = perf_counter_ns() - start
-        run.subjects.keep(run.backend, self.layout_name, engine)
-        contents = engine.contents()
+        made = digest(engine.contents())
         wrong = misplaced(engine, layouts.sorted_by(self.slots, "base_gfn"))
-        return [self.sample(ns, wrong, digest(contents))]
+        run.subjects.keep(run.backend, self.layout_name, engine)  # may close the engine
+        return [self.sample(ns, wrong, made)]
 
 
 class SetupSlots(Fill):
     """Create slots one by one, as a VMM and memslot_perf_test do."""
 
     names = ("setup/one by one",)
-    cost = "setup"
     with_kvm: ClassVar[bool] = True
 
     def run(self, run: Run) -> Sequence[Sample]:
-        rows = regions(self.slots)
-        with closing(run.subjects.new(run.backend, len(rows))) as subject:
-            ns, results = subject.changes(rows, len(rows))
-            wrong = misplaced(subject, layouts.sorted_by(self.slots, "base_gfn"))
-        refused = difference(results, np.zeros(len(results), dtype=np.int32), "results")
-        return [self.sample(int(ns.sum()), refused or wrong, digest(results))]
+        ns, results, wrong = created(run, self.slots, group=len(self.slots))
+        return [self.sample(int(ns.sum()), wrong, digest(results))]
 
 
 def all_cases(n_slots: int, seed: int) -> list[Case]:

@@ -11,7 +11,6 @@ those of the test.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import closing
 from functools import cached_property
 from typing import Any, ClassVar, NamedTuple
 
@@ -20,9 +19,10 @@ from numpy.typing import NDArray
 
 from ..constants import PAGE_SHIFT, PAGE_SIZE
 from . import layouts
-from .case import Budget, Case, Run, duration
-from .changes import misplaced
-from .costs import RUN, affordable, nominal, spread
+from .case import Case, Run
+from .changes import misplaced, refused
+from .costs import RUN, affordable, spread
+from .filling import Filling, created
 from .layouts import Layout, Numbers
 from .lookups import engine_with, time_loop
 from .sample import Sample, Times, difference, digest, first, per_operation, typical
@@ -115,6 +115,16 @@ def time_pages(case: KernelTest, run: Run, gfns: Numbers, by_vcpu: bool) -> Time
     return Timed(value, singles, len(looked_up), answers, wrong)
 
 
+def combined(
+    name: str, value: float, timed: list[Timed], latencies: list[Timed], iteration_ops: int
+) -> Sample:
+    """Return one sample of several kinds of lookups.  Its percentiles are those of `latencies`."""
+    singles = np.concatenate([t.singles for t in latencies])
+    ops, answers = sum(t.ops for t in timed), digest(*(t.answers for t in timed))
+    wrong = first(t.wrong for t in timed)
+    return Sample(name, value, singles, 1, ops, answers, wrong, iteration_ops=iteration_ops)
+
+
 class Map(KernelTest):
     """The guest writes one half while the host unmaps the other half slot by slot; then they swap halves.
 
@@ -133,21 +143,7 @@ class Map(KernelTest):
         value = np.mean([t.value for t in written]) + (
             np.mean([t.value for t in unmapped]) * calls / pages
         )
-        return [self.sample(float(value), [*written, *unmapped], written, pages)]
-
-    def sample(
-        self, value: float, timed: list[Timed], latencies: list[Timed], pages: int
-    ) -> Sample:
-        return Sample(
-            self.names[0],
-            value,
-            np.concatenate([t.singles for t in latencies]),
-            1,
-            sum(t.ops for t in timed),
-            digest(*(t.answers for t in timed)),
-            first(t.wrong for t in timed),
-            iteration_ops=pages,
-        )
+        return [combined(self.names[0], float(value), [*written, *unmapped], written, pages)]
 
 
 class Unmap(KernelTest):
@@ -227,16 +223,9 @@ class MoveArea(KernelTest):
 
     def sample(self, ns: NDArray[Any], results: NDArray[Any], wrong: str | None) -> Sample:
         times = ns.astype(np.float64)
-        refused = difference(results, np.zeros(len(results), dtype=np.int32), "results")
+        name, wrong = self.names[0], refused(results) or wrong
         return Sample(
-            self.names[0],
-            typical(times),
-            times,
-            1,
-            len(times),
-            digest(results),
-            refused or wrong,
-            iteration_ops=2,
+            name, typical(times), times, 1, len(times), digest(results), wrong, iteration_ops=2
         )
 
 
@@ -271,57 +260,21 @@ class ReadWrite(KernelTest):
         pages = np.concatenate(self.halves)
         timed = [time_pages(self, run, pages, by_vcpu) for by_vcpu in (False, True)]
         value = float(np.mean([t.value for t in timed]))
-        return [
-            Sample(
-                self.names[0],
-                value,
-                np.concatenate([t.singles for t in timed]),
-                1,
-                sum(t.ops for t in timed),
-                digest(*(t.answers for t in timed)),
-                first(t.wrong for t in timed),
-                iteration_ops=4 * len(pages),
-            )
-        ]
+        return [combined(self.names[0], value, timed, timed, 4 * len(pages))]
 
 
-class SlotSetup(KernelTest):
+class SlotSetup(Filling, KernelTest):
     """Create all slots one by one in a new VM.  One operation is a slot."""
 
     names = ("slot setup",)
     total_pages = 512 * MIB + 1
     with_kvm: ClassVar[bool] = True
 
-    def seconds(self, backend: str) -> float:
-        n = self.n_slots or 2
-        return nominal("setup", backend, n) * n / 1e9
-
-    def refusal(self, backend: str, budget: Budget) -> str | None:
-        seconds = self.seconds(backend)
-        return f"one run takes {duration(seconds)}" if seconds > budget.at_most else None
-
-    def rounds(self, backend: str, wanted: int, budget: Budget) -> int:
-        """Return as many runs as fit into `at_most` together."""
-        return max(1, min(wanted, int(budget.at_most / self.seconds(backend))))
-
     def run(self, run: Run) -> Sequence[Sample]:
-        with closing(run.subjects.new(run.backend, len(self.slots))) as subject:
-            ns, results = subject.changes(regions(self.slots))
-            wrong = misplaced(subject, self.slots)
-        refused = difference(results, np.zeros(len(results), dtype=np.int32), "results")
-        value = float(ns.sum()) / len(ns)
-        return [
-            Sample(
-                self.names[0],
-                value,
-                ns.astype(np.float64),
-                1,
-                len(ns),
-                digest(results),
-                refused or wrong,
-                iteration_ops=len(ns),
-            )
-        ]
+        ns, results, wrong = created(run, self.slots)
+        times, n = ns.astype(np.float64), len(ns)
+        value, name = float(times.sum()) / n, self.names[0]
+        return [Sample(name, value, times, 1, n, digest(results), wrong, iteration_ops=n)]
 
 
 KINDS = (Map, Unmap, UnmapChunked, MoveActive, MoveInactive, ReadWrite, SlotSetup)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from ..lab.case import Budget, Case, matches
+from ..lab.case import Budget, Case
 from ..lab.changes import all_changes
 from ..lab.lookups import GfnLookup, IdLookup
 from ..lab.progress import Progress
@@ -63,8 +63,7 @@ class Crossover:
         return [
             _row(case, room, by_size | _larger(of_main.get(case, {}), max(by_size), room))
             for room, results in self.results.items()
-            for case, by_size in duels(results.rows()).items()
-            if matches(case, self.pattern)
+            for case, by_size in duels(results.rows(self.pattern)).items()
         ]
 
 
@@ -81,22 +80,24 @@ def _cases(n: int, seed: int) -> list[Case]:
 
 
 def duels(rows: Iterable[Row]) -> dict[str, dict[int, dict[str, Row]]]:
-    """Group rows: case -> number of slots -> backend -> row, where both backends have one."""
+    """Group rows: case -> number of slots -> backend -> row, where both backends have one.
+
+    A case without such a number of slots is left out: one backend raised at every number.
+    """
     found: dict[str, dict[int, dict[str, Row]]] = {}
     for row in rows:
         if row["backend"] in BACKENDS and row["n_slots"]:
             by_size = found.setdefault(row["case"], {})
             by_size.setdefault(row["n_slots"], {})[row["backend"]] = row
-    return {
-        case: {n: both for n, both in sorted(by_size.items()) if duel.has_both(both)}
-        for case, by_size in found.items()
-    }
+    return {case: pairs for case, by_size in found.items() if (pairs := _pairs(by_size))}
 
 
-def _larger(
-    of_main: dict[int, dict[str, Row]], smallest: int, room: int
-) -> dict[int, dict[str, Row]]:
-    return {n: both for n, both in of_main.items() if n > smallest and room == ROOM}
+def _pairs(by_size: dict[int, dict[str, Row]]) -> dict[int, dict[str, Row]]:
+    return {n: both for n, both in sorted(by_size.items()) if duel.has_both(both)}
+
+
+def _larger(of_main: dict[int, dict[str, Row]], above: int, room: int) -> dict[int, dict[str, Row]]:
+    return {n: both for n, both in of_main.items() if n > above and room == ROOM}
 
 
 def _row(case: str, room: int, by_size: dict[int, dict[str, Row]]) -> CrossoverRow:

@@ -4,17 +4,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 from ..lab.schema import Row
 
-BASE, RIVAL = "tree", "array"
-EVENLY = "even"
-EVEN = (
-    0.9,
-    1.1,
-)  # factors in this range count as equal, because other processes disturb the machine
+BASE = "tree"  # all others are compared with this backend
+RIVAL = "array"  # has the comparison in every table, and bars in pictures
+DESIGNS = (BASE, RIVAL, "list")  # of this project, in the order of tables and pictures
 
-Rows = Mapping[str, Row]  # by backend
+EVENLY = "even"
+#: Factors in this range count as equal, because other processes disturb the machine.
+EVEN = (0.9, 1.1)
+
+Rows = Mapping[str, Row | dict[str, Any]]  # by backend; pictures are drawn from JSON
 
 
 def has_both(rows: Rows, rival: str = RIVAL) -> bool:

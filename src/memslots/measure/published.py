@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from ..lab.schema import PublishedRow
 
-SOURCE = "Scalable memslots v4, 2021-08-13, Xeon 8167M"
+SOURCE = "KVM: Scalable memslots implementation, v4, 2021-08-13, Xeon 8167M"
 
 
 class Published(NamedTuple):

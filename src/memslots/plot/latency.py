@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from matplotlib.patches import Patch
 
+from ..measure.duel import BASE, RIVAL
 from .files import written_path
 from .rows import (
     Cases,
@@ -33,7 +34,7 @@ from .rows import (
     with_slots,
     wrong_notes,
 )
-from .style import BASE, GREY, LIGHT, RIVAL, SMALL, Look, picture
+from .style import GREY, LIGHT, SMALL, Look, picture
 
 PERCENTILES = ("p50", "p99", "p999")
 LATENCY_CASES = (

@@ -13,6 +13,8 @@ import numpy as np
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
+from ..measure.duel import BASE, RIVAL, factor
+from ..measure.groups import GROUPS
 from .files import written_path
 from .rows import (
     TIMES,
@@ -36,7 +38,7 @@ from .rows import (
     with_slots,
     wrong_notes,
 )
-from .style import BASE, GREY, LIGHT, RIVAL, SMALL, Look, picture
+from .style import GREY, LIGHT, SMALL, Look, picture
 
 MAX_COLUMNS = 3
 ROW = 0.26  # inches
@@ -56,13 +58,6 @@ TICK_WIDTH = 0.095  # inches: a character of a label, with room to the next labe
 
 #: These cases are in the table only: other ways to make the same lookup (except one batch), and replays of traces.
 LEFT_OUT = ("lookup/*/vcpu", "lookup/[!m]*/batch", "lookup/*/python", "replay/*")
-
-#: The headings, and the beginnings of the names of their cases.
-GROUPS = {
-    "memslot_perf_test": ("map", "unmap", "move a", "move i", "RW", "slot s"),
-    "changes": ("change/",),
-    "lookups": ("lookup/",),
-}
 
 #: Cases for the title, one change and one lookup.  The trees were made for changes, and must not slow down lookups.
 HEADLINES = (
@@ -161,10 +156,6 @@ def _panels(
         yield Panel({None: replays}, _grouped(list(replays)), styles, {})
 
 
-def _ratio(rows: dict[str, Row], backend: str) -> float:
-    return float(rows[backend]["median"] / rows[BASE]["median"])
-
-
 # ---- text ---------------------------------------------------------------------------------------
 
 
@@ -174,7 +165,7 @@ def _perf_title(sizes: dict[int | None, Cases]) -> str:
         found = {case: rows for case, rows in cases.items() if RIVAL in rows}
         chosen = [next((c for c in group if c in found), None) for group in HEADLINES]
         phrases = [
-            f"{factor_text(_ratio(found[case], RIVAL))} as long as the {BASE} for {in_title(case)}"
+            f"{factor_text(factor(found[case], RIVAL))} as long as the {BASE} for {in_title(case)}"
             for case in [case for case in chosen if case] or list(found)[:1]
         ]
         if phrases:
@@ -254,7 +245,7 @@ def _set_range(ax: Any, panel: Panel) -> None:
     """Fits the axis to the data, with room for text (left) and hollow markers (right).  That room has no ticks."""
     columns = panel.columns
     ratios = [
-        _ratio(rows, name) for cases in columns.values() for rows in cases.values() for name in rows
+        factor(rows, name) for cases in columns.values() for rows in cases.values() for name in rows
     ]
     low, high = np.log10(min(ratios)) - 0.1, np.log10(max(ratios)) + 0.1
     low, high = min(low, -0.3), max(high, 0.5)
@@ -280,7 +271,7 @@ def _draw_bars(ax: Any, cases: Cases, panel: Panel) -> None:
     for case, rows in cases.items():
         if RIVAL not in rows:
             continue
-        y, ratio, color = panel.places.cases[case], _ratio(rows, RIVAL), panel.styles[RIVAL].color
+        y, ratio, color = panel.places.cases[case], factor(rows, RIVAL), panel.styles[RIVAL].color
         ax.barh(y, ratio - 1, BAR, left=1, color=color, alpha=0.5, zorder=2)
         end = [y - BAR / 2, y + BAR / 2]
         ax.plot([ratio, ratio], end, color=color, linewidth=2.2, zorder=2.5, solid_capstyle="butt")
@@ -291,11 +282,11 @@ def _draw_markers(ax: Any, cases: Cases, panel: Panel) -> None:
     low, high = np.log10(ax.get_xlim())
     for case, rows in cases.items():
         names = [name for name in panel.styles if name in rows and name not in (BASE, RIVAL)]
-        xs = [float((np.log10(_ratio(rows, name)) - low) / (high - low)) for name in names]
+        xs = [float((np.log10(factor(rows, name)) - low) / (high - low)) for name in names]
         for name, lane in zip(names, lanes(xs), strict=True):
             look, y = panel.styles[name], panel.places.cases[case] + lane
             ax.plot(
-                _ratio(rows, name), y, look.marker, color=look.color, markersize=6, zorder=3,
+                factor(rows, name), y, look.marker, color=look.color, markersize=6, zorder=3,
                 markeredgecolor="white", markeredgewidth=0.4, label=name,
             )  # fmt: skip
 
@@ -336,7 +327,7 @@ def _draw_missing(ax: Any, cases: Cases, panel: Panel) -> None:
                 transform=ax.get_yaxis_transform(), label=f"{name}: not run", zorder=3,
             )  # fmt: skip
         if RIVAL in rows:
-            text, color = factor_text(_ratio(rows, RIVAL)), panel.styles[RIVAL].color
+            text, color = factor_text(factor(rows, RIVAL)), panel.styles[RIVAL].color
             _write_left(ax, panel.places.cases[case], text, color)
 
 

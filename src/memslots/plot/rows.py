@@ -11,6 +11,7 @@ import numpy as np
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, NullFormatter, NullLocator
 
+from ..measure.duel import DESIGNS
 from .style import LOOKS, Look, looks
 
 Row = dict[str, Any]
@@ -20,9 +21,6 @@ Missing = dict[tuple[str, int | None], list[str]]  # case, slots -> backends tha
 MARKER = 6.5  # points
 TIMES = "\N{MULTIPLICATION SIGN}"
 LONGEST_NAME = 24  # characters of a backend's name
-
-# Backends have this order: these designs, then the designs that a user adds, then all others.
-DESIGNS = ("tree", "array", "list")
 
 #: Operations in a sentence.
 OPERATIONS = {
@@ -93,7 +91,7 @@ def by_size(rows: Iterable[Row]) -> dict[int | None, Cases]:
 
 
 def backends_of(rows: Iterable[Row]) -> list[str]:
-    """The names in order: the known designs, the designs of the user, then the index, the kernel and the peers."""
+    """The names in order: DESIGNS, the designs of the user, then the index, the kernel and the peers."""
     names = list(dict.fromkeys(row["backend"] for row in rows))
     own = [name for name in names if name not in LOOKS]
     last = [name for name in LOOKS if name not in DESIGNS]

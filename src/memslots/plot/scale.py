@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..measure import fit
+from ..measure.duel import BASE, RIVAL
+from ..measure.published import SOURCE
 from .files import written_path
 from .rows import (
     Row,
@@ -27,7 +29,7 @@ from .rows import (
     tick_time,
     wrong_notes,
 )
-from .style import BASE, BLACK, LIGHT, RIVAL, SMALL, Look, picture
+from .style import BLACK, LIGHT, SMALL, Look, picture
 
 COLUMNS = 2
 PANEL = 1.8  # inches, the least height of a panel
@@ -35,7 +37,7 @@ LABEL = 0.155  # inches from one label to the next
 LONGEST_LABEL = 16  # characters of a name: a longer one would take the width of the panels
 AROUND = 0.45  # inches of a panel's height outside of its axes
 
-#: The cases that are drawn by default.  A page has no room for more.
+#: The cases that are drawn.  A page has no room for more.
 CASES = (
     "change/create",
     "change/delete",
@@ -54,8 +56,6 @@ CASES = (
 PER_SLOT = ("slot setup", "setup/load", "setup/one by one")
 HEADLINES = ("change/delete", "change/move", "move inactive area", "move active area")
 
-SOURCE = "patch series KVM: Scalable memslots implementation, v4, 2021"  # of the published factors
-
 Line = list[tuple[int, float]]  # (number of slots, ns) by ascending number
 Lines = dict[str, dict[str, Line]]  # case -> backend -> points
 
@@ -68,12 +68,12 @@ class Published(NamedTuple):
     here: float | None
 
 
-def scale_picture(report: Row, path: str | Path, cases: Sequence[str] = ()) -> Path:
-    """Draws one panel per operation (of `cases`), with one line per backend and its growth, on logarithmic scales.
+def scale_picture(report: Row, path: str | Path) -> Path:
+    """Draws one panel per operation of CASES, with one line per backend and its growth, on logarithmic scales.
 
     Returns the path of the file that it wrote.
     """
-    rows = _chosen(measured(report) + measured({"results": report.get("selftest", [])}), cases)
+    rows = _chosen(measured(report) + measured({"results": report.get("selftest", [])}))
     lines = {
         case: found
         for case, found in _lines(rows).items()
@@ -104,15 +104,11 @@ def scale_picture(report: Row, path: str | Path, cases: Sequence[str] = ()) -> P
 # ---- choice -------------------------------------------------------------------------------------
 
 
-def _chosen(rows: list[Row], cases: Sequence[str]) -> list[Row]:
-    """The rows to draw, in the order of `cases` or else of CASES.  All rows, if the report has none of CASES."""
+def _chosen(rows: list[Row]) -> list[Row]:
+    """The rows to draw, in the order of CASES.  All rows, if the report has none of CASES."""
     rows = [row for row in rows if row["n_slots"]]
-    wanted = list(cases or [case for case in CASES if any(row["case"] == case for row in rows)])
-    if not wanted:
-        return rows
-    return sorted(
-        (row for row in rows if row["case"] in wanted), key=lambda row: wanted.index(row["case"])
-    )
+    wanted = [row for row in rows if row["case"] in CASES]
+    return sorted(wanted, key=lambda row: CASES.index(row["case"])) or rows
 
 
 def _lines(rows: list[Row]) -> Lines:

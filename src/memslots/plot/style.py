@@ -43,12 +43,9 @@ STYLE: Any = {
 }
 
 BLACK, GREY, LIGHT = "#000000", "#666666", "#dddddd"
-ORANGE, SKY, GREEN, YELLOW = "#E69F00", "#56B4E9", "#009E73", "#F0E442"
+ORANGE, SKY, GREEN = "#E69F00", "#56B4E9", "#009E73"
 BLUE, VERMILLION, PURPLE = "#0072B2", "#D55E00", "#CC79A7"
 WINE, OLIVE = "#882255", "#999933"
-
-BASE = "tree"  # all others are compared with this backend
-RIVAL = "array"  # drawn as a bar; the others are markers
 
 
 class Look(NamedTuple):

@@ -9,15 +9,10 @@ from ..lab.peers import PEERS
 from ..lab.schema import CrossoverRow, PerfReport, Row
 from ..lab.subjects import INDEXED, design_of
 from ..measure import duel, published
+from ..measure.groups import GROUPS
 from . import show, tables
 from .tables import Part, Table
 from .words import plural
-
-GROUPS = (
-    ("memslot_perf_test", ("map", "unmap", "move a", "move i", "RW", "slot s")),
-    ("changes", ("change/",)),
-    ("lookups", ("lookup/",)),
-)
 
 #: The cases whose latencies are shown.  The JSON has those of all cases.
 LATENCIES = (
@@ -81,7 +76,7 @@ def _size_table(n: int, rows: list[Row]) -> Table:
     names, rivals = show.columns(rows), _rivals(rows)
     cases = show.by_case(rows)
     body: list[list[str]] = []
-    for title, prefixes in GROUPS:
+    for title, prefixes in GROUPS.items():
         of_group = {case: r for case, r in cases.items() if case.startswith(prefixes)}
         if of_group:
             body.append([title])
@@ -223,12 +218,11 @@ def _closing(report: PerfReport) -> Iterator[str]:
     yield from show.new_design_notes(report["results"])
     yield from show.index_note(report["results"])
     yield _overheads(report)
-    for reason in report["skipped"]:
-        yield f"skipped: {reason}"
+    yield from show.skipped(report)
     yield from show.not_run(report["not_run"])
     if report["not_run"]:
         yield "--full runs slower cases too."
-    yield _checked(report)
+    yield show.checked(report, report["results"])
 
 
 def _headlines(report: PerfReport) -> Iterator[str]:
@@ -250,7 +244,7 @@ def _headline(case: str, by_backend: dict[str, Row], n: int) -> str:
 
 def _array_wins(report: PerfReport) -> Iterator[str]:
     """Name the cases in which the array is faster: among the costs, and by number of slots for each kind of VM."""
-    if any(duel.has_both(rows) for rows in _sized(report).values()):
+    if any(map(duel.has_both, show.by_case_and_size(report["results"]).values())):
         yield _array_wins_at("costs above", _wins_in_costs(report))
     rooms = dict.fromkeys(row["user_mem_slots"] for row in report["crossover"])
     for room in rooms:
@@ -267,14 +261,10 @@ def _array_wins_at(table: str, wins: list[str]) -> str:
     )
 
 
-def _sized(report: PerfReport) -> dict[tuple[str, int], dict[str, Row]]:
-    return show.by_case_and_size(report["results"])
-
-
 def _wins_in_costs(report: PerfReport) -> list[str]:
     return show.cases_at(
         cell
-        for cell, rows in _sized(report).items()
+        for cell, rows in show.by_case_and_size(report["results"]).items()
         if duel.has_both(rows) and duel.winner(rows) == duel.RIVAL
     )
 
@@ -301,13 +291,3 @@ def _overheads(report: PerfReport) -> str:
     if (refused := report["kvm_refused_ns"]) is not None:
         note += f"  A system call that KVM refuses takes {refused:.0f} ns; each time of kvm includes this."
     return note
-
-
-def _checked(report: PerfReport) -> str:
-    rows = report["results"]
-    ops = sum(row["ops"] for row in rows)
-    wrong = len(report["wrong"])
-    return (
-        f"{plural(ops, 'operation')} timed in {plural(len(rows), 'cell')}, {report['seconds']:.0f} s, "
-        f"seed {report['seed']}: {plural(wrong, 'cell')} with wrong answers."
-    )

@@ -92,11 +92,5 @@ def _closing(report: ScaleReport) -> Iterator[str]:
     if report["selftest"]:
         yield f"Published: {published.SOURCE}; map at 32,764 has {published.MAP_SLOTS:,} slots."
     yield from show.not_run(report["not_run"])
-    for reason in report["skipped"]:
-        yield f"skipped: {reason}"
-    rows = report["results"] + report["selftest"]
-    ops = sum(row["ops"] for row in rows)
-    yield (
-        f"{plural(ops, 'operation')} timed in {plural(len(rows), 'cell')}, {report['seconds']:.0f} s, "
-        f"seed {report['seed']}: {plural(len(report['wrong']), 'cell')} with wrong answers."
-    )
+    yield from show.skipped(report)
+    yield show.checked(report, report["results"] + report["selftest"])

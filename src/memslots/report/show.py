@@ -6,16 +6,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 from ..lab.peers import PEERS
-from ..lab.schema import NotRun, Row
+from ..lab.schema import NotRun, Report, Row
 from ..lab.subjects import INDEXED, design_of
 from ..measure import duel
 from .words import listed, plural
 
 UNITS = (("ns", 1.0), ("us", 1e3), ("ms", 1e6), ("s", 1e9))
 
-#: The order of columns: FIRST, all other backends, LAST.
-FIRST = ("tree", "array", "list")
-LAST = ("kvm",)
+LAST = ("kvm",)  # the last columns
 
 
 def time(ns: float) -> str:
@@ -55,7 +53,7 @@ def verdict(by_backend: dict[str, Row], rival: str = duel.RIVAL) -> str:
 
 def new_designs(rows: Iterable[Row]) -> list[str]:
     """Return the designs that are not part of this project."""
-    known = {*FIRST, INDEXED, *LAST, *PEERS}
+    known = {*duel.DESIGNS, INDEXED, *LAST, *PEERS}
     return [name for name in columns(rows) if name not in known]
 
 
@@ -110,6 +108,20 @@ def not_run(entries: Iterable[NotRun]) -> Iterator[str]:
         yield f"not run: {what}, {backend}, {listed(sizes)} slots: {reason}"
 
 
+def skipped(report: Report) -> Iterator[str]:
+    """One line for each subject that is not available."""
+    yield from (f"skipped: {reason}" for reason in report["skipped"])
+
+
+def checked(report: Report, rows: Sequence[Row]) -> str:
+    """Return the last line: the amount of work, and the number of cells with wrong answers."""
+    ops = sum(row["ops"] for row in rows)
+    return (
+        f"{plural(ops, 'operation')} timed in {plural(len(rows), 'cell')}, {report['seconds']:.0f} s, "
+        f"seed {report['seed']}: {plural(len(report['wrong']), 'cell')} with wrong answers."
+    )
+
+
 def index_note(rows: Iterable[Row]) -> Iterator[str]:
     """Explain the column of the tree with an index, if there is one."""
     if any(row["backend"] == INDEXED for row in rows):
@@ -130,7 +142,7 @@ def by_case_and_size(rows: Iterable[Row]) -> dict[tuple[str, int], dict[str, Row
 
 
 def columns(rows: Iterable[Row]) -> list[str]:
-    """Return the backends of these rows in the order of their columns."""
+    """Return the backends of these rows in the order of their columns: DESIGNS, all others, LAST."""
     names = list(dict.fromkeys(row["backend"] for row in rows))
-    others = [name for name in names if name not in (*FIRST, *LAST)]
-    return [n for n in (*FIRST, *others, *LAST) if n in names]
+    others = [name for name in names if name not in (*duel.DESIGNS, *LAST)]
+    return [n for n in (*duel.DESIGNS, *others, *LAST) if n in names]

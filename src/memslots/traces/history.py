@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 from ..constants import MemFlag
 from . import vectors
+from .schema import CHANGES, parse_number, unpack_slot
 
 KINDS = ("RAM", "RAM, logged", "READONLY", "READONLY, logged")
 
@@ -63,14 +64,15 @@ def lives(file: vectors.VectorFile) -> list[Life]:
 def changes(file: vectors.VectorFile) -> Iterator[tuple[int, vectors.Op]]:
     """Yield each accepted change with its number among all operations.  The first operation has number 1."""
     for n, op in enumerate(file.ops, 1):
-        if op.kind in vectors.CHANGES and op.fields["ret"] == 0:
+        if op.kind in CHANGES and op.fields["ret"] == 0:
             yield n, op
 
 
 def _born(op: vectors.Op, begin: int, end: int) -> Life:
     f = op.fields
-    gpa, size = vectors.parse_number(f["gpa"]), vectors.parse_number(f["size"])
-    return Life(f["slot"] & 0xFFFF, f["slot"] >> 16, gpa, size, f["hva"], f["flags"], begin, end)
+    slot, as_id = unpack_slot(f["slot"])
+    gpa, size = parse_number(f["gpa"]), parse_number(f["size"])
+    return Life(slot, as_id, gpa, size, f["hva"], f["flags"], begin, end)
 
 
 def slots_at(all_lives: Iterable[Life], n: int) -> list[Life]:
@@ -81,11 +83,9 @@ def slots_at(all_lives: Iterable[Life], n: int) -> list[Life]:
 
 def most_slots(all_lives: Iterable[Life]) -> int:
     """Return the largest number of slots at one time."""
-    steps = sorted(
-        step for life in all_lives for step in ((life.begin, 1), (life.end, -1))
-    )  # at one operation the end (-1) sorts before the beginning
+    steps = [step for life in all_lives for step in ((life.begin, 1), (life.end, -1))]
     count = most = 0
-    for _, change in steps:
+    for _, change in sorted(steps):  # at one operation the end (-1) sorts before the beginning
         count += change
         most = max(most, count)
     return most

@@ -25,29 +25,25 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .regions import (
-    ARENA_BASE,
-    LOG_DIRTY_PAGES,
-    READONLY,
-    Regions,
-    machine_of,
-    region_of,
-)
+from ..constants import PAGE_SIZE, MemFlag
+from .regions import ARENA_BASE, Regions, machine_of, region_of
 from .runs import pages_of, runs_to_words, words_to_runs
 from .schema import (
     CHANGES,
     NAMES,
-    PAGE_SIZE,
+    SCOPE,
     errno_of,
     format_address,
     parse_address,
     parse_number,
     parts_of_access,
+    unpack_slot,
 )
-from .vectors import SCOPE, Op, VectorError, VectorFile, too_many_logged
+from .vectors import Op, VectorError, VectorFile, too_many_logged
 
 MANUAL_PROTECT = "manual_dirty_log_protect2"
 PROGRESS_STEP = 256  # operations between two calls of `progress`
+SET_FLAGS = int(MemFlag.LOG_DIRTY_PAGES | MemFlag.READONLY)  # of KVM_SET_USER_MEMORY_REGION
 SURPLUS_RUNS = 8  # a mismatch shows at most this many runs more than were recorded
 
 Timings = dict[str, list[int]]
@@ -284,7 +280,7 @@ class _Player:
 
         The kernel checks the flags itself; for an engine this method does.
         """
-        if self.is_engine and op.fields["flags"] & ~(LOG_DIRTY_PAGES | READONLY):
+        if self.is_engine and op.fields["flags"] & ~SET_FLAGS:
             return "EINVAL", None
         return self._set_region(op, {})
 
@@ -296,7 +292,7 @@ class _Player:
 
     def _set_region(self, op: Op, more: dict[str, int]) -> Outcome:
         f = op.fields
-        slot, as_id = _unpack(f["slot"])
+        slot, as_id = unpack_slot(f["slot"])
         self._do(
             self.vm.set_user_memory_region,
             slot,
@@ -319,7 +315,7 @@ class _Player:
     # ---- dirty logs ----
 
     def get_dirty(self, op: Op) -> Outcome:
-        slot, as_id = _unpack(op.fields["slot"])
+        slot, as_id = unpack_slot(op.fields["slot"])
         if op.fields.get("buf") == "fault":
             self._do(self.vm._get_dirty_log_null, slot, as_id=as_id)
             return 0, None
@@ -335,13 +331,13 @@ class _Player:
     def _mark_observed(self, op: Op) -> None:
         slot = self.recorded.slots.get(op.fields["slot"])
         if slot is not None:
-            base, as_id = slot.gpa // PAGE_SIZE, op.fields["slot"] >> 16
+            base, (_, as_id) = slot.gpa // PAGE_SIZE, unpack_slot(op.fields["slot"])
             for pages in pages_of(op.fields["observed"]["dirty"]):
                 self._do(self.vm.mark_page_dirty_many, pages + np.uint64(base), as_id=as_id)
 
     def clear_dirty(self, op: Op) -> Outcome:
         f = op.fields
-        slot, as_id = _unpack(f["slot"])
+        slot, as_id = unpack_slot(f["slot"])
         first = parse_number(f["first"])
         self._do(self.vm.clear_dirty_log, slot, first, f["num"], self._bits(f), as_id=as_id)
         return 0, None
@@ -475,11 +471,6 @@ def _same_out(got: Out, expected: Out) -> bool:
 
 def _size_alone(log: Out) -> Out:
     return log and {"bytes": log["bytes"]}
-
-
-def _unpack(slot: int) -> tuple[int, int]:
-    """Split the ioctl's slot into (id, as_id)."""
-    return slot & 0xFFFF, slot >> 16
 
 
 def _pattern(offset: int, nbytes: int) -> bytes:

@@ -8,11 +8,11 @@ its VM accepts.  Both limit the pages under dirty logging before the VM allocate
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from .schema import MAX_NR_PAGES, PAGE_SIZE, parse_address, parse_number
+from ..constants import MEM_MAX_NR_PAGES, PAGE_SIZE, MemFlag
+from .schema import parse_address, parse_number, unpack_slot
 
 ARENA_BASE = 1 << 44  # as on the recording machine; 16 TiB from here end below hva_end_max
-LOG_DIRTY_PAGES = 1
-READONLY = 2
+LOG_DIRTY_PAGES = int(MemFlag.LOG_DIRTY_PAGES)  # an int, because operations on a MemFlag are slow
 
 # Defaults for fields that a file lacks: x86-64 with shadow paging and 4-level page tables.
 DEFAULT_GPA_BITS = 52
@@ -55,7 +55,7 @@ class Region(NamedTuple):
     def fits(self, machine: Machine) -> bool:
         """False only for a region that every engine refuses for any set of slots."""
         return (
-            self.pages <= MAX_NR_PAGES
+            self.pages <= MEM_MAX_NR_PAGES
             and self.gpa + self.size <= 1 << machine.gpa_bits
             and self.hva + self.size <= machine.hva_end_max
         )
@@ -102,7 +102,7 @@ class Regions:
         return [
             slot
             for slot, s in self.slots.items()
-            if slot >> 16 == 0 and s.is_logged and s.gpa <= gpa < s.gpa + s.size
+            if s.is_logged and unpack_slot(slot)[1] == 0 and s.gpa <= gpa < s.gpa + s.size
         ]
 
     def logged_after(self, slot: int, new: Region, machine: Machine) -> int:

@@ -14,17 +14,16 @@ from math import isfinite
 from types import MappingProxyType
 from typing import Any
 
+from ..constants import HVA_ERR_MIN, PAGE_SIZE
+
 FORMAT = "memslots-vectors/1"
 SCOPE = "memslots"  # the scope of files that every engine must reproduce
 SCOPES = (SCOPE, "guest-memfd", "dirty-ring", "mmu", "platform")
 
 CHANGES = ("set", "set2")  # operations that change a slot
 
-PAGE_SIZE = 4096
 U64 = 1 << 64
-MAX_NR_PAGES = (1 << 31) - 1  # KVM_MEM_MAX_NR_PAGES
 MAX_USER_MEM_SLOTS = 32767  # an id is a short in the kernel
-HVA_ERR_MIN = U64 - 2 * PAGE_SIZE  # host addresses of a VM are below it
 
 MAX_TEXT = 4096  # characters
 MAX_DEPTH = 16  # of lists and objects under a key that the format does not define
@@ -56,6 +55,11 @@ def parse_address(text: str, arena_base: int) -> int:
 def format_address(hva: int, arena_base: int) -> str:
     """Format an address: relative to the arena from its base on, absolute below it."""
     return f"arena+{hva - arena_base:#x}" if hva >= arena_base else f"{hva:#x}"
+
+
+def unpack_slot(slot: int) -> tuple[int, int]:
+    """Split the ioctl's slot into (id, as_id)."""
+    return slot & 0xFFFF, slot >> 16
 
 
 def errno_of(name: str) -> int | None:

@@ -20,16 +20,7 @@ from typing import IO, Any, NamedTuple, NoReturn
 
 from .regions import Regions, machine_of, region_of
 from .runs import nr_words
-from .schema import CHANGES as CHANGES
-from .schema import FORMAT, OPS, wrong_header, wrong_op
-from .schema import NAMES as NAMES
-from .schema import SCOPE as SCOPE
-from .schema import SCOPES as SCOPES
-from .schema import format_address as format_address
-from .schema import parse_address as parse_address
-from .schema import parse_number as parse_number
-
-OP_KINDS = tuple(OPS)
+from .schema import CHANGES, FORMAT, NAMES, wrong_header, wrong_op
 
 _Text = IO[bytes] | gzip.GzipFile
 
@@ -343,10 +334,5 @@ def stem(path: str | Path) -> str:
 
 
 def packaged(name: str) -> str | None:
-    """Return the path of the packaged trace of that name, such as pc-migrate-boot.
-
-    None if there is no such trace, or if a file has that name.
-    """
-    if Path(name).exists():
-        return None
+    """Return the path of the packaged trace of that name, such as pc-migrate-boot, or None."""
     return {stem(path): str(path) for path in packaged_traces()}.get(name)
