@@ -1078,7 +1078,9 @@ def test_build_info() -> None:
 def test_build_info_of_clang_names_the_sanitizer(sanitizer: str) -> None:
     """Clang has __has_feature() instead of the macros __SANITIZE_ADDRESS__ and __SANITIZE_THREAD__ of gcc."""
     source = ROOT / "src" / "_core" / "build_info.c"
-    features = [f"-DHAS_{name}_sanitizer={int(name == sanitizer)}" for name in ("address", "thread")]
+    features = [
+        f"-DHAS_{name}_sanitizer={int(name == sanitizer)}" for name in ("address", "thread")
+    ]
     command = ["cc", "-E", "-D__has_feature(name)=HAS_##name", *features, str(source)]
     text = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     assert text.partition('"; sanitizer="')[2].lstrip().startswith(f'"{sanitizer}";')
