@@ -287,11 +287,12 @@ def test_bitmap_of_another_type(vm, bitmap):
 
 
 def test_bitmap_that_is_none_of_integers(vm):
+    vm.manual_dirty_log_protect = 3
     put(vm, 1, 0, 64, flags=LOG)
     for bitmap, way in (
         (np.ma.array([5], mask=[True]), "bitmap is a masked array; use bitmap.compressed()"),
         (b"12345678", "use np.frombuffer(bitmap, dtype=np.uint64)"),
-        ([1.0], "astype(np.uint64)"),
+        ([1.0], "element 0 of bitmap must be an int, not float"),
     ):
         with pytest.raises(TypeError, match=re.escape(way)):
             vm.clear_dirty_log(1, 0, 64, bitmap)
