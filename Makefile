@@ -73,20 +73,21 @@ test-python: $(VENV)/.package $(VENV)/.with-test $(VENV)/.with-bench $(VENV)/.wi
 
 # ---- more of the Python suite ----------------------------------------------------------------------------------
 
-# Runs the suite on other interpreters, each in its own virtual environment.  $(1): options of tools/interpreters.py.
+# Runs the suite on other interpreters, each in its own virtual environment.  $(1): options of tools/interpreters.py,
+# $(2): LEAVE_OUT.
 define on-others
 	@$(BIN)/python tools/interpreters.py $(1) >build/interpreters && failed= && while read -r version python; do \
 		echo "the package on Python $$version ($$python)"; \
-		$(MAKE) --no-print-directory test-python PYTHON="$$python" VENV="$(VENV)-$$version" LEAVE_OUT= </dev/null || \
+		$(MAKE) --no-print-directory test-python PYTHON="$$python" VENV="$(VENV)-$$version" LEAVE_OUT="$(2)" </dev/null || \
 			failed="$$failed $$version"; \
 	done <build/interpreters && [ -z "$$failed" ] || { echo "failed on Python:$$failed"; exit 1; }
 endef
 
 test-another: $(VENV)/.made build/. ## run pytest on one more supported Python, if one is found
-	$(call on-others,--most 1)
+	$(call on-others,--most 1,$(LEAVE_OUT))
 
 test-others: $(VENV)/.made build/. ## run pytest on all supported Pythons that are found
-	$(call on-others,)
+	$(call on-others,,)
 
 test-builds: $(VENV)/.package $(VENV)/.with-test $(VENV)/.with-bench ## run the tests that compile packages and benchmarks, which make test leaves out
 	@$(PYTEST) -m builds $(ARGS)
