@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import re
@@ -38,6 +39,19 @@ SCALE = [
     "1",
     "--no-kvm",
 ]
+MAP = ["map", "pc-migrate-boot"]
+
+#: Each command with each of its outputs.
+OUTPUTS = {
+    f"{command[0]} {option}": [*command, option]
+    for command, options in (
+        (PERF, ("-o", "--picture")),
+        (SCALE, ("-o", "--picture")),
+        (MAP, ("-o",)),
+    )
+    for option in options
+}
+each_output = pytest.mark.parametrize("command", OUTPUTS.values(), ids=OUTPUTS)
 
 
 def run(*arguments: str, **more: Any) -> subprocess.CompletedProcess[str]:
@@ -125,7 +139,7 @@ def test_plural_follows_the_number(n: int, noun: str, text: str) -> None:
 # ---- outputs that cannot be written ---------------------------------------------------------------
 
 
-@pytest.mark.parametrize("option", ["-o", "--picture"])
+@each_output
 @pytest.mark.parametrize(
     ("path", "reason"),
     [
@@ -137,7 +151,7 @@ def test_plural_follows_the_number(n: int, noun: str, text: str) -> None:
 )
 @pytest.mark.usefixtures("no_measurement")
 def test_unwritable_output_is_refused_before_the_measurement(
-    option: str,
+    command: list[str],
     path: str,
     reason: str,
     tmp_path: Path,
@@ -146,7 +160,7 @@ def test_unwritable_output_is_refused_before_the_measurement(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "folder.png").mkdir()
-    assert cli.main([*PERF, option, path]) == 2
+    assert cli.main([*command, path]) == 2
     out, err = capsys.readouterr()
     assert out == ""
     assert_message(err, reason)
@@ -193,9 +207,10 @@ def limited(file_size: int) -> Callable[[], None]:
     return lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (file_size, file_size))
 
 
-def test_full_disk_is_reported_before_the_measurement(tmp_path: Path) -> None:
-    path = tmp_path / "a.json"
-    done = run("perf", "--full", "-o", str(path), preexec_fn=limited(0))
+@each_output
+def test_full_disk_is_reported_before_the_measurement(command: list[str], tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    done = run(*command, str(path), preexec_fn=limited(0))
     assert (done.returncode, done.stdout) == (2, "")
     assert_message(done.stderr, f"memslots: {path}: File too large")
     assert list(tmp_path.iterdir()) == []
@@ -227,7 +242,8 @@ def test_full_stdout_still_writes_the_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "arguments", [["info", "--json"], ["--help"], [], ["map", "pc-migrate-boot"], PERF]
+    "arguments",
+    [["info", "--json"], ["--help"], [], MAP, PERF, SCALE, ["replay", "pc-migrate-boot"]],
 )
 def test_closed_pipe_ends_the_command_without_a_message(arguments: list[str]) -> None:
     reader, writer = os.pipe()
@@ -313,6 +329,23 @@ def test_ctrl_c_ends_the_command(
     out, err = capsys.readouterr()
     assert err == "memslots: interrupted\n"
     assert ("0 cells with wrong answers" in out) == shown
+
+
+@pytest.mark.parametrize("command", [MAP, SCALE, ["replay", "pc-migrate-boot"], ["info"]])
+def test_ctrl_c_ends_every_command(
+    command: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The signal comes where the command begins to work."""
+
+    def interrupted(*args: Any) -> int:
+        signal.raise_signal(signal.SIGINT)
+        return 0
+
+    monkeypatch.setattr(
+        importlib.import_module(f"memslots.commands.{command[0]}"), "run", interrupted
+    )
+    assert cli.main(command) == terminal.EXIT_INTERRUPTED
+    assert capsys.readouterr() == ("", "memslots: interrupted\n")
 
 
 MEASURES = """
@@ -469,7 +502,8 @@ def test_wide_table_is_split_into_blocks_and_then_records() -> None:
 
 
 @pytest.mark.parametrize(
-    "arguments", [["map", "pc-migrate-boot"], ["map", "q35-ovmf-pflash"], ["info"]]
+    "arguments",
+    [MAP, ["map", "q35-ovmf-pflash"], ["info"], ["replay", "pc-migrate-boot", "q35-ovmf-pflash"]],
 )
 def test_output_of_other_commands_fits_the_terminal(
     arguments: list[str], columns: int, capsys: pytest.CaptureFixture[str]
