@@ -85,11 +85,9 @@ static inline uint64_t hva_without_hint(const struct ms_vm *vm, const struct loo
 	return translate(slot, gfn, write);
 }
 
-/* The rest of a lookup that the hint does not answer.  Ends the section of the caller. */
-static out_of_line uint64_t finish_lookup(struct ms_vm *vm, struct look look, uint32_t as_id, uint64_t gfn, bool write)
+/* Counts a lookup that the hint has not answered, and ends its section. */
+static inline void end_lookup(struct ms_vm *vm, struct look look, uint32_t as_id, enum srcu_count found)
 {
-	enum srcu_count found = SRCU_MISS;
-	uint64_t hva = look.set ? hva_without_hint(vm, &look, gfn, write, &found) : MS_HVA_ERR_BAD;
 	bool report;
 
 	srcu_count(look.section.reader, found, 1);
@@ -97,6 +95,57 @@ static out_of_line uint64_t finish_lookup(struct ms_vm *vm, struct look look, ui
 	look_end(vm, look);
 	if (unlikely(report))
 		vm_index_report_searches(vm, as_id);
+}
+
+/* The rest of a lookup that the hint does not answer.  Ends the section of the caller. */
+static inline uint64_t finish_lookup(struct ms_vm *vm, struct look look, uint32_t as_id, uint64_t gfn, bool write)
+{
+	enum srcu_count found = SRCU_MISS;
+	uint64_t hva = look.set ? hva_without_hint(vm, &look, gfn, write, &found) : MS_HVA_ERR_BAD;
+
+	end_lookup(vm, look, as_id, found);
+	return hva;
+}
+
+/* The end of a lookup that the slot of a hint answers. */
+static inline uint64_t end_with_hint(struct ms_vm *vm, struct look look, const struct memslot *slot, uint64_t gfn,
+				     bool write)
+{
+	uint64_t hva = translate(slot, gfn, write);
+
+	srcu_count(look.section.reader, SRCU_HIT_LAST_USED, 1);
+	look_end(vm, look);
+	return hva;
+}
+
+/*
+ * The fast path of ms_gfn_to_hva() does little but load and store, and each saved register is one
+ * more load and one more store.  So a call is the last thing that it does, and its arguments fit into registers.
+ */
+
+static out_of_line uint64_t finish_fast_lookup(struct ms_vm *vm, uint32_t as_id, uint64_t gfn,
+					       struct srcu_reader *reader, struct memslot_set *set)
+{
+	return finish_lookup(vm, look_of(reader, set), as_id, gfn, true);
+}
+
+static out_of_line uint64_t wake_writer_and_return(struct ms_vm *vm, uint64_t hva)
+{
+	srcu_wake_writer(&vm->srcu);
+	return hva;
+}
+
+static inline uint64_t leave_with_hint(struct ms_vm *vm, struct srcu_reader *reader, const struct memslot *slot,
+				       uint64_t gfn)
+{
+	uint64_t hva = translate(slot, gfn, true);
+
+	srcu_count_own(reader, SRCU_HIT_LAST_USED, 1);
+	point(READER_LEAVES);
+	srcu_end_outermost(reader);
+	if (srcu_writer_sleeps(&vm->srcu))
+		hva = wake_writer_and_return(vm, hva);
+	point(READER_LEFT);
 	return hva;
 }
 
@@ -105,14 +154,8 @@ static out_of_line uint64_t gfn_to_hva(struct ms_vm *vm, uint32_t as_id, uint64_
 {
 	struct look look = look_begin(vm, as_id);
 	const struct memslot *slot = look.set ? hint_for(look.set, gfn) : NULL;
-	uint64_t hva;
 
-	if (!slot)
-		return finish_lookup(vm, look, as_id, gfn, write);
-	hva = translate(slot, gfn, write);
-	srcu_count(look.section.reader, SRCU_HIT_LAST_USED, 1);
-	look_end(vm, look);
-	return hva;
+	return slot ? end_with_hint(vm, look, slot, gfn, write) : finish_lookup(vm, look, as_id, gfn, write);
 }
 
 static int copy_out(const struct memslot *slot, struct ms_memslot *out)
@@ -149,7 +192,6 @@ uint64_t ms_gfn_to_hva(struct ms_vm *vm, uint32_t as_id, uint64_t gfn)
 	struct srcu_reader *reader = srcu_cached_reader(&vm->srcu);
 	const struct memslot *slot;
 	struct memslot_set *set;
-	uint64_t hva;
 
 	if (unlikely(!reader || reader->depth || as_id >= vm->config.address_spaces))
 		return gfn_to_hva(vm, as_id, gfn, true);
@@ -158,13 +200,8 @@ uint64_t ms_gfn_to_hva(struct ms_vm *vm, uint32_t as_id, uint64_t gfn)
 	point(READER_VIEW_LOADED);
 	slot = hint_for(set, gfn);
 	if (unlikely(!slot))
-		return finish_lookup(vm, look_of(reader, set), as_id, gfn, true);
-	hva = translate(slot, gfn, true);
-	srcu_count_own(reader, SRCU_HIT_LAST_USED, 1);
-	point(READER_LEAVES);
-	srcu_leave(&vm->srcu, reader);
-	point(READER_LEFT);
-	return hva;
+		return finish_fast_lookup(vm, as_id, gfn, reader, set);
+	return leave_with_hint(vm, reader, slot, gfn);
 }
 
 uint64_t ms_gfn_to_hva_prot(struct ms_vm *vm, uint32_t as_id, uint64_t gfn, bool *writable)

@@ -74,11 +74,11 @@ static inline struct memslot *find_hinted(const struct ms_vm *vm, struct memslot
 /* __gfn_to_hva_many() for one page.  NULL is a hole. */
 static inline uint64_t translate(const struct memslot *slot, uint64_t gfn, bool write)
 {
-	if (!slot || unlikely(slot->flags & MS_MEMSLOT_INVALID))
-		return MS_HVA_ERR_BAD;
-	if (write && (slot->flags & MS_MEM_READONLY))
-		return MS_HVA_ERR_RO_BAD;
-	return hva_of(slot, gfn);
+	uint32_t refusing = MS_MEMSLOT_INVALID | (write ? MS_MEM_READONLY : 0);
+
+	if (likely(slot && !(slot->flags & refusing)))
+		return hva_of(slot, gfn);
+	return slot && !(slot->flags & MS_MEMSLOT_INVALID) ? MS_HVA_ERR_RO_BAD : MS_HVA_ERR_BAD;
 }
 
 /* The same for a record of an index. */

@@ -188,18 +188,28 @@ static inline void srcu_count_out(_Atomic uint64_t *unlock)
 	atomic_store_explicit(unlock, out + 1, memory_order_release); /* B */
 }
 
+/* The result may be stale: the writer's sleep is bounded. */
+static inline bool srcu_writer_sleeps(const struct srcu *s)
+{
+	return unlikely(atomic_load_explicit(&s->waiting, memory_order_relaxed));
+}
+
 static inline void srcu_look_for_writer(struct srcu *s)
 {
-	/* `waiting` may be stale: the writer's sleep is bounded. */
-	if (unlikely(atomic_load_explicit(&s->waiting, memory_order_relaxed)))
+	if (srcu_writer_sleeps(s))
 		srcu_wake_writer(s);
 }
 
-static inline void srcu_leave(struct srcu *s, struct srcu_reader *r)
+static inline void srcu_end_outermost(struct srcu_reader *r)
 {
 	thread_self.sections--;
 	r->depth = 0;
 	srcu_count_out(&r->unlock[r->bank]);
+}
+
+static inline void srcu_leave(struct srcu *s, struct srcu_reader *r)
+{
+	srcu_end_outermost(r);
 	srcu_look_for_writer(s);
 }
 
