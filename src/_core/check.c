@@ -216,14 +216,16 @@ static int check_totals(struct walk *w)
 	return 0;
 }
 
-/* The generation of a hint shows its address space: no two address spaces have the same generation (M7). */
+/* The generation of a hint shows its address space: no two address spaces have the same generation (M7).  A hint that a
+ * thread is storing is not checked. */
 static int check_hint(struct walk *w, const struct ms_vcpu *vcpu)
 {
-	for (w->as_id = 0; vcpu->last_used_slot && w->as_id < w->vm->config.address_spaces; w->as_id++) {
+	for (w->as_id = 0; w->as_id < w->vm->config.address_spaces; w->as_id++) {
 		const struct memslot_set *set = vm_active_set(w->vm, w->as_id);
+		uint64_t generation = atomic_load_explicit(&set->generation, memory_order_relaxed);
+		struct memslot *slot;
 
-		if (atomic_load_explicit(&set->generation, memory_order_relaxed) == vcpu->last_used_slot_gen &&
-		    !has_slot(w, set, vcpu->last_used_slot))
+		if (vcpu_hint_read(&vcpu->hint, generation, &slot) && !has_slot(w, set, slot))
 			return broken(w, 'M', 10, "last_used_slot of a vCPU is not in address space %" PRIu32,
 				      w->as_id);
 	}
@@ -234,11 +236,8 @@ static int check_vcpus(struct walk *w)
 {
 	int r = 0;
 
-	for (struct ms_vcpu *vcpu = w->vm->vcpus; vcpu && !r; vcpu = vcpu->next)
-		if (vcpu_try_use(vcpu)) { /* a vCPU in use is not checked */
-			r = check_hint(w, vcpu);
-			vcpu_put(vcpu);
-		}
+	for (const struct ms_vcpu *vcpu = w->vm->vcpus; vcpu && !r; vcpu = vcpu->next)
+		r = check_hint(w, vcpu);
 	return r;
 }
 

@@ -20,11 +20,12 @@
 #define likely(x) __builtin_expect(!!(x), 1)
 #define unlikely(x) __builtin_expect(!!(x), 0)
 
-/* Hides the value of an integer from the compiler, which then cannot turn arithmetic with it into a branch. */
+/* Hides the value of an integer or a pointer from the compiler, which then cannot turn arithmetic with it into a branch,
+ * and has it in one register. */
 #if defined(__GNUC__)
-#define opaque(integer) __asm__("" : "+r"(integer))
+#define opaque(value) __asm__("" : "+r"(value))
 #else
-#define opaque(integer) ((void)(integer))
+#define opaque(value) ((void)(value))
 #endif
 
 /* Data that different cores write lies this far apart: one cache line of x86-64 and of most arm64 CPUs. */

@@ -119,8 +119,8 @@ static inline uint64_t end_with_hint(struct ms_vm *vm, struct look look, const s
 }
 
 /*
- * The fast path of ms_gfn_to_hva() does little but load and store, and each saved register is one
- * more load and one more store.  So a call is the last thing that it does, and its arguments fit into registers.
+ * The fast paths of ms_gfn_to_hva() and ms_vcpu_gfn_to_hva() do little but load and store, and each saved register is one
+ * more load and one more store.  So a call is the last thing that they do, and its arguments fit into registers.
  */
 
 static out_of_line uint64_t finish_fast_lookup(struct ms_vm *vm, uint32_t as_id, uint64_t gfn,
@@ -343,62 +343,48 @@ uint64_t ms_generation(struct ms_vm *vm, uint32_t as_id)
 
 /* kvm_vcpu_gfn_to_memslot(): the hint of the vCPU is used only if it was stored with the present generation of the set,
  * which is read inside the section.  The hint of the set is neither used nor changed. */
-static struct memslot *vcpu_hint(struct ms_vcpu *vcpu, const struct memslot_set *set, uint64_t gfn)
+static inline struct memslot *vcpu_hint_for(const struct ms_vcpu *vcpu, const struct memslot_set *set, uint64_t gfn)
 {
-	uint64_t gen = atomic_load_explicit(&set->generation, memory_order_relaxed); /* G */
+	uint64_t generation = atomic_load_explicit(&set->generation, memory_order_relaxed); /* G */
 	struct memslot *slot;
 
 	point(VCPU_GENERATION_LOADED);
-	if (gen != vcpu->last_used_slot_gen) {
-		vcpu->last_used_slot = NULL;
-		vcpu->last_used_slot_gen = gen;
-	}
-	slot = vcpu->last_used_slot;
-	point(VCPU_HINT_LOADED);
-	return slot && memslot_contains(slot, gfn) ? slot : NULL;
+	return vcpu_hint_read(&vcpu->hint, generation, &slot) && memslot_contains(slot, gfn) ? slot : NULL;
 }
 
-static struct memslot *find_with_hint(struct ms_vcpu *vcpu, const struct look *look, uint64_t gfn,
-				      enum srcu_count *found)
+static struct memslot *vcpu_search(struct ms_vcpu *vcpu, const struct memslot_set *set, uint64_t gfn,
+				   enum srcu_count *found)
 {
-	struct memslot *slot = vcpu_hint(vcpu, look->set, gfn);
+	uint64_t generation = atomic_load_explicit(&set->generation, memory_order_relaxed); /* G */
+	struct memslot *slot = search(vcpu->vm, set, gfn);
 
-	*found = SRCU_HIT_LAST_USED;
+	*found = SRCU_MISS;
 	if (slot)
-		return slot;
-	slot = search(vcpu->vm, look->set, gfn);
-	*found = slot ? SRCU_HIT_SEARCH : SRCU_MISS;
-	if (slot)
-		vcpu->last_used_slot = slot;
+		*found = vcpu_hint_store(&vcpu->hint, generation, slot) ? SRCU_HIT_SEARCH : SRCU_VCPU_BYPASS;
 	return slot;
 }
 
-static struct memslot *vcpu_lookup(struct ms_vcpu *vcpu, const struct look *look, uint64_t gfn)
+static inline uint32_t vcpu_as_id(const struct ms_vcpu *vcpu)
 {
-	enum srcu_count found;
-	struct memslot *slot;
-
-	if (likely(vcpu_try_use(vcpu))) {
-		slot = find_with_hint(vcpu, look, gfn, &found);
-		vcpu_put(vcpu);
-	} else {
-		slot = search(vcpu->vm, look->set, gfn);
-		found = SRCU_VCPU_BYPASS;
-	}
-	srcu_count(look->section.reader, found, 1);
-	return slot;
+	return atomic_load_explicit(&vcpu->as_id, memory_order_relaxed);
 }
 
 static struct look vcpu_look_begin(struct ms_vcpu *vcpu)
 {
-	return look_begin(vcpu->vm, atomic_load_explicit(&vcpu->as_id, memory_order_relaxed));
+	return look_begin(vcpu->vm, vcpu_as_id(vcpu));
 }
 
 int ms_vcpu_gfn_to_memslot(struct ms_vcpu *vcpu, uint64_t gfn, struct ms_memslot *out)
 {
 	struct look look = vcpu_look_begin(vcpu);
-	int r = copy_out(vcpu_lookup(vcpu, &look, gfn), out);
+	const struct memslot *slot = vcpu_hint_for(vcpu, look.set, gfn);
+	enum srcu_count found = SRCU_HIT_LAST_USED;
+	int r;
 
+	if (!slot)
+		slot = vcpu_search(vcpu, look.set, gfn, &found);
+	srcu_count(look.section.reader, found, 1);
+	r = copy_out(slot, out);
 	look_end(vcpu->vm, look);
 	return r;
 }
@@ -408,49 +394,76 @@ static uint64_t vcpu_hva_by_index(struct ms_vcpu *vcpu, const struct look *look,
 				  uint64_t gfn, enum srcu_count *found)
 {
 	const struct flat_record *record = flat_find(index, gfn);
+	bool again = same_as_last(&vcpu->last_found, record);
 
 	point(READER_INDEX_FOUND);
-	if (record && record == vcpu->last_found)
-		return translate(find_with_hint(vcpu, look, gfn, found), gfn, true);
-	vcpu->last_found = record;
+	if (record && again)
+		return translate(vcpu_search(vcpu, look->set, gfn, found), gfn, true);
 	*found = SRCU_INDEXED;
 	return translate_record(record, gfn, true);
 }
 
-/* Only for the thread that has vcpu_try_use(). */
-static uint64_t vcpu_hva(struct ms_vcpu *vcpu, const struct look *look, uint64_t gfn, enum srcu_count *found)
+static uint64_t vcpu_hva_without_hint(struct ms_vcpu *vcpu, const struct look *look, uint64_t gfn,
+				      enum srcu_count *found)
 {
-	const struct memslot *slot = vcpu_hint(vcpu, look->set, gfn);
-	const struct flat_index *index;
+	const struct flat_index *index = set_index(look->set);
 
-	*found = SRCU_HIT_LAST_USED;
-	if (slot)
-		return translate(slot, gfn, true);
-	index = set_index(look->set);
 	if (index && index->for_one && may_index(vcpu->vm))
 		return vcpu_hva_by_index(vcpu, look, index, gfn, found);
-	return translate(find_with_hint(vcpu, look, gfn, found), gfn, true);
+	return translate(vcpu_search(vcpu, look->set, gfn, found), gfn, true);
 }
 
-uint64_t ms_vcpu_gfn_to_hva(struct ms_vcpu *vcpu, uint64_t gfn)
+static void remember_reader(struct ms_vcpu *vcpu, struct srcu_reader *reader)
+{
+	if (atomic_load_explicit(&vcpu->reader, memory_order_relaxed) != reader)
+		atomic_store_explicit(&vcpu->reader, reader, memory_order_release);
+}
+
+/* As finish_lookup().  A lookup that its hint answers writes nothing to the vCPU, so the reader is stored here. */
+static inline uint64_t finish_vcpu_lookup(struct ms_vcpu *vcpu, struct look look, uint64_t gfn)
+{
+	enum srcu_count found;
+	uint64_t hva = vcpu_hva_without_hint(vcpu, &look, gfn, &found);
+
+	remember_reader(vcpu, look.section.reader);
+	end_lookup(vcpu->vm, look, vcpu_as_id(vcpu), found);
+	return hva;
+}
+
+/* The general path of a lookup of an address. */
+static out_of_line uint64_t vcpu_gfn_to_hva(struct ms_vcpu *vcpu, uint64_t gfn)
 {
 	struct look look = vcpu_look_begin(vcpu);
-	enum srcu_count found = SRCU_VCPU_BYPASS;
-	uint64_t hva;
-	bool report;
+	const struct memslot *slot = vcpu_hint_for(vcpu, look.set, gfn);
 
-	if (likely(vcpu_try_use(vcpu))) {
-		hva = vcpu_hva(vcpu, &look, gfn, &found);
-		vcpu_put(vcpu);
-	} else {
-		hva = translate(search(vcpu->vm, look.set, gfn), gfn, true);
-	}
-	srcu_count(look.section.reader, found, 1);
-	report = report_is_due(look.section.reader, found);
-	look_end(vcpu->vm, look);
-	if (unlikely(report))
-		vm_index_report_searches(vcpu->vm, ms_vcpu_as_id(vcpu));
-	return hva;
+	return slot ? end_with_hint(vcpu->vm, look, slot, gfn, true) : finish_vcpu_lookup(vcpu, look, gfn);
+}
+
+static out_of_line uint64_t finish_fast_vcpu_lookup(struct ms_vcpu *vcpu, uint64_t gfn, struct srcu_reader *reader,
+						    struct memslot_set *set)
+{
+	return finish_vcpu_lookup(vcpu, look_of(reader, set), gfn);
+}
+
+/* The fast path, as that of ms_gfn_to_hva(): the thread is the one that used the vCPU last. */
+uint64_t ms_vcpu_gfn_to_hva(struct ms_vcpu *vcpu, uint64_t gfn)
+{
+	struct ms_vm *vm = vcpu->vm;
+	struct srcu_reader *reader = atomic_load_explicit(&vcpu->reader, memory_order_acquire);
+	uint32_t as_id = vcpu_as_id(vcpu);
+	const struct memslot *slot;
+	struct memslot_set *set;
+
+	if (unlikely(!srcu_is_own(reader) || reader->depth))
+		return vcpu_gfn_to_hva(vcpu, gfn);
+	srcu_enter(&vm->srcu, reader);
+	set = vm_active_set(vm, as_id);
+	opaque(set); /* one register for it, not two */
+	point(READER_VIEW_LOADED);
+	slot = vcpu_hint_for(vcpu, set, gfn);
+	if (unlikely(!slot))
+		return finish_fast_vcpu_lookup(vcpu, gfn, reader, set);
+	return leave_with_hint(vm, reader, slot, gfn);
 }
 
 int ms_vcpu_set_as_id(struct ms_vcpu *vcpu, uint32_t as_id)
@@ -463,7 +476,7 @@ int ms_vcpu_set_as_id(struct ms_vcpu *vcpu, uint32_t as_id)
 
 uint32_t ms_vcpu_as_id(const struct ms_vcpu *vcpu)
 {
-	return atomic_load_explicit(&vcpu->as_id, memory_order_relaxed);
+	return vcpu_as_id(vcpu);
 }
 
 /* ---- dirty pages ---- */

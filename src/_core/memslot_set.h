@@ -16,7 +16,7 @@
  *   M7  generations: settled, as_id modulo the number of address spaces, the inactive set's not the newer;
  *   M8  a slot has a dirty log if and only if LOG_DIRTY_PAGES is set, of its own npages;
  *   M9  a slot respects the limits of its VM and address space, and hva.last follows from npages;
- *   M10 a vCPU's hint of the current generation is NULL or a slot of the active set;
+ *   M10 a vCPU's hint of the current generation is a slot of the active set;
  *   M11 the index of a set, and the base and patch of its next index, have the slots of the set.
  *
  * Locking: the writer edits a set under slots_lock while no reader can reach it.  A slot that readers can reach never

@@ -36,15 +36,20 @@ static inline void move_hint(struct memslot_set *set, struct memslot *slot)
 	atomic_store_explicit(&set->last_used_slot, slot, memory_order_relaxed);
 }
 
-/* Whether the last lookup of the thread found the same slot, or the same record of an index.  A stale last_found costs
- * one redundant search. */
+/* Whether the last lookup found the same slot, or the same record of an index.  A stale *last costs one redundant
+ * search. */
+static inline bool same_as_last(_Atomic(const void *) *last, const void *found)
+{
+	bool same = atomic_load_explicit(last, memory_order_relaxed) == found;
+
+	if (!same)
+		atomic_store_explicit(last, found, memory_order_relaxed);
+	return same;
+}
+
 static inline bool found_again(struct srcu_reader *reader, const void *found)
 {
-	bool again = atomic_load_explicit(&reader->last_found, memory_order_relaxed) == found;
-
-	if (!again)
-		atomic_store_explicit(&reader->last_found, found, memory_order_relaxed);
-	return again;
+	return same_as_last(&reader->last_found, found);
 }
 
 static inline struct memslot *search_and_hint(const struct ms_vm *vm, struct memslot_set *set,

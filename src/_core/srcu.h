@@ -150,6 +150,14 @@ static inline bool srcu_is_shared(const struct srcu_reader *r)
 	return r == &r->domain->shared;
 }
 
+/* Whether this is the record of the calling thread.  It may be any record of the domain. */
+static inline bool srcu_is_own(const struct srcu_reader *r)
+{
+	uint64_t self = thread_self.number; /* 0, which is SRCU_FREE too, if the thread has no record anywhere */
+
+	return likely(self && atomic_load_explicit(&r->owner, memory_order_relaxed) == self);
+}
+
 /* Counts in the record of the calling thread. */
 static inline void srcu_count_own(struct srcu_reader *r, enum srcu_count which, uint64_t n)
 {

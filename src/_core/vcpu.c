@@ -15,6 +15,7 @@ static struct ms_vcpu *obtain_vcpu(struct ms_vm *vm)
 		vcpu = vcpu->next;
 	if (!vcpu && (vcpu = memory_zalloc_lines(&vm->memory, sizeof(*vcpu)))) {
 		vcpu->vm = vm;
+		atomic_store_explicit(&vcpu->reader, &vm->srcu.shared, memory_order_relaxed);
 		vcpu->next = vm->vcpus;
 		vm->vcpus = vcpu;
 	}
@@ -31,7 +32,7 @@ int ms_vcpu_create(struct ms_vm *vm, struct ms_vcpu **out, struct ms_error *err)
 		return r;
 	*out = obtain_vcpu(vm);
 	if (*out) {
-		(*out)->last_used_slot = NULL;
+		vcpu_hint_drop(&(*out)->hint);
 		atomic_store_explicit(&(*out)->as_id, 0, memory_order_relaxed);
 		atomic_store_explicit(&(*out)->given_back, 0, memory_order_relaxed);
 	} else {

@@ -24,6 +24,7 @@
 #include "change.h"
 #include "slots_lock.h"
 #include "stall_report.h"
+#include "vcpu_hint.h"
 
 /* The first member of an object that is freed later, because a caller may still have a pointer to it: an update whose
  * thread has ended. */
@@ -73,11 +74,10 @@ _Static_assert(offsetof(struct ms_vm, memory) / CACHE_LINE > offsetof(struct ms_
 
 struct ms_vcpu {
 	struct ms_vm *vm;
-	_Atomic uint32_t busy;  /* a thread is using the hint (row "vCPU") */
-	_Atomic uint32_t as_id;
-	struct memslot *last_used_slot; /* the thread that has set `busy` uses these three */
-	uint64_t last_used_slot_gen;
-	const void *last_found;           /* a record of an index; only compared */
+	_Atomic(struct srcu_reader *) reader; /* a hint: of the thread that used the vCPU last (row "vCPU reader") */
+	struct vcpu_hint hint;
+	_Atomic(const void *) last_found; /* a record of an index; only compared */
+	_Atomic uint32_t as_id;         /* always of an address space that exists */
 	_Atomic uint32_t given_back;    /* no caller has it: ms_vcpu_create() may reuse it */
 	struct ms_vcpu *next;           /* the list of all vCPUs of the VM, under slots_lock */
 };
@@ -91,16 +91,6 @@ _Static_assert((MS_INDEX_OFF & MS_INDEX_WALK) == VM_INDEX_NEVER && !((MS_INDEX_A
 static inline uint64_t vm_end_gfn(const struct ms_config *config)
 {
 	return (uint64_t)1 << (config->gpa_bits - MS_PAGE_SHIFT);
-}
-
-static inline bool vcpu_try_use(struct ms_vcpu *vcpu)
-{
-	return !atomic_exchange_explicit(&vcpu->busy, 1, memory_order_acquire);
-}
-
-static inline void vcpu_put(struct ms_vcpu *vcpu)
-{
-	atomic_store_explicit(&vcpu->busy, 0, memory_order_release);
 }
 
 static inline struct memslot_set *vm_set_in_view(const struct ms_vm *vm, uint32_t as_id, uint64_t view)

@@ -6,8 +6,8 @@
 cdef class VCPU:
     """The lookups of a virtual CPU (struct kvm_vcpu, the part that concerns slots).  ``VM.create_vcpu()`` makes one.
 
-    A VCPU has a last_used_slot of its own as a hint.  It drops the hint when the generation changes.  A VCPU is meant
-    for one thread at a time.  A second thread that uses it at the same time gets right answers without the hint.
+    A VCPU has a last_used_slot of its own as a hint.  It drops the hint when the generation changes.  Threads may share
+    a VCPU, but then they replace each other's hint.
     """
 
     def __cinit__(self, VM vm not None):

@@ -465,14 +465,14 @@ static void strange_vcpu_hint(int idx)
 {
 	(void)idx;
 	stranger.slot = *slot_of(1);
-	CHECK_EQ(vcpu->last_used_slot_gen, vm_active_set(vm, 1)->generation);
-	POKE(vcpu->last_used_slot, &stranger.slot);
+	CHECK_EQ(vcpu->hint.generation, vm_active_set(vm, 1)->generation);
+	POKE(vcpu->hint.slot, &stranger.slot);
 }
 
 static void vcpu_hint_of_other_space(int idx)
 {
 	(void)idx;
-	POKE(vcpu->last_used_slot, vm->design->find(vm_active_set(vm, 0), 1));
+	POKE(vcpu->hint.slot, vm->design->find(vm_active_set(vm, 0), 1));
 }
 
 /* The designs that a breaker is for. */
@@ -613,7 +613,7 @@ static void check_ring(int idx, bool behind_first)
 static void test_stale_is_sound(void)
 {
 	CHECK_EQ(set(vm, 1, 1, 0x900, 0, 0), 0);
-	CHECK(vcpu->last_used_slot);
+	CHECK(vcpu->hint.slot);
 	check_sound(vm);
 	CHECK_EQ(set(vm, 1, 1, 0x900, 100, 0), 0);
 	ms_vcpu_gfn_to_hva(vcpu, 0x900);

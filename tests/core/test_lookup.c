@@ -680,8 +680,8 @@ static void test_vcpu_hint_dropped(void)
 		SAME(vcpu_answer_of(vcpu, 0x200), 'h');
 		make_step(vm, step);
 		SAME(vcpu_answer_of(vcpu, 0x200), 's');
-		SAME(vcpu->last_used_slot, member(vm, 0, 2));
-		SAME(vcpu->last_used_slot_gen, ms_generation(vm, 0));
+		SAME(vcpu->hint.slot, member(vm, 0, 2));
+		SAME(vcpu->hint.generation, ms_generation(vm, 0));
 		SAME(vcpu_answer_of(vcpu, 0x208), 'h');
 		check_sound(vm);
 		ms_vcpu_destroy(vcpu);
@@ -699,7 +699,7 @@ static void test_vcpu_hint_of_old_generation(void)
 
 	CHECK_EQ(ms_vcpu_create(vm, &vcpu, NULL), 0);
 	vcpu_answer_of(vcpu, 0x100);
-	gen = vcpu->last_used_slot_gen;
+	gen = vcpu->hint.generation;
 	make_step(vm, DELETE);
 	atomic_store(&vm_active_set(vm, 0)->generation, gen + ((uint64_t)1 << 32));
 	SAME(ms_vcpu_gfn_to_memslot(vcpu, 0x100, &slot), -ENOENT);
@@ -758,7 +758,8 @@ static void test_vcpu_switch(void)
 	end_vm(vm);
 }
 
-static void test_vcpu_busy(void)
+/* While another thread stores a hint, lookups search and store none. */
+static void test_vcpu_hint_locked(void)
 {
 	struct ms_vm *vm = two_slots();
 	struct ms_memslot slot;
@@ -766,16 +767,55 @@ static void test_vcpu_busy(void)
 
 	CHECK_EQ(ms_vcpu_create(vm, &vcpu, NULL), 0);
 	vcpu_answer_of(vcpu, 0x100);
-	CHECK(vcpu_try_use(vcpu)); /* as another thread does during its lookup */
+	atomic_fetch_add(&vcpu->hint.version, 1);
 	SAME(vcpu_answer_of(vcpu, 0x100), 'b');
 	SAME(vcpu_answer_of(vcpu, 0x200), 'b');
-	SAME(vcpu_answer_of(vcpu, 0x300), 'b');
+	SAME(vcpu_answer_of(vcpu, 0x300), 'm');
 	SAME(ms_vcpu_gfn_to_memslot(vcpu, 0x201, &slot), 0);
 	SAME(slot.id, 2);
 	SAME(ms_vcpu_gfn_to_hva(vcpu, 0x201), hva_for(0, 2) + PAGE);
-	SAME(vcpu->last_used_slot, member(vm, 0, 1));
-	vcpu_put(vcpu);
+	SAME(vcpu->hint.slot, member(vm, 0, 1));
+	atomic_fetch_add(&vcpu->hint.version, 1);
 	SAME(vcpu_answer_of(vcpu, 0x101), 'h');
+	ms_vcpu_destroy(vcpu);
+	end_vm(vm);
+}
+
+/* Each search stores a hint with a new version.  Hits and misses write nothing to the vCPU. */
+static void test_vcpu_hit_only_reads(void)
+{
+	struct ms_vm *vm = two_slots();
+	struct ms_vcpu *vcpu;
+
+	CHECK_EQ(ms_vcpu_create(vm, &vcpu, NULL), 0);
+	SAME(ms_vcpu_gfn_to_hva(vcpu, 0x10), MS_HVA_ERR_BAD); /* stores the record of this thread */
+	for (uint64_t version = 2; version <= 20; version += 2) {
+		uint64_t gfn = version % 4 ? 0x100 : 0x200;
+		struct ms_vcpu before;
+
+		SAME(vcpu_answer_of(vcpu, gfn), 's');
+		SAME(vcpu->hint.version, version);
+		memcpy(&before, vcpu, sizeof(before));
+		SAME(vcpu_answer_of(vcpu, gfn + 1), 'h');
+		SAME(ms_vcpu_gfn_to_hva(vcpu, gfn + 2), hva_for(0, gfn >> 8) + 2 * PAGE);
+		SAME(vcpu_answer_of(vcpu, 0x10), 'm');
+		SAME(ms_vcpu_gfn_to_hva(vcpu, 0x10), MS_HVA_ERR_BAD);
+		SAME(memcmp(&before, vcpu, sizeof(before)), 0);
+	}
+	ms_vcpu_destroy(vcpu);
+	end_vm(vm);
+}
+
+/* A vCPU that is older than every slot has no hint. */
+static void test_vcpu_of_empty_vm(void)
+{
+	struct ms_vm *vm = new_vm(2);
+	struct ms_vcpu *vcpu;
+
+	CHECK_EQ(ms_vcpu_create(vm, &vcpu, NULL), 0);
+	SAME(vcpu_answer_of(vcpu, 0), 'm');
+	SAME(ms_vcpu_gfn_to_hva(vcpu, 0), MS_HVA_ERR_BAD);
+	check_sound(vm);
 	ms_vcpu_destroy(vcpu);
 	end_vm(vm);
 }
@@ -1093,7 +1133,9 @@ static void test_all(void)
 	test_vcpu_hint_of_old_generation();
 	test_vcpus_are_reused();
 	test_vcpu_switch();
-	test_vcpu_busy();
+	test_vcpu_hint_locked();
+	test_vcpu_hit_only_reads();
+	test_vcpu_of_empty_vm();
 	test_vcpu_crowd();
 	test_one_state();
 	test_one_place();

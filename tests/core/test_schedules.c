@@ -436,8 +436,11 @@ static const struct script one_reader[] = {
 	  .before_change = flip_twice },
 	{ "H11: a vCPU has loaded its generation", look_up_by_vcpu, POINT_VCPU_GENERATION_LOADED,
 	  .check = check_old_hva, .prepare = store_vcpu_hint },
+	{ "H11: a vCPU has compared its generation", look_up_by_vcpu, POINT_VCPU_HINT_MATCHES, .check = check_old_hva,
+	  .prepare = store_vcpu_hint },
 	{ "H11: a vCPU has loaded its hint", look_up_by_vcpu, POINT_VCPU_HINT_LOADED, .check = check_old_hva,
 	  .prepare = store_vcpu_hint },
+	{ "H11: a vCPU is storing its hint", look_up_by_vcpu, POINT_VCPU_HINT_HALF_STORED, .check = check_old_hva },
 	{ "H15 H19: a section sees one state", look_up_in_section, POINT_READER_LEFT, .check = check_old_section,
 	  .while_waiting = leave_nested_sections },
 	{ "H15: an index is offered while its set is replaced", look_up_batch, POINT_READER_INDEX_OFFERED,
@@ -626,17 +629,100 @@ static void generations_of_two_spaces(void)
 	end();
 }
 
-/* H13: a second thread on a vCPU uses no hint, and does not wait. */
-static void two_on_one_vcpu(void)
+/* ---- two threads on one vCPU ---- */
+
+static void look_up_in(uint32_t as_id, uint32_t id)
 {
-	begin("H13: two threads on one vCPU");
-	act_until(&reader, look_up_by_vcpu, POINT_VCPU_HINT_LOADED);
-	CHECK_EQ(ms_vcpu_gfn_to_hva(vcpu, GFN), hva_in(0, ID));
+	CHECK_EQ(ms_vcpu_set_as_id(vcpu, as_id), 0);
+	CHECK_EQ(ms_vcpu_gfn_to_hva(vcpu, GFN), hva_in(as_id, id));
+}
+
+/* H13: a thread has stored the generation of space 1, and the slot is still that of space 0.  The second thread does not
+ * use this hint, and does not wait. */
+static void hint_half_stored(void)
+{
+	uint64_t hits;
+
+	begin("H13: a hint of a vCPU is half stored");
+	look_up_in(0, ID);
+	CHECK_EQ(ms_vcpu_set_as_id(vcpu, 1), 0);
+	act_until(&reader, look_up_by_vcpu, POINT_VCPU_HINT_HALF_STORED);
+	look_up_in(1, ID);
 	CHECK_EQ(stats_of(vm).vcpu_bypasses, 1);
 	finish(&reader);
-	CHECK_EQ(reader.hva, hva_in(0, ID));
-	CHECK_EQ(ms_vcpu_gfn_to_hva(vcpu, GFN), hva_in(0, ID));
+	CHECK_EQ(reader.hva, hva_in(1, ID));
+	hits = stats_of(vm).hits_last_used;
+	look_up_in(1, ID);
+	CHECK_EQ(stats_of(vm).hits_last_used, hits + 1);
 	CHECK_EQ(stats_of(vm).vcpu_bypasses, 1);
+	end();
+}
+
+/* H13: a thread reads a hint of space 1.  Another thread replaces it by one of space 0, and then stores it again. */
+static void hint_replaced(uint32_t stop, bool again)
+{
+	begin("H13: a hint of a vCPU is replaced while it is read");
+	look_up_in(1, ID);
+	act_until(&reader, look_up_by_vcpu, stop);
+	look_up_in(0, ID);
+	if (again)
+		look_up_in(1, ID);
+	finish(&reader);
+	CHECK_EQ(reader.hva, hva_in(1, ID));
+	CHECK_EQ(stats_of(vm).vcpu_bypasses, 0);
+	end();
+}
+
+/* H11, H13: a thread in the old state has compared its generation.  Another thread stores a hint of the new state. */
+static void hint_replaced_during_change(const struct change_case *change)
+{
+	begin("H11 H13: a hint of a vCPU is replaced during a change");
+	look_up_in(0, ID);
+	act_until(&reader, look_up_by_vcpu, POINT_VCPU_HINT_MATCHES);
+	act_until_waits(&writer, change->run, vm);
+	ms_vcpu_gfn_to_hva(vcpu, GFN); /* next to a move or a delete, it stores the INVALID copy */
+	finish_both(&reader, &writer);
+	CHECK_EQ(reader.hva, hva_in(0, ID));
+	check_after(change);
+	end();
+}
+
+/* H13, S3: a thread that uses a vCPU after another one counts in its own record. */
+static void reader_of_a_vcpu(void)
+{
+	struct srcu_reader *record;
+	uint64_t before;
+
+	begin("H13: a vCPU has the record of another thread");
+	act_until(&reader, look_up_by_vcpu, POINT_READER_LEFT);
+	record = atomic_load(&vcpu->reader);
+	CHECK(!srcu_is_shared(record));
+	CHECK(atomic_load(&record->owner) != thread_number());
+	before = atomic_load(&record->lock[0]) + atomic_load(&record->lock[1]);
+	look_up_in(0, ID);
+	CHECK_EQ(atomic_load(&record->lock[0]) + atomic_load(&record->lock[1]), before);
+	finish(&reader);
+	end();
+}
+
+static void look_up_first(struct actor *me)
+{
+	CHECK_EQ(thread_self.number, 0);
+	look_up_by_vcpu(me);
+	me->r = thread_self.number != 0;
+}
+
+/* H13, S3: a record without owner is not the record of a thread without number. */
+static void record_without_owner(void)
+{
+	begin("H13: a vCPU has a record without owner");
+	act(&reader, look_up_by_vcpu, NO_STOP);
+	await_end(&reader);
+	CHECK_EQ(atomic_load(&atomic_load(&vcpu->reader)->owner), SRCU_FREE);
+	act(&second, look_up_first, NO_STOP);
+	await_end(&second);
+	CHECK_EQ(second.hva, hva_in(0, ID));
+	CHECK_EQ(second.r, 1); /* it has taken a record */
 	end();
 }
 
@@ -836,6 +922,7 @@ static void each_change(const struct change_case *change)
 		if (!one_reader[i].tree_only || design_is("tree"))
 			run_script(&one_reader[i], change);
 	hints_in_both(change);
+	hint_replaced_during_change(change);
 	change_in_section(change);
 	if (change->run != delete && change->run != move)
 		return;
@@ -851,7 +938,13 @@ static void once(void)
 	leapfrog();
 	generation_before_publish();
 	generations_of_two_spaces();
-	two_on_one_vcpu();
+	hint_half_stored();
+	for (int again = 0; again < 2; again++) {
+		hint_replaced(POINT_VCPU_HINT_MATCHES, again);
+		hint_replaced(POINT_VCPU_HINT_LOADED, again);
+	}
+	reader_of_a_vcpu();
+	record_without_owner();
 	batch_across();
 	mark_across_harvest();
 	first_lookup_while_writer_waits();

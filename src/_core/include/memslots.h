@@ -382,10 +382,9 @@ uint64_t ms_generation(struct ms_vm *vm, uint32_t as_id);
 uint64_t ms_nr_memslots(const struct ms_vm *vm);      /* in all address spaces */
 uint64_t ms_nr_memslot_pages(const struct ms_vm *vm); /* in all address spaces */
 
-/* A vCPU has a last_used_slot of its own, which is dropped when the generation changes.  A vCPU is meant for one thread
- * at a time.  A second thread that uses it at the same time gets right answers without the hint.  ms_vcpu_create() is
- * [lock].  ms_vcpu_destroy() never waits and may be called anywhere before ms_vm_destroy(), once.  NULL: it does
- * nothing. */
+/* A vCPU has a last_used_slot of its own, which is dropped when the generation changes.  Threads may share a vCPU,
+ * but then they replace each other's last_used_slot.  ms_vcpu_create() is [lock].
+ * ms_vcpu_destroy() never waits and may be called anywhere before ms_vm_destroy(), once.  NULL: it does nothing. */
 int ms_vcpu_create(struct ms_vm *vm, struct ms_vcpu **out, struct ms_error *err);
 void ms_vcpu_destroy(struct ms_vcpu *vcpu);
 int ms_vcpu_set_as_id(struct ms_vcpu *vcpu, uint32_t as_id); /* as on entry to SMM; -EINVAL */
@@ -478,7 +477,7 @@ struct ms_stats {
 	uint64_t hits_search; /* lookups by gfn that a search answered */
 	uint64_t indexed; /* lookups by gfn that an index answered, including holes */
 	uint64_t misses; /* lookups by gfn that found a hole without an index */
-	uint64_t vcpu_bypasses; /* lookups on a vCPU that another thread used at that moment */
+	uint64_t vcpu_bypasses; /* searches for a vCPU whose last_used_slot another thread was storing */
 	uint64_t creates, deletes, moves, flag_changes, noops, refused;
 	uint64_t swaps; /* each has one grace period */
 	uint64_t grace_waits; /* grace periods that waited for a reader */
