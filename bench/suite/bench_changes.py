@@ -1,17 +1,21 @@
 # SPDX-License-Identifier: MIT
-"""Changes of single slots among n, and filling a VM, from Python.  A round of changes restores the slots."""
+"""Changes of single slots among n, from Python and from C, and filling a VM.  A round of changes restores the slots."""
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
 from conftest import layouts
 from pytest_benchmark.fixture import BenchmarkFixture
 
-from memslots import PAGE_SIZE, VM, MemFlag, RegionOverlapError
+from memslots import PAGE_SIZE, VM, MemFlag, RegionOverlapError, _memslots
 
 VICTIMS = 16  # slots that are changed and restored in a round, so 32 changes
+REPEATS_IN_C = 8  # of these changes in one loop in C, so that the call from Python costs little
 MOST_TO_FILL_ONE_BY_ONE = 4096  # the array is copied for each slot
+
+time_changes: Callable[..., Any] | None = getattr(_memslots, "time_changes", None)
 
 AssertSlots = Callable[[VM, np.ndarray], None]
 Row = tuple[int, int, int, int]  # id, gpa, bytes, userspace_addr
@@ -50,6 +54,37 @@ def test_delete_and_create(
         return len(vm)
 
     assert benchmark(replug) == len(slots)
+    assert_slots(vm, slots)
+
+
+def in_c(victims: list[Row]) -> np.ndarray:
+    """Return the calls that delete and create each of the slots."""
+    rows = np.zeros((len(victims), 2), dtype=_memslots.REGION_DTYPE)
+    rows["guest_memfd"] = -1
+    for pair, (slot, gpa, size, hva) in zip(rows, victims, strict=True):
+        pair["slot"] = slot
+        create = pair[1]
+        create["guest_phys_addr"], create["memory_size"] = gpa, size
+        create["userspace_addr"] = hva
+    return np.tile(rows.ravel(), REPEATS_IN_C)
+
+
+@pytest.mark.skipif(time_changes is None, reason="this version cannot time changes from C")
+@pytest.mark.benchmark(group="delete and create, from C")
+def test_delete_and_create_from_c(
+    benchmark: BenchmarkFixture,
+    vm: VM,
+    slots: np.ndarray,
+    victims: list[Row],
+    assert_slots: AssertSlots,
+) -> None:
+    calls = in_c(victims)
+
+    def replug() -> np.ndarray:
+        assert time_changes
+        return time_changes(vm, calls, group=len(calls))[1]
+
+    assert not benchmark(replug).any()
     assert_slots(vm, slots)
 
 
