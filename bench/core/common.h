@@ -13,16 +13,21 @@
 #define NPAGES_MAX 512
 #define HOLE_MAX 128 /* holes are on average a fifth of all frames */
 
-static uint64_t random_state = 20211206;
-
 /* splitmix64; its quality is good enough for a remainder. */
-static inline uint64_t random_below(uint64_t n)
+static inline uint64_t random_of(uint64_t *state)
 {
-	uint64_t x = random_state += 0x9E3779B97F4A7C15u;
+	uint64_t x = *state += 0x9E3779B97F4A7C15u;
 
 	x = (x ^ x >> 30) * 0xBF58476D1CE4E5B9u;
 	x = (x ^ x >> 27) * 0x94D049BB133111EBu;
-	return (x ^ x >> 31) % n;
+	return x ^ x >> 31;
+}
+
+static uint64_t random_state = 20211206; /* of the main thread */
+
+static inline uint64_t random_below(uint64_t n)
+{
+	return random_of(&random_state) % n;
 }
 
 /* Processor time of this thread: no code here waits, and the time of other processes does not count. */
@@ -79,6 +84,26 @@ static inline uint64_t make_slots(struct ms_memslot *slots, size_t n)
 		slots[j].id = (uint32_t)i;
 	}
 	return gfn;
+}
+
+/* The slot that contains the gfn, or NULL.  The slots are in order of gfn. */
+static inline const struct ms_memslot *slot_of_gfn(const struct ms_memslot *slots, size_t n, uint64_t gfn)
+{
+	size_t low = 0, high = n;
+
+	while (high - low > 1) {
+		size_t middle = (low + high) / 2;
+
+		*(slots[middle].base_gfn <= gfn ? &low : &high) = middle;
+	}
+	return gfn - slots[low].base_gfn < slots[low].npages ? &slots[low] : NULL;
+}
+
+static inline uint64_t right_hva(const struct ms_memslot *slots, size_t n, uint64_t gfn)
+{
+	const struct ms_memslot *slot = slot_of_gfn(slots, n, gfn);
+
+	return slot ? slot->userspace_addr + ((gfn - slot->base_gfn) << 12) : MS_HVA_ERR_BAD;
 }
 
 static inline void random_gfns(uint64_t *gfns, size_t count, uint64_t end)

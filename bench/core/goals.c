@@ -4,6 +4,7 @@
  *
  *   P5  searches by gfn, in a plain red-black tree with KVM's slot layout and branches, and in the engine's tree:
  *       random, hot, and hot with a last_used_slot, as both use their trees.  In both, slots are at random places.
+ *       Hot lookups of whole calls: ms_gfn_to_hva() and ms_vcpu_gfn_to_hva()
  *   P6  delete + create: the bare edits of three indexes in two sets, and the whole call
  *   P7  a lookup by id
  *
@@ -24,10 +25,24 @@
 #define SLOTS_MAX 32764
 #define SIZES_MAX 8
 
-enum figure { KVM_RANDOM, OUR_RANDOM, KVM_HOT, OUR_HOT, KVM_HINTED, OUR_HINTED, BARE_EDITS, CHANGES, IDS, NR_FIGURES };
+enum figure {
+	KVM_RANDOM,
+	OUR_RANDOM,
+	KVM_HOT,
+	OUR_HOT,
+	KVM_HINTED,
+	OUR_HINTED,
+	VM_CALLS,
+	VCPU_CALLS,
+	BARE_EDITS,
+	CHANGES,
+	IDS,
+	NR_FIGURES
+};
 
 static const char *const figure_name[NR_FIGURES] = {
-	"kvm_random", "our_random", "kvm_hot", "our_hot", "kvm_hinted", "our_hinted", "bare_edits", "changes", "ids",
+	"kvm_random", "our_random", "kvm_hot",    "our_hot", "kvm_hinted", "our_hinted",
+	"vm_calls",   "vcpu_calls", "bare_edits", "changes", "ids",
 };
 
 struct bench {
@@ -38,7 +53,8 @@ struct bench {
 	struct address_space bare; /* two sets of the tree design, without an engine */
 	struct memory memory;
 	struct ms_vm *vm;
-	uint64_t random[QUERIES], hot[QUERIES], ids[QUERIES];
+	struct ms_vcpu *vcpu;
+	uint64_t random[QUERIES], hot[QUERIES], hot_hva[QUERIES], ids[QUERIES];
 	double *ns[NR_FIGURES];
 };
 
@@ -105,8 +121,11 @@ static struct bench *make_bench(size_t n, size_t rounds)
 	init_bare_sets(b);
 	fill(b);
 	b->vm = make_vm(b->slots, n);
+	check(!ms_vcpu_create(b->vm, &b->vcpu, NULL), "a vCPU");
 	random_gfns(b->random, QUERIES, end);
 	hot_gfns(b->hot, QUERIES, b->slots, n);
+	for (size_t i = 0; i < QUERIES; i++)
+		b->hot_hva[i] = right_hva(b->slots, n, b->hot[i]);
 	random_gfns(b->ids, QUERIES, n);
 	for (int f = 0; f < NR_FIGURES; f++)
 		b->ns[f] = must(calloc(rounds, sizeof(double)));
@@ -184,6 +203,24 @@ static void search_both(struct bench *b, size_t round, enum figure kvm, searches
 	check(!memcmp(kvm_answer, our_answer, sizeof(our_answer)), "both trees find the same");
 }
 
+static void vm_calls(struct bench *b, const uint64_t *gfns)
+{
+	for (size_t i = 0; i < QUERIES; i++)
+		our_answer[i] = ms_gfn_to_hva(b->vm, 0, gfns[i]);
+}
+
+static void vcpu_calls(struct bench *b, const uint64_t *gfns)
+{
+	for (size_t i = 0; i < QUERIES; i++)
+		our_answer[i] = ms_vcpu_gfn_to_hva(b->vcpu, gfns[i]);
+}
+
+static void call_one(struct bench *b, size_t round, bool by_vcpu)
+{
+	b->ns[by_vcpu ? VCPU_CALLS : VM_CALLS][round] = time_searches(by_vcpu ? vcpu_calls : vm_calls, b, b->hot);
+	check(!memcmp(our_answer, b->hot_hva, sizeof(our_answer)), "hot lookups");
+}
+
 /* ---- P6, P7 ---- */
 
 static double time_bare_edits(struct bench *b)
@@ -239,6 +276,8 @@ static void run_round(struct bench *b, size_t round)
 	search_both(b, round, KVM_RANDOM, kvm_searches, our_searches, b->random);
 	search_both(b, round, KVM_HOT, kvm_searches, our_searches, b->hot);
 	search_both(b, round, KVM_HINTED, kvm_hinted, our_hinted, b->hot);
+	for (size_t i = 0; i < 2; i++) /* each of the two comes first in every other round */
+		call_one(b, round, (round + i) % 2);
 	b->ns[BARE_EDITS][round] = time_bare_edits(b);
 	b->ns[CHANGES][round] = time_changes(b);
 	b->ns[IDS][round] = time_ids(b);

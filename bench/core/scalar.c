@@ -42,20 +42,6 @@ static void nothing(size_t n)
 		*(volatile uint64_t *)&hvas[i % QUERIES] = gfns[i % QUERIES];
 }
 
-static uint64_t right_answer(const struct ms_memslot *slots, size_t n, uint64_t gfn)
-{
-	size_t low = 0, high = n;
-
-	while (high - low > 1) {
-		size_t middle = (low + high) / 2;
-
-		*(slots[middle].base_gfn <= gfn ? &low : &high) = middle;
-	}
-	if (gfn - slots[low].base_gfn >= slots[low].npages)
-		return MS_HVA_ERR_BAD;
-	return slots[low].userspace_addr + ((gfn - slots[low].base_gfn) << 12);
-}
-
 /* Two batches, because a policy may build the index only after it has seen one. */
 static void large_batches(struct ms_vm *vm, uint64_t end)
 {
@@ -109,7 +95,7 @@ int main(int argc, char **argv)
 		hot_gfns(gfns, QUERIES, slots, n);
 	if (run(argv[1], vm, end, count))
 		for (size_t i = 0; i < QUERIES; i++)
-			check(hvas[i] == right_answer(slots, n, gfns[i]), argv[1]);
+			check(hvas[i] == right_hva(slots, n, gfns[i]), argv[1]);
 	ms_vm_destroy(vm);
 	free(slots);
 	return 0;

@@ -18,7 +18,7 @@ from typing import Any
 import memslots
 from memslots.lab.machine import machine
 
-from . import batches, core, memory, scalar, start, threads
+from . import batches, core, fib, memory, next_to, scalar, start, threads
 from .scorecard import Figure, Scorecard
 from .work import QUICK, Settings, simd_level
 
@@ -33,14 +33,17 @@ def parts(
     """Return pairs: the goals that a part measures, and the part."""
     return [
         ("P1 P2", lambda: batches.steady(card, settings)),
+        ("P1", lambda: fib.against_fib(card, settings, folder)),
         ("P3", lambda: batches.changing(card, settings)),
         ("P4", lambda: scalar.scalar(card, settings, folder)),
+        ("P4", lambda: scalar.without_batches(card, settings)),
+        ("P4", lambda: scalar.dearest(card, settings, folder)),
         ("P5 P6 P7", lambda: core.core(card, settings, folder)),
         ("P6", lambda: core.against_array(card, settings)),
         ("P6", lambda: core.against_kernel(card, settings)),
         ("P8", lambda: memory.memory(card, settings)),
         ("P9", lambda: threads.scaling(card, settings, folder)),
-        ("P9", lambda: threads.readers_and_writer(card, settings)),
+        ("P9", lambda: next_to.next_to(card, settings, folder)),
         ("P10", lambda: start.start(card, settings)),
     ]
 

@@ -8,6 +8,9 @@ import shlex
 import subprocess
 import sys
 import sysconfig
+import tempfile
+from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -18,16 +21,23 @@ HERE = ROOT / "bench" / "core"
 #: Compiler flags for --quick: they compile fast.
 QUICK = ("-O0",)
 
+#: The options of the released package.
+RELEASED = ("-O3", "-DNDEBUG")
 
-def compile_c(target: Path, sources: list[Path], *flags: str) -> Path:
-    """Compile with the options of the released package: -O3, assertions off."""
-    compiler = shlex.split(sysconfig.get_config_var("CC") or "cc")
+Flags = Sequence[str]
+
+
+def compiler() -> list[str]:
+    return shlex.split(sysconfig.get_config_var("CC") or "cc")
+
+
+def compile_c(target: Path, sources: list[Path], *flags: str, libraries: Flags = ()) -> Path:
     command = [
-        *compiler,
-        "-O3",
-        "-DNDEBUG",
+        *compiler(),
+        *RELEASED,
         *flags,
         *map(str, sources),
+        *libraries,
         "-lpthread",
         "-o",
         str(target),
@@ -36,11 +46,37 @@ def compile_c(target: Path, sources: list[Path], *flags: str) -> Path:
     return target
 
 
-def with_core(target: Path, source: str, *flags: str) -> Path:
-    """Compile a program of bench/core together with the whole engine."""
-    includes = (f"-I{CORE}", f"-I{CORE / 'include'}")
-    sources = [HERE / source, *sorted(CORE.glob("*.c"))]
-    return compile_c(target, sources, "-std=gnu11", *includes, *flags)
+def with_core(
+    target: Path,
+    source: str,
+    *flags: str,
+    of_program: Flags = (),
+    of_core: Flags = (),
+    libraries: Flags = (),
+) -> Path:
+    """Compile a program of bench/core together with the whole engine.  Some flags are only for one of the two."""
+    flags = ("-std=gnu11", f"-I{CORE}", f"-I{CORE / 'include'}", *flags)
+    program = target.with_suffix(".o")
+    compile_c(program, [HERE / source], "-c", *flags, *of_program)
+    objects = core_objects(target.parent, *flags, *of_core)
+    return compile_c(target, [program, *objects], *flags, libraries=libraries)
+
+
+@cache
+def core_objects(folder: Path, *flags: str) -> list[Path]:
+    """Compile the engine once for all programs that use the same flags."""
+    objects = Path(tempfile.mkdtemp(dir=folder))
+    command = [*compiler(), *RELEASED, *flags, "-c", *map(str, sorted(CORE.glob("*.c")))]
+    subprocess.run(command, cwd=objects, check=True)
+    return sorted(objects.glob("*.o"))
+
+
+def accepts(folder: Path, *flags: str) -> bool:
+    """Whether the compiler knows the flags."""
+    source = folder / "empty.c"
+    source.write_text("int nothing;\n", encoding="utf-8")
+    command = [*compiler(), *flags, "-c", str(source), "-o", str(source.with_suffix(".o"))]
+    return subprocess.run(command, capture_output=True, check=False).returncode == 0
 
 
 def cython_module(folder: Path, name: str, source: str, *flags: str) -> Any:

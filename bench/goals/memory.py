@@ -4,20 +4,23 @@
 from __future__ import annotations
 
 from .scorecard import Scorecard
-from .work import AUTO, Settings, slots_of, stage
+from .work import AUTO, Settings, Stage, slots_of, stage
 
 SLOT, INDEX = 256, 32
 
 
 def memory(card: Scorecard, settings: Settings) -> None:
     for n in settings.sizes:
-        on = stage(n, settings)
-        vm = on.new_vm(AUTO)  # a new VM, because others had changes
-        bare = vm.stats()["bytes"] / n
-        card.value(
-            "P8", "memory of a slot without an index", slots_of(n), bare, "bytes", "<=", SLOT
-        )
-        while not vm.stats()["index_builds"]:
-            vm.gfn_to_hva_many(on.gfns)
-        more = vm.stats()["bytes"] / n - bare
-        card.value("P8", "memory of a slot in the index", slots_of(n), more, "bytes", "<=", INDEX)
+        one_layout(card, stage(n, settings), slots_of(n))
+        one_layout(card, stage(n, settings, "holes"), f"{slots_of(n)}, a hole after each")
+
+
+def one_layout(card: Scorecard, on: Stage, at: str) -> None:
+    n = len(on.slots)
+    vm = on.new_vm(AUTO)  # a new VM, because others had changes
+    bare = vm.stats()["bytes"] / n
+    card.value("P8", "memory of a slot without an index", at, bare, "bytes", "<=", SLOT)
+    while not vm.stats()["index_builds"]:
+        vm.gfn_to_hva_many(on.gfns)
+    more = vm.stats()["bytes"] / n - bare
+    card.value("P8", "memory of a slot in the index", at, more, "bytes", "<=", INDEX)

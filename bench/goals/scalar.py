@@ -1,9 +1,13 @@
 # SPDX-License-Identifier: MIT
-"""P4: a lookup from Python compared with a method that takes and returns an int; small batches with loops."""
+"""P4: a lookup from Python compared with a method that takes and returns an int; small batches with loops; the work of
+single lookups that make an index."""
 
 from __future__ import annotations
 
+import json
+import subprocess
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +17,7 @@ from memslots import HVA_ERR_MIN, VM
 from memslots.lab import layouts
 from memslots.lab.layouts import Numbers
 
-from .build import QUICK, cython_module
+from .build import QUICK, accepts, cython_module, with_core
 from .scorecard import Scorecard
 from .timing import quartiles, ratios, turns
 from .work import AUTO, Settings, slots_of, stage
@@ -36,6 +40,15 @@ cdef class Floor:
 HOT_SIZES, RANDOM_SIZES = (64, 4096), (8, 64, 509, 4096)
 HOT, RANDOM = 1.4, 1.8
 CALLS = 100_000
+
+MANY = 32_764
+RANDOM_TO_HOT = 1.6  # at MANY slots
+WARM_UP = 10  # passes of CALLS lookups, in which the default policy may make an index
+
+WORK_SIZES = (4096, MANY)
+WORK_LOOKUPS, QUICK_LOOKUPS = 1_000_000, 2000
+UNIT, QUICK_UNIT = 2048, 8  # slots
+COUNTED = ("-fsanitize-coverage=trace-pc",)
 
 SMALL = (1, 2, 4, 8, 16, 32, 64)
 SMALL_SLOTS = 64
@@ -78,6 +91,57 @@ def one_by_one(
     at = f"{stream}, {slots_of(n)}"
     card.ratio("P4", what, at, times["lookup"], times["method"], "<=", most)
     card.ratio("P4", f"{what}, binding=False", at, times["lookup"], times["unbound"], "<=")
+
+
+def without_batches(card: Scorecard, settings: Settings) -> None:
+    """Compare random with hot lookups, in a VM that gets no batch: an index must come from the single lookups."""
+    n = min(MANY, settings.sizes[-1])
+    on = stage(n, settings)
+    count = min(CALLS, settings.queries)
+    streams = {
+        "random": layouts.random(on.slots, count),
+        "hot": layouts.hot(on.slots, count),
+    }
+    with on.new_vm(AUTO) as vm:
+        for name, gfns in streams.items():
+            right = layouts.expected_hvas(on.slots, gfns).tolist()
+            card.check(list(map(vm.gfn_to_hva, gfns.tolist())) == right, f"{name}, {n} slots")
+        numbers = {name: gfns.tolist() for name, gfns in streams.items()}
+        for _ in range(1 if settings.quick else WARM_UP):
+            loop(vm.gfn_to_hva, numbers["random"])
+        calls = {name: partial(loop, vm.gfn_to_hva, some) for name, some in numbers.items()}
+        times = turns(calls, 3 * settings.rounds)
+    what = "random single lookups from Python / hot ones, no batch before them"
+    bound = RANDOM_TO_HOT if n == MANY else None
+    card.ratio("P4", what, slots_of(n), times["random"], times["hot"], "<=", bound)
+
+
+def dearest(card: Scorecard, settings: Settings, folder: Path) -> None:
+    """Count the basic blocks of single lookups: none may do more than the work of an index of UNIT slots."""
+    what = f"blocks of code of the dearest single lookup / of an index of {UNIT:,} slots"
+    if not accepts(folder, *COUNTED):
+        card.skip("P4", what, f"the compiler does not know {' '.join(COUNTED)}")
+        return
+    quick = QUICK if settings.quick else ()
+    program = with_core(folder / "lookup_work", "lookup_work.c", *quick, of_core=COUNTED)
+    lookups = QUICK_LOOKUPS if settings.quick else WORK_LOOKUPS
+    for n in WORK_SIZES if not settings.quick else settings.sizes[-1:]:
+        if n in settings.sizes:
+            command = [program, n, lookups, QUICK_UNIT if settings.quick else UNIT]
+            done = subprocess.run(
+                list(map(str, command)), capture_output=True, text=True, check=False
+            )
+            card.check(done.returncode == 0, f"bench/core/lookup_work.c: {done.stderr.strip()}")
+            if done.returncode == 0:
+                blocks = json.loads(done.stdout)
+                report_work(card, blocks, what, n)
+
+
+def report_work(card: Scorecard, blocks: dict[str, int], what: str, n: int) -> None:
+    bound = 1 if n in WORK_SIZES else None
+    at = slots_of(n)
+    card.ratio("P4", what, at, [blocks["dearest"]], [blocks["unit"]], "<=", bound)
+    card.ratio("P4", "... / of the median one", at, [blocks["dearest"]], [blocks["median"]])
 
 
 def loop(call: One, numbers: list[int]) -> None:

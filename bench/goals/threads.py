@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""P9: two threads of batches compared with two of a plain loop; a reader next to a writer, and the reverse."""
+"""P9: two threads of batches compared with two of a plain loop."""
 
 from __future__ import annotations
 
@@ -16,22 +16,17 @@ from .build import HERE, compile_c
 from .scorecard import Scorecard
 from .timing import WALL, ratios, turns
 from .work import AUTO, WALK, Policy, Settings, Stage, slots_of, stage
-from .workers import BATCH, SCALAR, Background, Batches, Reader, Scalar, Spinner, Writer, run_for
 
 SLOTS = 4096
 POLICIES = (AUTO, WALK)
-SCALING, NEXT_TO_WRITER = 0.9, 0.7
+SCALING = 0.9
 WORK_NS = 60e6  # the work of one thread in a round
-SECONDS = 0.3  # the time of a reader in a round
 
 CLoop = Callable[[int, int], int]
 
 
 def path(policy: Policy) -> str:
     return "plain walk" if policy == WALK else "default path"
-
-
-# ---- two threads --------------------------------------------------------------------------------
 
 
 def scaling(card: Scorecard, settings: Settings, folder: Path) -> None:
@@ -98,45 +93,3 @@ def together(calls: list[tuple[Callable[..., None], Numbers, int]]) -> None:
         thread.start()
     for thread in threads:
         thread.join()
-
-
-# ---- next to each other -------------------------------------------------------------------------
-
-
-def readers_and_writer(card: Scorecard, settings: Settings) -> None:
-    n = min(SLOTS, settings.sizes[-1])
-    for policy in POLICIES:
-        for kind, make in (("lookups", Scalar), ("batches", Batches)):
-            one_path(card, settings, n, policy, kind, make)
-
-
-def one_path(
-    card: Scorecard, settings: Settings, n: int, policy: Policy, kind: str, make: type[Reader]
-) -> None:
-    """Measure a reader in turns: alone, next to a thread that only keeps a CPU busy, and next to a writer."""
-    on = stage(n, settings)
-    vm, victim = on.vm(policy), on.slots[n // 2]
-    gfns = on.gfns[: SCALAR if make is Scalar else BATCH]
-    measured: dict[str, list[float]] = {"alone": [], "spinner": [], "writer": []}
-    latencies = []
-    for _ in range(settings.rounds):
-        readers = [make(vm, on.slots, gfns, victim) for _ in measured]
-        changes = Writer(vm, victim)
-        together_with: list[list[Background]] = [[], [Spinner()], [changes]]
-        for others, one in zip(together_with, readers, strict=True):
-            run_for(0.05 if settings.quick else SECONDS, [*others, one])
-        for name, one in zip(measured, readers, strict=True):
-            measured[name].append(one.per_second)
-            card.check(not one.wrong, f"{kind} {name}, {policy}: {one.wrong} answers")
-        card.check(not changes.refused, "every change next to a reader is made")
-        latencies.append(changes.latencies)
-    at = f"{kind}, {path(policy)}"
-    what = f"a reader next to a writer that never stops / undisturbed, {slots_of(n)}"
-    bound = NEXT_TO_WRITER if policy == WALK else None
-    card.ratio("P9", what, at, measured["writer"], measured["alone"], bound=bound)
-    card.ratio(
-        "P9", "... / next to a thread that only spins", at, measured["writer"], measured["spinner"]
-    )
-    for name, q in (("p50", 50), ("p99", 99), ("max", 100)):
-        us = float(np.percentile(np.concatenate(latencies), q)) / 1000
-        card.value("P9", "a change next to that reader", f"{at}, {name}", us, "us")

@@ -92,10 +92,18 @@ _stages: dict[tuple[str, int, int], Stage] = {}
 def stage(n: int, settings: Settings, layout: str = "uniform") -> Stage:
     key = (layout, n, settings.queries)
     if key not in _stages:
-        slots = layouts.layout(layout, n)
+        slots = with_holes(layouts.uniform(n)) if layout == "holes" else layouts.layout(layout, n)
         make = _misses_anywhere if layout == "adversarial" else layouts.misses
         _stages[key] = Stage(slots, make(slots, settings.queries))
     return _stages[key]
+
+
+def with_holes(slots: Layout) -> Layout:
+    """Return the slots with at least one page of a hole after each."""
+    apart = slots.copy()
+    order = np.argsort(slots["base_gfn"])
+    apart["base_gfn"][order] += np.arange(len(slots), dtype=np.uint64)
+    return apart
 
 
 def _misses_anywhere(slots: Layout, count: int) -> Numbers:

@@ -106,18 +106,6 @@ class Writer(Background):
         return np.concatenate(self.times)
 
 
-class Spinner(Background):
-    """Keeps a CPU busy without access to the VM.  It shows how much a reader loses because of the machine alone."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.words = np.arange(4096, dtype=np.uint64)  # in the first-level cache
-
-    def step(self, counting: bool) -> None:
-        for _ in range(1000):
-            np.multiply(self.words, self.words, out=self.words)
-
-
 class Reader(Background):
     """Looks up the same gfns again and again; `per_second` is its rate."""
 

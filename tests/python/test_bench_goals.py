@@ -168,6 +168,7 @@ def test_wrong_batch_answers_make_the_command_fail(
 ) -> None:
     work = bench("goals.work")
     monkeypatch.setattr(work, "VM", OffByOnePage)
+    monkeypatch.setattr(bench("goals.fib"), "pkg_config", lambda _: None)  # it has other answers
     monkeypatch.setattr(work, "_stages", {})
     code = bench("goals.__main__").main(["--quick", "--only", "P1", "P3", "--no-levels"])
     out = capsys.readouterr().out
@@ -273,6 +274,129 @@ def test_table_is_sorted_by_goal(bench: Any) -> None:
     assert rows[0] == ["P2", "x", "8 slots", "1.00 bytes", "<= 2", "holds"]
     assert rows[1] == ["P2", "x", "64 slots", "3.00 bytes", "<= 2", "misses"]
     assert rows[4][-1] == "skipped: there is none"
+
+
+def figures_of(card: Any) -> dict[tuple[str, str], Any]:
+    found = {(f.what, f.at): f for f in card.figures}
+    assert len(found) == len(card.figures)
+    return found
+
+
+def next_to_writers(changes: float) -> dict[str, dict[str, list[float]]]:
+    """Make an output of next_to.c, with rates that differ for each combination."""
+    paths, kinds = ("index", "walk"), ("lookups", "batches")
+    others = ("alone", "spin", "one", "random", "paced", "paced_random")
+    return {
+        f"{path} {kind} {other}": {
+            "lookups": [100.0 * (p + 1) * (k + 1) / (o + 1)] * 3,
+            "changes": [changes] * 3,
+            "change_ns": [1000.0 * (p + 1) + 10 * k] * 3,
+        }
+        for p, path in enumerate(paths)
+        for k, kind in enumerate(kinds)
+        for o, other in enumerate(others)
+        if path == "index" or o <= 2
+    }
+
+
+def test_readers_next_to_writers_are_compared_with_undisturbed_ones(bench: Any) -> None:
+    card = bench("goals.scorecard").Scorecard()
+    measured = next_to_writers(300_000)
+    measured["walk lookups one"]["lookups"] = [50.0, 100.0, 200.0]  # keeps 1/4, 1/2 and 1
+    bench("goals.next_to").report(card, measured, 4096)
+    found = figures_of(card)
+    never = "a reader next to a writer that never stops / undisturbed, 4,096 slots"
+    assert found[never, "batches of 10,000, by index"].value == pytest.approx(1 / 3)
+    assert found[never, "batches of 10,000, by index"].bound == 0.7
+    assert found[never, "single lookups, plain walk"].value == pytest.approx(1 / 2)
+    assert found[never, "single lookups, by index"].bound is None
+    spinning = "... / next to a thread that only computes"
+    assert found[spinning, "single lookups, by index"].value == pytest.approx(2 / 3)
+    random = "a reader next to a writer of random slots that never stops / undisturbed"
+    assert found[random, "batches of 10,000, by index"].value == pytest.approx(1 / 4)
+    assert found[random, "batches of 10,000, by index"].bound == 0.6
+    paced = "a reader at 300,000 changes/s / undisturbed"
+    assert found[paced, "single lookups, by index"].value == pytest.approx(1 / 5)
+    assert {f.bound for (what, _), f in found.items() if what == paced} == {0.8}
+    (kept,) = [f for f in card.figures if f.what.startswith("the part of its rate")]
+    assert kept.value == pytest.approx((1 / 3) / (1 / 2))  # of each round, then the median
+    assert kept.bound == 0.9
+    p50 = "p50 of a change next to a reader by index / next to one by plain walk"
+    assert found[p50, "batches of 10,000"].value == pytest.approx(1010 / 2010)
+    assert (found[p50, "single lookups"].relation, found[p50, "single lookups"].bound) == (
+        "<=",
+        1.1,
+    )
+    us = "p50 of a change next to that reader, 4,096 slots"
+    assert found[us, "batches of 10,000, plain walk"].text == "2.01 us"
+    made = "thousand changes per second next to that reader"
+    assert found[made, "single lookups, by index"].text == "300 k/s"
+    assert card.notes == []
+
+
+def test_note_says_when_a_paced_writer_was_too_slow(bench: Any) -> None:
+    card = bench("goals.scorecard").Scorecard()
+    bench("goals.next_to").report(card, next_to_writers(250_000), 64)
+    assert len(card.notes) == 4  # two kinds of readers, one slot or random slots
+    made = "a writer of random slots made 250,000 of 300,000 changes/s"
+    assert f"P9: next to single lookups, by index, {made}" in card.notes
+
+
+def test_work_of_a_lookup_is_compared_with_that_of_an_index(bench: Any) -> None:
+    card = bench("goals.scorecard").Scorecard()
+    blocks = {"dearest": 3000, "median": 60, "unit": 2000}
+    bench("goals.scalar").report_work(card, blocks, "dearest / unit", 4096)
+    found = figures_of(card)["dearest / unit", "4,096 slots"]
+    assert (found.value, found.relation, found.bound, found.verdict) == (1.5, "<=", 1, "misses")
+    assert figures_of(card)["... / of the median one", "4,096 slots"].value == 50
+
+
+def test_fib_is_compared_with_a_batch(bench: Any) -> None:
+    card = bench("goals.scorecard").Scorecard()
+    fib = bench("goals.fib")
+    fib.report(card, {"fib": [3, 4, 5], "addresses": [5, 6, 7], "batch": [2, 2, 2]}, "8 slots")
+    found = figures_of(card)
+    assert found[fib.WHAT, "8 slots"].value == 2
+    assert (found[fib.WHAT, "8 slots"].relation, found[fib.WHAT, "8 slots"].bound) == (">=", 1)
+    (addresses,) = [f for f in card.figures if f.what != fib.WHAT]
+    assert addresses.value == 3
+    assert addresses.bound is None
+
+
+def test_missing_dpdk_is_a_visible_skip(
+    bench: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    card, fib = bench("goals.scorecard").Scorecard(), bench("goals.fib")
+    monkeypatch.delenv("MEMSLOTS_SIMD", raising=False)
+    monkeypatch.setattr(fib.shutil, "which", lambda _: None)
+    fib.against_fib(card, bench("goals.work").QUICK, tmp_path)
+    assert card.figures == []
+    assert card.skipped == [{"goal": "P1", "what": fib.WHAT, "reason": fib.MISSING}]
+    assert "libdpdk-dev" in "\n".join(card.lines())
+
+
+@pytest.mark.parametrize("n", [1, 8, 509])
+def test_layout_with_holes_has_a_hole_after_each_slot(bench: Any, n: int) -> None:
+    uniform = layouts.uniform(n)
+    slots = np.sort(bench("goals.work").with_holes(uniform), order="base_gfn")
+    ends = slots["base_gfn"] + slots["npages"]
+    assert (ends[:-1] < slots["base_gfn"][1:]).all()
+    assert (np.sort(uniform, order="base_gfn")["id"] == slots["id"]).all()
+
+
+def test_every_bound_is_documented(bench: Any) -> None:
+    """A quick run has bounds for few numbers of slots, so this test reads them from the modules."""
+    batches, scalar, next_to = (bench(f"goals.{name}") for name in ("batches", "scalar", "next_to"))
+    by_size = [batches.AGAINST_NUMPY, batches.AGAINST_NUMPY_ADVERSARIAL]
+    after_changes = [batches.AFTER_CHANGES_WHOLE, batches.SINGLES_AFTER_CHANGES]
+    bounds = {("P1", f">= {bound:g}") for table in by_size for bound in table.values()}
+    bounds |= {("P3", f">= {bound:g}") for table in after_changes for bound in table.values()}
+    bounds |= {("P1", f">= {bench('goals.fib').FASTER:g}"), ("P4", f"<= {scalar.RANDOM_TO_HOT:g}")}
+    bounds |= {("P5", f"<= {bench('goals.core').VCPU:g}")}
+    kept = (next_to.NEVER_STOPS, next_to.AT_RANDOM, next_to.AT_RATE, next_to.KEPT)
+    bounds |= {("P9", f">= {bound:g}") for bound in kept}
+    bounds |= {("P9", f"<= {next_to.SLOWER_CHANGE:g}")}
+    assert bounds <= {(row[0], row[-1]) for row in goals_of(BENCHMARKS, GOALS)}
 
 
 def test_instructions_have_one_row_for_each_function(bench: Any) -> None:
