@@ -49,6 +49,7 @@
 #define listeners_commit ms_listeners_commit
 #define listeners_flush ms_listeners_flush
 #define listeners_prepare ms_listeners_prepare
+#define memory_alloc_lines ms_memory_alloc_lines
 #define memory_fail ms_memory_fail
 #define memory_free ms_memory_free
 #define memory_free_lines ms_memory_free_lines
