@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * flat_avx2.c - the kernel for CPUs with AVX2: four lookups at a time before and after search().
+ * flat_avx2.c - the kernel for CPUs with AVX2: four lookups at a time.
  */
 #include "flat_kernel.h"
 
@@ -8,7 +8,7 @@
 #include <immintrin.h>
 
 #define TARGET __attribute__((target("avx2")))
-#define LANES ((size_t)4)
+#define HALF (LANES / 2) /* the lookups in one register */
 
 static bool usable(void)
 {
@@ -20,9 +20,9 @@ static TARGET always_inline __m256i splat(uint64_t value)
 	return _mm256_set1_epi64x((long long)value);
 }
 
-static TARGET always_inline __m256i load(const uint64_t *at)
+static TARGET always_inline __m256i load(const void *at)
 {
-	return _mm256_loadu_si256((const __m256i *)(const void *)at);
+	return _mm256_loadu_si256((const __m256i *)at);
 }
 
 static TARGET always_inline void store(uint64_t *at, __m256i value)
@@ -31,93 +31,163 @@ static TARGET always_inline void store(uint64_t *at, __m256i value)
 }
 
 /* AVX2 compares signed numbers.  With the top bit of both numbers flipped, the result is that of unsigned ones. */
+#define TOP_BIT ((uint64_t)1 << 63)
+
 static TARGET always_inline __m256i flip_top_bit(__m256i value)
 {
-	return _mm256_xor_si256(value, splat((uint64_t)1 << 63));
+	return _mm256_xor_si256(value, splat(TOP_BIT));
 }
 
-/* The place of a segment is the number of segments, without the first one, that begin at or before the gfn.  Each of
- * them adds -1, the result of its comparison. */
-static TARGET always_inline void front_many_avx2(const struct flat_index *f, struct block *b, const uint64_t *in,
-						 unsigned shift, size_t size)
+/* b where the top bit of `where` is set, else a. */
+static TARGET always_inline __m256i choose(__m256i a, __m256i b, __m256i where)
 {
-	__m128i gfn_shift = _mm_cvtsi32_si128((int)shift);
-	uint64_t before[BLOCK_LARGER];
+	return _mm256_castpd_si256(
+		_mm256_blendv_pd(_mm256_castsi256_pd(a), _mm256_castsi256_pd(b), _mm256_castsi256_pd(where)));
+}
 
-	for (size_t i = 0; i < size; i += LANES) {
+/* Four plain loads of buckets, and of deltas.  A gather costs more. */
+static TARGET always_inline __m256i buckets_at(const uint64_t *buckets, const uint64_t *scaled)
+{
+	return _mm256_set_epi64x((long long)buckets[high_half(scaled + 3)], (long long)buckets[high_half(scaled + 2)],
+				 (long long)buckets[high_half(scaled + 1)], (long long)buckets[high_half(scaled)]);
+}
+
+static TARGET always_inline __m256i deltas_at(const uint64_t *deltas, const uint64_t *piece)
+{
+	return _mm256_set_epi64x((long long)deltas[piece[3]], (long long)deltas[piece[2]], (long long)deltas[piece[1]],
+				 (long long)deltas[piece[0]]);
+}
+
+/* ---- steps ---- */
+
+/* x * scale.  The top bit of x is flipped; the product takes only the low half of x. */
+static TARGET always_inline __m256i scaled_of(__m256i x, __m256i extent, __m256i factor)
+{
+	__m256i inside = _mm256_cmpgt_epi64(flip_top_bit(extent), x);
+
+	return _mm256_mul_epu32(choose(extent, x, inside), factor);
+}
+
+static TARGET always_inline void scale_one(const struct flat_index *f, struct block *b, const uint64_t *in,
+					   unsigned shift, size_t size)
+{
+	__m256i first = splat(f->only.first + TOP_BIT), extent = splat(f->only.extent), factor = splat(f->only.scale);
+	__m128i gfn_shift = _mm_cvtsi32_si128((int)shift);
+
+	for (size_t i = 0; i < size; i += HALF) {
+		__m256i x = _mm256_sub_epi64(_mm256_srl_epi64(load(in + i), gfn_shift), first);
+
+		store(b->scaled + i, scaled_of(x, extent, factor));
+	}
+}
+
+/* The number of a segment is the number of segments, without the first one, that begin at or before the gfn.  Each of
+ * them adds -1, the result of its comparison. */
+static TARGET always_inline void segments_of(const struct flat_index *f, struct block *b, const uint64_t *in,
+					     __m128i gfn_shift, size_t size)
+{
+	for (size_t i = 0; i < size; i += HALF) {
 		__m256i gfn = flip_top_bit(_mm256_srl_epi64(load(in + i), gfn_shift)), minus = _mm256_setzero_si256();
 
 		for (uint32_t k = 1; k < f->nr_segments; k++) {
-			__m256i first = flip_top_bit(splat(f->firsts[k] - 1));
+			__m256i before = flip_top_bit(splat(f->firsts[k] - 1));
 
-			minus = _mm256_add_epi64(minus, _mm256_cmpgt_epi64(gfn, first));
+			minus = _mm256_add_epi64(minus, _mm256_cmpgt_epi64(gfn, before));
 		}
-		store(before + i, minus);
+		store(b->piece + i, _mm256_sub_epi64(_mm256_setzero_si256(), minus));
 	}
-	for (size_t i = 0; i < size; i++)
-		b->place[i] = (uint32_t)-before[i];
-	buckets_of(f, b, in, shift, size);
 }
 
-static TARGET always_inline __m256i answers(__m256i delta, __m256i address, __m256i hit, __m256i deny)
+/* The first three words of four segments. */
+struct words {
+	__m256i first, shape, place;
+};
+
+static TARGET always_inline struct words words_of(const struct flat_segment *segments, const uint64_t *number)
+{
+	__m256i r0 = load(&segments[number[0]]), r1 = load(&segments[number[1]]);
+	__m256i r2 = load(&segments[number[2]]), r3 = load(&segments[number[3]]);
+	__m256i even01 = _mm256_unpacklo_epi64(r0, r1), even23 = _mm256_unpacklo_epi64(r2, r3);
+	__m256i odd01 = _mm256_unpackhi_epi64(r0, r1), odd23 = _mm256_unpackhi_epi64(r2, r3);
+
+	return (struct words){
+		.first = _mm256_permute2x128_si256(even01, even23, 0x20),
+		.shape = _mm256_permute2x128_si256(odd01, odd23, 0x20),
+		.place = _mm256_permute2x128_si256(even01, even23, 0x31),
+	};
+}
+
+static TARGET out_of_line void scale_several(const struct flat_index *f, struct block *b, const uint64_t *in,
+					     unsigned shift, size_t size)
+{
+	__m128i gfn_shift = _mm_cvtsi32_si128((int)shift);
+	__m256i low = splat(UINT32_MAX);
+
+	if (f->nr_segments > SEGMENTS_COMPARED) {
+		scale_many(f, b, in, shift, size);
+		return;
+	}
+	segments_of(f, b, in, gfn_shift, size);
+	for (size_t i = 0; i < size; i += HALF) {
+		struct words w = words_of(f->segments, b->piece + i);
+		__m256i x = _mm256_sub_epi64(_mm256_srl_epi64(load(in + i), gfn_shift), w.first);
+		__m256i scaled = scaled_of(flip_top_bit(x), _mm256_srli_epi64(w.shape, 32), w.shape);
+
+		store(b->scaled + i, _mm256_add_epi64(scaled, _mm256_andnot_si256(low, w.place)));
+		store(b->piece + i, _mm256_and_si256(low, w.place));
+	}
+}
+
+/* Each begin behind x adds -1, the result of its comparison. */
+static TARGET always_inline uint64_t place(const struct flat_index *f, struct block *b, size_t size, bool one)
+{
+	__m256i at_bits = splat(FLAT_AT_BITS), mask = splat(FLAT_PIECE_MASK), all = splat(FLAT_BEGINS);
+	__m256i not_full = splat(FLAT_OVERFULL - 1);
+	uint64_t overfull = 0;
+
+	for (size_t i = 0; i < size; i += HALF) {
+		__m256i word = buckets_at(f->buckets, b->scaled + i), middle = _mm256_slli_epi64(word, FLAT_BEGIN_BITS);
+		__m256i low = _mm256_slli_epi64(word, 2 * FLAT_BEGIN_BITS);
+		__m256i at = _mm256_or_si256(_mm256_slli_epi64(load(b->scaled + i), FLAT_AT_SHIFT), at_bits);
+		__m256i behind = _mm256_add_epi64(_mm256_cmpgt_epi64(word, at), _mm256_cmpgt_epi64(middle, at));
+		__m256i piece = _mm256_add_epi64(_mm256_and_si256(word, mask), all);
+
+		behind = _mm256_add_epi64(behind, _mm256_cmpgt_epi64(low, at));
+		piece = _mm256_add_epi64(piece, behind);
+		if (!one)
+			piece = _mm256_add_epi64(piece, load(b->piece + i));
+		store(b->piece + i, piece);
+		overfull |= (uint64_t)_mm256_movemask_pd(_mm256_castsi256_pd(_mm256_cmpgt_epi64(word, not_full))) << i;
+	}
+	return overfull;
+}
+
+_Static_assert(FLAT_READONLY == 1 && FLAT_HOLE == 2, "these bits of a delta move to the top of its word");
+
+/* The answers for slots. */
+static TARGET always_inline __m256i answers(__m256i delta, __m256i address, __m256i deny)
 {
 	__m256i hva = _mm256_add_epi64(_mm256_andnot_si256(splat(FLAT_DELTA_FLAGS), delta), address);
-	__m256i allowed = _mm256_cmpeq_epi64(_mm256_and_si256(delta, deny), _mm256_setzero_si256());
 
-	hva = _mm256_blendv_epi8(splat(MS_HVA_ERR_RO_BAD), hva, allowed);
-	return _mm256_blendv_epi8(splat(MS_HVA_ERR_BAD), hva, hit);
+	return choose(hva, splat(MS_HVA_ERR_RO_BAD), _mm256_slli_epi64(_mm256_and_si256(delta, deny), 63));
 }
 
-/* Two records of 16 bytes in one register. */
-static TARGET always_inline __m256i records_at(const struct flat_record *records, uint32_t a, uint32_t b)
+static TARGET always_inline void answer(const struct flat_index *f, const struct block *b, const uint64_t *in,
+					uint64_t *out, unsigned shift, uint64_t deny, size_t size)
 {
-	const __m128i *r = (const __m128i *)(const void *)records;
-
-	return _mm256_inserti128_si256(_mm256_castsi128_si256(_mm_load_si128(r + a)), _mm_load_si128(r + b), 1);
-}
-
-/* The unpack instructions work within each half of a register.  To get the lookups in order, lanes 0 and 2 must come
- * from `a`, lanes 1 and 3 from `c`. */
-static TARGET always_inline void back_avx2(const struct flat_index *f, const struct block *b, const uint64_t *in,
-					   uint64_t *out, unsigned shift, uint64_t deny, size_t size)
-{
-	__m256i low = splat(UINT32_MAX), denied = splat(deny);
 	__m128i address_shift = _mm_cvtsi32_si128(MS_PAGE_SHIFT - (int)shift);
 
-	for (size_t i = 0; i < size; i += LANES) {
-		__m256i a = records_at(f->records, b->place[i], b->place[i + 2]);
-		__m256i c = records_at(f->records, b->place[i + 1], b->place[i + 3]);
-		__m256i range = _mm256_unpacklo_epi64(a, c), delta = _mm256_unpackhi_epi64(a, c);
-		__m256i page = _mm256_sub_epi64(load(b->x + i), _mm256_and_si256(range, low));
-		__m256i hit = _mm256_cmpgt_epi64(_mm256_srli_epi64(range, 32), page); /* x >= rel: no negative page */
-		__m256i address = _mm256_sll_epi64(load(in + i), address_shift);
+	for (size_t i = 0; i < size; i += HALF) {
+		__m256i delta = deltas_at(f->deltas, b->piece + i);
+		__m256i hva = answers(delta, _mm256_sll_epi64(load(in + i), address_shift), splat(deny));
 
-		store(out + i, answers(delta, address, hit, denied));
+		store(out + i, choose(hva, splat(MS_HVA_ERR_BAD), _mm256_slli_epi64(delta, 62)));
 	}
 }
 
-static TARGET always_inline void blocks_of(const struct flat_index *f, const uint64_t *in, uint64_t *out, size_t n,
-					   unsigned shift, uint64_t deny, size_t size, bool one)
-{
-	struct block b;
+#include "flat_blocks.h"
 
-	for (size_t i = 0; i < n; i += size) {
-		if (one)
-			front_one(f, &b, in + i, shift, size);
-		else if (f->nr_segments <= SEGMENTS_COMPARED)
-			front_many_avx2(f, &b, in + i, shift, size);
-		else
-			front_many(f, &b, in + i, shift, size);
-		search(f, &b, size);
-		back_avx2(f, &b, in + i, out + i, shift, deny, size);
-	}
-}
-
-TARGET void flat_avx2_blocks(const struct flat_index *f, const uint64_t *in, uint64_t *out, size_t n, unsigned shift,
-			     uint64_t deny)
-{
-	EACH_CASE(blocks_of);
-}
+/* ---- few slots ---- */
 
 /* Each slot that begins at or before the gfn overwrites the values of the slot before it. */
 static TARGET void few(const struct flat_index *f, const uint64_t *in, uint64_t *out, size_t n, unsigned shift,
@@ -132,29 +202,28 @@ static TARGET void few(const struct flat_index *f, const uint64_t *in, uint64_t 
 		end[k] = flip_top_bit(splat(f->few->base[k] + f->few->npages[k]));
 		delta[k] = splat(f->few->delta[k]);
 	}
-	for (size_t i = 0; i < n; i += LANES) {
+	for (size_t i = 0; i < n; i += HALF) {
 		__m256i value = load(in + i), gfn = flip_top_bit(_mm256_srl_epi64(value, gfn_shift));
 		__m256i begun = _mm256_or_si256(_mm256_cmpgt_epi64(gfn, before[0]), splat(-(uint64_t)!f->few->base[0]));
-		__m256i none = flip_top_bit(_mm256_setzero_si256());
-		__m256i last = _mm256_blendv_epi8(none, end[0], begun), found = delta[0];
+		__m256i last = choose(splat(TOP_BIT), end[0], begun), found = delta[0];
 
 		for (size_t k = 1; k < FLAT_FEW; k++) {
 			__m256i mask = _mm256_cmpgt_epi64(gfn, before[k]);
 
-			last = _mm256_blendv_epi8(last, end[k], mask);
-			found = _mm256_blendv_epi8(found, delta[k], mask);
+			last = choose(last, end[k], mask);
+			found = choose(found, delta[k], mask);
 		}
-		store(out + i,
-		      answers(found, _mm256_sll_epi64(value, address_shift), _mm256_cmpgt_epi64(last, gfn), denied));
+		found = answers(found, _mm256_sll_epi64(value, address_shift), denied);
+		store(out + i, choose(splat(MS_HVA_ERR_BAD), found, _mm256_cmpgt_epi64(last, gfn)));
 	}
 }
 
 const struct flat_kernel flat_avx2 = {
 	.name = "avx2",
-	.blocks = flat_avx2_blocks,
+	.hvas = hvas,
 	.few = few,
-	.worth_blocks = 16,
-	.worth_few = 8,
+	.ids = ids,
+	.worth_padding = 4,
 	.usable = usable,
 };
 #endif

@@ -12,64 +12,82 @@
 
 /* ---- the portable kernel ---- */
 
-/* There is no branch on `hit`: about a fifth of random lookups are misses, which no branch predictor foresees. */
-static always_inline uint64_t answer(uint64_t hit, uint64_t delta, uint64_t address, uint64_t deny)
+#define TARGET
+
+static always_inline void scale_one(const struct flat_index *f, struct block *b, const uint64_t *in, unsigned shift,
+				    size_t size)
 {
-	uint64_t denied = (delta & deny) != 0, hva = (delta & ~FLAT_DELTA_FLAGS) + address;
+	const struct flat_segment segment = f->only;
 
-	opaque(hit);
-	opaque(denied);
-	hva = (hva & (denied - 1)) | (MS_HVA_ERR_RO_BAD & -denied);
-	return (hva & -hit) | (MS_HVA_ERR_BAD & (hit - 1));
-}
+	const uint64_t *buckets = f->buckets;
 
-/* From gfns to records. */
-static always_inline void find_block(const struct flat_index *f, struct block *b, const uint64_t *in, unsigned shift,
-				     size_t size, bool one)
-{
-	if (one)
-		front_one(f, b, in, shift, size);
-	else
-		front_many(f, b, in, shift, size);
-	search(f, b, size);
-}
+	for (size_t i = 0; i < size; i++) {
+		uint64_t scaled = flat_scaled(&segment, flat_x(&segment, in[i] >> shift));
 
-static always_inline void portable_blocks_of(const struct flat_index *f, const uint64_t *in, uint64_t *out, size_t n,
-					     unsigned shift, uint64_t deny, size_t size, bool one)
-{
-	const struct flat_record *records = f->records;
-	struct block b;
-
-	for (size_t i = 0; i < n; i += size) {
-		find_block(f, &b, in + i, shift, size, one);
-		for (size_t k = 0; k < size; k++) {
-			const struct flat_record *record = &records[b.place[k]];
-
-			out[i + k] = answer(b.x[k] - record->rel < record->npages, record->delta,
-					    address_of(in[i + k], shift), deny);
-		}
+		b->scaled[i] = scaled;
+		b->word[i] = buckets[scaled >> 32];
 	}
 }
 
-static void portable_blocks(const struct flat_index *f, const uint64_t *in, uint64_t *out, size_t n, unsigned shift,
-			    uint64_t deny)
+static void scale_several(const struct flat_index *f, struct block *b, const uint64_t *in, unsigned shift, size_t size)
 {
-	EACH_CASE(portable_blocks_of);
+	scale_many(f, b, in, shift, size);
+	for (size_t i = 0; i < size; i++)
+		b->word[i] = f->buckets[b->scaled[i] >> 32];
 }
+
+static always_inline uint64_t place(const struct flat_index *f, struct block *b, size_t size, bool one)
+{
+	(void)f;
+	uint64_t overfull = 0;
+
+	for (size_t i = 0; i < size; i++) {
+		uint64_t word = b->word[i], piece = flat_piece_in(word, b->scaled[i]);
+
+		opaque(piece);
+		b->piece[i] = one ? piece : b->piece[i] + piece;
+		overfull |= (uint64_t)flat_overfull(word) << i;
+	}
+	return overfull;
+}
+
+/* All bits of `hole` are 1, or all are 0.  There is no branch on it, as in id_of(). */
+static always_inline uint64_t answer_one(uint64_t hole, uint64_t delta, uint64_t address, uint64_t deny)
+{
+	uint64_t denied = -(delta & deny), hva = (delta & ~FLAT_DELTA_FLAGS) + address;
+
+	opaque(denied);
+	opaque(hole);
+	hva = (hva & ~denied) | (MS_HVA_ERR_RO_BAD & denied);
+	return (hva & ~hole) | (MS_HVA_ERR_BAD & hole);
+}
+
+static always_inline void answer(const struct flat_index *f, const struct block *b, const uint64_t *in, uint64_t *out,
+				 unsigned shift, uint64_t deny, size_t size)
+{
+	uint64_t deltas[BLOCK];
+
+	for (size_t i = 0; i < size; i++)
+		deltas[i] = f->deltas[b->piece[i]];
+	for (size_t i = 0; i < size; i++)
+		out[i] = answer_one(-((deltas[i] & FLAT_HOLE) / FLAT_HOLE), deltas[i], address_of(in[i], shift), deny);
+}
+
+#include "flat_blocks.h"
 
 /* The place of a slot is the number of slots, without the first one, that begin at or before the gfn. */
 static void portable_few(const struct flat_index *f, const uint64_t *in, uint64_t *out, size_t n, unsigned shift,
 			 uint64_t deny)
 {
-	const struct flat_few few = *f->few;
+	const struct flat_few slots = *f->few;
 
 	for (size_t i = 0; i < n; i++) {
-		uint64_t gfn = in[i] >> shift, place = 0;
+		uint64_t gfn = in[i] >> shift, place = 0, hit;
 
 		for (size_t k = 1; k < FLAT_FEW; k++)
-			place += few.base[k] <= gfn;
-		out[i] = answer(gfn - few.base[place] < few.npages[place], few.delta[place], address_of(in[i], shift),
-				deny);
+			place += slots.base[k] <= gfn;
+		hit = gfn - slots.base[place] < slots.npages[place];
+		out[i] = answer_one(hit - 1, slots.delta[place], address_of(in[i], shift), deny);
 	}
 }
 
@@ -80,10 +98,10 @@ static bool always(void)
 
 const struct flat_kernel flat_portable = {
 	.name = "portable",
-	.blocks = portable_blocks,
+	.hvas = hvas,
 	.few = portable_few,
-	.worth_blocks = 24,
-	.worth_few = 22,
+	.ids = ids,
+	.worth_padding = LANES,
 	.usable = always,
 };
 
@@ -147,71 +165,41 @@ const char *ms_simd_name(size_t i)
 
 /* ---- many ---- */
 
-/* Runs one block for n < BLOCK_LARGE lookups, padded with copies of the last one. */
-static void run_padded_block(flat_kernel_fn *blocks, const struct flat_index *f, const uint64_t *in, uint64_t *out,
-			     size_t n, unsigned shift, uint64_t deny)
+/* Answers n < LANES lookups, padded with copies of the last one. */
+static void few_padded(flat_hvas_fn *few, const struct flat_index *f, const uint64_t *in, uint64_t *out, size_t n,
+		       unsigned shift, uint64_t deny)
 {
-	uint64_t gfns[BLOCK_LARGE], hvas[BLOCK_LARGE];
+	uint64_t gfns[LANES], hvas[LANES];
 
-	for (size_t i = 0; i < BLOCK_LARGE; i++)
+	for (size_t i = 0; i < LANES; i++)
 		gfns[i] = in[i < n ? i : n - 1];
-	blocks(f, gfns, hvas, BLOCK_LARGE, shift, deny);
+	few(f, gfns, hvas, LANES, shift, deny);
 	memcpy(out, hvas, n * sizeof(*out));
 }
 
+/* Eight lookups at once from registers are worth padding; with loads they cost as much as seven single lookups. */
 void flat_hvas(const struct flat_index *f, const uint64_t *in, uint64_t *out, size_t n, unsigned shift, bool write)
 {
 	const struct flat_kernel *k = kernel();
-	flat_kernel_fn *blocks = f->few ? k->few : k->blocks;
+	size_t whole = n & ~(LANES - 1);
 	uint64_t deny = write ? FLAT_READONLY : 0;
-	size_t whole = n & ~(BLOCK_LARGE - 1);
+	uint32_t piece;
 
 	if (whole)
-		blocks(f, in, out, whole, shift, deny);
-	if (n - whole >= (f->few ? k->worth_few : k->worth_blocks))
-		run_padded_block(blocks, f, in + whole, out + whole, n - whole, shift, deny);
+		(f->few ? k->few : k->hvas)(f, in, out, whole, shift, deny);
+	if (f->few && n - whole >= k->worth_padding)
+		few_padded(k->few, f, in + whole, out + whole, n - whole, shift, deny);
 	else
 		for (size_t i = whole; i < n; i++)
-			out[i] = flat_hva(flat_find(f, in[i] >> shift), address_of(in[i], shift), deny);
-}
-
-static always_inline void ids_of_blocks(const struct flat_index *f, const uint64_t *gfns, int32_t *out, size_t n,
-					unsigned shift, uint64_t deny, size_t size, bool one)
-{
-	struct block b;
-
-	(void)deny;
-	for (size_t i = 0; i < n; i += size) {
-		find_block(f, &b, gfns + i, shift, size, one);
-		for (size_t k = 0; size > BLOCK && k < size; k++)
-			__builtin_prefetch(&f->ids[b.place[k]]);
-		for (size_t k = 0; k < size; k++) {
-			const struct flat_record *record = &f->records[b.place[k]];
-			uint32_t hit = b.x[k] - record->rel < record->npages;
-
-			opaque(hit);
-			out[i + k] = (int32_t)(f->ids[b.place[k]] | (hit - 1));
-		}
-	}
-}
-
-/* n is a multiple of BLOCK_LARGE. */
-static void ids_of_whole_blocks(const struct flat_index *f, const uint64_t *in, int32_t *out, size_t n)
-{
-	const unsigned shift = 0;
-	const uint64_t deny = 0;
-
-	EACH_CASE(ids_of_blocks);
+			out[i] = flat_answer(flat_word(f, in[i] >> shift, &piece), address_of(in[i], shift), deny);
 }
 
 void flat_ids(const struct flat_index *f, const uint64_t *gfns, int32_t *out, size_t n)
 {
-	size_t whole = n & ~(BLOCK_LARGE - 1);
+	size_t whole = n & ~(LANES - 1);
 
-	ids_of_whole_blocks(f, gfns, out, whole);
-	for (size_t i = whole; i < n; i++) {
-		const struct flat_record *record = flat_find(f, gfns[i]);
-
-		out[i] = record ? (int32_t)f->ids[record - f->records] : -1;
-	}
+	if (whole)
+		kernel()->ids(f, gfns, out, whole);
+	for (size_t i = whole; i < n; i++)
+		out[i] = id_of(f, flat_piece(f, gfns[i]));
 }

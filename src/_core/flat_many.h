@@ -2,13 +2,10 @@
 /*
  * flat_many.h - many lookups in one flat index, with the vector instructions of this CPU.
  *
- * The loads of one lookup depend on each other; those of different lookups do not.  So a block of lookups takes each
- * step together, and their loads overlap.  The search is scalar on every CPU, because a gather costs more than the
- * loads that it replaces.  The steps before and after it use vectors if there are any.  All kernels give the same
- * answers.
+ * flat_kernel.h has the steps.  All kernels give the same answers.
  *
  * Locking: none.  The caller has a reference, or is in a read section of the set that has the index.
- * Cost: 1 to 4 ns a lookup while the index fits the caches, for any number of slots; 3 to 5 ns for ids.
+ * Cost: 1 to 3 ns a lookup while the index fits the caches, for any number of slots; 2 to 4 ns for ids.
  */
 #ifndef MS_FLAT_MANY_H
 #define MS_FLAT_MANY_H

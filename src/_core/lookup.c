@@ -54,21 +54,22 @@ static inline bool report_is_due(const struct srcu_reader *reader, enum srcu_cou
 	       unlikely(atomic_load_explicit(&reader->count[found], memory_order_relaxed) % SEARCHES_PER_REPORT == 0);
 }
 
-/* An index contains no pointers to slots.  If a record is found twice in a row, its slot is searched for in the set and
- * becomes the hint. */
+/* An index contains no pointers to slots.  If a slot is found twice in a row, it is searched for in the set and becomes
+ * the hint. */
 static inline uint64_t hva_by_index(const struct ms_vm *vm, const struct look *look, const struct flat_index *index,
 				    uint64_t gfn, bool write)
 {
-	const struct flat_record *record = flat_find(index, gfn);
+	uint32_t piece;
+	uint64_t delta = flat_word(index, gfn, &piece);
 
 	point(READER_INDEX_FOUND);
-	if (record && unlikely(found_again(look->section.reader, record))) {
+	if (!(delta & FLAT_HOLE) && unlikely(found_again(look->section.reader, &index->deltas[piece]))) {
 		struct memslot *slot = search(vm, look->set, gfn);
 
 		point(READER_SLOT_FOUND);
 		move_hint(look->set, slot);
 	}
-	return translate_record(record, gfn, write);
+	return translate_delta(delta, gfn, write);
 }
 
 static inline uint64_t hva_without_hint(const struct ms_vm *vm, const struct look *look, uint64_t gfn, bool write,
@@ -389,18 +390,19 @@ int ms_vcpu_gfn_to_memslot(struct ms_vcpu *vcpu, uint64_t gfn, struct ms_memslot
 	return r;
 }
 
-/* If a vCPU finds the same record twice in a row, its slot is searched for in the set, and becomes its hint. */
+/* If a vCPU finds the same slot twice in a row, it is searched for in the set, and becomes its hint. */
 static uint64_t vcpu_hva_by_index(struct ms_vcpu *vcpu, const struct look *look, const struct flat_index *index,
 				  uint64_t gfn, enum srcu_count *found)
 {
-	const struct flat_record *record = flat_find(index, gfn);
-	bool again = same_as_last(&vcpu->last_found, record);
+	uint32_t piece;
+	uint64_t delta = flat_word(index, gfn, &piece);
+	bool again = same_as_last(&vcpu->last_found, &index->deltas[piece]);
 
 	point(READER_INDEX_FOUND);
-	if (record && again)
+	if (!(delta & FLAT_HOLE) && again)
 		return translate(vcpu_search(vcpu, look->set, gfn, found), gfn, true);
 	*found = SRCU_INDEXED;
-	return translate_record(record, gfn, true);
+	return translate_delta(delta, gfn, true);
 }
 
 static uint64_t vcpu_hva_without_hint(struct ms_vcpu *vcpu, const struct look *look, uint64_t gfn,

@@ -83,17 +83,21 @@ void *memory_zalloc(struct memory *m, size_t size)
 	return must_fail(m) ? NULL : count_in(m, calloc(1, size), size);
 }
 
-void *memory_zalloc_lines(struct memory *m, size_t size)
+void *memory_alloc_lines(struct memory *m, size_t size)
 {
-	void *block;
-
 	if (size > whole_lines(size)) /* the rounded size wraps */
 		return NULL;
 	size = whole_lines(size);
-	block = must_fail(m) ? NULL : alloc_lines(size);
+	return count_in(m, must_fail(m) ? NULL : alloc_lines(size), size);
+}
+
+void *memory_zalloc_lines(struct memory *m, size_t size)
+{
+	void *block = memory_alloc_lines(m, size);
+
 	if (block)
-		memset(block, 0, size);
-	return count_in(m, block, size);
+		memset(block, 0, whole_lines(size));
+	return block;
 }
 
 #define POISON 0xDB

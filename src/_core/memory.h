@@ -73,6 +73,7 @@ void memory_fail(struct memory *m, uint64_t nth, bool onward);
 /* The block is zeroed.  NULL: no memory. */
 void *memory_zalloc(struct memory *m, size_t size);
 void *memory_zalloc_lines(struct memory *m, size_t size); /* starts on a cache line; size is rounded up to lines */
+void *memory_alloc_lines(struct memory *m, size_t size); /* the same, but the block is not zeroed */
 void memory_free(struct memory *m, void *block, size_t size);
 void memory_free_lines(struct memory *m, void *block, size_t size);
 

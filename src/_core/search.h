@@ -10,7 +10,7 @@
  * moves only if a thread has found the same slot twice in a row, if a run of lookups in one slot seems to begin, or if
  * there is no hint.  Linux moves it at each search.
  *
- * Locking: none.  Cost: a hint reads one cache line, an index two or three, a tree one at each level.
+ * Locking: none.  Cost: a hint reads one cache line, an index three, a tree one at each level.
  */
 #ifndef MS_SEARCH_H
 #define MS_SEARCH_H
@@ -36,7 +36,7 @@ static inline void move_hint(struct memslot_set *set, struct memslot *slot)
 	atomic_store_explicit(&set->last_used_slot, slot, memory_order_relaxed);
 }
 
-/* Whether the last lookup found the same slot, or the same record of an index.  A stale *last costs one redundant
+/* Whether the last lookup found the same slot, or the same piece of an index.  A stale *last costs one redundant
  * search. */
 static inline bool same_as_last(_Atomic(const void *) *last, const void *found)
 {
@@ -86,10 +86,10 @@ static inline uint64_t translate(const struct memslot *slot, uint64_t gfn, bool 
 	return slot && !(slot->flags & MS_MEMSLOT_INVALID) ? MS_HVA_ERR_RO_BAD : MS_HVA_ERR_BAD;
 }
 
-/* The same for a record of an index. */
-static inline uint64_t translate_record(const struct flat_record *record, uint64_t gfn, bool write)
+/* The same for a delta of an index. */
+static inline uint64_t translate_delta(uint64_t delta, uint64_t gfn, bool write)
 {
-	return flat_hva(record, gfn << MS_PAGE_SHIFT, write ? FLAT_READONLY : 0);
+	return flat_answer(delta, gfn << MS_PAGE_SHIFT, write ? FLAT_READONLY : 0);
 }
 
 /* mark_page_dirty().  NULL is a hole. */

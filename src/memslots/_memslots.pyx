@@ -632,7 +632,7 @@ A virtual machine's memory slots (the part of struct kvm that concerns slots).
         "walk": no index, one lookup after the other: the yardstick for measurements.
 
         The answers do not depend on the policy.  Backends other than "tree" have no index.  Lookups build an index, and
-        changes never do.  An index takes up to 26 bytes per slot, and more if slots lie terabytes apart.  The VM keeps
+        changes never do.  An index takes up to 32 bytes per slot, and more if slots lie terabytes apart.  The VM keeps
         the previous index to derive the next one from it.  The policy may be set at any time.  ValueError: no policy
         has this name.
         """

@@ -757,16 +757,18 @@ static void check_m11(void)
 static void test_check_finds(void)
 {
 	struct memslot_set *set_;
-	struct flat_record *record;
+	uint64_t *delta;
 
 	vm = new_vm(1);
 	fill(100);
 	run_batch(5000);
 	set_ = vm_active_set(vm, 0);
-	record = (struct flat_record *)(uintptr_t)&set_index(set_)->records[3];
-	record->delta += PAGE;
+	delta = (uint64_t *)(uintptr_t)set_index(set_)->deltas;
+	while (*delta & FLAT_HOLE)
+		delta++;
+	*delta += PAGE;
 	check_m11();
-	record->delta -= PAGE;
+	*delta -= PAGE;
 	check_sound(vm);
 	CHECK_EQ(set(vm, 0, 3, 0, 0, 0), 0);
 	set_ = vm_active_set(vm, 0);

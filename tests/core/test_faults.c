@@ -75,6 +75,7 @@ static bool fails_here(void)
 
 WRAPPED(memory_zalloc)
 WRAPPED(memory_zalloc_lines)
+WRAPPED(memory_alloc_lines)
 WRAPPED(memory_pool_alloc)
 
 /* ---- the changes ---- */
@@ -937,6 +938,47 @@ static void test_indexes(void)
 			test_index(counts[i]);
 }
 
+#define FAR 40u /* slots so far apart that each is a segment of the index, and more than a builder has room for */
+
+static void batch_of_far_slots(void)
+{
+	uint64_t gfns[FAR], hvas[FAR];
+	struct ms_batch batch = { .in = gfns, .in_stride = 8, .out = hvas, .out_stride = 8, .n = FAR };
+
+	for (uint64_t i = 0; i < FAR; i++)
+		gfns[i] = (i + 1) << 33;
+	CHECK_EQ(ms_gfn_to_hva_many(vm, 1, &batch, true), 0);
+	for (uint32_t i = 0; i < FAR; i++)
+		CHECK_EQ(hvas[i], hva_for(1, FIRST_NEW + i));
+}
+
+static bool fail_index_of_far_slots(uint64_t nth, bool onward)
+{
+	bool fired;
+
+	make_vm(&cases[0], 1);
+	ms_set_index_policy(vm, MS_INDEX_EAGER);
+	for (uint32_t i = 0; i < FAR; i++)
+		CHECK_EQ(set(vm, 1, FIRST_NEW + i, (i + 1ull) << 33, 1, 0), 0);
+	memory_fail(&vm->memory, nth, onward);
+	batch_of_far_slots();
+	fired = atomic_load(&vm->memory.attempts) >= nth;
+	memory_fail(&vm->memory, 0, false);
+	batch_of_far_slots();
+	check_sound(vm);
+	end_vm(vm);
+	injections += fired;
+	silent += fired;
+	return fired;
+}
+
+static void test_far_slots(void)
+{
+	for (int onward = 0; onward < 2; onward++)
+		for (uint64_t nth = 1; fail_index_of_far_slots(nth, onward); nth++)
+			;
+}
+
 /* ---- the copy that a batch makes of an input that it overwrites ---- */
 
 #define OVERWRITTEN (2 * MS_BATCH_PIECE + 1)
@@ -1127,9 +1169,10 @@ static uint64_t count_in_sources(void)
 {
 	uint64_t n = 0;
 	char line[64];
-	FILE *found = popen("cat $(ls " MEMSLOTS_CORE "/*.[ch] | grep -v '/memory\\.') | "
-			    "grep -c 'memory_zalloc(\\|memory_zalloc_lines(\\|memory_pool_alloc('",
-			    "r");
+	FILE *found =
+		popen("cat $(ls " MEMSLOTS_CORE "/*.[ch] | grep -v '/memory\\.') | "
+		      "grep -c 'memory_zalloc(\\|memory_zalloc_lines(\\|memory_alloc_lines(\\|memory_pool_alloc('",
+		      "r");
 
 	if (found && fgets(line, sizeof(line), found))
 		n = strtoull(line, NULL, 10);
@@ -1181,6 +1224,7 @@ int main(int argc, char **argv)
 		test_reader();
 		test_first_looks();
 		test_indexes();
+		test_far_slots();
 		test_copy(true);
 		test_copy(false);
 		test_vm_without_memory();
