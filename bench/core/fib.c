@@ -2,8 +2,8 @@
 /*
  * fib.c - P1: DPDK's rte_fib (DIR24_8) next to a batch of the engine, for the same slots and frames.
  *
- * rte_fib is a route table: it finds the longest prefix of a 32-bit key, and returns the number of the next hop.  Here a
- * key is a gfn and a next hop is the number of a slot.  The two differ in ways that favour rte_fib:
+ * rte_fib is a route table: it finds the longest prefix of a 32-bit key, and returns the number of the next hop.  Here
+ * a key is a gfn and a next hop is the number of a slot.  The two differ in ways that favour rte_fib:
  *
  *   - its keys and its entries have 32 bits, and a lookup returns a number only; a batch takes 64-bit gfns and returns
  *     host addresses.  The figure "addresses" adds the step from number to address;
@@ -83,8 +83,8 @@ static void start_dpdk(void)
 		give_up("DPDK does not start: %s\n", rte_strerror(rte_errno));
 }
 
-/* Adds memory with transparent huge pages, if the system has them, and returns the number that stands for it.  A slot of
- * the largest number needs 5 KB: prefixes in a tree, and two groups of the second table. */
+/* Adds memory with transparent huge pages, if the system has them, and returns the number that stands for it.  A slot
+ * of the largest number needs 5 KB: prefixes in a tree, and two groups of the second table. */
 static int add_memory(size_t nr_slots)
 {
 	size_t size = (128 + nr_slots / 400) * HUGE_PAGE;

@@ -20,8 +20,8 @@
 #define likely(x) __builtin_expect(!!(x), 1)
 #define unlikely(x) __builtin_expect(!!(x), 0)
 
-/* Hides the value of an integer or a pointer from the compiler, which then cannot turn arithmetic with it into a branch,
- * and has it in one register. */
+/* Hides the value of an integer or a pointer from the compiler.  The compiler then cannot turn arithmetic with it into
+ * a branch, and has it in one register. */
 #if defined(__GNUC__)
 #define opaque(value) __asm__("" : "+r"(value))
 #else

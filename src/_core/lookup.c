@@ -120,8 +120,8 @@ static inline uint64_t end_with_hint(struct ms_vm *vm, struct look look, const s
 }
 
 /*
- * The fast paths of ms_gfn_to_hva() and ms_vcpu_gfn_to_hva() do little but load and store, and each saved register is one
- * more load and one more store.  So a call is the last thing that they do, and its arguments fit into registers.
+ * The fast paths of ms_gfn_to_hva() and ms_vcpu_gfn_to_hva() do little but load and store, and each saved register is
+ * one more load and one more store.  So a call is the last thing that they do, and its arguments fit into registers.
  */
 
 static out_of_line uint64_t finish_fast_lookup(struct ms_vm *vm, uint32_t as_id, uint64_t gfn,

@@ -33,7 +33,8 @@ struct vcpu_hint {
 #define VCPU_NO_GENERATION (~(uint64_t)0)
 
 /* If the hint has the generation of the set, puts its slot into *slot and returns true.  If it returns false, the slot
- * may be freed: nothing may read through the pointer.  An odd `version` equals no later one with its lowest bit cleared. */
+ * may be freed: nothing may read through the pointer.  An odd `version` equals no later one whose lowest bit is
+ * cleared. */
 static inline bool vcpu_hint_read(const struct vcpu_hint *hint, uint64_t generation, struct memslot **slot)
 {
 	uint64_t even = atomic_load_explicit(&hint->version, memory_order_acquire) & ~(uint64_t)1;

@@ -637,8 +637,8 @@ static void look_up_in(uint32_t as_id, uint32_t id)
 	CHECK_EQ(ms_vcpu_gfn_to_hva(vcpu, GFN), hva_in(as_id, id));
 }
 
-/* H13: a thread has stored the generation of space 1, and the slot is still that of space 0.  The second thread does not
- * use this hint, and does not wait. */
+/* H13: a thread has stored the generation of space 1, and the slot is still that of space 0.  The second thread does
+ * not use this hint, and does not wait. */
 static void hint_half_stored(void)
 {
 	uint64_t hits;

@@ -8,9 +8,9 @@
  * behind the view.  A message of a release has the view of its thread, and an acquire joins it to the view of the
  * reader.  A list of choices decides a run, and the test tries all lists, depth first.
  *
- * The threads run one after the other, the reader last.  This loses no order: the reader stores nothing, so each message
- * that it could have read earlier is still there.  The writers run in each order, and a later one may store behind the
- * view of an earlier one.  Loads of values that are stored later in the run are not modelled.
+ * The threads run one after the other, the reader last.  This loses no order: the reader stores nothing, so each
+ * message that it could have read earlier is still there.  The writers run in each order, and a later one may store
+ * behind the view of an earlier one.  Loads of values that are stored later in the run are not modelled.
  */
 #include "test.h"
 
