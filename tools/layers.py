@@ -26,7 +26,7 @@ LAYERS = {
     "0d": ("memory",),
     "1": ("id_hash", "srcu", "slots_lock"),
     "2": ("interval_tree", "dirty_log", "flat_index", "stall_report"),
-    "2b": ("designs", "flat_patch", "flat_builder", "flat_kernel"),
+    "2b": ("designs", "overlay", "flat_builder", "flat_kernel"),
     "2bb": ("flat_blocks",),
     "2c": ("flat_many", "flat_avx2", "flat_avx512"),
     "3a": ("memslot_set",),
@@ -34,7 +34,7 @@ LAYERS = {
     "4a": ("vm",),
     "4b": ("rules", "slot_make", "look", "listeners"),
     "4c": ("vm_index",),
-    "4d": ("search", "writer", "update"),
+    "4d": ("search", "writer", "update", "held_index"),
     "4e": ("batch_walk",),
     "5": (
         "lookup",
@@ -64,7 +64,7 @@ SIDES = {
         "update_steps",
         "dirty_ioctl",
     ),
-    "reader": ("search", "batch_walk", "lookup", "batch"),
+    "reader": ("search", "held_index", "batch_walk", "lookup", "batch"),
 }
 SIDE_OF = {module: side for side, modules in SIDES.items() for module in modules}
 DESIGNS = "3b"  # the layer of every other *_set; a new one needs no entry here

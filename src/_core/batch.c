@@ -4,7 +4,10 @@
  *
  * All answers of a call come from one published state.  A writer need not wait for a long call:
  *
- *   index        the batch holds a reference to an index, which contains the state; it needs no section meanwhile
+ *   one section  a batch of up to MS_BATCH_PIECE lookups, or up to INDEXED_PIECE of them by index.  The index answers the
+ *                frames without marks, and a walk of the set the others (overlay.h)
+ *   index        a longer batch holds the index and a copy of the slots that have changed since (held_index.h); it needs
+ *                no section meanwhile
  *   pieces       without an index the batch walks the set (batch_walk.h), MS_BATCH_PIECE lookups in each section; all
  *                sections must see the same state
  *   retry        if they do not, the batch starts again with an index that is made for it
@@ -16,13 +19,17 @@
  * Cost: 2 to 4 ns a lookup with an index; without one see batch_walk.h.
  */
 #include <errno.h>
+#include <string.h>
 
 #include "batch_walk.h"
 #include "flat_many.h"
-#include "vm_index.h"
+#include "held_index.h"
 
 /* The number of lookups that are copied through buffers on the stack at once, if the arrays have strides. */
 #define CHUNK ((size_t)256)
+
+/* The number of lookups by index that take as long as MS_BATCH_PIECE lookups that walk, or less. */
+#define INDEXED_PIECE ((size_t)4 * MS_BATCH_PIECE)
 
 /* Arrays of C, as an index reads and writes them. */
 static bool is_plain(const struct job *job)
@@ -74,6 +81,7 @@ static void answer_chunk(const struct job *job, const struct flat_index *index, 
 			put_hva(&batch, from + i, values[i]);
 }
 
+/* All answers of the index, marked frames included. */
 static void answer_by_index(const struct job *job, const struct flat_index *index, size_t from, size_t n)
 {
 	if (is_plain(job)) {
@@ -84,7 +92,158 @@ static void answer_by_index(const struct job *job, const struct flat_index *inde
 		answer_chunk(job, index, from + i, at_most(n - i, CHUNK));
 }
 
-static int run_by_index(const struct job *job, const struct flat_index *index)
+/* So many values are tested together for a mark; most of these groups have none. */
+#define GROUP ((size_t)16)
+
+/* A test of the values of a batch for marks.  All marked values are in the hull.  If the hull is narrow, it is tested
+ * instead of the marks, because that needs no load. */
+struct mark_test {
+	const struct overlay *overlay;
+	unsigned shift;
+	bool narrow;
+	uint64_t first, length; /* of the hull, in units of values */
+};
+
+static struct mark_test mark_test_of(const struct job *job, const struct overlay *o)
+{
+	struct mark_test t = { .overlay = o, .shift = shift_of(job), .length = ~(uint64_t)0 };
+	struct gfn_range hull;
+
+	t.narrow = overlay_hull(o, &hull);
+	if (t.narrow) {
+		t.first = hull.begin << t.shift;
+		t.length = (hull.end - hull.begin) << t.shift;
+	}
+	return t;
+}
+
+/* One subtraction more than a comparison of unsigned numbers, but vectors of SSE2 can do it. */
+static bool any_in_hull(uint64_t first, uint64_t length, const uint64_t *in, size_t n)
+{
+	uint64_t inside = 0;
+
+	for (size_t i = 0; i < n; i++) {
+		uint64_t x = in[i] - first;
+
+		inside |= (x - length) & ~x;
+	}
+	return inside >> 63;
+}
+
+static bool any_marked_plain(const struct mark_test *t, const uint64_t *in, size_t n)
+{
+	struct overlay_marks marks = overlay_marks(t->overlay, t->shift);
+	unsigned marked = 0;
+	size_t i = 0;
+
+	if (t->narrow)
+		return any_in_hull(t->first, t->length, in, n);
+	for (; i + 4 <= n; i += 4)
+		marked |= overlay_mark_of(&marks, in[i]) | overlay_mark_of(&marks, in[i + 1]) |
+			  overlay_mark_of(&marks, in[i + 2]) | overlay_mark_of(&marks, in[i + 3]);
+	for (; i < n; i++)
+		marked |= overlay_mark_of(&marks, in[i]);
+	return marked;
+}
+
+static void add_marked(const struct mark_test *t, const struct ms_batch *batch, size_t from, size_t n,
+		       struct some *some)
+{
+	for (size_t i = from; i < from + n; i++) {
+		uint64_t value = value_at(batch, i);
+
+		some->value[some->nr] = value;
+		some->at[some->nr] = i;
+		some->nr += (value - t->first < t->length) & overlay_marked(t->overlay, value >> t->shift);
+	}
+}
+
+/* The values [from, from + n), n <= SOME_MAX, that are marked. */
+static void find_marked(const struct job *job, const struct mark_test *t, size_t from, size_t n, struct some *some)
+{
+	bool plain = is_plain(job);
+
+	some->nr = 0;
+	for (size_t i = from, group; i < from + n; i += group) {
+		group = at_most(from + n - i, GROUP);
+		if (!plain || any_marked_plain(t, (const uint64_t *)job->batch->in + i, group))
+			add_marked(t, job->batch, i, group, some);
+	}
+}
+
+/* ---- from an index, inside a section ---- */
+
+/* The number of lookups that used the index, or a search.  The others used the hint. */
+struct used {
+	size_t indexed, searched;
+};
+
+/* The index answers all frames, then the walk answers the marked ones again.  If most of them are marked, the walk alone
+ * is faster. */
+static void answer_in_section(const struct job *job, const struct look *look, const struct mark_test *t, size_t from,
+			      size_t n, struct used *used)
+{
+	struct some some;
+
+	find_marked(job, t, from, n, &some);
+	if (some.nr > n / 2) {
+		used->searched += batch_walk(job, look, from, n);
+		return;
+	}
+	answer_by_index(job, t->overlay->index, from, n);
+	used->indexed += n - some.nr;
+	used->searched += batch_walk_some(job, look, &some);
+}
+
+/* Returns the number of lookups that were searched for. */
+static size_t run_by_overlay(const struct job *job, const struct look *look, const struct overlay *o)
+{
+	size_t n = job->batch->n;
+	struct mark_test t = mark_test_of(job, o);
+	struct used used = { 0 };
+
+	point(READER_INDEX_FOUND);
+	if (!overlay_has_marks(o)) {
+		answer_by_index(job, o->index, 0, n);
+		used.indexed = n;
+	}
+	for (size_t i = used.indexed; i < n; i += SOME_MAX)
+		answer_in_section(job, look, &t, i, at_most(n - i, SOME_MAX), &used);
+	srcu_count(look->section.reader, SRCU_INDEXED, used.indexed);
+	return used.searched;
+}
+
+/* ---- from an index, outside of sections ---- */
+
+static void answer_part(const struct job *job, const struct held_index *held, const struct mark_test *t, size_t from,
+			size_t n)
+{
+	struct some some;
+
+	find_marked(job, t, from, n, &some);
+	answer_by_index(job, held->index, from, n);
+	for (size_t i = 0; i < some.nr; i++) {
+		const struct held_part *part = held_index_find(held, some.value[i] >> shift_of(job));
+
+		if (part)
+			batch_put_entry(job, some.at[i], part->is_hole ? NULL : &part->entry, some.value[i]);
+	}
+}
+
+static void answer_held(const struct job *job, const struct held_index *held, size_t from, size_t n)
+{
+	struct mark_test t;
+
+	if (!held_index_has_parts(held)) {
+		answer_by_index(job, held->index, from, n);
+		return;
+	}
+	t = mark_test_of(job, held->overlay);
+	for (size_t i = 0; i < n; i += SOME_MAX)
+		answer_part(job, held, &t, from + i, at_most(n - i, SOME_MAX));
+}
+
+static int run_by_held(const struct job *job, const struct held_index *held)
 {
 	size_t n = job->batch->n, done = 0;
 	struct srcu_section section;
@@ -94,7 +253,7 @@ static int run_by_index(const struct job *job, const struct flat_index *index)
 	while (!r && done < n) {
 		size_t part = at_most(n - done, MS_BATCH_POLL);
 
-		answer_by_index(job, index, done, part);
+		answer_held(job, held, done, part);
 		done += part;
 		r = done < n ? poll(job) : 0;
 	}
@@ -141,46 +300,84 @@ static int run_in_pieces(const struct job *job)
 
 /* ---- whole batches ---- */
 
-static int run_with(const struct job *job, struct flat_index *index)
+static int run_with(const struct job *job, struct held_index *held)
 {
-	int r = run_by_index(job, index);
+	int r = run_by_held(job, held);
 
-	flat_put(index);
+	held_index_put(held);
 	return r;
 }
 
-/* A short batch is one section, in which it can use an index without a reference. */
+static bool is_brief(const struct job *job)
+{
+	return job->batch->n <= MS_BATCH_BRIEF;
+}
+
+static const struct overlay *usable_index(const struct job *job, const struct look *look)
+{
+	return may_index(job->vm) ? set_index(look->set) : NULL;
+}
+
+/* Ends the section.  The lookups that walk in it count towards the next index. */
+static int finish_by_overlay(const struct job *job, const struct look *look, const struct overlay *o)
+{
+	bool due = vm_index_is_due(job->vm, look->set, run_by_overlay(job, look, o));
+
+	look_end(job->vm, *look);
+	if (due)
+		vm_index_make(job->vm, job->as_id, is_brief(job));
+	return 0;
+}
+
+/* A short batch is one section.  If there is no index, it is made first if it pays. */
 static int run_short(const struct job *job)
 {
 	struct look look = look_begin(job->vm, job->as_id);
-	const struct flat_index *index = set_index(look.set);
-	struct flat_index *held;
+	const struct overlay *o = usable_index(job, &look);
 
-	if (index && may_index(job->vm)) {
-		point(READER_INDEX_FOUND);
-		answer_by_index(job, index, 0, job->batch->n);
-		srcu_count(look.section.reader, SRCU_INDEXED, job->batch->n);
-	} else if (!vm_index_pays(job->vm, look.set, job->batch->n, job->batch->n <= MS_BATCH_BRIEF)) {
-		batch_walk(job, &look, 0, job->batch->n);
-	} else {
+	if (!o && vm_index_is_due(job->vm, look.set, job->batch->n)) {
 		look_end(job->vm, look);
-		held = vm_index_get(job->vm, job->as_id, 0);
-		return held ? run_with(job, held) : run_in_one_section(job);
+		vm_index_make(job->vm, job->as_id, is_brief(job));
+		look = look_begin(job->vm, job->as_id);
+		o = usable_index(job, &look);
 	}
+	if (o)
+		return finish_by_overlay(job, &look, o);
+	batch_walk(job, &look, 0, job->batch->n);
 	look_end(job->vm, look);
 	return 0;
+}
+
+/* Whether at most a quarter of the slots has changed since the index was begun. */
+static bool has_few_marks(const struct overlay *o, const struct memslot_set *set)
+{
+	return !overlay_has_overflowed(o) && 4 * (size_t)overlay_nr_ranges(o) <= set->nr;
+}
+
+/* A batch of INDEXED_PIECE lookups, of which few walk, takes no longer than MS_BATCH_PIECE that walk.  So it is one
+ * section too.  Returns false if there is no such index. */
+static bool run_as_one_piece(const struct job *job)
+{
+	struct look look = look_begin(job->vm, job->as_id);
+	const struct overlay *o = usable_index(job, &look);
+
+	if (o && has_few_marks(o, look.set)) {
+		finish_by_overlay(job, &look, o);
+		return true;
+	}
+	look_end(job->vm, look);
+	return false;
 }
 
 /* There is no index.  The output must not overwrite the input, because the batch may start again. */
 static int run_walked(const struct job *job)
 {
-	struct flat_index *index;
+	struct held_index held;
 	int r = run_in_pieces(job);
 
 	if (r != -EAGAIN)
 		return r;
-	index = vm_index_make(job->vm, job->as_id);
-	return index ? run_with(job, index) : run_in_one_section(job);
+	return held_index_make(job->vm, job->as_id, &held) ? run_with(job, &held) : run_in_one_section(job);
 }
 
 /* The output overwrites the input: the walk reads from a copy of the input. */
@@ -206,10 +403,12 @@ static int run_copied(const struct job *job)
 
 static int run_long(const struct job *job)
 {
-	struct flat_index *index = vm_index_get(job->vm, job->as_id, job->batch->n);
+	struct held_index held;
 
-	if (index)
-		return run_with(job, index);
+	if (job->batch->n <= INDEXED_PIECE && run_as_one_piece(job))
+		return 0;
+	if (held_index_get(job->vm, job->as_id, job->batch->n, &held))
+		return run_with(job, &held);
 	return job->batch->in == job->batch->out ? run_copied(job) : run_walked(job);
 }
 

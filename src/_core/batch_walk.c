@@ -70,34 +70,61 @@ static const struct memslot *search_for_run(const struct job *job, struct memslo
 	return slot;
 }
 
-static void walk_together(const struct job *job, struct memslot_set *set, size_t from, size_t n, uint64_t *counts)
+/* A walk that searches for many gfns together. */
+struct together {
+	const struct job *job;
+	struct memslot_set *set;
+	uint64_t *counts;
+	struct pending p;
+	uint64_t before; /* the last gfn */
+	bool in_hole; /* this run is in a hole, so no slot can become the hint */
+};
+
+static void together_begin(struct together *t, const struct job *job, const struct look *look, uint64_t *counts)
 {
-	struct pending p = { .nr = 0 };
-	uint64_t before = ~(uint64_t)0;
-	bool in_hole = false; /* this run is in a hole, so no slot can become the hint */
+	t->job = job;
+	t->set = look->set;
+	t->counts = counts;
+	t->p.nr = 0;
+	t->before = ~(uint64_t)0;
+	t->in_hole = false;
+}
 
-	for (size_t i = from, gfn; i < from + n; i++, before = gfn) {
-		uint64_t value = value_at(job->batch, i);
-		const struct memslot *slot;
+static inline void together_add(struct together *t, size_t i, uint64_t value)
+{
+	uint64_t gfn = value >> shift_of(t->job);
+	const struct memslot *slot = hint_for(t->set, gfn);
 
-		gfn = value >> shift_of(job);
-		slot = hint_for(set, gfn);
-		if (slot) {
-			counts[SRCU_HIT_LAST_USED]++;
-			emit(job, i, slot, value);
-			in_hole = false;
-		} else if (is_near(gfn, before) && !in_hole) {
-			slot = search_for_run(job, set, before, gfn, counts);
-			emit(job, i, slot, value);
-			in_hole = !slot;
-		} else {
-			add_pending(&p, i, gfn, value);
-			if (p.nr == SEARCH_LANES)
-				search_pending(job, set, &p, counts);
-		}
+	if (slot) {
+		t->counts[SRCU_HIT_LAST_USED]++;
+		emit(t->job, i, slot, value);
+		t->in_hole = false;
+	} else if (is_near(gfn, t->before) && !t->in_hole) {
+		slot = search_for_run(t->job, t->set, t->before, gfn, t->counts);
+		emit(t->job, i, slot, value);
+		t->in_hole = !slot;
+	} else {
+		add_pending(&t->p, i, gfn, value);
+		if (t->p.nr == SEARCH_LANES)
+			search_pending(t->job, t->set, &t->p, t->counts);
 	}
-	if (p.nr)
-		search_pending(job, set, &p, counts);
+	t->before = gfn;
+}
+
+static void together_end(struct together *t)
+{
+	if (t->p.nr)
+		search_pending(t->job, t->set, &t->p, t->counts);
+}
+
+static void walk_together(const struct job *job, const struct look *look, size_t from, size_t n, uint64_t *counts)
+{
+	struct together t;
+
+	together_begin(&t, job, look, counts);
+	for (size_t i = from; i < from + n; i++)
+		together_add(&t, i, value_at(job->batch, i));
+	together_end(&t);
 }
 
 static void walk_one_by_one(const struct job *job, const struct look *look, size_t from, size_t n, uint64_t *counts)
@@ -120,17 +147,63 @@ static bool searches_together(const struct ms_vm *vm)
 	       atomic_load_explicit(&vm->index_policy, memory_order_relaxed) != MS_INDEX_WALK;
 }
 
-void batch_walk(const struct job *job, const struct look *look, size_t from, size_t n)
+static void count_all(const struct look *look, const uint64_t *counts)
+{
+	for (unsigned i = 0; i < SRCU_NR_COUNTS; i++)
+		if (counts[i])
+			srcu_count(look->section.reader, i, counts[i]);
+}
+
+static size_t searches(const uint64_t *counts)
+{
+	return counts[SRCU_HIT_SEARCH] + counts[SRCU_MISS];
+}
+
+size_t batch_walk(const struct job *job, const struct look *look, size_t from, size_t n)
 {
 	uint64_t counts[SRCU_NR_COUNTS] = { 0 };
 
 	if (searches_together(job->vm))
-		walk_together(job, look->set, from, n, counts);
+		walk_together(job, look, from, n, counts);
 	else
 		walk_one_by_one(job, look, from, n, counts);
-	for (unsigned i = 0; i < SRCU_NR_COUNTS; i++)
-		if (counts[i])
-			srcu_count(look->section.reader, i, counts[i]);
+	count_all(look, counts);
+	return searches(counts);
+}
+
+size_t batch_walk_some(const struct job *job, const struct look *look, const struct some *some)
+{
+	uint64_t counts[SRCU_NR_COUNTS] = { 0 };
+	struct together t;
+
+	together_begin(&t, job, look, counts);
+	for (size_t i = 0; i < some->nr; i++)
+		together_add(&t, some->at[i], some->value[i]);
+	together_end(&t);
+	count_all(look, counts);
+	return searches(counts);
+}
+
+/* The guest address of a gfn, or the value itself if it is a gpa. */
+static uint64_t address_of_value(const struct job *job, uint64_t value)
+{
+	return job->kind == GPA_TO_HVA ? value : value << MS_PAGE_SHIFT;
+}
+
+void batch_put_entry(const struct job *job, size_t i, const struct flat_entry *entry, uint64_t value)
+{
+	uint64_t deny = job->write ? FLAT_READONLY : 0, first;
+
+	if (job->kind == GFN_TO_ID) {
+		put_id(job->batch, i, entry ? (int32_t)entry->id : -1);
+	} else if (!entry) {
+		put_hva(job->batch, i, MS_HVA_ERR_BAD);
+	} else if (entry->hva & deny) {
+		put_hva(job->batch, i, MS_HVA_ERR_RO_BAD);
+	} else {
+		first = entry->base_gfn << MS_PAGE_SHIFT;
+		put_hva(job->batch, i, (entry->hva & ~FLAT_DELTA_FLAGS) + address_of_value(job, value) - first);
+	}
 }
 
 void batch_answer_holes(const struct job *job)

@@ -50,8 +50,23 @@ static inline unsigned shift_of(const struct job *job)
 	return job->kind == GPA_TO_HVA ? MS_PAGE_SHIFT : 0;
 }
 
-/* Answers the lookups [from, from + n) of the batch, inside a section of the set, and counts them. */
-void batch_walk(const struct job *job, const struct look *look, size_t from, size_t n);
+/* Answers the lookups [from, from + n) of the batch, inside a section of the set, and counts them.  Returns how many of
+ * them the hint did not answer. */
+size_t batch_walk(const struct job *job, const struct look *look, size_t from, size_t n);
+
+/* Some values of a batch: their places in it, and the values, which the answers of others may have overwritten. */
+#define SOME_MAX ((size_t)1024)
+struct some {
+	size_t nr;
+	uint64_t value[SOME_MAX + 1];
+	size_t at[SOME_MAX + 1];
+};
+
+/* The same for these lookups; the design must have search_many. */
+size_t batch_walk_some(const struct job *job, const struct look *look, const struct some *some);
+
+/* Puts the answer for a value whose gfn is in this slot, or if NULL, in a hole. */
+void batch_put_entry(const struct job *job, size_t i, const struct flat_entry *entry, uint64_t value);
 
 /* Answers the whole batch with holes, because its address space does not exist. */
 void batch_answer_holes(const struct job *job);

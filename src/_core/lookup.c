@@ -75,11 +75,11 @@ static inline uint64_t hva_by_index(const struct ms_vm *vm, const struct look *l
 static inline uint64_t hva_without_hint(const struct ms_vm *vm, const struct look *look, uint64_t gfn, bool write,
 					enum srcu_count *found)
 {
-	const struct flat_index *index = set_index(look->set);
+	const struct flat_index *index = index_for_one(vm, look->set, gfn);
 	const struct memslot *slot;
 
 	*found = SRCU_INDEXED;
-	if (index && likely(index->for_one) && likely(may_index(vm)))
+	if (likely(index))
 		return hva_by_index(vm, look, index, gfn, write);
 	slot = search_and_hint(vm, look->set, look->section.reader, gfn);
 	*found = slot ? SRCU_HIT_SEARCH : SRCU_MISS;
@@ -408,9 +408,9 @@ static uint64_t vcpu_hva_by_index(struct ms_vcpu *vcpu, const struct look *look,
 static uint64_t vcpu_hva_without_hint(struct ms_vcpu *vcpu, const struct look *look, uint64_t gfn,
 				      enum srcu_count *found)
 {
-	const struct flat_index *index = set_index(look->set);
+	const struct flat_index *index = index_for_one(vcpu->vm, look->set, gfn);
 
-	if (index && index->for_one && may_index(vcpu->vm))
+	if (index)
 		return vcpu_hva_by_index(vcpu, look, index, gfn, found);
 	return translate(vcpu_search(vcpu, look->set, gfn, found), gfn, true);
 }

@@ -17,7 +17,7 @@
  *   M8  a slot has a dirty log if and only if LOG_DIRTY_PAGES is set, of its own npages;
  *   M9  a slot respects the limits of its VM and address space, and hva.last follows from npages;
  *   M10 a vCPU's hint of the current generation is a slot of the active set;
- *   M11 the index of a set, and the base and patch of its next index, have the slots of the set.
+ *   M11 the index of a set has the slots of the set, except in marked blocks (O1 of overlay.h).
  *
  * Locking: the writer edits a set under slots_lock while no reader can reach it.  A slot that readers can reach never
  * changes, except for its dirty bits and for the nodes of the other set.
@@ -28,10 +28,10 @@
 #define MS_MEMSLOT_SET_H
 
 #include "dirty_log.h"
-#include "flat_patch.h"
 #include "id_hash.h"
 #include "include/memslots.h"
 #include "interval_tree.h"
+#include "overlay.h"
 
 /* The fields of a slot in every design.  hva.start is userspace_addr. */
 struct memslot {
@@ -70,20 +70,16 @@ static inline struct ms_memslot memslot_value(const struct memslot *slot)
 struct memslot_set {
 	/* A lookup by gfn begins here.  An edit writes this line only if the root moves. */
 	cache_aligned struct rb_root gfn_tree;
-	_Atomic(struct flat_index *) index; /* one reference, or NULL: vm_index.h */
+	_Atomic(struct overlay *) index; /* the current overlay of the address space, or NULL: vm_index.h */
 	uint32_t node_idx; /* 0 or 1, constant: the set's index in the address space and in a slot's arrays of nodes */
 	void *store; /* for the design; "tree" has fields of its own */
 
 	/* Readers write these. */
 	cache_aligned _Atomic(struct memslot *) last_used_slot;
-	_Atomic uint64_t walked; /* lookups without an index since the set was published; row "counters" */
-	_Atomic uint32_t worth_copy; /* states with lookups enough for a copy of an index; row "counters" */
-	_Atomic uint32_t walk_backoff; /* walks for an index since the last copy of one; row "counters" */
 
 	/* Each edit or swap writes these. */
 	cache_aligned _Atomic uint64_t generation;
 	size_t nr;
-	struct flat_patch *patch; /* a former index and the changes since, for the next index; or NULL */
 	struct interval_tree hva_tree;
 	struct id_hash ids;
 };
@@ -93,21 +89,46 @@ _Static_assert(offsetof(struct memslot_set, store) < CACHE_LINE &&
 		       offsetof(struct memslot_set, generation) == 2 * CACHE_LINE,
 	       "members that readers read, readers write and writers write are on different cache lines");
 
-/* Drops the index and the patch of a set without readers.  For the writer. */
-static inline void set_index_forget(struct memslot_set *set)
-{
-	flat_put(atomic_load_explicit(&set->index, memory_order_relaxed));
-	atomic_store_explicit(&set->index, NULL, memory_order_relaxed);
-	patch_destroy(set->patch);
-	set->patch = NULL;
-}
+/*
+ * The index that readers of an address space are making.  One reader at a time advances it by a bounded step; nobody
+ * waits.  The reader that has set `busy` uses the other members (row "index build").
+ */
+struct index_build {
+	_Atomic uint32_t busy;
+	_Atomic uint32_t running; /* only compared, by all readers */
+	uint64_t not_during;      /* the change that may have missed the coming overlay; the walk begins after it */
+	struct flat_builder *builder; /* the entries and the unfinished index, or NULL */
+	uint64_t next_gfn;        /* the slots that end at or before it are gathered */
+	size_t nr;                /* the slots of the set when the walk began */
+	bool gathered;            /* all slots are */
+	struct overlay *base;     /* one reference: unmarked slots are copied from it; or NULL */
+	struct flat_cursor cursor;    /* in the index of base */
+	struct flat_entry next;   /* the slot of base before the cursor */
+	bool more;                /* there is one */
+	_Atomic uint64_t indexed; /* lookups that indexes had answered when the last one was made; row "counters" */
+	_Atomic uint32_t patience; /* see vm_index.c; row "counters" */
+};
 
 struct address_space {
 	struct memslot_set set[2];
 	const struct ms_config *config;
 	void *spare; /* for the design, between begin() and end(): memory that a change may need; else NULL */
 	_Atomic uint64_t hash_grows; /* row "counters" */
+
+	/* The writer uses these at each edit, readers only when they make an index. */
+	struct overlays overlays;
+
+	/* Readers write these. */
+	cache_aligned _Atomic uint64_t walked; /* lookups that a new index would answer; row "counters" */
+	struct index_build build;
 };
+
+_Static_assert(offsetof(struct address_space, set) == 0, "as_of() needs it");
+
+static inline struct address_space *as_of(const struct memslot_set *set)
+{
+	return (struct address_space *)(uintptr_t)(set - set->node_idx);
+}
 
 typedef void memslot_visit_fn(void *context, const struct memslot *slot);
 

@@ -116,7 +116,7 @@ int ms_update_begin(struct ms_vm *vm, uint32_t as_id, struct ms_update **out, st
 	}
 	u->vm = vm;
 	u->as_id = as_id;
-	vm_index_share(vm, as_id);
+	vm_index_begin_change(vm, as_id);
 	vm->slots_lock.has_end = true;
 	atomic_store_explicit(&vm->update, u, memory_order_relaxed);
 	*out = u;
@@ -194,6 +194,7 @@ static void free_update(struct ms_update *u)
 {
 	struct ms_vm *vm = u->vm;
 
+	vm_index_end_change(vm, u->as_id);
 	memory_free(&vm->memory, u->edits.items, u->edits.room * sizeof(struct edit));
 	memory_free(&vm->memory, u->touched.items, u->touched.room * sizeof(struct touched));
 	atomic_store_explicit(&vm->update, NULL, memory_order_relaxed);

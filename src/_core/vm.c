@@ -82,6 +82,7 @@ void vm_swap_begin(struct ms_vm *vm, uint32_t as_id)
 	uint64_t gen = atomic_load_explicit(&active->generation, memory_order_relaxed);
 	uint64_t view = atomic_load_explicit(&vm->active, memory_order_relaxed);
 
+	overlays_capture(&vm->as[as_id].overlays);
 	atomic_store_explicit(&next->generation, gen | MS_GEN_UPDATE_IN_PROGRESS, memory_order_relaxed); /* G */
 	point(WRITER_PUBLISHES);
 	atomic_store_explicit(&vm->active, view ^ (uint64_t)1 << as_id, memory_order_seq_cst);           /* A */
@@ -111,6 +112,7 @@ void vm_swap_end(struct ms_vm *vm, uint32_t as_id)
 
 	synchronize(vm);
 	point(WRITER_GRACE_OVER);
+	overlays_expire(&vm->as[as_id].overlays);
 	atomic_store_explicit(&active->generation, gen + vm->config.address_spaces, memory_order_relaxed); /* G */
 }
 
@@ -257,15 +259,41 @@ int ms_vm_create(const struct ms_config *config, struct ms_vm **out)
 
 static void empty_set(struct ms_vm *vm, struct memslot_set *set, bool free_slots)
 {
-	set_index_forget(set);
 	vm->design->empty(&vm->memory, set, free_slots);
 	atomic_store_explicit(&set->last_used_slot, NULL, memory_order_relaxed);
+}
+
+/* Only for the reader that has set build->busy, and for the last thread that uses the VM. */
+static void discard_build(struct index_build *build)
+{
+	flat_builder_destroy(build->builder);
+	build->builder = NULL;
+	overlay_put(build->base);
+	build->base = NULL;
+}
+
+/* Retires the indexes, before a set without slots is published.  A build that is running cannot be stopped, so every
+ * block of its overlay is marked.  A build that is begun later waits for the end of this change, which never comes. */
+static void retire_indexes(struct address_space *as)
+{
+	overlays_begin_change(&as->overlays);
+	overlays_spend(&as->overlays);
+	overlays_retire(&as->overlays, atomic_exchange_explicit(&as->overlays.current, NULL, memory_order_seq_cst));
+	for (int i = 0; i < 2; i++)
+		atomic_store_explicit(&as->set[i].index, NULL, memory_order_relaxed);
+	if (atomic_exchange_explicit(&as->build.busy, 1, memory_order_acquire))
+		return;
+	discard_build(&as->build);
+	overlays_retire(&as->overlays, atomic_exchange_explicit(&as->overlays.coming, NULL, memory_order_seq_cst));
+	atomic_store_explicit(&as->build.running, 0, memory_order_relaxed);
+	atomic_store_explicit(&as->build.busy, 0, memory_order_release);
 }
 
 /* Empties the inactive set without freeing its slots, and publishes it.  After that no reader sees the slots, so the
  * other set can free them. */
 static void empty_address_space(struct ms_vm *vm, uint32_t as_id)
 {
+	retire_indexes(&vm->as[as_id]);
 	empty_set(vm, vm_inactive_set(vm, as_id), false);
 	vm_swap(vm, as_id);
 	empty_set(vm, vm_inactive_set(vm, as_id), true);
@@ -350,6 +378,18 @@ static bool inside_own_call(const struct ms_vm *vm)
 	return slots_lock_is_own(&vm->slots_lock) && vm_is_in_step(vm);
 }
 
+/* A build that a thread of the parent was advancing stays as it is. */
+static void free_indexes(const struct ms_vm *vm, struct address_space *as)
+{
+	bool is_busy = atomic_load_explicit(&as->build.busy, memory_order_acquire);
+
+	ms_assert(!is_busy || is_of_parent(vm));
+	(void)vm;
+	if (!is_busy)
+		discard_build(&as->build);
+	overlays_free(&as->overlays);
+}
+
 /* A garbage collector may call this in any place, so it must not wait.  No thread can return to a section of this VM.
  * Therefore srcu_end_sections() ends all sections first.  After it the grace periods of an update that is open or was
  * dropped find no reader. */
@@ -361,6 +401,7 @@ void ms_vm_destroy(struct ms_vm *vm)
 	vm_end_update(vm);
 	slots_lock_run_pending_end(&vm->slots_lock);
 	for (uint32_t i = 0; i < vm->config.address_spaces; i++) {
+		free_indexes(vm, &vm->as[i]);
 		empty_set(vm, &vm->as[i].set[0], false);
 		empty_set(vm, &vm->as[i].set[1], true);
 	}

@@ -1,34 +1,37 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * vm_index.c - see vm_index.h; the index itself is in flat_index.h, the noted edits are in flat_patch.h.
+ * vm_index.c - see vm_index.h; the index itself is in flat_index.h, its marks are in overlay.h.
  */
 #include "vm_index.h"
 
-/* The number of slots that one section walks: some tens of microseconds. */
-#define PIECE 2048
-
-/* How often vm_index_make() tries to walk a state in pieces before it walks it in one section. */
-#define TRIES 2
-
-/* A single lookup or a brief batch makes an index of at most this many slots. */
+/* A brief batch makes an index of at most this many slots at once, and otherwise advances it by one step. */
 #define SMALL_SET 4096
 
-/* The cost of the two allocations of any index, in lookups that an index makes cheaper. */
+/* The cost of the allocations of any index, in lookups that an index makes cheaper. */
 #define FIXED_COST 64
 
-/* The cost of a slot that is walked or copied, in lookups that an index makes cheaper.  Measured (docs/benchmarks.md,
+/* The cost of a slot that is searched or copied, in lookups that an index makes cheaper.  Measured (docs/benchmarks.md,
  * "When an index pays"). */
-#define LOOKUPS_PER_WALKED_SLOT 3
+#define LOOKUPS_PER_WALKED_SLOT 2
 #define LOOKUPS_PER_COPIED_SLOT 1
 
-/* The number of single lookups to come is unknown.  So only one in this many counts towards the cost of an index: less
- * than a tenth of the time is lost if no lookup follows. */
+/* The number of single lookups to come is unknown.  So only one in this many counts towards the cost of an index: a
+ * fifth of the time is lost at most if no lookup follows. */
 #define SINGLE_LOOKUPS 4
 
-/* Each walk that no copy follows doubles the number of states until the next walk, at most this many times. */
-#define WALK_BACKOFF_MAX 10
+/* So many lookups pay for one step of bounded work. */
+#define LOOKUPS_PER_STEP (SEARCHES_PER_REPORT / SINGLE_LOOKUPS)
 
-static struct flat_entry entry_of(const struct memslot *slot)
+/* Each index that has answered fewer lookups than it cost doubles the price of the next one, at most this many times. */
+#define PATIENCE_MAX 10
+
+/* An overlay that waited for memory serves again with at most this many edited ranges. */
+#define MARKS_MAX 64
+
+/* So many slots show how far apart slots are. */
+#define SAMPLE 64
+
+struct flat_entry vm_index_entry(const struct memslot *slot)
 {
 	return (struct flat_entry){
 		.base_gfn = slot->base_gfn,
@@ -38,410 +41,517 @@ static struct flat_entry entry_of(const struct memslot *slot)
 	};
 }
 
-static bool is_indexed(const struct memslot *slot)
-{
-	return slot && !(slot->flags & MS_MEMSLOT_INVALID);
-}
-
 /* ---- the writer ---- */
 
-void vm_index_share(struct ms_vm *vm, uint32_t as_id)
+static out_of_line void mark_edit(struct overlays *overlays, const struct memslot *old, const struct memslot *new_slot)
 {
-	struct memslot_set *active = vm_active_set(vm, as_id), *inactive = vm_inactive_set(vm, as_id);
-	struct flat_index *index = set_index(active);
-
-	if (likely(!index && !active->patch && !inactive->patch && !set_index(inactive)))
-		return;
-	set_index_forget(inactive);
-	if (index)
-		inactive->patch = patch_create(flat_get(index));
-	else if (active->patch)
-		inactive->patch = patch_clone(active->patch);
-}
-
-/* Detaches the index and keeps it as the base of the next one (X1). */
-static void detach_index(struct memslot_set *set)
-{
-	struct flat_index *index = atomic_load_explicit(&set->index, memory_order_relaxed);
-
-	if (index) {
-		point(WRITER_DETACHES_INDEX);
-		patch_destroy(set->patch);
-		set->patch = patch_create(index);
-		atomic_store_explicit(&set->index, NULL, memory_order_relaxed);
-	}
-	if (atomic_load_explicit(&set->walked, memory_order_relaxed)) /* readers use this line: no needless store */
-		atomic_store_explicit(&set->walked, 0, memory_order_relaxed);
-}
-
-/* After too many edits the set has no patch. */
-static void note_edit(struct memslot_set *set, const struct memslot *old, const struct memslot *new_slot)
-{
-	bool noted = !is_indexed(old) || patch_remove(set->patch, old->base_gfn);
-
-	if (noted && is_indexed(new_slot)) {
-		struct flat_entry entry = entry_of(new_slot);
-
-		noted = patch_add(set->patch, &entry);
-	}
-	if (!noted) {
-		patch_destroy(set->patch);
-		set->patch = NULL;
-	}
+	if (old)
+		overlays_mark(overlays, old->base_gfn, old->base_gfn + old->npages);
+	if (new_slot)
+		overlays_mark(overlays, new_slot->base_gfn, new_slot->base_gfn + new_slot->npages);
 }
 
 void vm_replace(struct ms_vm *vm, struct memslot_set *set, struct memslot *old, struct memslot *new_slot)
 {
-	if (vm->design->indexed) {
-		detach_index(set);
-		if (set->patch)
-			note_edit(set, old, new_slot);
-	}
+	struct overlays *overlays = &as_of(set)->overlays;
+
+	if (unlikely(overlays_exist(overlays)))
+		mark_edit(overlays, old, new_slot);
 	vm->design->replace(set, old, new_slot);
 }
 
-/* ---- making ---- */
+/* ---- gather ---- */
 
-/* The slots of a state, collected one piece at a time. */
+/* The slots of a state, for the reader that has set `busy`, inside a section. */
 struct gathering {
-	struct flat_entry *entries;
-	size_t nr, room;
-	struct state state;
-	uint64_t next_gfn;
-	bool complete;
+	const struct ms_vm *vm;
+	const struct memslot_set *set;
+	struct index_build *build;
+	struct overlay *coming;
+	size_t left; /* slots that may still be visited */
 };
 
-static bool gathering_begin(struct ms_vm *vm, struct gathering *g, struct state state, size_t room)
+/* An edited slot may differ in another state, so the index leaves it out.  If only its neighbours were edited, all its
+ * blocks may be marked too. */
+static bool is_edited(struct overlay *coming, uint64_t begin, uint64_t end)
 {
-	*g = (struct gathering){ .state = state, .room = room };
-	g->entries = memory_zalloc(&vm->memory, (room + 1) * sizeof(*g->entries));
-	return g->entries;
+	if (!overlay_all_marked(coming, begin, end) || !overlay_may_be_edited(coming, begin, end))
+		return false;
+	coming->incomplete |= overlay_list_is_long(coming);
+	return true;
 }
 
-static void gathering_end(struct ms_vm *vm, struct gathering *g)
+static void gather_one(struct gathering *g, const struct flat_entry *entry)
 {
-	memory_free(&vm->memory, g->entries, (g->room + 1) * sizeof(*g->entries));
+	uint64_t end = entry->base_gfn + entry->npages;
+
+	g->left--;
+	g->build->next_gfn = end;
+	if (!is_edited(g->coming, entry->base_gfn, end))
+		flat_builder_add(g->build->builder, entry);
 }
 
-/* Inside a section of the state.  By M3 a set has `nr` slots, so the entries fit. */
-static void gather(const struct ms_vm *vm, struct gathering *g, size_t slots)
+/* The slots of the set before `end`.  Returns false if the work of this piece is done before. */
+static bool gather_from_set(struct gathering *g, uint64_t end)
 {
-	const struct memslot_set *set = g->state.set;
-	const struct memslot *slot = vm->design->first_from(set, g->next_gfn);
+	const struct memslot_design *design = g->vm->design;
+	const struct memslot *slot = design->first_from(g->set, g->build->next_gfn);
 
-	for (; slot && slots--; slot = vm->design->next(set, slot)) {
-		g->next_gfn = slot->base_gfn + slot->npages;
+	for (; slot && slot->base_gfn < end; slot = design->next(g->set, slot)) {
+		struct flat_entry entry = vm_index_entry(slot);
+
+		if (!g->left)
+			return false;
 		if (is_indexed(slot))
-			g->entries[g->nr++] = entry_of(slot);
+			gather_one(g, &entry);
 	}
-	g->complete = !slot;
+	return true;
 }
 
-/* Returns false if the state changed before all its slots were collected. */
-static bool gather_in_pieces(struct ms_vm *vm, uint32_t as_id, struct gathering *g)
+static bool is_marked_in_base(const struct index_build *b)
 {
-	bool same = true;
+	return overlay_all_marked(b->base, b->next.base_gfn, b->next.base_gfn + b->next.npages);
+}
 
-	while (same && !g->complete) {
-		struct look look = look_begin(vm, as_id);
+/* Moves to the next slot of the base that is the same in all states.  It may have got its marks since the last piece. */
+static bool skip_marked(struct gathering *g)
+{
+	struct index_build *b = g->build;
 
-		same = same_state(vm, g->state, state_of(look.set));
-		if (same)
-			gather(vm, g, PIECE);
-		look_end(vm, look);
-		point(READER_INDEX_GATHERED);
+	while (b->more && is_marked_in_base(b)) {
+		if (!g->left)
+			return false;
+		g->left--;
+		b->more = flat_next(&b->cursor, &b->next);
 	}
-	return same;
+	return true;
 }
 
-static void gather_patched(struct gathering *g, const struct flat_patch *patch)
+/* The slots of the base that are not edited, and between them, where there are marks, the slots of the set. */
+static bool gather_from_base(struct gathering *g)
 {
-	struct patch_cursor cursor = patch_begin(patch);
+	struct index_build *b = g->build;
 
-	while (g->nr < g->room && patch_next(&cursor, &g->entries[g->nr]))
-		g->nr++;
+	while (skip_marked(g)) {
+		uint64_t end = b->more ? b->next.base_gfn : ~(uint64_t)0;
+
+		if (b->next_gfn < end && overlay_any_marked(b->base, b->next_gfn, end) && !gather_from_set(g, end))
+			return false;
+		if (!b->more)
+			return true;
+		if (!g->left)
+			return false;
+		gather_one(g, &b->next);
+		b->more = flat_next(&b->cursor, &b->next);
+	}
+	return false;
 }
 
-/* Publishes the index if its state is still the present one and has no index. */
-static void publish(struct ms_vm *vm, uint32_t as_id, struct state state, struct flat_index *index)
+static void gather_piece(struct ms_vm *vm, uint32_t as_id, struct index_build *b)
 {
 	struct look look = look_begin(vm, as_id);
-	struct flat_index *none = NULL;
+	struct overlays *overlays = &vm->as[as_id].overlays;
+	struct gathering g = {
+		.vm = vm,
+		.set = look.set,
+		.build = b,
+		.coming = atomic_load_explicit(&overlays->coming, memory_order_relaxed),
+		.left = VM_INDEX_PIECE,
+	};
 
-	if (same_state(vm, state, state_of(look.set))) {
-		point(READER_INDEX_OFFERED);
-		flat_get(index);
-		if (!atomic_compare_exchange_strong_explicit(&look.set->index, &none, index, memory_order_release,
-							     memory_order_relaxed))
-			flat_put(index);
-	}
+	b->gathered = b->base ? gather_from_base(&g) : gather_from_set(&g, ~(uint64_t)0);
 	look_end(vm, look);
-}
-
-/* Makes the index of the collected entries, and frees them. */
-static struct flat_index *finish(struct ms_vm *vm, uint32_t as_id, struct gathering *g, _Atomic uint64_t *count)
-{
-	struct flat_index *index = flat_create(&vm->memory, g->entries, g->nr);
-
-	gathering_end(vm, g);
-	point(READER_INDEX_MADE);
-	if (index) {
-		publish(vm, as_id, g->state, index);
-		atomic_fetch_add_explicit(count, 1, memory_order_relaxed);
-	}
-	return index;
-}
-
-static struct flat_index *make_patched(struct ms_vm *vm, uint32_t as_id, struct state state,
-				       const struct flat_patch *patch)
-{
-	struct gathering g;
-	struct flat_index *index = NULL;
-
-	if (gathering_begin(vm, &g, state, patch_nr(patch))) {
-		gather_patched(&g, patch);
-		index = finish(vm, as_id, &g, &vm->index_patches);
-	}
-	flat_put(patch->base);
-	return index;
-}
-
-static struct flat_index *make_walked(struct ms_vm *vm, uint32_t as_id, struct state state, size_t nr)
-{
-	struct gathering g;
-
-	if (!gathering_begin(vm, &g, state, nr))
-		return NULL;
-	if (gather_in_pieces(vm, as_id, &g))
-		return finish(vm, as_id, &g, &vm->index_builds);
-	gathering_end(vm, &g);
-	return NULL;
+	point(READER_INDEX_GATHERED);
 }
 
 /* ---- when it pays ---- */
 
-/* How to get an index. */
-enum method { NONE, FOUND, PATCH, WALK };
-
-/* Copied from the set inside a section, to be used outside of it. */
-struct plan {
-	enum method method;
-	struct state state;
-	size_t nr;
-	struct flat_index *index; /* FOUND: with a reference */
-	struct flat_patch patch;  /* PATCH: with a reference to its base */
-};
-
-static uint64_t cost_of_copy(const struct memslot_set *set)
+/* Whether slots can be copied from this overlay. */
+static bool is_base(const struct overlay *o, size_t nr)
 {
-	return FIXED_COST + (uint64_t)set->nr * LOOKUPS_PER_COPIED_SLOT;
+	return o && !overlay_has_overflowed(o) && 2 * (size_t)overlay_nr_ranges(o) <= nr;
 }
 
-static uint64_t cost_of_walk(const struct memslot_set *set)
+static uint64_t cost_of_index(const struct memslot_set *set)
 {
-	return FIXED_COST + (uint64_t)set->nr * LOOKUPS_PER_WALKED_SLOT;
+	bool copied = is_base(set_index(set), set->nr);
+
+	return FIXED_COST + (uint64_t)set->nr * (copied ? LOOKUPS_PER_COPIED_SLOT : LOOKUPS_PER_WALKED_SLOT);
 }
 
-/* Adds to the number of lookups that have walked this set since it was published, and returns it. */
-static uint64_t count_walked(struct memslot_set *set, uint64_t lookups)
+/* Lookups that use the current index are not counted where they are made, so the count is that of the whole VM. */
+static bool has_served(struct ms_vm *vm, const struct memslot_set *set)
 {
-	uint64_t before = atomic_fetch_add_explicit(&set->walked, lookups, memory_order_relaxed);
+	uint64_t before = atomic_load_explicit(&as_of(set)->build.indexed, memory_order_relaxed);
 
-	if (before < cost_of_copy(set) && before + lookups >= cost_of_copy(set))
-		atomic_fetch_add_explicit(&set->worth_copy, 1, memory_order_relaxed);
-	return before + lookups;
+	return srcu_total(&vm->srcu, SRCU_INDEXED) - before >= cost_of_index(set);
 }
 
-/*
- * If each state has enough lookups for a copy, but none has enough for a walk, one walk pays nevertheless: the indexes
- * of later states are copied from it.  If there are too many edits for a copy, the walks back off: the next one waits
- * for twice as many states.
- */
-static bool walk_pays_later(const struct memslot_set *set)
+static bool has_paid(struct ms_vm *vm, const struct memslot_set *set, uint64_t walked)
 {
-	uint32_t backoff = atomic_load_explicit(&set->walk_backoff, memory_order_relaxed);
-	uint32_t states = atomic_load_explicit(&set->worth_copy, memory_order_relaxed);
+	const struct index_build *b = &as_of(set)->build;
+	uint64_t cost = cost_of_index(set);
 
-	if (backoff > WALK_BACKOFF_MAX)
-		backoff = WALK_BACKOFF_MAX;
-	return states >> backoff >= LOOKUPS_PER_WALKED_SLOT / LOOKUPS_PER_COPIED_SLOT;
+	if (atomic_load_explicit(&b->running, memory_order_relaxed))
+		return true;
+	return walked >= cost && (walked >> atomic_load_explicit(&b->patience, memory_order_relaxed) >= cost ||
+				  has_served(vm, set));
 }
 
-static enum method method_that_pays(const struct ms_vm *vm, const struct memslot_set *set, uint64_t lookups)
+/* An index without marks leaves no lookup to walk, except after the hints of vCPUs.  Few lookups at a time pay for a
+ * step together. */
+bool vm_index_is_due(struct ms_vm *vm, struct memslot_set *set, size_t lookups)
 {
-	bool any = atomic_load_explicit(&vm->index_policy, memory_order_relaxed) == MS_INDEX_EAGER;
-	bool copied = any || lookups >= cost_of_copy(set);
+	const struct overlay *o = set_index(set);
+	uint64_t before, walked;
 
-	if (copied && set->patch)
-		return PATCH;
-	return any || lookups >= cost_of_walk(set) || (copied && walk_pays_later(set)) ? WALK : NONE;
+	if (!lookups || !set->nr || !may_index(vm) || (o && !overlay_has_marks(o)))
+		return false;
+	before = atomic_fetch_add_explicit(&as_of(set)->walked, lookups, memory_order_relaxed);
+	walked = before + lookups;
+	if (atomic_load_explicit(&vm->index_policy, memory_order_relaxed) == MS_INDEX_EAGER)
+		return true;
+	return before / LOOKUPS_PER_STEP != walked / LOOKUPS_PER_STEP && has_paid(vm, set, walked);
 }
 
-/* A walk raises the back-off; a copy resets it. */
-static void note_method(struct memslot_set *set, enum method method)
+/* Before the next index is made: sets its price by the use of the current one. */
+static void set_patience(struct ms_vm *vm, const struct memslot_set *set)
 {
-	if (method != WALK && method != PATCH)
-		return;
-	atomic_store_explicit(&set->worth_copy, 0, memory_order_relaxed);
-	if (method == WALK)
-		atomic_fetch_add_explicit(&set->walk_backoff, 1, memory_order_relaxed);
-	else
-		atomic_store_explicit(&set->walk_backoff, 0, memory_order_relaxed);
+	_Atomic uint32_t *patience = &as_of(set)->build.patience;
+	uint32_t now = atomic_load_explicit(patience, memory_order_relaxed);
+
+	if (!set_index(set) || has_served(vm, set))
+		now = 0;
+	else if (now < PATIENCE_MAX)
+		now++;
+	atomic_store_explicit(patience, now, memory_order_relaxed);
 }
 
-bool vm_index_pays(const struct ms_vm *vm, struct memslot_set *set, size_t lookups, bool brief)
-{
-	return may_index(vm) && method_that_pays(vm, set, count_walked(set, lookups)) != NONE &&
-	       !(brief && set->nr > SMALL_SET);
-}
+/* ---- make ---- */
 
-/* If the set has an index, the method is FOUND.  Inside a section. */
-static void make_plan(struct memslot_set *set, enum method method, struct plan *plan)
+/* How far apart slots are, as the exponent of two: the mean of the first ones. */
+static uint32_t typical_distance(const struct ms_vm *vm, const struct memslot_set *set)
 {
-	*plan = (struct plan){ .method = method, .state = state_of(set), .nr = set->nr, .index = set_index(set) };
-	if (plan->index) {
-		plan->method = FOUND;
-		flat_get(plan->index);
-	} else if (method == PATCH) {
-		plan->patch = *set->patch;
-		flat_get(plan->patch.base);
+	const struct memslot *slot = vm->design->first_from(set, 0), *next;
+	uint32_t sum = 0, nr = 0;
+
+	for (; slot && nr < SAMPLE; slot = next, nr++) {
+		next = vm->design->next(set, slot);
+		sum += 63u - (uint32_t)__builtin_clzll(next ? next->base_gfn - slot->base_gfn : slot->npages);
 	}
+	return nr ? sum / nr : 0;
 }
 
-static struct flat_index *carry_out(struct ms_vm *vm, uint32_t as_id, struct plan *plan)
+/* Installs the coming overlay, so that the writer marks its edits there. */
+static bool begin(struct ms_vm *vm, uint32_t as_id, struct address_space *as)
 {
-	point(READER_INDEX_PLANNED);
-	switch (plan->method) {
-	case FOUND:
-		return plan->index;
-	case PATCH:
-		return make_patched(vm, as_id, plan->state, &plan->patch);
-	case WALK:
-		return make_walked(vm, as_id, plan->state, plan->nr);
-	default:
-		return NULL;
-	}
+	struct look look = look_begin(vm, as_id);
+	struct overlay *o = NULL;
+	size_t nr = look.set->nr;
+	uint32_t shift = typical_distance(vm, look.set);
+	uint64_t change;
+
+	look_end(vm, look);
+	if (nr)
+		o = overlay_create(&vm->memory, nr, shift);
+	if (!o)
+		return false;
+	atomic_store_explicit(&as->overlays.coming, o, memory_order_seq_cst);
+	point(READER_INDEX_BEGUN);
+	change = atomic_load_explicit(&as->overlays.change, memory_order_seq_cst);
+	as->build.not_during = change & 1 ? change : 0;
+	return true;
 }
 
-static void reset_walked(struct ms_vm *vm, uint32_t as_id)
+static void drop_coming(struct address_space *as, struct overlay *o)
+{
+	atomic_store_explicit(&as->overlays.coming, NULL, memory_order_seq_cst);
+	overlays_retire(&as->overlays, o);
+}
+
+/* After an index that could not be made for lack of memory, its overlay serves again, unless it has many marks. */
+static bool has_begun(struct address_space *as)
+{
+	struct overlay *o = atomic_load_explicit(&as->overlays.coming, memory_order_relaxed);
+	bool running = atomic_load_explicit(&as->build.running, memory_order_relaxed);
+
+	if (!o || running || overlay_nr_ranges(o) <= MARKS_MAX)
+		return o;
+	drop_coming(as, o);
+	return false;
+}
+
+/* Whether every edit since the coming overlay was begun is marked there, or is in all states that are still visible. */
+static bool may_gather(struct address_space *as)
+{
+	struct index_build *b = &as->build;
+
+	if (b->not_during && atomic_load_explicit(&as->overlays.change, memory_order_seq_cst) == b->not_during)
+		return false;
+	b->not_during = 0;
+	return true;
+}
+
+/* Inside a section.  In each state since begin() the slots without mark are the same ones, so that any set has at least
+ * as many slots. */
+static out_of_line void look_at_set(struct ms_vm *vm, const struct memslot_set *set, struct index_build *b)
+{
+	struct overlay *current = set_index(set);
+
+	b->nr = set->nr;
+	if (is_base(current, b->nr))
+		b->base = overlay_get(current);
+	set_patience(vm, set);
+}
+
+static bool start_gathering(struct ms_vm *vm, uint32_t as_id, struct index_build *b)
 {
 	struct look look = look_begin(vm, as_id);
 
-	atomic_store_explicit(&look.set->walked, 0, memory_order_relaxed);
+	look_at_set(vm, look.set, b);
 	look_end(vm, look);
+	b->builder = flat_builder_create(&vm->memory, b->nr);
+	b->next_gfn = 0;
+	b->gathered = false;
+	if (b->base) {
+		b->cursor = (struct flat_cursor){ .index = b->base->index };
+		b->more = flat_next(&b->cursor, &b->next);
+	}
+	return b->builder;
 }
 
-struct flat_index *vm_index_get(struct ms_vm *vm, uint32_t as_id, size_t lookups)
+static void end_build(struct address_space *as)
 {
-	struct plan plan;
-	struct look look;
+	struct index_build *b = &as->build;
+
+	flat_builder_destroy(b->builder);
+	overlay_put(b->base);
+	b->builder = NULL;
+	b->base = NULL;
+	atomic_store_explicit(&b->running, 0, memory_order_relaxed);
+	atomic_store_explicit(&as->walked, 0, memory_order_relaxed);
+}
+
+static bool start(struct ms_vm *vm, uint32_t as_id)
+{
+	struct address_space *as = &vm->as[as_id];
+
+	if (!has_begun(as) && !begin(vm, as_id, as)) {
+		end_build(as);
+		return false;
+	}
+	atomic_store_explicit(&as->build.running, 1, memory_order_relaxed);
+	if (!may_gather(as))
+		return false;
+	if (start_gathering(vm, as_id, &as->build))
+		return true;
+	end_build(as);
+	return false;
+}
+
+/* Lookups use the overlay before it leaves `coming`, and the writer marks it in one place or the other at any time. */
+static void publish(struct address_space *as, struct overlay *o)
+{
+	struct overlay *former;
+
+	for (int i = 0; i < 2; i++)
+		atomic_store_explicit(&as->set[i].index, o, memory_order_release);
+	point(READER_INDEX_OFFERED);
+	former = atomic_exchange_explicit(&as->overlays.current, o, memory_order_seq_cst);
+	point(READER_INDEX_MOVED);
+	atomic_store_explicit(&as->overlays.coming, NULL, memory_order_seq_cst);
+	overlays_retire(&as->overlays, former);
+}
+
+static void finish(struct ms_vm *vm, struct address_space *as, struct flat_index *index)
+{
+	struct overlay *o = atomic_load_explicit(&as->overlays.coming, memory_order_relaxed);
+	_Atomic uint64_t *count = as->build.base ? &vm->index_patches : &vm->index_builds;
+
+	point(READER_INDEX_MADE);
+	o->index = index;
+	o->for_one = index->for_one;
+	atomic_fetch_add_explicit(count, 1, memory_order_relaxed);
+	if (atomic_load_explicit(&o->spent, memory_order_relaxed))
+		drop_coming(as, o);
+	else
+		publish(as, o);
+	atomic_store_explicit(&as->build.indexed, srcu_total(&vm->srcu, SRCU_INDEXED), memory_order_relaxed);
+	end_build(as);
+}
+
+enum progress { STOPPED, MORE, DONE };
+
+/* One step: the work of at most VM_INDEX_PIECE slots. */
+static enum progress advance(struct ms_vm *vm, uint32_t as_id)
+{
+	struct address_space *as = &vm->as[as_id];
+	struct index_build *b = &as->build;
+	enum flat_built built;
 	struct flat_index *index;
 
-	if (!may_index(vm))
-		return NULL;
-	look = look_begin(vm, as_id);
-	lookups = set_index(look.set) ? 0 : count_walked(look.set, lookups);
-	make_plan(look.set, method_that_pays(vm, look.set, lookups), &plan);
-	note_method(look.set, plan.method);
-	look_end(vm, look);
-	index = carry_out(vm, as_id, &plan);
-	if (!index && plan.method != NONE)
-		reset_walked(vm, as_id); /* no memory, or the state has changed: do not retry immediately */
-	return index;
-}
-
-static struct flat_index *make_in_one_section(struct ms_vm *vm, uint32_t as_id)
-{
-	struct look look = look_begin(vm, as_id);
-	struct gathering g;
-	bool begun = gathering_begin(vm, &g, state_of(look.set), look.set->nr);
-
-	if (begun)
-		gather(vm, &g, g.room + 1);
-	look_end(vm, look);
-	return begun ? finish(vm, as_id, &g, &vm->index_builds) : NULL;
-}
-
-struct flat_index *vm_index_make(struct ms_vm *vm, uint32_t as_id)
-{
-	struct flat_index *index = NULL;
-
-	if (!may_index(vm))
-		return NULL;
-	for (int i = 0; !index && i < TRIES; i++) {
-		struct look look = look_begin(vm, as_id);
-		struct plan plan;
-
-		make_plan(look.set, look.set->patch ? PATCH : WALK, &plan);
-		look_end(vm, look);
-		index = carry_out(vm, as_id, &plan);
+	if (!b->builder && !start(vm, as_id))
+		return STOPPED;
+	if (!b->gathered) {
+		gather_piece(vm, as_id, b);
+		return MORE;
 	}
-	return index ? index : make_in_one_section(vm, as_id);
+	built = flat_builder_step(b->builder, VM_INDEX_PIECE, &index);
+	point(READER_INDEX_STEPPED);
+	if (built == FLAT_BUILD_MORE)
+		return MORE;
+	if (built == FLAT_BUILD_DONE)
+		finish(vm, as, index);
+	else
+		end_build(as);
+	return built == FLAT_BUILD_DONE ? DONE : STOPPED;
 }
 
-/* Whether an index of this set probably has for_one.  The former index, if known, is the best estimate. */
+static bool try_busy(struct index_build *b)
+{
+	return !atomic_exchange_explicit(&b->busy, 1, memory_order_acquire);
+}
+
+static void leave_busy(struct index_build *b)
+{
+	atomic_store_explicit(&b->busy, 0, memory_order_release);
+}
+
+/* Advances the build as far as the work of VM_INDEX_PIECE slots goes, counting every slot in each step. */
+static void advance_briefly(struct ms_vm *vm, uint32_t as_id)
+{
+	const struct index_build *b = &vm->as[as_id].build;
+	enum progress progress;
+	size_t work = 0;
+
+	do {
+		progress = advance(vm, as_id);
+		work += b->nr;
+	} while (progress == MORE && work + b->nr <= VM_INDEX_PIECE);
+}
+
+static void advance_to_the_end(struct ms_vm *vm, uint32_t as_id)
+{
+	while (advance(vm, as_id) == MORE)
+		;
+}
+
+static bool is_small(const struct address_space *as)
+{
+	const struct index_build *b = &as->build;
+
+	return b->builder && b->nr <= SMALL_SET;
+}
+
+void vm_index_make(struct ms_vm *vm, uint32_t as_id, bool brief)
+{
+	struct address_space *as = &vm->as[as_id];
+
+	if (!may_index(vm) || !try_busy(&as->build))
+		return;
+	if (brief)
+		advance_briefly(vm, as_id);
+	if (!brief || is_small(as))
+		advance_to_the_end(vm, as_id);
+	leave_busy(&as->build);
+}
+
+static void make_briefly(struct ms_vm *vm, uint32_t as_id)
+{
+	struct index_build *b = &vm->as[as_id].build;
+
+	if (!try_busy(b))
+		return;
+	advance_briefly(vm, as_id);
+	leave_busy(b);
+}
+
+/* Whether an index of this set probably has for_one.  The current index, unless most slots have changed since, is the
+ * best estimate. */
 static bool serves_single_lookups(const struct memslot_set *set)
 {
-	return set->nr > FLAT_FEW && set->nr <= SMALL_SET && !(set->patch && !set->patch->base->for_one);
-}
+	const struct overlay *o = set_index(set);
 
-static bool pays_for_single_lookups(const struct ms_vm *vm, struct memslot_set *set)
-{
-	uint64_t walked = count_walked(set, SEARCHES_PER_REPORT);
-
-	return may_index(vm) && !set_index(set) && serves_single_lookups(set) &&
-	       method_that_pays(vm, set, walked / SINGLE_LOOKUPS) != NONE;
+	return set->nr > FLAT_FEW && !(o && !o->for_one && is_base(o, set->nr));
 }
 
 void vm_index_report_searches(struct ms_vm *vm, uint32_t as_id)
 {
 	struct look look = look_begin(vm, as_id);
-	bool pays = look.set && pays_for_single_lookups(vm, look.set);
+	bool due = look.set && serves_single_lookups(look.set) &&
+		   vm_index_is_due(vm, look.set, LOOKUPS_PER_STEP);
 
 	look_end(vm, look);
-	if (pays) /* otherwise the searches stay counted, for later calls */
-		flat_put(vm_index_get(vm, as_id, 0));
+	if (due)
+		make_briefly(vm, as_id);
+}
+
+struct flat_index *vm_index_make_private(struct ms_vm *vm, uint32_t as_id)
+{
+	struct look look = look_begin(vm, as_id);
+	struct flat_builder *builder =
+		may_index(vm) ? flat_builder_create(&vm->memory, look.set->nr) : NULL;
+	const struct memslot *slot = builder ? vm->design->first_from(look.set, 0) : NULL;
+	struct flat_index *index = NULL;
+
+	for (; slot; slot = vm->design->next(look.set, slot))
+		if (is_indexed(slot)) {
+			struct flat_entry entry = vm_index_entry(slot);
+
+			flat_builder_add(builder, &entry);
+		}
+	look_end(vm, look);
+	while (builder && flat_builder_step(builder, SIZE_MAX, &index) == FLAT_BUILD_MORE)
+		;
+	flat_builder_destroy(builder);
+	if (index)
+		atomic_fetch_add_explicit(&vm->index_builds, 1, memory_order_relaxed);
+	return index;
 }
 
 /* ---- check ---- */
 
-typedef bool next_fn(void *cursor, struct flat_entry *entry);
-
-/* Whether the entries that `next` returns are the slots of the set that are not INVALID. */
-static bool same_slots(const struct ms_vm *vm, const struct memslot_set *set, next_fn *next, void *cursor)
+/* Whether the index must have this slot, by O1 or O2. */
+static bool is_same_in_index(const struct overlay *o, uint64_t begin, uint64_t end)
 {
-	const struct memslot *slot = vm->design->first_from(set, 0);
-	struct flat_entry entry, own;
-
-	for (; slot; slot = vm->design->next(set, slot)) {
-		if (!is_indexed(slot))
-			continue;
-		own = entry_of(slot);
-		if (!next(cursor, &entry) || !flat_same(&entry, &own))
-			return false;
-	}
-	return !next(cursor, &entry);
+	return !overlay_all_marked(o, begin, end) ||
+	       (overlay_has_all_ranges(o) && !overlay_may_be_edited(o, begin, end));
 }
 
-static bool next_flat(void *cursor, struct flat_entry *entry)
+static const struct memslot *next_slot_in_index(const struct ms_vm *vm, const struct memslot_set *set,
+					   const struct overlay *o, const struct memslot *slot)
 {
-	return flat_next(cursor, entry);
+	while (slot && (!is_indexed(slot) || !is_same_in_index(o, slot->base_gfn, slot->base_gfn + slot->npages)))
+		slot = vm->design->next(set, slot);
+	return slot;
 }
 
-static bool next_patched(void *cursor, struct flat_entry *entry)
+static bool next_entry_in_set(const struct overlay *o, struct flat_cursor *cursor, struct flat_entry *entry)
 {
-	return patch_next(cursor, entry);
+	bool more;
+
+	do
+		more = flat_next(cursor, entry);
+	while (more && !is_same_in_index(o, entry->base_gfn, entry->base_gfn + entry->npages));
+	return more;
 }
 
 bool set_index_is_valid(const struct ms_vm *vm, const struct memslot_set *set)
 {
-	struct flat_cursor flat = { .index = set_index(set) };
-	struct patch_cursor patched;
+	const struct overlay *o = set_index(set);
+	const struct memslot *slot = o ? next_slot_in_index(vm, set, o, vm->design->first_from(set, 0)) : NULL;
+	struct flat_cursor cursor = { 0 };
+	struct flat_entry entry, own;
 
-	if (flat.index && (flat_check(flat.index) || !same_slots(vm, set, next_flat, &flat)))
-		return false;
-	if (flat.index || !set->patch)
+	if (!o)
 		return true;
-	patched = patch_begin(set->patch);
-	return same_slots(vm, set, next_patched, &patched);
+	if (flat_check(o->index) || !overlay_is_valid(o))
+		return false;
+	cursor.index = o->index;
+	for (; slot; slot = next_slot_in_index(vm, set, o, vm->design->next(set, slot))) {
+		own = vm_index_entry(slot);
+		if (!next_entry_in_set(o, &cursor, &entry) || !flat_same(&entry, &own))
+			return false;
+	}
+	return !next_entry_in_set(o, &cursor, &entry);
 }

@@ -1,29 +1,32 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * vm_index.h - the index of a set: readers make it, publish it and use it; the writer detaches it.
+ * vm_index.h - the index of an address space: readers make it and use it; the writer marks its edits.
  *
- *   a reader                                           the writer, under slots_lock
- *   uses the index of the set inside its section, or   at the beginning of a change: gives the inactive set the index
- *     takes a reference and leaves the section           of the active set as a base; both have the same slots
- *   without an index: walks the set, and counts these  before its first edit of a set: detaches the index, keeps it as
- *     lookups in the set                                 the base of the next one, and notes each edit (flat_patch.h)
- *   when an index pays: makes one, from the base and   never makes an index
- *     the noted edits, or by a walk of the set in
- *     pieces of one section each; publishes it if the
- *     state of the set is still the same
+ *   a reader                                            the writer, under slots_lock
+ *   uses the index for frames without marks, and walks  before and after a change: counts it in `change`
+ *     the set for the others (overlay.h)                before each edit of a set: marks the slots of the edit in the
+ *   counts the lookups that walk                          current and in the coming overlay
+ *   when they have paid for an index: makes one, in     never makes an index
+ *     steps, and lets all lookups use it
  *
- * The index of a set always has the slots of this set (M11), because a set that is edited has no readers and no index.
- * A detached index lives as long as somebody holds a reference.
+ * An index is made in bounded steps, by any readers, one at a time:
  *
- * An index pays if there are enough lookups for its cost.  To copy a slot from the base costs as much as an index saves
- * in one lookup; to walk to a slot costs about three times as much.  If a set changes before every small batch, no
- * index is made.  If each state has enough lookups for a copy but not for a walk, one walk is made as a base for
- * copies.
+ *   begin     make the coming overlay.  From then on the writer marks its edits there.  A change that is under way may
+ *             have made some edits before that.  If so, the walk waits until that change is over
+ *   gather    collect the slots, VM_INDEX_PIECE of them in each section, from the state that is active then.  A slot
+ *             with a block without mark is in all states since begin; all others are left out
+ *   step      make the index of these slots (flat_index.h), without a section
+ *   publish   the coming overlay becomes the current one
  *
- * Locking: readers take no lock.
- * Ordering (row "index"): published by compare-exchange, release; found by load, acquire; detached after the grace
- * period, relaxed.
- * Cost: nothing without lookups; one load for a lookup that its hint does not answer.
+ * So a running build is not disturbed by changes, and a change does not wait for it.  If there is a former index, its
+ * slots are copied; the set is only searched where there are marks.
+ *
+ * An index pays if the lookups that had to walk are as many as it costs (vm_index.c).
+ *
+ * Locking: readers take no lock.  `busy` of the build is only tried.
+ * Ordering (rows "change", "overlays", "index" and "index build" of docs/locking.md).
+ * Cost: nothing without lookups, except for one store before and after a change; two loads for a lookup that its hint
+ * does not answer.
  */
 #ifndef MS_VM_INDEX_H
 #define MS_VM_INDEX_H
@@ -39,37 +42,64 @@ static inline bool may_index(const struct ms_vm *vm)
 /* ---- readers ---- */
 
 /* Inside a section of the set. */
-static inline struct flat_index *set_index(const struct memslot_set *set)
+static inline struct overlay *set_index(const struct memslot_set *set)
 {
 	return atomic_load_explicit(&set->index, memory_order_acquire);
 }
 
-/* Inside a section: counts lookups that are about to walk the set, and returns whether an index pays by now.  For a
- * brief caller only a small index pays, which takes about a tenth of a millisecond. */
-bool vm_index_pays(const struct ms_vm *vm, struct memslot_set *set, size_t lookups, bool brief);
+/* Inside a section: the index, if a single lookup of gfn can use it.  NULL: walk the set. */
+static inline const struct flat_index *index_for_one(const struct ms_vm *vm, const struct memslot_set *set,
+						     uint64_t gfn)
+{
+	const struct overlay *o = set_index(set);
 
-/* Outside of sections: returns the index of the present state, with a reference, or makes it if `lookups` more make it
- * pay.  NULL: there is none and it does not pay, no memory, or a writer has published another state meanwhile. */
-struct flat_index *vm_index_get(struct ms_vm *vm, uint32_t as_id, size_t lookups);
+	return o && likely(o->for_one) && likely(!overlay_marked(o, gfn)) && likely(may_index(vm)) ? o->index : NULL;
+}
 
-/* Returns an index of a state that was published during the call, even if it does not pay.  If the state changes faster
- * than it can be walked in pieces, it is walked in one section.  NULL: no memory, or may_index() is false. */
-struct flat_index *vm_index_make(struct ms_vm *vm, uint32_t as_id);
+/* Inside a section: counts lookups that walk the set, and returns whether a new index pays by now, or whether one is
+ * being made. */
+bool vm_index_is_due(struct ms_vm *vm, struct memslot_set *set, size_t lookups);
 
-/* After this many searches a thread adds them to the count of the set, and makes the index if it pays and is small.
- * The lookup that does this takes well below a millisecond. */
+/* Outside of sections of the caller's own call: makes the index.  If `brief` and if the set is large, does only the work
+ * of VM_INDEX_PIECE slots; later calls continue.  Does nothing if there is no memory, if another thread advances it,
+ * or if it must wait for the end of a change. */
+void vm_index_make(struct ms_vm *vm, uint32_t as_id, bool brief);
+
+/* After this many searches a thread adds them to the count of the set.  If an index is due, it does the work of at most
+ * VM_INDEX_PIECE slots. */
 #define SEARCHES_PER_REPORT 256
+#define VM_INDEX_PIECE 2048
 void vm_index_report_searches(struct ms_vm *vm, uint32_t as_id);
+
+/* Makes an index of one state in one section, for one batch alone.  NULL: no memory, or may_index() is false. */
+struct flat_index *vm_index_make_private(struct ms_vm *vm, uint32_t as_id);
+
+/* The values of a slot, as an index holds them. */
+struct flat_entry vm_index_entry(const struct memslot *slot);
+
+/* A slot that an index holds: INVALID ones are holes. */
+static inline bool is_indexed(const struct memslot *slot)
+{
+	return slot && !(slot->flags & MS_MEMSLOT_INVALID);
+}
 
 /* ---- the writer ---- */
 
-/* At the beginning of a change, while both sets of the address space have the same slots. */
-void vm_index_share(struct ms_vm *vm, uint32_t as_id);
+/* Around each change, while both sets of the address space have the same slots. */
+static inline void vm_index_begin_change(struct ms_vm *vm, uint32_t as_id)
+{
+	overlays_begin_change(&vm->as[as_id].overlays);
+}
 
-/* design->replace(); also detaches the index of the set, and notes the edit. */
+static inline void vm_index_end_change(struct ms_vm *vm, uint32_t as_id)
+{
+	overlays_end_change(&vm->as[as_id].overlays);
+}
+
+/* design->replace(); marks the slots before it. */
 void vm_replace(struct ms_vm *vm, struct memslot_set *set, struct memslot *old, struct memslot *new_slot);
 
-/* Whether M11 holds: the index, or the patch for the next one, has the slots of the set. */
+/* Whether M11 holds: the index has the slots of the set, except in marked blocks. */
 bool set_index_is_valid(const struct ms_vm *vm, const struct memslot_set *set);
 
 #endif

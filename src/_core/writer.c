@@ -415,7 +415,7 @@ int writer_begin(const struct writer *w, size_t more)
 	struct ms_vm *vm = w->vm;
 	int r = vm->design->begin ? vm->design->begin(&vm->memory, &vm->as[w->as_id], inactive(w), more) : 0;
 
-	vm_index_share(vm, w->as_id);
+	vm_index_begin_change(vm, w->as_id);
 	return r ? no_memory(w->err) : 0;
 }
 
@@ -425,6 +425,7 @@ void writer_end(const struct writer *w)
 
 	if (vm->design->end)
 		vm->design->end(&vm->memory, &vm->as[w->as_id], inactive(w));
+	vm_index_end_change(vm, w->as_id);
 }
 
 void writer_release(struct writer *w)

@@ -626,15 +626,16 @@ A virtual machine's memory slots (the part of struct kvm that concerns slots).
     def index_policy(self):
         """When lookups build and use an index instead of the tree.  An index is a copy of a set in flat arrays.
 
-        "auto": build an index when the lookups since the last change pay for it.
-        "eager": the first batch builds an index.  A batch of up to 64 gfns does so only for up to 4,096 slots.
+        "auto": build an index when the lookups that had to walk pay for it.
+        "eager": the first batch builds an index, and each batch that had to walk builds a new one.  With more than
+        4,096 slots a batch of up to 64 gfns does only a part of this work.
         "off": no index; a batch walks the tree with many lookups in parallel.
         "walk": no index, one lookup after the other: the yardstick for measurements.
 
         The answers do not depend on the policy.  Backends other than "tree" have no index.  Lookups build an index, and
-        changes never do.  An index takes up to 32 bytes per slot, and more if slots lie terabytes apart.  The VM keeps
-        the previous index to derive the next one from it.  The policy may be set at any time.  ValueError: no policy
-        has this name.
+        changes never do.  After a change lookups walk in the slots that have changed, and use the index for all others.
+        An index takes up to 33 bytes per slot, and more if slots lie terabytes apart.  The policy may be set at any
+        time.  ValueError: no policy has this name.
         """
         _config(self)
         return _POLICIES[get_index_policy(self._vm)]

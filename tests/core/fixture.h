@@ -152,12 +152,57 @@ static inline bool no_slot(const struct ms_memslot *slot)
 	return same_slot(slot, &(struct ms_memslot){ 0 });
 }
 
+/* ---- the indexes of an address space ---- */
+
+#define OVERLAYS_MAX 64
+
+/* At rest: all overlays that hold memory, and their number.  No index is half made. */
+static inline size_t overlays_of(const struct address_space *as, const struct overlay **found)
+{
+	const struct overlay *current = atomic_load(&as->overlays.current);
+	size_t nr = 0;
+
+	CHECK(!as->build.builder && !as->build.base && !as->overlays.expiring);
+	found[nr] = atomic_load(&as->overlays.coming);
+	nr += found[nr] != NULL;
+	found[nr] = current;
+	nr += current != NULL;
+	for (const struct overlay *o = atomic_load(&as->overlays.retired); o; o = o->next) {
+		CHECK(nr < OVERLAYS_MAX);
+		found[nr++] = o;
+	}
+	return nr;
+}
+
+static inline uint64_t whole_lines(size_t size)
+{
+	return (size + CACHE_LINE - 1) & ~(size_t)(CACHE_LINE - 1);
+}
+
+/* Adds up the memory of all these overlays and their indexes. */
+static inline void count_overlays(const struct address_space *as, uint64_t *blocks, uint64_t *bytes)
+{
+	const struct overlay *found[OVERLAYS_MAX];
+	size_t nr = overlays_of(as, found);
+
+	for (size_t i = 0; i < nr; i++) {
+		*blocks += 1 + (found[i]->index != NULL);
+		*bytes += whole_lines(found[i]->size) + (found[i]->index ? whole_lines(found[i]->index->size) : 0);
+	}
+}
+
 /* A VM without slots has only its sets, the records of its readers, its vCPUs, its list of listeners, and the deferred
  * frees of updates whose threads have ended. */
 static inline void check_empty(struct ms_vm *vm)
 {
 	struct ms_stats stats = stats_of(vm);
-	uint64_t blocks = 1 + (vm->listeners != NULL);
+	uint64_t blocks = 1 + (vm->listeners != NULL), bytes = 0;
+
+	/* A reader that was making an index when the VM was closed has retired it. */
+	for (uint32_t i = 0; i < vm->config.address_spaces; i++) {
+		CHECK(!atomic_load(&vm->as[i].overlays.coming) && !atomic_load(&vm->as[i].overlays.current));
+		count_overlays(&vm->as[i], &blocks, &bytes);
+	}
 
 	for (struct srcu_reader *r = atomic_load(&vm->srcu.readers); r; r = r->next)
 		blocks += r != &vm->srcu.shared;

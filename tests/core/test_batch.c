@@ -6,6 +6,7 @@
  */
 #include "fixture.h"
 
+#include "points.h"
 #include "vm_index.h"
 
 #define LOG MS_MEM_LOG_DIRTY_PAGES
@@ -314,6 +315,42 @@ static uint64_t test_changing_policy(void)
 	return rounds;
 }
 
+/* ---- batches that hold an index and the changes since ---- */
+
+#define HELD 17000 /* too many lookups for one section */
+
+static uint64_t test_held_with_changes(void)
+{
+	static const enum ms_index_policy kinds[] = { MS_INDEX_EAGER, MS_INDEX_AUTO };
+	uint64_t rounds = test_times(150), held = 0;
+	struct ms_stats before, after;
+	struct truth t;
+
+	vm = new_vm(SPACES);
+	for (uint64_t i = 0; i < rounds; i++) {
+		ms_set_index_policy(vm, kinds[rng_below(&rng, 4) > 0]);
+		for (uint64_t k = rng_below(&rng, 12); k; k--)
+			change_something();
+		for (uint32_t as_id = 0; as_id < SPACES; as_id++) {
+			t = truth_of(as_id);
+			before = stats_of(vm);
+			check_hvas(&t, as_id, HELD, 1, rng_below(&rng, 2));
+			after = stats_of(vm);
+			held += after.indexed - before.indexed == 2 * HELD; /* gfns and gpas */
+			if (i % 8)
+				continue;
+			check_ids(&t, as_id, HELD, 1);
+			check_in_place(&t, as_id, HELD);
+		}
+		if (i % 16 == 0)
+			check_sound(vm);
+	}
+	if (design_is("tree"))
+		CHECK(held > rounds / 4);
+	end_vm(vm);
+	return rounds;
+}
+
 /* ---- when a batch makes an index, and from what ---- */
 
 static void fill(uint32_t n)
@@ -343,6 +380,12 @@ static void check_made(uint64_t builds, uint64_t patches)
 	CHECK_EQ(stats.index_patches, patches);
 }
 
+static void run_batches(int nr, size_t n)
+{
+	while (nr--)
+		run_batch(n);
+}
+
 static void test_policy(void)
 {
 	vm = new_vm(1);
@@ -354,50 +397,83 @@ static void test_policy(void)
 	run_batch(4000);
 	CHECK_EQ(stats_of(vm).indexed, 5000);
 	check_made(1, 0);
-	CHECK_EQ(set(vm, 0, 7, 71, 8, 0), 0); /* a MOVE */
-	run_batch(20);
+	for (uint32_t id = 7; id < 67; id += 20)
+		CHECK_EQ(set(vm, 0, id, id * 10 + 1, 8, 0), 0); /* a MOVE */
+	run_batches(2, 4000); /* of 4,000 lookups, about 50 find a mark; some of them use the hint */
 	check_made(1, 0);
-	run_batch(300);
+	CHECK(stats_of(vm).indexed > 12500 && stats_of(vm).indexed < 13000);
+	run_batches(100, 4000);
 	check_made(1, 1);
-	for (uint32_t i = 0; i < 5; i++) /* changes that a batch notices together */
-		CHECK_EQ(set(vm, 0, 7, i % 2 ? 71 : 70, 8, 0), 0);
-	run_batch(300);
-	check_made(1, 2);
-	for (uint32_t id = 0; id < PATCH_MAX + 1; id++)
+	for (uint32_t id = 0; id < 120; id++) /* so many that it is not worth to copy the others */
 		CHECK_EQ(set(vm, 0, id, 0, 0, 0), 0);
-	run_batch(200); /* more changes than a patch can note */
-	check_made(1, 2);
-	run_batch(1000);
-	check_made(2, 2);
+	run_batches(5, 4000);
+	check_made(2, 1);
 	ms_set_index_policy(vm, MS_INDEX_OFF);
 	CHECK_EQ(ms_index_policy(vm), MS_INDEX_OFF);
-	run_batch(9000);
-	check_made(2, 2);
+	CHECK_EQ(set(vm, 0, 150, 0, 0, 0), 0);
+	run_batches(3, 9000);
+	check_made(2, 1);
 	ms_set_index_policy(vm, MS_INDEX_EAGER);
-	CHECK_EQ(set(vm, 0, 100, 0, 0, 0), 0);
-	run_batch(1);
-	check_made(2, 3);
+	run_batch(4000);
+	check_made(2, 2);
 	end_vm(vm);
 }
 
-/* A short batch makes no index if that takes longer than the batch. */
-static void test_short_batch(void)
+static struct ms_memslot *many_slots(uint32_t n)
 {
-	enum { MANY = 5000 };
-	struct ms_memslot *slots = calloc(MANY, sizeof(*slots));
+	struct ms_memslot *slots = calloc(n, sizeof(*slots));
+
+	CHECK(slots);
+	for (uint32_t id = 0; id < n; id++)
+		slots[id] = (struct ms_memslot){ .base_gfn = id, .npages = 1, .userspace_addr = HVA_BASE, .id = id };
+	return slots;
+}
+
+static uint32_t steps; /* of the making of an index */
+
+static void count_steps(enum point point)
+{
+	steps += point == POINT_READER_INDEX_GATHERED || point == POINT_READER_INDEX_STEPPED;
+}
+
+static void one_brief_batch(uint64_t i)
+{
 	struct ms_batch batch = batch_of(MS_BATCH_BRIEF, 1);
 
-	vm = new_vm(1);
-	for (uint32_t id = 0; id < MANY; id++)
-		slots[id] = (struct ms_memslot){ .base_gfn = id, .npages = 1, .userspace_addr = HVA_BASE, .id = id };
-	CHECK_EQ(ms_load_memslots(vm, 0, slots, MANY, NULL), 0);
-	ms_set_index_policy(vm, MS_INDEX_EAGER);
-	for (int i = 0; i < 1000; i++)
-		CHECK_EQ(ms_gfn_to_hva_many(vm, 0, &batch, true), 0);
-	check_made(0, 0);
-	batch.n++;
+	(void)i;
 	CHECK_EQ(ms_gfn_to_hva_many(vm, 0, &batch, true), 0);
+}
+
+static void one_lookup(uint64_t i)
+{
+	CHECK_EQ(ms_gfn_to_hva(vm, 0, i * 7 % 5000), HVA_BASE);
+}
+
+/* Neither a short batch nor a single lookup takes long, however many slots there are: each one advances the index by
+ * one step at most, and in the end it is made. */
+static void test_bounded_steps(void (*look_up)(uint64_t i), enum ms_index_policy policy)
+{
+	enum { MANY = 20000 };
+	struct ms_memslot *slots = many_slots(MANY);
+	uint32_t most = 0, all = 0;
+
+	for (size_t i = 0; i < ARRAY_SIZE(in); i++)
+		in[i] = i % MANY;
+	vm = new_vm(1);
+	CHECK_EQ(ms_load_memslots(vm, 0, slots, MANY, NULL), 0);
+	ms_set_index_policy(vm, policy);
+	point_set_hook(count_steps);
+	for (uint64_t i = 0; i < 500000 && !stats_of(vm).index_builds; i++) {
+		steps = 0;
+		look_up(i);
+		most = steps > most ? steps : most;
+		all += steps;
+	}
+	point_set_hook(NULL);
 	check_made(1, 0);
+	CHECK_EQ(most, 1);
+	CHECK(all > MANY / VM_INDEX_PIECE);
+	check_sound(vm);
 	end_vm(vm);
 	free(slots);
 }
@@ -463,6 +539,58 @@ static void test_invalid(void)
 	end_vm(vm);
 }
 
+/* The states of an update: its steps need not come in the order of a change, and the two sets may differ. */
+static void check_in_update(uint32_t gone, uint32_t end_gone)
+{
+	struct ms_batch batch = batch_of(200, 1);
+
+	for (uint32_t i = 0; i < 200; i++)
+		in[i] = i % 100 * 10;
+	CHECK_EQ(ms_gfn_to_hva_many(vm, 0, &batch, true), 0);
+	for (uint32_t i = 0; i < 200; i++) {
+		bool is_gone = i % 100 >= gone && i % 100 < end_gone;
+
+		CHECK_EQ(out[i], is_gone ? MS_HVA_ERR_BAD : hva_for(0, i % 100));
+		CHECK_EQ(ms_gfn_to_hva(vm, 0, in[i]), out[i]);
+	}
+}
+
+static void remove_5_and_6(struct ms_update *u)
+{
+	for (uint32_t id = 5; id < 7; id++)
+		CHECK_EQ(ms_update_replace(u, ms_update_find(u, false, id), NULL, NULL), 0);
+}
+
+static void test_update_with_an_index(bool keep)
+{
+	uint32_t end_gone = keep ? 7 : 5;
+	struct ms_update *u;
+
+	vm = new_vm(1);
+	fill(100);
+	run_batch(5000);
+	CHECK_EQ(ms_update_begin(vm, 0, &u, NULL), 0);
+	remove_5_and_6(u);
+	check_in_update(0, 0);
+	CHECK_EQ(ms_update_swap(u, NULL), 0);
+	check_in_update(5, 7);
+	CHECK_EQ(ms_update_swap(u, NULL), 0); /* to the set that has the slots */
+	check_in_update(0, 0);
+	CHECK_EQ(ms_update_swap(u, NULL), 0);
+	remove_5_and_6(u);
+	check_in_update(5, 7);
+	CHECK_EQ(ms_update_end(u, keep, NULL), 0);
+	check_in_update(5, end_gone);
+	check_sound(vm);
+	CHECK_EQ(stats_of(vm).index_builds, 1);
+	CHECK(stats_of(vm).indexed > 5000);
+	ms_set_index_policy(vm, MS_INDEX_EAGER); /* the update has ended: a new index is made */
+	check_in_update(5, end_gone);
+	CHECK_EQ(stats_of(vm).index_patches, 1);
+	check_in_update(5, end_gone);
+	end_vm(vm);
+}
+
 /* ---- single lookups ---- */
 
 static void test_singles_make_an_index(void)
@@ -501,7 +629,7 @@ static uint64_t singles_indexed(uint32_t n, bool far)
 	return indexed;
 }
 
-/* Batches of 400 lookups among 200 slots: enough for an index that is derived, too few for one from a walk. */
+/* Batches of 400 lookups among 200 slots, each after the move of some slots. */
 static struct ms_stats batches_after_changes(int rounds, uint32_t changes)
 {
 	vm = new_vm(1);
@@ -514,18 +642,49 @@ static struct ms_stats batches_after_changes(int rounds, uint32_t changes)
 	return stats_of(vm);
 }
 
-/* A batch spends one walk on an index for later states to derive theirs from; less and less often if there are too many
- * changes. */
-static void test_walk_for_later_states(void)
+/* An index serves later states.  The more slots change, the more often it is made again. */
+static void test_index_lives_on(void)
 {
 	struct ms_stats s = batches_after_changes(100, 1);
 
-	CHECK(s.index_builds >= 1 && s.index_builds <= 2);
-	CHECK(s.index_patches >= 90);
+	CHECK_EQ(s.index_builds, 1);
+	CHECK(s.index_patches <= 2);
+	CHECK(s.indexed > 97 * 400);
 	end_vm(vm);
 	s = batches_after_changes(200, 40);
-	CHECK(s.index_builds >= 3 && s.index_builds <= 7);
-	CHECK_EQ(s.index_patches, 0);
+	CHECK(s.index_builds + s.index_patches >= 5 && s.index_builds + s.index_patches <= 60);
+	CHECK(s.indexed > 100 * 400);
+	end_vm(vm);
+}
+
+/* If all lookups are in slots that have just changed, each index answers too few of them.  Then the next ones are made
+ * less and less often. */
+static void test_useless_index(void)
+{
+	struct ms_batch batch = batch_of(400, 1);
+	struct ms_stats s;
+
+	vm = new_vm(1);
+	fill(200);
+	for (size_t i = 0; i < 400; i++)
+		in[i] = i * 7 % 64 * 10 + 3;
+	for (int i = 0; i < 400; i++) {
+		for (uint32_t id = 0; id < 64; id++)
+			CHECK_EQ(set(vm, 0, id, id * 10, 8, i % 2 ? LOG : 0), 0);
+		CHECK_EQ(ms_gfn_to_hva_many(vm, 0, &batch, true), 0);
+	}
+	s = stats_of(vm);
+	CHECK(s.index_builds + s.index_patches >= 3 && s.index_builds + s.index_patches <= 12);
+	for (size_t i = 0; i < 400; i++)
+		in[i] = 700 + i * 7 % 400;
+	for (int i = 0; i < 100; i++)
+		CHECK_EQ(ms_gfn_to_hva_many(vm, 0, &batch, true), 0);
+	for (int i = 0; i < 100; i++) { /* lookups elsewhere have used the index, so the next one is cheap again */
+		for (uint32_t id = 70; id < 80; id++)
+			CHECK_EQ(set(vm, 0, id, id * 10, 8, i % 2 ? LOG : 0), 0);
+		CHECK_EQ(ms_gfn_to_hva_many(vm, 0, &batch, true), 0);
+	}
+	CHECK(stats_of(vm).index_patches + stats_of(vm).index_builds > s.index_builds + s.index_patches);
 	end_vm(vm);
 }
 
@@ -757,13 +916,15 @@ static void check_m11(void)
 static void test_check_finds(void)
 {
 	struct memslot_set *set_;
+	_Atomic uint8_t *marks, *mark;
 	uint64_t *delta;
+	int found = 0;
 
 	vm = new_vm(1);
 	fill(100);
 	run_batch(5000);
 	set_ = vm_active_set(vm, 0);
-	delta = (uint64_t *)(uintptr_t)set_index(set_)->deltas;
+	delta = (uint64_t *)(uintptr_t)set_index(set_)->index->deltas;
 	while (*delta & FLAT_HOLE)
 		delta++;
 	*delta += PAGE;
@@ -771,11 +932,24 @@ static void test_check_finds(void)
 	*delta -= PAGE;
 	check_sound(vm);
 	CHECK_EQ(set(vm, 0, 3, 0, 0, 0), 0);
-	set_ = vm_active_set(vm, 0);
-	CHECK(set_->patch && set_->patch->nr_gone == 1);
-	set_->patch->gone[0] += 10;
+	marks = set_index(vm_active_set(vm, 0))->marks;
+	for (size_t i = 0; i <= set_index(vm_active_set(vm, 0))->block_mask; i++) {
+		if (!atomic_load(&marks[i]))
+			continue;
+		atomic_store(&marks[i], 0); /* an edit without its mark */
+		check_m11();
+		atomic_store(&marks[i], 1);
+		found++;
+	}
+	CHECK(found > 0);
+	check_sound(vm);
+	CHECK_EQ(set(vm, 0, 200, 3000, 1, 0), 0); /* a hole again: only the list shows the missing mark */
+	CHECK_EQ(set(vm, 0, 200, 0, 0, 0), 0);
+	mark = &marks[3000 >> set_index(vm_active_set(vm, 0))->shift & set_index(vm_active_set(vm, 0))->block_mask];
+	CHECK_EQ(atomic_load(mark), 1);
+	atomic_store(mark, 0);
 	check_m11();
-	set_->patch->gone[0] -= 10;
+	atomic_store(mark, 1);
 	check_sound(vm);
 	end_vm(vm);
 }
@@ -791,6 +965,7 @@ int main(int argc, char **argv)
 	for (size_t i = 0; (design_name = ms_backend_name(i)); i++)
 		rounds += test_changing_policy();
 	for (size_t i = 0; (design_name = ms_backend_name(i)); i++) {
+		rounds += test_held_with_changes();
 		test_singles_make_an_index();
 		test_runs_of_a_walked_batch();
 		test_states();
@@ -802,10 +977,16 @@ int main(int argc, char **argv)
 	}
 	design_name = "tree";
 	test_policy();
-	test_walk_for_later_states();
-	test_short_batch();
+	test_index_lives_on();
+	test_useless_index();
+	test_bounded_steps(one_brief_batch, MS_INDEX_AUTO);
+	test_bounded_steps(one_brief_batch, MS_INDEX_EAGER);
+	test_bounded_steps(one_lookup, MS_INDEX_AUTO);
+	test_bounded_steps(one_lookup, MS_INDEX_EAGER);
 	test_roll_back();
 	test_invalid();
+	test_update_with_an_index(false);
+	test_update_with_an_index(true);
 	test_singles_that_walk();
 	test_hint_and_index();
 	test_no_memory();

@@ -12,7 +12,6 @@
 #include <errno.h>
 
 #include "flat_many.h"
-#include "flat_patch.h"
 #include "include/memslots.h"
 
 #define NR_MAX 5000
@@ -21,7 +20,7 @@
 #define END_GFN ((uint64_t)1 << 52)
 
 static struct memory memory;
-static struct flat_entry *entries; /* room for NR_HUGE, or for NR_MAX + PATCH_MAX */
+static struct flat_entry *entries; /* room for NR_HUGE, or for NR_MAX */
 static size_t nr;
 static struct rng rng;
 
@@ -577,98 +576,6 @@ static void test_check_finds(void)
 	flat_put(f);
 }
 
-/* ---- patches ---- */
-
-static size_t index_of(uint64_t base_gfn)
-{
-	size_t i = 0;
-
-	while (i < nr && entries[i].base_gfn < base_gfn)
-		i++;
-	return i;
-}
-
-static bool drop_entry(struct flat_patch *patch)
-{
-	size_t i = rng_below(&rng, nr);
-	bool noted = patch_remove(patch, entries[i].base_gfn);
-
-	memmove(&entries[i], &entries[i + 1], (nr - i - 1) * sizeof(*entries));
-	nr--;
-	return noted;
-}
-
-/* Adds an entry if there is a hole for it. */
-static bool add_entry(struct flat_patch *patch)
-{
-	struct flat_entry e = { draw_gfn() % END_GFN, rng_below(&rng, 1u << 20) << MS_PAGE_SHIFT, 1,
-				(uint32_t)rng_below(&rng, 1000) };
-	size_t i = index_of(e.base_gfn);
-
-	if (find(e.base_gfn))
-		return true;
-	memmove(&entries[i + 1], &entries[i], (nr - i) * sizeof(*entries));
-	entries[i] = e;
-	nr++;
-	return patch_add(patch, &e);
-}
-
-static void check_patch(const struct flat_patch *patch)
-{
-	struct patch_cursor cursor = patch_begin(patch);
-	struct flat_entry e;
-
-	CHECK_EQ(patch_nr(patch), nr);
-	for (size_t i = 0; i < nr; i++) {
-		CHECK(patch_next(&cursor, &e));
-		CHECK(flat_same(&e, &entries[i]));
-	}
-	CHECK(!patch_next(&cursor, &e));
-}
-
-static uint64_t test_patches(void)
-{
-	uint64_t rounds = test_times(3000), changes = 0, overflowed = 0;
-
-	for (uint64_t i = 0; i < rounds; i++) {
-		struct flat_patch *patch, *clone;
-		bool noted = true;
-
-		draw_layout((enum style)(i % NR_STYLES), rng_below(&rng, 40), false);
-		patch = patch_create(flat_create(&memory, entries, nr));
-		for (uint64_t k = rng_below(&rng, 90); k && noted; k--, changes++) {
-			noted = nr && rng_below(&rng, 2) ? drop_entry(patch) : add_entry(patch);
-			if (noted)
-				check_patch(patch);
-		}
-		overflowed += !noted;
-		clone = patch_clone(patch);
-		CHECK_EQ(atomic_load(&patch->base->refs), 2);
-		patch_destroy(patch);
-		if (noted)
-			check_patch(clone);
-		patch_destroy(clone);
-		patch_destroy(NULL);
-		CHECK_EQ(atomic_load(&memory.blocks), 0);
-	}
-	CHECK(overflowed); /* more changes than a patch can hold */
-	return changes;
-}
-
-/* Without memory for a patch, its reference to the base is dropped. */
-static void test_no_patch(void)
-{
-	struct flat_index *f;
-
-	draw_layout(HOLES, 10, false);
-	f = flat_create(&memory, entries, nr);
-	memory_fail(&memory, 1, false);
-	CHECK(!patch_create(flat_get(f)));
-	memory_fail(&memory, 0, false);
-	CHECK_EQ(atomic_load(&f->refs), 1);
-	flat_put(f);
-}
-
 int main(int argc, char **argv)
 {
 	uint64_t made;
@@ -680,14 +587,12 @@ int main(int argc, char **argv)
 	test_kernels();
 	test_no_memory();
 	test_no_memory_in_steps();
-	test_no_patch();
 	test_check_finds();
 	made = test_layouts();
 	check_kinds();
 	test_builder();
 	test_bytes();
 	test_many_pieces();
-	made += test_patches();
 	free(entries);
-	return test_done("flat_index", made, "indexes and patches");
+	return test_done("flat_index", made, "indexes");
 }

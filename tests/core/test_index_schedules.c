@@ -13,10 +13,10 @@
 
 #define SPACES 2
 #define NR 100u /* slots of 8 pages, ten frames apart */
-#define MANY 3000u /* too many slots for an index to pay in a batch of LONG */
+#define MANY 9000u /* too many slots for an index to pay in a batch of LONG */
 #define STEP 10u
 #define NPAGES 8u
-#define LONG (2 * MS_BATCH_PIECE + 100) /* three pieces */
+#define LONG (4 * MS_BATCH_PIECE + 100) /* too long for one section; five pieces */
 #define POLLED (2 * MS_BATCH_POLL)
 
 static struct ms_vm *vm;
@@ -108,7 +108,7 @@ static void delete_5(struct actor *me)
 
 static void create_one(struct actor *me)
 {
-	me->r = set(vm, 0, 3500, 100000, 1, 0);
+	me->r = set(vm, 0, 9500, 100000, 1, 0);
 }
 
 static void close_vm(struct actor *me)
@@ -116,11 +116,16 @@ static void close_vm(struct actor *me)
 	me->r = ms_vm_close(vm, NULL);
 }
 
-/* More changes than a patch can note: the sets drop the base of the next index. */
-static void change_many(uint32_t id)
+/* Slot 200 comes and goes until the list of edited ranges has overflowed; in turn at different places. */
+static void change_often(void)
 {
-	for (uint32_t i = 0; i <= PATCH_MAX; i++)
-		CHECK_EQ(delete(id + i), 0);
+	uint32_t room = set_index(vm_active_set(vm, 0))->room;
+
+	for (uint32_t i = 0; i <= room; i++) {
+		CHECK_EQ(set(vm, 0, 200, 5000 + i % 64, 1, 0), 0);
+		CHECK_EQ(delete(200), 0);
+	}
+	CHECK(overlay_has_overflowed(set_index(vm_active_set(vm, 0))));
 }
 
 /* ---- before and after ---- */
@@ -170,11 +175,11 @@ static void stop_batch(uint32_t stop)
 	act_until(&reader, run_first, stop);
 }
 
-/* The batch has the answers of the state in which it began. */
-static void finish_batch(void)
+/* The batch has the answers of the state in which the slots [from, end_id) are deleted. */
+static void finish_batch(uint32_t from, uint32_t end_id)
 {
 	finish(&reader);
-	check_answers(&first, 0, 0);
+	check_answers(&first, from, end_id);
 }
 
 static void end(void)
@@ -188,26 +193,29 @@ static uint64_t blocks(void)
 	return stats_of(vm).blocks;
 }
 
-static uint64_t refs(const struct flat_index *index)
+static uint64_t refs(const struct overlay *index)
 {
 	return atomic_load(&index->refs);
 }
 
+static uint64_t made(void)
+{
+	return stats_of(vm).index_builds + stats_of(vm).index_patches;
+}
+
 /* ---- an index that a batch has found or holds ---- */
 
-/* H1, H31: the writer waits for a reader that uses the index of a set inside its section before it detaches the
+/* H1, H31: the writer waits for a reader that uses the index inside its section before it edits the set or frees the
  * index. */
 static void found_inside(void (*run)(struct actor *me), void (*change)(struct actor *me))
 {
-	struct memslot_set *old;
-	struct flat_index *index;
+	struct overlay *index;
 
 	begin_indexed("H1 H31: an index in use inside a section", NR);
-	old = vm_active_set(vm, 0);
-	index = set_index(old);
+	index = set_index(vm_active_set(vm, 0));
 	act_until(&reader, run, POINT_READER_INDEX_FOUND);
 	act_until_waits(&writer, change, vm);
-	CHECK(set_index(old) == index && refs(index) >= 1);
+	CHECK_EQ(refs(index), 1);
 	finish(&reader);
 	if (run == run_first)
 		check_answers(&first, 0, 0);
@@ -217,6 +225,32 @@ static void found_inside(void (*run)(struct actor *me), void (*change)(struct ac
 	CHECK_EQ(writer.r, 0);
 	if (!vm->closed)
 		check_now(5, change == delete_5 ? 6 : 5);
+	end();
+}
+
+/* H1: a reader uses an index that another reader replaces.  The writer frees it after its grace period. */
+static void replaced_while_in_use(void (*run)(struct actor *me))
+{
+	struct overlay *index;
+
+	begin_indexed("H1: an index is replaced while a reader uses it", NR);
+	CHECK_EQ(delete(6), 0);
+	index = set_index(vm_active_set(vm, 0));
+	act_until(&reader, run, POINT_READER_INDEX_FOUND);
+	run_batch(&other);
+	check_answers(&other, 6, 7);
+	CHECK(set_index(vm_active_set(vm, 0)) != index);
+	ms_set_index_policy(vm, MS_INDEX_AUTO);
+	act_until_waits(&writer, delete_5, vm);
+	CHECK_EQ(refs(index), 1);
+	finish(&reader);
+	if (run == run_first)
+		check_answers(&first, 6, 7);
+	else
+		CHECK_EQ(reader.hva, hva_for(0, 5) + 3 * PAGE);
+	await_end(&writer);
+	CHECK(!atomic_load(&vm->as[0].overlays.retired) && !vm->as[0].overlays.expiring);
+	check_now(5, 7);
 	end();
 }
 
@@ -230,30 +264,69 @@ static void held_across_changes(void)
 	CHECK_EQ(delete(6), 0);
 	CHECK_EQ(stats_of(vm).grace_waits, 0);
 	check_now(5, 7);
-	finish_batch();
+	finish_batch(0, 0);
 	check_now(5, 7);
+	end();
+}
+
+/* H1, H15: a batch holds an index and a copy of the slots that have changed since.  Later changes, also of these slots,
+ * are not in its answers. */
+static void held_with_changes(void)
+{
+	begin_indexed("H1 H15: a batch holds an index with changes", LONG);
+	ms_set_index_policy(vm, MS_INDEX_AUTO);
+	CHECK_EQ(delete(5), 0);
+	CHECK_EQ(delete(6), 0);
+	CHECK_EQ(set(vm, 0, 7, 70, NPAGES, MS_MEM_LOG_DIRTY_PAGES), 0);
+	stop_batch(POINT_READER_INDEX_HELD);
+	CHECK_EQ(set(vm, 0, 5, 50, NPAGES, 0), 0);
+	CHECK_EQ(delete(7), 0);
+	CHECK_EQ(delete(8), 0);
+	CHECK_EQ(stats_of(vm).grace_waits, 0);
+	finish_batch(5, 7);
+	CHECK_EQ(made(), 1);
+	check_sound(vm);
+	CHECK_EQ(set(vm, 0, 5, 0, 0, 0), 0);
+	check_now(5, 9);
+	end();
+}
+
+/* H1: so many changes that a batch cannot copy the slots: it makes a new index. */
+static void held_after_many_changes(void)
+{
+	begin_indexed("H1: too many changes for a batch to copy", LONG);
+	change_often();
+	CHECK_EQ(delete(5), 0);
+	ms_set_index_policy(vm, MS_INDEX_AUTO);
+	run_batch(&first);
+	check_answers(&first, 5, 6);
+	CHECK_EQ(made(), 2);
+	check_now(5, 6);
 	end();
 }
 
 /* H1: a batch has the last reference and frees the index, once. */
 static void held_by_the_batch_alone(void)
 {
-	struct flat_index *index;
+	struct overlay *index;
 	uint64_t before, size;
 
 	begin_indexed("H1: a batch has the last reference to an index", LONG);
 	index = set_index(vm_active_set(vm, 0));
 	stop_batch(POINT_READER_INDEX_HELD);
-	change_many(5);
-	CHECK_EQ(set(vm, 0, 5, 50, NPAGES, 0), 0); /* both sets have dropped their bases by now */
+	CHECK_EQ(delete(5), 0);
+	run_batch(&other);
+	CHECK(set_index(vm_active_set(vm, 0)) != index);
+	CHECK_EQ(refs(index), 2);
+	CHECK_EQ(delete(6), 0); /* its grace period is the first one since the index was replaced */
 	CHECK_EQ(stats_of(vm).grace_waits, 0);
 	CHECK_EQ(refs(index), 1);
 	before = blocks();
 	size = stats_of(vm).bytes;
-	finish_batch();
-	CHECK_EQ(blocks(), before - 1);
+	finish_batch(0, 0);
+	CHECK_EQ(blocks(), before - 2);
 	CHECK(stats_of(vm).bytes < size);
-	check_now(6, 6 + PATCH_MAX);
+	check_now(5, 7);
 	end();
 }
 
@@ -267,8 +340,8 @@ static void held_across_close(void)
 	CHECK_EQ(ms_vm_close(vm, NULL), 0);
 	CHECK_EQ(stats_of(vm).grace_waits, 0);
 	before = blocks();
-	finish_batch();
-	CHECK_EQ(blocks(), before - 1);
+	finish_batch(0, 0);
+	CHECK_EQ(blocks(), before - 2);
 	check_empty(vm);
 	end();
 }
@@ -284,7 +357,7 @@ static int end_at_once(void *opaque)
 static void ended_by_poll(bool in_place)
 {
 	struct ms_batch batch = { in_place ? first.out : first.in, 8, first.out, 8, POLLED, end_at_once, NULL };
-	struct flat_index *index;
+	struct overlay *index;
 	uint64_t before;
 
 	begin_indexed("a poll ends its batch", POLLED);
@@ -302,134 +375,223 @@ static void ended_by_poll(bool in_place)
 
 /* ---- an index in the making ---- */
 
-/* Neither set has an index: the one that was made is of an old state. */
-static void check_not_published(void)
+static void change_of_two_swaps(void)
 {
-	for (uint32_t i = 0; i < 2; i++)
-		CHECK(!set_index(&vm->as[0].set[i]));
-	check_sound(vm);
+	CHECK_EQ(delete(5), 0);
 }
 
-/* H12, H15: the state changes while its index is made: the batch uses it, no other batch gets it.  After a change of
- * two swaps the set is the same one again, and only its generation differs. */
-static void offered_to_another_state(bool two_swaps)
+static void change_of_one_swap(void)
 {
-	begin("H12 H15: an index of a state that is over", NR, LONG);
-	stop_batch(POINT_READER_INDEX_MADE);
-	if (two_swaps)
-		CHECK_EQ(delete(5), 0);
-	else
-		CHECK_EQ(set(vm, 0, 200, 5000, 1, 0), 0);
+	CHECK_EQ(set(vm, 0, 200, 5000, 1, 0), 0);
+}
+
+static void change_and_change_back(void)
+{
+	CHECK_EQ(delete(5), 0);
+	CHECK_EQ(set(vm, 0, 5, 50, NPAGES, 0), 0);
+}
+
+/* H12, H15: slots change while the index is made, before or after it has gathered them.  The index serves all later
+ * states, because the changes are marked. */
+static void changed_while_made(uint32_t stop, void (*change)(void))
+{
+	bool deletes = change == change_of_two_swaps;
+
+	begin("H12 H15: changes while an index is made", NR, LONG);
+	stop_batch(stop);
+	change();
 	CHECK_EQ(stats_of(vm).grace_waits, 0);
-	finish_batch();
-	check_not_published();
-	check_now(5, two_swaps ? 6 : 5);
+	finish_batch(5, deletes ? 6 : 5);
+	CHECK_EQ(made(), 1);
+	CHECK(set_index(vm_active_set(vm, 0)) && set_index(vm_active_set(vm, 0)) == set_index(vm_inactive_set(vm, 0)));
+	ms_set_index_policy(vm, MS_INDEX_AUTO);
+	run_batch(&other);
+	check_answers(&other, 5, deletes ? 6 : 5);
+	check_now(5, deletes ? 6 : 5);
 	end();
 }
 
-/* H12: the slots change and change back: it is a new state all the same. */
-static void offered_after_changing_back(void)
+static void delete_6(struct actor *me)
 {
-	begin("H12: the slots change and change back", NR, LONG);
-	stop_batch(POINT_READER_INDEX_MADE);
+	me->r = delete(6);
+}
+
+/* H15: while a new index replaces the current one, a change marks each overlay that lookups may use. */
+static void changed_while_published(uint32_t stop, bool derived)
+{
+	begin_either("H15: a change while an index is published", derived, LONG);
+	if (derived)
+		CHECK_EQ(delete(6), 0);
+	stop_batch(stop);
 	CHECK_EQ(delete(5), 0);
-	CHECK_EQ(set(vm, 0, 5, 50, NPAGES, 0), 0);
-	finish_batch();
-	check_not_published();
+	ms_set_index_policy(vm, MS_INDEX_AUTO);
+	run_batch(&other);
+	check_answers(&other, 5, derived ? 7 : 6);
+	CHECK_EQ(stats_of(vm).grace_waits, 0);
+	ms_set_index_policy(vm, MS_INDEX_EAGER);
+	finish_batch(5, derived ? 7 : 6);
+	check_now(5, derived ? 7 : 6);
+	end();
+}
+
+/* H15: the index becomes the current one between the two looks of a writer that marks its edit. */
+static void published_while_marked(bool derived)
+{
+	begin_either("H15: an index is published while the writer marks", derived, LONG);
+	if (derived)
+		CHECK_EQ(delete(6), 0);
+	stop_batch(POINT_READER_INDEX_MADE);
+	act_until(&writer, delete_5, POINT_WRITER_MARKS);
+	finish_batch(6, derived ? 7 : 6);
+	ms_set_index_policy(vm, MS_INDEX_AUTO);
+	go_until(&writer, POINT_WRITER_INVALIDATED); /* only one of its edits is made */
+	run_batch(&other);
+	check_answers(&other, 5, 6 + derived);
+	finish(&writer);
+	CHECK_EQ(writer.r, 0);
+	run_batch(&other);
+	check_answers(&other, 5, 6 + derived);
+	check_now(5, 6 + derived);
+	end();
+}
+
+/* H15: as before, with a new slot, which each edit marks only once. */
+static void published_while_a_new_slot_is_marked(void)
+{
+	begin("H15: an index is published while the writer marks a new slot", NR, NR);
+	stop_batch(POINT_READER_INDEX_MADE);
+	act_until(&writer, create_one, POINT_WRITER_MARKS);
+	finish_batch(0, 0);
+	ms_set_index_policy(vm, MS_INDEX_AUTO);
+	go_until(&writer, POINT_WRITER_APPLIED);
+	CHECK_EQ(ms_gfn_to_hva(vm, 0, 100000), hva_for(0, 9500));
+	finish(&writer);
+	CHECK_EQ(writer.r, 0);
+	CHECK_EQ(ms_gfn_to_hva(vm, 0, 100000), hva_for(0, 9500));
 	check_now(0, 0);
 	end();
 }
 
-/* H1: a reader that is late in its section publishes an index in the set that the writer is about to edit.  The writer
- * detaches the index first and keeps it as the base for the next one. */
-static void offered_to_an_old_set(void (*change)(struct actor *me))
+/* H15: a change has made an edit, which is not marked, before an index was begun.  The index is not made before the
+ * change is over. */
+static void begun_during_a_change(uint32_t stop)
 {
-	struct memslot_set *old;
+	bool published = stop != POINT_WRITER_PUBLISHES && stop != POINT_WRITER_MARKS;
 
-	begin("H1: an index for a set that has just been replaced", NR, NR);
-	stop_batch(POINT_READER_INDEX_OFFERED);
-	old = vm_active_set(vm, 0);
-	act_until_waits(&writer, change, vm);
-	CHECK(old != vm_active_set(vm, 0) && !set_index(old));
-	go_until(&reader, POINT_READER_LEFT);
-	await_end(&writer);
-	CHECK_EQ(writer.r, 0);
-	CHECK(!set_index(old));
-	finish_batch();
-	if (!vm->closed)
-		check_now(5, change == delete_5 ? 6 : 5);
-	end();
-}
-
-/* H1: the writer detaches the index while a batch that found it goes on with a reference. */
-static void detached_during_a_batch(void)
-{
-	struct flat_index *index;
-
-	begin_indexed("H1: an index is detached during a batch", LONG);
-	index = set_index(vm_active_set(vm, 0));
-	act_until(&writer, delete_5, POINT_WRITER_DETACHES_INDEX);
-	CHECK(refs(index) >= 1);
-	stop_batch(POINT_READER_INDEX_HELD);
+	begin("H15: an index is begun during a change", NR, LONG);
+	act_until(&writer, delete_5, stop);
+	for (int i = 0; i < 2; i++) {
+		run_batch(&other);
+		check_answers(&other, 5, published ? 6 : 5);
+		CHECK_EQ(made(), 0);
+	}
 	finish(&writer);
 	CHECK_EQ(writer.r, 0);
-	finish(&reader);
-	check_answers(&first, 5, 6); /* the slot was INVALID between the swaps */
+	run_batch(&other);
+	check_answers(&other, 5, 6);
+	CHECK(made() > 0);
 	check_now(5, 6);
 	end();
 }
 
-/* Two readers make an index: the second one to offer it uses its own and drops it. */
-static void made_twice(bool patched)
+/* H15, H31: an index is begun while the VM is being closed.  It is never made. */
+static void begun_during_close(void)
 {
-	uint64_t before, made;
-
-	begin("two readers make an index", NR, LONG);
-	first.n = NR;
-	if (patched) {
+	begin("H15 H31: an index is begun during a close", NR, LONG);
+	act_until(&writer, close_vm, POINT_WRITER_PUBLISHES);
+	run_batch(&other);
+	check_answers(&other, 0, 0);
+	finish(&writer);
+	CHECK_EQ(writer.r, 0);
+	for (int i = 0; i < 2; i++) {
 		run_batch(&other);
-		CHECK_EQ(delete(99), 0);
+		check_answers(&other, 0, NR);
 	}
-	made = stats_of(vm).index_builds + stats_of(vm).index_patches;
-	before = blocks();
-	stop_batch(POINT_READER_INDEX_MADE);
-	act_until(&second, run_other, POINT_READER_INDEX_MADE);
-	go_until(&reader, POINT_READER_INDEX_HELD);
-	go_until(&second, POINT_READER_INDEX_HELD);
-	CHECK_EQ(stats_of(vm).index_builds + stats_of(vm).index_patches, made + 2);
-	CHECK_EQ(blocks(), before + 2 + 2); /* with the records of two readers */
-	finish(&second);
+	CHECK_EQ(made(), 0);
+	ms_vcpu_destroy(vcpu);
+	ms_vm_destroy(vm);
+	script_end();
+}
+
+/* H15: a change begins just when an index is begun.  Either the writer sees the coming overlay, or the reader sees the
+ * change. */
+static void begun_together(uint32_t stop)
+{
+	begin("H15: an index and a change begin together", NR, NR);
+	stop_batch(POINT_READER_INDEX_BEGUN);
+	act_until(&writer, delete_5, stop);
 	finish(&reader);
-	check_answers(&first, 99, patched ? 100 : 99);
-	check_answers(&other, 99, patched ? 100 : 99);
-	CHECK_EQ(blocks(), before + 1 + 2);
-	CHECK(set_index(vm_active_set(vm, 0)));
+	ms_set_index_policy(vm, MS_INDEX_AUTO);
+	if (stop == POINT_WRITER_PUBLISHES) {
+		go_until(&writer, POINT_WRITER_INVALIDATED); /* only one of its edits is made */
+		run_batch(&other);
+		check_answers(&other, 5, 6);
+	}
+	finish(&writer);
+	run_batch(&other);
+	check_answers(&other, 5, 6);
+	check_now(5, 6);
 	end();
 }
 
-/* H1, H15: a reader derives an index from an older one and the writer's notes, while the writer adds notes, and drops
- * them. */
+/* The next change is under way when the index that waited for the one before is made.  It is not disturbed. */
+static void made_during_the_next_change(void)
+{
+	begin("H15: an index is made during the next change", NR, NR);
+	act_until(&writer, delete_5, POINT_WRITER_PUBLISHES);
+	run_batch(&other);
+	finish(&writer);
+	act_until(&writer, delete_6, POINT_WRITER_INVALIDATED);
+	run_batch(&other);
+	check_answers(&other, 5, 7);
+	CHECK_EQ(made(), 1);
+	finish(&writer);
+	ms_set_index_policy(vm, MS_INDEX_AUTO);
+	run_batch(&other);
+	check_answers(&other, 5, 7);
+	check_now(5, 7);
+	end();
+}
+
+/* One reader makes an index; another one, for which it would pay too, does not wait and walks. */
+static void made_by_one(bool derived)
+{
+	uint64_t before;
+
+	begin_either("H26: two readers need an index", derived, LONG);
+	if (derived)
+		CHECK_EQ(delete(99), 0);
+	before = made();
+	stop_batch(POINT_READER_INDEX_MADE);
+	act(&second, run_other, NO_STOP);
+	await_end(&second);
+	check_answers(&other, 99, derived ? 100 : 99);
+	CHECK_EQ(made(), before);
+	finish_batch(99, derived ? 100 : 99);
+	CHECK_EQ(made(), before + 1);
+	end();
+}
+
+/* H1, H15: a reader copies slots from the current index while changes mark it. */
 static void derived_during_changes(bool many)
 {
 	begin_indexed("H1 H15: an index derived during changes", NR);
 	CHECK_EQ(delete(5), 0);
-	stop_batch(POINT_READER_INDEX_PLANNED);
+	stop_batch(POINT_READER_INDEX_GATHERED);
 	CHECK_EQ(delete(6), 0);
 	if (many)
-		change_many(7);
+		change_often();
 	check_sound(vm);
 	finish(&reader);
 	check_answers(&first, 5, 6);
 	CHECK_EQ(stats_of(vm).index_patches, 1);
-	check_not_published();
-	check_now(5, many ? 8 + PATCH_MAX : 7);
+	check_now(5, 7);
 	end();
 }
 
 /* ---- pieces ---- */
 
-/* H15, H26: whenever changes overtake a batch, it restarts and sees one state.  No change waits, except for the last
- * attempt. */
+/* H15, H26: changes overtake a batch.  It starts again with an index, which further changes do not disturb. */
 static void overtaken(int times)
 {
 	uint32_t gone = 5;
@@ -437,22 +599,14 @@ static void overtaken(int times)
 	begin("H15 H26: changes overtake a batch", MANY, LONG);
 	ms_set_index_policy(vm, MS_INDEX_AUTO);
 	stop_batch(POINT_READER_PIECE_OVER);
-	if (times > 0) {
+	for (int i = 0; i < times; i++) {
 		CHECK_EQ(delete(gone++), 0);
+		CHECK_EQ(set(vm, 0, MANY + (uint32_t)i, 200000 + (uint64_t)i, 1, 0), 0);
 		go_until(&reader, POINT_READER_INDEX_GATHERED);
 	}
-	for (int i = 1; i < times && i < 3; i++) { /* the last attempt reads all slots in one section */
-		CHECK_EQ(delete(gone++), 0);
-		go_until(&reader, i < 2 ? POINT_READER_INDEX_GATHERED : POINT_READER_INDEX_MADE);
-	}
-	if (times > 0 && times < 3) {
-		CHECK_EQ(stats_of(vm).index_builds, 0);
-		go_until(&reader, POINT_READER_INDEX_MADE);
-	}
 	CHECK_EQ(stats_of(vm).grace_waits, 0);
-	finish(&reader);
-	check_answers(&first, 5, gone);
-	CHECK_EQ(stats_of(vm).index_builds, times > 0);
+	finish_batch(5, gone);
+	CHECK_EQ(made(), times > 0);
 	CHECK_EQ(stats_of(vm).grace_waits, 0);
 	check_now(5, gone);
 	end();
@@ -470,7 +624,27 @@ static void overtaken_by_one_swap(void)
 	await_end(&writer);
 	finish(&reader);
 	check_answers(&first, 5, 6); /* in one section: the policy allows no index */
-	CHECK_EQ(stats_of(vm).index_builds, 0);
+	CHECK_EQ(made(), 0);
+	end();
+}
+
+/* H15: changes overtake a batch while another reader makes the index: the batch makes one for itself. */
+static void overtaken_without_the_shared_index(void)
+{
+	begin("H15: the index of an overtaken batch", MANY, LONG);
+	other.n = LONG;
+	ms_set_index_policy(vm, MS_INDEX_AUTO);
+	stop_batch(POINT_READER_PIECE_OVER);
+	ms_set_index_policy(vm, MS_INDEX_EAGER);
+	act_until(&second, run_other, POINT_READER_INDEX_GATHERED);
+	CHECK_EQ(delete(5), 0);
+	finish_batch(5, 6);
+	CHECK_EQ(made(), 1);
+	CHECK(!set_index(vm_active_set(vm, 0)));
+	finish(&second);
+	check_answers(&other, 5, 6);
+	CHECK_EQ(made(), 2);
+	check_now(5, 6);
 	end();
 }
 
@@ -485,8 +659,8 @@ static void settled_between_pieces(void)
 	finish(&second);
 	await_end(&writer);
 	go_until(&reader, POINT_READER_PIECE_OVER);
-	go_until(&reader, POINT_READER_PIECE_OVER); /* two pieces of three: it has not restarted */
-	finish_batch();
+	go_until(&reader, POINT_READER_PIECE_OVER); /* it has not restarted */
+	finish_batch(0, 0);
 	end();
 }
 
@@ -500,7 +674,7 @@ static void policy_between(uint32_t stop, bool indexed)
 	stop_batch(stop);
 	ms_set_index_policy(vm, MS_INDEX_OFF);
 	CHECK_EQ(ms_gfn_to_hva(vm, 0, 53), hva_for(0, 5) + 3 * PAGE);
-	finish_batch();
+	finish_batch(0, 0);
 	before = stats_of(vm).indexed;
 	run_batch(&first); /* there may be an index, but it is not used */
 	check_answers(&first, 0, 0);
@@ -517,9 +691,9 @@ static void policy_between(uint32_t stop, bool indexed)
 /* ---- hooks ---- */
 
 static int refuse;
+static uint64_t made_before_hook;
 
-/* Between the swaps: batches make an index of this state, use it and offer it; after the next swap one is derived from
- * it. */
+/* Between the swaps: batches use the index that there is; a new one must wait until this change is over. */
 static void batch_in_hook(void *opaque, const struct ms_memslot *active, const struct ms_memslot *old)
 {
 	(void)opaque;
@@ -529,12 +703,12 @@ static void batch_in_hook(void *opaque, const struct ms_memslot *active, const s
 		run_batch(&other);
 		check_answers(&other, 5, 6);
 	}
-	CHECK(set_index(vm_active_set(vm, 0)));
+	CHECK_EQ(made(), made_before_hook);
 	CHECK_EQ(ms_gfn_to_hva(vm, 0, 53), MS_HVA_ERR_BAD);
 	CHECK_EQ(ms_vcpu_gfn_to_hva(vcpu, 53), MS_HVA_ERR_BAD);
 }
 
-/* The roll-back needs no memory: its notes may get lost. */
+/* The roll-back needs no memory. */
 static int refuse_or_not(void *opaque, const struct ms_change *change)
 {
 	(void)opaque;
@@ -552,10 +726,11 @@ static void batch_from_hook(int refused, bool indexed)
 	refuse = refused;
 	CHECK_EQ(ms_add_listener(vm, &listener, NULL), 0);
 	stop_batch(indexed ? POINT_READER_INDEX_HELD : POINT_READER_INDEX_MADE);
+	made_before_hook = made();
 	CHECK_EQ(delete(5), refused);
 	memory_fail(&vm->memory, 0, false);
 	check_sound(vm);
-	finish_batch();
+	finish_batch(5, indexed || refused ? 5 : 6);
 	CHECK_EQ(ms_remove_listener(vm, &listener, NULL), 0);
 	check_now(5, refused ? 5 : 6);
 	end();
@@ -681,42 +856,62 @@ static void fork_during_batch(bool indexed, uint32_t writer_stop)
 	} else {
 		fork_now(0, 0);
 	}
-	finish_batch();
+	finish_batch(5, writer_stop != NO_STOP && !indexed ? 6 : 5);
 	end();
 }
 
 int main(int argc, char **argv)
 {
+	static const uint32_t making[] = { POINT_READER_INDEX_GATHERED, POINT_READER_INDEX_STEPPED,
+					   POINT_READER_INDEX_MADE };
+
 	test_init(argc, argv, 6 * SCRIPT_SECONDS);
 	found_inside(run_first, delete_5);
 	found_inside(run_first, create_one);
 	found_inside(run_first, close_vm);
 	found_inside(look_up, delete_5);
 	found_inside(look_up_by_vcpu, delete_5);
+	replaced_while_in_use(run_first);
+	replaced_while_in_use(look_up);
+	replaced_while_in_use(look_up_by_vcpu);
 	held_across_changes();
+	held_with_changes();
+	held_after_many_changes();
 	held_by_the_batch_alone();
 	held_across_close();
 	ended_by_poll(false);
 	ended_by_poll(true);
-	offered_to_another_state(false);
-	offered_to_another_state(true);
-	offered_after_changing_back();
-	offered_to_an_old_set(delete_5);
-	offered_to_an_old_set(create_one);
-	offered_to_an_old_set(close_vm);
-	detached_during_a_batch();
-	made_twice(false);
-	made_twice(true);
-	derived_during_changes(false);
-	derived_during_changes(true);
+	for (size_t i = 0; i < ARRAY_SIZE(making); i++) {
+		changed_while_made(making[i], change_of_two_swaps);
+		changed_while_made(making[i], change_of_one_swap);
+		changed_while_made(making[i], change_and_change_back);
+	}
+	for (int derived = 0; derived < 2; derived++) {
+		changed_while_published(POINT_READER_INDEX_OFFERED, derived);
+		changed_while_published(POINT_READER_INDEX_MOVED, derived);
+		published_while_marked(derived);
+		made_by_one(derived);
+		derived_during_changes(derived);
+	}
+	published_while_a_new_slot_is_marked();
+	begun_during_a_change(POINT_WRITER_PUBLISHES);
+	begun_during_a_change(POINT_WRITER_INVALIDATED);
+	begun_during_a_change(POINT_WRITER_APPLIED);
+	begun_during_a_change(POINT_WRITER_PROPAGATED);
+	begun_during_close();
+	begun_together(POINT_WRITER_PUBLISHES);
+	begun_together(POINT_WRITER_INVALIDATED);
+	begun_together(POINT_WRITER_PROPAGATED);
+	made_during_the_next_change();
 	for (int times = 0; times <= 3; times++)
 		overtaken(times);
+	overtaken_without_the_shared_index();
 	overtaken_by_one_swap();
 	settled_between_pieces();
 	policy_between(POINT_READER_VIEW_LOADED, true);
 	policy_between(POINT_READER_INDEX_FOUND, true);
 	policy_between(POINT_READER_LEFT, false); /* an index pays, but does not exist yet */
-	policy_between(POINT_READER_INDEX_PLANNED, false);
+	policy_between(POINT_READER_INDEX_BEGUN, false);
 	policy_between(POINT_READER_INDEX_MADE, false);
 	batch_from_hook(0, false);
 	batch_from_hook(0, true);

@@ -11,6 +11,7 @@
 #include "fixture.h"
 
 #include "tree_set.h"
+#include "vm_index.h"
 
 #define SPACES 2u
 #define USER_SLOTS 24u /* more than the buckets of an empty set's hash */
@@ -637,25 +638,6 @@ static void check_space(uint32_t as_id, struct ms_stats *want)
 	}
 }
 
-/* Indexes, and the bases of the next ones; the two sets may share one. */
-static void count_indexes(const struct address_space *as, struct ms_stats *want)
-{
-	const struct flat_patch *patch[] = { as->set[0].patch, as->set[1].patch };
-	const struct flat_index *held[] = { atomic_load(&as->set[0].index), atomic_load(&as->set[1].index),
-					    patch[0] ? patch[0]->base : NULL, patch[1] ? patch[1]->base : NULL };
-
-	want->blocks += !!patch[0] + !!patch[1];
-	want->bytes += (!!patch[0] + !!patch[1]) * sizeof(struct flat_patch);
-	for (size_t i = 0; i < ARRAY_SIZE(held); i++) {
-		bool counted = !held[i];
-
-		for (size_t k = 0; k < i; k++)
-			counted |= held[k] == held[i];
-		want->blocks += !counted;
-		want->bytes += counted ? 0 : (held[i]->size + CACHE_LINE - 1) / CACHE_LINE * CACHE_LINE;
-	}
-}
-
 static void check_rest(void)
 {
 	struct ms_stats want = { .blocks = empty_blocks, .bytes = empty_bytes }, stats;
@@ -664,7 +646,9 @@ static void check_rest(void)
 	check_sound(vm); /* takes the lock and so runs the deferred end */
 	for (uint32_t as_id = 0; as_id < SPACES; as_id++) {
 		check_space(as_id, &want);
-		count_indexes(&vm->as[as_id], &want);
+		if (vm->as[as_id].build.builder) /* single lookups have begun an index */
+			vm_index_make(vm, as_id, false);
+		count_overlays(&vm->as[as_id], &want.blocks, &want.bytes);
 		for (size_t i = 0; i < rest[as_id].nr; i++)
 			pages += rest[as_id].slot[i].value.npages;
 	}

@@ -123,7 +123,14 @@ class ByBatch(memslots.VM):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "policies", [("eager",), ("off",), ("eager", "off", "auto", "eager", "walk")], ids="-".join
+    "policies",
+    [
+        ("eager",),
+        ("off",),
+        ("eager", "off", "auto", "eager", "walk"),
+        ("eager", *("auto",) * 9),  # the index serves many states, with marks
+    ],
+    ids="-".join,
 )
 @pytest.mark.parametrize("path", IN_SCOPE, ids=named)
 def test_index_agrees_with_kvm(path: Path, policies: tuple[str, ...], monkeypatch: Any) -> None:

@@ -1,0 +1,262 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * overlay.c - see overlay.h for the invariants O1 to O3.
+ */
+#include "overlay.h"
+
+/* An edit of one of the last few ranges needs no new range: a change edits a slot in both sets. */
+#define RECENT 4
+
+/* The list has room for this many ranges, and for a share of the slots.  With more edits it is cheaper to make an
+ * index than to copy the edited slots. */
+#define RANGES_MIN 8
+#define RANGES_SHARE 64
+
+static size_t lines(size_t size)
+{
+	return (size + CACHE_LINE - 1) & ~(size_t)(CACHE_LINE - 1);
+}
+
+static uint32_t blocks_for(size_t nr)
+{
+	uint32_t blocks = OVERLAY_BLOCKS_MIN;
+
+	while (blocks < OVERLAY_BLOCKS_MAX && blocks < nr)
+		blocks *= 2;
+	return blocks;
+}
+
+/* With more blocks than slots a block is smaller than the distance of two slots. */
+static uint32_t shift_for(uint32_t blocks, size_t nr, uint32_t distance_shift)
+{
+	uint32_t shift = distance_shift;
+
+	for (; shift && blocks >= 2 * nr; blocks /= 2)
+		shift--;
+	return shift;
+}
+
+struct overlay *overlay_create(struct memory *memory, size_t nr, uint32_t distance_shift)
+{
+	uint32_t blocks = blocks_for(nr);
+	size_t room = RANGES_MIN + nr / RANGES_SHARE;
+	size_t at_marks = lines(sizeof(struct overlay)), at_ranges = at_marks + blocks;
+	size_t size = at_ranges + room * sizeof(struct gfn_range);
+	char *block = memory_zalloc_lines(memory, size);
+	struct overlay *o = (struct overlay *)(void *)block;
+
+	if (!o)
+		return NULL;
+	o->marks = (_Atomic uint8_t *)(void *)(block + at_marks);
+	o->ranges = (struct gfn_range *)(void *)(block + at_ranges);
+	o->room = (uint32_t)room;
+	o->block_mask = blocks - 1;
+	o->shift = shift_for(blocks, nr ? nr : 1, distance_shift);
+	o->memory = memory;
+	o->size = size;
+	atomic_store_explicit(&o->refs, 1, memory_order_relaxed);
+	return o;
+}
+
+void overlay_put(struct overlay *o)
+{
+	if (!o || atomic_fetch_sub_explicit(&o->refs, 1, memory_order_acq_rel) != 1)
+		return;
+	flat_put(o->index);
+	memory_free_lines(o->memory, o, o->size);
+}
+
+/* ---- marks ---- */
+
+/* The number of blocks of a range, at most all of them.  The first one is that of `begin`. */
+static uint64_t nr_blocks(const struct overlay *o, uint64_t begin, uint64_t end)
+{
+	uint64_t nr = ((end - 1) >> o->shift) - (begin >> o->shift);
+
+	return (nr < o->block_mask ? nr : o->block_mask) + 1;
+}
+
+static _Atomic uint8_t *mark_at(const struct overlay *o, uint64_t begin, uint64_t i)
+{
+	return &o->marks[((begin >> o->shift) + i) & o->block_mask];
+}
+
+/* Whether a block of the range has this mark. */
+static bool has_mark(const struct overlay *o, uint64_t begin, uint64_t end, uint8_t mark)
+{
+	uint64_t nr = nr_blocks(o, begin, end);
+
+	for (uint64_t i = 0; i < nr; i++)
+		if (atomic_load_explicit(mark_at(o, begin, i), memory_order_relaxed) == mark)
+			return true;
+	return false;
+}
+
+bool overlay_any_marked(const struct overlay *o, uint64_t begin, uint64_t end)
+{
+	return has_mark(o, begin, end, 1);
+}
+
+bool overlay_all_marked(const struct overlay *o, uint64_t begin, uint64_t end)
+{
+	return !has_mark(o, begin, end, 0);
+}
+
+static void mark_blocks(struct overlay *o, uint64_t begin, uint64_t end)
+{
+	uint64_t nr = nr_blocks(o, begin, end);
+
+	for (uint64_t i = 0; i < nr; i++)
+		atomic_store_explicit(mark_at(o, begin, i), 1, memory_order_relaxed);
+}
+
+/* ---- ranges ---- */
+
+static bool is_recent(const struct overlay *o, uint32_t nr, uint64_t begin, uint64_t end)
+{
+	for (uint32_t i = nr; i-- > 0 && nr - i <= RECENT;)
+		if (o->ranges[i].begin <= begin && end <= o->ranges[i].end)
+			return true;
+	return false;
+}
+
+static void overlay_mark(struct overlay *o, uint64_t begin, uint64_t end)
+{
+	uint32_t nr = atomic_load_explicit(&o->nr_ranges, memory_order_relaxed);
+
+	if (nr <= o->room && is_recent(o, nr, begin, end))
+		return;
+	mark_blocks(o, begin, end);
+	if (nr > o->room)
+		return;
+	if (nr < o->room)
+		o->ranges[nr] = (struct gfn_range){ begin, end };
+	atomic_store_explicit(&o->nr_ranges, nr + 1, memory_order_release);
+}
+
+bool overlay_may_be_edited(const struct overlay *o, uint64_t begin, uint64_t end)
+{
+	uint32_t nr = overlay_nr_ranges(o);
+
+	if (overlay_list_is_long(o))
+		return true;
+	for (uint32_t i = 0; i < nr; i++)
+		if (o->ranges[i].begin < end && begin < o->ranges[i].end)
+			return true;
+	return false;
+}
+
+bool overlay_hull(const struct overlay *o, struct gfn_range *hull)
+{
+	uint32_t nr = overlay_nr_ranges(o);
+
+	*hull = (struct gfn_range){ ~(uint64_t)0, 0 };
+	if (!nr || nr > OVERLAY_HULL_MAX || !overlay_has_all_ranges(o))
+		return false;
+	for (uint32_t i = 0; i < nr; i++) {
+		if (o->ranges[i].begin < hull->begin)
+			hull->begin = o->ranges[i].begin;
+		if (o->ranges[i].end > hull->end)
+			hull->end = o->ranges[i].end;
+	}
+	return (hull->end - hull->begin) >> o->shift <= o->block_mask / OVERLAY_HULL_SHARE;
+}
+
+bool overlay_is_valid(const struct overlay *o)
+{
+	uint32_t nr = overlay_nr_ranges(o);
+
+	for (uint32_t i = 0; i < nr && i < o->room; i++)
+		if (!overlay_all_marked(o, o->ranges[i].begin, o->ranges[i].end))
+			return false;
+	return true;
+}
+
+/* ---- the overlays of one address space ---- */
+
+/* In the same order as overlays_exist(). */
+static void each_overlay(struct overlays *all, struct overlay *found[2])
+{
+	found[0] = atomic_load_explicit(&all->coming, memory_order_seq_cst);
+	point(WRITER_MARKS);
+	found[1] = atomic_load_explicit(&all->current, memory_order_seq_cst);
+	if (found[1] == found[0])
+		found[1] = NULL;
+}
+
+void overlays_mark(struct overlays *all, uint64_t begin, uint64_t end)
+{
+	struct overlay *found[2];
+
+	each_overlay(all, found);
+	for (int i = 0; i < 2; i++)
+		if (found[i])
+			overlay_mark(found[i], begin, end);
+}
+
+static void spend(struct overlay *o)
+{
+	atomic_store_explicit(&o->spent, 1, memory_order_relaxed);
+	for (uint32_t i = 0; i <= o->block_mask; i++)
+		atomic_store_explicit(&o->marks[i], 1, memory_order_relaxed);
+	atomic_store_explicit(&o->nr_ranges, o->room + 1, memory_order_release);
+}
+
+void overlays_spend(struct overlays *all)
+{
+	struct overlay *found[2];
+
+	each_overlay(all, found);
+	for (int i = 0; i < 2; i++)
+		if (found[i])
+			spend(found[i]);
+}
+
+void overlays_retire(struct overlays *all, struct overlay *o)
+{
+	struct overlay *first = atomic_load_explicit(&all->retired, memory_order_relaxed);
+
+	if (!o)
+		return;
+	do
+		o->next = first;
+	while (!atomic_compare_exchange_weak_explicit(&all->retired, &first, o, memory_order_release,
+						      memory_order_relaxed));
+}
+
+static void put_list(struct overlay *o)
+{
+	for (struct overlay *next; o; o = next) {
+		next = o->next;
+		overlay_put(o);
+	}
+}
+
+/* If the thread of an earlier swap has ended in its grace period, those overlays are still there. */
+void overlays_capture_retired(struct overlays *all)
+{
+	struct overlay **end = &all->expiring;
+
+	while (*end)
+		end = &(*end)->next;
+	*end = atomic_exchange_explicit(&all->retired, NULL, memory_order_acquire);
+}
+
+void overlays_free_captured(struct overlays *all)
+{
+	put_list(all->expiring);
+	all->expiring = NULL;
+}
+
+/* A fork may have copied an overlay that a reader of the parent was moving from coming to current: it is in both. */
+void overlays_free(struct overlays *all)
+{
+	struct overlay *coming = atomic_exchange_explicit(&all->coming, NULL, memory_order_relaxed);
+	struct overlay *current = atomic_exchange_explicit(&all->current, NULL, memory_order_relaxed);
+
+	if (coming != current)
+		overlay_put(coming);
+	overlay_put(current);
+	overlays_capture_retired(all);
+	overlays_free_captured(all);
+}
