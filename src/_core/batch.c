@@ -4,10 +4,10 @@
  *
  * All answers of a call come from one published state.  A writer need not wait for a long call:
  *
- *   one section  a batch of up to MS_BATCH_PIECE lookups, or up to INDEXED_PIECE of them by index.  The index answers the
- *                frames without marks, and a walk of the set the others (overlay.h)
- *   index        a longer batch holds the index and a copy of the slots that have changed since (held_index.h); it needs
- *                no section meanwhile
+ *   one section  a batch of up to MS_BATCH_PIECE lookups, or up to INDEXED_PIECE of them by index.  The index answers
+ *                the frames without marks, and a walk of the set the others (overlay.h)
+ *   index        a longer batch holds the index and a copy of the slots that have changed since (held_index.h); it
+ *                needs no section meanwhile
  *   pieces       without an index the batch walks the set (batch_walk.h), MS_BATCH_PIECE lookups in each section; all
  *                sections must see the same state
  *   retry        if they do not, the batch starts again with an index that is made for it
@@ -178,8 +178,8 @@ struct used {
 	size_t indexed, searched;
 };
 
-/* The index answers all frames, then the walk answers the marked ones again.  If most of them are marked, the walk alone
- * is faster. */
+/* The index answers all frames, then the walk answers the marked ones again.  If most of them are marked, the walk
+ * alone is faster. */
 static void answer_in_section(const struct job *job, const struct look *look, const struct mark_test *t, size_t from,
 			      size_t n, struct used *used)
 {

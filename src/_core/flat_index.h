@@ -99,7 +99,6 @@ struct flat_index {
 	const uint32_t *ids;    /* of slots */
 	const uint32_t *ranks;  /* by the number of a piece / FLAT_GROUP: the number of slots before these pieces */
 	struct flat_few *few;   /* NULL if there are more than FLAT_FEW slots */
-	uint64_t stamp; /* for the user of the index, to be set before publication; 0 at first */
 
 	cache_aligned _Atomic uint64_t refs; /* on a line of its own: every holder writes it */
 	struct memory *memory;

@@ -3,12 +3,12 @@
  * held_index.h - an index, and the answers in its edited ranges, as they are in one state, for a batch that leaves its
  * section.
  *
- * In a section, a lookup of a marked frame walks the set.  Outside, the set may already be another one.  So a long batch
- * takes a reference to the overlay and copies the slots in its edited ranges.  It needs no section from then on.
+ * In a section, a lookup of a marked frame walks the set.  Outside, the set may already be another one.  So a long
+ * batch takes a reference to the overlay and copies the slots in its edited ranges.  It needs no section from then on.
  *
  * Invariant
- *   L1  the parts are disjoint and ascend; in the state of the copy, each frame of a part has the part's answer, and each
- *       other frame has the answer of the index.
+ *   L1  the parts are disjoint and ascend; in the state of the copy, each frame of a part has the part's answer, and
+ *       each other frame has the answer of the index.
  *
  * Locking: none; the copy is made in one section.
  * Cost: making O(r log n) for r edited ranges; a lookup of a marked frame O(log r).

@@ -96,15 +96,15 @@ _Static_assert(offsetof(struct memslot_set, store) < CACHE_LINE &&
 struct index_build {
 	_Atomic uint32_t busy;
 	_Atomic uint32_t running; /* only compared, by all readers */
-	uint64_t not_during;      /* the change that may have missed the coming overlay; the walk begins after it */
+	uint64_t not_during; /* the change that may have missed the coming overlay; the walk begins after it */
 	struct flat_builder *builder; /* the entries and the unfinished index, or NULL */
-	uint64_t next_gfn;        /* the slots that end at or before it are gathered */
-	size_t nr;                /* the slots of the set when the walk began */
-	bool gathered;            /* all slots are */
-	struct overlay *base;     /* one reference: unmarked slots are copied from it; or NULL */
-	struct flat_cursor cursor;    /* in the index of base */
-	struct flat_entry next;   /* the slot of base before the cursor */
-	bool more;                /* there is one */
+	uint64_t next_gfn; /* the slots that end at or before it are gathered */
+	size_t nr; /* the slots of the set when the walk began */
+	bool gathered; /* all slots are */
+	struct overlay *base; /* one reference: unmarked slots are copied from it; or NULL */
+	struct flat_cursor cursor; /* in the index of base */
+	struct flat_entry next; /* the slot of base before the cursor */
+	bool more; /* there is one */
 	_Atomic uint64_t indexed; /* lookups that indexes had answered when the last one was made; row "counters" */
 	_Atomic uint32_t patience; /* see vm_index.c; row "counters" */
 };

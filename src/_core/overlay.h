@@ -3,9 +3,9 @@
  * overlay.h - an index, and marks on the frames that the writer has edited since the index was begun.
  *
  * An index never changes, but the slots do.  So each index is published together with marks: one byte for each block of
- * frames.  Before the writer publishes an edit, it marks the blocks of the slots that it adds or removes.  A lookup of a
- * frame in a marked block walks the set, which is always right.  Every other lookup uses the index.  So an index serves
- * lookups through any number of changes, and the writer neither makes nor copies nor frees an index for an edit.
+ * frames.  Before the writer publishes an edit, it marks the blocks of the slots that it adds or removes.  A lookup of
+ * a frame in a marked block walks the set, which is always right.  Every other lookup uses the index.  So an index
+ * serves lookups through any number of changes, and the writer neither makes nor copies nor frees an index for an edit.
  *
  *   gfn ─> block: (gfn >> shift) modulo the number of blocks
  *       ─> its mark: 1: walk the set; 0: the answer of the index
@@ -20,8 +20,8 @@
  * Invariants
  *   O1  in every state that a section can see since the overlay was begun, a frame of a block without mark has the
  *       answer of the index;
- *   O2  the blocks of each range in the list are marked.  If the list has not overflowed and the index is not incomplete,
- *       a frame outside of the ranges has the answer of the index in the states of O1;
+ *   O2  the blocks of each range in the list are marked.  If the list has not overflowed and the index is not
+ *       incomplete, a frame outside of the ranges has the answer of the index in the states of O1;
  *   O3  an overlay in reach of lookups is the current one, or it was retired after the last grace period began.
  *
  * Locking: the holder of slots_lock sets marks, captures and frees retired overlays.  Any thread retires one.
@@ -38,8 +38,8 @@
 #include "flat_index.h"
 #include "points.h"
 
-/* The number of blocks: at least one for each slot, so that few slots share one, as long as the marks fit the first-level
- * cache. */
+/* The number of blocks: at least one for each slot, so that few slots share one, as long as the marks fit the
+ * first-level cache. */
 #define OVERLAY_BLOCKS_MIN 64u
 #define OVERLAY_BLOCKS_MAX 32768u
 
@@ -77,7 +77,6 @@ static inline struct overlay *overlay_get(struct overlay *o)
 }
 
 void overlay_put(struct overlay *o); /* NULL is fine */
-
 
 /* The marks, for values that are gfns shifted to the left by `shift` bits. */
 struct overlay_marks {
@@ -178,8 +177,8 @@ static inline void overlays_end_change(struct overlays *all)
 		atomic_store_explicit(&all->change, now + 1, memory_order_release);
 }
 
-/* Whether the writer must mark its edits.  A reader moves an overlay from coming to current.  To find it in one of them,
- * look at coming first. */
+/* Whether the writer must mark its edits.  A reader moves an overlay from coming to current.  To find it in one of
+ * them, look at coming first. */
 static inline bool overlays_exist(const struct overlays *all)
 {
 	return atomic_load_explicit(&all->coming, memory_order_seq_cst) ||

@@ -22,7 +22,7 @@
 /* So many lookups pay for one step of bounded work. */
 #define LOOKUPS_PER_STEP (SEARCHES_PER_REPORT / SINGLE_LOOKUPS)
 
-/* Each index that has answered fewer lookups than it cost doubles the price of the next one, at most this many times. */
+/* An index that has answered fewer lookups than it cost doubles the price of the next one, at most this many times. */
 #define PATIENCE_MAX 10
 
 /* An overlay that waited for memory serves again with at most this many edited ranges. */
@@ -113,7 +113,7 @@ static bool is_marked_in_base(const struct index_build *b)
 	return overlay_all_marked(b->base, b->next.base_gfn, b->next.base_gfn + b->next.npages);
 }
 
-/* Moves to the next slot of the base that is the same in all states.  It may have got its marks since the last piece. */
+/* Moves to the next slot of the base that is the same in all states.  It may have been marked since the last piece. */
 static bool skip_marked(struct gathering *g)
 {
 	struct index_build *b = g->build;
@@ -194,8 +194,8 @@ static bool has_paid(struct ms_vm *vm, const struct memslot_set *set, uint64_t w
 
 	if (atomic_load_explicit(&b->running, memory_order_relaxed))
 		return true;
-	return walked >= cost && (walked >> atomic_load_explicit(&b->patience, memory_order_relaxed) >= cost ||
-				  has_served(vm, set));
+	return walked >= cost &&
+	       (walked >> atomic_load_explicit(&b->patience, memory_order_relaxed) >= cost || has_served(vm, set));
 }
 
 /* An index without marks leaves no lookup to walk, except after the hints of vCPUs.  Few lookups at a time pay for a
@@ -478,8 +478,7 @@ static bool serves_single_lookups(const struct memslot_set *set)
 void vm_index_report_searches(struct ms_vm *vm, uint32_t as_id)
 {
 	struct look look = look_begin(vm, as_id);
-	bool due = look.set && serves_single_lookups(look.set) &&
-		   vm_index_is_due(vm, look.set, LOOKUPS_PER_STEP);
+	bool due = look.set && serves_single_lookups(look.set) && vm_index_is_due(vm, look.set, LOOKUPS_PER_STEP);
 
 	look_end(vm, look);
 	if (due)
@@ -489,8 +488,7 @@ void vm_index_report_searches(struct ms_vm *vm, uint32_t as_id)
 struct flat_index *vm_index_make_private(struct ms_vm *vm, uint32_t as_id)
 {
 	struct look look = look_begin(vm, as_id);
-	struct flat_builder *builder =
-		may_index(vm) ? flat_builder_create(&vm->memory, look.set->nr) : NULL;
+	struct flat_builder *builder = may_index(vm) ? flat_builder_create(&vm->memory, look.set->nr) : NULL;
 	const struct memslot *slot = builder ? vm->design->first_from(look.set, 0) : NULL;
 	struct flat_index *index = NULL;
 
@@ -519,7 +517,7 @@ static bool is_same_in_index(const struct overlay *o, uint64_t begin, uint64_t e
 }
 
 static const struct memslot *next_slot_in_index(const struct ms_vm *vm, const struct memslot_set *set,
-					   const struct overlay *o, const struct memslot *slot)
+						const struct overlay *o, const struct memslot *slot)
 {
 	while (slot && (!is_indexed(slot) || !is_same_in_index(o, slot->base_gfn, slot->base_gfn + slot->npages)))
 		slot = vm->design->next(set, slot);

@@ -60,9 +60,9 @@ static inline const struct flat_index *index_for_one(const struct ms_vm *vm, con
  * being made. */
 bool vm_index_is_due(struct ms_vm *vm, struct memslot_set *set, size_t lookups);
 
-/* Outside of sections of the caller's own call: makes the index.  If `brief` and if the set is large, does only the work
- * of VM_INDEX_PIECE slots; later calls continue.  Does nothing if there is no memory, if another thread advances it,
- * or if it must wait for the end of a change. */
+/* Outside of sections of the caller's own call: makes the index.  If `brief` and if the set is large, does only the
+ * work of VM_INDEX_PIECE slots; later calls continue.  Does nothing if there is no memory, if another thread advances
+ * it, or if it must wait for the end of a change. */
 void vm_index_make(struct ms_vm *vm, uint32_t as_id, bool brief);
 
 /* After this many searches a thread adds them to the count of the set.  If an index is due, it does the work of at most

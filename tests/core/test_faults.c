@@ -856,10 +856,8 @@ static const struct index_case {
 	void (*look_up)(uint32_t n, uint32_t gone);
 	enum ms_index_policy policy;
 } index_cases[] = {
-	{ false, batch_of_many, MS_INDEX_EAGER },
-	{ true, batch_of_many, MS_INDEX_EAGER },
-	{ false, long_batch, MS_INDEX_AUTO },
-	{ true, long_batch, MS_INDEX_AUTO },
+	{ false, batch_of_many, MS_INDEX_EAGER }, { true, batch_of_many, MS_INDEX_EAGER },
+	{ false, long_batch, MS_INDEX_AUTO },     { true, long_batch, MS_INDEX_AUTO },
 	{ false, single_lookups, MS_INDEX_AUTO },
 };
 

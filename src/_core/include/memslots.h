@@ -322,19 +322,19 @@ struct ms_batch {
 
 #define MS_BATCH_POLL ((size_t)1 << 16)
 
-/* A batch of at most this many values takes microseconds.  If there are more than 4,096 slots, it does only a part of the
- * work of an index: that of 2,048 slots at most.  So does a single lookup, however many slots there are. */
+/* A batch of at most this many values takes microseconds.  If there are more than 4,096 slots, it does only a part of
+ * the work of an index: that of 2,048 slots at most.  So does a single lookup, however many slots there are. */
 #define MS_BATCH_BRIEF ((size_t)64)
 
 /*
  * All answers of one call come from one published state.  The call returns 0, or -EINTR if poll ended it.  After -EINTR
  * out contains the answers so far; values after them may be left from an earlier attempt of the same call (see below).
  *
- * A writer does not wait for a whole long batch.  A batch of up to MS_BATCH_PIECE values, or of up to four times as many
- * that an index answers, is one read section.  A longer batch holds a reference to the index and no read section.  If
- * there is no index and it does not pay, the batch walks in pieces of MS_BATCH_PIECE values with one read section each.
- * If the state changes between two pieces, the batch starts again with an index.  So a change waits for one piece at
- * most, with three exceptions:
+ * A writer does not wait for a whole long batch.  A batch of up to MS_BATCH_PIECE values, or of up to four times as
+ * many that an index answers, is one read section.  A longer batch holds a reference to the index and no read section.
+ * If there is no index and it does not pay, the batch walks in pieces of MS_BATCH_PIECE values with one read section
+ * each. If the state changes between two pieces, the batch starts again with an index.  So a change waits for one piece
+ * at most, with three exceptions:
  *   - An overtaken batch builds an index for itself in one read section if another thread is just building the shared
  *     one, or if a change that takes long is under way.
  *   - A batch that must not use an index (policy, no memory) and was overtaken runs in one read section without poll.
@@ -348,9 +348,9 @@ int ms_gfn_to_slot_id_many(struct ms_vm *vm, uint32_t as_id, const struct ms_bat
 
 /*
  * An index holds the slots as values in flat arrays.  It answers batches several times as fast as the tree.  It also
- * answers single lookups that miss their hint, where a walk would be slower.  After a change, lookups walk in the frames
- * of the slots that have changed, and use the index for all others.  Lookups build an index when it pays; a change never
- * builds one.  Design "tree" only.
+ * answers single lookups that miss their hint, where a walk would be slower.  After a change, lookups walk in the
+ * frames of the slots that have changed, and use the index for all others.  Lookups build an index when it pays; a
+ * change never builds one.  Design "tree" only.
  */
 enum ms_index_policy {
 	MS_INDEX_AUTO,  /* build an index when the lookups that had to walk pay for it */
