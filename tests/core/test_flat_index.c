@@ -335,7 +335,7 @@ static void draw_holed_layout(size_t wanted, size_t every)
 /* Up to 32 bytes a slot, with the arrays that every index has.  So few slots share them only if half have a hole. */
 static void test_bytes(void)
 {
-	static const size_t sizes[] = { 64, 100, 509, 3000, 4096, 32764, 1000000 };
+	static const size_t sizes[] = { 64, 200, 509, 3000, 4096, 32764, 1000000 };
 
 	for (size_t i = 0; i < ARRAY_SIZE(sizes) - test_slow; i++) {
 		struct flat_index *f;
