@@ -848,6 +848,55 @@ static void test_interrupt(void)
 		}
 }
 
+static struct ms_update *update_of_poll; /* NULL: the poll does nothing */
+
+static void invalidate_5(struct ms_update *u)
+{
+	struct ms_slot *inv;
+
+	CHECK_EQ(ms_update_invalidate(u, ms_update_find(u, true, 5), &inv, NULL), 0);
+}
+
+/* Between the first two pieces of a batch. */
+static int poll_and_invalidate(void *opaque)
+{
+	(void)opaque;
+	if (update_of_poll)
+		invalidate_5(update_of_poll);
+	update_of_poll = NULL;
+	return 0;
+}
+
+/* A long batch answers outside of sections: from an index and a copy of the edited slots, or from an index of its own if
+ * no index can be made now.  An INVALID slot is a hole in both. */
+static void test_long_batch_with_an_invalid_slot(bool with_index)
+{
+	struct ms_batch batch = { long_in, 8, long_out, 8, LONG, poll_and_invalidate, NULL };
+	struct ms_update *u;
+	struct truth t;
+
+	vm = new_vm(1);
+	fill(100);
+	if (with_index)
+		run_batch(5000);
+	CHECK_EQ(ms_update_begin(vm, 0, &u, NULL), 0);
+	update_of_poll = with_index ? NULL : u;
+	if (with_index)
+		invalidate_5(u);
+	for (size_t i = 0; i < LONG; i++)
+		long_in[i] = i % 100 * 10;
+	CHECK_EQ(ms_gfn_to_hva_many(vm, 0, &batch, true), 0);
+	t = truth_of(0);
+	CHECK(!slot_at(&t, 50) && slot_at(&t, 60));
+	for (size_t i = 0; i < LONG; i++)
+		CHECK_EQ(long_out[i], right_hva(&t, long_in[i], true));
+	CHECK(!update_of_poll);
+	CHECK(stats_of(vm).indexed >= LONG);
+	answers += LONG;
+	CHECK_EQ(ms_update_end(u, false, NULL), 0);
+	end_vm(vm);
+}
+
 static void test_marks_are_polled(void)
 {
 	struct poller p = { .stop_at = 2 };
@@ -987,6 +1036,8 @@ int main(int argc, char **argv)
 	test_invalid();
 	test_update_with_an_index(false);
 	test_update_with_an_index(true);
+	test_long_batch_with_an_invalid_slot(false);
+	test_long_batch_with_an_invalid_slot(true);
 	test_singles_that_walk();
 	test_hint_and_index();
 	test_no_memory();
