@@ -49,16 +49,6 @@ static void *count_in(struct memory *m, void *block, size_t size)
 	return block;
 }
 
-static size_t whole(size_t size, size_t part)
-{
-	return (size + part - 1) & ~(part - 1);
-}
-
-static size_t whole_lines(size_t size)
-{
-	return whole(size, CACHE_LINE);
-}
-
 /* Random lookups in small pages also wait for address translations.  The rest that does not fill a huge page stays in
  * small pages. */
 static void *alloc_huge(size_t size)

@@ -84,6 +84,17 @@ void memory_free_lines(struct memory *m, void *block, size_t size);
 #define MEMORY_POOL_CHUNK_MIN 4
 #define MEMORY_POOL_CHUNK_MAX 256
 
+/* The size rounded up to a multiple of `part`, a power of two; and to whole cache lines.  It wraps near SIZE_MAX. */
+static inline size_t whole(size_t size, size_t part)
+{
+	return (size + part - 1) & ~(part - 1);
+}
+
+static inline size_t whole_lines(size_t size)
+{
+	return whole(size, CACHE_LINE);
+}
+
 /* The block starts on a cache line and is not zeroed.  `size` is the same in all calls: a multiple of CACHE_LINE. */
 void *memory_pool_alloc(struct memory *m, size_t size);
 void memory_pool_free(struct memory *m, void *block, size_t size);

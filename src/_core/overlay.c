@@ -12,11 +12,6 @@
 #define RANGES_MIN 8
 #define RANGES_SHARE 64
 
-static size_t lines(size_t size)
-{
-	return (size + CACHE_LINE - 1) & ~(size_t)(CACHE_LINE - 1);
-}
-
 static uint32_t blocks_for(size_t nr)
 {
 	uint32_t blocks = OVERLAY_BLOCKS_MIN;
@@ -40,7 +35,7 @@ struct overlay *overlay_create(struct memory *memory, size_t nr, uint32_t distan
 {
 	uint32_t blocks = blocks_for(nr);
 	size_t room = RANGES_MIN + nr / RANGES_SHARE;
-	size_t at_marks = lines(sizeof(struct overlay)), at_ranges = at_marks + blocks;
+	size_t at_marks = whole_lines(sizeof(struct overlay)), at_ranges = at_marks + blocks;
 	size_t size = at_ranges + room * sizeof(struct gfn_range);
 	char *block = memory_zalloc_lines(memory, size);
 	struct overlay *o = (struct overlay *)(void *)block;

@@ -174,11 +174,6 @@ static inline size_t overlays_of(const struct address_space *as, const struct ov
 	return nr;
 }
 
-static inline uint64_t whole_lines(size_t size)
-{
-	return (size + CACHE_LINE - 1) & ~(size_t)(CACHE_LINE - 1);
-}
-
 /* Adds up the memory of all these overlays and their indexes. */
 static inline void count_overlays(const struct address_space *as, uint64_t *blocks, uint64_t *bytes)
 {
@@ -287,6 +282,20 @@ static inline bool same_picture(const struct picture *a, const struct picture *b
 {
 	return a->slots == b->slots && a->nr == b->nr && a->pages == b->pages && a->manual == b->manual &&
 	       a->listeners == b->listeners;
+}
+
+/* After a refused call: it is counted, and nothing else has changed since `before` and `held` (held_by()). */
+static inline void check_only_refused(struct ms_vm *vm, const struct picture *before, const struct ms_stats *held)
+{
+	struct picture after = picture_of(vm);
+	struct ms_stats now = held_by(vm);
+
+	CHECK(same_picture(before, &after));
+	CHECK_EQ(after.generations, before->generations);
+	CHECK_EQ(now.blocks, held->blocks);
+	CHECK_EQ(now.bytes, held->bytes);
+	CHECK_EQ(now.refused, held->refused + 1);
+	check_sound(vm);
 }
 
 static inline uint64_t settled_generation(struct ms_vm *vm, uint32_t as_id)
