@@ -867,8 +867,8 @@ static int poll_and_invalidate(void *opaque)
 	return 0;
 }
 
-/* A long batch answers outside of sections: from an index and a copy of the edited slots, or from an index of its own if
- * no index can be made now.  An INVALID slot is a hole in both. */
+/* A long batch answers outside of sections: from an index and a copy of the edited slots, or from an index of its own
+ * if no index can be made now.  An INVALID slot is a hole in both. */
 static void test_long_batch_with_an_invalid_slot(bool with_index)
 {
 	struct ms_batch batch = { long_in, 8, long_out, 8, LONG, poll_and_invalidate, NULL };
