@@ -65,6 +65,19 @@ static bool slot_in_limits(const struct walk *w, const struct memslot *slot)
 	       slot->hva.last < config->hva_end_max && !((slot->hva.start | size) % MS_PAGE_SIZE);
 }
 
+static int check_backing(struct walk *w, const struct memslot *slot)
+{
+	const struct ms_backing *backing = slot->backing;
+
+	if (!backing)
+		return 0;
+	if (!backing_has(backing, slot->hva.start, slot->npages << MS_PAGE_SHIFT))
+		return broken(w, 'B', 2, "slot %" PRIu32 ": its pages are not inside its backing", slot->id);
+	if (backing_is_readonly(backing) && !(slot->flags & MS_MEM_READONLY))
+		return broken(w, 'B', 2, "slot %" PRIu32 " is writable, but its backing is READONLY", slot->id);
+	return 0;
+}
+
 static int check_slot(struct walk *w, const struct memslot *slot)
 {
 	if (slot->flags & MS_MEMSLOT_INVALID)
@@ -73,7 +86,7 @@ static int check_slot(struct walk *w, const struct memslot *slot)
 	if (!slot_in_limits(w, slot))
 		return broken(w, 'M', 9, "slot %" PRIu32 " of address space %" PRIu32 " exceeds a limit", slot->id,
 			      w->as_id);
-	return check_dirty_log(w, slot);
+	return check_backing(w, slot) ? -EUCLEAN : check_dirty_log(w, slot);
 }
 
 static int check_membership(struct walk *w, const struct memslot_set *set, const struct memslot *slot)

@@ -22,8 +22,8 @@ int slot_create(struct ms_vm *vm, const struct ms_memslot *value, uint32_t as_id
 	(*out)->npages = value->npages;
 	(*out)->hva = (struct interval){ value->userspace_addr, value->userspace_addr + size - 1 };
 	(*out)->id = value->id;
-	(*out)->flags = value->flags;
-	(*out)->as_id = (uint16_t)as_id;
+	(*out)->flags = value->flags & ((1u << MEMSLOT_FLAG_BITS) - 1);
+	(*out)->as_id = as_id & ((1u << MEMSLOT_AS_ID_BITS) - 1);
 	return 0;
 }
 

@@ -53,7 +53,7 @@ static struct tree_slot *tree_of(uint32_t id)
 /* The bytes that the breaker has overwritten; some breakers overwrite several. */
 static struct {
 	void *at;
-	unsigned char bytes[16];
+	unsigned char bytes[sizeof(struct memslot)];
 	size_t size;
 } saved[16];
 static size_t nr_saved;
@@ -71,6 +71,14 @@ static void poke(void *at, const void *value, size_t size)
 	do { \
 		__typeof__(lvalue) poked = (value); \
 		poke((void *)(uintptr_t)&(lvalue), &poked, sizeof(poked)); \
+	} while (0)
+
+/* A bit-field has no address. */
+#define POKE_BITS(slot, member, value) \
+	do { \
+		struct memslot poked = *(slot); \
+		poked.member = (value); \
+		poke(slot, &poked, sizeof(poked)); \
 	} while (0)
 
 static void unpoke(void)
@@ -362,7 +370,7 @@ static void wrong_pages(int idx)
 static void invalid_at_rest(int idx)
 {
 	(void)idx;
-	POKE(slot_of(22)->flags, MS_MEMSLOT_INVALID);
+	POKE_BITS(slot_of(22), flags, MS_MEMSLOT_INVALID);
 }
 
 /* A copy of a member looks like one. */
@@ -400,13 +408,13 @@ static void inactive_is_newer(int idx)
 static void logs_without_flag(int idx)
 {
 	(void)idx;
-	POKE(slot_of(4)->flags, 0);
+	POKE_BITS(slot_of(4), flags, 0);
 }
 
 static void flag_without_log(int idx)
 {
 	(void)idx;
-	POKE(slot_of(5)->flags, LOG);
+	POKE_BITS(slot_of(5), flags, LOG);
 }
 
 static void log_of_other_size(int idx)
@@ -434,7 +442,7 @@ static void id_beyond(int idx)
 static void wrong_space(int idx)
 {
 	(void)idx;
-	POKE(slot_of(22)->as_id, 0);
+	POKE_BITS(slot_of(22), as_id, 0);
 }
 
 static void no_pages(int idx)

@@ -120,9 +120,9 @@ static void on_flush(void *opaque, const struct ms_memslot *active, const struct
 }
 
 static const struct ms_listener listeners[LISTENERS] = {
-	{ (void *)0, on_prepare, on_abort, on_flush, on_commit },
-	{ (void *)1, on_prepare, on_abort, on_flush, on_commit },
-	{ (void *)2, on_prepare, on_abort, on_flush, on_commit },
+	{ LISTENER_SIZE, (void *)0, on_prepare, on_abort, on_flush, on_commit },
+	{ LISTENER_SIZE, (void *)1, on_prepare, on_abort, on_flush, on_commit },
+	{ LISTENER_SIZE, (void *)2, on_prepare, on_abort, on_flush, on_commit },
 };
 
 /* ---- the cases ---- */
@@ -433,8 +433,8 @@ static int count_prepare(void *opaque, const struct ms_change *change)
 
 static void test_listener_list(void)
 {
-	static const struct ms_listener nothing = { 0 }, one = { .opaque = (void *)0, .prepare = count_prepare },
-					two = { .opaque = (void *)1, .prepare = count_prepare };
+	static const struct ms_listener nothing = { LISTENER_SIZE }, one = { LISTENER_SIZE, .opaque = (void *)0, .prepare = count_prepare },
+					two = { LISTENER_SIZE, .opaque = (void *)1, .prepare = count_prepare };
 	struct ms_vm *of = new_vm(1);
 	struct ms_error err;
 
@@ -539,8 +539,8 @@ static void check_done_load(void)
 static void test_load_hooks(void)
 {
 	static struct ms_vm *of;
-	static struct ms_listener l = { &of, load_prepare, load_abort, NULL, load_commit };
-	static const struct ms_listener positive = { .prepare = refuse_with_positive };
+	static struct ms_listener l = { LISTENER_SIZE, &of, load_prepare, load_abort, NULL, load_commit };
+	static const struct ms_listener positive = { LISTENER_SIZE, .prepare = refuse_with_positive };
 	struct ms_memslot list[5];
 
 	of = new_vm(1);
@@ -566,7 +566,7 @@ static void test_load_hooks(void)
 
 /* ---- calls that take the lock, in places where they may not ---- */
 
-static const struct ms_listener spare = { 0 };
+static const struct ms_listener spare = { LISTENER_SIZE };
 
 /* Makes the i-th [lock] call; returns its result, or 1 if there is no such call. */
 static int lock_call(unsigned i, struct ms_vm *of, struct ms_error *err)
@@ -687,8 +687,8 @@ static int maybe_refuse(void *opaque, const struct ms_change *change)
 
 static void test_change_from_own_hook(void)
 {
-	static const struct ms_listener forbids = { NULL, forbid_prepare, forbid_abort, forbid_flush, forbid_commit };
-	static const struct ms_listener refuses = { .prepare = maybe_refuse };
+	static const struct ms_listener forbids = { LISTENER_SIZE, NULL, forbid_prepare, forbid_abort, forbid_flush, forbid_commit };
+	static const struct ms_listener refuses = { LISTENER_SIZE, .prepare = maybe_refuse };
 
 	self = new_vm(2);
 	CHECK_EQ(set(self, 0, 1, 1, 8, LOG), 0);
@@ -758,8 +758,8 @@ static int change_back(void *opaque, const struct ms_change *change)
 
 static void test_change_of_another_vm(void)
 {
-	static const struct ms_listener changes = { NULL, change_in_prepare, NULL, change_in_flush, change_in_commit };
-	static const struct ms_listener comes_back = { .prepare = change_back };
+	static const struct ms_listener changes = { LISTENER_SIZE, NULL, change_in_prepare, NULL, change_in_flush, change_in_commit };
+	static const struct ms_listener comes_back = { LISTENER_SIZE, .prepare = change_back };
 
 	self = new_vm(1);
 	other_vm = new_vm(1);
@@ -818,8 +818,8 @@ static void test_two_threads_in_hooks(void)
 {
 	struct ms_vm *vms[2] = { new_vm(1), new_vm(1) };
 	struct rival rivals[2] = { { vms[0], vms[1] }, { vms[1], vms[0] } };
-	struct ms_listener l[2] = { { .opaque = &rivals[0], .prepare = change_other_vm },
-				    { .opaque = &rivals[1], .prepare = change_other_vm } };
+	struct ms_listener l[2] = { { LISTENER_SIZE, .opaque = &rivals[0], .prepare = change_other_vm },
+				    { LISTENER_SIZE, .opaque = &rivals[1], .prepare = change_other_vm } };
 	pthread_t thread[2];
 
 	CHECK_EQ(pthread_barrier_init(&both, NULL, 2), 0);

@@ -504,7 +504,7 @@ static void on_commit(void *opaque, const struct ms_change *change)
 
 static void test_listener_of_another_vm(void)
 {
-	static const struct ms_listener listener = { .commit = on_commit };
+	static const struct ms_listener listener = { LISTENER_SIZE, .commit = on_commit };
 	struct ms_vm *vm = vm_with_slots(), *other = vm_with_slots();
 	struct ms_error err;
 

@@ -264,7 +264,7 @@ static int prepare(void *opaque, const struct ms_change *change)
 	return refusing ? -ENXIO : 0;
 }
 
-static const struct ms_listener listener = { .prepare = prepare };
+static const struct ms_listener listener = { LISTENER_SIZE, .prepare = prepare };
 
 static region_t region_of(const struct ms_memslot *slot)
 {
@@ -1197,7 +1197,7 @@ static int refuse_id_14(void *opaque, const struct ms_change *change)
 
 static void test_load_refused_by_listener(void)
 {
-	static const struct ms_listener picky = { .prepare = refuse_id_14 };
+	static const struct ms_listener picky = { LISTENER_SIZE, .prepare = refuse_id_14 };
 	struct ms_vm *vm = new_vm(1);
 
 	CHECK_EQ(ms_add_listener(vm, &picky, NULL), 0);
@@ -1209,9 +1209,13 @@ static void test_load_refused_by_listener(void)
 
 static struct ms_vm *vm_of(uint32_t spaces, uint32_t slots, uint32_t gpa_bits, uint64_t hva_end_max)
 {
-	struct ms_config config = { spaces, slots, gpa_bits, hva_end_max, design_name, NULL, NULL };
-	struct ms_vm *vm = vm_with(&config);
+	struct ms_config config = default_config(spaces);
+	struct ms_vm *vm;
 
+	config.user_mem_slots = slots;
+	config.gpa_bits = gpa_bits;
+	config.hva_end_max = hva_end_max;
+	vm = vm_with(&config);
 	CHECK_EQ(ms_vm_config(vm)->address_spaces, spaces);
 	CHECK_EQ(ms_vm_config(vm)->user_mem_slots, slots);
 	CHECK_EQ(ms_vm_config(vm)->gpa_bits, gpa_bits);

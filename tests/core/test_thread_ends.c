@@ -94,8 +94,8 @@ static void on_report(void *opaque, const struct ms_stall *stall)
 }
 
 static const struct ms_listener listeners[LISTENERS] = {
-	{ (void *)0, on_prepare, on_abort, on_flush, on_commit },
-	{ (void *)1, on_prepare, on_abort, on_flush, on_commit },
+	{ LISTENER_SIZE, (void *)0, on_prepare, on_abort, on_flush, on_commit },
+	{ LISTENER_SIZE, (void *)1, on_prepare, on_abort, on_flush, on_commit },
 };
 
 /* ---- the changes ---- */
@@ -413,7 +413,7 @@ static void *change_outer(void *unused)
 
 static void test_nested(void)
 {
-	static const struct ms_listener nests = { .prepare = change_inner };
+	static const struct ms_listener nests = { LISTENER_SIZE, .prepare = change_inner };
 
 	vm = vm_with_slots();
 	outer = new_vm(1);
