@@ -116,6 +116,10 @@ WORDS = {
     "SETS_DIFFER": ["rolled back"],
     "BACKEND": ["backend"],
     "INTERRUPTED": ["wait", "nothing was changed"],
+    "STRUCT_SIZE": ["4321", "older"],
+    "BACKING_RANGE": ["[0x7f0000000000, 0x7f0000100000)", "slot 7", hex(4321)],
+    "BACKING_READONLY": ["slot 7", "READONLY"],
+    "NO_FREE_SLOT": ["4321", "address space 1", "user_mem_slots"],
 }
 
 
