@@ -101,10 +101,7 @@
 #define rules_unused_id ms_rules_unused_id
 #define rules_value ms_rules_value
 #define set_index_is_valid ms_set_index_is_valid
-#define slot_alloc ms_slot_alloc
-#define slot_create ms_slot_create
-#define slot_create_invalid ms_slot_create_invalid
-#define slot_give_log ms_slot_give_log
+#define slot_make_log ms_slot_make_log
 #define slots_lock_defer_end ms_slots_lock_defer_end
 #define slots_lock_enter_hook ms_slots_lock_enter_hook
 #define slots_lock_leave_hook ms_slots_lock_leave_hook
