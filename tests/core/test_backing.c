@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * test_backing.c - host memory that slots keep alive: who holds it, and when, where and how often it is released.
+ * test_backing.c - host memory that slots keep alive: its references, and the time, place and number of its releases.
  *
  * Every release checks that its thread is outside of sections, hooks and locks.  The tests in the middle of the file
  * run on each design; those of updates run on the tree.
@@ -95,7 +95,7 @@ static int create(uint64_t start, uint64_t size, uint32_t flags)
 	int r = ms_backing_create((void *)(uintptr_t)start, size, flags, NULL, NULL, &backing);
 
 	CHECK_EQ(r == 0, backing != NULL);
-	ms_backing_put(backing); /* nobody wants to hear of its release */
+	ms_backing_put(backing); /* it has no release function */
 	return r;
 }
 
