@@ -222,7 +222,7 @@ static void check_size(const struct flat_index *f)
 
 /* The kinds of buckets and segments of all indexes of this run. */
 static struct {
-	uint64_t listed, inexact, wide, moved, some_segments, two_tables, many_segments;
+	uint64_t listed, list_of_8, list_of_16, inexact, wide, moved, some_segments, two_tables, many_segments;
 } seen;
 
 /* In a layout of gigabytes every begin has an exact position, if a bucket has any for gigabytes. */
@@ -238,6 +238,8 @@ static void note_buckets(const struct flat_index *f, const struct flat_segment *
 
 		CHECK(!overfull || begins > FLAT_BEGINS || style != ALIGNED || segment->scale == 1);
 		seen.listed += begins > FLAT_BEGINS;
+		seen.list_of_8 += begins == 8 && f->nr_segments == 1;
+		seen.list_of_16 += begins == 16 && f->nr_segments == 1;
 		seen.inexact += overfull && begins <= FLAT_BEGINS;
 		seen.wide += !overfull && word > FLAT_PIECE_MASK && segment->scale < 1u << FLAT_POSITION_SHIFT;
 	}
@@ -259,7 +261,8 @@ static void check_kinds(void)
 		puts("flat_index: NOT tested in a short run: that every kind of bucket was there");
 		return;
 	}
-	CHECK(seen.listed && seen.inexact && seen.wide && seen.moved);
+	CHECK(seen.listed && seen.list_of_8 && seen.list_of_16); /* each is the shortest list that a kernel searches */
+	CHECK(seen.inexact && seen.wide && seen.moved);
 	CHECK(seen.some_segments && seen.two_tables && seen.many_segments);
 }
 
