@@ -6,7 +6,8 @@
  * a key is a gfn and a next hop is the number of a slot.  The two differ in ways that favour rte_fib:
  *
  *   - its keys and its entries have 32 bits, and a lookup returns a number only; a batch takes 64-bit gfns and returns
- *     host addresses.  The figure "addresses" adds the step from number to address;
+ *     host addresses.  The figure "addresses" adds the step from number to address, so it compares equal results.  The
+ *     32-bit keys are ready before the clock starts;
  *   - it has no READONLY, and nothing keeps its answers in one state while routes change;
  *   - a slot becomes up to 40 prefixes, and a change of a slot is as many changes;
  *   - its first table has 64 MiB for any number of slots.
