@@ -35,6 +35,8 @@ BATCHES = (100, 1000, 10_000)
 SINGLES = (300, 1000)  # a few more lookups than the policy needs to build an index, and many more
 Pair = tuple[list[float], list[float]]
 
+BUCKETS, DELTAS = 1.6, 1.5  # of a slot, in the index of a million slots
+
 LARGE_ROUNDS = 3  # for more than MOST slots, because the plain walk then takes a second or more
 #: The number of lookups in a round with a change before each batch, so that a round takes milliseconds.
 ROUND_QUERIES = 20_000
@@ -87,7 +89,7 @@ def measure(card: Scorecard, at: str, on: Stage, settings: Settings) -> dict[str
 def gathers(on: Stage) -> Callable[[], object]:
     """Return the memory accesses of an index: eight bytes of a bucket, then eight bytes of a delta.
 
-    An index has about BUCKETS buckets and DELTAS deltas for each slot with its hole (docs/design.md).
+    An index has about BUCKETS buckets and DELTAS deltas for each slot.
     """
     n = len(on.slots)
     buckets, deltas = np.zeros(int(BUCKETS * n), np.uint64), np.zeros(int(DELTAS * n), np.uint64)

@@ -132,11 +132,13 @@ static TARGET always_inline uint32_t piece_in_list(const struct flat_index *f, u
 {
 	const uint32_t *list = flat_list(f, word);
 	__mmask16 begins, before;
+	__m512i begin;
 
 	if (unlikely(*list > 15))
 		return flat_piece_in_list(f, word, x);
 	begins = (__mmask16)((2u << *list) - 2);
-	before = _mm512_mask_cmple_epu32_mask(begins, _mm512_maskz_loadu_epi32(begins, list), _mm512_set1_epi32((int)x));
+	begin = _mm512_maskz_loadu_epi32(begins, list);
+	before = _mm512_mask_cmple_epu32_mask(begins, begin, _mm512_set1_epi32((int)x));
 	return (uint32_t)(word & FLAT_PIECE_MASK) + (uint32_t)__builtin_popcount(before);
 }
 

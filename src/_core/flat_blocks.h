@@ -26,8 +26,8 @@ static TARGET always_inline void correct(const struct flat_index *f, struct bloc
 	}
 }
 
-static out_of_line void correct_several(const struct flat_index *f, struct block *b, const uint64_t *in,
-					unsigned shift, uint64_t overfull)
+static out_of_line void correct_several(const struct flat_index *f, struct block *b, const uint64_t *in, unsigned shift,
+					uint64_t overfull)
 {
 	for (; overfull; overfull &= overfull - 1) {
 		size_t i = (size_t)__builtin_ctzll(overfull);

@@ -57,8 +57,8 @@ static uint32_t count_begins(const uint32_t *begins, uint32_t nr, uint32_t x)
 uint32_t flat_piece_in_list(const struct flat_index *f, uint64_t word, uint32_t x)
 {
 	const uint32_t *list = flat_list(f, word);
-	uint32_t before = likely(*list <= SHORT_LIST) ? count_begins(list + 1, *list, x) :
-							search_begins(list + 1, *list, x);
+	uint32_t before =
+		likely(*list <= SHORT_LIST) ? count_begins(list + 1, *list, x) : search_begins(list + 1, *list, x);
 
 	return (uint32_t)(word & FLAT_PIECE_MASK) + before;
 }

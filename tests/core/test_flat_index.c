@@ -587,9 +587,10 @@ static void put_run(uint32_t run, uint32_t gap)
 	for (nr = 0; nr < 100 + run; nr++) {
 		bool in_run = nr >= 50 && nr < 50 + run;
 
-		entries[nr] = (struct flat_entry){
-			.base_gfn = gfn, .hva = rng_below(&rng, 1 << 20) << 30, .npages = in_run ? 1 : 600, .id = (uint32_t)nr
-		};
+		entries[nr] = (struct flat_entry){ .base_gfn = gfn,
+						   .hva = rng_below(&rng, 1 << 20) << 30,
+						   .npages = in_run ? 1 : 600,
+						   .id = (uint32_t)nr };
 		gfn += in_run ? 1 : nr == 49 ? 600 + gap : 700;
 	}
 }
