@@ -60,7 +60,7 @@ def report_of(path: Path, *command: str) -> dict[str, Any]:
 
 
 BENCHMARKS = ROOT / "docs" / "benchmarks.md"
-GOALS = "| goal | ratio or figure | sizes | wanted |"
+GOALS = "| goal | ratio or figure | sizes | measured | wanted |"
 
 
 def goals_of(page: Path, header: str) -> list[list[str]]:
