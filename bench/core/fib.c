@@ -6,7 +6,8 @@
  * a key is a gfn and a next hop is the number of a slot.  The two differ in ways that favour rte_fib:
  *
  *   - its keys and its entries have 32 bits, and a lookup returns a number only; a batch takes 64-bit gfns and returns
- *     host addresses.  The figure "addresses" adds the step from number to address;
+ *     host addresses.  The figure "addresses" adds the step from number to address, so it compares equal results.  The
+ *     32-bit keys are ready before the clock starts;
  *   - it has no READONLY, and nothing keeps its answers in one state while routes change;
  *   - a slot becomes up to 40 prefixes, and a change of a slot is as many changes;
  *   - its first table has 64 MiB for any number of slots.
@@ -30,8 +31,6 @@
 
 #include "common.h"
 
-#define HOLE ((uint64_t)INT32_MAX) /* the largest next hop that an entry of 32 bits can have; no slot has this number */
-
 enum figure { FIB, ADDRESSES, BATCH, NR_FIGURES };
 
 static const char *const figure_name[] = { "fib", "addresses", "batch" };
@@ -41,7 +40,7 @@ struct bench {
 	struct ms_memslot *slots; /* by gfn */
 	uint64_t *gfns, *expected, *hvas, *numbers;
 	uint32_t *keys;
-	uint64_t *deltas; /* by number of the slot: host address of frame 0, if the slot began there */
+	uint64_t *deltas; /* by number of the slot: host address of frame 0, if the slot began there; n is a hole */
 	struct rte_fib *fib;
 	struct ms_vm *vm;
 	double *ns[NR_FIGURES];
@@ -158,7 +157,7 @@ static void choose_lookup(struct rte_fib *fib)
 static void make_fib(struct bench *b)
 {
 	struct rte_fib_conf conf = { .type = RTE_FIB_DIR24_8,
-				     .default_nh = HOLE,
+				     .default_nh = b->n, /* a hole */
 				     .max_routes = 1 + (int)count_prefixes(b) };
 	char name[32];
 
@@ -214,7 +213,7 @@ static struct bench *make_bench(size_t n, size_t queries, size_t rounds)
 
 	b->n = n;
 	b->slots = array(n, sizeof(*b->slots));
-	b->deltas = array(n, sizeof(*b->deltas));
+	b->deltas = array(n + 1, sizeof(*b->deltas));
 	end = make_slots(b->slots, n);
 	if (end >> 32)
 		give_up("the frames of %zu slots need more than 32 bits\n", n);
@@ -250,11 +249,16 @@ static void look_up_numbers(struct bench *b, size_t queries)
 	check(!rte_fib_lookup_bulk(b->fib, b->keys, b->numbers, (int)queries), "a lookup by rte_fib");
 }
 
+/* There is no branch on a hole, because about a fifth of the lookups are misses that no branch predictor foresees. */
 static void to_addresses(struct bench *b, size_t first, size_t end)
 {
-	for (size_t i = first; i < end; i++)
-		b->hvas[i] = b->numbers[i] == HOLE ? MS_HVA_ERR_BAD :
-						     ((uint64_t)b->keys[i] << 12) + b->deltas[b->numbers[i]];
+	for (size_t i = first; i < end; i++) {
+		uint64_t hva = ((uint64_t)b->keys[i] << 12) + b->deltas[b->numbers[i]];
+		uint64_t hole = -(uint64_t)(b->numbers[i] == b->n);
+
+		__asm__("" : "+r"(hole)); /* the compiler must not make a branch of it */
+		b->hvas[i] = (hva & ~hole) | (MS_HVA_ERR_BAD & hole);
+	}
 }
 
 /* Small steps, so that the numbers are still in the first cache when they become addresses. */

@@ -162,6 +162,21 @@ static TARGET always_inline uint64_t place(const struct flat_index *f, struct bl
 	return overfull;
 }
 
+/* One load and one comparison for all begins of a list, which follow their number.  Other lanes are 0, as if they began at
+ * or before x. */
+static TARGET always_inline uint32_t piece_in_list(const struct flat_index *f, uint64_t word, uint32_t x)
+{
+	const uint32_t *list = flat_list(f, word);
+	__m256i lane = _mm256_set_epi32(7, 6, 5, 4, 3, 2, 1, INT32_MAX), begin, before;
+
+	if (unlikely(*list > 7))
+		return flat_piece_in_list(f, word, x);
+	begin = _mm256_maskload_epi32((const int *)list, _mm256_cmpgt_epi32(_mm256_set1_epi32((int)*list + 1), lane));
+	before = _mm256_cmpeq_epi32(_mm256_min_epu32(begin, _mm256_set1_epi32((int)x)), begin);
+	return (uint32_t)(word & FLAT_PIECE_MASK) + *list - 8 +
+	       (uint32_t)__builtin_popcount((unsigned)_mm256_movemask_ps(_mm256_castsi256_ps(before)));
+}
+
 _Static_assert(FLAT_READONLY == 1 && FLAT_HOLE == 2, "these bits of a delta move to the top of its word");
 
 /* The answers for slots. */

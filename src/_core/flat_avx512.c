@@ -127,6 +127,21 @@ static TARGET always_inline uint64_t place(const struct flat_index *f, struct bl
 	return overfull;
 }
 
+/* One load and one comparison for all begins of a list, which follow their number. */
+static TARGET always_inline uint32_t piece_in_list(const struct flat_index *f, uint64_t word, uint32_t x)
+{
+	const uint32_t *list = flat_list(f, word);
+	__mmask16 begins, before;
+	__m512i begin;
+
+	if (unlikely(*list > 15))
+		return flat_piece_in_list(f, word, x);
+	begins = (__mmask16)((2u << *list) - 2);
+	begin = _mm512_maskz_loadu_epi32(begins, list);
+	before = _mm512_mask_cmple_epu32_mask(begins, begin, _mm512_set1_epi32((int)x));
+	return (uint32_t)(word & FLAT_PIECE_MASK) + (uint32_t)__builtin_popcount(before);
+}
+
 static TARGET always_inline __m512i answers(__m512i delta, __m512i address, __mmask8 hole, __m512i deny)
 {
 	__m512i hva = _mm512_add_epi64(_mm512_andnot_si512(splat(FLAT_DELTA_FLAGS), delta), address);

@@ -8,13 +8,26 @@
  *   scale_several()  scale, with more segments
  *   place()          place; returns a mask of the lookups in over-full buckets, whose pieces are wrong.  `one`: there
  *                    is one segment
+ *   piece_in_list()  flat_piece_in_list()
  *   answer()         answer
  */
 #include "flat_kernel.h"
 
-/* Corrects the pieces of lookups in over-full buckets.  Bit i of `overfull` is lookup i. */
-static out_of_line void correct(const struct flat_index *f, struct block *b, const uint64_t *in, unsigned shift,
-				uint64_t overfull)
+/* Corrects the pieces of lookups in over-full buckets.  Bit i of `overfull` is lookup i.  Where holes separate the slots,
+ * a block has three to eight of them, so there is no other branch here.  With several segments they are rare. */
+static TARGET always_inline void correct(const struct flat_index *f, struct block *b, const uint64_t *in,
+					 unsigned shift, uint64_t overfull)
+{
+	for (; overfull; overfull &= overfull - 1) {
+		size_t i = (size_t)__builtin_ctzll(overfull);
+		uint64_t x = flat_x(&f->only, in[i] >> shift);
+
+		b->piece[i] = piece_in_list(f, f->buckets[b->scaled[i] >> 32], (uint32_t)x);
+	}
+}
+
+static out_of_line void correct_several(const struct flat_index *f, struct block *b, const uint64_t *in, unsigned shift,
+					uint64_t overfull)
 {
 	for (; overfull; overfull &= overfull - 1) {
 		size_t i = (size_t)__builtin_ctzll(overfull);
@@ -31,13 +44,13 @@ static TARGET always_inline void find(const struct flat_index *f, struct block *
 
 	if (f->nr_segments == 1) {
 		scale_one(f, b, in, shift, size);
-		overfull = place(f, b, size, true);
+		correct(f, b, in, shift, place(f, b, size, true));
 	} else {
 		scale_several(f, b, in, shift, size);
 		overfull = place(f, b, size, false);
+		if (unlikely(overfull))
+			correct_several(f, b, in, shift, overfull);
 	}
-	if (unlikely(overfull))
-		correct(f, b, in, shift, overfull);
 }
 
 static TARGET always_inline void hvas_of_block(const struct flat_index *f, const uint64_t *in, uint64_t *out,

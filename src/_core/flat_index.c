@@ -24,26 +24,43 @@ const struct flat_segment *flat_find_segment(const struct flat_index *f, uint64_
 	return &f->segments[place];
 }
 
-static const uint32_t *list_of(const struct flat_index *f, uint64_t word)
+/* The number of begins at or before x. */
+static uint32_t search_begins(const uint32_t *begins, uint32_t nr, uint32_t x)
 {
-	return &f->spill[(uint32_t)(word >> FLAT_PIECE_BITS)];
-}
-
-/* The first piece of the bucket, plus the number of begins at or before x. */
-uint32_t flat_piece_in_list(const struct flat_index *f, uint64_t word, uint32_t x)
-{
-	const uint32_t *begins = list_of(f, word) + 1;
-	size_t low = 0, high = begins[-1];
+	uint32_t low = 0, high = nr;
 
 	while (low < high) {
-		size_t middle = (low + high) / 2;
+		uint32_t middle = (low + high) / 2;
 
 		if (begins[middle] <= x)
 			low = middle + 1;
 		else
 			high = middle;
 	}
-	return (uint32_t)(word & FLAT_PIECE_MASK) + (uint32_t)low;
+	return low;
+}
+
+/* The same, without a branch that depends on x. */
+static uint32_t count_begins(const uint32_t *begins, uint32_t nr, uint32_t x)
+{
+	uint32_t before = 0;
+
+	for (uint32_t k = 0; k < nr; k++)
+		before += begins[k] <= x;
+	return before;
+}
+
+/* Nearly all lists are this short. */
+#define SHORT_LIST 8
+
+/* The first piece of the bucket, plus the number of begins at or before x. */
+uint32_t flat_piece_in_list(const struct flat_index *f, uint64_t word, uint32_t x)
+{
+	const uint32_t *list = flat_list(f, word);
+	uint32_t before =
+		likely(*list <= SHORT_LIST) ? count_begins(list + 1, *list, x) : search_begins(list + 1, *list, x);
+
+	return (uint32_t)(word & FLAT_PIECE_MASK) + before;
 }
 
 /* ---- walking ---- */
@@ -70,7 +87,7 @@ static uint32_t nr_begins(const struct flat_index *f, uint64_t word)
 	uint32_t nr = 0;
 
 	if (flat_overfull(word))
-		return *list_of(f, word);
+		return *flat_list(f, word);
 	while (nr < FLAT_BEGINS && begin_in(word, nr) & FLAT_BEGUN)
 		nr++;
 	return nr;
@@ -81,7 +98,7 @@ static uint32_t x_of_begin(const struct flat_index *f, const struct flat_segment
 			   uint64_t word, uint32_t k)
 {
 	if (flat_overfull(word))
-		return list_of(f, word)[1 + k];
+		return flat_list(f, word)[1 + k];
 	return x_of(segment, (uint64_t)bucket << 32 | (begin_in(word, k) - FLAT_BEGUN) << FLAT_POSITION_SHIFT);
 }
 

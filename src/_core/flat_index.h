@@ -211,7 +211,13 @@ static inline uint32_t flat_piece_in(uint64_t word, uint64_t scaled)
 	       (at >= (int64_t)(word << 2 * FLAT_BEGIN_BITS));
 }
 
-/* The same in an over-full bucket.  O(log n). */
+/* The list of an over-full bucket: the number of begins, then the x of each of them. */
+static inline const uint32_t *flat_list(const struct flat_index *f, uint64_t word)
+{
+	return &f->spill[(uint32_t)(word >> FLAT_PIECE_BITS)];
+}
+
+/* The same as flat_piece_in() for an over-full bucket.  O(log n). */
 uint32_t flat_piece_in_list(const struct flat_index *f, uint64_t word, uint32_t x);
 
 /* ---- finding ---- */

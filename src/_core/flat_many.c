@@ -73,6 +73,7 @@ static always_inline void answer(const struct flat_index *f, const struct block 
 		out[i] = answer_one(-((deltas[i] & FLAT_HOLE) / FLAT_HOLE), deltas[i], address_of(in[i], shift), deny);
 }
 
+#define piece_in_list flat_piece_in_list
 #include "flat_blocks.h"
 
 /* The place of a slot is the number of slots, without the first one, that begin at or before the gfn. */

@@ -234,7 +234,7 @@ static void note_buckets(const struct flat_index *f, const struct flat_segment *
 	for (uint64_t i = 0; i <= last; i++) {
 		uint64_t word = f->buckets[segment->bucket + i];
 		bool overfull = flat_overfull(word);
-		uint32_t begins = overfull ? f->spill[(uint32_t)(word >> FLAT_PIECE_BITS)] : 0;
+		uint32_t begins = overfull ? *flat_list(f, word) : 0;
 
 		CHECK(!overfull || begins > FLAT_BEGINS || style != ALIGNED || segment->scale == 1);
 		seen.listed += begins > FLAT_BEGINS;
@@ -516,7 +516,7 @@ static uint32_t bucket_with(const struct flat_index *f, bool overfull)
 static void break_buckets(struct flat_index *f)
 {
 	uint32_t i = bucket_with(f, false), list = bucket_with(f, true);
-	const uint32_t *begins = &f->spill[(uint32_t)(f->buckets[list] >> FLAT_PIECE_BITS)];
+	const uint32_t *begins = flat_list(f, f->buckets[list]);
 
 	BREAK(f->buckets[i], 1, 2);
 	BREAK(f->buckets[i], -(f->buckets[i] & (FLAT_BEGUN - 1) << FLAT_PIECE_BITS), 2);
@@ -575,6 +575,67 @@ static void test_check_finds(void)
 	flat_put(f);
 }
 
+/* ---- lists of every length ---- */
+
+#define LONGEST_LIST 20u
+
+/* Wide slots with holes, and in the middle, behind a hole of `gap` frames, `run` slots of one page, side by side. */
+static void put_run(uint32_t run, uint32_t gap)
+{
+	uint64_t gfn = 0;
+
+	for (nr = 0; nr < 100 + run; nr++) {
+		bool in_run = nr >= 50 && nr < 50 + run;
+
+		entries[nr] = (struct flat_entry){ .base_gfn = gfn,
+						   .hva = rng_below(&rng, 1 << 20) << 30,
+						   .npages = in_run ? 1 : 600,
+						   .id = (uint32_t)nr };
+		gfn += in_run ? 1 : nr == 49 ? 600 + gap : 700;
+	}
+}
+
+static void note_lists(const struct flat_index *f, bool *seen_length)
+{
+	CHECK_EQ(f->nr_segments, 1);
+	for (uint64_t i = 0; i <= flat_scaled(&f->only, f->only.extent) >> 32; i++)
+		if (flat_overfull(f->buckets[i]) && *flat_list(f, f->buckets[i]) <= LONGEST_LIST)
+			seen_length[*flat_list(f, f->buckets[i])] = true;
+}
+
+/* One lookup of each frame of the run and around it. */
+static void look_up_run(const struct flat_index *f)
+{
+	size_t n = 64;
+
+	for (size_t i = 0; i < n; i++)
+		in[i] = entries[50].base_gfn - 16 + i;
+	flat_hvas(f, in, out, n, 0, true);
+	for (size_t i = 0; i < n; i++)
+		CHECK_EQ(out[i], hva(in[i], true));
+}
+
+/* A kernel compares a short list at once, and searches a longer one. */
+static void test_lists(void)
+{
+	bool seen_length[LONGEST_LIST + 1] = { false };
+
+	for (uint32_t i = 0; i < 32 * LONGEST_LIST; i++) {
+		struct flat_index *f;
+
+		put_run(1 + i / 16, 1 + i % 16 * 60);
+		f = flat_create(&memory, entries, nr);
+		note_lists(f, seen_length);
+		for (size_t k = 0; ms_simd_name(k); k++) {
+			CHECK_EQ(ms_set_simd(ms_simd_name(k)), 0);
+			look_up_run(f);
+		}
+		flat_put(f);
+	}
+	for (uint32_t length = FLAT_BEGINS + 1; length <= LONGEST_LIST; length++)
+		CHECK(seen_length[length]);
+}
+
 int main(int argc, char **argv)
 {
 	uint64_t made;
@@ -587,6 +648,7 @@ int main(int argc, char **argv)
 	test_no_memory();
 	test_no_memory_in_steps();
 	test_check_finds();
+	test_lists();
 	made = test_layouts();
 	check_kinds();
 	test_builder();
