@@ -10,9 +10,10 @@
 
 _Thread_local struct srcu_cache srcu_cache[SRCU_CACHED];
 
-/* A writer yields this often before it sleeps: most sections take less time than going to sleep. */
+/* A writer yields this often before it sleeps.  That takes as long as a batch of 10,000 lookups by index.  The wake-up
+ * of a writer that sleeps costs the reader of such a batch a quarter of its time (docs/benchmarks.md). */
 #ifndef YIELDS /* a test defines its own */
-#define YIELDS 8
+#define YIELDS 64
 #endif
 
 /* The longest sleep.  A reader may load `waiting` just before the writer sets it, and then wakes nobody. */
@@ -258,8 +259,11 @@ struct srcu_reader *srcu_find_reader(struct srcu *s)
 	return r;
 }
 
+/* One reader wakes the writer.  Until the writer runs again, the next sections end without a system call. */
 void srcu_wake_writer(struct srcu *s)
 {
+	if (!atomic_exchange_explicit(&s->waiting, 0, memory_order_relaxed))
+		return;
 	atomic_fetch_add_explicit(&s->wakeups, 1, memory_order_relaxed);
 	thread_wake_all(&s->wakeups);
 }
@@ -314,6 +318,7 @@ static void sleep_for_reader(struct srcu *s, struct srcu_reader *r, uint32_t ban
 	for (;;) {
 		uint32_t wakeups = atomic_load_explicit(&s->wakeups, memory_order_relaxed);
 
+		atomic_store_explicit(&s->waiting, 1, memory_order_seq_cst);
 		if (bank_is_empty(r, bank))
 			return;
 		if (timer.next_ns)
@@ -331,7 +336,6 @@ static void wait_for_reader(struct srcu *s, struct srcu_reader *r, uint32_t bank
 		if (bank_is_empty(r, bank))
 			return;
 	}
-	atomic_store_explicit(&s->waiting, 1, memory_order_seq_cst);
 	sleep_for_reader(s, r, bank, wait);
 	atomic_store_explicit(&s->waiting, 0, memory_order_relaxed);
 }
