@@ -36,6 +36,15 @@
 #define flat_piece_in_list ms_flat_piece_in_list
 #define flat_portable ms_flat_portable
 #define flat_put ms_flat_put
+#define guest_fault_fill ms_guest_fault_fill
+#define guest_fault_load ms_guest_fault_load
+#define guest_fault_load_many ms_guest_fault_load_many
+#define guest_fault_move ms_guest_fault_move
+#define guest_fault_prepare ms_guest_fault_prepare
+#define guest_fault_read ms_guest_fault_read
+#define guest_fault_store ms_guest_fault_store
+#define guest_fault_store_many ms_guest_fault_store_many
+#define guest_fault_write ms_guest_fault_write
 #define held_index_find ms_held_index_find
 #define held_index_get ms_held_index_get
 #define held_index_make ms_held_index_make
