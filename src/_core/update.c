@@ -185,8 +185,10 @@ static void release_touched(struct ms_update *u)
 		count_add(&vm->counts.nr_memslots, (uint64_t)is_member - (uint64_t)t->was_member);
 		count_add(&vm->counts.nr_memslot_pages,
 			  ((uint64_t)is_member - (uint64_t)t->was_member) * t->slot->npages);
-		if (!is_member)
-			memslot_free(vm->design, &vm->memory, t->slot);
+		if (is_member)
+			continue;
+		id_is_free(&vm->as[u->as_id], t->slot->id);
+		memslot_free(vm->design, &vm->memory, t->slot);
 	}
 }
 
