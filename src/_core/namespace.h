@@ -22,7 +22,9 @@
 #define dirty_log_harvest ms_dirty_log_harvest
 #define dirty_log_pass_on ms_dirty_log_pass_on
 #define dirty_log_peek ms_dirty_log_peek
+#define dirty_log_pin ms_dirty_log_pin
 #define dirty_log_put ms_dirty_log_put
+#define dirty_log_unpin ms_dirty_log_unpin
 #define flat_avx2 ms_flat_avx2
 #define flat_avx512 ms_flat_avx512
 #define flat_builder_add ms_flat_builder_add
