@@ -198,6 +198,23 @@ static int check_generations(struct walk *w)
 	return 0;
 }
 
+static int check_kinds(struct walk *w, const struct memslot_set *set)
+{
+	const struct memslot_design *design = w->vm->design;
+	uint32_t raw = 0, logged = 0;
+
+	for (const struct memslot *slot = design->first_from(set, 0); slot; slot = design->next(set, slot)) {
+		raw += !slot->backing;
+		logged += slot->dirty != NULL;
+	}
+	if (raw != set->nr_raw || logged != set->nr_logged)
+		return broken(w, 'M', 3,
+			      "set %" PRIu32 " of address space %" PRIu32 " has %" PRIu32 " raw and %" PRIu32
+			      " logged slots, but counts %" PRIu32 " and %" PRIu32,
+			      set->node_idx, w->as_id, raw, logged, set->nr_raw, set->nr_logged);
+	return 0;
+}
+
 static int check_used_ids(struct walk *w)
 {
 	const struct address_space *as = &w->vm->as[w->as_id];
@@ -228,6 +245,8 @@ static int check_address_space(struct walk *w)
 		return broken(w, 'M', 2,
 			      "the inactive set of address space %" PRIu32 " has %zu slots outside of a change",
 			      w->as_id, inactive->nr);
+	for (int idx = 0; !r && idx < 2; idx++)
+		r = check_kinds(w, &as->set[idx]);
 	if (!r)
 		r = check_used_ids(w);
 	w->nr += active->nr;
