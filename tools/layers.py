@@ -25,7 +25,7 @@ LAYERS = {
     "0c": ("rbtree", "points", "thread"),
     "0d": ("memory",),
     "1": ("id_hash", "srcu", "slots_lock", "dirty_summary"),
-    "2": ("interval_tree", "dirty_log", "flat_index", "stall_report"),
+    "2": ("interval_tree", "dirty_log", "backing", "flat_index", "stall_report"),
     "2b": ("designs", "overlay", "flat_builder", "flat_kernel"),
     "2bb": ("flat_blocks",),
     "2c": ("flat_many", "flat_avx2", "flat_avx512"),

@@ -10,7 +10,7 @@
  *   A1  slots fall by base_gfn;
  *   A2  the table has the index of each slot's id, and -1 for every other id.
  *
- * A slot has 88 bytes in Linux and 64 here.  An id in the table has 16 bits in Linux; it has 32 here if the VM has more
+ * A slot has 88 bytes in Linux and 56 here.  An id in the table has 16 bits in Linux; it has 32 here if the VM has more
  * than NARROW_IDS ids.
  *
  * Locking: as memslot_set.h.
@@ -246,14 +246,16 @@ static void array_end(struct memory *memory, struct address_space *as, struct me
 	free_store(memory, private);
 }
 
-/* At rest only one set stores slots, so each log is released once. */
+/* At rest only one set stores slots, so each reference is dropped once. */
 static void array_empty(struct memory *memory, struct memslot_set *set, bool free_slots)
 {
 	const struct store *s = store_of(set);
 
 	(void)free_slots;
-	for (size_t i = 0; s && i < s->used; i++)
+	for (size_t i = 0; s && i < s->used; i++) {
 		dirty_log_put(memory, s->slots[i].dirty);
+		backing_put(s->slots[i].backing);
+	}
 	free_store(memory, set);
 }
 

@@ -17,6 +17,7 @@ struct change {
 	uint32_t prepared; /* the number of listeners whose prepare has succeeded */
 	uint32_t entry;    /* of a load: the number of the entry, for the error */
 	int32_t guest_memfd; /* of the request */
+	struct ms_backing *backing; /* of the request, for a new slot; or NULL */
 	uint8_t kind;      /* enum ms_change_kind */
 	bool staged;       /* new_slot is in the inactive set already */
 	bool noop;         /* the slot has these values already */

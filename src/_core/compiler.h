@@ -58,4 +58,7 @@
 
 #define ARRAY_SIZE(a) (sizeof(a) / sizeof((a)[0]))
 
+/* The bytes of a struct from its begin to the end of the member. */
+#define SIZE_UP_TO(type, member) (offsetof(type, member) + sizeof(((type *)0)->member))
+
 #endif

@@ -32,10 +32,22 @@ static int append_listener(struct ms_vm *vm, const struct ms_listener *listener,
 	return 0;
 }
 
+/* The size of struct ms_listener in the first version that had a size. */
+#define LISTENER_SIZE_MIN SIZE_UP_TO(struct ms_listener, commit)
+
+static int check_size(const struct ms_listener *listener, struct ms_error *err)
+{
+	if (listener->size >= LISTENER_SIZE_MIN)
+		return 0;
+	return vm_refuse(err, EINVAL, MS_RULE_STRUCT_SIZE, LISTENER_SIZE_MIN, NULL);
+}
+
 int ms_add_listener(struct ms_vm *vm, const struct ms_listener *listener, struct ms_error *err)
 {
-	int r = listener ? vm_lock(vm, err) : null_buffer(err);
+	int r = listener ? check_size(listener, err) : null_buffer(err);
 
+	if (!r)
+		r = vm_lock(vm, err);
 	if (r)
 		return r;
 	if (find_listener(vm, listener) < vm->nr_listeners)

@@ -32,6 +32,7 @@ int ms_read_unlock(struct ms_vm *vm)
 	if (unlikely(srcu_is_shared(reader) || !reader->depth))
 		return -EPERM;
 	srcu_read_unlock(&vm->srcu, (struct srcu_section){ .reader = reader });
+	thread_flush_tasks();
 	return 0;
 }
 

@@ -17,7 +17,8 @@
  *   M8  a slot has a dirty log if and only if LOG_DIRTY_PAGES is set, of its own npages;
  *   M9  a slot respects the limits of its VM and address space, and hva.last follows from npages;
  *   M10 a vCPU's hint of the current generation is a slot of the active set;
- *   M11 the index of a set has the slots of the set, except in marked blocks (O1 of overlay.h).
+ *   M11 the index of a set has the slots of the set, except in marked blocks (O1 of overlay.h);
+ *   M12 each id below used_below of an address space is in use.  So the search for a free id begins there.
  *
  * Locking: the writer edits a set under slots_lock while no reader can reach it.  A slot that readers can reach never
  * changes, except for its dirty bits and for the nodes of the other set.
@@ -27,11 +28,17 @@
 #ifndef MS_MEMSLOT_SET_H
 #define MS_MEMSLOT_SET_H
 
+#include "backing.h"
 #include "dirty_log.h"
 #include "id_hash.h"
 #include "include/memslots.h"
 #include "interval_tree.h"
 #include "overlay.h"
+
+/* The widths of two members of struct memslot.  They share three bytes: otherwise a slot of the tree would be longer
+ * than three cache lines. */
+#define MEMSLOT_FLAG_BITS 17
+#define MEMSLOT_AS_ID_BITS 7
 
 /* The fields of a slot in every design.  hva.start is userspace_addr. */
 struct memslot {
@@ -39,11 +46,16 @@ struct memslot {
 	uint64_t npages;
 	struct interval hva;
 	struct dirty_log *dirty; /* one reference, or NULL */
+	struct ms_backing *backing; /* one reference, or NULL: the address may be any number */
 	uint32_t id;
-	uint32_t flags;
-	uint16_t as_id;
+	uint32_t flags : MEMSLOT_FLAG_BITS;
+	uint32_t as_id : MEMSLOT_AS_ID_BITS;
 	uint8_t sets; /* bit node_idx: the slot is in that set; update.h uses one more bit */
 };
+
+_Static_assert(MS_MEMSLOT_INVALID >> MEMSLOT_FLAG_BITS == 0 && MS_ADDRESS_SPACES_MAX >> MEMSLOT_AS_ID_BITS == 0,
+	       "every flag and every as_id fits into its bits");
+_Static_assert(offsetof(struct memslot, sets) == sizeof(struct memslot) - 1, "flags and as_id share three bytes");
 
 static inline bool memslot_contains(const struct memslot *slot, uint64_t gfn)
 {
@@ -117,6 +129,7 @@ struct address_space {
 
 	/* The writer uses these at each edit, readers only when they make an index. */
 	struct overlays overlays;
+	uint32_t used_below; /* every id below it is in use at rest (M12); under slots_lock */
 
 	/* Readers write these. */
 	cache_aligned _Atomic uint64_t walked; /* lookups that a new index would answer; row "counters" */
@@ -128,6 +141,13 @@ _Static_assert(offsetof(struct address_space, set) == 0, "as_of() needs it");
 static inline struct address_space *as_of(const struct memslot_set *set)
 {
 	return (struct address_space *)(uintptr_t)(set - set->node_idx);
+}
+
+/* A change has removed the slot with this id. */
+static inline void id_is_free(struct address_space *as, uint32_t id)
+{
+	if (id < as->used_below)
+		as->used_below = id;
 }
 
 typedef void memslot_visit_fn(void *context, const struct memslot *slot);
@@ -212,16 +232,13 @@ struct memslot_design {
 #include "designs.h"
 #undef DESIGN
 
-/* As kvm_copy_memslot(): copies the values and takes a reference to the log.  `to` is in no set. */
+/* As kvm_copy_memslot(): copies the values and takes references to the log and the backing.  `to` is in no set. */
 static inline void memslot_copy(struct memslot *to, const struct memslot *from)
 {
-	to->base_gfn = from->base_gfn;
-	to->npages = from->npages;
-	to->hva = from->hva;
-	to->dirty = dirty_log_get(from->dirty);
-	to->id = from->id;
-	to->flags = from->flags;
-	to->as_id = from->as_id;
+	*to = *from;
+	to->sets = 0;
+	dirty_log_get(to->dirty);
+	backing_get(to->backing);
 }
 
 /* For replace() of a design whose sets share slots. */
@@ -251,11 +268,12 @@ static inline void carry_last_used_slot(struct memslot_set *set, struct memslot 
 						memory_order_relaxed);
 }
 
-/* Frees the slot and releases its log. */
+/* Frees the slot and drops its references. */
 static inline void memslot_free(const struct memslot_design *design, struct memory *memory, struct memslot *slot)
 {
 	if (slot) {
 		dirty_log_put(memory, slot->dirty);
+		backing_put(slot->backing);
 		design->free_slot(memory, slot);
 	}
 }

@@ -8,6 +8,8 @@
 #ifndef MS_NAMESPACE_H
 #define MS_NAMESPACE_H
 
+#define backing_drop ms_backing_drop
+#define backing_memory ms_backing_memory
 #define batch_answer_holes ms_batch_answer_holes
 #define batch_put_entry ms_batch_put_entry
 #define batch_walk ms_batch_walk
@@ -108,6 +110,7 @@
 #define rb_insert ms_rb_insert
 #define rb_neighbour ms_rb_neighbour
 #define rb_replace ms_rb_replace
+#define rules_backing ms_rules_backing
 #define rules_gpa_limit ms_rules_gpa_limit
 #define rules_guest_memfd ms_rules_guest_memfd
 #define rules_overlap ms_rules_overlap
@@ -115,10 +118,7 @@
 #define rules_unused_id ms_rules_unused_id
 #define rules_value ms_rules_value
 #define set_index_is_valid ms_set_index_is_valid
-#define slot_alloc ms_slot_alloc
-#define slot_create ms_slot_create
-#define slot_create_invalid ms_slot_create_invalid
-#define slot_give_log ms_slot_give_log
+#define slot_make_log ms_slot_make_log
 #define slots_lock_defer_end ms_slots_lock_defer_end
 #define slots_lock_enter_hook ms_slots_lock_enter_hook
 #define slots_lock_leave_hook ms_slots_lock_leave_hook
@@ -142,7 +142,9 @@
 #define thread_new_number ms_thread_new_number
 #define thread_os_id ms_thread_os_id
 #define thread_prepare ms_thread_prepare
+#define thread_run_tasks ms_thread_run_tasks
 #define thread_self ms_thread_self
+#define thread_task_add ms_thread_task_add
 #define thread_wait ms_thread_wait
 #define thread_wake_all ms_thread_wake_all
 #define thread_watch ms_thread_watch

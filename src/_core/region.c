@@ -1,8 +1,9 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * region.c - one change of one slot: KVM_SET_USER_MEMORY_REGION.
+ * region.c - one change of one slot: KVM_SET_USER_MEMORY_REGION, its short forms, and the map of a backing.
  *
- * This file checks the request alone, with rules.h.  The rest is writer.h, with a list of one change.
+ * This file checks the request alone, with rules.h.  The rest is writer.h, with a list of one change.  The short forms
+ * read the slot under the same slots_lock, and make the request of it.
  *
  * Locking: slots_lock throughout.
  * Cost: see writer.h.
@@ -55,27 +56,51 @@ static int check_region(struct ms_vm *vm, const struct ms_userspace_memory_regio
 	return r;
 }
 
-static int set_region(struct ms_vm *vm, const struct ms_userspace_memory_region *region, uint32_t first_id,
-		      uint32_t end_id, struct ms_error *err)
+/* The request is checked.  A new slot gets the backing, which may be NULL. */
+static int make_change(struct ms_vm *vm, const struct ms_userspace_memory_region *region, struct ms_backing *backing,
+		       struct ms_error *err)
 {
-	struct ms_memslot value;
-	struct writer *w;
-	int r = region ? vm_lock(vm, err) : null_buffer(err);
+	struct ms_memslot value = value_of(region);
+	struct writer *w = writer_of(vm, region->as_id, err);
 
-	if (r)
-		return r;
-	value = value_of(region);
-	w = writer_of(vm, region->as_id, err);
 	w->nr = 1;
 	w->change->guest_memfd = region->guest_memfd;
-	memory_pool_mark(&vm->memory);
-	r = check_region(vm, region, first_id, end_id, err);
+	w->change->backing = backing;
+	return set_region_locked(w, &value);
+}
+
+static int change_region(struct ms_vm *vm, const struct ms_userspace_memory_region *region, uint32_t first_id,
+			 uint32_t end_id, struct ms_error *err)
+{
+	int r = check_region(vm, region, first_id, end_id, err);
+
+	return r ? r : make_change(vm, region, NULL, err);
+}
+
+/* The begin and the end of each change of this file. */
+static int enter(struct ms_vm *vm, struct ms_error *err)
+{
+	int r = vm_lock(vm, err);
+
 	if (!r)
-		r = set_region_locked(w, &value);
+		memory_pool_mark(&vm->memory);
+	return r;
+}
+
+static int leave(struct ms_vm *vm, int r)
+{
 	if (r)
 		writer_refused(vm);
 	vm_unlock(vm);
 	return r;
+}
+
+static int set_region(struct ms_vm *vm, const struct ms_userspace_memory_region *region, uint32_t first_id,
+		      uint32_t end_id, struct ms_error *err)
+{
+	int r = region ? enter(vm, err) : null_buffer(err);
+
+	return r ? r : leave(vm, change_region(vm, region, first_id, end_id, err));
 }
 
 int ms_set_user_memory_region(struct ms_vm *vm, const struct ms_userspace_memory_region *region, struct ms_error *err)
@@ -89,4 +114,137 @@ int ms_set_internal_memory_region(struct ms_vm *vm, const struct ms_userspace_me
 	uint32_t first_id = vm->config.user_mem_slots;
 
 	return set_region(vm, region, first_id, first_id + MS_INTERNAL_MEM_SLOTS, err);
+}
+
+/* ---- the short forms ---- */
+
+int ms_delete_memslot(struct ms_vm *vm, uint32_t as_id, uint32_t slot, struct ms_error *err)
+{
+	struct ms_userspace_memory_region region = { .slot = slot, .as_id = as_id, .guest_memfd = -1 };
+
+	return ms_set_user_memory_region(vm, &region, err);
+}
+
+/* The request that would change nothing in the slot. */
+static int present_region(const struct ms_vm *vm, uint32_t as_id, uint32_t id,
+			  struct ms_userspace_memory_region *region, struct ms_error *err)
+{
+	const struct memslot *slot;
+	int r;
+
+	if (id >= vm->config.user_mem_slots)
+		return vm_refuse(err, EINVAL, MS_RULE_SLOT_ID, vm->config.user_mem_slots, NULL);
+	r = rules_as_id(vm, as_id, err);
+	if (r)
+		return r;
+	slot = vm->design->find(vm_active_set(vm, as_id), id);
+	if (!slot)
+		return vm_refuse(err, EINVAL, MS_RULE_NO_SUCH_SLOT, 0, NULL);
+	*region = (struct ms_userspace_memory_region){
+		.slot = id,
+		.as_id = as_id,
+		.flags = slot->flags,
+		.guest_memfd = -1,
+		.guest_phys_addr = slot->base_gfn << MS_PAGE_SHIFT,
+		.memory_size = slot->npages << MS_PAGE_SHIFT,
+		.userspace_addr = slot->hva.start,
+	};
+	return 0;
+}
+
+int ms_move_memslot(struct ms_vm *vm, uint32_t as_id, uint32_t slot, uint64_t guest_phys_addr, struct ms_error *err)
+{
+	struct ms_userspace_memory_region region = { 0 };
+	int r = enter(vm, err);
+
+	if (r)
+		return r;
+	r = present_region(vm, as_id, slot, &region, err);
+	region.guest_phys_addr = guest_phys_addr;
+	return leave(vm, r ? r : change_region(vm, &region, 0, vm->config.user_mem_slots, err));
+}
+
+int ms_set_memslot_flags(struct ms_vm *vm, uint32_t as_id, uint32_t slot, uint32_t set, uint32_t clear,
+			 struct ms_error *err)
+{
+	struct ms_userspace_memory_region region = { 0 };
+	int r = enter(vm, err);
+
+	if (r)
+		return r;
+	r = present_region(vm, as_id, slot, &region, err);
+	if (!r)
+		region.flags = (region.flags & ~clear) | set;
+	return leave(vm, r ? r : change_region(vm, &region, 0, vm->config.user_mem_slots, err));
+}
+
+/* Each id is passed once, until a slot below it is deleted. */
+static int find_free_id(const struct ms_vm *vm, uint32_t as_id, uint32_t *id, struct ms_error *err)
+{
+	const struct memslot_set *set = vm_active_set(vm, as_id);
+	struct address_space *as = &vm->as[as_id];
+	uint32_t end = vm->config.user_mem_slots;
+
+	while (as->used_below < end && vm->design->find(set, as->used_below))
+		as->used_below++;
+	*id = as->used_below;
+	return *id < end ? 0 : vm_refuse(err, ENOSPC, MS_RULE_NO_FREE_SLOT, end, NULL);
+}
+
+int ms_free_slot_id(struct ms_vm *vm, uint32_t as_id, uint32_t *slot, struct ms_error *err)
+{
+	uint32_t id;
+	int r = slot ? vm_lock(vm, err) : null_buffer(err);
+
+	if (r)
+		return r;
+	r = rules_as_id(vm, as_id, err);
+	if (!r)
+		r = find_free_id(vm, as_id, &id, err);
+	if (!r)
+		*slot = id;
+	vm_unlock(vm);
+	return r;
+}
+
+/* ---- the map of a backing ---- */
+
+static int check_map(const struct ms_vm *vm, const struct ms_userspace_memory_region *region,
+		     const struct ms_backing *backing, struct ms_error *err)
+{
+	struct ms_memslot value = value_of(region);
+	int r = rules_request(vm, region, 0, vm->config.user_mem_slots, err);
+
+	if (!r && !value.npages)
+		r = vm_refuse(err, EINVAL, MS_RULE_NPAGES, MS_MEM_MAX_NR_PAGES, NULL);
+	if (!r)
+		r = rules_backing(backing, &value, err);
+	return r ? r : rules_unused_id(vm, vm_active_set(vm, region->as_id), region->slot, NULL, err);
+}
+
+static int map_locked(struct ms_vm *vm, struct ms_userspace_memory_region *region, struct ms_backing *backing,
+		      struct ms_error *err)
+{
+	int r = rules_as_id(vm, region->as_id, err);
+
+	if (!r && region->slot == MS_SLOT_ANY)
+		r = find_free_id(vm, region->as_id, &region->slot, err);
+	if (!r)
+		r = check_map(vm, region, backing, err);
+	return r ? r : make_change(vm, region, backing, err);
+}
+
+int ms_map_backing(struct ms_vm *vm, const struct ms_userspace_memory_region *wanted, struct ms_backing *backing,
+		   uint32_t *slot, struct ms_error *err)
+{
+	struct ms_userspace_memory_region region;
+	int r = wanted && backing ? enter(vm, err) : null_buffer(err);
+
+	if (r)
+		return r;
+	region = *wanted;
+	r = leave(vm, map_locked(vm, &region, backing, err));
+	if (!r && slot)
+		*slot = region.slot;
+	return r;
 }

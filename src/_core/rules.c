@@ -127,6 +127,15 @@ int rules_guest_memfd(uint32_t flags, int32_t guest_memfd, struct ms_error *err)
 	return vm_refuse(err, open ? EINVAL : EBADF, MS_RULE_GMEM_FD, open, NULL);
 }
 
+int rules_backing(const struct ms_backing *backing, const struct ms_memslot *value, struct ms_error *err)
+{
+	if (!backing_has(backing, value->userspace_addr, value->npages << MS_PAGE_SHIFT))
+		return vm_refuse(err, EINVAL, MS_RULE_BACKING_RANGE, backing_end(backing), NULL);
+	if (backing_is_readonly(backing) && !(value->flags & MS_MEM_READONLY))
+		return vm_refuse(err, EINVAL, MS_RULE_BACKING_READONLY, 0, NULL);
+	return 0;
+}
+
 int rules_gpa_limit(const struct ms_vm *vm, const struct memslot *slot, struct ms_error *err)
 {
 	uint64_t end_gfn = vm_end_gfn(&vm->config);

@@ -38,6 +38,9 @@ int rules_overlap(const struct ms_vm *vm, const struct memslot_set *set, uint64_
 /* Check 17.  Outside of KVM there is no guest_memfd, so every slot with MS_MEM_GUEST_MEMFD is refused. */
 int rules_guest_memfd(uint32_t flags, int32_t guest_memfd, struct ms_error *err);
 
+/* The pages of the slot lie inside its backing, and a slot of a READONLY backing is READONLY (B2 of backing.h). */
+int rules_backing(const struct ms_backing *backing, const struct ms_memslot *value, struct ms_error *err);
+
 /* Part of check 20: a slot ends at or below 2^gpa_bits. */
 int rules_gpa_limit(const struct ms_vm *vm, const struct memslot *slot, struct ms_error *err);
 

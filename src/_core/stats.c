@@ -4,6 +4,9 @@
  *
  * Locking: none.  Each counter is loaded separately, so they may belong to different moments (row "counters").
  */
+#include <errno.h>
+#include <string.h>
+
 #include "vm.h"
 
 static uint64_t hash_grows(const struct ms_vm *vm)
@@ -15,11 +18,11 @@ static uint64_t hash_grows(const struct ms_vm *vm)
 	return total;
 }
 
-void ms_get_stats(struct ms_vm *vm, struct ms_stats *out)
+static struct ms_stats stats_of(struct ms_vm *vm)
 {
 	struct vm_counts *c = &vm->counts;
 
-	*out = (struct ms_stats){
+	return (struct ms_stats){
 		.hits_last_used = srcu_total(&vm->srcu, SRCU_HIT_LAST_USED),
 		.hits_search = srcu_total(&vm->srcu, SRCU_HIT_SEARCH),
 		.indexed = srcu_total(&vm->srcu, SRCU_INDEXED),
@@ -40,4 +43,19 @@ void ms_get_stats(struct ms_vm *vm, struct ms_stats *out)
 		.bytes = atomic_load_explicit(&vm->memory.bytes, memory_order_relaxed),
 		.blocks = memory_blocks(&vm->memory),
 	};
+}
+
+/* The size of struct ms_stats in the first version that had a size. */
+#define STATS_SIZE_MIN SIZE_UP_TO(struct ms_stats, blocks)
+
+int ms_get_stats_sized(struct ms_vm *vm, struct ms_stats *out, size_t size)
+{
+	struct ms_stats stats;
+
+	if (size < STATS_SIZE_MIN)
+		return -EINVAL;
+	stats = stats_of(vm);
+	stats.size = size < sizeof(stats) ? size : sizeof(stats);
+	memcpy(out, &stats, stats.size);
+	return 0;
 }

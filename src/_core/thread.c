@@ -75,11 +75,57 @@ static void run_hooks(void)
 	}
 }
 
+void thread_task_add(struct thread_task *task, thread_task_fn *run)
+{
+	*task = (struct thread_task){ thread_self.tasks, run };
+	thread_self.tasks = task;
+}
+
+/* Whether the thread has an open update, and so holds a slots_lock between its calls. */
+static bool has_end(void)
+{
+	struct thread_end *end;
+
+	pthread_mutex_lock(&ends_lock);
+	end = ends;
+	while (end && end->owner != thread_number())
+		end = end->next;
+	pthread_mutex_unlock(&ends_lock);
+	return end;
+}
+
+static bool may_run_task(void)
+{
+	return !thread_self.sections && !thread_self.hooks && !has_end();
+}
+
+/* A task may call the library, which comes back here.  keeps_tasks limits the depth of the calls.  If the tasks must
+ * wait, the thread may end before it flushes them again. */
+void thread_run_tasks(void)
+{
+	if (thread_self.keeps_tasks)
+		return;
+	thread_self.keeps_tasks = true;
+	while (thread_self.tasks && may_run_task()) {
+		struct thread_task *task = thread_self.tasks;
+
+		thread_self.tasks = task->next;
+		task->run(task);
+	}
+	thread_self.keeps_tasks = false;
+	if (thread_self.tasks)
+		thread_watch();
+}
+
+/* The functions of ends run under ends_lock, where no task may begin.  After them the thread is inside no hook and no
+ * update.  If it has left a read section open, the destructor of srcu.c ends it.  Then this one runs again, because
+ * thread_run_tasks() has found tasks that must wait. */
 static void run_ends(void *number)
 {
 	struct thread_end *next;
 
 	thread_self.watched = false; /* if another destructor uses a VM later, this one must run again */
+	thread_self.keeps_tasks = true;
 	run_hooks();
 	pthread_mutex_lock(&ends_lock);
 	for (struct thread_end *end = ends; end; end = next) {
@@ -90,6 +136,9 @@ static void run_ends(void *number)
 		end->run(end);
 	}
 	pthread_mutex_unlock(&ends_lock);
+	thread_self.hooks = 0;
+	thread_self.keeps_tasks = false;
+	thread_flush_tasks();
 }
 
 static void register_forks(void)

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * thread.h - the identity of the calling thread, functions that run when it ends, and waits for a word to change.
+ * thread.h - the identity of the calling thread, its tasks, functions that run when it ends, and waits for a word.
  *
  * `thread_self` has the data of the calling thread that the engine reads without a search: a number that is never used
  * again (a pthread_t can be), the number of read sections and hooks that the thread is inside of, and its innermost
@@ -19,16 +19,19 @@
 #include "compiler.h"
 
 struct thread_hook;
+struct thread_task;
 
 struct thread {
 	uint64_t number;    /* from 1; 0: no number yet */
 	uint32_t sections;  /* read sections of all VMs, nested ones counted */
 	uint32_t hooks;     /* hooks of all VMs, stall reports included */
 	struct thread_hook *hook; /* the innermost hook of a change; NULL: none */
-	bool watched;       /* the end of the thread runs its hooks' functions and its thread_end functions */
+	bool watched; /* the end of the thread runs its hooks' functions, its thread_end functions and its tasks */
+	bool keeps_tasks; /* no task may begin: one is running, or the thread is ending */
+	struct thread_task *tasks;
 };
 
-/* initial-exec: in a shared object an access is one instruction instead of a call.  It uses 32 bytes of the space that
+/* initial-exec: in a shared object an access is one instruction instead of a call.  It uses 40 bytes of the space that
  * the C library reserves for modules that are loaded later. */
 extern _Thread_local struct thread thread_self __attribute__((tls_model("initial-exec")));
 
@@ -62,6 +65,31 @@ static inline void thread_hook_enter(struct thread_hook *hook, thread_hook_fn *r
 static inline void thread_hook_leave(const struct thread_hook *hook)
 {
 	thread_self.hook = hook->outer;
+}
+
+/*
+ * Work that must wait until the calling thread has left all read sections, hooks and updates, because it calls the
+ * user's code.  Only the thread itself uses the list, so adding a task needs no memory and cannot fail.  Tasks run in
+ * any order.  The end of the thread runs those that are left.  In a forked child the tasks of the thread that forked
+ * are copies: each process runs its own.
+ */
+typedef void thread_task_fn(struct thread_task *task);
+
+struct thread_task {
+	struct thread_task *next;
+	thread_task_fn *run;
+};
+
+/* The caller flushes the tasks after it has left its lock, section or hook. */
+void thread_task_add(struct thread_task *task, thread_task_fn *run);
+
+/* Runs the tasks, unless the thread is inside a read section, a hook or an update, or is running a task. */
+void thread_run_tasks(void);
+
+static inline void thread_flush_tasks(void)
+{
+	if (unlikely(thread_self.tasks))
+		thread_run_tasks();
 }
 
 /* A function that runs when its thread ends. */

@@ -70,6 +70,7 @@ bool update_step_end(struct ms_update *u)
 		return true;
 	claim_end(u);
 	slots_lock_defer_end(&u->vm->slots_lock, finish_deferred);
+	thread_flush_tasks();
 	return false;
 }
 
@@ -185,8 +186,10 @@ static void release_touched(struct ms_update *u)
 		count_add(&vm->counts.nr_memslots, (uint64_t)is_member - (uint64_t)t->was_member);
 		count_add(&vm->counts.nr_memslot_pages,
 			  ((uint64_t)is_member - (uint64_t)t->was_member) * t->slot->npages);
-		if (!is_member)
-			memslot_free(vm->design, &vm->memory, t->slot);
+		if (is_member)
+			continue;
+		id_is_free(&vm->as[u->as_id], t->slot->id);
+		memslot_free(vm->design, &vm->memory, t->slot);
 	}
 }
 
@@ -307,6 +310,7 @@ void ms_update_abandon(struct ms_update *u)
 		atomic_store_explicit(&u->deferred.given_back, 1, memory_order_release);
 	else
 		abandon(u);
+	thread_flush_tasks();
 }
 
 /* ms_vm_destroy() has ended all read sections, so the roll-back does not wait. */

@@ -235,6 +235,16 @@ static int check_values(const struct ms_update *u, const struct ms_memslot *v, s
 	return r ? r : rules_guest_memfd(v->flags, -1, err);
 }
 
+/* A draft with other host pages than the backing of `old` has is raw. */
+static int give_backing(struct memslot *draft, const struct memslot *old, const struct ms_memslot *v,
+			struct ms_error *err)
+{
+	if (!old || !old->backing || !backing_has(old->backing, v->userspace_addr, v->npages << MS_PAGE_SHIFT))
+		return 0;
+	draft->backing = backing_get(old->backing);
+	return rules_backing(draft->backing, v, err);
+}
+
 /* A refused draft does not enter `touched`: its address may equal an old handle of the caller, and that handle would
  * become valid. */
 static int make_draft(struct ms_update *u, const struct memslot *old, const struct ms_memslot *v,
@@ -245,6 +255,8 @@ static int make_draft(struct ms_update *u, const struct memslot *old, const stru
 	if (r)
 		return r;
 	r = rules_gpa_limit(u->vm, *draft, err);
+	if (!r)
+		r = give_backing(*draft, old, v, err);
 	if (!r)
 		r = slot_give_log(u->vm, *draft, old, err);
 	if (!r)

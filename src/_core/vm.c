@@ -72,6 +72,7 @@ int vm_lock(struct ms_vm *vm, struct ms_error *err)
 void vm_unlock(struct ms_vm *vm)
 {
 	slots_lock_release(&vm->slots_lock);
+	thread_flush_tasks(); /* the releases of backings; one of them may destroy the VM */
 }
 
 /* ---- the swap ---- */
@@ -145,15 +146,31 @@ int ms_set_stall_report(struct ms_vm *vm, uint32_t after_ms, ms_stall_fn *report
 
 /* ---- create, close and destroy ---- */
 
-void ms_config_init(struct ms_config *config)
+/* The size of struct ms_config in the first version that had a size. */
+#define CONFIG_SIZE_MIN SIZE_UP_TO(struct ms_config, stall_opaque)
+
+/* The size of the members that both the caller and this library have. */
+static size_t common_size(size_t size)
 {
-	*config = (struct ms_config){
+	return size < sizeof(struct ms_config) ? size : sizeof(struct ms_config);
+}
+
+int ms_config_init_sized(struct ms_config *config, size_t size)
+{
+	struct ms_config defaults = {
+		.size = size,
 		.address_spaces = 1,
 		.user_mem_slots = MS_USER_MEM_SLOTS_DEFAULT,
 		.gpa_bits = MS_GPA_BITS_DEFAULT,
 		.hva_end_max = MS_HVA_END_MAX_DEFAULT,
 		.backend = designs[0]->name,
 	};
+
+	if (size < CONFIG_SIZE_MIN)
+		return -EINVAL;
+	memset(config, 0, size);
+	memcpy(config, &defaults, common_size(size));
+	return 0;
 }
 
 const struct memslot_design *vm_design(size_t i)
@@ -176,10 +193,10 @@ static const struct memslot_design *find_design(const char *name)
 
 static bool in_limits(const struct ms_config *config)
 {
-	return config->backend && config->address_spaces >= 1 && config->address_spaces <= MS_ADDRESS_SPACES_MAX &&
-	       config->user_mem_slots >= 1 && config->user_mem_slots <= MS_USER_MEM_SLOTS_MAX &&
-	       config->gpa_bits > MS_PAGE_SHIFT && config->gpa_bits <= 64 && config->hva_end_max >= MS_PAGE_SIZE &&
-	       config->hva_end_max < MS_HVA_ERR_MIN;
+	return config->size >= CONFIG_SIZE_MIN && config->backend && config->address_spaces >= 1 &&
+	       config->address_spaces <= MS_ADDRESS_SPACES_MAX && config->user_mem_slots >= 1 &&
+	       config->user_mem_slots <= MS_USER_MEM_SLOTS_MAX && config->gpa_bits > MS_PAGE_SHIFT &&
+	       config->gpa_bits <= 64 && config->hva_end_max >= MS_PAGE_SIZE && config->hva_end_max < MS_HVA_ERR_MIN;
 }
 
 static void init_address_space(const struct ms_vm *vm, struct address_space *as, uint64_t as_id)
@@ -209,7 +226,9 @@ static int init_vm(struct ms_vm *vm, const struct ms_config *config, const struc
 
 	memset(vm, 0, sizeof(*vm));
 	vm->design = design;
-	vm->config = *config;
+	ms_config_init(&vm->config);
+	memcpy(&vm->config, config, common_size(config->size));
+	vm->config.size = sizeof(vm->config);
 	vm->config.backend = design->name;
 	vm->forks = process_forks();
 	memory_init(&vm->memory);
@@ -412,6 +431,7 @@ void ms_vm_destroy(struct ms_vm *vm)
 	/* In a forked child no thread releases the indexes that other threads of the parent used or were making. */
 	ms_assert(is_of_parent(vm) || (!memory_blocks(&vm->memory) && !vm->memory.pool.room));
 	free(vm);
+	thread_flush_tasks();
 }
 
 const struct ms_config *ms_vm_config(const struct ms_vm *vm)

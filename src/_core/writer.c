@@ -96,13 +96,15 @@ static int allocate(const struct writer *w, struct change *c, const struct ms_me
 	if (!r && c->kind != MS_DELETE)
 		r = slot_create(w->vm, value, w->as_id, &c->new_slot, w->err);
 	if (!r && c->new_slot)
+		c->new_slot->backing = backing_get(c->old ? c->old->backing : c->backing);
+	if (!r && c->new_slot)
 		r = rules_guest_memfd(value->flags, c->guest_memfd, w->err);
 	if (!r && (c->kind == MS_DELETE || c->kind == MS_MOVE))
 		r = slot_create_invalid(w->vm, c->old, &c->inv, w->err);
 	return r;
 }
 
-/* Frees the writer's copy of a slot, if there is one.  The set's copy keeps the dirty log. */
+/* Frees the writer's copy of a slot, if there is one.  The set's copy keeps the references. */
 static void drop_copy(const struct writer *w, struct memslot *copy)
 {
 	if (copy && !w->vm->design->shares_slots)
@@ -290,8 +292,12 @@ static uint64_t npages_or_0(const struct memslot *slot)
 	return slot ? slot->npages : 0;
 }
 
-static void count_change(struct vm_counts *counts, const struct change *c)
+static void count_change(const struct writer *w, const struct change *c)
 {
+	struct vm_counts *counts = &w->vm->counts;
+
+	if (!c->new_slot)
+		id_is_free(&w->vm->as[w->as_id], c->old->id);
 	count_add(&counts->change[c->kind], 1);
 	count_add(&counts->nr_memslots, (uint64_t)!c->old - (uint64_t)!c->new_slot);
 	count_add(&counts->nr_memslot_pages, npages_or_0(c->new_slot) - npages_or_0(c->old));
@@ -307,8 +313,8 @@ static void commit_listeners(const struct writer *w, const struct change *c)
 	listeners_commit(w->vm, &change);
 }
 
-/* No reader can see inv and old any more.  Where each set stores copies, the set's copy of the new slot holds the dirty
- * log now, so only the writer's copy is freed. */
+/* No reader can see inv and old any more.  Where each set stores copies, the set's copy of the new slot holds the
+ * references now, so only the writer's copy is freed. */
 static void commit(const struct writer *w, struct change *c)
 {
 	commit_listeners(w, c);
@@ -332,7 +338,7 @@ static void complete(struct writer *w)
 	propagate(w);
 	point(WRITER_PROPAGATED);
 	for (size_t i = 0; i < w->nr; i++)
-		count_change(&w->vm->counts, &w->change[i]);
+		count_change(w, &w->change[i]);
 	commit_all(w);
 }
 

@@ -12,7 +12,7 @@ cdef extern from "<stdbool.h>" nogil:
 
 cdef extern from "memslots.h" nogil:
     const char *ms_rule_name(ms_rule rule)
-    void ms_config_init(ms_config *config)
+    int ms_config_init(ms_config *config)
     int ms_vm_create(const ms_config *config, ms_vm **out)
     int ms_vm_close(ms_vm *vm, ms_error *err)
     void ms_set_poll(ms_poll_fn *poll)
@@ -22,6 +22,16 @@ cdef extern from "memslots.h" nogil:
     const char *ms_backend_name(size_t i)
     int ms_set_user_memory_region(ms_vm *vm, const ms_userspace_memory_region *region, ms_error *err)
     int ms_load_memslots(ms_vm *vm, uint32_t as_id, const ms_memslot *slots, size_t n, ms_error *err)
+    int ms_delete_memslot(ms_vm *vm, uint32_t as_id, uint32_t slot, ms_error *err)
+    int ms_move_memslot(ms_vm *vm, uint32_t as_id, uint32_t slot, uint64_t guest_phys_addr, ms_error *err)
+    int ms_set_memslot_flags(ms_vm *vm, uint32_t as_id, uint32_t slot, uint32_t set, uint32_t clear, ms_error *err)
+    int ms_free_slot_id(ms_vm *vm, uint32_t as_id, uint32_t *slot, ms_error *err)
+    int ms_backing_create(void *start, size_t size, uint32_t flags, ms_release_fn *release, void *opaque,
+                          ms_backing **out)
+    ms_backing *ms_backing_get(ms_backing *backing)
+    void ms_backing_put(ms_backing *backing)
+    int ms_map_backing(ms_vm *vm, const ms_userspace_memory_region *region, ms_backing *backing, uint32_t *slot,
+                       ms_error *err)
     int ms_add_listener(ms_vm *vm, const ms_listener *listener, ms_error *err)
     int ms_remove_listener(ms_vm *vm, const ms_listener *listener, ms_error *err)
     int ms_read_lock(ms_vm *vm)
@@ -72,7 +82,7 @@ cdef extern from "memslots.h" nogil:
     ms_slot *ms_update_find(ms_update *update, bint active, uint32_t id)
     int ms_update_value(ms_update *update, const ms_slot *slot, ms_memslot *out)
     int ms_check(ms_vm *vm, ms_violation *violation, ms_error *err)
-    void ms_get_stats(ms_vm *vm, ms_stats *out)
+    int ms_get_stats(ms_vm *vm, ms_stats *out)
     const char *ms_build_info()
     const char *ms_simd()
     const char *ms_simd_name(size_t i)

@@ -732,6 +732,7 @@ A virtual machine's memory slots (the part of struct kvm that concerns slots).
         check_hooks(listener)
         hook.listener = listener
         hook.raised = self._raised
+        hook.c.size = sizeof(hook.c)
         hook.c.opaque = <void *>hook
         hook.c.prepare = _prepare
         hook.c.abort = _abort

@@ -325,6 +325,19 @@ _MESSAGES: dict[str, Callable[[Request, int, Any], str]] = {
         "the update ended with two different sets, or with an INVALID slot; it was rolled back"
     ),
     "BACKEND": lambda q, limit, o: "this backend does not offer the call",
+    "STRUCT_SIZE": lambda q, limit, o: (
+        f"a struct of the caller has fewer than {limit} bytes: it is older than this library"
+    ),
+    "BACKING_RANGE": lambda q, limit, o: (
+        f"host range {_span(q.userspace_addr, q.memory_size)} of slot {q.slot} is not inside its memory, "
+        f"which ends at {limit:#x}"
+    ),
+    "BACKING_READONLY": lambda q, limit, o: (
+        f"slot {q.slot} is not READONLY, but its memory is read-only: map it with READONLY"
+    ),
+    "NO_FREE_SLOT": lambda q, limit, o: (
+        f"all {limit} slot ids of address space {q.as_id} are in use: delete a slot, or give the VM more user_mem_slots"
+    ),
     "INTERRUPTED": lambda q, limit, o: "the wait for the VM's lock was ended; nothing was changed",
 }
 

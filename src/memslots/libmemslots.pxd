@@ -13,6 +13,8 @@ cdef extern from "memslots.h" nogil:
     uint64_t MS_GEN_UPDATE_IN_PROGRESS
     uint32_t MS_ADDRESS_SPACES_MAX
     uint32_t MS_USER_MEM_SLOTS_MAX
+    uint32_t MS_SLOT_ANY
+    uint32_t MS_BACKING_READONLY
 
     struct ms_vm:
         pass
@@ -21,6 +23,8 @@ cdef extern from "memslots.h" nogil:
     struct ms_update:
         pass
     struct ms_slot:
+        pass
+    struct ms_backing:
         pass
     struct ms_memslot:
         uint64_t base_gfn
@@ -63,6 +67,7 @@ cdef extern from "memslots.h" nogil:
         uint32_t address_spaces
         uint32_t user_mem_slots
         uint32_t gpa_bits
+        bint dereference_raw_addresses
         uint64_t hva_end_max
         const char *backend
         ms_stall_fn *report_stall
@@ -81,6 +86,8 @@ cdef extern from "memslots.h" nogil:
         uint64_t userspace_addr
         uint64_t guest_memfd_offset
 
+    ctypedef void ms_release_fn(void *opaque) noexcept
+
     enum ms_change_kind:
         MS_CREATE
         MS_DELETE
@@ -93,6 +100,7 @@ cdef extern from "memslots.h" nogil:
         ms_memslot new_slot
 
     struct ms_listener:
+        size_t size
         void *opaque
         int (*prepare)(void *opaque, const ms_change *change) noexcept
         void (*abort)(void *opaque, const ms_change *change) noexcept

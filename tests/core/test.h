@@ -91,6 +91,9 @@ static inline void test_check_eq(uint64_t a, uint64_t b, const char *file, int l
 	test_fail();
 }
 
+/* The first member of a listener's initializer. */
+#define LISTENER_SIZE .size = sizeof(struct ms_listener)
+
 #define CHECK(condition) test_check(condition, __FILE__, __LINE__, #condition)
 
 /* For integers or pointers.  Both are compared as 64 bits; a negative int is sign-extended. */

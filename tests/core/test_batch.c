@@ -488,7 +488,7 @@ static int refuse(void *opaque, const struct ms_change *change)
 
 static void test_roll_back(void)
 {
-	struct ms_listener refuses = { .prepare = refuse };
+	struct ms_listener refuses = { LISTENER_SIZE, .prepare = refuse };
 
 	vm = new_vm(1);
 	fill(100);
@@ -525,7 +525,7 @@ static void batch_when_invalid(void *opaque, const struct ms_memslot *active, co
 
 static void test_invalid(void)
 {
-	struct ms_listener runs_batch = { .flush = batch_when_invalid };
+	struct ms_listener runs_batch = { LISTENER_SIZE, .flush = batch_when_invalid };
 
 	vm = new_vm(1);
 	CHECK_EQ(ms_add_listener(vm, &runs_batch, NULL), 0);

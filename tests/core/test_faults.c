@@ -13,6 +13,8 @@
  */
 #include "fixture.h"
 
+#include "backing.h"
+
 #include <pthread.h>
 
 #define LOG MS_MEM_LOG_DIRTY_PAGES
@@ -96,6 +98,26 @@ static int set_target(uint64_t gfn, uint64_t npages, uint32_t flags, struct ms_e
 	return ms_set_user_memory_region(vm, &r, err);
 }
 
+/* The memory of the target, with pages around it.  Only references to it are counted: nobody reads it. */
+static struct ms_backing *backing;
+
+static int map_target(uint32_t flags, struct ms_error *err)
+{
+	region_t r = region(1, TARGET, TARGET_GFN, 70, flags);
+
+	return ms_map_backing(vm, &r, backing, NULL, err);
+}
+
+static int map_memory(struct ms_error *err)
+{
+	return map_target(0, err);
+}
+
+static int map_with_log(struct ms_error *err)
+{
+	return map_target(LOG, err);
+}
+
 static int create(struct ms_error *err)
 {
 	return set_target(TARGET_GFN, 70, 0, err);
@@ -148,7 +170,7 @@ static int load(struct ms_error *err)
 	return ms_load_memslots(vm, 1, list, loaded, err);
 }
 
-static const struct ms_listener listener, first_listener;
+static const struct ms_listener listener = { LISTENER_SIZE }, first_listener = { LISTENER_SIZE };
 
 static int add_listener(struct ms_error *err)
 {
@@ -241,6 +263,8 @@ static const struct fault_case cases[] = {
 	{ "move, log on", true, 0, move_with_log, true, false },
 	{ "log on", true, 0, flags_on, false, false },
 	{ "log off", true, LOG, flags_off, false, false },
+	{ "map", false, 0, map_memory, false, false },
+	{ "map with log", false, 0, map_with_log, false, false },
 	{ "load", false, 0, load, false, false },
 	{ "add listener", false, 0, add_listener, false, false },
 	{ "vcpu", false, 0, create_vcpu, false, false },
@@ -289,7 +313,7 @@ static void make_vm(const struct fault_case *c, uint32_t n)
 	fill(n);
 	CHECK_EQ(set(vm, 0, 1, TARGET_GFN, 70, LOG), 0);
 	if (c->with_target)
-		CHECK_EQ(set_target(TARGET_GFN, 70, c->flags, NULL), 0);
+		CHECK_EQ(map_target(c->flags, NULL), 0);
 	for (uint64_t i = 0; i < 10; i++) {
 		ms_mark_page_dirty(vm, 1, i * 33);
 		ms_mark_page_dirty(vm, 1, TARGET_GFN + i * 7);
@@ -347,11 +371,12 @@ struct before {
 	struct held held;
 	uint64_t gen[SPACES];
 	uint64_t nr_vcpus;
+	uint64_t refs; /* of the backing */
 };
 
 static struct before state_now(void)
 {
-	struct before b = { .picture = picture_of(vm), .held = held() };
+	struct before b = { .picture = picture_of(vm), .held = held(), .refs = atomic_load(&backing->refs) };
 
 	for (uint32_t as_id = 0; as_id < SPACES; as_id++)
 		b.gen[as_id] = settled_generation(vm, as_id);
@@ -364,6 +389,7 @@ static void check_unchanged(const struct before *b, bool swapped, bool any_swaps
 	struct before now = state_now();
 
 	CHECK(same_picture(&now.picture, &b->picture));
+	CHECK_EQ(now.refs, b->refs);
 	CHECK_EQ(now.held.bytes, b->held.bytes);
 	CHECK_EQ(now.held.blocks, b->held.blocks);
 	CHECK(now.held.chunks <= b->held.chunks);
@@ -564,9 +590,9 @@ static bool has_hooks(const struct fault_case *c)
 static void refuse_each(const struct fault_case *c, uint32_t n)
 {
 	static const struct ms_listener listeners[LISTENERS] = {
-		{ .prepare = starve, .abort = count_abort },
-		{ .prepare = starve, .abort = count_abort },
-		{ .prepare = starve, .abort = count_abort },
+		{ LISTENER_SIZE, .prepare = starve, .abort = count_abort },
+		{ LISTENER_SIZE, .prepare = starve, .abort = count_abort },
+		{ LISTENER_SIZE, .prepare = starve, .abort = count_abort },
 	};
 	uint64_t before = refusals;
 	uint32_t at = 0;
@@ -1024,6 +1050,17 @@ static void test_vm_without_memory(void)
 	injections++;
 }
 
+static void test_backing_without_memory(void)
+{
+	fail_call = 1;
+	CHECK_EQ(ms_backing_create((void *)PAGE, PAGE, 0, NULL, NULL, &backing), -ENOMEM);
+	CHECK(!backing && !fail_call);
+	injections++;
+	CHECK_EQ(ms_backing_create((void *)(uintptr_t)(hva_for(1, TARGET) - 16 * PAGE), 256 * PAGE, 0, NULL, NULL,
+				   &backing),
+		 0);
+}
+
 /* A new VM's own memory cannot be made to fail yet, so the C library's allocator is; sanitizers replace it. */
 #if defined(__GLIBC__) && !TEST_SANITIZED
 #include <malloc.h>
@@ -1199,6 +1236,7 @@ int main(int argc, char **argv)
 	if (test_slow)
 		loaded = LOADED / TEST_SLOWDOWN;
 	test_vm();
+	test_backing_without_memory();
 	test_growth_fails();
 	for (size_t i = 0; (design_name = ms_backend_name(i)); i++) {
 		test_changes();
@@ -1216,6 +1254,9 @@ int main(int argc, char **argv)
 		test_copy(false);
 		test_vm_without_memory();
 	}
+	CHECK_EQ(atomic_load(&backing->refs), 1);
+	ms_backing_put(backing);
+	CHECK_EQ(memory_blocks(&backing_memory), 0);
 	print_sites();
 	printf("faults: %" PRIu64 "roll-backs without any memory, none allocated\n", refusals);
 	printf("faults: %" PRIu64 "silent ones among the failed allocations\n", silent);

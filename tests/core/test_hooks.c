@@ -120,9 +120,9 @@ static void on_flush(void *opaque, const struct ms_memslot *active, const struct
 }
 
 static const struct ms_listener listeners[LISTENERS] = {
-	{ (void *)0, on_prepare, on_abort, on_flush, on_commit },
-	{ (void *)1, on_prepare, on_abort, on_flush, on_commit },
-	{ (void *)2, on_prepare, on_abort, on_flush, on_commit },
+	{ LISTENER_SIZE, (void *)0, on_prepare, on_abort, on_flush, on_commit },
+	{ LISTENER_SIZE, (void *)1, on_prepare, on_abort, on_flush, on_commit },
+	{ LISTENER_SIZE, (void *)2, on_prepare, on_abort, on_flush, on_commit },
 };
 
 /* ---- the cases ---- */
@@ -433,8 +433,9 @@ static int count_prepare(void *opaque, const struct ms_change *change)
 
 static void test_listener_list(void)
 {
-	static const struct ms_listener nothing = { 0 }, one = { .opaque = (void *)0, .prepare = count_prepare },
-					two = { .opaque = (void *)1, .prepare = count_prepare };
+	static const struct ms_listener nothing = { LISTENER_SIZE },
+					one = { LISTENER_SIZE, .opaque = (void *)0, .prepare = count_prepare },
+					two = { LISTENER_SIZE, .opaque = (void *)1, .prepare = count_prepare };
 	struct ms_vm *of = new_vm(1);
 	struct ms_error err;
 
@@ -539,8 +540,8 @@ static void check_done_load(void)
 static void test_load_hooks(void)
 {
 	static struct ms_vm *of;
-	static struct ms_listener l = { &of, load_prepare, load_abort, NULL, load_commit };
-	static const struct ms_listener positive = { .prepare = refuse_with_positive };
+	static struct ms_listener l = { LISTENER_SIZE, &of, load_prepare, load_abort, NULL, load_commit };
+	static const struct ms_listener positive = { LISTENER_SIZE, .prepare = refuse_with_positive };
 	struct ms_memslot list[5];
 
 	of = new_vm(1);
@@ -566,7 +567,21 @@ static void test_load_hooks(void)
 
 /* ---- calls that take the lock, in places where they may not ---- */
 
-static const struct ms_listener spare = { 0 };
+static const struct ms_listener spare = { LISTENER_SIZE };
+
+static int map_memory(struct ms_vm *of, struct ms_error *err)
+{
+	region_t r = region(0, 50, 0x5000, 1, 0);
+	struct ms_backing *backing;
+	int result;
+
+	CHECK_EQ(ms_backing_create((void *)(uintptr_t)r.userspace_addr, PAGE, 0, NULL, NULL, &backing), 0);
+	result = ms_map_backing(of, &r, backing, NULL, err);
+	ms_backing_put(backing);
+	return result;
+}
+
+#define CLOSE_CALL 19u /* the last one */
 
 /* Makes the i-th [lock] call; returns its result, or 1 if there is no such call. */
 static int lock_call(unsigned i, struct ms_vm *of, struct ms_error *err)
@@ -577,6 +592,7 @@ static int lock_call(unsigned i, struct ms_vm *of, struct ms_error *err)
 	size_t nwords;
 	struct ms_vcpu *out;
 	struct ms_update *update;
+	uint32_t id;
 
 	switch (i) {
 	case 0:
@@ -609,6 +625,16 @@ static int lock_call(unsigned i, struct ms_vm *of, struct ms_error *err)
 	case 13:
 		return ms_update_begin(of, 0, &update, err);
 	case 14:
+		return ms_delete_memslot(of, 0, 1, err);
+	case 15:
+		return ms_move_memslot(of, 0, 1, 0x6000 * PAGE, err);
+	case 16:
+		return ms_set_memslot_flags(of, 0, 1, 0, LOG, err);
+	case 17:
+		return ms_free_slot_id(of, 0, &id, err);
+	case 18:
+		return map_memory(of, err);
+	case CLOSE_CALL:
 		return ms_vm_close(of, err);
 	default:
 		return 1;
@@ -623,7 +649,7 @@ static unsigned check_lock_calls(struct ms_vm *of, int want, enum ms_rule rule, 
 	int r;
 
 	for (err.rule = 0; (r = lock_call(i, of, &err)) != 1; i++, err.rule = 0) {
-		if (i == 14 && !and_close)
+		if (i == CLOSE_CALL && !and_close)
 			break;
 		if (r == -ENOSYS && err.rule == MS_RULE_BACKEND && i == 13 && !design_is("tree"))
 			continue;
@@ -687,8 +713,9 @@ static int maybe_refuse(void *opaque, const struct ms_change *change)
 
 static void test_change_from_own_hook(void)
 {
-	static const struct ms_listener forbids = { NULL, forbid_prepare, forbid_abort, forbid_flush, forbid_commit };
-	static const struct ms_listener refuses = { .prepare = maybe_refuse };
+	static const struct ms_listener forbids = { LISTENER_SIZE, NULL,         forbid_prepare,
+						    forbid_abort,  forbid_flush, forbid_commit };
+	static const struct ms_listener refuses = { LISTENER_SIZE, .prepare = maybe_refuse };
 
 	self = new_vm(2);
 	CHECK_EQ(set(self, 0, 1, 1, 8, LOG), 0);
@@ -758,8 +785,9 @@ static int change_back(void *opaque, const struct ms_change *change)
 
 static void test_change_of_another_vm(void)
 {
-	static const struct ms_listener changes = { NULL, change_in_prepare, NULL, change_in_flush, change_in_commit };
-	static const struct ms_listener comes_back = { .prepare = change_back };
+	static const struct ms_listener changes = { LISTENER_SIZE,   NULL, change_in_prepare, NULL, change_in_flush,
+						    change_in_commit };
+	static const struct ms_listener comes_back = { LISTENER_SIZE, .prepare = change_back };
 
 	self = new_vm(1);
 	other_vm = new_vm(1);
@@ -792,7 +820,7 @@ static int change_other_vm(void *opaque, const struct ms_change *change)
 
 	(void)change;
 	pthread_barrier_wait(&both);
-	for (unsigned i = 0; i <= 14; i++) {
+	for (unsigned i = 0; i <= CLOSE_CALL; i++) {
 		int r = lock_call(i, rival->theirs, &err);
 
 		if (i == 13 && !design_is("tree")) { /* the design does not have it */
@@ -818,8 +846,8 @@ static void test_two_threads_in_hooks(void)
 {
 	struct ms_vm *vms[2] = { new_vm(1), new_vm(1) };
 	struct rival rivals[2] = { { vms[0], vms[1] }, { vms[1], vms[0] } };
-	struct ms_listener l[2] = { { .opaque = &rivals[0], .prepare = change_other_vm },
-				    { .opaque = &rivals[1], .prepare = change_other_vm } };
+	struct ms_listener l[2] = { { LISTENER_SIZE, .opaque = &rivals[0], .prepare = change_other_vm },
+				    { LISTENER_SIZE, .opaque = &rivals[1], .prepare = change_other_vm } };
 	pthread_t thread[2];
 
 	CHECK_EQ(pthread_barrier_init(&both, NULL, 2), 0);

@@ -720,7 +720,7 @@ static int refuse_or_not(void *opaque, const struct ms_change *change)
 /* H10, H27, H28: a batch from a hook while another batch holds the index of the old state. */
 static void batch_from_hook(int refused, bool indexed)
 {
-	struct ms_listener listener = { .flush = batch_in_hook, .prepare = refuse_or_not };
+	struct ms_listener listener = { LISTENER_SIZE, .flush = batch_in_hook, .prepare = refuse_or_not };
 
 	begin_either("H10 H27 H28: a batch from a hook", indexed, LONG);
 	refuse = refused;
@@ -747,7 +747,7 @@ static int leave_open(void *opaque, const struct ms_change *change)
 /* H1, H27: a section that a hook left open goes on in the new state, and the next writer waits for it. */
 static void section_from_a_hook(uint32_t id)
 {
-	struct ms_listener listener = { .prepare = leave_open };
+	struct ms_listener listener = { LISTENER_SIZE, .prepare = leave_open };
 
 	begin_indexed("H1 H27: a section that a hook left open", NR);
 	CHECK_EQ(ms_add_listener(vm, &listener, NULL), 0);

@@ -205,7 +205,7 @@ static void *change_without_values(void *of)
 static void no_value_for_a_change(void)
 {
 	unsigned calls = 0;
-	struct ms_listener listener = { .opaque = &calls, .prepare = count_call };
+	struct ms_listener listener = { LISTENER_SIZE, .opaque = &calls, .prepare = count_call };
 
 	for (size_t i = 0; (design_name = ms_backend_name(i)); i++) {
 		struct ms_vm *vm = new_vm(1);

@@ -615,7 +615,7 @@ static int look_up_in_flush(void *opaque, const struct ms_change *change)
 static void test_set_hint_on_invalid(void)
 {
 	static struct ms_vm *vm;
-	static const struct ms_listener l = { .opaque = &vm, .prepare = look_up_in_flush };
+	static const struct ms_listener l = { LISTENER_SIZE, .opaque = &vm, .prepare = look_up_in_flush };
 
 	for (enum step step = MOVE; step <= DELETE; step++)
 		for (int refused = 0; refused < 2; refused++) {

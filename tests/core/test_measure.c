@@ -323,7 +323,7 @@ static int sleep_in_prepare(void *opaque, const struct ms_change *change)
 /* The group of the slow change has all of its time; the other groups together have at most the rest. */
 static void test_slow_change(void)
 {
-	static const struct ms_listener sleeps = { .prepare = sleep_in_prepare };
+	static const struct ms_listener sleeps = { LISTENER_SIZE, .prepare = sleep_in_prepare };
 
 	for (size_t group = 1; group <= 12; group++) {
 		struct ms_vm *of = new_vm(1);
@@ -362,7 +362,7 @@ static int wait_for_next_second(void *opaque, const struct ms_change *change)
 
 static void test_seconds(void)
 {
-	static const struct ms_listener waits = { .prepare = wait_for_next_second };
+	static const struct ms_listener waits = { LISTENER_SIZE, .prepare = wait_for_next_second };
 	struct ms_vm *of = new_vm(1);
 	uint64_t start = now();
 

@@ -264,7 +264,7 @@ static int prepare(void *opaque, const struct ms_change *change)
 	return refusing ? -ENXIO : 0;
 }
 
-static const struct ms_listener listener = { .prepare = prepare };
+static const struct ms_listener listener = { LISTENER_SIZE, .prepare = prepare };
 
 static region_t region_of(const struct ms_memslot *slot)
 {
@@ -1197,7 +1197,7 @@ static int refuse_id_14(void *opaque, const struct ms_change *change)
 
 static void test_load_refused_by_listener(void)
 {
-	static const struct ms_listener picky = { .prepare = refuse_id_14 };
+	static const struct ms_listener picky = { LISTENER_SIZE, .prepare = refuse_id_14 };
 	struct ms_vm *vm = new_vm(1);
 
 	CHECK_EQ(ms_add_listener(vm, &picky, NULL), 0);
@@ -1209,9 +1209,13 @@ static void test_load_refused_by_listener(void)
 
 static struct ms_vm *vm_of(uint32_t spaces, uint32_t slots, uint32_t gpa_bits, uint64_t hva_end_max)
 {
-	struct ms_config config = { spaces, slots, gpa_bits, hva_end_max, design_name, NULL, NULL };
-	struct ms_vm *vm = vm_with(&config);
+	struct ms_config config = default_config(spaces);
+	struct ms_vm *vm;
 
+	config.user_mem_slots = slots;
+	config.gpa_bits = gpa_bits;
+	config.hva_end_max = hva_end_max;
+	vm = vm_with(&config);
 	CHECK_EQ(ms_vm_config(vm)->address_spaces, spaces);
 	CHECK_EQ(ms_vm_config(vm)->user_mem_slots, slots);
 	CHECK_EQ(ms_vm_config(vm)->gpa_bits, gpa_bits);
@@ -1365,7 +1369,49 @@ static void test_configs(void)
 	BAD(hva_end_max, MS_HVA_ERR_MIN + 1, -EINVAL);
 	BAD(backend, "no such design", -ENOSYS);
 	BAD(backend, "", -ENOSYS);
+	BAD(size, 0, -EINVAL);
+	BAD(size, sizeof(c) - 1, -EINVAL);
 #undef BAD
+}
+
+/* A caller that was compiled with a later header, whose structs have one more member. */
+struct later_config {
+	struct ms_config now;
+	uint64_t more;
+};
+
+struct later_stats {
+	struct ms_stats now;
+	uint64_t more;
+};
+
+static void test_sizes(void)
+{
+	struct later_config config = { .more = 7 };
+	struct later_stats stats = { .more = 7 };
+	struct ms_config small = { .size = 7 };
+	struct ms_vm *vm;
+
+	CHECK_EQ(ms_config_init_sized(&small, sizeof(small) - 1), -EINVAL);
+	CHECK_EQ(small.size, 7); /* nothing is written */
+	CHECK_EQ(ms_config_init_sized(&config.now, sizeof(config)), 0);
+	CHECK_EQ(config.now.size, sizeof(config));
+	CHECK_EQ(config.more, 0);
+	config.more = 9;
+	config.now.dereference_raw_addresses = true;
+	CHECK_EQ(ms_vm_create(&config.now, &vm), 0);
+	CHECK_EQ(ms_vm_config(vm)->size, sizeof(struct ms_config));
+	CHECK(ms_vm_config(vm)->dereference_raw_addresses);
+	CHECK_EQ(ms_get_stats_sized(vm, &stats.now, sizeof(stats.now) - 1), -EINVAL);
+	CHECK_EQ(stats.now.size, 0);
+	CHECK_EQ(ms_get_stats_sized(vm, &stats.now, sizeof(stats)), 0);
+	CHECK_EQ(stats.now.size, sizeof(stats.now));
+	CHECK(stats.now.bytes > 0 && stats.now.blocks > 0);
+	CHECK_EQ(stats.more, 7);
+	ms_vm_destroy(vm);
+	CHECK_EQ(ms_config_init(&small), 0);
+	CHECK_EQ(small.size, sizeof(small));
+	CHECK(!small.dereference_raw_addresses);
 }
 
 static void test_all(void)
@@ -1400,6 +1446,7 @@ int main(int argc, char **argv)
 
 	test_init(argc, argv, 60);
 	test_configs();
+	test_sizes();
 	for (size_t i = 0; (design_name = ms_backend_name(i)); i++) {
 		test_all();
 		pairs += test_order();

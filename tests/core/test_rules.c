@@ -11,7 +11,7 @@
 #define UNKNOWN_ERRNO 4000
 
 static const int errnos[] = {
-	EINVAL, ENOENT, EEXIST, EBADF, ENOMEM, EFAULT, EBUSY, EIO, ENOSYS, EDEADLK, EINTR, ENOBUFS,
+	EINVAL, ENOENT, EEXIST, EBADF, ENOMEM, EFAULT, EBUSY, EIO, ENOSYS, EDEADLK, EINTR, ENOBUFS, ENOSPC,
 };
 
 static void check_words(const char *name, const char *text)

@@ -962,7 +962,7 @@ static int change_and_refuse(void *opaque, const struct ms_change *change)
 static void refused_in_hook(const struct change_case *change)
 {
 	struct actor hook = { 0 };
-	struct ms_listener listener = { .opaque = &hook, .prepare = change_and_refuse };
+	struct ms_listener listener = { LISTENER_SIZE, .opaque = &hook, .prepare = change_and_refuse };
 	struct picture before, after;
 
 	begin("H18 H27 H28: a hook that changes and refuses");

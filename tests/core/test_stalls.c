@@ -109,8 +109,12 @@ static void check_reports(uint32_t from, uint32_t nr, uint32_t thread_id, uint64
 /* A create, a delete (whose first swap waits) and a close are reported in the same way. */
 static void change_is_reported(void (*run)(struct actor *me))
 {
+	struct ms_config config = default_config(1);
+
 	begin("a reader that delays a change is reported", 1);
-	CHECK_EQ(ms_vm_create(&(struct ms_config){ 1, 10, 52, 1 << 30, "tree", NULL, NULL }, &other_vm), 0);
+	config.user_mem_slots = 10;
+	config.hva_end_max = 1 << 30;
+	CHECK_EQ(ms_vm_create(&config, &other_vm), 0);
 	act_until(&reader, look_up, POINT_READER_VIEW_LOADED);
 	act(&writer, run, NO_STOP);
 	await_reports(REPORTS);
@@ -264,7 +268,7 @@ static void leave(void *opaque, const struct ms_stall *stall)
 	atomic_fetch_add(&seen.nr, 1);
 }
 
-static const struct ms_listener enters = { .prepare = enter };
+static const struct ms_listener enters = { LISTENER_SIZE, .prepare = enter };
 
 /* The last change finds no reader inside, not even its own thread. */
 static void create_and_change_again(struct actor *me)

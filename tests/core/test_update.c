@@ -877,7 +877,8 @@ static void try_in_flush(void *opaque, const struct ms_memslot *active, const st
 /* A hook of the update's own VM may not end the update, whose step is still running. */
 static void test_own_hook(void)
 {
-	static const struct ms_listener l[2] = { { .flush = try_in_flush }, { .flush = try_in_flush } };
+	static const struct ms_listener l[2] = { { LISTENER_SIZE, .flush = try_in_flush },
+						 { LISTENER_SIZE, .flush = try_in_flush } };
 
 	vm = vm_with_slots(SPACES);
 	CHECK_EQ(ms_add_listener(vm, &l[0], NULL), 0);
@@ -914,7 +915,7 @@ static int begin_in_prepare(void *opaque, const struct ms_change *change)
 
 static void *try_in_other_hook(void *other)
 {
-	static const struct ms_listener busy = { .prepare = try_in_prepare };
+	static const struct ms_listener busy = { LISTENER_SIZE, .prepare = try_in_prepare };
 
 	CHECK_EQ(ms_add_listener(other, &busy, NULL), 0);
 	CHECK_EQ(set(other, 0, 2, 2, 1, 0), 0);
@@ -932,7 +933,7 @@ static int find_busy(void *opaque, const struct ms_change *change)
 
 static void *find_busy_in_hook(void *other)
 {
-	static const struct ms_listener busy = { .prepare = find_busy };
+	static const struct ms_listener busy = { LISTENER_SIZE, .prepare = find_busy };
 
 	CHECK_EQ(ms_add_listener(other, &busy, NULL), 0);
 	CHECK_EQ(set(other, 0, 3, 3, 1, 0), 0);
@@ -943,7 +944,7 @@ static void *find_busy_in_hook(void *other)
 static void test_other_hook(void)
 {
 	struct ms_vm *other = new_vm(1);
-	struct ms_listener begins = { .opaque = other, .prepare = begin_in_prepare };
+	struct ms_listener begins = { LISTENER_SIZE, .opaque = other, .prepare = begin_in_prepare };
 
 	CHECK_EQ(ms_add_listener(other, &begins, NULL), 0);
 	CHECK_EQ(set(other, 0, 1, 1, 1, 0), 0);
@@ -1065,7 +1066,7 @@ enum where { IN_SECTION, IN_OTHER_SECTION, IN_OTHER_HOOK, NR_WHERES };
 /* The update stays as it is until the lock is taken. */
 static void abandon(enum where where)
 {
-	static const struct ms_listener abandons = { .prepare = abandon_in_prepare };
+	static const struct ms_listener abandons = { LISTENER_SIZE, .prepare = abandon_in_prepare };
 	struct ms_vm *other = new_vm(1), *in = where == IN_SECTION ? vm : other;
 	struct picture before = picture_of(vm), after;
 
@@ -1133,7 +1134,7 @@ static int take_in_prepare(void *opaque, const struct ms_change *to)
 
 static void test_deferred_end_in_hook(void)
 {
-	static const struct ms_listener l = { .prepare = take_in_prepare };
+	static const struct ms_listener l = { LISTENER_SIZE, .prepare = take_in_prepare };
 	struct ms_vm *other = new_vm(1);
 
 	CHECK_EQ(ms_add_listener(other, &l, NULL), 0);
@@ -1157,7 +1158,7 @@ static void abandon_in_flush(void *opaque, const struct ms_memslot *active, cons
 /* In a hook of the update's own VM: the step completes first. */
 static void test_deferred_end_in_own_hook(void)
 {
-	static const struct ms_listener l = { .flush = abandon_in_flush };
+	static const struct ms_listener l = { LISTENER_SIZE, .flush = abandon_in_flush };
 	struct picture before, after;
 
 	vm = vm_with_slots(SPACES);
@@ -1525,8 +1526,8 @@ static void abandon_and_change(void *opaque, const struct ms_memslot *active, co
 
 static void test_change_after_abandon_in_own_hook(void)
 {
-	static const struct ms_listener l[2] = { { .flush = abandon_and_change },
-						 { .opaque = &vm, .flush = abandon_and_change } };
+	static const struct ms_listener l[2] = { { LISTENER_SIZE, .flush = abandon_and_change },
+						 { LISTENER_SIZE, .opaque = &vm, .flush = abandon_and_change } };
 
 	vm = vm_with_slots(SPACES);
 	CHECK_EQ(ms_add_listener(vm, &l[0], NULL), 0);
@@ -1581,7 +1582,7 @@ static void begin_in_commit(void *other, const struct ms_change *change)
 static void test_begin_in_hook_of_another(void)
 {
 	struct ms_vm *one = new_vm(1), *other = new_vm(1);
-	struct ms_listener l = { .opaque = other, .commit = begin_in_commit };
+	struct ms_listener l = { LISTENER_SIZE, .opaque = other, .commit = begin_in_commit };
 
 	CHECK_EQ(ms_add_listener(one, &l, NULL), 0);
 	CHECK_EQ(set(one, 0, 1, 1, 1, 0), 0);
@@ -1743,7 +1744,7 @@ static void *invalidate_and_end(void *unused)
 
 static void test_ending_in_flush(void)
 {
-	static const struct ms_listener ends = { .flush = end_in_flush };
+	static const struct ms_listener ends = { LISTENER_SIZE, .flush = end_in_flush };
 	struct picture before, after;
 
 	vm = vm_with_slots(SPACES);
@@ -1788,7 +1789,7 @@ static void check_abandoned(enum taker taker, const struct picture *before)
 
 static void test_ending_after_abandon_in_flush(void)
 {
-	static const struct ms_listener ends = { .flush = abandon_and_end };
+	static const struct ms_listener ends = { LISTENER_SIZE, .flush = abandon_and_end };
 
 	for (enum taker taker = 0; taker < NR_TAKERS; taker++) {
 		struct picture before;
@@ -1927,9 +1928,9 @@ static int destroy_in_prepare(void *opaque, const struct ms_change *to)
  * destroy it. */
 static void test_destroy_in_hooks(void)
 {
-	static const struct ms_listener own = { .flush = destroy_in_flush };
+	static const struct ms_listener own = { LISTENER_SIZE, .flush = destroy_in_flush };
 	struct ms_vm *other = new_vm(1);
-	struct ms_listener theirs = { .prepare = destroy_in_prepare };
+	struct ms_listener theirs = { LISTENER_SIZE, .prepare = destroy_in_prepare };
 
 	vm = vm_with_slots(SPACES);
 	theirs.opaque = vm;

@@ -440,7 +440,7 @@ static void on_flush(void *opaque, const struct ms_memslot *active, const struct
 	flushes++;
 }
 
-static const struct ms_listener listener = { .flush = on_flush };
+static const struct ms_listener listener = { LISTENER_SIZE, .flush = on_flush };
 
 /* The number of a slot's first page in a family. */
 static uint64_t first_page(const struct ms_memslot *value)
@@ -747,7 +747,7 @@ static int abandon_in_prepare(void *opaque, const struct ms_change *change)
 
 static void abandon_in_hook(void)
 {
-	static const struct ms_listener abandons = { .prepare = abandon_in_prepare };
+	static const struct ms_listener abandons = { LISTENER_SIZE, .prepare = abandon_in_prepare };
 
 	CHECK_EQ(ms_add_listener(other_vm, &abandons, NULL), 0);
 	CHECK_EQ(set(other_vm, 0, 1, 1, 1, 0), -EPERM);

@@ -83,7 +83,7 @@ static void end_hold(pthread_t thread)
 
 /* ---- all calls that take the lock ---- */
 
-static const struct ms_listener listener;
+static const struct ms_listener listener = { LISTENER_SIZE };
 
 static int call_set(struct ms_error *err)
 {
@@ -232,7 +232,7 @@ static void *change_elsewhere(void *done)
 /* The change, and its second swap, do not wait for their own thread; changes of other threads do. */
 static void test_section_left_open(uintptr_t times)
 {
-	const struct ms_listener enters = { .opaque = (void *)times, .prepare = enter };
+	const struct ms_listener enters = { LISTENER_SIZE, .opaque = (void *)times, .prepare = enter };
 	_Atomic bool done = false;
 	pthread_t thread;
 

@@ -15,6 +15,10 @@
  *     valid between ms_update_begin() and ms_update_end().
  *   - struct ms_vm, ms_vcpu and ms_update are objects that the caller creates and ends, as FILE is in C: a call with
  *     NULL, or with an object that has ended, is undefined where no comment says otherwise.
+ *   - The caller allocates struct ms_config, ms_stats and ms_listener.  Later versions may add members at the end.  So
+ *     the first member is the size of the struct that the caller was compiled with.  A size less than that of the first
+ *     version is -EINVAL.  If the size is larger than the library's, the library ignores the members that it does not
+ *     have.
  *   - A NULL pointer to memory that the call must read or write: -EFAULT and MS_RULE_NULL_BUFFER.  Where the call has
  *     an answer without the memory, NULL is allowed and the comment says so.
  *   - Any thread may make any call, but a read section and an update belong to the thread that began them, and no call
@@ -50,6 +54,7 @@ extern "C" {
 #define MS_USER_MEM_SLOTS_DEFAULT 32764u
 #define MS_USER_MEM_SLOTS_MAX 0x7ffffff0u /* ids fit into int32_t, so that -1 can mean a hole */
 #define MS_INTERNAL_MEM_SLOTS 3u
+#define MS_SLOT_ANY 0xffffffffu /* ms_map_backing(): the lowest free id */
 #define MS_ADDRESS_SPACES_MAX 64u /* one bit for each in a 64-bit word */
 #define MS_GPA_BITS_DEFAULT 52u
 #define MS_HVA_END_MAX_DEFAULT 0x7ffffffff000u /* TASK_SIZE_MAX of x86-64 with 4-level paging */
@@ -69,6 +74,7 @@ extern "C" {
 struct ms_vm;
 struct ms_vcpu;
 struct ms_update;
+struct ms_backing;
 struct ms_slot; /* a handle, see ms_update_begin() */
 
 /* One slot, by value. */
@@ -96,7 +102,7 @@ struct ms_memslot {
 	RULE(GMEM_OFFSET, "guest_memfd_offset is not a multiple of the page size, or wraps with memory_size", EINVAL) \
 	RULE(AS_ID, "as_id >= limit = address_spaces", EINVAL) \
 	RULE(GPA_WRAP, "guest_phys_addr + memory_size >= 2^64", EINVAL) \
-	RULE(NPAGES, "the slot has more than limit pages, or none in a load or an update", EINVAL) \
+	RULE(NPAGES, "the slot has more than limit pages, or none in a load, an update or ms_map_backing()", EINVAL) \
 	RULE(NO_SUCH_SLOT, "no slot has this id (ENOENT: in a call for its dirty log)", EINVAL, ENOENT) \
 	RULE(TOTAL_PAGES, "the number of pages of the VM would exceed 64 bits", EINVAL) \
 	RULE(GMEM_EXISTING, "GUEST_MEMFD for a slot that exists; other = that slot", EINVAL) \
@@ -130,7 +136,11 @@ struct ms_memslot {
 	     EINVAL) \
 	RULE(SETS_DIFFER, "the two sets differ at ms_update_end(), which has rolled back", EINVAL) \
 	RULE(BACKEND, "the design does not support the call", ENOSYS) \
-	RULE(INTERRUPTED, "the function of ms_set_poll() ended the wait for slots_lock", EINTR)
+	RULE(INTERRUPTED, "the function of ms_set_poll() ended the wait for slots_lock", EINTR) \
+	RULE(STRUCT_SIZE, "the size member of a struct of the caller is less than limit", EINVAL) \
+	RULE(BACKING_RANGE, "the pages are not inside the backing, which ends at limit", EINVAL) \
+	RULE(BACKING_READONLY, "a READONLY backing, and a slot without READONLY", EINVAL) \
+	RULE(NO_FREE_SLOT, "all limit = user_mem_slots ids are in use", ENOSPC)
 
 enum ms_rule {
 	MS_RULE_NONE = 0,
@@ -169,20 +179,24 @@ struct ms_stall {
 typedef void ms_stall_fn(void *opaque, const struct ms_stall *stall);
 
 struct ms_config {
+	size_t size;             /* of this struct; ms_config_init() sets it */
 	uint32_t address_spaces; /* 1 to MS_ADDRESS_SPACES_MAX */
 	uint32_t user_mem_slots; /* ids are below this; 1 to MS_USER_MEM_SLOTS_MAX */
 	uint32_t gpa_bits;       /* a slot ends at or below 2^gpa_bits; 13 to 64 */
+	bool dereference_raw_addresses; /* false: the memory of a slot without a backing is never read or written */
 	uint64_t hva_end_max;    /* userspace_addr + memory_size is at most this; at least one page */
 	const char *backend;     /* the name of a design, such as "tree" */
 	ms_stall_fn *report_stall; /* NULL: a line to stderr.  See ms_set_stall_report(). */
 	void *stall_opaque;
 };
 
-/* Sets KVM's values on x86-64: one address space, 32,764 slots, 52 bits; design "tree"; stalls to stderr. */
-void ms_config_init(struct ms_config *config);
+/* Sets KVM's values on x86-64: one address space, 32,764 slots, 52 bits; design "tree"; stalls to stderr.  The macro
+ * returns 0. */
+#define ms_config_init(config) ms_config_init_sized((config), sizeof(*(config)))
+int ms_config_init_sized(struct ms_config *config, size_t size); /* -EINVAL: the size is too small */
 
-/* -EINVAL: a limit is out of range, or backend is NULL.  -ENOSYS: no such backend.  -ENOMEM.  -EAGAIN: the process has
- * no pthread key left (PTHREAD_KEYS_MAX); the library needs two. */
+/* -EINVAL: a limit or the size is out of range, or backend is NULL.  -ENOSYS: no such backend.  -ENOMEM.  -EAGAIN: the
+ * process has no pthread key left (PTHREAD_KEYS_MAX); the library needs two. */
 int ms_vm_create(const struct ms_config *config, struct ms_vm **out);
 
 /* [lock] Deletes every slot, after the readers that may see one have left.  Calls no hooks.  Later lookups find holes,
@@ -205,6 +219,7 @@ void ms_set_poll(ms_poll_fn *poll);
  * - An open update is rolled back.  Open read sections of the VM end.  A section of another thread still counts for its
  *   thread: that thread gets -EDEADLK for changes of every VM until it ends.
  * - Pointers to the VM, its vCPUs, its updates and their handles are invalid afterwards.
+ * - The release functions of backings (ms_release_fn) run when the VM is freed.
  */
 void ms_vm_destroy(struct ms_vm *vm);
 
@@ -239,8 +254,63 @@ int ms_set_user_memory_region(struct ms_vm *vm, const struct ms_userspace_memory
 int ms_set_internal_memory_region(struct ms_vm *vm, const struct ms_userspace_memory_region *region,
 				  struct ms_error *err);
 
+/*
+ * [lock] The same changes with fewer arguments.  The other values of the slot stay as they are.
+ *   ms_set_memslot_flags()  clears the flags `clear`, then sets the flags `set`
+ *   ms_free_slot_id()       *slot is the lowest id of a user's slot that is not in use.  -ENOSPC: there is none.
+ */
+int ms_delete_memslot(struct ms_vm *vm, uint32_t as_id, uint32_t slot, struct ms_error *err);
+int ms_move_memslot(struct ms_vm *vm, uint32_t as_id, uint32_t slot, uint64_t guest_phys_addr, struct ms_error *err);
+int ms_set_memslot_flags(struct ms_vm *vm, uint32_t as_id, uint32_t slot, uint32_t set, uint32_t clear,
+			 struct ms_error *err);
+int ms_free_slot_id(struct ms_vm *vm, uint32_t as_id, uint32_t *slot, struct ms_error *err);
+
 /* [lock] Creates n slots in one change with one swap, or none of them.  O((m + n) log (m + n)) with m present slots. */
 int ms_load_memslots(struct ms_vm *vm, uint32_t as_id, const struct ms_memslot *slots, size_t n, struct ms_error *err);
+
+/* ---- backing memory (backing.c, region.c) -------------------------------------------------------------------- */
+
+/*
+ * A backing is host memory that slots keep alive.  It is counted by reference, and may be mapped by many slots of many
+ * VMs.  A slot holds a reference until the last reader that may see the slot has left.  A move and a change of flags
+ * keep the backing.  A slot without a backing is raw: its userspace_addr is only a number for the engine.
+ *
+ * The call that drops the last reference calls release(opaque) once: ms_backing_put(), a change, ms_vm_close(),
+ * ms_vm_destroy(), or another call marked [lock].  It does so in its own thread before it returns, and after it has
+ * released slots_lock.  If the thread is then inside a read section, a hook, a release or an update of any VM, release
+ * waits until a call of this thread leaves the last of them, or until the thread ends.  The functions of several
+ * backings are called in any order.
+ *
+ * release may make any call, but it must return.  It must not destroy the VM of a call that is in progress, and must
+ * not use a VM that ms_vm_destroy() has freed.
+ *
+ * A forked child has its own copies of the counts.  So ms_vm_destroy() and ms_backing_put() in the child call release
+ * in the child, for the child's copy of the memory.  release should do only what is right in each process: unmap, close
+ * or free.  References that other threads of the parent held are never dropped in the child.
+ */
+typedef void ms_release_fn(void *opaque);
+
+#define MS_BACKING_READONLY ((uint32_t)1 << 0) /* the memory cannot be written */
+
+/* Makes a backing of the bytes [start, start + size), with one reference for the caller.  -EINVAL: start or size is 0
+ * or not a multiple of MS_PAGE_SIZE, or a flag is unknown.  -ENOMEM.  release may be NULL. */
+int ms_backing_create(void *start, size_t size, uint32_t flags, ms_release_fn *release, void *opaque,
+		      struct ms_backing **out);
+
+/* Adds a reference, and returns backing.  Drops a reference.  Any thread may call them.  NULL: they do nothing. */
+struct ms_backing *ms_backing_get(struct ms_backing *backing);
+void ms_backing_put(struct ms_backing *backing);
+
+/*
+ * [lock] Creates a slot whose pages [userspace_addr, userspace_addr + memory_size) lie inside the backing.  The slot
+ * takes a reference of its own.  region->slot may be MS_SLOT_ANY.  *slot gets the id after a success; slot may be NULL.
+ * An id in use is -EEXIST and MS_RULE_DUPLICATE_ID: the call never changes or deletes a slot.  A READONLY backing needs
+ * MS_MEM_READONLY.
+ */
+int ms_map_backing(struct ms_vm *vm, const struct ms_userspace_memory_region *region, struct ms_backing *backing,
+		   uint32_t *slot, struct ms_error *err);
+
+/* ---- listeners (listeners.c) ---------------------------------------------------------------------------------- */
 
 enum ms_change_kind { MS_CREATE, MS_DELETE, MS_MOVE, MS_FLAGS_ONLY };
 
@@ -264,6 +334,7 @@ struct ms_change {
  *   commit   the change is complete.
  */
 struct ms_listener {
+	size_t size; /* of this struct */
 	void *opaque;
 	int (*prepare)(void *opaque, const struct ms_change *change);
 	void (*abort)(void *opaque, const struct ms_change *change);
@@ -272,7 +343,8 @@ struct ms_listener {
 };
 
 /* [lock] Listeners are called in the order in which they were added.  The address identifies a listener.  It must stay
- * valid until ms_remove_listener() has returned.  -EEXIST: added twice.  -ENOENT: not added to this VM. */
+ * valid until ms_remove_listener() has returned.  -EEXIST: added twice.  -ENOENT: not added to this VM.  -EINVAL: its
+ * size is too small. */
 int ms_add_listener(struct ms_vm *vm, const struct ms_listener *listener, struct ms_error *err);
 int ms_remove_listener(struct ms_vm *vm, const struct ms_listener *listener, struct ms_error *err);
 
@@ -470,7 +542,8 @@ int ms_update_end(struct ms_update *update, bool keep, struct ms_error *err); /*
  */
 void ms_update_abandon(struct ms_update *update);
 
-/* Makes a draft with the values of *slot.  Its id, as_id and dirty log come from `old`.  old = NULL: a new slot. */
+/* Makes a draft with the values of *slot.  Its id, as_id and dirty log come from `old`.  So does the
+ * backing, if the pages of the draft lie inside it; otherwise the draft is raw.  old = NULL: a new slot. */
 int ms_update_copy(struct ms_update *update, struct ms_slot *old, const struct ms_memslot *slot, struct ms_slot **out,
 		   struct ms_error *err);
 int ms_update_replace(struct ms_update *update, struct ms_slot *old, struct ms_slot *new_slot, struct ms_error *err);
@@ -498,6 +571,7 @@ struct ms_violation {
 int ms_check(struct ms_vm *vm, struct ms_violation *violation, struct ms_error *err);
 
 struct ms_stats {
+	size_t size; /* of the members that the library has written */
 	uint64_t hits_last_used; /* lookups by gfn that a hint answered */
 	uint64_t hits_search; /* lookups by gfn that a search answered */
 	uint64_t indexed; /* lookups by gfn that an index answered, including holes */
@@ -514,7 +588,9 @@ struct ms_stats {
 	uint64_t blocks; /* allocations in use now; each slot counts as one */
 };
 
-void ms_get_stats(struct ms_vm *vm, struct ms_stats *out);
+/* Returns 0. */
+#define ms_get_stats(vm, out) ms_get_stats_sized((vm), (out), sizeof(*(out)))
+int ms_get_stats_sized(struct ms_vm *vm, struct ms_stats *out, size_t size); /* -EINVAL: the size is too small */
 
 /* ---- the build ------------------------------------------------------------------------------------------------- */
 

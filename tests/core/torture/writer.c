@@ -50,7 +50,7 @@ static int on_prepare(void *opaque, const struct ms_change *change)
 	return refuse ? -EPERM : 0;
 }
 
-static const struct ms_listener listener = { .prepare = on_prepare, .flush = on_flush };
+static const struct ms_listener listener = { LISTENER_SIZE, .prepare = on_prepare, .flush = on_flush };
 
 static struct ms_userspace_memory_region region_for(uint32_t as_id, uint32_t id, uint64_t word)
 {
