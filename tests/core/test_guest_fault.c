@@ -472,6 +472,19 @@ static void fault_without_copy(void)
 	_exit(0);
 }
 
+/* A copy of this memory has ended, by a fault or without one. */
+static void fault_after_copy(void)
+{
+	struct memory3 m = memory_new();
+	unsigned char out[64];
+
+	CHECK_EQ(guest_fault_read(out, m.at, 64), 64);
+	lose(&m, UNMAPPED, 0, true);
+	CHECK_EQ(guest_fault_read(out, m.at, 64), 0);
+	*(volatile unsigned char *)m.at = 1;
+	_exit(0);
+}
+
 /* The signal comes from a process, during no copy. */
 static void send_signal(void)
 {
@@ -560,7 +573,7 @@ static bool passed(int status)
 /* Must run before this process installs the handler. */
 static void test_other_handlers(void)
 {
-	void (*const faults[])(void) = { fault_elsewhere, fault_without_copy, send_signal };
+	void (*const faults[])(void) = { fault_elsewhere, fault_without_copy, fault_after_copy, send_signal };
 
 	for (size_t i = 0; i < ARRAY_SIZE(faults); i++) {
 		CHECK(seen(status_of(first_foreign, faults[i])));
