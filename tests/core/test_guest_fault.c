@@ -472,7 +472,7 @@ static void fault_without_copy(void)
 	_exit(0);
 }
 
-/* A copy of this memory has ended.  The handler has a stack of its own, so that the frame of the copy stays as it was. */
+/* A copy of this memory has ended.  The handler has a stack of its own, so the frame of the copy stays as it was. */
 static void fault_after_copy(void)
 {
 	static char handlers_stack[64 * 1024];
