@@ -1,14 +1,12 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * dirty_ioctl.c - KVM_GET_DIRTY_LOG, KVM_CLEAR_DIRTY_LOG and KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2.
+ * dirty_ioctl.c - KVM_GET_DIRTY_LOG, KVM_CLEAR_DIRTY_LOG, KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2, and the merge of a log.
  *
  * The rules are checked in the order of KVM.
  *
- * Locking: slots_lock, which also protects the slot and the scratch bitmap of its log.  Readers may mark pages
- * meanwhile.
+ * Locking: slots_lock, which also protects the slot.  Readers may mark pages meanwhile.
  */
 #include <errno.h>
-#include <string.h>
 
 #include "rules.h"
 
@@ -33,14 +31,11 @@ static int get_log(struct ms_vm *vm, struct dirty_log *log, uint64_t *bitmap, si
 	*nwords = nwords_of(log);
 	if (bitmap && room < nwords_of(log))
 		return vm_refuse(err, ENOBUFS, MS_RULE_BITMAP_SIZE, nwords_of(log), NULL);
-	if (ms_manual_dirty_log_protect(vm))
-		dirty_log_peek(log);
-	else
-		dirty_log_harvest(log);
-	if (!bitmap)
-		return null_buffer(err);
-	memcpy(bitmap, log->scratch, nwords_of(log) * sizeof(*bitmap));
-	return 0;
+	if (!ms_manual_dirty_log_protect(vm))
+		dirty_log_harvest(log, bitmap);
+	else if (bitmap)
+		dirty_log_peek(log, bitmap);
+	return bitmap ? 0 : null_buffer(err);
 }
 
 int ms_get_dirty_log(struct ms_vm *vm, uint32_t as_id, uint32_t slot, uint64_t *bitmap, size_t room, size_t *nwords,
@@ -79,10 +74,7 @@ static int clear_log(struct dirty_log *log, uint64_t first, uint32_t num, const 
 		return null_buffer(err);
 	if (bitmap && nwords != want)
 		return vm_refuse(err, EINVAL, MS_RULE_BITMAP_SIZE, want, NULL);
-	if (!want)
-		return 0;
-	memcpy(log->scratch, bitmap, want * sizeof(*bitmap));
-	dirty_log_clear(log, (size_t)(first / 64), want);
+	dirty_log_clear(log, (size_t)(first / 64), bitmap, want);
 	return 0;
 }
 
@@ -99,6 +91,31 @@ int ms_clear_dirty_log(struct ms_vm *vm, uint32_t as_id, uint32_t slot, uint64_t
 		r = vm_refuse(err, EINVAL, MS_RULE_FIRST_PAGE, 64, NULL);
 	if (!r)
 		r = clear_log(logged->dirty, first_page, num_pages, bitmap, nwords, err);
+	vm_unlock(vm);
+	return r;
+}
+
+static int merge_log(struct dirty_log *log, const uint64_t *words, size_t nwords, struct ms_error *err)
+{
+	if (!words)
+		return null_buffer(err);
+	if (nwords != nwords_of(log))
+		return vm_refuse(err, EINVAL, MS_RULE_BITMAP_SIZE, nwords_of(log), NULL);
+	dirty_log_merge(log, words);
+	return 0;
+}
+
+int ms_merge_dirty_log(struct ms_vm *vm, uint32_t as_id, uint32_t slot, const uint64_t *words, size_t nwords,
+		       struct ms_error *err)
+{
+	struct memslot *logged = NULL;
+	int r = vm_lock(vm, err);
+
+	if (r)
+		return r;
+	r = find_logged(vm, as_id, slot, &logged, err);
+	if (!r)
+		r = merge_log(logged->dirty, words, nwords, err);
 	vm_unlock(vm);
 	return r;
 }

@@ -55,6 +55,8 @@ cdef extern from "memslots.h" nogil:
         uint32_t index
         uint64_t limit
         ms_memslot other
+        uint64_t gpa
+        uint64_t done
 
     struct ms_stall:
         uint32_t thread_id
@@ -116,6 +118,7 @@ cdef extern from "memslots.h" nogil:
         int (*poll)(void *opaque) noexcept
         void *opaque
 
+    size_t MS_GUEST_SHORT
     size_t MS_BATCH_BRIEF
     size_t MS_BATCH_POLL
     size_t MS_BATCH_PIECE
@@ -125,6 +128,10 @@ cdef extern from "memslots.h" nogil:
         MS_INDEX_OFF
         MS_INDEX_EAGER
         MS_INDEX_WALK
+
+    struct ms_host_range:
+        uint64_t hva
+        uint64_t length
 
     struct ms_hva_hit:
         ms_memslot slot

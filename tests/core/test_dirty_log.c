@@ -13,7 +13,8 @@
 #define PAGES_MAX ((1 << 20) + 1)
 
 static struct memory memory;
-static bool live[PAGES_MAX], scratch[PAGES_MAX]; /* the log must equal it */
+static bool live[PAGES_MAX], taken[PAGES_MAX]; /* the log, and the bitmap of the caller, must equal them */
+static uint64_t bitmap[(PAGES_MAX + 63) / 64];
 static uint64_t marks;
 
 static bool bit(uint64_t word, uint64_t page)
@@ -24,9 +25,10 @@ static bool bit(uint64_t word, uint64_t page)
 static void check_equal(const struct dirty_log *log)
 {
 	CHECK_EQ(dirty_log_check(log), 0);
+	CHECK_EQ(dirty_log_unnoted(log, 0), nwords_of(log));
 	for (uint64_t page = 0; page < log->npages; page++) {
 		CHECK_EQ(bit(atomic_load(&log->live[page / 64]), page), live[page]);
-		CHECK_EQ(bit(log->scratch[page / 64], page), scratch[page]);
+		CHECK_EQ(bit(bitmap[page / 64], page), taken[page]);
 	}
 }
 
@@ -41,7 +43,8 @@ static struct dirty_log *create(uint64_t npages, bool initially_set)
 	CHECK_EQ(nwords_of(log), (npages + 63) / 64);
 	CHECK_EQ(log->refs, 1);
 	memset(live, initially_set, sizeof(live));
-	memset(scratch, 0, sizeof(scratch));
+	memset(taken, 0, sizeof(taken));
+	memset(bitmap, 0, sizeof(bitmap));
 	check_equal(log);
 	return log;
 }
@@ -65,30 +68,30 @@ static void mark_some(struct dirty_log *log, struct rng *rng, uint64_t times)
 
 static void harvest(struct dirty_log *log)
 {
-	dirty_log_harvest(log);
-	memcpy(scratch, live, log->npages);
+	dirty_log_harvest(log, bitmap);
+	memcpy(taken, live, log->npages);
 	memset(live, 0, log->npages);
 }
 
 static void peek(struct dirty_log *log)
 {
-	dirty_log_peek(log);
-	memcpy(scratch, live, log->npages);
+	dirty_log_peek(log, bitmap);
+	memcpy(taken, live, log->npages);
 }
 
-/* A clear as a user makes it: the scratch has the bits to clear, from its own bit 0 on. */
+/* The bitmap has the bits to clear, from its own bit 0 on. */
 static void clear(struct dirty_log *log, struct rng *rng)
 {
 	size_t first = rng_below(rng, nwords_of(log)), nwords = rng_below(rng, nwords_of(log) - first + 1);
 
 	for (uint64_t page = 0; page < log->npages; page++)
-		scratch[page] = rng_below(rng, 2);
-	memset(log->scratch, 0, nwords_of(log) * sizeof(*log->scratch));
+		taken[page] = rng_below(rng, 2);
+	memset(bitmap, 0, nwords_of(log) * sizeof(*bitmap));
 	for (uint64_t page = 0; page < log->npages; page++)
-		log->scratch[page / 64] |= (uint64_t)scratch[page] << page % 64;
-	dirty_log_clear(log, first, nwords);
+		bitmap[page / 64] |= (uint64_t)taken[page] << page % 64;
+	dirty_log_clear(log, first, bitmap, nwords);
 	for (uint64_t page = 0; page < nwords * 64; page++)
-		if (first * 64 + page < log->npages && scratch[page])
+		if (first * 64 + page < log->npages && taken[page])
 			live[first * 64 + page] = false;
 }
 
@@ -110,7 +113,7 @@ static void one_size(uint64_t npages, bool initially_set, uint64_t rounds)
 		check_equal(log);
 	}
 	harvest(log);
-	harvest(log); /* nothing is harvested, but the scratch is wiped */
+	harvest(log); /* nothing is harvested, but the bitmap is wiped */
 	check_equal(log);
 	destroy(log);
 }
@@ -120,6 +123,8 @@ static void every_size(void)
 	for (uint64_t npages = 1; npages <= 200; npages++)
 		for (int set = 0; set < 2; set++)
 			one_size(npages, set, npages % 64 < 2 || npages % 64 == 63 ? test_times(2000) : 20);
+	for (uint64_t npages = DIRTY_SUMMARY_MIN - 1; npages <= DIRTY_SUMMARY_MIN + 1; npages++)
+		one_size(npages, npages % 2, test_times(40));
 	one_size(PAGES_MAX, false, test_times(8));
 	one_size(PAGES_MAX, true, test_times(8));
 }
@@ -145,8 +150,8 @@ static void no_pages(void)
 		struct dirty_log *log = dirty_log_create(&memory, 0, set);
 
 		CHECK(log);
-		dirty_log_harvest(log);
-		dirty_log_peek(log);
+		dirty_log_harvest(log, bitmap);
+		dirty_log_peek(log, bitmap);
 		CHECK_EQ(dirty_log_check(log), 0);
 		destroy(log);
 	}
@@ -167,6 +172,26 @@ static void references(void)
 	destroy(log);
 	CHECK(!dirty_log_get(NULL));
 	dirty_log_put(&memory, NULL);
+}
+
+/* A pin keeps the log after its last slot is gone: the log has left its ring, and a mark does no harm. */
+static void pins(void)
+{
+	struct dirty_log *log = create(65, false), *other = dirty_log_derive(&memory, log, 0, 64, false);
+
+	CHECK(other);
+	dirty_log_pin(log);
+	dirty_log_pin(log);
+	CHECK_EQ(atomic_load(&log->pins), 3);
+	dirty_log_unpin(&memory, log);
+	dirty_log_put(&memory, log);
+	CHECK_EQ(atomic_load(&memory.blocks), 2);
+	CHECK_EQ(other->related, other);
+	dirty_log_mark(log, 64);
+	CHECK_EQ(atomic_load(&log->live[1]), 1);
+	dirty_log_unpin(&memory, log);
+	CHECK_EQ(atomic_load(&memory.blocks), 1);
+	destroy(other);
 }
 
 static void no_memory(void)
@@ -245,7 +270,6 @@ static void mark_and_pass_on(struct rng *rng)
 		dirty_log_mark(member[i].log, page);
 		live[member[i].first + page] = true;
 	}
-	dirty_log_peek(member[i].log); /* the words behind the live ones have bits too */
 	dirty_log_pass_on(member[i].log);
 }
 
@@ -315,7 +339,39 @@ static void far_apart(void)
 	destroy(high);
 }
 
-/* ---- a broken D1 ---- */
+/* The bits that come from another log are in the summary, too. */
+static void large_related(void)
+{
+	struct dirty_log *small = create(DIRTY_SUMMARY_MIN - 1, false), *large;
+
+	dirty_log_mark(small, 700);
+	large = dirty_log_derive(&memory, small, -5, DIRTY_SUMMARY_MIN + 7, true);
+	CHECK(large);
+	CHECK_EQ(atomic_load(&large->live[0]), 31);
+	CHECK_EQ(atomic_load(&large->live[705 / 64]), (uint64_t)1 << 705 % 64);
+	CHECK_EQ(atomic_load(&large->live[DIRTY_SUMMARY_MIN / 64]), 112); /* 4, 5 and 6 are new pages */
+	CHECK_EQ(dirty_log_unnoted(large, 0), nwords_of(large));
+	dirty_log_mark(small, 20000);
+	dirty_log_pass_on(small);
+	CHECK_EQ(atomic_load(&large->live[20005 / 64]), (uint64_t)1 << 20005 % 64);
+	CHECK_EQ(dirty_log_unnoted(large, 0), nwords_of(large));
+	dirty_log_put(&memory, small);
+	destroy(large);
+}
+
+/* ---- a broken D1 or D6 ---- */
+
+static void break_d6(void)
+{
+	struct dirty_log *log = create(PAGES_MAX, false);
+
+	atomic_store(&log->live[9000], 1);
+	CHECK_EQ(dirty_log_unnoted(log, 0), 9000);
+	CHECK_EQ(dirty_log_unnoted(log, 9001), nwords_of(log));
+	dirty_log_give_back(log, 9000, 0);
+	CHECK_EQ(dirty_log_unnoted(log, 0), nwords_of(log));
+	destroy(log);
+}
 
 static void break_d1(uint64_t npages)
 {
@@ -334,6 +390,10 @@ static void break_d1(uint64_t npages)
 
 #define MARKERS 3
 #define SHARED_PAGES 3001 /* coprime to 64 and to MARKERS: every word has pages of every thread */
+
+/* The threads use each stride-th page of the log.  With 1 the log is small; with 11 it has a summary; with 349 a line
+ * has one or two of the pages. */
+static uint64_t stride;
 
 struct marker {
 	pthread_t thread;
@@ -354,7 +414,7 @@ static uint64_t mark_due(struct marker *m, uint64_t *done)
 
 	for (uint64_t page = m->number; page < SHARED_PAGES; page += MARKERS)
 		if (done[page] < rounds && atomic_load_explicit(&harvested[page], memory_order_acquire) == done[page]) {
-			dirty_log_mark(shared, page);
+			dirty_log_mark(shared, page * stride);
 			done[page]++;
 			made++;
 			atomic_fetch_add_explicit(&m->marked, 1, memory_order_release);
@@ -409,42 +469,74 @@ static uint64_t all_marked(void)
 	return sum;
 }
 
-/* Takes bits out in two ways in turn: all of them, or those that a read found. */
-static uint64_t take_out(uint64_t turn)
+/* As ms_harvest_dirty() with a full array does: half of the lines that the walk returns go back, and so do the lines
+ * that it has not returned. */
+static void take_lines(bool all)
 {
-	uint64_t taken = 0;
+	struct dirty_lines lines = dirty_lines_begin(shared, 0, true);
+	uint32_t line[DIRTY_LINES];
+	uint64_t bits[DIRTY_LINE_WORDS];
 
-	if (turn % 2) {
-		dirty_log_harvest(shared);
-	} else {
-		dirty_log_peek(shared);
-		dirty_log_clear(shared, 0, nwords_of(shared));
-	}
-	for (uint64_t page = 0; page < SHARED_PAGES; page++)
-		if (bit(shared->scratch[page / 64], page)) {
-			atomic_fetch_add_explicit(&harvested[page], 1, memory_order_release);
-			taken++;
+	memset(bitmap, 0, nwords_of(shared) * sizeof(*bitmap));
+	for (size_t n; (n = dirty_lines_next(&lines, line));) {
+		for (size_t i = 0; i < n; i++) {
+			uint32_t set = i % 2 && !all ? 0 : dirty_line_take(shared, line[i], true, bits);
+
+			if (i % 2 && !all)
+				dirty_log_give_back(shared, dirty_line_start(line[i]), 0);
+			for (; set; set &= set - 1)
+				bitmap[dirty_line_start(line[i]) + (size_t)__builtin_ctz(set)] =
+					bits[__builtin_ctz(set)];
 		}
-	return taken;
+		if (!all)
+			break;
+	}
+	if (!all)
+		dirty_lines_end(&lines);
 }
 
-static void conservation(void)
+/* Takes bits out in several ways in turn.  Returns the number of pages. */
+static uint64_t take_out(uint64_t turn)
 {
-	uint64_t taken = 0, before, now, all;
+	uint64_t nr = 0;
 
-	rounds = test_times(1000);
+	if (turn % 4 == 1) {
+		dirty_log_harvest(shared, bitmap);
+	} else if (turn % 4 == 0) {
+		dirty_log_peek(shared, bitmap);
+		dirty_log_clear(shared, 0, bitmap, nwords_of(shared));
+	} else {
+		take_lines(turn % 4 == 3);
+	}
+	for (uint64_t page = 0; page < SHARED_PAGES; page++)
+		if (bit(bitmap[page * stride / 64], page * stride)) {
+			atomic_fetch_add_explicit(&harvested[page], 1, memory_order_release);
+			nr++;
+		}
+	return nr;
+}
+
+static void conservation(uint64_t nth_page, uint64_t times)
+{
+	uint64_t all_taken = 0, before, now, all;
+
+	stride = nth_page;
+	rounds = times;
+	for (int page = 0; page < SHARED_PAGES; page++)
+		atomic_store(&harvested[page], 0);
 	all = rounds * SHARED_PAGES;
-	shared = create(SHARED_PAGES, false);
+	shared = create(SHARED_PAGES * stride, false);
 	for (unsigned i = 0; i < MARKERS; i++) {
+		atomic_store(&marker[i].marked, 0);
 		marker[i].number = i;
 		CHECK_EQ(pthread_create(&marker[i].thread, NULL, mark_pages, &marker[i]), 0);
 	}
-	for (uint64_t turn = 0; taken < all; turn++) {
+	for (uint64_t turn = 0; all_taken < all; turn++) {
 		before = all_marked();
 		now = take_out(turn);
-		taken += now;
-		CHECK(taken >= before); /* none lost */
-		CHECK(taken <= all_marked() + MARKERS); /* none twice; each thread may be about to count one */
+		all_taken += now;
+		CHECK(all_taken >= before || turn % 4 == 2); /* none lost */
+		CHECK(all_taken <= all_marked() + MARKERS); /* none twice; each thread may be about to count one */
 		yield_if_idle(!now);
 	}
 	for (int i = 0; i < MARKERS; i++)
@@ -452,9 +544,10 @@ static void conservation(void)
 	CHECK_EQ(take_out(0) + take_out(1), 0);
 	for (uint64_t page = 0; page < SHARED_PAGES; page++)
 		CHECK_EQ(atomic_load(&harvested[page]), rounds);
-	CHECK_EQ(taken, all_marked());
+	CHECK_EQ(all_taken, all_marked());
 	CHECK_EQ(dirty_log_check(shared), 0);
-	marks += taken;
+	CHECK_EQ(dirty_log_unnoted(shared, 0), nwords_of(shared));
+	marks += all_taken;
 	destroy(shared);
 }
 
@@ -482,21 +575,22 @@ static void interrupt(int signal_number)
 
 static void mark_and_clear(void)
 {
+	const uint64_t mask = (uint64_t)1 << 62;
+
 	dirty_log_mark(shared, 62);
 	CHECK(own_bit(62));
-	shared->scratch[0] = (uint64_t)1 << 62;
-	dirty_log_clear(shared, 0, 1);
+	dirty_log_clear(shared, 0, &mask, 1);
 	CHECK(!own_bit(62));
 }
 
-static void one_word(void)
+static void one_word(uint64_t npages)
 {
 	struct sigevent event = { .sigev_notify = SIGEV_SIGNAL, .sigev_signo = SIGUSR1 };
 	struct itimerspec often = { .it_interval.tv_nsec = 20000, .it_value.tv_nsec = 20000 }, never = { 0 };
 	sig_atomic_t enough = (sig_atomic_t)test_times(20000);
 	timer_t timer;
 
-	shared = create(64, false);
+	shared = create(npages, false);
 	interrupts = 0;
 	CHECK(signal(SIGUSR1, interrupt) != SIG_ERR);
 	CHECK_EQ(timer_create(CLOCK_MONOTONIC, &event, &timer), 0);
@@ -535,20 +629,22 @@ static void *write_and_mark(void *unused)
 /* Returns whether a page was marked. */
 static bool check_harvested(void)
 {
-	dirty_log_harvest(shared);
+	dirty_log_harvest(shared, bitmap);
 	for (uint64_t page = 0; page < 64; page++)
-		if (bit(shared->scratch[0], page))
+		if (bit(bitmap[0], page))
 			atomic_store_explicit(&seen[page], atomic_load_explicit(&written[page], memory_order_relaxed),
 					      memory_order_relaxed);
-	return shared->scratch[0];
+	return bitmap[0];
 }
 
-static void writes_are_seen(void)
+static void writes_are_seen(uint64_t npages)
 {
 	pthread_t thread;
 
 	write_rounds = test_times(20000);
-	shared = create(64, false);
+	atomic_store(&rounds_marked, 0);
+	atomic_store(&rounds_seen, 0);
+	shared = create(npages, false);
 	CHECK_EQ(pthread_create(&thread, NULL, write_and_mark, NULL), 0);
 	for (uint64_t round = 1; round <= write_rounds; round++) {
 		while (atomic_load_explicit(&rounds_marked, memory_order_acquire) < round)
@@ -571,16 +667,23 @@ int main(int argc, char **argv)
 	every_page();
 	every_size();
 	references();
+	pins();
 	no_memory();
 	far_apart();
+	large_related();
 	for (uint64_t i = 0; i < test_times(1000); i++)
 		related_logs(i);
+	break_d6();
 	break_d1(1);
 	break_d1(63);
 	break_d1(65);
 	break_d1(PAGES_MAX);
-	conservation();
-	one_word();
-	writes_are_seen();
+	conservation(1, test_times(1000));
+	conservation(11, test_times(100));
+	conservation(349, test_times(8));
+	one_word(64);
+	one_word(DIRTY_SUMMARY_MIN);
+	writes_are_seen(64);
+	writes_are_seen(DIRTY_SUMMARY_MIN);
 	return test_done("dirty_log", marks, "marks");
 }

@@ -70,6 +70,8 @@ REQUEST = Request(
     first_page=65,
     num_pages=66,
     value=77,
+    gpa=0x123456,
+    done=9999,
 )
 # Words of the message for REQUEST with the limit 4321 and OTHER as the other party.
 WORDS = {
@@ -120,6 +122,11 @@ WORDS = {
     "BACKING_RANGE": ["[0x7f0000000000, 0x7f0000100000)", "slot 7", hex(4321)],
     "BACKING_READONLY": ["slot 7", "READONLY"],
     "NO_FREE_SLOT": ["4321", "address space 1", "user_mem_slots"],
+    "GUEST_HOLE": ["0x123456", "address space 1", "no slot", "9999"],
+    "GUEST_READONLY": ["0x123456", "slot 3", "READONLY", "9999"],
+    "GUEST_RAW": ["0x123456", "slot 3", "map_buffer()", "dereference_raw_addresses", "9999"],
+    "CACHE_RANGE": ["cache", "4321"],
+    "GUEST_FAULT": ["0x123456", "slot 3", "truncated", "9999"],
 }
 
 
@@ -279,6 +286,7 @@ def test_lookup_errors_name_number_and_space(method: str, unit: int, name: str) 
 
 # Rules that no call from Python can break, and why.
 UNREACHABLE = {
+    "CACHE_RANGE": "the binding has no gfn_to_hva_cache",
     "STRUCT_SIZE": "the binding is compiled with the header of the library",
     "TOTAL_PAGES": "2**31 slots of 2**31 pages are the most, 2**62 pages of 64 bits",
 }
@@ -286,6 +294,10 @@ ELSEWHERE = {
     "BACKING_RANGE": "tests/core/test_backing.c",
     "BACKING_READONLY": "tests/core/test_backing.c",
     "NO_FREE_SLOT": "tests/core/test_short_forms.c",
+    "GUEST_HOLE": "tests/core/test_guest_memory.c",
+    "GUEST_READONLY": "tests/core/test_guest_memory.c",
+    "GUEST_RAW": "tests/core/test_guest_memory.c",
+    "GUEST_FAULT": "tests/core/test_guest_memory.c",
     "FORKED": "test_threads.py: it takes a fork",
     "INTERRUPTED": "tests/core/test_vm.c: in Python what the signal handler raised comes instead",
     "LISTENER_REFUSED": "tests/core: a listener in Python refuses by its own exception",

@@ -140,7 +140,13 @@ struct ms_memslot {
 	RULE(STRUCT_SIZE, "the size member of a struct of the caller is less than limit", EINVAL) \
 	RULE(BACKING_RANGE, "the pages are not inside the backing, which ends at limit", EINVAL) \
 	RULE(BACKING_READONLY, "a READONLY backing, and a slot without READONLY", EINVAL) \
-	RULE(NO_FREE_SLOT, "all limit = user_mem_slots ids are in use", ENOSPC)
+	RULE(NO_FREE_SLOT, "all limit = user_mem_slots ids are in use", ENOSPC) \
+	RULE(GUEST_HOLE, "no slot, or one that is being deleted or moved, has the byte at gpa", EFAULT) \
+	RULE(GUEST_READONLY, "a write at gpa to a READONLY slot: other", EFAULT) \
+	RULE(GUEST_RAW, "the slot at gpa has no backing, and the VM has not dereference_raw_addresses", EFAULT) \
+	RULE(GUEST_FAULT, "the host memory at gpa, of the slot other, is truncated, unmapped or protected", EFAULT) \
+	RULE(CACHE_RANGE, "the range of a gfn_to_hva_cache is empty or wraps, or an access ends beyond limit bytes", \
+	     EINVAL)
 
 enum ms_rule {
 	MS_RULE_NONE = 0,
@@ -160,6 +166,8 @@ struct ms_error {
 	uint32_t index; /* ms_load_memslots(): the first entry that is refused, or the one that a listener refuses */
 	uint64_t limit;
 	struct ms_memslot other;
+	uint64_t gpa;  /* guest memory: the first byte of the piece that is refused */
+	uint64_t done; /* guest memory: the bytes of the call before this piece, which are complete */
 };
 
 /* ---- VM ---------------------------------------------------------------------------------------------------- */
@@ -467,7 +475,125 @@ uint32_t ms_vcpu_as_id(const struct ms_vcpu *vcpu);
 int ms_vcpu_gfn_to_memslot(struct ms_vcpu *vcpu, uint64_t gfn, struct ms_memslot *out);
 uint64_t ms_vcpu_gfn_to_hva(struct ms_vcpu *vcpu, uint64_t gfn);
 
+/* ---- guest memory (guest_*.c, hva_cache.c) --------------------------------------------------------------------- */
+
+/*
+ * These calls copy bytes from and to the memory of the slots at [gpa, gpa + n), by KVM's rules: the range is split into
+ * pieces at page boundaries; a write marks the page of a piece dirty after the piece is written; the first piece that
+ * is refused ends the call.  Pieces before it are complete: nothing is rolled back.  With n = 0 a call does nothing and
+ * returns 0.
+ *
+ *   -EFAULT  MS_RULE_GUEST_HOLE      no slot, or an INVALID one; an as_id out of range is a hole everywhere
+ *            MS_RULE_GUEST_READONLY  a write to a READONLY slot
+ *            MS_RULE_GUEST_RAW       the slot has no backing; see dereference_raw_addresses in struct ms_config
+ *            MS_RULE_GUEST_FAULT     the host memory is gone; the content of this piece is unspecified
+ *            MS_RULE_NULL_BUFFER     the pointer is NULL, and n is not 0
+ *   -EIO     MS_RULE_FORKED          a write to a slot with a dirty log, in a forked child: its mark would be lost
+ *   -ENOMEM  MS_RULE_NO_MEMORY       more than MS_GUEST_SHORT bytes in more slots than the call has room for; nothing
+ *                                    is copied
+ * err->gpa is the piece that is refused, and err->done the number of bytes before it.
+ *
+ * All pieces of one call come from one published state.  Up to MS_GUEST_SHORT bytes the copy is one read section, so a
+ * change of the slots waits for it.  A longer copy keeps the host memory and the dirty logs alive by references and
+ * needs no section: no change waits for it.  It writes to the memory of the state in which it began, also after a slot
+ * is moved or deleted, and it marks the pages in the log that the slot with this id has at the end too.
+ *
+ * A fault of host memory that was truncated, unmapped or protected does not end in a signal.  The first
+ * ms_backing_create(), or ms_vm_create() with dereference_raw_addresses, installs a handler for SIGSEGV and SIGBUS.  It
+ * passes every other fault to the handler that was there before.  The promise does not hold if somebody later installs
+ * a handler that does not call its predecessor, or in a thread that blocks these signals.
+ *
+ * The content of memory that others write at the same time is a mixture of old and new bytes, except for naturally
+ * aligned values of 1, 2, 4 and 8 bytes.
+ */
+#define MS_GUEST_SHORT ((size_t)1 << 16)
+
+int ms_read_guest(struct ms_vm *vm, uint32_t as_id, uint64_t gpa, void *out, size_t n, struct ms_error *err);
+int ms_write_guest(struct ms_vm *vm, uint32_t as_id, uint64_t gpa, const void *data, size_t n, struct ms_error *err);
+int ms_fill_guest(struct ms_vm *vm, uint32_t as_id, uint64_t gpa, size_t n, uint8_t byte, struct ms_error *err);
+
+/*
+ * As memmove(): the ranges of guest addresses may overlap.  Pieces are split at the page boundaries of both ranges.
+ * Only the bytes before the first hole, READONLY slot or raw slot are copied.  If a copy to a higher address that
+ * overlaps its source ends by MS_RULE_GUEST_FAULT, err->done is 0, because it begins with the last bytes.
+ */
+int ms_copy_guest(struct ms_vm *vm, uint32_t as_id, uint64_t dst_gpa, uint64_t src_gpa, size_t n, struct ms_error *err);
+
+/* Little-endian values at any gpa.  A naturally aligned value is one access: a load with acquire, a store with release.
+ * A value that crosses a page boundary is two pieces. */
+int ms_read_guest_u8(struct ms_vm *vm, uint32_t as_id, uint64_t gpa, uint8_t *value, struct ms_error *err);
+int ms_read_guest_u16(struct ms_vm *vm, uint32_t as_id, uint64_t gpa, uint16_t *value, struct ms_error *err);
+int ms_read_guest_u32(struct ms_vm *vm, uint32_t as_id, uint64_t gpa, uint32_t *value, struct ms_error *err);
+int ms_read_guest_u64(struct ms_vm *vm, uint32_t as_id, uint64_t gpa, uint64_t *value, struct ms_error *err);
+int ms_write_guest_u8(struct ms_vm *vm, uint32_t as_id, uint64_t gpa, uint8_t value, struct ms_error *err);
+int ms_write_guest_u16(struct ms_vm *vm, uint32_t as_id, uint64_t gpa, uint16_t value, struct ms_error *err);
+int ms_write_guest_u32(struct ms_vm *vm, uint32_t as_id, uint64_t gpa, uint32_t value, struct ms_error *err);
+int ms_write_guest_u64(struct ms_vm *vm, uint32_t as_id, uint64_t gpa, uint64_t value, struct ms_error *err);
+
+/*
+ * Many values of 8 bytes: `in` has the gpas, and `out` gets the values or, for a write, has them.  The rules are those
+ * of a series of single calls, in the order of the batch, but all values come from one published state.  After an error
+ * err->index is the number of the value that is refused, and err->done 8 times this number, plus the bytes of the
+ * value that are complete.  -EINTR: poll ended the call; the values before are complete.
+ *
+ * Up to MS_BATCH_PIECE values are one read section.  A longer read is one section for each so many values, unless a
+ * writer publishes another state meanwhile: then it starts again.  In this case, and for a longer write, the call takes
+ * references to all slots, and needs no section.
+ */
+int ms_read_guest_u64_many(struct ms_vm *vm, uint32_t as_id, const struct ms_batch *batch, struct ms_error *err);
+int ms_write_guest_u64_many(struct ms_vm *vm, uint32_t as_id, const struct ms_batch *batch, struct ms_error *err);
+
+struct ms_host_range {
+	uint64_t hva, length; /* in bytes */
+};
+
+/*
+ * The host memory of the guest bytes [gpa, gpa + n), up to the first byte that has no address for this use: in a hole,
+ * an INVALID slot or, for a write, a READONLY slot.  *hole is this byte, or gpa + n; hole may be NULL.  Raw slots have
+ * addresses too.  The call writes up to `room` ranges and returns the number of all.  Neighbours in host memory are one
+ * range.
+ */
+size_t ms_host_ranges(struct ms_vm *vm, uint32_t as_id, uint64_t gpa, uint64_t n, bool write, struct ms_host_range *out,
+		      size_t room, uint64_t *hole);
+
+/*
+ * The same for n guest ranges, from one published state.  The host ranges of guest range i are those from offsets[i] to
+ * offsets[i + 1]; offsets has n + 1 elements.  holes has n elements, or is NULL.  If the result is more than `room`,
+ * call again with more room.
+ */
+size_t ms_host_ranges_many(struct ms_vm *vm, uint32_t as_id, const uint64_t *gpas, const uint64_t *sizes, size_t n,
+			   bool write, struct ms_host_range *out, size_t room, uint64_t *offsets, uint64_t *holes);
+
+/* The slots of n ranges of frames [starts[i], ends[i]), in the same form. */
+size_t ms_memslots_in_gfn_range_many(struct ms_vm *vm, uint32_t as_id, const uint64_t *starts, const uint64_t *ends,
+				     size_t n, struct ms_memslot *out, size_t room, uint64_t *offsets);
+
+/*
+ * KVM's gfn_to_hva_cache: the address of one range of guest memory, for repeated accesses.  It stays right through
+ * changes, because an access compares the generation first.  One thread at a time may use a cache, with the VM of its
+ * init.  The members belong to the library.
+ */
+struct ms_gfn_to_hva_cache {
+	uint64_t generation;
+	uint64_t gpa, hva, len;
+	const void *slot; /* NULL: the range has several pages and is accessed as by ms_read_guest() */
+	uint32_t as_id;
+};
+
+/* -EINVAL: [gpa, gpa + len) is empty at the beginning of a page, or wraps (MS_RULE_CACHE_RANGE).  -EFAULT: a page is in
+ * a hole or READONLY, because the address is one for writing.  Then later accesses fail until a change of the slots. */
+int ms_gfn_to_hva_cache_init(struct ms_vm *vm, uint32_t as_id, struct ms_gfn_to_hva_cache *cache, uint64_t gpa,
+			     uint64_t len, struct ms_error *err);
+
+/* The bytes [offset, offset + n) of the range.  -EINVAL: they end beyond it (MS_RULE_CACHE_RANGE).  Other errors as of
+ * ms_read_guest() and ms_write_guest(), and -EFAULT for a read from a READONLY slot. */
+int ms_read_guest_cached(struct ms_vm *vm, struct ms_gfn_to_hva_cache *cache, uint64_t offset, void *out, size_t n,
+			 struct ms_error *err);
+int ms_write_guest_cached(struct ms_vm *vm, struct ms_gfn_to_hva_cache *cache, uint64_t offset, const void *data,
+			  size_t n, struct ms_error *err);
+
 /* ---- dirty log (dirty_ioctl.c, lookup.c, batch.c; the bits are in dirty_log.c) --------------------------------- */
+/* ---- dirty log (dirty_ioctl.c, dirty_harvest.c, lookup.c, batch.c; the bits are in dirty_log.c) ---------------- */
 
 /* mark_page_dirty(): sets the bit of the page.  Does nothing in a hole or without logging.  READONLY does not matter.
  * The _many call is a series of single marks; each uses the state of its own moment.  -EINTR as above.  The call does
@@ -486,6 +612,28 @@ int ms_get_dirty_log(struct ms_vm *vm, uint32_t as_id, uint32_t slot, uint64_t *
 /* [lock] KVM_CLEAR_DIRTY_LOG.  bitmap has nwords words.  The check of nwords follows KVM's own checks. */
 int ms_clear_dirty_log(struct ms_vm *vm, uint32_t as_id, uint32_t slot, uint64_t first_page, uint32_t num_pages,
 		       const uint64_t *bitmap, size_t nwords, struct ms_error *err);
+
+/* [lock] Sets the bits of `words` in the log, for example those of the kernel's own log.  nwords must be
+ * ceil(npages / 64).  Bits from npages on are ignored. */
+int ms_merge_dirty_log(struct ms_vm *vm, uint32_t as_id, uint32_t slot, const uint64_t *words, size_t nwords,
+		       struct ms_error *err);
+
+struct ms_gfn_range {
+	uint64_t gfn;
+	uint64_t npages;
+};
+
+#define MS_GFN_END ((uint64_t)1 << (64 - MS_PAGE_SHIFT)) /* no slot has this frame or a later one */
+
+/*
+ * [lock] Writes the dirty pages of all logged slots of an address space, from *gfn on, as up to `room` ranges in
+ * ascending order, and their number to *n.  Neighbours are joined, also across slots.  With `clear` the call clears the
+ * bits that it reports, whatever ms_manual_dirty_log_protect() is; without it the call changes nothing.
+ * If the array is full, *gfn becomes the first dirty page that is not reported, otherwise MS_GFN_END.
+ * The cost follows the number of dirty pages and of slots, not the size of the slots.
+ */
+int ms_harvest_dirty(struct ms_vm *vm, uint32_t as_id, bool clear, uint64_t *gfn, struct ms_gfn_range *out, size_t room,
+		     size_t *n, struct ms_error *err);
 
 /* [lock] KVM_ENABLE_CAP of KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2: 0, ENABLE, or ENABLE | INITIALLY_SET. */
 int ms_set_manual_dirty_log_protect(struct ms_vm *vm, uint64_t value, struct ms_error *err);
