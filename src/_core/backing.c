@@ -8,7 +8,7 @@
 
 struct memory backing_memory;
 
-static bool is_valid(uint64_t start, uint64_t size, uint32_t flags)
+static bool can_back(uint64_t start, uint64_t size, uint32_t flags)
 {
 	return start && size && !((start | size) % MS_PAGE_SIZE) && start + size > start &&
 	       !(flags & ~MS_BACKING_READONLY);
@@ -23,7 +23,7 @@ int ms_backing_create(void *start, size_t size, uint32_t flags, ms_release_fn *r
 	if (!out)
 		return -EFAULT;
 	*out = NULL;
-	if (!is_valid(address, size, flags))
+	if (!can_back(address, size, flags))
 		return -EINVAL;
 	backing = memory_zalloc(&backing_memory, sizeof(*backing));
 	if (!backing)

@@ -7,8 +7,8 @@
  *
  * The put of the last reference often runs under slots_lock, but the release function may call the VM.  So a put only
  * adds the release to the tasks of its thread (thread.h).  vm_unlock(), ms_read_unlock(), ms_backing_put(),
- * ms_vm_destroy() and ms_update_abandon() run the tasks when the thread has left its locks, hooks and read sections.  A slot is freed after the
- * grace period, so no section that can find the slot is open then.
+ * ms_vm_destroy() and ms_update_abandon() run the tasks when the thread has left its locks, hooks and read sections.
+ * A slot is freed after the grace period, so no section that can find the slot is open then.
  *
  * Invariants
  *   B1  refs is the number of slots, calls and callers that hold the backing; release runs once, after refs is 0;
@@ -18,7 +18,7 @@
  *
  * Ordering (row "backing references"): get is relaxed, by a holder of a reference or inside a section that finds the
  * slot.  put is acq_rel, so the thread that releases the memory comes after every use of it.
- * Locking: none.  check.c uses `seen` under its own lock.
+ * Locking: none.  check.c uses `seen` while `references_busy` is set.
  * Cost: O(1).
  */
 #ifndef MS_BACKING_H

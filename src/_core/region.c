@@ -173,8 +173,7 @@ int ms_set_memslot_flags(struct ms_vm *vm, uint32_t as_id, uint32_t slot, uint32
 	if (r)
 		return r;
 	r = present_region(vm, as_id, slot, &region, err);
-	if (!r)
-		region.flags = (region.flags & ~clear) | set;
+	region.flags = (region.flags & ~clear) | set;
 	return leave(vm, r ? r : change_region(vm, &region, 0, vm->config.user_mem_slots, err));
 }
 

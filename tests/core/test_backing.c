@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * test_backing.c - host memory that slots keep alive: who holds it, and when, where and how often it is released.
+ * test_backing.c - host memory that slots keep alive: its references, and the time, place and number of its releases.
  *
  * Every release checks that its thread is outside of sections, hooks and locks.  The tests in the middle of the file
  * run on each design; those of updates run on the tree.
@@ -95,7 +95,7 @@ static int create(uint64_t start, uint64_t size, uint32_t flags)
 	int r = ms_backing_create((void *)(uintptr_t)start, size, flags, NULL, NULL, &backing);
 
 	CHECK_EQ(r == 0, backing != NULL);
-	ms_backing_put(backing); /* nobody wants to hear of its release */
+	ms_backing_put(backing); /* it has no release function */
 	return r;
 }
 
@@ -757,6 +757,29 @@ static void test_put_before_the_update_is_abandoned(bool in_flush)
 	ms_vm_destroy(vm);
 }
 
+static void *put_alone(void *held)
+{
+	struct held *h = held;
+
+	ms_backing_put(h->backing);
+	CHECK_EQ(h->released, 1);
+	return NULL;
+}
+
+/* The open update of another thread delays nothing. */
+static void test_put_next_to_an_update(void)
+{
+	struct ms_vm *vm = new_vm(1);
+	struct ms_update *u;
+	struct held h;
+
+	hold(&h, 0);
+	CHECK_EQ(ms_update_begin(vm, 0, &u, NULL), 0);
+	by_another_thread(put_alone, &h);
+	CHECK_EQ(ms_update_end(u, true, NULL), 0);
+	end_vm(vm);
+}
+
 static void *begin_and_leave(void *of)
 {
 	struct ms_update *u;
@@ -1038,6 +1061,40 @@ static void test_readers_keep_it(uint64_t changes)
 	end_vm(shared);
 }
 
+/* ---- checks in two threads ---- */
+
+static struct ms_vm *checked[2];
+
+static void *check_often(void *vm)
+{
+	for (uint64_t i = 0; i < test_times(2000); i++)
+		check_sound(vm);
+	return NULL;
+}
+
+/* Both VMs hold the same memory, so both checks count in the same place. */
+static void test_checks_side_by_side(void)
+{
+	pthread_t threads[2];
+	struct held h;
+
+	hold(&h, 0);
+	for (int i = 0; i < 2; i++) {
+		checked[i] = new_vm(1);
+		for (uint32_t id = 0; id < 20; id++)
+			CHECK_EQ(map(checked[i], &h, id, 0x100 * (id + 1), 0), 0);
+	}
+	for (int i = 0; i < 2; i++)
+		CHECK_EQ(pthread_create(&threads[i], NULL, check_often, checked[i]), 0);
+	for (int i = 0; i < 2; i++)
+		CHECK_EQ(pthread_join(threads[i], NULL), 0);
+	CHECK_EQ(h.backing->seen, 0);
+	ms_backing_put(h.backing);
+	for (int i = 0; i < 2; i++)
+		end_vm(checked[i]);
+	CHECK_EQ(h.released, 1);
+}
+
 /* ---- fork ---- */
 
 /* Parent and child have a copy of the counts each. */
@@ -1099,9 +1156,11 @@ int main(int argc, char **argv)
 		test_fork();
 	}
 	design_name = "tree";
+	test_checks_side_by_side();
 	test_drafts();
 	test_readonly_draft();
 	test_put_between_steps();
+	test_put_next_to_an_update();
 	test_put_before_the_update_is_abandoned(false);
 	test_put_before_the_update_is_abandoned(true);
 	test_end_of_an_update();
