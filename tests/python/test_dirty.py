@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""harvest_dirty, merge_dirty_log, get_dirty_log(out=) and Change.dirty.  test_vm.py has the other calls of dirty logs."""
+"""harvest_dirty, merge_dirty_log, get_dirty_log(out=) and Change.dirty.  test_vm.py has the other calls."""
 
 from __future__ import annotations
 
