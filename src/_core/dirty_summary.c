@@ -16,28 +16,18 @@ static uint64_t bit_of(size_t i)
 	return (uint64_t)1 << (i % 64);
 }
 
-static bool has_bit(const _Atomic uint64_t *words, size_t i)
-{
-	return atomic_load_explicit(&words[i / 64], memory_order_seq_cst) & bit_of(i);
-}
-
 /* A bit that is set costs a load only, so that marking threads share the cache line. */
 static void set_bit(_Atomic uint64_t *words, size_t i)
 {
-	if (!has_bit(words, i))
+	if (!dirty_summary_bit(words, i))
 		atomic_fetch_or_explicit(&words[i / 64], bit_of(i), memory_order_seq_cst);
 }
 
-void dirty_summary_note(struct dirty_summary summary, size_t line)
+void dirty_summary_set(struct dirty_summary summary, size_t line)
 {
 	set_bit(lower_of(summary), line);
 	point(READER_NOTES_UPPER);
 	set_bit(summary.upper, line / 64);
-}
-
-bool dirty_summary_has(struct dirty_summary summary, size_t line)
-{
-	return has_bit(lower_of(summary), line) && has_bit(summary.upper, line / 64);
 }
 
 /* ---- the walk ---- */

@@ -42,11 +42,25 @@ static inline size_t dirty_summary_upper(size_t nr_lines)
 	return (dirty_summary_lower(nr_lines) + 63) / 64;
 }
 
-/* Call it after bits of the line were set. */
-void dirty_summary_note(struct dirty_summary summary, size_t line);
+static inline bool dirty_summary_bit(const _Atomic uint64_t *words, size_t i)
+{
+	return atomic_load_explicit(&words[i / 64], memory_order_seq_cst) >> (i % 64) & 1;
+}
 
 /* Whether DS1 holds for a line that is not 0, when no mark is under way. */
-bool dirty_summary_has(struct dirty_summary summary, size_t line);
+static inline bool dirty_summary_has(struct dirty_summary summary, size_t line)
+{
+	return dirty_summary_bit(summary.upper + summary.nr_upper, line) && dirty_summary_bit(summary.upper, line / 64);
+}
+
+void dirty_summary_set(struct dirty_summary summary, size_t line);
+
+/* Call it after bits of the line were set.  Most marks find both bits set, and cost two loads. */
+static inline void dirty_summary_note(struct dirty_summary summary, size_t line)
+{
+	if (unlikely(!dirty_summary_has(summary, line)))
+		dirty_summary_set(summary, line);
+}
 
 struct dirty_walk {
 	struct dirty_summary summary;

@@ -303,6 +303,17 @@ static void count_change(const struct writer *w, const struct change *c)
 	count_add(&counts->nr_memslot_pages, npages_or_0(c->new_slot) - npages_or_0(c->old));
 }
 
+/* No reader can find the log any more. */
+static void add_last_bits(struct ms_change *change, const struct change *c)
+{
+	const struct dirty_log *log = c->old ? c->old->dirty : NULL;
+
+	if (!log || (c->new_slot && c->new_slot->dirty))
+		return;
+	change->dirty = (const uint64_t *)(const void *)log->live;
+	change->nr_dirty_words = nwords_of(log);
+}
+
 static void commit_listeners(const struct writer *w, const struct change *c)
 {
 	struct ms_change change;
@@ -310,6 +321,7 @@ static void commit_listeners(const struct writer *w, const struct change *c)
 	if (likely(!w->vm->nr_listeners) || w->without_hooks)
 		return;
 	change = change_value(c);
+	add_last_bits(&change, c);
 	listeners_commit(w->vm, &change);
 }
 

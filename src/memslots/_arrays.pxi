@@ -371,6 +371,27 @@ cdef cnp.ndarray _result(object out, cnp.ndarray numbers, int type_num):
     return array
 
 
+cdef cnp.ndarray _contiguous_out(object out, str shape):
+    """An array of uint64 words that the core fills as a whole.  shape: "(n,)" or "(n, 2)"."""
+    cdef str way = f"; use np.empty({shape}, dtype=np.uint64)"
+    cdef cnp.ndarray array
+    cdef bint has_shape
+    if not cnp.PyArray_Check(out):
+        raise TypeError(f"out must be an ndarray, not {type(out).__name__}{way}")
+    _refuse_masked_out(out)
+    array = _plain(out)
+    has_shape = array.ndim == 1 if shape == "(n,)" else array.ndim == 2 and cnp.PyArray_DIM(array, 1) == 2
+    if array.dtype != np.uint64 or not cnp.PyArray_ISNOTSWAPPED(array):
+        raise TypeError(f"out must be an array of uint64 in the machine's byte order, not {array.dtype.str}{way}")
+    if not has_shape:
+        raise ValueError(f"out must have the shape {shape}, not {(<object>array).shape}{way}")
+    if not cnp.PyArray_IS_C_CONTIGUOUS(array) or not cnp.PyArray_ISALIGNED(array):
+        raise ValueError(f"out must be contiguous and aligned{way}")
+    if not cnp.PyArray_ISWRITEABLE(array):
+        raise ValueError(f"out is read-only{way}")
+    return array
+
+
 cdef int _refuse_masked_out(object out) except -1:
     if isinstance(out, np.ma.MaskedArray):
         raise TypeError("out is a masked array; use out.data")

@@ -88,6 +88,9 @@ cdef extern from "memslots.h" nogil:
                          ms_error *err)
     int ms_clear_dirty_log(ms_vm *vm, uint32_t as_id, uint32_t slot, uint64_t first_page, uint32_t num_pages,
                            const uint64_t *bitmap, size_t nwords, ms_error *err)
+    int ms_merge_dirty_log(ms_vm *vm, uint32_t as_id, uint32_t slot, const uint64_t *words, size_t nwords, ms_error *err)
+    int ms_harvest_dirty(ms_vm *vm, uint32_t as_id, bint clear, uint64_t *gfn, ms_gfn_range *out, size_t room,
+                         size_t *n, ms_error *err)
     int ms_set_manual_dirty_log_protect(ms_vm *vm, uint64_t value, ms_error *err)
     uint64_t ms_manual_dirty_log_protect(const ms_vm *vm)
     int ms_update_begin(ms_vm *vm, uint32_t as_id, ms_update **out, ms_error *err)

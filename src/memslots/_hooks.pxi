@@ -28,7 +28,15 @@ cdef class _Hook:
 
 
 cdef object _change(const ms_change *change):
-    return Change(ChangeKind(<int>change.kind), _slot_or_none(&change.old_slot), _slot_or_none(&change.new_slot))
+    return Change(ChangeKind(<int>change.kind), _slot_or_none(&change.old_slot), _slot_or_none(&change.new_slot),
+                  None if change.dirty is NULL else _copied_words(change.dirty, change.nr_dirty_words))
+
+
+cdef cnp.ndarray _copied_words(const uint64_t *words, size_t n):
+    cdef cnp.npy_intp shape = n
+    cdef cnp.ndarray copy = cnp.PyArray_EMPTY(1, &shape, cnp.NPY_UINT64, 0)
+    memcpy(cnp.PyArray_DATA(copy), words, n * sizeof(uint64_t))
+    return copy
 
 
 cdef int _check_none(str name, _Hook hook, object result) except -1:

@@ -164,7 +164,19 @@ class VM:
     def mark_page_dirty(self, gfn: SupportsIndex, as_id: SupportsIndex = 0) -> None: ...
     def mark_page_dirty_many(self, gfns: _Numbers, as_id: SupportsIndex = 0) -> None: ...
     def get_dirty_log(
-        self, slot: SupportsIndex, as_id: SupportsIndex = 0
+        self,
+        slot: SupportsIndex,
+        as_id: SupportsIndex = 0,
+        *,
+        out: npt.NDArray[np.uint64] | None = None,
+    ) -> npt.NDArray[np.uint64]: ...
+    def harvest_dirty(
+        self,
+        as_id: SupportsIndex = 0,
+        *,
+        clear: bool = True,
+        out: npt.NDArray[np.uint64] | None = None,
+        start_gfn: SupportsIndex = 0,
     ) -> npt.NDArray[np.uint64]: ...
     def _get_dirty_log_null(self, slot: SupportsIndex, as_id: SupportsIndex = 0) -> None: ...
     def clear_dirty_log(
@@ -174,6 +186,9 @@ class VM:
         num_pages: SupportsIndex,
         bitmap: _Numbers | None,
         as_id: SupportsIndex = 0,
+    ) -> None: ...
+    def merge_dirty_log(
+        self, slot: SupportsIndex, words: _Numbers, as_id: SupportsIndex = 0
     ) -> None: ...
     @property
     def manual_dirty_log_protect(self) -> int: ...

@@ -36,7 +36,7 @@ from cpython.object cimport Py_TYPE, PyTypeObject
 from cpython.pythread cimport PyThread_get_thread_ident
 from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc
-from libc.string cimport memset
+from libc.string cimport memcpy, memset
 from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 
 from ._calls cimport *
@@ -74,6 +74,9 @@ __version__ = MS_VERSION.decode()
 
 # The number of slots that the first try of a range query has room for.
 cdef enum: FIRST_ROOM = 64
+
+# The number of ranges that the first try of a harvest has room for.
+cdef enum: FIRST_RANGES = 1024
 
 # From the number of a rule to its name.
 _RULES = {number: ms_rule_name(<ms_rule>number).decode() for number in range(MS_RULE_NONE + 1, MS_RULE_NR)}
@@ -226,6 +229,62 @@ cdef int _report_harvest(VM vm, cnp.ndarray words) except -1:
         error.dirty_log = words
         raise
     return 0
+
+
+cdef size_t _log_into(VM vm, uint32_t id, uint32_t space, cnp.ndarray words) except? 0:
+    """Fills words with the log, and returns its number of words.  If words has fewer, the log is unchanged."""
+    cdef uint64_t *data = <uint64_t *>cnp.PyArray_DATA(words)
+    cdef size_t room = cnp.PyArray_SIZE(words), n = 0
+    cdef ms_error err
+    cdef int r
+    _check_open(vm)
+    with nogil:
+        r = ms_get_dirty_log(vm._vm, space, id, data, room, &n, &err)
+    if r and r != -ENOBUFS:
+        raise _refusal(vm, r, &err, Request(id, space))
+    return n
+
+
+cdef cnp.ndarray _whole_log(VM vm, uint32_t id, uint32_t space):
+    """The slot may change its size between two tries."""
+    cdef size_t room = 1, n
+    cdef cnp.ndarray words
+    while True:
+        words = np.zeros(room, dtype=np.uint64)
+        n = _log_into(vm, id, space, words)
+        if n <= room:
+            return words if n == room else words[:n].copy()
+        room = n
+
+
+cdef size_t _harvest_into(VM vm, uint32_t space, bint clear, uint64_t *gfn, cnp.ndarray out) except? 0:
+    """Fills out from *gfn on, and returns the number of ranges.  *gfn becomes the next page, or MS_GFN_END."""
+    cdef ms_gfn_range *ranges = <ms_gfn_range *>cnp.PyArray_DATA(out)
+    cdef size_t room = cnp.PyArray_DIM(out, 0), n = 0
+    cdef ms_error err
+    cdef int r
+    with nogil:
+        r = ms_harvest_dirty(vm._vm, space, clear, gfn, ranges, room, &n, &err)
+    if r:
+        raise _refusal(vm, r, &err, Request(as_id=space))
+    return n
+
+
+cdef int _harvest_parts(VM vm, uint32_t space, bint clear, uint64_t gfn, list parts) except -1:
+    """Appends arrays of ranges until no dirty page is left.  Each has room for more ranges than the one before."""
+    cdef size_t room = FIRST_RANGES, n
+    while True:
+        part = np.zeros((room, 2), dtype=np.uint64)  # if memory runs out below, the rows that are not used say 0 pages
+        parts.append(part)
+        try:
+            n = _harvest_into(vm, space, clear, &gfn, part)
+        except BaseException:
+            parts.pop()
+            raise
+        parts[len(parts) - 1] = part[:n].copy() if n < room // 2 else part[:n]
+        if gfn >= MS_GFN_END:
+            return 0
+        room *= 4
 
 
 cdef cnp.ndarray _rows_to_load(VM vm, object array, uint32_t as_id):
@@ -945,37 +1004,67 @@ A virtual machine's memory slots (the part of struct kvm that concerns slots).
         cdef uint32_t space = _as_id(self, as_id)
         _look_up(self, MARK, _with_one_stride(_numbers(gfns, "gfns")), None, space, True)
 
-    def get_dirty_log(self, slot, as_id=0):
-        """KVM_GET_DIRTY_LOG: a new uint64 array of shape (ceil(npages / 64),); bit i of word j is page 64 j + i.
+    def get_dirty_log(self, slot, as_id=0, *, out=None):
+        """KVM_GET_DIRTY_LOG: a uint64 array of shape (ceil(npages / 64),); bit i of word j is page 64 j + i.
 
         slot is the id.  The call clears the log, unless manual_dirty_log_protect is on.
+        out: a uint64 array of one dimension with room for the words; the result is then out[:ceil(npages / 64)].
 
         NoSuchSlotError (ENOENT): there is no such slot, or it has no log.
         InvalidRegionError (EINVAL): the id or the address space is out of range.
+        ValueError: out is too short, or is not contiguous; the log is unchanged.
         If warnings are errors, a ReaderStallWarning can be raised after the log was cleared.  The exception then has
         the array as ``.dirty_log``.
         """
         cdef uint32_t id = _u32(slot, "slot"), space = _u32(as_id, "as_id")
-        cdef size_t room = 1, n = 0
         cdef cnp.ndarray words
-        cdef uint64_t *data
-        cdef ms_error err
-        cdef int r
-        _check_open(self)
-        while True:
-            words = np.zeros(room, dtype=np.uint64)
-            data = <uint64_t *>cnp.PyArray_DATA(words)
-            with nogil:
-                r = ms_get_dirty_log(self._vm, space, id, data, room, &n, &err)
-            if r == 0:
-                break
-            if r != -ENOBUFS:
-                raise _refusal(self, r, &err, Request(id, space))
-            room = n
-        if n < room:
-            words = words[:n].copy()
+        cdef size_t n = 0
+        if out is None:
+            words = _whole_log(self, id, space)
+        else:
+            words = _contiguous_out(out, "(n,)")
+            n = _log_into(self, id, space, words)
+            if n > <size_t>cnp.PyArray_SIZE(words):
+                raise ValueError(f"out has {cnp.PyArray_SIZE(words)} words, and slot {id} has {n}"
+                                 f"; use np.empty(({n},), dtype=np.uint64)")
+            words = out[:n]
         _report_harvest(self, words)
         return words
+
+    def harvest_dirty(self, as_id=0, *, clear=True, out=None, start_gfn=0):
+        """The dirty pages of all logged slots, as a uint64 array of shape (k, 2): ranges (gfn, npages) by ascending gfn.
+
+        Neighbouring pages are one range, also across slots.  With clear, the bits that the call reports are cleared,
+        whatever manual_dirty_log_protect is.  The time depends on the number of dirty pages, not on the size of memory.
+        out: a contiguous uint64 array of shape (n, 2).  The result is then out[:k].  If out is full (k == n), there may
+        be more dirty pages: they stay dirty for the next call.
+        start_gfn: the first page to report.
+
+        InvalidRegionError (EINVAL): the address space is out of range.
+        If the call fails after it has cleared bits (no memory, Ctrl-C, a warning that is an error), the exception has
+        the ranges as ``.dirty_ranges``, a list of arrays.
+        """
+        cdef uint32_t space = _u32(as_id, "as_id")
+        cdef uint64_t gfn = _u64(start_gfn, "start_gfn")
+        cdef bint clears = clear
+        cdef list parts = []
+        cdef size_t n
+        _check_open(self)
+        if out is not None:
+            _contiguous_out(out, "(n, 2)")
+        try:
+            if out is None:
+                _harvest_parts(self, space, clears, gfn, parts)
+                ranges = parts[0] if len(parts) == 1 else np.concatenate(parts)
+            else:
+                ranges = out[:_harvest_into(self, space, clears, &gfn, out)]
+                parts.append(ranges)
+            _report_hooks(self)
+        except BaseException as error:
+            if clears and parts:
+                error.dirty_ranges = parts
+            raise
+        return ranges
 
     def _get_dirty_log_null(self, slot, as_id=0):
         """KVM_GET_DIRTY_LOG with a NULL bitmap: clears the log, loses the bits and raises EFAULT.  For replay."""
@@ -1021,6 +1110,34 @@ A virtual machine's memory slots (the part of struct kvm that concerns slots).
             r = ms_clear_dirty_log(self._vm, space, id, first, num, data, n, &err)
         if r:
             raise _refusal(self, r, &err, Request(id, space, first_page=first, num_pages=num, value=n))
+        _report_hooks(self)
+
+    def merge_dirty_log(self, slot, words, as_id=0):
+        """Sets the bits of words in the log of a slot, for example the bits of the kernel's own log.
+
+        slot is the id.  words has the shape of get_dirty_log().  int64 words stand for the same 64 bits.  Bits beyond
+        the last page are ignored.
+
+        NoSuchSlotError (ENOENT): there is no such slot, or it has no log.
+        InvalidRegionError (EINVAL): the id is out of range, or words has another number of words.
+        """
+        cdef uint32_t id = _u32(slot, "slot"), space = _u32(as_id, "as_id")
+        cdef cnp.ndarray array = _words(words, "words")
+        cdef const uint64_t *data
+        cdef size_t n
+        cdef ms_error err
+        cdef int r
+        _check_open(self)
+        if array.ndim != 1:
+            raise ValueError(f"words must have one dimension, not {array.ndim}")
+        n = cnp.PyArray_SIZE(array)
+        if n <= (<size_t>MS_MEM_MAX_NR_PAGES + 63) // 64:  # otherwise the core refuses it unread
+            array = np.ascontiguousarray(array)
+        data = <const uint64_t *>cnp.PyArray_DATA(array)
+        with nogil:
+            r = ms_merge_dirty_log(self._vm, space, id, data, n, &err)
+        if r:
+            raise _refusal(self, r, &err, Request(id, space, value=n))
         _report_hooks(self)
 
     @property

@@ -100,6 +100,8 @@ cdef extern from "memslots.h" nogil:
         ms_change_kind kind
         ms_memslot old_slot
         ms_memslot new_slot
+        const uint64_t *dirty
+        size_t nr_dirty_words
 
     struct ms_listener:
         size_t size
@@ -108,6 +110,13 @@ cdef extern from "memslots.h" nogil:
         void (*abort)(void *opaque, const ms_change *change) noexcept
         void (*flush)(void *opaque, const ms_memslot *active, const ms_memslot *old) noexcept
         void (*commit)(void *opaque, const ms_change *change) noexcept
+
+    struct ms_gfn_range:
+        uint64_t gfn
+        uint64_t npages
+
+    uint64_t MS_GFN_END
+    uint64_t MS_MEM_MAX_NR_PAGES
 
     struct ms_batch:
         const void *in_ "in"

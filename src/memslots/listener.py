@@ -10,6 +10,11 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
+    from typing import Self
+
+    import numpy as np
+    import numpy.typing as npt
+
     from ._memslots import MemorySlot
 
 __all__ = ["Change", "ChangeKind", "Listener"]
@@ -24,12 +29,32 @@ class ChangeKind(enum.IntEnum):
     FLAGS_ONLY = 3
 
 
-class Change(NamedTuple):
-    """The argument of prepare, abort and commit.  ``old`` is None in a CREATE, and ``new`` is None in a DELETE."""
-
+class _Change(NamedTuple):
     kind: ChangeKind
     old: MemorySlot | None
     new: MemorySlot | None
+
+
+class Change(_Change):
+    """The argument of prepare, abort and commit.  ``old`` is None in a CREATE, and ``new`` is None in a DELETE.
+
+    ``dirty`` is not None in commit if the change ends the slot's dirty log: a DELETE of a logged slot, or a change that
+    switches LOG_DIRTY_PAGES off.  Then it has the last bits of the log, in an array as from ``get_dirty_log``.  It is
+    not a part of the tuple, so it does not count in a comparison.
+    """
+
+    dirty: npt.NDArray[np.uint64] | None
+
+    def __new__(
+        cls,
+        kind: ChangeKind,
+        old: MemorySlot | None,
+        new: MemorySlot | None,
+        dirty: npt.NDArray[np.uint64] | None = None,
+    ) -> Self:
+        change = super().__new__(cls, kind, old, new)
+        change.dirty = dirty
+        return change
 
 
 class Listener:

@@ -9,7 +9,7 @@
 
 #define LOG MS_MEM_LOG_DIRTY_PAGES
 #define SLOTS 6
-#define PAGES_MAX (1u << 20) /* of all slots and holes together */
+#define PAGES_MAX (1u << 21) /* of all slots and holes together */
 
 static struct ms_vm *vm;
 static bool dirty[PAGES_MAX];
@@ -20,10 +20,10 @@ static uint64_t steps;
 
 /* ---- the slots ---- */
 
-/* Sizes about the limits that matter: a word, a line, the smallest summary, a second lower word, a second upper one. */
+/* Sizes about the limits that matter: words, lines, the smallest summary. */
 static uint64_t some_size(struct rng *rng)
 {
-	static const uint64_t limit[] = { 64, 256, 512, 1 << 15, 1 << 16, 1 << 18 };
+	static const uint64_t limit[] = { 64, 256, 512, 1 << 15, DIRTY_SUMMARY_MIN, 3 << 17 };
 	uint64_t about = limit[rng_below(rng, ARRAY_SIZE(limit))];
 
 	return rng_below(rng, 4) ? about - 2 + rng_below(rng, 5) : 1 + rng_below(rng, about);
@@ -71,6 +71,17 @@ static void mark_some(struct rng *rng)
 	n = rng_below(rng, 3) ? 1 : 1 + rng_below(rng, 600);
 	for (; n && first < npages[id]; n--)
 		mark(id, first++);
+}
+
+/* More dirty lines than one group has, all over the slots. */
+static void mark_many(struct rng *rng)
+{
+	for (int i = 0; i < 150; i++) {
+		uint32_t id = (uint32_t)rng_below(rng, SLOTS);
+
+		if (npages[id])
+			mark(id, rng_below(rng, npages[id]));
+	}
 }
 
 /* ---- the expected ranges ---- */
@@ -165,6 +176,14 @@ static void merge(struct rng *rng, uint32_t id)
 		dirty[base[id] + page] |= words[page / 64] >> page % 64 & 1;
 }
 
+/* Often in the middle of dirty pages: a start has dirty neighbours in its word, its line and its lower word. */
+static uint64_t some_start(struct rng *rng)
+{
+	uint64_t gfn = next_dirty(rng_below(rng, end_gfn + 2));
+
+	return rng_below(rng, 4) ? gfn + rng_below(rng, 3) : rng_below(rng, end_gfn + 2);
+}
+
 static void harvest_some(struct rng *rng)
 {
 	switch (rng_below(rng, 4)) {
@@ -175,7 +194,7 @@ static void harvest_some(struct rng *rng)
 		harvest(0, true, ARRAY_SIZE(out) - 1);
 		break;
 	default:
-		harvest(rng_below(rng, end_gfn + 2), rng_below(rng, 4), rng_below(rng, rng_below(rng, 2) ? 3 : 100));
+		harvest(some_start(rng), rng_below(rng, 4), rng_below(rng, rng_below(rng, 2) ? 3 : 100));
 	}
 }
 
@@ -206,6 +225,8 @@ static void one_vm(uint64_t number)
 	for (int step = 0; step < 40; step++) {
 		for (uint64_t n = rng_below(&rng, 12); n; n--)
 			mark_some(&rng);
+		if (!rng_below(&rng, 4))
+			mark_many(&rng);
 		if (rng_below(&rng, 4))
 			harvest_some(&rng);
 		else

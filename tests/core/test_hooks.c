@@ -983,12 +983,74 @@ static void test_all(void)
 	test_fork();
 }
 
+/* ---- the last bits of a log ---- */
+
+struct last_bits {
+	uint64_t words[2];
+	size_t nr, commits;
+};
+
+static int no_bits_yet(void *opaque, const struct ms_change *change)
+{
+	(void)opaque;
+	CHECK(!change->dirty);
+	CHECK_EQ(change->nr_dirty_words, 0);
+	return 0;
+}
+
+static void keep_bits(void *opaque, const struct ms_change *change)
+{
+	struct last_bits *last = opaque;
+
+	last->commits++;
+	last->nr = change->nr_dirty_words;
+	CHECK_EQ(!change->dirty, !last->nr);
+	if (change->dirty)
+		memcpy(last->words, change->dirty, last->nr * sizeof(*last->words));
+}
+
+/* Marks page 69 and makes the change.  bits: the last bits that commit gets; NULL: none, because the log stays. */
+static void end_log(struct ms_vm *of, struct last_bits *last, uint64_t gfn, uint64_t new_base, uint64_t npages,
+		    uint32_t flags, const uint64_t *bits)
+{
+	size_t commits = last->commits;
+
+	ms_mark_page_dirty(of, 0, gfn + 69);
+	CHECK_EQ(set(of, 0, 1, new_base, npages, flags), 0);
+	CHECK_EQ(last->commits, commits + 1);
+	CHECK_EQ(last->nr, bits ? 2 : 0);
+	if (bits)
+		CHECK(!memcmp(last->words, bits, sizeof(last->words)));
+}
+
+/* A delete ends the log, and so does a change that switches logging off.  A move keeps it. */
+static void test_last_bits(void)
+{
+	static const uint64_t bits[2] = { 0, 32 };
+	struct last_bits last = { 0 };
+	struct ms_listener l = { LISTENER_SIZE, &last, no_bits_yet, NULL, NULL, keep_bits };
+	struct ms_vm *of = new_vm(1);
+
+	CHECK_EQ(ms_add_listener(of, &l, NULL), 0);
+	CHECK_EQ(set(of, 0, 1, 0, 70, LOG), 0);
+	end_log(of, &last, 0, 100, 70, LOG, NULL);
+	end_log(of, &last, 100, 100, 0, 0, bits);
+	CHECK_EQ(set(of, 0, 1, 0, 70, LOG), 0);
+	end_log(of, &last, 0, 0, 70, 0, bits);
+	CHECK_EQ(set(of, 0, 1, 0, 70, LOG), 0);
+	end_log(of, &last, 0, 100, 70, 0, bits);
+	end_log(of, &last, 100, 100, 0, 0, NULL);
+	ms_vm_destroy(of);
+}
+
 int main(int argc, char **argv)
 {
 	test_init(argc, argv, 60);
 	refuser = -1;
 	for (size_t i = 0; (design_name = ms_backend_name(i)); i++)
 		test_all();
+	for (size_t i = 0; (design_name = ms_backend_name(i)); i++)
+		test_last_bits();
 	printf("hooks: %u calls refused inside them\n", forbidden_calls);
 	return test_done("hooks", nr_cases, "changes");
 }

@@ -772,7 +772,7 @@ static void mark_across_harvest(void)
 
 #define LARGE 5u
 #define LARGE_GFN 0x100000u
-#define LARGE_PAGES ((uint64_t)1 << 16)
+#define LARGE_PAGES DIRTY_SUMMARY_MIN
 #define MARKED (LARGE_GFN + 1000)
 #define NEIGHBOUR (MARKED + 1) /* in the same line */
 

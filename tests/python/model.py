@@ -139,6 +139,9 @@ class ModelVM:
         self._spaces = [AddressSpace() for _ in range(address_spaces)]
         # (as_id, id) of each slot with a log -> its bitmap: bit n is page n
         self._dirty: dict[tuple[int, int], int] = {}
+        self.last_bits: list[
+            np.ndarray
+        ] = []  # the logs that the last set_user_memory_region() has ended
         self._generation = list(range(address_spaces))
         self._manual = 0
 
@@ -156,6 +159,7 @@ class ModelVM:
         guest_memfd: int = -1,
         guest_memfd_offset: int = 0,
     ) -> None:
+        self.last_bits = []
         _fit(32, slot, flags, as_id)
         _fit(64, guest_phys_addr, memory_size, userspace_addr, guest_memfd_offset)
         self._check_request(
@@ -223,7 +227,7 @@ class ModelVM:
     def _delete(self, old: Slot) -> None:
         self._swap(old.as_id)
         self._spaces[old.as_id].remove(old)
-        self._dirty.pop((old.as_id, old.id), None)
+        self._end_log(old)
         self._swap(old.as_id)
 
     def _move(self, old: Slot, new: Slot) -> None:
@@ -243,9 +247,14 @@ class ModelVM:
             self._spaces[old.as_id].remove(old)
         self._spaces[new.as_id].add(new)
         if not new.flags & LOG_DIRTY_PAGES:
-            self._dirty.pop(key, None)
+            self._end_log(old or new)
         elif old is None or not old.flags & LOG_DIRTY_PAGES:
             self._dirty[key] = _ones(new.npages) if self._manual & INITIALLY_SET else 0
+
+    def _end_log(self, slot: Slot) -> None:
+        bits = self._dirty.pop((slot.as_id, slot.id), None)
+        if bits is not None:
+            self.last_bits.append(_words(bits, slot.npages))
 
     def resize(self, id: int, as_id: int, base_gfn: int, npages: int, userspace_addr: int) -> None:
         """A change that only begin_update() can make.  A page is known by its host address and keeps its dirty bit."""
@@ -412,8 +421,42 @@ class ModelVM:
         bits = self._dirty[as_id, slot]
         if not self._manual & MANUAL_PROTECT_ENABLE:
             self._dirty[as_id, slot] = 0
-        raw = bits.to_bytes(_nr_words(s.npages) * 8, "little")
-        return np.frombuffer(raw, "<u8").astype(np.uint64)
+        return _words(bits, s.npages)
+
+    def harvest_dirty(
+        self, as_id: int = 0, *, clear: bool = True, start_gfn: int = 0, room: int | None = None
+    ) -> np.ndarray:
+        """`room` stands for the length of `out`."""
+        _fit(32, as_id)
+        _fit(64, start_gfn)
+        _refuse_if(as_id >= self.address_spaces, errno.EINVAL, "AS_ID")
+        ranges: list[list[int]] = []
+        for slot, page in self._dirty_pages(as_id, start_gfn):
+            if ranges and sum(ranges[-1]) == slot.base_gfn + page:
+                ranges[-1][1] += 1
+            elif len(ranges) == room:
+                break
+            else:
+                ranges.append([slot.base_gfn + page, 1])
+            if clear:
+                self._dirty[as_id, slot.id] &= ~(1 << page)
+        return np.array(ranges, np.uint64).reshape(-1, 2)
+
+    def _dirty_pages(self, as_id: int, start_gfn: int) -> list[tuple[Slot, int]]:
+        return [
+            (slot, page)
+            for slot in self.memslots(as_id)
+            if (as_id, slot.id) in self._dirty
+            for page in _bits(self._dirty[as_id, slot.id])
+            if slot.base_gfn + page >= start_gfn
+        ]
+
+    def merge_dirty_log(self, slot: int, words: np.ndarray, as_id: int = 0) -> None:
+        self._check_log_ids(slot, as_id)
+        npages = self._logged_slot(slot, as_id).npages
+        _refuse_if(len(words) != _nr_words(npages), errno.EINVAL, "BITMAP_SIZE")
+        bits = int.from_bytes(np.asarray(words).astype("<u8").tobytes(), "little")
+        self._dirty[as_id, slot] |= bits & _ones(npages)
 
     def _get_dirty_log_null(self, slot: int, as_id: int = 0) -> None:
         """KVM_GET_DIRTY_LOG with a NULL buffer: EFAULT, after the harvest."""
@@ -467,6 +510,20 @@ def _is_open(fd: int) -> bool:
         return not fcntl.fcntl(fd, fcntl.F_GETFL) & os.O_PATH
     except (OSError, ValueError):
         return False
+
+
+def _words(bits: int, npages: int) -> np.ndarray:
+    raw = bits.to_bytes(_nr_words(npages) * 8, "little")
+    return np.frombuffer(raw, "<u8").astype(np.uint64)
+
+
+def _bits(word: int) -> list[int]:
+    """The numbers of the bits that are set, ascending."""
+    raw = word.to_bytes((word.bit_length() + 7) // 8, "little")
+    bits: list[int] = np.flatnonzero(
+        np.unpackbits(np.frombuffer(raw, "u1"), bitorder="little")
+    ).tolist()
+    return bits
 
 
 def _refuse_if(condition: object, number: int, rule: str) -> None:

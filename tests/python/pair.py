@@ -20,7 +20,16 @@ from typing import Any
 import numpy as np
 from model import ModelError, ModelVM
 
-from memslots import MEMSLOT_DTYPE, VM, Listener, MemslotsError, SlotHandle, Update, UpdateError
+from memslots import (
+    MEMSLOT_DTYPE,
+    VM,
+    Change,
+    Listener,
+    MemslotsError,
+    SlotHandle,
+    Update,
+    UpdateError,
+)
 
 PAGE = 4096
 U64 = 2**64
@@ -37,13 +46,21 @@ class RefusalError(Exception):
 
 
 class Refuser(Listener):
-    """Refuses every change while `armed` is set, otherwise does nothing."""
+    """Refuses every change while `armed` is set.  Otherwise it keeps the logs that the changes end."""
 
     armed = False
 
-    def prepare(self, change: object) -> None:
+    def __init__(self) -> None:
+        self.last_bits: list[np.ndarray] = []
+
+    def prepare(self, change: Change) -> None:
+        assert change.dirty is None
         if self.armed:
             raise RefusalError
+
+    def commit(self, change: Change) -> None:
+        if change.dirty is not None:
+            self.last_bits.append(change.dirty)
 
 
 # Reads the six values of a slot of either side; fast, since the state machine compares some ten million slots.
@@ -115,7 +132,25 @@ class Pair:
         assert got == want, f"{method}{args}{kwargs}: the VM says {got}, the model {want}"
         if caught and other is not None:
             self.compare_other(caught[0], other)
+        if method == SET:
+            self.compare_last_bits()
         return got
+
+    def compare_last_bits(self) -> None:
+        got, want = self.refuser.last_bits, self.model.last_bits
+        assert plain(got) == plain(want), f"Change.dirty is {got}, not {want}"
+        got.clear()
+
+    def harvest(self, as_id: int, clear: bool, start_gfn: int, room: int | None) -> None:
+        """harvest_dirty on both sides.  The rows of `out` behind the result must not change."""
+        self.tally["harvest_dirty"] += 1
+        out = None if room is None else np.full((room, 2), 7, np.uint64)
+        how: dict[str, Any] = {"clear": clear, "start_gfn": start_gfn}
+        got = answer_of(lambda: self.vm.harvest_dirty(as_id, **how, out=out))
+        want = answer_of(lambda: self.model.harvest_dirty(as_id, **how, room=room))
+        assert got == want, f"harvest_dirty({as_id}, {how}, {room}): {got}, not {want}"
+        if out is not None and got[0] == "<u8":
+            assert (out[got[1][0] :] == 7).all()
 
     def load(self, slots: list[tuple[int, int, int, int, int]], as_id: int) -> None:
         """load_memslots on both sides; the sides may name different entries if several are wrong."""
@@ -136,7 +171,7 @@ class Pair:
         """The expected `.other` for each rule whose other party the model knows."""
         as_id, numbers = kwargs.get("as_id", 0), [*args[:1], *kwargs.values()]
         if (
-            method not in (SET, "get_dirty_log", "clear_dirty_log")
+            method not in (SET, "get_dirty_log", "clear_dirty_log", "merge_dirty_log")
             or as_id >= self.model.address_spaces
         ):
             return None
@@ -393,6 +428,8 @@ class Burst:
         "get_log": 5,
         "get_log_null": 1,
         "clear_log": 5,
+        "harvest": 5,
+        "merge_log": 3,
         "protect": 1,
         "scalar": 20,
         "many": 8,
@@ -615,6 +652,20 @@ class Burst:
 
     def get_log_null(self) -> None:
         self.pair.call("_get_dirty_log_null", self.log_id(), as_id=self.space())
+
+    def harvest(self) -> None:
+        rng = self.rng
+        start = rng.choice((0, 0, 0, self.gfn()))
+        room = rng.choice((None, None, 0, 1, 2, 5, 100))
+        self.pair.harvest(self.space(), rng.random() < 0.7, start, room)
+
+    def merge_log(self) -> None:
+        rng, slot = self.rng, self.live()
+        id, npages = (self.log_id(), 1) if slot is None else (slot.id, slot.npages)
+        words = (npages + 63) // 64 + rng.choice((0, 0, 0, 0, 1))
+        bits = [rng.choice((0, 0, rng.getrandbits(64), U64 - 1)) for _ in range(words)]
+        as_id = self.space() if slot is None else slot.as_id
+        self.pair.call("merge_dirty_log", id, np.array(bits, np.uint64), as_id=as_id)
 
     def clear_log(self) -> None:
         rng, slot = self.rng, self.live()

@@ -186,6 +186,11 @@ CALLS: dict[str, tuple[Call, dict[str, int]]] = {
         lambda vm, **values: vm.clear_dirty_log(bitmap=WORDS, **values),
         {"slot": 0, "first_page": 0, "num_pages": 64, "as_id": 0},
     ),
+    "merge_dirty_log": (
+        lambda vm, **values: vm.merge_dirty_log(words=vm.get_dirty_log(0), **values),
+        {"slot": 0, "as_id": 0},
+    ),
+    "harvest_dirty": (of_vm("harvest_dirty"), {"as_id": 0, "start_gfn": 0}),
     "manual_dirty_log_protect": (set_protect, {"manual_dirty_log_protect": 0}),
     "Update": (lambda vm, as_id: Update(vm, as_id), {"as_id": 0}),
     "time_lookups": (
@@ -214,6 +219,7 @@ WIDE = {
     "end",
     "last",
     "first_page",
+    "start_gfn",
     "manual_dirty_log_protect",
 }
 
@@ -601,15 +607,21 @@ def out_for(method: str, shape: Any) -> np.ndarray:
 
 
 @pytest.mark.parametrize("dtype", BAD_DTYPES, ids=str)
-@pytest.mark.parametrize("method", [*MANY, "mark_page_dirty_many", "clear_dirty_log"])
+@pytest.mark.parametrize(
+    "method", [*MANY, "mark_page_dirty_many", "clear_dirty_log", "merge_dirty_log"]
+)
 def test_numbers_of_another_dtype_raise_typeerror(vm: VM, method: str, dtype: Any) -> None:
     """Only integers are valid.  The call fails before it writes; the message contains the expression that converts."""
     before = digest(vm)
     numbers = np.zeros(1, dtype) if dtype == "V8" else np.ones(1, dtype)
     out = out_for(method, 1)
-    args = {"clear_dirty_log": (0, 0, 64, numbers), "mark_page_dirty_many": (numbers,)}
+    args = {
+        "clear_dirty_log": (0, 0, 64, numbers),
+        "merge_dirty_log": (0, numbers),
+        "mark_page_dirty_many": (numbers,),
+    }
     with pytest.raises(
-        TypeError, match=r"(gfns|gpas|bitmap) must be an array of integers, not "
+        TypeError, match=r"(gfns|gpas|bitmap|words) must be an array of integers, not "
     ) as caught:
         getattr(vm, method)(*args.get(method, (numbers, out)))
     assert (out == SENTINEL).all()
@@ -619,7 +631,7 @@ def test_numbers_of_another_dtype_raise_typeerror(vm: VM, method: str, dtype: An
 
 def conversion(error: Exception, values: Any) -> Any:
     """Applies the expression in an error message to the argument."""
-    names = {"np": np} | dict.fromkeys(("gfns", "gpas", "bitmap", "out", "array"), values)
+    names = {"np": np} | dict.fromkeys(("gfns", "gpas", "bitmap", "words", "out", "array"), values)
     words = re.split(r"; (?:use )?|: use | use ", str(error), maxsplit=1)[1]
     for end in range(len(words), 0, -1):  # the longest prefix that is an expression
         if words[end - 1] in ")]a":
@@ -877,13 +889,21 @@ MASKED: dict[str, Any] = {
 @pytest.mark.parametrize("kind", MASKED)
 @pytest.mark.parametrize(
     "method",
-    [*MANY, "mark_page_dirty_many", "clear_dirty_log", "time_lookups", "Snapshot.gfn_to_hva_many"],
+    [
+        *MANY,
+        "mark_page_dirty_many",
+        "clear_dirty_log",
+        "merge_dirty_log",
+        "time_lookups",
+        "Snapshot.gfn_to_hva_many",
+    ],
 )
 def test_masked_array_raises_typeerror_and_marks_nothing(vm: VM, method: str, kind: str) -> None:
     """Masked elements have no value.  The message says how to convert the array."""
     before = digest(vm)
     call = {
         "clear_dirty_log": lambda words: vm.clear_dirty_log(0, 0, 192, words),
+        "merge_dirty_log": lambda words: vm.merge_dirty_log(0, words),
         "time_lookups": lambda gfns: time_lookups(vm, "gfn_to_hva", gfns),
         "Snapshot.gfn_to_hva_many": vm.snapshot().gfn_to_hva_many,
     }.get(method) or getattr(vm, method)

@@ -76,6 +76,7 @@ before = vm.memslots(), vm.generation(), vm.stats()["bytes"]
 calls = [lambda: put(vm, 1, 100, 1), lambda: put(vm, 0, 0, 0), lambda: put(vm, 0, 50, 64, 1), lambda: put(vm, 0, 0, 64),
          lambda: put(vm, 0, 0, 64, 1), lambda: vm.load_memslots(row), lambda: vm.get_dirty_log(0),
          lambda: vm.clear_dirty_log(0, 0, 64, np.ones(1, np.uint64)), vm.check, vm.create_vcpu,
+         vm.harvest_dirty, lambda: vm.merge_dirty_log(0, np.ones(1, np.uint64)),
          lambda: setattr(vm, "manual_dirty_log_protect", 1), lambda: vm.add_listener(Listener()),
          lambda: vm.remove_listener(listener), lambda: vm.begin_update().__enter__(), vm.close,
          lambda: vm.__exit__(None, None, None)]

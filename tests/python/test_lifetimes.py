@@ -88,6 +88,7 @@ ARGUMENTS: dict[str, Callable[[Parts], tuple[tuple[Any, ...], dict[str, Any]]]] 
     "VM.get_dirty_log": lambda p: ((0,), {}),
     "VM._get_dirty_log_null": lambda p: ((0,), {}),
     "VM.clear_dirty_log": lambda p: ((0, 0, 64, GFNS), {}),
+    "VM.merge_dirty_log": lambda p: ((0, GFNS), {}),
     "VCPU.gfn_to_memslot": lambda p: ((0,), {}),
     "VCPU.gfn_to_hva": lambda p: ((0,), {}),
     "VCPU.gpa_to_hva": lambda p: ((0,), {}),

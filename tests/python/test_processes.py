@@ -30,6 +30,7 @@ def looks_up():
 
 def refuses():
     for call in (lambda: put(vm, 0, 0, 0), vm.check, vm.close, vm.create_vcpu, lambda: vm.get_dirty_log(1),
+                 vm.harvest_dirty, lambda: vm.merge_dirty_log(1, np.zeros(1, np.uint64)),
                  lambda: vm.begin_update().__enter__(), lambda: put(other, 1, 50, 1), other.close):
         assert refused(ForkedError, call).errno == errno.EIO
 

@@ -132,6 +132,8 @@ REFUSED: dict[str, Callable[[VM, Recorder], object]] = {
     "load": lambda vm, _: vm.load_memslots(np.zeros(0, MEMSLOT_DTYPE)),
     "get_dirty_log": lambda vm, _: vm.get_dirty_log(3),
     "clear_dirty_log": lambda vm, _: vm.clear_dirty_log(3, 0, 0, None),
+    "harvest_dirty": lambda vm, _: vm.harvest_dirty(),
+    "merge_dirty_log": lambda vm, _: vm.merge_dirty_log(3, np.zeros(1, np.uint64)),
     "protect": lambda vm, _: setattr(vm, "manual_dirty_log_protect", 1),
     "check": lambda vm, _: vm.check(),
     "close": lambda vm, _: vm.close(),

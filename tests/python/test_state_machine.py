@@ -178,6 +178,23 @@ class Machine(RuleBasedStateMachine):
         bitmap = None if words is None else np.array(words, np.uint64)
         self.pair.call("clear_dirty_log", id, first, num, bitmap, as_id=as_id)
 
+    @rule(
+        as_id=st.integers(0, 3),
+        clear=st.booleans(),
+        start=st.just(0) | gfns,
+        room=st.none() | st.integers(0, 4),
+    )
+    def harvest(self, as_id: int, clear: bool, start: int, room: int | None) -> None:
+        self.pair.harvest(as_id, clear, start, room)
+
+    @rule(
+        id=ids | st.just(51),
+        words=st.lists(st.integers(0, 2**64 - 1), max_size=3),
+        as_id=st.integers(0, 3),
+    )
+    def merge_log(self, id: int, words: list[int], as_id: int) -> None:
+        self.pair.call("merge_dirty_log", id, np.array(words, np.uint64), as_id=as_id)
+
     # ---- lookups ----
 
     @rule(gfn=gfns, offset=st.integers(0, PAGE - 1), as_id=spaces, which=st.integers(0, 1))
@@ -231,6 +248,8 @@ def test_short_burst_agrees_with_the_model(seed: int, backend: str) -> None:
         "load_memslots",
         "get_dirty_log",
         "clear_dirty_log",
+        "harvest_dirty",
+        "merge_dirty_log",
         "mark_page_dirty",
         "gfn_to_hva_many",
         "refused_by_listener",

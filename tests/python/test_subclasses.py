@@ -324,6 +324,8 @@ def uses() -> dict[str, Callable[[VM], object]]:
         "put": lambda vm: put(vm, 0, 0, 1),
         "load": lambda vm: vm.load_memslots(np.zeros(1, MEMSLOT_DTYPE)),
         "clear": lambda vm: vm.clear_dirty_log(0, 0, 64, [0]),
+        "harvest": lambda vm: vm.harvest_dirty(),
+        "merge": lambda vm: vm.merge_dirty_log(0, [0]),
         "listener": lambda vm: vm.add_listener(Listener()),
         "no listener": lambda vm: vm.remove_listener(Listener()),
         "VCPU": VCPU,

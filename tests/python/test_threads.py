@@ -430,6 +430,8 @@ WAITING: dict[str, Callable[[VM, Listener], object]] = {
     "get_dirty_log": lambda vm, _: vm.get_dirty_log(0),
     "get_dirty_log of NULL": lambda vm, _: null_bitmap(vm),
     "clear_dirty_log": lambda vm, _: vm.clear_dirty_log(0, 0, 0, None),
+    "harvest_dirty": lambda vm, _: vm.harvest_dirty(),
+    "merge_dirty_log": lambda vm, _: vm.merge_dirty_log(0, np.zeros(1, np.uint64)),
     "protect": lambda vm, _: setattr(vm, "manual_dirty_log_protect", 1),
     "stall_warning": lambda vm, _: setattr(vm, "stall_warning_ms", 1000),
     "check": lambda vm, _: vm.check(),
@@ -505,6 +507,8 @@ REFUSED: dict[str, Callable[[VM], object]] = {
     "load": lambda vm: vm.load_memslots(np.zeros(0, MEMSLOT_DTYPE)),
     "get_dirty_log": lambda vm: vm.get_dirty_log(0),
     "clear_dirty_log": lambda vm: vm.clear_dirty_log(0, 0, 0, None),
+    "harvest_dirty": lambda vm: vm.harvest_dirty(),
+    "merge_dirty_log": lambda vm: vm.merge_dirty_log(0, np.zeros(1, np.uint64)),
     "protect": lambda vm: setattr(vm, "manual_dirty_log_protect", 1),
     "check": lambda vm: vm.check(),
     "close": lambda vm: vm.close(),
@@ -677,6 +681,7 @@ def changes():
     rows = np.zeros(1, MEMSLOT_DTYPE)
     for call in (lambda: put(vm, 0, 0, 0), lambda: put(vm, 0, 0, 5, 1), lambda: vm.load_memslots(rows),
                  lambda: vm.get_dirty_log(1), lambda: vm.clear_dirty_log(1, 0, 0, None), vm.check, vm.close,
+                 vm.harvest_dirty, lambda: vm.merge_dirty_log(1, np.zeros(1, np.uint64)),
                  lambda: setattr(vm, "manual_dirty_log_protect", 1), lambda: vm.begin_update().__enter__(),
                  vm.create_vcpu, lambda: vm.add_listener(Listener())):
         try:

@@ -80,6 +80,9 @@ def use(vm: VM) -> int:
     log: npt.NDArray[np.uint64] = vm.get_dirty_log(1)
     vm.clear_dirty_log(1, 0, 1, log)
     vm.clear_dirty_log(1, 0, 0, None)
+    vm.merge_dirty_log(1, vm.get_dirty_log(1, out=log))
+    ranges: npt.NDArray[np.uint64] = vm.harvest_dirty(clear=False, start_gfn=1)
+    print(vm.harvest_dirty(out=ranges).tolist())
     with Own() as own:
         more: str = own.name
         print(more)

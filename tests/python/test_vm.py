@@ -880,6 +880,8 @@ AFTER_CLOSE: dict[str, Callable[[VM, VCPU, Any], Any]] = {
     "get_dirty_log": lambda vm, vcpu, update: vm.get_dirty_log(0),
     "_get_dirty_log_null": lambda vm, vcpu, update: vm._get_dirty_log_null(0),
     "clear_dirty_log": lambda vm, vcpu, update: vm.clear_dirty_log(0, 0, 0, None),
+    "harvest_dirty": lambda vm, vcpu, update: vm.harvest_dirty(),
+    "merge_dirty_log": lambda vm, vcpu, update: vm.merge_dirty_log(0, np.zeros(1, np.uint64)),
     "manual_dirty_log_protect": lambda vm, vcpu, update: setattr(vm, "manual_dirty_log_protect", 1),
     "check": lambda vm, vcpu, update: vm.check(),
     "stats": lambda vm, vcpu, update: vm.stats(),
@@ -1147,7 +1149,8 @@ from memslots import VM, MEMSLOT_DTYPE, OutOfMemoryError
 vm, size = VM(), (2**31 - 1) * 4096
 vm.set_user_memory_region(0, guest_phys_addr=0, memory_size=4096)
 vm.set_user_memory_region(1, guest_phys_addr=2**45, memory_size=size)
-resource.setrlimit(resource.RLIMIT_AS, (400 << 20, 400 << 20))  # a log of that size has 512 MiB
+used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + (128 << 20),) * 2)  # a log of that size has 256 MiB
 before = vm.memslots(), vm.generation(), len(vm), vm.stats()["bytes"]
 def failed(swaps, **region):
     try:

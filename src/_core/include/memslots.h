@@ -327,6 +327,10 @@ struct ms_change {
 	enum ms_change_kind kind;
 	struct ms_memslot old_slot;
 	struct ms_memslot new_slot;
+	/* In commit, if the change ends the slot's dirty log (a DELETE, or LOG_DIRTY_PAGES is switched off): the last
+	 * bits, as ms_get_dirty_log() gives them.  They are valid during the hook.  Otherwise NULL and 0. */
+	const uint64_t *dirty;
+	size_t nr_dirty_words;
 };
 
 /*
