@@ -2,7 +2,7 @@
 /*
  * check.c - checks every invariant of a VM and reports the first one that does not hold.
  *
- * The letters stand for files: R rbtree.h, T interval_tree.h, I id_hash.h, D dirty_log.h, M memslot_set.h,
+ * The letters stand for files: R rbtree.h, T interval_tree.h, I id_hash.h, D dirty_log.h, B backing.h, M memslot_set.h,
  * A array_set.c, L list_set.c.  The links of a tree are checked before anything else follows them.
  *
  * Locking: slots_lock, so that no set is being edited.  Readers may run meanwhile.
@@ -198,6 +198,20 @@ static int check_generations(struct walk *w)
 	return 0;
 }
 
+static int check_used_ids(struct walk *w)
+{
+	const struct address_space *as = &w->vm->as[w->as_id];
+	const struct memslot_set *set = vm_active_set(w->vm, w->as_id);
+	uint32_t id = 0;
+
+	while (id < as->used_below && w->vm->design->find(set, id))
+		id++;
+	if (id < as->used_below)
+		return broken(w, 'M', 12, "id %" PRIu32 " of address space %" PRIu32 " is free, but below %" PRIu32, id,
+			      w->as_id, as->used_below);
+	return 0;
+}
+
 static int check_address_space(struct walk *w)
 {
 	struct address_space *as = &w->vm->as[w->as_id];
@@ -214,8 +228,64 @@ static int check_address_space(struct walk *w)
 		return broken(w, 'M', 2,
 			      "the inactive set of address space %" PRIu32 " has %zu slots outside of a change",
 			      w->as_id, inactive->nr);
+	if (!r)
+		r = check_used_ids(w);
 	w->nr += active->nr;
 	w->pages += pages[active->node_idx];
+	return r;
+}
+
+/* ---- references of backings ---- */
+
+/* `seen` of every backing is 0 unless a check is busy.  VMs share backings, so the flag is global.  It is only tried. */
+static _Atomic uint32_t references_busy; /* row "reference check" */
+
+typedef int backing_visit_fn(struct walk *w, struct ms_backing *backing);
+
+static int visit_backings(struct walk *w, backing_visit_fn *visit)
+{
+	const struct memslot_design *design = w->vm->design;
+	int r = 0;
+
+	for (uint32_t as_id = 0; as_id < w->vm->config.address_spaces; as_id++) {
+		const struct memslot_set *set = vm_active_set(w->vm, as_id);
+
+		for (const struct memslot *slot = design->first_from(set, 0); slot; slot = design->next(set, slot))
+			if (slot->backing && visit(w, slot->backing))
+				r = -EUCLEAN;
+	}
+	return r;
+}
+
+static int see_backing(struct walk *w, struct ms_backing *backing)
+{
+	(void)w;
+	backing->seen++;
+	return 0;
+}
+
+/* The other holders of the backing only make refs larger. */
+static int compare_references(struct walk *w, struct ms_backing *backing)
+{
+	uint64_t refs = atomic_load_explicit(&backing->refs, memory_order_relaxed), seen = backing->seen;
+
+	backing->seen = 0;
+	if (seen > refs)
+		return broken(w, 'B', 1, "the backing at %#" PRIx64 " has %" PRIu64 " references and %" PRIu64 " slots",
+			      backing->start, refs, seen);
+	return 0;
+}
+
+/* If another thread is in here, this check leaves the references out. */
+static int check_references(struct walk *w)
+{
+	int r;
+
+	if (atomic_exchange_explicit(&references_busy, 1, memory_order_acquire))
+		return 0;
+	visit_backings(w, see_backing);
+	r = visit_backings(w, compare_references);
+	atomic_store_explicit(&references_busy, 0, memory_order_release);
 	return r;
 }
 
@@ -264,6 +334,8 @@ int ms_check(struct ms_vm *vm, struct ms_violation *violation, struct ms_error *
 		return r;
 	for (; !r && w.as_id < vm->config.address_spaces; w.as_id++)
 		r = check_address_space(&w);
+	if (!r)
+		r = check_references(&w);
 	if (!r)
 		r = check_totals(&w);
 	if (!r)

@@ -130,11 +130,14 @@ static int present_region(const struct ms_vm *vm, uint32_t as_id, uint32_t id, c
 			  struct ms_userspace_memory_region *region, struct ms_error *err)
 {
 	const struct memslot *slot;
-	int r = rules_as_id(vm, as_id, err);
+	int r;
 
+	if (id >= vm->config.user_mem_slots)
+		return vm_refuse(err, EINVAL, MS_RULE_SLOT_ID, vm->config.user_mem_slots, NULL);
+	r = rules_as_id(vm, as_id, err);
 	if (r)
 		return r;
-	slot = id < vm->config.user_mem_slots ? vm->design->find(vm_active_set(vm, as_id), id) : NULL;
+	slot = vm->design->find(vm_active_set(vm, as_id), id);
 	if (!slot || (only && slot->backing != only))
 		return vm_refuse(err, EINVAL, MS_RULE_NO_SUCH_SLOT, 0, NULL);
 	*region = (struct ms_userspace_memory_region){

@@ -56,6 +56,7 @@ static void take_back_all(void *number)
 			if (atomic_load_explicit(&r->owner, memory_order_relaxed) == owner)
 				take_back(r);
 	pthread_mutex_unlock(&domains_lock);
+	thread_self.sections = 0;
 }
 
 static void before_fork(void)

@@ -99,14 +99,6 @@ bool ms_thread_may_change(void)
 	return !thread_self.sections && !thread_self.hooks && !has_end();
 }
 
-static void run_task(void)
-{
-	struct thread_task *task = thread_self.tasks;
-
-	thread_self.tasks = task->next;
-	task->run(task);
-}
-
 /* A task may call the library, which comes back here.  keeps_tasks limits the depth of the calls.  If the tasks must
  * wait, the thread may end before it flushes them again. */
 void thread_run_tasks(void)
@@ -114,14 +106,20 @@ void thread_run_tasks(void)
 	if (thread_self.keeps_tasks)
 		return;
 	thread_self.keeps_tasks = true;
-	while (thread_self.tasks && ms_thread_may_change())
-		run_task();
+	while (thread_self.tasks && ms_thread_may_change()) {
+		struct thread_task *task = thread_self.tasks;
+
+		thread_self.tasks = task->next;
+		task->run(task);
+	}
 	thread_self.keeps_tasks = false;
 	if (thread_self.tasks)
 		thread_watch();
 }
 
-/* The functions of ends run under ends_lock, where no task may begin.  After them the thread is inside no call. */
+/* The functions of ends run under ends_lock, where no task may begin.  After them the thread is inside no hook and no
+ * update.  If it has left a read section open, the destructor of srcu.c ends it.  Then this one runs again, because
+ * thread_run_tasks() has found tasks that must wait. */
 static void run_ends(void *number)
 {
 	struct thread_end *next;
@@ -138,9 +136,9 @@ static void run_ends(void *number)
 		end->run(end);
 	}
 	pthread_mutex_unlock(&ends_lock);
-	while (thread_self.tasks)
-		run_task();
+	thread_self.hooks = 0;
 	thread_self.keeps_tasks = false;
+	thread_flush_tasks();
 }
 
 static void register_forks(void)

@@ -11,9 +11,19 @@
 
 #define LOG MS_MEM_LOG_DIRTY_PAGES
 #define SLOTS 40u
+#define BACKED 31u /* the slot that holds the backing */
 
 static struct ms_vm *vm;
 static struct ms_vcpu *vcpu;
+static struct ms_backing *backing;
+
+static void map(uint32_t id, uint64_t gfn)
+{
+	region_t r = region(1, id, gfn, 100, 0);
+
+	CHECK_EQ(ms_backing_create((void *)(uintptr_t)r.userspace_addr, r.memory_size, 0, NULL, NULL, &backing), 0);
+	CHECK_EQ(ms_map_backing(vm, &r, backing, NULL, NULL), 0);
+}
 
 /* SLOTS slots of 100 pages in space 1, some with a log, created in an order that makes full trees; a few in space 0. */
 static void make_vm(void)
@@ -23,7 +33,10 @@ static void make_vm(void)
 	for (uint32_t i = 0; i < SLOTS; i++) {
 		uint32_t id = i * 7 % SLOTS;
 
-		CHECK_EQ(set(vm, 1, id, 0x1000 + id * 128, 100, id % 4 ? 0 : LOG), 0);
+		if (id == BACKED)
+			map(id, 0x1000 + id * 128);
+		else
+			CHECK_EQ(set(vm, 1, id, 0x1000 + id * 128, 100, id % 4 ? 0 : LOG), 0);
 	}
 	for (uint32_t id = 0; id < 5; id++)
 		CHECK_EQ(set(vm, 0, id, id * 16, 16, 0), 0);
@@ -483,6 +496,36 @@ static void vcpu_hint_of_other_space(int idx)
 	POKE(vcpu->hint.slot, vm->design->find(vm_active_set(vm, 0), 1));
 }
 
+static void too_few_references(int idx)
+{
+	(void)idx;
+	POKE(backing->refs, 0);
+}
+
+static void pages_behind_the_backing(int idx)
+{
+	(void)idx;
+	POKE(backing->size, 99 * PAGE);
+}
+
+static void pages_before_the_backing(int idx)
+{
+	(void)idx;
+	POKE(backing->start, backing->start + PAGE);
+}
+
+static void writable_slot_of_readonly_memory(int idx)
+{
+	(void)idx;
+	POKE(backing->flags, MS_BACKING_READONLY);
+}
+
+static void free_id_below(int idx)
+{
+	(void)idx;
+	POKE(vm->as[1].used_below, SLOTS + 1);
+}
+
 /* The designs that a breaker is for. */
 #define TREE 1u
 #define ARRAY 2u
@@ -523,6 +566,10 @@ static const struct {
 	{ "D2", two_owners, ALL },
 	{ "D2", no_owner, ALL },
 	{ "D5", related_log, ALL },
+	{ "B1", too_few_references, ALL },
+	{ "B2", pages_behind_the_backing, ALL },
+	{ "B2", pages_before_the_backing, ALL },
+	{ "B2", writable_slot_of_readonly_memory, ALL },
 	{ "M1", overlap, ALL },
 	{ "M2", in_one_set, TREE | LIST },
 	{ "M2", unknown_to_one_set, TREE | LIST },
@@ -551,11 +598,12 @@ static const struct {
 	{ "M9", beyond_hva_limit, ALL },
 	{ "M10", strange_vcpu_hint, ALL },
 	{ "M10", vcpu_hint_of_other_space, ALL },
+	{ "M12", free_id_below, ALL },
 };
 
 static const char *const numbers[] = {
 	"R1", "R2", "R3", "R4", "R5", "T1", "T2", "I1", "I2", "I3", "A1", "A2", "L1",
-	"D1", "D2", "D5", "M1", "M2", "M3", "M4", "M5", "M6", "M7", "M8", "M9", "M10",
+	"D1", "D2", "D5", "B1", "B2", "M1", "M2", "M3", "M4", "M5", "M6", "M7", "M8", "M9", "M10", "M12",
 };
 
 static void restore_all(void)
@@ -646,6 +694,9 @@ static uint64_t test_design(void)
 		check_ring(n & 1, n & 2);
 	ms_vcpu_destroy(vcpu);
 	end_vm(vm);
+	CHECK_EQ(backing->refs, 1);
+	CHECK_EQ(backing->seen, 0);
+	ms_backing_put(backing);
 	return broken;
 }
 

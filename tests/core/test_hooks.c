@@ -568,6 +568,20 @@ static void test_load_hooks(void)
 
 static const struct ms_listener spare = { LISTENER_SIZE };
 
+static int map_memory(struct ms_vm *of, struct ms_error *err)
+{
+	region_t r = region(0, 50, 0x5000, 1, 0);
+	struct ms_backing *backing;
+	int result;
+
+	CHECK_EQ(ms_backing_create((void *)(uintptr_t)r.userspace_addr, PAGE, 0, NULL, NULL, &backing), 0);
+	result = ms_map_backing(of, &r, backing, NULL, err);
+	ms_backing_put(backing);
+	return result;
+}
+
+#define CLOSE_CALL 19u /* the last one */
+
 /* Makes the i-th [lock] call; returns its result, or 1 if there is no such call. */
 static int lock_call(unsigned i, struct ms_vm *of, struct ms_error *err)
 {
@@ -577,6 +591,7 @@ static int lock_call(unsigned i, struct ms_vm *of, struct ms_error *err)
 	size_t nwords;
 	struct ms_vcpu *out;
 	struct ms_update *update;
+	uint32_t id;
 
 	switch (i) {
 	case 0:
@@ -609,6 +624,16 @@ static int lock_call(unsigned i, struct ms_vm *of, struct ms_error *err)
 	case 13:
 		return ms_update_begin(of, 0, &update, err);
 	case 14:
+		return ms_delete_memslot(of, 0, 1, err);
+	case 15:
+		return ms_move_memslot(of, 0, 1, 0x6000 * PAGE, err);
+	case 16:
+		return ms_set_memslot_flags(of, 0, 1, 0, LOG, err);
+	case 17:
+		return ms_free_slot_id(of, 0, &id, err);
+	case 18:
+		return map_memory(of, err);
+	case CLOSE_CALL:
 		return ms_vm_close(of, err);
 	default:
 		return 1;
@@ -623,7 +648,7 @@ static unsigned check_lock_calls(struct ms_vm *of, int want, enum ms_rule rule, 
 	int r;
 
 	for (err.rule = 0; (r = lock_call(i, of, &err)) != 1; i++, err.rule = 0) {
-		if (i == 14 && !and_close)
+		if (i == CLOSE_CALL && !and_close)
 			break;
 		if (r == -ENOSYS && err.rule == MS_RULE_BACKEND && i == 13 && !design_is("tree"))
 			continue;
@@ -792,7 +817,7 @@ static int change_other_vm(void *opaque, const struct ms_change *change)
 
 	(void)change;
 	pthread_barrier_wait(&both);
-	for (unsigned i = 0; i <= 14; i++) {
+	for (unsigned i = 0; i <= CLOSE_CALL; i++) {
 		int r = lock_call(i, rival->theirs, &err);
 
 		if (i == 13 && !design_is("tree")) { /* the design does not have it */

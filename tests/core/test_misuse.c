@@ -269,6 +269,7 @@ static void test_null_in_update(void)
 
 static void test_null_in_changes(struct ms_vm *vm)
 {
+	static const struct ms_listener small = { .size = sizeof(small) - 1 };
 	struct picture before = picture_of(vm), after;
 	struct ms_error err;
 
@@ -279,7 +280,10 @@ static void test_null_in_changes(struct ms_vm *vm)
 	check_rule(ms_load_memslots(vm, 0, &value, (size_t)1 << 61, &err), &err, -ENOMEM, MS_RULE_NO_MEMORY);
 	check_rule(ms_load_memslots(vm, 0, &value, SIZE_MAX, &err), &err, -ENOMEM, MS_RULE_NO_MEMORY);
 	CHECK_EQ(ms_load_memslots(vm, 0, NULL, 0, NULL), 0);
+	check_rule(ms_free_slot_id(vm, 0, NULL, &err), &err, -EFAULT, MS_RULE_NULL_BUFFER);
 	check_rule(ms_add_listener(vm, NULL, &err), &err, -EFAULT, MS_RULE_NULL_BUFFER);
+	check_rule(ms_add_listener(vm, &small, &err), &err, -EINVAL, MS_RULE_STRUCT_SIZE);
+	CHECK_EQ(err.limit, sizeof(struct ms_listener));
 	check_rule(ms_remove_listener(vm, NULL, &err), &err, -ENOENT, MS_RULE_NO_SUCH_LISTENER);
 	check_rule(ms_vcpu_create(vm, NULL, &err), &err, -EFAULT, MS_RULE_NULL_BUFFER);
 	after = picture_of(vm);

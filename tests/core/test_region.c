@@ -1369,7 +1369,49 @@ static void test_configs(void)
 	BAD(hva_end_max, MS_HVA_ERR_MIN + 1, -EINVAL);
 	BAD(backend, "no such design", -ENOSYS);
 	BAD(backend, "", -ENOSYS);
+	BAD(size, 0, -EINVAL);
+	BAD(size, sizeof(c) - 1, -EINVAL);
 #undef BAD
+}
+
+/* A caller that was compiled with a later header, whose structs have one more member. */
+struct later_config {
+	struct ms_config now;
+	uint64_t more;
+};
+
+struct later_stats {
+	struct ms_stats now;
+	uint64_t more;
+};
+
+static void test_sizes(void)
+{
+	struct later_config config = { .more = 7 };
+	struct later_stats stats = { .more = 7 };
+	struct ms_config small = { .size = 7 };
+	struct ms_vm *vm;
+
+	CHECK_EQ(ms_config_init_sized(&small, sizeof(small) - 1), -EINVAL);
+	CHECK_EQ(small.size, 7); /* nothing is written */
+	CHECK_EQ(ms_config_init_sized(&config.now, sizeof(config)), 0);
+	CHECK_EQ(config.now.size, sizeof(config));
+	CHECK_EQ(config.more, 0);
+	config.more = 9;
+	config.now.dereference_raw_addresses = true;
+	CHECK_EQ(ms_vm_create(&config.now, &vm), 0);
+	CHECK_EQ(ms_vm_config(vm)->size, sizeof(struct ms_config));
+	CHECK(ms_vm_config(vm)->dereference_raw_addresses);
+	CHECK_EQ(ms_get_stats_sized(vm, &stats.now, sizeof(stats.now) - 1), -EINVAL);
+	CHECK_EQ(stats.now.size, 0);
+	CHECK_EQ(ms_get_stats_sized(vm, &stats.now, sizeof(stats)), 0);
+	CHECK_EQ(stats.now.size, sizeof(stats.now));
+	CHECK(stats.now.bytes > 0 && stats.now.blocks > 0);
+	CHECK_EQ(stats.more, 7);
+	ms_vm_destroy(vm);
+	CHECK_EQ(ms_config_init(&small), 0);
+	CHECK_EQ(small.size, sizeof(small));
+	CHECK(!small.dereference_raw_addresses);
 }
 
 static void test_all(void)
@@ -1404,6 +1446,7 @@ int main(int argc, char **argv)
 
 	test_init(argc, argv, 60);
 	test_configs();
+	test_sizes();
 	for (size_t i = 0; (design_name = ms_backend_name(i)); i++) {
 		test_all();
 		pairs += test_order();

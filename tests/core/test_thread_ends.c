@@ -129,10 +129,27 @@ static int load_three(void)
 	return ms_load_memslots(vm, SPACE, slots, 3, NULL);
 }
 
+/* The memory of slot 1 and of slot 9. */
+static struct ms_backing *backing;
+
+static int map(struct ms_vm *of, uint32_t id, uint64_t gfn)
+{
+	region_t r = region(SPACE, 1, gfn, 70, LOG);
+
+	r.slot = id;
+	return ms_map_backing(of, &r, backing, NULL, NULL);
+}
+
+static int map_one(void)
+{
+	return map(vm, 9, 0x900);
+}
+
 static const struct change_case {
 	int (*make)(void);
 	unsigned swaps;
-} changes[] = { { create_one, 1 }, { delete_one, 2 }, { move_one, 2 }, { log_one, 1 }, { load_three, 1 } };
+} changes[] = { { create_one, 1 }, { delete_one, 2 }, { move_one, 2 }, { log_one, 1 }, { load_three, 1 },
+		{ map_one, 1 } };
 
 static struct ms_vm *vm_with_slots(void)
 {
@@ -141,7 +158,7 @@ static struct ms_vm *vm_with_slots(void)
 
 	CHECK_EQ(ms_vcpu_create(of, &vcpu, NULL), 0); /* for a later call to reuse */
 	ms_vcpu_destroy(vcpu);
-	CHECK_EQ(set(of, SPACE, 1, 0x100, 70, LOG), 0);
+	CHECK_EQ(map(of, 1, 0x100), 0);
 	CHECK_EQ(set(of, SPACE, 2, 0x200, 70, 0), 0);
 	CHECK_EQ(set(of, 0, 1, 0x100, 70, LOG), 0);
 	ms_mark_page_dirty(of, SPACE, 0x103);
@@ -433,11 +450,14 @@ static void test_nested(void)
 int main(int argc, char **argv)
 {
 	test_init(argc, argv, 60);
+	CHECK_EQ(ms_backing_create((void *)(uintptr_t)hva_for(SPACE, 1), 70 * PAGE, 0, NULL, NULL, &backing), 0);
 	for (size_t i = 0; (design_name = ms_backend_name(i)); i++) {
 		test_hooks();
 		test_reports();
 		test_close();
 		test_nested();
 	}
+	CHECK_EQ(atomic_load(&backing->refs), 1);
+	ms_backing_put(backing);
 	return test_done("thread ends", endings, "threads that ended in hooks and reports");
 }
