@@ -10,6 +10,7 @@ from . import _interpreter as _interpreter  # first: refuses before the extensio
 from ._memslots import (
     VCPU,
     VM,
+    Mapping,
     MemorySlot,
     ReadSection,
     SlotHandle,
@@ -51,6 +52,7 @@ from .errors import (
     UpdateError,
 )
 from .listener import Change, ChangeKind, Listener
+from .memory import Memory, PinnedBy, alloc
 
 __all__ = [
     "DIRTY_LOG_INITIALLY_SET",
@@ -75,12 +77,15 @@ __all__ = [
     "InvariantError",
     "Listener",
     "ListenerError",
+    "Mapping",
     "MemFlag",
+    "Memory",
     "MemorySlot",
     "MemslotsError",
     "NoSuchSlotError",
     "NotSupportedError",
     "OutOfMemoryError",
+    "PinnedBy",
     "ReadOnlySlotError",
     "ReadSection",
     "ReaderStallWarning",
@@ -91,6 +96,7 @@ __all__ = [
     "Update",
     "UpdateError",
     "__version__",
+    "alloc",
     "backends",
     "build_info",
     "get_include",

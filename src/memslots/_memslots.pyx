@@ -17,6 +17,7 @@ cdef extern from *:
     """
     bint _is_finalizing "memslots_is_finalizing"()
 
+import atexit
 import errno
 import inspect
 import operator
@@ -28,12 +29,15 @@ import numpy as np
 
 cimport cython
 cimport numpy as cnp
-from cpython.buffer cimport PyObject_CheckBuffer
+from cpython.buffer cimport (
+    PyBUF_SIMPLE, PyBUF_WRITABLE, PyBuffer_FillInfo, PyBuffer_Release, PyObject_CheckBuffer, PyObject_GetBuffer
+)
 from cpython.bytes cimport PyBytes_AS_STRING
 from cpython.exc cimport PyErr_CheckSignals, PyErr_Clear, PyErr_Occurred, PyErr_WarnEx
 from cpython.long cimport PyLong_CheckExact
 from cpython.object cimport Py_TYPE, PyTypeObject
 from cpython.pythread cimport PyThread_get_thread_ident
+from cpython.ref cimport Py_DECREF, Py_INCREF
 from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memset
@@ -57,6 +61,7 @@ from .errors import (
     GfnNotMappedError,
     InvalidRegionError,
     InvariantError,
+    NoSuchSlotError,
     OutOfMemoryError,
     ReadOnlySlotError,
     Request,
@@ -66,6 +71,7 @@ from .errors import (
     refused,
 )
 from .listener import Change, ChangeKind, check_hooks
+from .memory import PinnedBy
 
 cnp.import_array()
 ms_simd()  # reads the environment at import: a later call runs without the GIL, while another thread may change it
@@ -124,6 +130,7 @@ include "_hooks.pxi"
 include "_arrays.pxi"
 include "_rows.pxi"
 include "_interrupts.pxi"
+include "_mapping.pxi"
 
 
 # ---- functions that the methods of VM share ------------------------------------------------------------------------
@@ -177,10 +184,23 @@ cdef object _refusal(VM vm, int r, const ms_error *err, object request, str wher
         return _interrupt()
     if raised is None:
         raised = _raised_by(vm, err)
+    _drain_released()
     if err.rule == MS_RULE_LISTENER_REFUSED and r == -ECANCELED:
         return _with_notes(raised.pop(0), raised) if raised else _out_of_memory()
     other = _slot_or_none(&err.other)
     return _with_notes(refused(-r, _RULES[err.rule], err.limit, other, request, where), raised)
+
+
+cdef object _slot_refusal(VM vm, int r, const ms_error *err, uint32_t as_id, uint32_t id, object gpa=None,
+                          uint32_t set=0, uint32_t clear=0):
+    """The exception for a refused short form, whose request has the other values of the present slot."""
+    cdef list raised = _raised_by(vm, err)  # taken first, as in _load_refusal()
+    cdef ms_memslot slot
+    if ms_id_to_memslot(vm._vm, as_id, id, &slot):
+        return _refusal(vm, r, err, Request(id, as_id), "", raised)
+    return _refusal(vm, r, err, Request(
+        id, as_id, slot.base_gfn << 12 if gpa is None else gpa, slot.npages << 12, slot.userspace_addr,
+        slot.flags & ~clear | set), "", raised)
 
 
 cdef list _take_raised(VM vm):
@@ -210,6 +230,7 @@ cdef int _report_hooks(VM vm) except -1:
 
     Nothing else may fail after the change, so that the caller gets them."""
     cdef list raised = _take_raised(vm)
+    _drain_released()
     if raised:
         error = raised.pop(0)
         source = "as a warning" if isinstance(error, Warning) else "by a hook"
@@ -381,7 +402,7 @@ cdef extern from *:
     bint _own_init "memslots_own_init"(PyTypeObject *type, PyTypeObject *base) noexcept
     bint _own_new "memslots_own_new"(PyTypeObject *type, PyTypeObject *base) noexcept
 
-_VM_KEYWORDS = ("address_spaces", "user_mem_slots", "gpa_bits", "hva_end_max", "backend")
+_VM_KEYWORDS = ("address_spaces", "user_mem_slots", "gpa_bits", "hva_end_max", "backend", "dereference_raw_addresses")
 
 
 cdef int _check_keywords(tuple args, dict limits) except -1:
@@ -416,6 +437,7 @@ cdef int _create(VM vm, tuple args, dict limits) except -1:
     config.gpa_bits = _u32(limits.get("gpa_bits", config.gpa_bits), "gpa_bits")
     config.hva_end_max = _u64(limits.get("hva_end_max", config.hva_end_max), "hva_end_max")
     config.backend = name
+    config.dereference_raw_addresses = bool(limits.get("dereference_raw_addresses", False))
     config.report_stall = _stalled
     config.stall_opaque = <void *>vm._raised
     with cython.critical_section(vm):
@@ -451,7 +473,7 @@ cdef int _check_unchanged(VM vm, tuple args, dict limits) except -1:
     _check_keywords(args, limits)
     for name, value in limits.items():
         current = getattr(VM, name).__get__(vm)
-        if (value if name == "backend" else _index(value, name)) != current:
+        if (_index(value, name) if type(current) is int else value) != current:
             raise TypeError(f"the VM was made already, with {name}={current!r}: its limits never change.  Give them to "
                             f"VM(), or to super().__init__() in the subclass's __init__()")
     return 0
@@ -470,7 +492,7 @@ cdef list _out_of_range(const ms_config *config):
 
 @cython.no_gc_clear
 cdef class VM:
-    """VM(*, address_spaces=1, user_mem_slots=32764, gpa_bits=52, hva_end_max=0x7FFFFFFFF000, backend='tree')
+    """VM(*, address_spaces=1, user_mem_slots=32764, gpa_bits=52, hva_end_max=0x7FFFFFFFF000, backend='tree', dereference_raw_addresses=False)
 --
 
 A virtual machine's memory slots (the part of struct kvm that concerns slots).
@@ -480,6 +502,9 @@ A virtual machine's memory slots (the part of struct kvm that concerns slots).
     gpa_bits: a slot ends at or below 2**gpa_bits bytes of guest memory, 13 to 64.
     hva_end_max: a slot's host range ends at or below this address (bytes), at least one page.
     backend: the design of the engine, one of ``memslots.backends()``.
+    dereference_raw_addresses: whether read_guest(), write_guest() and their relatives use the userspace_addr of a slot
+    that set_user_memory_region() or load_memslots() made.  Then the caller keeps that memory alive.  Slots that
+    map_buffer() made do not need it.
 
     A limit out of range raises InvalidRegionError (a ValueError).  An unknown backend raises NotSupportedError.
     MemslotsError (EAGAIN): the process has no free pthread key.
@@ -502,6 +527,7 @@ A virtual machine's memory slots (the part of struct kvm that concerns slots).
         self._closed = True  # until the VM exists: an __index__ or a subclass's __del__ may use the object before
         self._raised = {}
         self._hooks = []
+        self._pins = _Pin.__new__(_Pin)
         if not _own_init(type, <PyTypeObject *>VM):
             _create(self, args, limits)
             self._given = limits
@@ -525,6 +551,10 @@ A virtual machine's memory slots (the part of struct kvm that concerns slots).
 
     def __dealloc__(self):
         ms_vm_destroy(self._vm)
+        self._vm = NULL
+        _clear_weakrefs(self)
+        _drain_released()
+        _forget_pins(self)
 
     def __reduce__(self):
         raise TypeError("a VM cannot be pickled or copied; vm.snapshot() can")
@@ -621,6 +651,11 @@ A virtual machine's memory slots (the part of struct kvm that concerns slots).
     def backend(self):
         """The name of the design, one of ``memslots.backends()``."""
         return _config(self).backend.decode()
+
+    @property
+    def dereference_raw_addresses(self):
+        """Whether guest reads and writes use the address of a slot without a buffer."""
+        return bool(_config(self).dereference_raw_addresses)
 
     @property
     def index_policy(self):
@@ -720,6 +755,105 @@ A virtual machine's memory slots (the part of struct kvm that concerns slots).
             raise _load_refusal(self, r, &err, rows)
         _report_hooks(self)
 
+    def delete(self, slot, as_id=0):
+        """Deletes a slot: set_user_memory_region(slot, memory_size=0) without the other arguments.
+
+        InvalidRegionError (EINVAL): there is no such slot."""
+        cdef uint32_t id = _u32(slot, "slot"), space = _u32(as_id, "as_id")
+        cdef ms_error err
+        cdef int r
+        _check_open(self)
+        with nogil:
+            r = ms_delete_memslot(self._vm, space, id, &err)
+        if r:
+            raise _slot_refusal(self, r, &err, space, id)
+        _report_hooks(self)
+
+    def move(self, slot, gpa, as_id=0):
+        """Moves a slot to another guest physical address.  Its size, host address, flags and dirty bits stay.
+
+        Errors are those of set_user_memory_region."""
+        cdef uint32_t id = _u32(slot, "slot"), space = _u32(as_id, "as_id")
+        cdef uint64_t address = _u64(gpa, "gpa")
+        cdef ms_error err
+        cdef int r
+        _check_open(self)
+        with nogil:
+            r = ms_move_memslot(self._vm, space, id, address, &err)
+        if r:
+            raise _slot_refusal(self, r, &err, space, id, address)
+        _report_hooks(self)
+
+    def set_flags(self, slot, *, set=0, clear=0, as_id=0):
+        """Clears the flags ``clear`` of a slot and then sets the flags ``set``: bits of MemFlag.
+
+        Errors are those of set_user_memory_region."""
+        cdef uint32_t id = _u32(slot, "slot"), space = _u32(as_id, "as_id")
+        cdef uint32_t new = _u32(set, "set"), old = _u32(clear, "clear")
+        cdef ms_error err
+        cdef int r
+        _check_open(self)
+        with nogil:
+            r = ms_set_memslot_flags(self._vm, space, id, new, old, &err)
+        if r:
+            raise _slot_refusal(self, r, &err, space, id, None, new, old)
+        _report_hooks(self)
+
+    def free_slot_id(self, as_id=0):
+        """The lowest slot id that is not in use.  MemslotsError (ENOSPC): there is none.
+
+        Another thread can take it.  map_buffer(slot=None) chooses the id inside of its change."""
+        cdef uint32_t space = _u32(as_id, "as_id"), id = 0
+        cdef ms_error err
+        cdef int r
+        _check_open(self)
+        with nogil:
+            r = ms_free_slot_id(self._vm, space, &id, &err)
+        if r:
+            raise _refusal(self, r, &err, Request(as_id=space))
+        _report_hooks(self)
+        return id
+
+    def map_buffer(self, gpa, buffer, *, slot=None, as_id=0, bint readonly=False, bint log_dirty=False):
+        """Creates a slot of the memory of a buffer, and returns a Mapping.  The slot keeps the buffer alive.
+
+        gpa: the guest physical address, a multiple of 4096.
+        buffer: whole pages of host memory with the buffer protocol: memslots.alloc(), mmap, shared_memory, a numpy array
+        that begins at a page.  It must be writable, unless readonly is true.
+        slot: the id, or None for the lowest free one.
+        readonly, log_dirty: the flags READONLY and LOG_DIRTY_PAGES.
+
+        InvalidRegionError (EINVAL): the buffer is empty, read-only or not made of whole pages, or a rule of
+        set_user_memory_region refuses the slot.  RegionOverlapError (EEXIST): another slot has some of these frames, or
+        the id.  MemslotsError (ENOSPC): no id is free.  ValueError: the buffer is not contiguous.
+        TypeError: it is no buffer, or an array of Python objects.
+
+        The buffer is in use until the slot has ended and no reader, call or view can reach it.  Then it is released
+        outside of all locks, read sections and hooks.  Until then mmap.close() raises BufferError; pinned_by() names
+        the slots.
+        """
+        cdef ms_userspace_memory_region region
+        cdef _Pin pin
+        _check_open(self)
+        region.guest_phys_addr = _u64(gpa, "gpa")
+        region.slot = _slot_or_any(self, slot)
+        region.as_id = _u32(as_id, "as_id")
+        region.flags = (MS_MEM_READONLY if readonly else 0) | (MS_MEM_LOG_DIRTY_PAGES if log_dirty else 0)
+        region.guest_memfd = -1
+        region.guest_memfd_offset = 0
+        pin = _pin(buffer, readonly)
+        region.memory_size = pin.buffer.len
+        region.userspace_addr = <uint64_t>pin.buffer.buf
+        return _map(self, &region, pin)
+
+    def pinned_by(self, buffer):
+        """The slots and views of this VM that keep a buffer alive: PinnedBy(slots, views).  False if there are none.
+
+        slots: a list of MemorySlots that map some of its memory.  views: the number of memoryviews of Mapping.view()
+        that are alive.  A call in progress can keep the buffer alive a little longer."""
+        _check_open(self)
+        return _pinned_by(self, buffer)
+
     def add_listener(self, listener):
         """Adds a Listener after the present ones.  ListenerError (EEXIST) if it was added before.
 
@@ -799,11 +933,14 @@ A virtual machine's memory slots (the part of struct kvm that concerns slots).
             raise _hva_error(hva, "gfn", frame, as_id)
         return hva
 
-    def gpa_to_hva(self, gpa, as_id=0):
-        """The host address (bytes) of a guest physical address (bytes), for writing.  Errors as for gfn_to_hva."""
+    def gpa_to_hva(self, gpa, as_id=0, *, bint write=True):
+        """The host address (bytes) of a guest physical address (bytes).  Errors as for gfn_to_hva.
+
+        write: true for an address to write to, which READONLY slots do not have."""
         cdef uint64_t address = _u64(gpa, "gpa"), hva
         cdef uint32_t space = _as_id(self, as_id)
-        hva = ms_gfn_to_hva(self._vm, space, address >> 12)
+        hva = (ms_gfn_to_hva(self._vm, space, address >> 12) if write
+               else ms_gfn_to_hva_prot(self._vm, space, address >> 12, NULL))
         if hva >= MS_HVA_ERR_MIN:
             raise _hva_error(hva, "gpa", address, as_id)
         return hva + (address & 4095)

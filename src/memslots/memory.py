@@ -10,20 +10,33 @@ import mmap
 import operator
 import os
 from types import TracebackType
-from typing import NoReturn, Self, SupportsIndex
+from typing import TYPE_CHECKING, NamedTuple, NoReturn, Self, SupportsIndex
 
 import numpy as np
 
 from .constants import PAGE_SIZE
 from .errors import NotSupportedError, OutOfMemoryError
 
-__all__ = ["Memory", "alloc"]
+if TYPE_CHECKING:
+    from ._memslots import MemorySlot
+
+__all__ = ["Memory", "PinnedBy", "alloc"]
 
 # With it a guest may be larger than the memory that is free at the moment.  mmap has the name from Python 3.13 on; the
 # number is that of x86-64 and arm64.
 _MAP_NORESERVE: int = getattr(mmap, "MAP_NORESERVE", 0x4000)
 
 _NAME_BYTES = 249  # the longest name of a memfd
+
+
+class PinnedBy(NamedTuple):
+    """The users of a buffer in a VM, from ``VM.pinned_by()``.  False if there are none."""
+
+    slots: list[MemorySlot]
+    views: int
+
+    def __bool__(self) -> bool:
+        return bool(self.slots or self.views)
 
 
 def alloc(size: SupportsIndex, *, shared: bool = False, name: str = "") -> Memory:
