@@ -2,8 +2,8 @@
 /*
  * backing.h - host memory that slots keep alive: a counted reference, and a function that releases the memory.
  *
- * A backing belongs to no VM.  Slots of several VMs, calls and callers may hold it.  The copies of a slot share it as they
- * share its dirty log (memslot_set.h): each copy that memslot_free() frees has one reference.
+ * A backing belongs to no VM.  Slots of several VMs, calls and callers may hold it.  The copies of a slot share it as
+ * they share its dirty log (memslot_set.h): each copy that memslot_free() frees has one reference.
  *
  * The put of the last reference often runs under slots_lock, but the release function may call the VM.  So a put only
  * adds the release to the tasks of its thread (thread.h).  vm_unlock(), ms_read_unlock(), ms_backing_put() and

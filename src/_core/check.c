@@ -237,7 +237,7 @@ static int check_address_space(struct walk *w)
 
 /* ---- references of backings ---- */
 
-/* `seen` of every backing is 0 unless a check is busy.  VMs share backings, so the flag is global.  It is only tried. */
+/* `seen` of every backing is 0 unless a check is busy.  VMs share backings, so this flag is global.  It is tried. */
 static _Atomic uint32_t references_busy; /* row "reference check" */
 
 typedef int backing_visit_fn(struct walk *w, struct ms_backing *backing);

@@ -35,8 +35,8 @@
 #include "interval_tree.h"
 #include "overlay.h"
 
-/* The widths of two members of struct memslot.  They share three bytes: otherwise a slot of the tree would be longer than
- * three cache lines. */
+/* The widths of two members of struct memslot.  They share three bytes: otherwise a slot of the tree would be longer
+ * than three cache lines. */
 #define MEMSLOT_FLAG_BITS 17
 #define MEMSLOT_AS_ID_BITS 7
 

@@ -26,8 +26,8 @@ struct thread {
 	uint32_t sections;  /* read sections of all VMs, nested ones counted */
 	uint32_t hooks;     /* hooks of all VMs, stall reports included */
 	struct thread_hook *hook; /* the innermost hook of a change; NULL: none */
-	bool watched;       /* the end of the thread runs its hooks' functions, its thread_end functions and its tasks */
-	bool keeps_tasks;   /* no task may begin: one is running, or the thread is ending */
+	bool watched; /* the end of the thread runs its hooks' functions, its thread_end functions and its tasks */
+	bool keeps_tasks; /* no task may begin: one is running, or the thread is ending */
 	struct thread_task *tasks;
 };
 
@@ -70,8 +70,8 @@ static inline void thread_hook_leave(const struct thread_hook *hook)
 /*
  * Work that must wait until the calling thread has left all read sections, hooks and updates, because it calls the
  * user's code.  Only the thread itself uses the list, so adding a task needs no memory and cannot fail.  Tasks run in
- * any order.  The end of the thread runs those that are left.  In a forked child the tasks of the thread that forked are
- * copies: each process runs its own.
+ * any order.  The end of the thread runs those that are left.  In a forked child the tasks of the thread that forked
+ * are copies: each process runs its own.
  */
 typedef void thread_task_fn(struct thread_task *task);
 

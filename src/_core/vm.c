@@ -193,10 +193,10 @@ static const struct memslot_design *find_design(const char *name)
 
 static bool in_limits(const struct ms_config *config)
 {
-	return config->size >= CONFIG_SIZE_MIN && config->backend && config->address_spaces >= 1 && config->address_spaces <= MS_ADDRESS_SPACES_MAX &&
-	       config->user_mem_slots >= 1 && config->user_mem_slots <= MS_USER_MEM_SLOTS_MAX &&
-	       config->gpa_bits > MS_PAGE_SHIFT && config->gpa_bits <= 64 && config->hva_end_max >= MS_PAGE_SIZE &&
-	       config->hva_end_max < MS_HVA_ERR_MIN;
+	return config->size >= CONFIG_SIZE_MIN && config->backend && config->address_spaces >= 1 &&
+	       config->address_spaces <= MS_ADDRESS_SPACES_MAX && config->user_mem_slots >= 1 &&
+	       config->user_mem_slots <= MS_USER_MEM_SLOTS_MAX && config->gpa_bits > MS_PAGE_SHIFT &&
+	       config->gpa_bits <= 64 && config->hva_end_max >= MS_PAGE_SIZE && config->hva_end_max < MS_HVA_ERR_MIN;
 }
 
 static void init_address_space(const struct ms_vm *vm, struct address_space *as, uint64_t as_id)

@@ -2,8 +2,8 @@
 /*
  * test_backing.c - host memory that slots keep alive: who holds it, and when, where and how often it is released.
  *
- * Every release checks that its thread is outside of sections, hooks and locks.  The tests in the middle of the file run
- * on each design; those of updates run on the tree.
+ * Every release checks that its thread is outside of sections, hooks and locks.  The tests in the middle of the file
+ * run on each design; those of updates run on the tree.
  */
 #include "script.h"
 

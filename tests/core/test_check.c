@@ -602,8 +602,8 @@ static const struct {
 };
 
 static const char *const numbers[] = {
-	"R1", "R2", "R3", "R4", "R5", "T1", "T2", "I1", "I2", "I3", "A1", "A2", "L1",
-	"D1", "D2", "D5", "B1", "B2", "M1", "M2", "M3", "M4", "M5", "M6", "M7", "M8", "M9", "M10", "M12",
+	"R1", "R2", "R3", "R4", "R5", "T1", "T2", "I1", "I2", "I3", "A1", "A2", "L1",  "D1",  "D2",
+	"D5", "B1", "B2", "M1", "M2", "M3", "M4", "M5", "M6", "M7", "M8", "M9", "M10", "M12",
 };
 
 static void restore_all(void)

@@ -433,7 +433,8 @@ static int count_prepare(void *opaque, const struct ms_change *change)
 
 static void test_listener_list(void)
 {
-	static const struct ms_listener nothing = { LISTENER_SIZE }, one = { LISTENER_SIZE, .opaque = (void *)0, .prepare = count_prepare },
+	static const struct ms_listener nothing = { LISTENER_SIZE },
+					one = { LISTENER_SIZE, .opaque = (void *)0, .prepare = count_prepare },
 					two = { LISTENER_SIZE, .opaque = (void *)1, .prepare = count_prepare };
 	struct ms_vm *of = new_vm(1);
 	struct ms_error err;
@@ -712,7 +713,8 @@ static int maybe_refuse(void *opaque, const struct ms_change *change)
 
 static void test_change_from_own_hook(void)
 {
-	static const struct ms_listener forbids = { LISTENER_SIZE, NULL, forbid_prepare, forbid_abort, forbid_flush, forbid_commit };
+	static const struct ms_listener forbids = { LISTENER_SIZE, NULL,         forbid_prepare,
+						    forbid_abort,  forbid_flush, forbid_commit };
 	static const struct ms_listener refuses = { LISTENER_SIZE, .prepare = maybe_refuse };
 
 	self = new_vm(2);
@@ -783,7 +785,8 @@ static int change_back(void *opaque, const struct ms_change *change)
 
 static void test_change_of_another_vm(void)
 {
-	static const struct ms_listener changes = { LISTENER_SIZE, NULL, change_in_prepare, NULL, change_in_flush, change_in_commit };
+	static const struct ms_listener changes = { LISTENER_SIZE,   NULL, change_in_prepare, NULL, change_in_flush,
+						    change_in_commit };
 	static const struct ms_listener comes_back = { LISTENER_SIZE, .prepare = change_back };
 
 	self = new_vm(1);

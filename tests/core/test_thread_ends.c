@@ -148,8 +148,9 @@ static int map_one(void)
 static const struct change_case {
 	int (*make)(void);
 	unsigned swaps;
-} changes[] = { { create_one, 1 }, { delete_one, 2 }, { move_one, 2 }, { log_one, 1 }, { load_three, 1 },
-		{ map_one, 1 } };
+} changes[] = {
+	{ create_one, 1 }, { delete_one, 2 }, { move_one, 2 }, { log_one, 1 }, { load_three, 1 }, { map_one, 1 }
+};
 
 static struct ms_vm *vm_with_slots(void)
 {

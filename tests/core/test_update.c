@@ -877,7 +877,8 @@ static void try_in_flush(void *opaque, const struct ms_memslot *active, const st
 /* A hook of the update's own VM may not end the update, whose step is still running. */
 static void test_own_hook(void)
 {
-	static const struct ms_listener l[2] = { { LISTENER_SIZE, .flush = try_in_flush }, { LISTENER_SIZE, .flush = try_in_flush } };
+	static const struct ms_listener l[2] = { { LISTENER_SIZE, .flush = try_in_flush },
+						 { LISTENER_SIZE, .flush = try_in_flush } };
 
 	vm = vm_with_slots(SPACES);
 	CHECK_EQ(ms_add_listener(vm, &l[0], NULL), 0);

@@ -116,6 +116,10 @@ WORDS = {
     "SETS_DIFFER": ["rolled back"],
     "BACKEND": ["backend"],
     "INTERRUPTED": ["wait", "nothing was changed"],
+    "STRUCT_SIZE": ["4321", "older"],
+    "BACKING_RANGE": ["[0x7f0000000000, 0x7f0000100000)", "slot 7", hex(4321)],
+    "BACKING_READONLY": ["slot 7", "READONLY"],
+    "NO_FREE_SLOT": ["4321", "address space 1", "user_mem_slots"],
 }
 
 
@@ -274,8 +278,14 @@ def test_lookup_errors_name_number_and_space(method: str, unit: int, name: str) 
 # ---- every rule can be met ----------------------------------------------------------------------
 
 # Rules that no call from Python can break, and why.
-UNREACHABLE = {"TOTAL_PAGES": "2**31 slots of 2**31 pages are the most, 2**62 pages of 64 bits"}
+UNREACHABLE = {
+    "STRUCT_SIZE": "the binding is compiled with the header of the library",
+    "TOTAL_PAGES": "2**31 slots of 2**31 pages are the most, 2**62 pages of 64 bits",
+}
 ELSEWHERE = {
+    "BACKING_RANGE": "tests/core/test_backing.c",
+    "BACKING_READONLY": "tests/core/test_backing.c",
+    "NO_FREE_SLOT": "tests/core/test_short_forms.c",
     "FORKED": "test_threads.py: it takes a fork",
     "INTERRUPTED": "tests/core/test_vm.c: in Python what the signal handler raised comes instead",
     "LISTENER_REFUSED": "tests/core: a listener in Python refuses by its own exception",

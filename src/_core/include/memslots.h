@@ -15,9 +15,10 @@
  *     valid between ms_update_begin() and ms_update_end().
  *   - struct ms_vm, ms_vcpu and ms_update are objects that the caller creates and ends, as FILE is in C: a call with
  *     NULL, or with an object that has ended, is undefined where no comment says otherwise.
- *   - The caller allocates struct ms_config, ms_stats and ms_listener.  Later versions may add members at the end.  So the
- *     first member is the size of the struct that the caller was compiled with.  A size less than that of the first
- *     version is -EINVAL.  With a larger size than the library's, the library ignores the members that it does not have.
+ *   - The caller allocates struct ms_config, ms_stats and ms_listener.  Later versions may add members at the end.  So
+ *     the first member is the size of the struct that the caller was compiled with.  A size less than that of the first
+ *     version is -EINVAL.  If the size is larger than the library's, the library ignores the members that it does not
+ *     have.
  *   - A NULL pointer to memory that the call must read or write: -EFAULT and MS_RULE_NULL_BUFFER.  Where the call has
  *     an answer without the memory, NULL is allowed and the comment says so.
  *   - Any thread may make any call, but a read section and an update belong to the thread that began them, and no call
@@ -182,19 +183,20 @@ struct ms_config {
 	uint32_t address_spaces; /* 1 to MS_ADDRESS_SPACES_MAX */
 	uint32_t user_mem_slots; /* ids are below this; 1 to MS_USER_MEM_SLOTS_MAX */
 	uint32_t gpa_bits;       /* a slot ends at or below 2^gpa_bits; 13 to 64 */
-	bool dereference_raw_addresses; /* false: the engine never reads or writes the memory of a slot without a backing */
+	bool dereference_raw_addresses; /* false: the memory of a slot without a backing is never read or written */
 	uint64_t hva_end_max;    /* userspace_addr + memory_size is at most this; at least one page */
 	const char *backend;     /* the name of a design, such as "tree" */
 	ms_stall_fn *report_stall; /* NULL: a line to stderr.  See ms_set_stall_report(). */
 	void *stall_opaque;
 };
 
-/* Sets KVM's values on x86-64: one address space, 32,764 slots, 52 bits; design "tree"; stalls to stderr.  Returns 0. */
+/* Sets KVM's values on x86-64: one address space, 32,764 slots, 52 bits; design "tree"; stalls to stderr.  The macro
+ * returns 0. */
 #define ms_config_init(config) ms_config_init_sized((config), sizeof(*(config)))
 int ms_config_init_sized(struct ms_config *config, size_t size); /* -EINVAL: the size is too small */
 
-/* -EINVAL: a limit or the size is out of range, or backend is NULL.  -ENOSYS: no such backend.  -ENOMEM.  -EAGAIN: the process has
- * no pthread key left (PTHREAD_KEYS_MAX); the library needs two. */
+/* -EINVAL: a limit or the size is out of range, or backend is NULL.  -ENOSYS: no such backend.  -ENOMEM.  -EAGAIN: the
+ * process has no pthread key left (PTHREAD_KEYS_MAX); the library needs two. */
 int ms_vm_create(const struct ms_config *config, struct ms_vm **out);
 
 /* [lock] Deletes every slot, after the readers that may see one have left.  Calls no hooks.  Later lookups find holes,
@@ -279,19 +281,19 @@ int ms_load_memslots(struct ms_vm *vm, uint32_t as_id, const struct ms_memslot *
  * waits until a call of this thread leaves the last of them, or until the thread ends.  The functions of several
  * backings are called in any order.
  *
- * release may make any call, but it must return.  It must not destroy the VM of a call that is in progress, and must not
- * use a VM that ms_vm_destroy() has freed.
+ * release may make any call, but it must return.  It must not destroy the VM of a call that is in progress, and must
+ * not use a VM that ms_vm_destroy() has freed.
  *
- * A forked child has its own copies of the counts.  So ms_vm_destroy() and ms_backing_put() in the child call release in
- * the child, for the child's copy of the memory.  release should do only what is right in each process: unmap, close or
- * free.  References that other threads of the parent held are never dropped in the child.
+ * A forked child has its own copies of the counts.  So ms_vm_destroy() and ms_backing_put() in the child call release
+ * in the child, for the child's copy of the memory.  release should do only what is right in each process: unmap, close
+ * or free.  References that other threads of the parent held are never dropped in the child.
  */
 typedef void ms_release_fn(void *opaque);
 
 #define MS_BACKING_READONLY ((uint32_t)1 << 0) /* the memory cannot be written */
 
-/* Makes a backing of the bytes [start, start + size), with one reference for the caller.  -EINVAL: start or size is 0 or
- * not a multiple of MS_PAGE_SIZE, or a flag is unknown.  -ENOMEM.  release may be NULL. */
+/* Makes a backing of the bytes [start, start + size), with one reference for the caller.  -EINVAL: start or size is 0
+ * or not a multiple of MS_PAGE_SIZE, or a flag is unknown.  -ENOMEM.  release may be NULL. */
 int ms_backing_create(void *start, size_t size, uint32_t flags, ms_release_fn *release, void *opaque,
 		      struct ms_backing **out);
 
@@ -300,8 +302,8 @@ struct ms_backing *ms_backing_get(struct ms_backing *backing);
 void ms_backing_put(struct ms_backing *backing);
 
 /*
- * [lock] Creates a slot whose pages [userspace_addr, userspace_addr + memory_size) lie inside the backing.  The slot takes
- * a reference of its own.  region->slot may be MS_SLOT_ANY.  *slot gets the id after a success; slot may be NULL.
+ * [lock] Creates a slot whose pages [userspace_addr, userspace_addr + memory_size) lie inside the backing.  The slot
+ * takes a reference of its own.  region->slot may be MS_SLOT_ANY.  *slot gets the id after a success; slot may be NULL.
  * An id in use is -EEXIST and MS_RULE_DUPLICATE_ID: the call never changes or deletes a slot.  A READONLY backing needs
  * MS_MEM_READONLY.
  */
