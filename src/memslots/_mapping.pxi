@@ -441,7 +441,9 @@ cdef class Mapping:
         return bool(self._value().flags & MS_MEM_LOG_DIRTY_PAGES)
 
     @log_dirty.setter
-    def log_dirty(self, bint value):
+    def log_dirty(self, value):
+        if not isinstance(value, (bool, np.bool_)):
+            raise TypeError(f"log_dirty must be a bool, not {type(value).__name__}")
         cdef ms_memslot slot
         cdef ms_error err
         cdef ms_backing *backing = self._use(&slot)

@@ -151,6 +151,14 @@ CALLS: dict[str, tuple[Call, dict[str, int]]] = {
         },
     ),
     "load_memslots": (of_vm("load_memslots", ROWS), {"as_id": 0}),
+    "delete": (of_vm("delete"), {"slot": 0, "as_id": 0}),
+    "move": (of_vm("move"), {"slot": 0, "gpa": 2**30, "as_id": 0}),
+    "set_flags": (of_vm("set_flags"), {"slot": 0, "set": 0, "clear": LOG, "as_id": 0}),
+    "free_slot_id": (of_vm("free_slot_id"), {"as_id": 0}),
+    "map_buffer": (
+        lambda vm, **values: bool(vm.map_buffer(buffer=memslots.alloc(PAGE), **values)),
+        {"gpa": 2**40, "as_id": 0},
+    ),
     "begin_update": (of_vm("begin_update"), {"as_id": 0}),
     "Update.find": (in_update("find"), {"id": 1}),
     "Update.copy": (
