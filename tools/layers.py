@@ -22,7 +22,7 @@ from typing import NamedTuple
 LAYERS = {
     "0a": ("namespace",),
     "0b": ("compiler",),
-    "0c": ("rbtree", "points", "thread"),
+    "0c": ("rbtree", "points", "thread", "guest_fault"),
     "0d": ("memory",),
     "1": ("id_hash", "srcu", "slots_lock"),
     "2": ("interval_tree", "dirty_log", "backing", "flat_index", "stall_report"),

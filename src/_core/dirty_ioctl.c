@@ -4,11 +4,9 @@
  *
  * The rules are checked in the order of KVM.
  *
- * Locking: slots_lock, which also protects the slot and the scratch bitmap of its log.  Readers may mark pages
- * meanwhile.
+ * Locking: slots_lock, which also protects the slot.  Readers may mark pages meanwhile.
  */
 #include <errno.h>
-#include <string.h>
 
 #include "rules.h"
 
@@ -33,14 +31,11 @@ static int get_log(struct ms_vm *vm, struct dirty_log *log, uint64_t *bitmap, si
 	*nwords = nwords_of(log);
 	if (bitmap && room < nwords_of(log))
 		return vm_refuse(err, ENOBUFS, MS_RULE_BITMAP_SIZE, nwords_of(log), NULL);
-	if (ms_manual_dirty_log_protect(vm))
-		dirty_log_peek(log);
-	else
-		dirty_log_harvest(log);
-	if (!bitmap)
-		return null_buffer(err);
-	memcpy(bitmap, log->scratch, nwords_of(log) * sizeof(*bitmap));
-	return 0;
+	if (!ms_manual_dirty_log_protect(vm))
+		dirty_log_harvest(log, bitmap);
+	else if (bitmap)
+		dirty_log_peek(log, bitmap);
+	return bitmap ? 0 : null_buffer(err);
 }
 
 int ms_get_dirty_log(struct ms_vm *vm, uint32_t as_id, uint32_t slot, uint64_t *bitmap, size_t room, size_t *nwords,
@@ -79,10 +74,7 @@ static int clear_log(struct dirty_log *log, uint64_t first, uint32_t num, const 
 		return null_buffer(err);
 	if (bitmap && nwords != want)
 		return vm_refuse(err, EINVAL, MS_RULE_BITMAP_SIZE, want, NULL);
-	if (!want)
-		return 0;
-	memcpy(log->scratch, bitmap, want * sizeof(*bitmap));
-	dirty_log_clear(log, (size_t)(first / 64), want);
+	dirty_log_clear(log, (size_t)(first / 64), bitmap, want);
 	return 0;
 }
 

@@ -8,7 +8,7 @@
 
 static size_t log_size(size_t nwords)
 {
-	return sizeof(struct dirty_log) + 2 * nwords * sizeof(uint64_t);
+	return sizeof(struct dirty_log) + nwords * sizeof(uint64_t);
 }
 
 /* A word with its lowest n bits set. */
@@ -53,15 +53,14 @@ static void merge(struct dirty_log *to, const struct dirty_log *from)
 
 static struct dirty_log *alloc_log(struct memory *memory, uint64_t npages)
 {
-	size_t nwords = dirty_log_words(npages);
-	struct dirty_log *log = memory_zalloc(memory, log_size(nwords));
+	struct dirty_log *log = memory_zalloc(memory, log_size(dirty_log_words(npages)));
 
 	if (!log)
 		return NULL;
 	log->npages = (uint32_t)npages;
 	log->refs = 1;
 	log->related = log;
-	log->scratch = (uint64_t *)(void *)(log->live + nwords);
+	atomic_store_explicit(&log->pins, 1, memory_order_relaxed);
 	return log;
 }
 
@@ -131,31 +130,45 @@ void dirty_log_put(struct memory *memory, struct dirty_log *log)
 	if (!log || --log->refs)
 		return;
 	leave_ring(log);
-	memory_free(memory, log, log_size(nwords_of(log)));
+	dirty_log_unpin(memory, log);
 }
 
-void dirty_log_harvest(struct dirty_log *log)
+void dirty_log_pin(struct dirty_log *log)
+{
+	atomic_fetch_add_explicit(&log->pins, 1, memory_order_relaxed);
+}
+
+void dirty_log_unpin(struct memory *memory, struct dirty_log *log)
+{
+	if (atomic_fetch_sub_explicit(&log->pins, 1, memory_order_acq_rel) == 1)
+		memory_free(memory, log, log_size(nwords_of(log)));
+}
+
+void dirty_log_harvest(struct dirty_log *log, uint64_t *bitmap)
 {
 	for (size_t i = 0; i < nwords_of(log); i++) {
-		log->scratch[i] = 0;
-		if (atomic_load_explicit(&log->live[i], memory_order_relaxed)) {
+		uint64_t bits = atomic_load_explicit(&log->live[i], memory_order_relaxed);
+
+		if (bits) {
 			point(WRITER_HARVESTS);
-			log->scratch[i] = atomic_exchange_explicit(&log->live[i], 0, memory_order_acq_rel);
+			bits = atomic_exchange_explicit(&log->live[i], 0, memory_order_acq_rel);
 		}
+		if (bitmap)
+			bitmap[i] = bits;
 	}
 }
 
-void dirty_log_peek(struct dirty_log *log)
+void dirty_log_peek(const struct dirty_log *log, uint64_t *bitmap)
 {
 	for (size_t i = 0; i < nwords_of(log); i++)
-		log->scratch[i] = atomic_load_explicit(&log->live[i], memory_order_acquire);
+		bitmap[i] = atomic_load_explicit(&log->live[i], memory_order_acquire);
 }
 
-void dirty_log_clear(struct dirty_log *log, size_t first_word, size_t nwords)
+void dirty_log_clear(struct dirty_log *log, size_t first_word, const uint64_t *bitmap, size_t nwords)
 {
 	for (size_t i = 0; i < nwords; i++)
-		if (log->scratch[i])
-			atomic_fetch_and_explicit(&log->live[first_word + i], ~log->scratch[i], memory_order_acq_rel);
+		if (bitmap[i])
+			atomic_fetch_and_explicit(&log->live[first_word + i], ~bitmap[i], memory_order_acq_rel);
 }
 
 int dirty_log_check(const struct dirty_log *log)

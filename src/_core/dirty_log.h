@@ -2,9 +2,9 @@
 /*
  * dirty_log.h - records which pages of a slot were written.
  *
- * Bit i of word j stands for page 64 j + i.  As in KVM there are two halves: the live bitmap, in which readers mark
- * pages, and a scratch bitmap of the same size, which receives a harvest before it is copied to the caller.  A change
- * copies a slot; all copies share one log, so that no mark is lost.
+ * Bit i of word j stands for page 64 j + i.  A change copies a slot; all copies share one log, so that no mark is lost.
+ * KVM has a second bitmap, which receives a harvest before it is copied to user space.  Here a harvest writes to the
+ * caller's bitmap.
  *
  * A copy of a slot that has another size, or begins at another host address, needs a log of its own.  Such logs are
  * related.  They form a ring, and each has the position of its first page in the others.  At any time readers mark only
@@ -13,7 +13,8 @@
  *
  * Invariants
  *   D1  bits from npages on are 0;
- *   D2  refs is the number of slots that hold the log;
+ *   D2  refs is the number of slots that hold the log; pins is the number of calls that hold it, plus 1 while refs is
+ *       not 0;
  *   D3  page i of a log is page i + first - other->first of every log in its ring that has this page;
  *   D4  a bit that is set in one log of a ring is set in each of the others that has the page, except for marks that
  *       were made since dirty_log_pass_on();
@@ -22,8 +23,10 @@
  * Ordering (row "dirty bits"): a mark is a fetch_or, release, after the write to the page.  A harvest is an exchange,
  * acq_rel, of each word.  So the thread that harvests a bit sees the write, and no bit is lost.  dirty_log_pass_on()
  * loads a bit with acquire and sets it with release, so a harvest of the other log sees the write too.
- * Locking: a mark is made inside a read section.  Everything else, including refs, the ring and the scratch bitmap, is
- * under slots_lock.
+ * Ordering (row "dirty log pins"): a pin is taken inside the read section that finds the log, or under slots_lock.  The
+ * slots' own pin is dropped after the grace period, so a reader never takes the first one.
+ * Locking: a mark is made inside a read section.  Everything else, including refs and the ring, is under slots_lock,
+ * except for pins: any thread drops its own.
  * Cost: mark O(1); the others O(words).  dirty_log_derive() and dirty_log_pass_on() read all related logs.
  */
 #ifndef MS_DIRTY_LOG_H
@@ -35,10 +38,10 @@
 /* The members before `live` fill half a cache line, so that a small log shares a line with its bits. */
 struct dirty_log {
 	uint32_t npages;
-	uint32_t refs;
+	uint32_t refs;             /* under slots_lock */
 	struct dirty_log *related; /* the next one of its ring; the log itself if there is no other */
 	int64_t first;             /* see D3; 0 in a log of dirty_log_create() */
-	uint64_t *scratch;         /* as many words as `live`, and behind them */
+	_Atomic uint32_t pins;     /* the last one frees the log */
 	_Atomic uint64_t live[];
 };
 
@@ -69,9 +72,14 @@ struct dirty_log *dirty_log_derive(struct memory *memory, struct dirty_log *from
 /* Sets every bit of `log` in the logs that are related to it, where they have the page (D4). */
 void dirty_log_pass_on(const struct dirty_log *log);
 
-/* Adds a reference; drops one.  log may be NULL. */
+/* Adds a slot's reference; drops one.  log may be NULL.  The last put takes the log off its ring (D5). */
 struct dirty_log *dirty_log_get(struct dirty_log *log);
 void dirty_log_put(struct memory *memory, struct dirty_log *log);
+
+/* A call that goes on without a read section pins the logs that it is going to mark.  After the last slot is gone, the
+ * marks of such a call reach no harvest. */
+void dirty_log_pin(struct dirty_log *log);
+void dirty_log_unpin(struct memory *memory, struct dirty_log *log);
 
 static inline void dirty_log_mark(struct dirty_log *log, uint64_t page)
 {
@@ -79,12 +87,13 @@ static inline void dirty_log_mark(struct dirty_log *log, uint64_t page)
 	atomic_fetch_or_explicit(&log->live[page / 64], (uint64_t)1 << (page % 64), memory_order_release);
 }
 
-/* dirty_log_harvest() moves the live bits to the scratch bitmap, dirty_log_peek() copies them. */
-void dirty_log_harvest(struct dirty_log *log);
-void dirty_log_peek(struct dirty_log *log);
+/* Both write the live bits to `bitmap`, which has room for nwords_of(log) words.  dirty_log_harvest() clears them; with
+ * a NULL bitmap the bits are lost. */
+void dirty_log_harvest(struct dirty_log *log, uint64_t *bitmap);
+void dirty_log_peek(const struct dirty_log *log, uint64_t *bitmap);
 
-/* Clears the live bits, from page 64 first_word on, that are set in the first nwords words of the scratch bitmap. */
-void dirty_log_clear(struct dirty_log *log, size_t first_word, size_t nwords);
+/* Clears the live bits, from page 64 first_word on, that are set in the nwords words of the bitmap. */
+void dirty_log_clear(struct dirty_log *log, size_t first_word, const uint64_t *bitmap, size_t nwords);
 
 /* Returns 1 if D1 does not hold, or 0. */
 int dirty_log_check(const struct dirty_log *log);

@@ -22,7 +22,9 @@
 #define dirty_log_harvest ms_dirty_log_harvest
 #define dirty_log_pass_on ms_dirty_log_pass_on
 #define dirty_log_peek ms_dirty_log_peek
+#define dirty_log_pin ms_dirty_log_pin
 #define dirty_log_put ms_dirty_log_put
+#define dirty_log_unpin ms_dirty_log_unpin
 #define flat_avx2 ms_flat_avx2
 #define flat_avx512 ms_flat_avx512
 #define flat_builder_add ms_flat_builder_add
@@ -38,6 +40,15 @@
 #define flat_piece_in_list ms_flat_piece_in_list
 #define flat_portable ms_flat_portable
 #define flat_put ms_flat_put
+#define guest_fault_fill ms_guest_fault_fill
+#define guest_fault_load ms_guest_fault_load
+#define guest_fault_load_many ms_guest_fault_load_many
+#define guest_fault_move ms_guest_fault_move
+#define guest_fault_prepare ms_guest_fault_prepare
+#define guest_fault_read ms_guest_fault_read
+#define guest_fault_store ms_guest_fault_store
+#define guest_fault_store_many ms_guest_fault_store_many
+#define guest_fault_write ms_guest_fault_write
 #define held_index_find ms_held_index_find
 #define held_index_get ms_held_index_get
 #define held_index_make ms_held_index_make
@@ -101,10 +112,7 @@
 #define rules_unused_id ms_rules_unused_id
 #define rules_value ms_rules_value
 #define set_index_is_valid ms_set_index_is_valid
-#define slot_alloc ms_slot_alloc
-#define slot_create ms_slot_create
-#define slot_create_invalid ms_slot_create_invalid
-#define slot_give_log ms_slot_give_log
+#define slot_make_log ms_slot_make_log
 #define slots_lock_defer_end ms_slots_lock_defer_end
 #define slots_lock_enter_hook ms_slots_lock_enter_hook
 #define slots_lock_leave_hook ms_slots_lock_leave_hook

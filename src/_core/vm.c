@@ -313,7 +313,6 @@ static void retire_indexes(struct address_space *as)
 static void empty_address_space(struct ms_vm *vm, uint32_t as_id)
 {
 	retire_indexes(&vm->as[as_id]);
-	vm->as[as_id].used_below = 0;
 	empty_set(vm, vm_inactive_set(vm, as_id), false);
 	vm_swap(vm, as_id);
 	empty_set(vm, vm_inactive_set(vm, as_id), true);

@@ -13,7 +13,8 @@
 #define PAGES_MAX ((1 << 20) + 1)
 
 static struct memory memory;
-static bool live[PAGES_MAX], scratch[PAGES_MAX]; /* the log must equal it */
+static bool live[PAGES_MAX], taken[PAGES_MAX]; /* the log, and the bitmap of the caller, must equal them */
+static uint64_t bitmap[(PAGES_MAX + 63) / 64];
 static uint64_t marks;
 
 static bool bit(uint64_t word, uint64_t page)
@@ -26,7 +27,7 @@ static void check_equal(const struct dirty_log *log)
 	CHECK_EQ(dirty_log_check(log), 0);
 	for (uint64_t page = 0; page < log->npages; page++) {
 		CHECK_EQ(bit(atomic_load(&log->live[page / 64]), page), live[page]);
-		CHECK_EQ(bit(log->scratch[page / 64], page), scratch[page]);
+		CHECK_EQ(bit(bitmap[page / 64], page), taken[page]);
 	}
 }
 
@@ -41,7 +42,8 @@ static struct dirty_log *create(uint64_t npages, bool initially_set)
 	CHECK_EQ(nwords_of(log), (npages + 63) / 64);
 	CHECK_EQ(log->refs, 1);
 	memset(live, initially_set, sizeof(live));
-	memset(scratch, 0, sizeof(scratch));
+	memset(taken, 0, sizeof(taken));
+	memset(bitmap, 0, sizeof(bitmap));
 	check_equal(log);
 	return log;
 }
@@ -65,30 +67,30 @@ static void mark_some(struct dirty_log *log, struct rng *rng, uint64_t times)
 
 static void harvest(struct dirty_log *log)
 {
-	dirty_log_harvest(log);
-	memcpy(scratch, live, log->npages);
+	dirty_log_harvest(log, bitmap);
+	memcpy(taken, live, log->npages);
 	memset(live, 0, log->npages);
 }
 
 static void peek(struct dirty_log *log)
 {
-	dirty_log_peek(log);
-	memcpy(scratch, live, log->npages);
+	dirty_log_peek(log, bitmap);
+	memcpy(taken, live, log->npages);
 }
 
-/* A clear as a user makes it: the scratch has the bits to clear, from its own bit 0 on. */
+/* The bitmap has the bits to clear, from its own bit 0 on. */
 static void clear(struct dirty_log *log, struct rng *rng)
 {
 	size_t first = rng_below(rng, nwords_of(log)), nwords = rng_below(rng, nwords_of(log) - first + 1);
 
 	for (uint64_t page = 0; page < log->npages; page++)
-		scratch[page] = rng_below(rng, 2);
-	memset(log->scratch, 0, nwords_of(log) * sizeof(*log->scratch));
+		taken[page] = rng_below(rng, 2);
+	memset(bitmap, 0, nwords_of(log) * sizeof(*bitmap));
 	for (uint64_t page = 0; page < log->npages; page++)
-		log->scratch[page / 64] |= (uint64_t)scratch[page] << page % 64;
-	dirty_log_clear(log, first, nwords);
+		bitmap[page / 64] |= (uint64_t)taken[page] << page % 64;
+	dirty_log_clear(log, first, bitmap, nwords);
 	for (uint64_t page = 0; page < nwords * 64; page++)
-		if (first * 64 + page < log->npages && scratch[page])
+		if (first * 64 + page < log->npages && taken[page])
 			live[first * 64 + page] = false;
 }
 
@@ -110,7 +112,7 @@ static void one_size(uint64_t npages, bool initially_set, uint64_t rounds)
 		check_equal(log);
 	}
 	harvest(log);
-	harvest(log); /* nothing is harvested, but the scratch is wiped */
+	harvest(log); /* nothing is harvested, but the bitmap is wiped */
 	check_equal(log);
 	destroy(log);
 }
@@ -145,8 +147,8 @@ static void no_pages(void)
 		struct dirty_log *log = dirty_log_create(&memory, 0, set);
 
 		CHECK(log);
-		dirty_log_harvest(log);
-		dirty_log_peek(log);
+		dirty_log_harvest(log, bitmap);
+		dirty_log_peek(log, bitmap);
 		CHECK_EQ(dirty_log_check(log), 0);
 		destroy(log);
 	}
@@ -167,6 +169,26 @@ static void references(void)
 	destroy(log);
 	CHECK(!dirty_log_get(NULL));
 	dirty_log_put(&memory, NULL);
+}
+
+/* A pin keeps the log after its last slot is gone: the log has left its ring, and a mark does no harm. */
+static void pins(void)
+{
+	struct dirty_log *log = create(65, false), *other = dirty_log_derive(&memory, log, 0, 64, false);
+
+	CHECK(other);
+	dirty_log_pin(log);
+	dirty_log_pin(log);
+	CHECK_EQ(atomic_load(&log->pins), 3);
+	dirty_log_unpin(&memory, log);
+	dirty_log_put(&memory, log);
+	CHECK_EQ(atomic_load(&memory.blocks), 2);
+	CHECK_EQ(other->related, other);
+	dirty_log_mark(log, 64);
+	CHECK_EQ(atomic_load(&log->live[1]), 1);
+	dirty_log_unpin(&memory, log);
+	CHECK_EQ(atomic_load(&memory.blocks), 1);
+	destroy(other);
 }
 
 static void no_memory(void)
@@ -245,7 +267,6 @@ static void mark_and_pass_on(struct rng *rng)
 		dirty_log_mark(member[i].log, page);
 		live[member[i].first + page] = true;
 	}
-	dirty_log_peek(member[i].log); /* the words behind the live ones have bits too */
 	dirty_log_pass_on(member[i].log);
 }
 
@@ -412,25 +433,25 @@ static uint64_t all_marked(void)
 /* Takes bits out in two ways in turn: all of them, or those that a read found. */
 static uint64_t take_out(uint64_t turn)
 {
-	uint64_t taken = 0;
+	uint64_t nr = 0;
 
 	if (turn % 2) {
-		dirty_log_harvest(shared);
+		dirty_log_harvest(shared, bitmap);
 	} else {
-		dirty_log_peek(shared);
-		dirty_log_clear(shared, 0, nwords_of(shared));
+		dirty_log_peek(shared, bitmap);
+		dirty_log_clear(shared, 0, bitmap, nwords_of(shared));
 	}
 	for (uint64_t page = 0; page < SHARED_PAGES; page++)
-		if (bit(shared->scratch[page / 64], page)) {
+		if (bit(bitmap[page / 64], page)) {
 			atomic_fetch_add_explicit(&harvested[page], 1, memory_order_release);
-			taken++;
+			nr++;
 		}
-	return taken;
+	return nr;
 }
 
 static void conservation(void)
 {
-	uint64_t taken = 0, before, now, all;
+	uint64_t all_taken = 0, before, now, all;
 
 	rounds = test_times(1000);
 	all = rounds * SHARED_PAGES;
@@ -439,12 +460,12 @@ static void conservation(void)
 		marker[i].number = i;
 		CHECK_EQ(pthread_create(&marker[i].thread, NULL, mark_pages, &marker[i]), 0);
 	}
-	for (uint64_t turn = 0; taken < all; turn++) {
+	for (uint64_t turn = 0; all_taken < all; turn++) {
 		before = all_marked();
 		now = take_out(turn);
-		taken += now;
-		CHECK(taken >= before); /* none lost */
-		CHECK(taken <= all_marked() + MARKERS); /* none twice; each thread may be about to count one */
+		all_taken += now;
+		CHECK(all_taken >= before); /* none lost */
+		CHECK(all_taken <= all_marked() + MARKERS); /* none twice; each thread may be about to count one */
 		yield_if_idle(!now);
 	}
 	for (int i = 0; i < MARKERS; i++)
@@ -452,9 +473,9 @@ static void conservation(void)
 	CHECK_EQ(take_out(0) + take_out(1), 0);
 	for (uint64_t page = 0; page < SHARED_PAGES; page++)
 		CHECK_EQ(atomic_load(&harvested[page]), rounds);
-	CHECK_EQ(taken, all_marked());
+	CHECK_EQ(all_taken, all_marked());
 	CHECK_EQ(dirty_log_check(shared), 0);
-	marks += taken;
+	marks += all_taken;
 	destroy(shared);
 }
 
@@ -482,10 +503,11 @@ static void interrupt(int signal_number)
 
 static void mark_and_clear(void)
 {
+	const uint64_t mask = (uint64_t)1 << 62;
+
 	dirty_log_mark(shared, 62);
 	CHECK(own_bit(62));
-	shared->scratch[0] = (uint64_t)1 << 62;
-	dirty_log_clear(shared, 0, 1);
+	dirty_log_clear(shared, 0, &mask, 1);
 	CHECK(!own_bit(62));
 }
 
@@ -535,12 +557,12 @@ static void *write_and_mark(void *unused)
 /* Returns whether a page was marked. */
 static bool check_harvested(void)
 {
-	dirty_log_harvest(shared);
+	dirty_log_harvest(shared, bitmap);
 	for (uint64_t page = 0; page < 64; page++)
-		if (bit(shared->scratch[0], page))
+		if (bit(bitmap[0], page))
 			atomic_store_explicit(&seen[page], atomic_load_explicit(&written[page], memory_order_relaxed),
 					      memory_order_relaxed);
-	return shared->scratch[0];
+	return bitmap[0];
 }
 
 static void writes_are_seen(void)
@@ -571,6 +593,7 @@ int main(int argc, char **argv)
 	every_page();
 	every_size();
 	references();
+	pins();
 	no_memory();
 	far_apart();
 	for (uint64_t i = 0; i < test_times(1000); i++)

@@ -611,7 +611,7 @@ static void check_dirty(const struct memslot *slot, const struct log *log)
 
 static uint64_t log_bytes(uint64_t npages)
 {
-	return sizeof(struct dirty_log) + 2 * ((npages + 63) / 64) * sizeof(uint64_t);
+	return sizeof(struct dirty_log) + ((npages + 63) / 64) * sizeof(uint64_t);
 }
 
 static void check_space(uint32_t as_id, struct ms_stats *want)

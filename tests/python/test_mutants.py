@@ -109,7 +109,7 @@ def test_entry_is_parsed() -> None:
 @pytest.mark.parametrize(
     ("change", "why"),
     [
-        ({"hazard": "H33"}, "no such hazard: H33"),
+        ({"hazard": "H99"}, "no such hazard: H99"),
         ({"hazard": []}, "none is named"),
         ({"caught_by": []}, "must name the tests"),
         ({"caught_by": ["test_a times=3"]}, "only scale= and seed="),

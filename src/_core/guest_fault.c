@@ -1,0 +1,404 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * guest_fault.c - see guest_fault.h for the invariants F1 and F2.
+ */
+#define _GNU_SOURCE
+#include "guest_fault.h"
+
+#include <pthread.h>
+#include <setjmp.h>
+#include <signal.h>
+#include <stdatomic.h>
+#include <string.h>
+#include <unistd.h>
+
+#if defined(__BYTE_ORDER__)
+_Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "values in guest memory have the byte order of the host");
+#endif
+
+#define PAGE_BYTES ((size_t)4096)
+
+/* An access that is under way.  `done` and the ranges change after sigsetjmp(), so they are volatile. */
+struct guard {
+	struct guard *outer;
+	volatile uintptr_t begin[2]; /* the guest memory of the access; the second range is for a move */
+	size_t size[2];
+	volatile size_t done;
+	uintptr_t gone; /* the address of the fault */
+	sigjmp_buf env;
+};
+
+/* F1.  The handler may be in a shared object: initial-exec needs no call and no allocation there. */
+static _Thread_local struct guard *guest_guard __attribute__((tls_model("initial-exec")));
+
+/* ---- the handler ---- */
+
+static const int signals[] = { SIGSEGV, SIGBUS };
+static struct sigaction previous[ARRAY_SIZE(signals)]; /* constant once the handler is installed */
+
+static const struct sigaction *previous_of(int signal)
+{
+	return &previous[signal == signals[1]];
+}
+
+static bool covers(const struct guard *guard, uintptr_t address)
+{
+	return address - guard->begin[0] < guard->size[0] || address - guard->begin[1] < guard->size[1];
+}
+
+/* An address that the CPU cannot use at all gives a fault without an address. */
+static bool covers_no_address(const struct guard *guard, const siginfo_t *info)
+{
+	return info->si_code == SI_KERNEL && !info->si_addr && guard->begin[0] >> 47;
+}
+
+/* A signal that a process has sent has si_code <= 0, and no address. */
+static bool is_guest_fault(const struct guard *guard, const siginfo_t *info)
+{
+	return info->si_code > 0 && (covers(guard, (uintptr_t)info->si_addr) || covers_no_address(guard, info));
+}
+
+/* The signal ends the process as if there had been no handler: a fault happens again after the return. */
+static void do_default(int signal, const siginfo_t *info)
+{
+	struct sigaction action = { .sa_handler = SIG_DFL };
+
+	sigaction(signal, &action, NULL);
+	if (info->si_code <= 0)
+		raise(signal);
+}
+
+/* The former handler runs with the signals blocked that it has asked for. */
+static void call(const struct sigaction *action, int signal, siginfo_t *info, void *context)
+{
+	sigset_t blocked = action->sa_mask, before;
+
+	if (!(action->sa_flags & SA_NODEFER))
+		sigaddset(&blocked, signal);
+	pthread_sigmask(SIG_BLOCK, &blocked, &before);
+	if (action->sa_flags & SA_SIGINFO)
+		action->sa_sigaction(signal, info, context);
+	else
+		action->sa_handler(signal);
+	pthread_sigmask(SIG_SETMASK, &before, NULL);
+}
+
+static void forward(int signal, siginfo_t *info, void *context)
+{
+	const struct sigaction *action = previous_of(signal);
+	bool has_handler =
+		action->sa_flags & SA_SIGINFO || (action->sa_handler != SIG_DFL && action->sa_handler != SIG_IGN);
+
+	if (has_handler)
+		call(action, signal, info, context);
+	else if (action->sa_handler == SIG_DFL || info->si_code > 0) /* nobody can ignore a fault */
+		do_default(signal, info);
+}
+
+static void on_fault(int signal, siginfo_t *info, void *context)
+{
+	struct guard *guard = guest_guard;
+
+	if (!guard || !is_guest_fault(guard, info)) {
+		forward(signal, info, context);
+		return;
+	}
+	guard->gone = (uintptr_t)info->si_addr;
+	siglongjmp(guard->env, 1); /* F2 */
+}
+
+/* SA_NODEFER and an empty mask: siglongjmp() does not restore the mask of the thread, which would cost a system call
+ * at each access.  The former handler is known before the new one can run. */
+static void install(int signal, struct sigaction *former)
+{
+	struct sigaction action = { .sa_sigaction = on_fault, .sa_flags = SA_SIGINFO | SA_NODEFER | SA_ONSTACK };
+
+	sigemptyset(&action.sa_mask);
+	sigaction(signal, NULL, former);
+	sigaction(signal, &action, NULL);
+}
+
+static void install_all(void)
+{
+	for (size_t i = 0; i < ARRAY_SIZE(signals); i++)
+		install(signals[i], &previous[i]);
+}
+
+void guest_fault_prepare(void)
+{
+	static pthread_once_t once = PTHREAD_ONCE_INIT;
+
+	pthread_once(&once, install_all);
+}
+
+/* ---- guards ---- */
+
+/* The compiler moves no access of guest memory over it. */
+static inline void fence(void)
+{
+	atomic_signal_fence(memory_order_seq_cst);
+}
+
+static inline void enter(struct guard *guard)
+{
+	guest_guard = guard;
+	fence();
+}
+
+static inline void leave(const struct guard *guard)
+{
+	fence();
+	guest_guard = guard->outer;
+}
+
+static inline void set_done(struct guard *guard, size_t done)
+{
+	fence();
+	guard->done = done;
+}
+
+/* ThreadSanitizer blocks all signals while a handler runs.  Elsewhere the mask is unchanged, see install(). */
+#define SAVES_MASK MS_THREAD_SANITIZED
+
+/* True: access the memory now.  It becomes false if the access ends in a fault.  The caller calls leave() in both
+ * cases. */
+#define guarded(guard) (!sigsetjmp((guard)->env, SAVES_MASK) && (enter(guard), true))
+
+/* Field by field: there is no need to clear `env`. */
+static inline void guard_init(struct guard *guard, const void *host, size_t size)
+{
+	guard->outer = guest_guard;
+	guard->begin[0] = (uintptr_t)host;
+	guard->size[0] = size;
+	guard->begin[1] = guard->size[1] = 0;
+	guard->done = 0;
+}
+
+/* ---- bytes ---- */
+
+/* The number of bytes from the address to the end of its page, but at most n. */
+static inline size_t in_page(const void *host, size_t n)
+{
+	size_t rest = PAGE_BYTES - (uintptr_t)host % PAGE_BYTES;
+
+	return n < rest ? n : rest;
+}
+
+/* Not inline: sigsetjmp() forbids to keep changing variables in registers. */
+static out_of_line void read_pages(struct guard *guard, char *out, const char *host, size_t n)
+{
+	for (size_t done = 0, part; done < n; done += part) {
+		part = in_page(host + done, n - done);
+		memcpy(out + done, host + done, part);
+		set_done(guard, done + part);
+	}
+}
+
+static out_of_line void write_pages(struct guard *guard, char *host, const char *data, size_t n)
+{
+	for (size_t done = 0, part; done < n; done += part) {
+		part = in_page(host + done, n - done);
+		memcpy(host + done, data + done, part);
+		set_done(guard, done + part);
+	}
+}
+
+static out_of_line void fill_pages(struct guard *guard, char *host, uint8_t byte, size_t n)
+{
+	for (size_t done = 0, part; done < n; done += part) {
+		part = in_page(host + done, n - done);
+		memset(host + done, byte, part);
+		set_done(guard, done + part);
+	}
+}
+
+size_t guest_fault_read(void *out, const void *host, size_t n)
+{
+	struct guard guard;
+
+	guard_init(&guard, host, n);
+	if (guarded(&guard))
+		read_pages(&guard, out, host, n);
+	leave(&guard);
+	return guard.done;
+}
+
+size_t guest_fault_write(void *host, const void *data, size_t n)
+{
+	struct guard guard;
+
+	guard_init(&guard, host, n);
+	if (guarded(&guard))
+		write_pages(&guard, host, data, n);
+	leave(&guard);
+	return guard.done;
+}
+
+size_t guest_fault_fill(void *host, uint8_t byte, size_t n)
+{
+	struct guard guard;
+
+	guard_init(&guard, host, n);
+	if (guarded(&guard))
+		fill_pages(&guard, host, byte, n);
+	leave(&guard);
+	return guard.done;
+}
+
+uintptr_t guest_fault_move(void *to, const void *from, size_t n)
+{
+	struct guard guard;
+
+	guard_init(&guard, to, n);
+	guard.begin[1] = (uintptr_t)from;
+	guard.size[1] = n;
+	if (guarded(&guard)) {
+		memmove(to, from, n);
+		set_done(&guard, n);
+	}
+	leave(&guard);
+	return guard.done == n ? 0 : guard.gone;
+}
+
+/* ---- values ---- */
+
+static inline bool is_aligned(const void *host, size_t size)
+{
+	return (uintptr_t)host % size == 0;
+}
+
+/* ThreadSanitizer holds a lock of its own during an atomic access, and a fault would leave it locked. */
+#if MS_THREAD_SANITIZED
+#define UNSEEN __attribute__((no_sanitize("thread"))) out_of_line
+#define LOAD(type) (*(const volatile type *)host)
+#define STORE(type) (*(volatile type *)host = (type)value)
+#else
+#define UNSEEN inline
+#define LOAD(type) atomic_load_explicit((const volatile _Atomic type *)host, memory_order_acquire)
+#define STORE(type) atomic_store_explicit((volatile _Atomic type *)host, (type)value, memory_order_release)
+#endif
+
+/* Row "guest words". */
+static UNSEEN uint64_t load_aligned(const void *host, size_t size)
+{
+	switch (size) {
+	case 1:
+		return LOAD(uint8_t);
+	case 2:
+		return LOAD(uint16_t);
+	case 4:
+		return LOAD(uint32_t);
+	default:
+		return LOAD(uint64_t);
+	}
+}
+
+static UNSEEN void store_aligned(void *host, size_t size, uint64_t value)
+{
+	switch (size) {
+	case 1:
+		STORE(uint8_t);
+		break;
+	case 2:
+		STORE(uint16_t);
+		break;
+	case 4:
+		STORE(uint32_t);
+		break;
+	default:
+		STORE(uint64_t);
+	}
+}
+
+static inline uint64_t load_any(const void *host, size_t size)
+{
+	uint64_t value = 0;
+
+	if (likely(is_aligned(host, size)))
+		return load_aligned(host, size);
+	fence();
+	memcpy(&value, host, size);
+	return value;
+}
+
+static inline void store_any(void *host, size_t size, uint64_t value)
+{
+	fence();
+	if (likely(is_aligned(host, size)))
+		store_aligned(host, size, value);
+	else
+		memcpy(host, &value, size);
+}
+
+bool guest_fault_load(const void *host, size_t size, uint64_t *value)
+{
+	struct guard guard;
+
+	guard_init(&guard, host, size);
+	if (guarded(&guard)) {
+		*value = load_any(host, size);
+		set_done(&guard, size);
+	}
+	leave(&guard);
+	return guard.done;
+}
+
+bool guest_fault_store(void *host, size_t size, uint64_t value)
+{
+	struct guard guard;
+
+	guard_init(&guard, host, size);
+	if (guarded(&guard)) {
+		store_any(host, size, value);
+		set_done(&guard, size);
+	}
+	leave(&guard);
+	return guard.done;
+}
+
+static out_of_line void load_all(struct guard *guard, const uint64_t *hosts, size_t n, char *out, ptrdiff_t stride)
+{
+	for (size_t i = 0; i < n; i++, out += stride) {
+		uint64_t value;
+
+		guard->begin[0] = (uintptr_t)hosts[i];
+		value = load_any((const void *)(uintptr_t)hosts[i], sizeof(value));
+		memcpy(out, &value, sizeof(value));
+		set_done(guard, i + 1);
+	}
+}
+
+static out_of_line void store_all(struct guard *guard, const uint64_t *hosts, size_t n, const char *data,
+				  ptrdiff_t stride)
+{
+	for (size_t i = 0; i < n; i++, data += stride) {
+		uint64_t value;
+
+		memcpy(&value, data, sizeof(value));
+		guard->begin[0] = (uintptr_t)hosts[i];
+		store_any((void *)(uintptr_t)hosts[i], sizeof(value), value);
+		set_done(guard, i + 1);
+	}
+}
+
+size_t guest_fault_load_many(const uint64_t *hosts, size_t n, void *out, ptrdiff_t stride)
+{
+	struct guard guard;
+
+	guard_init(&guard, NULL, sizeof(uint64_t));
+	if (guarded(&guard))
+		load_all(&guard, hosts, n, out, stride);
+	leave(&guard);
+	return guard.done;
+}
+
+size_t guest_fault_store_many(const uint64_t *hosts, size_t n, const void *data, ptrdiff_t stride)
+{
+	struct guard guard;
+
+	guard_init(&guard, NULL, sizeof(uint64_t));
+	if (guarded(&guard))
+		store_all(&guard, hosts, n, data, stride);
+	leave(&guard);
+	return guard.done;
+}
