@@ -35,7 +35,7 @@ LAYERS = {
     "4b": ("rules", "slot_make", "look", "listeners"),
     "4c": ("vm_index",),
     "4d": ("search", "writer", "update", "held_index"),
-    "4e": ("batch_walk",),
+    "4e": ("batch_walk", "guest_run"),
     "5": (
         "lookup",
         "batch",
@@ -49,6 +49,7 @@ LAYERS = {
         "check",
         "build_info",
         "rule_table",
+        "guest_memory",
     ),
 }
 LAYER_OF = {module: layer for layer, modules in LAYERS.items() for module in modules}
@@ -64,7 +65,15 @@ SIDES = {
         "update_steps",
         "dirty_ioctl",
     ),
-    "reader": ("search", "held_index", "batch_walk", "lookup", "batch"),
+    "reader": (
+        "search",
+        "held_index",
+        "batch_walk",
+        "guest_run",
+        "lookup",
+        "batch",
+        "guest_memory",
+    ),
 }
 SIDE_OF = {module: side for side, modules in SIDES.items() for module in modules}
 DESIGNS = "3b"  # the layer of every other *_set; a new one needs no entry here

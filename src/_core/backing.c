@@ -6,6 +6,8 @@
 
 #include <errno.h>
 
+#include "guest_fault.h"
+
 struct memory backing_memory;
 
 static bool is_valid(uint64_t start, uint64_t size, uint32_t flags)
@@ -25,6 +27,7 @@ int ms_backing_create(void *start, size_t size, uint32_t flags, ms_release_fn *r
 	*out = NULL;
 	if (!is_valid(address, size, flags))
 		return -EINVAL;
+	guest_fault_prepare();
 	backing = memory_zalloc(&backing_memory, sizeof(*backing));
 	if (!backing)
 		return -ENOMEM;

@@ -245,19 +245,45 @@ size_t guest_fault_fill(void *host, uint8_t byte, size_t n)
 	return guard.done;
 }
 
-uintptr_t guest_fault_move(void *to, const void *from, size_t n)
+/* The number of bytes before the address that lie in one page, but at most n. */
+static inline size_t in_page_before(const void *end, size_t n)
+{
+	size_t rest = ((uintptr_t)end - 1) % PAGE_BYTES + 1;
+
+	return n < rest ? n : rest;
+}
+
+static out_of_line void move_up(struct guard *guard, char *to, const char *from, size_t n)
+{
+	for (size_t done = 0, part; done < n; done += part) {
+		part = in_page(to + done, in_page(from + done, n - done));
+		memmove(to + done, from + done, part);
+		set_done(guard, done + part);
+	}
+}
+
+static out_of_line void move_down(struct guard *guard, char *to, const char *from, size_t n)
+{
+	for (size_t left = n, part; left; left -= part) {
+		part = in_page_before(to + left, in_page_before(from + left, left));
+		memmove(to + left - part, from + left - part, part);
+		set_done(guard, n - left + part);
+	}
+}
+
+size_t guest_fault_move(void *to, const void *from, size_t n, bool backward, bool *to_gone)
 {
 	struct guard guard;
 
 	guard_init(&guard, to, n);
 	guard.begin[1] = (uintptr_t)from;
 	guard.size[1] = n;
-	if (guarded(&guard)) {
-		memmove(to, from, n);
-		set_done(&guard, n);
-	}
+	if (guarded(&guard))
+		(backward ? move_down : move_up)(&guard, to, from, n);
+	else
+		*to_gone = guard.gone - (uintptr_t)to < n;
 	leave(&guard);
-	return guard.done == n ? 0 : guard.gone;
+	return guard.done;
 }
 
 /* ---- values ---- */

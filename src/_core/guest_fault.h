@@ -35,9 +35,13 @@ size_t guest_fault_read(void *out, const void *host, size_t n);
 size_t guest_fault_write(void *host, const void *data, size_t n);
 size_t guest_fault_fill(void *host, uint8_t byte, size_t n);
 
-/* memmove() from guest memory to guest memory.  Both ranges lie inside one page each.  Returns 0, or the address that
- * is gone. */
-uintptr_t guest_fault_move(void *to, const void *from, size_t n);
+/*
+ * Copies from guest memory to guest memory.  The two ranges may overlap: `backward` copies by descending address, for a
+ * destination above its source.  Both ranges are split at their page boundaries.  Returns the number of bytes that are
+ * complete, from the first byte on or, backward, from the last one.  If that is less than n, *to_gone says which of the
+ * two sides is gone.
+ */
+size_t guest_fault_move(void *to, const void *from, size_t n, bool backward, bool *to_gone);
 
 /* Little-endian values of `size` bytes: 1, 2, 4 or 8, inside one page.  Return false if the memory is gone. */
 bool guest_fault_load(const void *host, size_t size, uint64_t *value);

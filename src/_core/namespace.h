@@ -49,6 +49,7 @@
 #define guest_fault_store ms_guest_fault_store
 #define guest_fault_store_many ms_guest_fault_store_many
 #define guest_fault_write ms_guest_fault_write
+#define guest_refuse ms_guest_refuse
 #define held_index_find ms_held_index_find
 #define held_index_get ms_held_index_get
 #define held_index_make ms_held_index_make

@@ -8,6 +8,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "guest_fault.h"
+
 static const struct memslot_design *const designs[] = {
 #define DESIGN(name) &DESIGN_OF(name),
 #include "designs.h"
@@ -240,6 +242,8 @@ static int init_vm(struct ms_vm *vm, const struct ms_config *config, const struc
 		srcu_deinit(&vm->srcu);
 		return r;
 	}
+	if (vm->config.dereference_raw_addresses)
+		guest_fault_prepare();
 	vm->stall_report.lock = &vm->slots_lock;
 	stall_report_set(&vm->stall_report, &vm->srcu, MS_STALL_AFTER_MS_DEFAULT, config->report_stall,
 			 config->stall_opaque);

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 # The functions of memslots.h, for the extension only, because it is linked with the core.  This file is not installed:
 # in another module each function would be an undefined symbol at import.
-from libc.stdint cimport uint32_t, uint64_t
+from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t
 
 from .libmemslots cimport *
 
@@ -70,6 +70,18 @@ cdef extern from "memslots.h" nogil:
     uint32_t ms_vcpu_as_id(const ms_vcpu *vcpu)
     int ms_vcpu_gfn_to_memslot(ms_vcpu *vcpu, uint64_t gfn, ms_memslot *out)
     uint64_t ms_vcpu_gfn_to_hva(ms_vcpu *vcpu, uint64_t gfn)
+    int ms_read_guest(ms_vm *vm, uint32_t as_id, uint64_t gpa, void *out, size_t n, ms_error *err)
+    int ms_write_guest(ms_vm *vm, uint32_t as_id, uint64_t gpa, const void *data, size_t n, ms_error *err)
+    int ms_fill_guest(ms_vm *vm, uint32_t as_id, uint64_t gpa, size_t n, uint8_t byte, ms_error *err)
+    int ms_copy_guest(ms_vm *vm, uint32_t as_id, uint64_t dst_gpa, uint64_t src_gpa, size_t n, ms_error *err)
+    int ms_read_guest_u8(ms_vm *vm, uint32_t as_id, uint64_t gpa, uint8_t *value, ms_error *err)
+    int ms_read_guest_u16(ms_vm *vm, uint32_t as_id, uint64_t gpa, uint16_t *value, ms_error *err)
+    int ms_read_guest_u32(ms_vm *vm, uint32_t as_id, uint64_t gpa, uint32_t *value, ms_error *err)
+    int ms_read_guest_u64(ms_vm *vm, uint32_t as_id, uint64_t gpa, uint64_t *value, ms_error *err)
+    int ms_write_guest_u8(ms_vm *vm, uint32_t as_id, uint64_t gpa, uint8_t value, ms_error *err)
+    int ms_write_guest_u16(ms_vm *vm, uint32_t as_id, uint64_t gpa, uint16_t value, ms_error *err)
+    int ms_write_guest_u32(ms_vm *vm, uint32_t as_id, uint64_t gpa, uint32_t value, ms_error *err)
+    int ms_write_guest_u64(ms_vm *vm, uint32_t as_id, uint64_t gpa, uint64_t value, ms_error *err)
     void ms_mark_page_dirty(ms_vm *vm, uint32_t as_id, uint64_t gfn)
     int ms_mark_page_dirty_many(ms_vm *vm, uint32_t as_id, const ms_batch *batch)
     int ms_get_dirty_log(ms_vm *vm, uint32_t as_id, uint32_t slot, uint64_t *bitmap, size_t room, size_t *nwords,

@@ -83,7 +83,14 @@ class OutOfMemoryError(MemslotsError, MemoryError):
 
 
 class GuestAccessError(MemslotsError, ValueError):
-    """EFAULT: the guest frame has no address for this use, or ``clear_dirty_log()`` got no bitmap."""
+    """EFAULT: the guest frame has no address for this use, its host memory is gone, or ``clear_dirty_log()`` got no bitmap.
+
+    After a copy from or to guest memory, ``.gpa`` is the guest address of the piece that was refused, and ``.done`` the
+    number of bytes before it, which are complete.  The content of the refused piece is unspecified.  After another call
+    ``.gpa`` is None."""
+
+    gpa: int | None = None
+    done: int = 0
 
 
 class GfnNotMappedError(GuestAccessError, LookupError):
@@ -172,6 +179,8 @@ _CLASSES_BY_RULE: dict[str, type[MemslotsError]] = {
     "NO_SUCH_LISTENER": ListenerError,
     "HANDLE": UpdateError,
     "SETS_DIFFER": UpdateError,
+    "GUEST_HOLE": GfnNotMappedError,
+    "GUEST_READONLY": ReadOnlySlotError,
 }
 
 
@@ -201,6 +210,8 @@ class Request(NamedTuple):
     first_page: int = 0
     num_pages: int = 0
     value: int = 0
+    gpa: int | None = None  # of the first byte that a copy of guest memory could not access
+    done: int = 0  # the bytes before it
     bits_lost: bool = False  # get_dirty_log() has cleared the log before it failed
 
     @property
@@ -343,6 +354,23 @@ _MESSAGES: dict[str, Callable[[Request, int, Any], str]] = {
     "NO_FREE_SLOT": lambda q, limit, o: (
         f"all {limit} slot ids of address space {q.as_id} are in use: delete a slot, or give the VM more user_mem_slots"
     ),
+    "GUEST_HOLE": lambda q, limit, o: (
+        f"guest address {q.gpa or 0:#x} of address space {q.as_id} is in no slot, or in one that is being deleted or moved; "
+        f"{q.done} bytes before it are complete"
+    ),
+    "GUEST_READONLY": lambda q, limit, o: (
+        f"guest address {q.gpa or 0:#x} of address space {q.as_id} is in {_other(o)}, which is READONLY; "
+        f"{q.done} bytes before it are complete"
+    ),
+    "GUEST_RAW": lambda q, limit, o: (
+        f"guest address {q.gpa or 0:#x} of address space {q.as_id} is in {_other(o)}, which has no memory: "
+        "create the slot with map_buffer(), or the VM with dereference_raw_addresses=True; "
+        f"{q.done} bytes before it are complete"
+    ),
+    "GUEST_FAULT": lambda q, limit, o: (
+        f"the host memory of guest address {q.gpa or 0:#x} of address space {q.as_id}, in {_other(o)}, is truncated, unmapped "
+        f"or protected; {q.done} bytes before it are complete"
+    ),
     "INTERRUPTED": lambda q, limit, o: "the wait for the VM's lock was ended; nothing was changed",
 }
 
@@ -352,7 +380,10 @@ def refused(
 ) -> MemslotsError:
     """The exception for a call that a rule refused.  Its message names the slot of the call and the other slot."""
     message = where + _MESSAGES[rule](request, limit, other)
-    return from_errno(errno, message, request.slot, other, rule)
+    error = from_errno(errno, message, request.slot, other, rule)
+    if isinstance(error, GuestAccessError):
+        error.gpa, error.done = request.gpa, request.done
+    return error
 
 
 def reader_stall(thread_id: int, waited_ns: int, again: bool = False) -> ReaderStallWarning:

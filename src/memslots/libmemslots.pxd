@@ -58,6 +58,8 @@ cdef extern from "memslots.h" nogil:
         uint32_t index
         uint64_t limit
         ms_memslot other
+        uint64_t gpa
+        uint64_t done
 
     struct ms_stall:
         uint32_t thread_id
@@ -119,6 +121,7 @@ cdef extern from "memslots.h" nogil:
         int (*poll)(void *opaque) noexcept
         void *opaque
 
+    size_t MS_GUEST_SHORT
     size_t MS_BATCH_BRIEF
     size_t MS_BATCH_POLL
     size_t MS_BATCH_PIECE

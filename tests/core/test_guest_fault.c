@@ -156,20 +156,48 @@ static void test_whole_accesses(void)
 
 /* ---- moves ---- */
 
+/* Moves n bytes of the first two pages; the reference is memmove() on a copy. */
+static void check_move(size_t to, size_t from, size_t n)
+{
+	static unsigned char want[2 * PAGE];
+	struct memory3 m = memory_new();
+	bool to_gone;
+
+	memcpy(want, m.at, sizeof(want));
+	memmove(want + to, want + from, n);
+	CHECK_EQ(guest_fault_move(m.at + to, m.at + from, n, to > from, &to_gone), n);
+	CHECK(!memcmp(m.at, want, sizeof(want)));
+	memory_end(&m);
+	accesses++;
+}
+
 static void test_moves(void)
 {
-	struct memory3 m = memory_new();
-	unsigned char *a = m.at, *b = m.at + PAGE, *gone = m.at + 2 * PAGE;
+	for (size_t shift = 0; shift < 300; shift += 7)
+		for (size_t n = 0; n < 2 * PAGE - shift; n += 1 + n / 3) {
+			check_move(0, shift, n);
+			check_move(shift, 0, n);
+			check_move(2 * PAGE - n, 2 * PAGE - n - shift, n);
+		}
+}
 
-	lose(&m, UNMAPPED, 2, true);
-	CHECK_EQ(guest_fault_move(a + 8, a, 100), 0); /* they overlap */
-	for (size_t i = 0; i < 100; i++)
-		CHECK_EQ(a[8 + i], expected(i));
-	CHECK_EQ(guest_fault_move(b, a + 8, 4), 0);
-	CHECK(!memcmp(b, a + 8, 4));
-	CHECK_EQ(guest_fault_move(a, gone + 9, 3), (uintptr_t)gone + 9);
-	CHECK_EQ(guest_fault_move(gone + 100, a, 1), (uintptr_t)gone + 100);
-	memory_end(&m);
+/* The first page is moved to the second, or the reverse, with one of them gone at the boundary. */
+static void test_lost_moves(void)
+{
+	for (int backward = 0; backward < 2; backward++)
+		for (int to_is_lost = 0; to_is_lost < 2; to_is_lost++) {
+			struct memory3 m = memory_new(), other = memory_new();
+			struct memory3 *to = to_is_lost ? &m : &other, *from = to_is_lost ? &other : &m;
+			bool to_gone = !to_is_lost;
+			size_t lost = backward ? 0 : 1, at = 100;
+
+			lose(&m, UNMAPPED, lost, true);
+			CHECK_EQ(guest_fault_move(to->at + at, from->at + at + 8, PAGE, backward, &to_gone),
+				 backward ? at + (from == &m ? 8 : 0) : PAGE - at - (from == &m ? 8 : 0));
+			CHECK_EQ(to_gone, to_is_lost);
+			memory_end(&m);
+			memory_end(&other);
+		}
 }
 
 /* ---- values ---- */
@@ -529,6 +557,7 @@ int main(int argc, char **argv)
 	test_writes();
 	test_whole_accesses();
 	test_moves();
+	test_lost_moves();
 	test_values();
 	test_lost_values();
 	test_address_beyond_the_cpu();

@@ -70,6 +70,8 @@ REQUEST = Request(
     first_page=65,
     num_pages=66,
     value=77,
+    gpa=0x123456,
+    done=9999,
 )
 # Words of the message for REQUEST with the limit 4321 and OTHER as the other party.
 WORDS = {
@@ -120,6 +122,10 @@ WORDS = {
     "BACKING_RANGE": ["[0x7f0000000000, 0x7f0000100000)", "slot 7", hex(4321)],
     "BACKING_READONLY": ["slot 7", "READONLY"],
     "NO_FREE_SLOT": ["4321", "address space 1", "user_mem_slots"],
+    "GUEST_HOLE": ["0x123456", "address space 1", "no slot", "9999"],
+    "GUEST_READONLY": ["0x123456", "slot 3", "READONLY", "9999"],
+    "GUEST_RAW": ["0x123456", "slot 3", "map_buffer()", "dereference_raw_addresses", "9999"],
+    "GUEST_FAULT": ["0x123456", "slot 3", "truncated", "9999"],
 }
 
 
@@ -286,6 +292,10 @@ ELSEWHERE = {
     "BACKING_RANGE": "tests/core/test_backing.c",
     "BACKING_READONLY": "tests/core/test_backing.c",
     "NO_FREE_SLOT": "tests/core/test_short_forms.c",
+    "GUEST_HOLE": "tests/core/test_guest_memory.c",
+    "GUEST_READONLY": "tests/core/test_guest_memory.c",
+    "GUEST_RAW": "tests/core/test_guest_memory.c",
+    "GUEST_FAULT": "tests/core/test_guest_memory.c",
     "FORKED": "test_threads.py: it takes a fork",
     "INTERRUPTED": "tests/core/test_vm.c: in Python what the signal handler raised comes instead",
     "LISTENER_REFUSED": "tests/core: a listener in Python refuses by its own exception",

@@ -140,7 +140,11 @@ struct ms_memslot {
 	RULE(STRUCT_SIZE, "the size member of a struct of the caller is less than limit", EINVAL) \
 	RULE(BACKING_RANGE, "the pages are not inside the backing, which ends at limit", EINVAL) \
 	RULE(BACKING_READONLY, "a READONLY backing, and a slot without READONLY", EINVAL) \
-	RULE(NO_FREE_SLOT, "all limit = user_mem_slots ids are in use", ENOSPC)
+	RULE(NO_FREE_SLOT, "all limit = user_mem_slots ids are in use", ENOSPC) \
+	RULE(GUEST_HOLE, "no slot, or one that is being deleted or moved, has the byte at gpa", EFAULT) \
+	RULE(GUEST_READONLY, "a write at gpa to a READONLY slot: other", EFAULT) \
+	RULE(GUEST_RAW, "the slot at gpa, other, has no backing, and the VM has not dereference_raw_addresses", EFAULT) \
+	RULE(GUEST_FAULT, "the host memory at gpa, of the slot other, is truncated, unmapped or protected", EFAULT)
 
 enum ms_rule {
 	MS_RULE_NONE = 0,
@@ -160,6 +164,8 @@ struct ms_error {
 	uint32_t index; /* ms_load_memslots(): the first entry that is refused, or the one that a listener refuses */
 	uint64_t limit;
 	struct ms_memslot other;
+	uint64_t gpa;  /* guest memory: the first byte of the piece that is refused */
+	uint64_t done; /* guest memory: the bytes of the call before this piece, which are complete */
 };
 
 /* ---- VM ---------------------------------------------------------------------------------------------------- */
@@ -484,6 +490,61 @@ int ms_vcpu_set_as_id(struct ms_vcpu *vcpu, uint32_t as_id); /* as on entry to S
 uint32_t ms_vcpu_as_id(const struct ms_vcpu *vcpu);
 int ms_vcpu_gfn_to_memslot(struct ms_vcpu *vcpu, uint64_t gfn, struct ms_memslot *out);
 uint64_t ms_vcpu_gfn_to_hva(struct ms_vcpu *vcpu, uint64_t gfn);
+
+/* ---- guest memory (guest_memory.c) ----------------------------------------------------------------------------- */
+
+/*
+ * These calls copy bytes from and to the memory of the slots at [gpa, gpa + n), by KVM's rules: the range is split into
+ * pieces at page boundaries; a write marks the page of a piece dirty after the piece is written; the first piece that
+ * is refused ends the call.  Pieces before it are complete: nothing is rolled back.  With n = 0 a call does nothing and
+ * returns 0.
+ *
+ *   -EFAULT  MS_RULE_GUEST_HOLE      no slot, or an INVALID one; an as_id out of range is a hole everywhere
+ *            MS_RULE_GUEST_READONLY  a write to a READONLY slot
+ *            MS_RULE_GUEST_RAW       the slot has no backing; see dereference_raw_addresses in struct ms_config
+ *            MS_RULE_GUEST_FAULT     the host memory is gone; the content of this piece is unspecified
+ *            MS_RULE_NULL_BUFFER     the pointer is NULL, and n is not 0
+ *   -EIO     MS_RULE_FORKED          a write to a slot with a dirty log, in a forked child: its mark would be lost
+ *   -ENOMEM  MS_RULE_NO_MEMORY       more than MS_GUEST_SHORT bytes in more slots than the call has room for; nothing
+ *                                    is copied
+ * err->gpa is the piece that is refused, and err->done the number of bytes before it.
+ *
+ * All pieces of one call come from one published state.  Up to MS_GUEST_SHORT bytes the copy is one read section, so a
+ * change of the slots waits for it.  A longer copy keeps the host memory and the dirty logs alive by references and
+ * needs no section: no change waits for it.  It writes to the memory of the state in which it began, also after a slot
+ * is moved or deleted, and it marks the pages in the log that the slot with this id has at the end too.
+ *
+ * A fault of host memory that was truncated, unmapped or protected does not end in a signal.  The first
+ * ms_backing_create(), or ms_vm_create() with dereference_raw_addresses, installs a handler for SIGSEGV and SIGBUS.  It
+ * passes every other fault to the handler that was there before.  The promise does not hold if somebody later installs
+ * a handler that does not call its predecessor, or in a thread that blocks these signals.
+ *
+ * The content of memory that others write at the same time is a mixture of old and new bytes, except for naturally
+ * aligned values of 1, 2, 4 and 8 bytes.
+ */
+#define MS_GUEST_SHORT ((size_t)1 << 16)
+
+int ms_read_guest(struct ms_vm *vm, uint32_t as_id, uint64_t gpa, void *out, size_t n, struct ms_error *err);
+int ms_write_guest(struct ms_vm *vm, uint32_t as_id, uint64_t gpa, const void *data, size_t n, struct ms_error *err);
+int ms_fill_guest(struct ms_vm *vm, uint32_t as_id, uint64_t gpa, size_t n, uint8_t byte, struct ms_error *err);
+
+/*
+ * As memmove(): the ranges of guest addresses may overlap.  Pieces are split at the page boundaries of both ranges.
+ * Only the bytes before the first hole, READONLY slot or raw slot are copied.  If a copy to a higher address that
+ * overlaps its source ends by MS_RULE_GUEST_FAULT, err->done is 0, because it begins with the last bytes.
+ */
+int ms_copy_guest(struct ms_vm *vm, uint32_t as_id, uint64_t dst_gpa, uint64_t src_gpa, size_t n, struct ms_error *err);
+
+/* Little-endian values at any gpa.  A naturally aligned value is one access: a load with acquire, a store with release.
+ * A value that crosses a page boundary is two pieces. */
+int ms_read_guest_u8(struct ms_vm *vm, uint32_t as_id, uint64_t gpa, uint8_t *value, struct ms_error *err);
+int ms_read_guest_u16(struct ms_vm *vm, uint32_t as_id, uint64_t gpa, uint16_t *value, struct ms_error *err);
+int ms_read_guest_u32(struct ms_vm *vm, uint32_t as_id, uint64_t gpa, uint32_t *value, struct ms_error *err);
+int ms_read_guest_u64(struct ms_vm *vm, uint32_t as_id, uint64_t gpa, uint64_t *value, struct ms_error *err);
+int ms_write_guest_u8(struct ms_vm *vm, uint32_t as_id, uint64_t gpa, uint8_t value, struct ms_error *err);
+int ms_write_guest_u16(struct ms_vm *vm, uint32_t as_id, uint64_t gpa, uint16_t value, struct ms_error *err);
+int ms_write_guest_u32(struct ms_vm *vm, uint32_t as_id, uint64_t gpa, uint32_t value, struct ms_error *err);
+int ms_write_guest_u64(struct ms_vm *vm, uint32_t as_id, uint64_t gpa, uint64_t value, struct ms_error *err);
 
 /* ---- dirty log (dirty_ioctl.c, lookup.c, batch.c; the bits are in dirty_log.c) --------------------------------- */
 

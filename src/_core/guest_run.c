@@ -1,0 +1,16 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * guest_run.c - see guest_run.h.
+ */
+#include "guest_run.h"
+
+int guest_refuse(struct ms_error *err, enum ms_rule rule, const struct memslot *slot, uint64_t gpa, size_t done)
+{
+	int r = vm_refuse(err, rule == MS_RULE_FORKED ? EIO : EFAULT, rule, 0, slot);
+
+	if (err) {
+		err->gpa = gpa;
+		err->done = done;
+	}
+	return r;
+}
