@@ -36,6 +36,7 @@ LAYERS = {
     "4c": ("vm_index",),
     "4d": ("search", "writer", "update", "held_index"),
     "4e": ("batch_walk", "guest_run"),
+    "4f": ("guest_pins",),
     "5": (
         "lookup",
         "batch",
@@ -50,6 +51,7 @@ LAYERS = {
         "build_info",
         "rule_table",
         "guest_memory",
+        "guest_copy",
     ),
 }
 LAYER_OF = {module: layer for layer, modules in LAYERS.items() for module in modules}
@@ -70,9 +72,11 @@ SIDES = {
         "held_index",
         "batch_walk",
         "guest_run",
+        "guest_pins",
         "lookup",
         "batch",
         "guest_memory",
+        "guest_copy",
     ),
 }
 SIDE_OF = {module: side for side, modules in SIDES.items() for module in modules}

@@ -11,7 +11,7 @@
 #include <string.h>
 
 #include "guest_fault.h"
-#include "guest_run.h"
+#include "guest_pins.h"
 
 /* One call: `out` is for a read, `data` for a write, neither for a fill. */
 struct access {
@@ -61,14 +61,53 @@ static inline int copy_in_section(const struct access *a, struct ms_error *err)
 	while (!rule && !(rule = copy_run(a, &run, &done)) && done < a->n)
 		rule = guest_run_next(a->vm, &look, a->n - done, is_write(a), &run);
 	if (unlikely(rule))
-		r = guest_refuse(err, rule, run.slot, a->gpa + done, done);
+		r = guest_refuse(err, rule, guest_value(run.slot), a->gpa + done, done);
 	look_end(a->vm, look);
 	return r;
 }
 
-static int run_access(const struct access *a, struct ms_error *err)
+/* ---- with references ---- */
+
+/* Copies a piece, and adds its complete bytes to *done.  Returns whether all are. */
+static bool copy_piece(const struct access *a, const struct guest_pins *pins, const struct guest_piece *piece,
+		       size_t *done)
 {
-	return copy_in_section(a, err);
+	size_t copied = copy(a, piece->host, *done, piece->bytes);
+
+	if (copied && is_write(a))
+		guest_pins_mark(pins, piece, 0, copied);
+	*done += copied;
+	return copied == piece->bytes;
+}
+
+static int copy_pieces(const struct access *a, const struct guest_pins *pins, struct ms_error *err)
+{
+	size_t done = 0;
+
+	for (size_t i = 0; i < pins->nr; i++)
+		if (!copy_piece(a, pins, &pins->pieces[i], &done))
+			return guest_refuse(err, MS_RULE_GUEST_FAULT, pins->pieces[i].slot, a->gpa + done, done);
+	if (done < a->n)
+		return guest_refuse(err, pins->refusal.rule, pins->refusal.slot, a->gpa + done, done);
+	return 0;
+}
+
+static out_of_line int copy_pinned(const struct access *a, struct ms_error *err)
+{
+	struct guest_pins pins;
+	int r;
+
+	guest_pins_init(&pins, a->vm, a->as_id, a->gpa, a->n, is_write(a));
+	if (guest_pins_take(&pins, 1))
+		return no_memory(err);
+	r = copy_pieces(a, &pins, err);
+	guest_pins_put(&pins);
+	return r;
+}
+
+static inline int run_access(const struct access *a, struct ms_error *err)
+{
+	return likely(a->n <= MS_GUEST_SHORT) ? copy_in_section(a, err) : copy_pinned(a, err);
 }
 
 int ms_read_guest(struct ms_vm *vm, uint32_t as_id, uint64_t gpa, void *out, size_t n, struct ms_error *err)
@@ -118,7 +157,7 @@ static inline int read_value(struct ms_vm *vm, uint32_t as_id, uint64_t gpa, siz
 	if (!rule && unlikely(!guest_fault_load(run.host, size, value)))
 		rule = MS_RULE_GUEST_FAULT;
 	if (unlikely(rule))
-		r = guest_refuse(err, rule, run.slot, gpa, 0);
+		r = guest_refuse(err, rule, guest_value(run.slot), gpa, 0);
 	look_end(vm, look);
 	return r;
 }
@@ -138,7 +177,7 @@ static inline int write_value(struct ms_vm *vm, uint32_t as_id, uint64_t gpa, si
 	if (!rule && unlikely(!guest_fault_store(run.host, size, value)))
 		rule = MS_RULE_GUEST_FAULT;
 	if (unlikely(rule))
-		r = guest_refuse(err, rule, run.slot, gpa, 0);
+		r = guest_refuse(err, rule, guest_value(run.slot), gpa, 0);
 	else
 		mark(run.slot, gpa >> MS_PAGE_SHIFT);
 	look_end(vm, look);

@@ -77,13 +77,12 @@ static inline enum ms_rule guest_run_in(const struct ms_vm *vm, const struct mem
 {
 	enum ms_rule rule = guest_rule_for(vm, slot, write);
 
-	run->slot = slot;
-	run->gpa = gpa;
-	if (unlikely(rule))
-		return rule;
-	run->host = guest_host(slot, gpa);
-	run->bytes = guest_bytes_in(slot, gpa, n);
-	return MS_RULE_NONE;
+	*run = (struct guest_run){ .slot = slot, .gpa = gpa };
+	if (likely(!rule)) {
+		run->host = guest_host(slot, gpa);
+		run->bytes = guest_bytes_in(slot, gpa, n);
+	}
+	return rule;
 }
 
 /* The first run of a range. */
@@ -112,7 +111,12 @@ static inline void guest_mark(const struct guest_run *run, size_t done)
 			dirty_log_mark(run->slot->dirty, page);
 }
 
-/* Fills *err, which may be NULL, and returns a negative errno.  `slot` may be NULL. */
-int guest_refuse(struct ms_error *err, enum ms_rule rule, const struct memslot *slot, uint64_t gpa, size_t done);
+static inline struct ms_memslot guest_value(const struct memslot *slot)
+{
+	return slot ? memslot_value(slot) : (struct ms_memslot){ 0 };
+}
+
+/* Fills *err, which may be NULL, and returns a negative errno.  `slot` is all 0 in a hole. */
+int guest_refuse(struct ms_error *err, enum ms_rule rule, struct ms_memslot slot, uint64_t gpa, size_t done);
 
 #endif

@@ -83,7 +83,9 @@ class OutOfMemoryError(MemslotsError, MemoryError):
 
 
 class GuestAccessError(MemslotsError, ValueError):
-    """EFAULT: the guest frame has no address for this use, its host memory is gone, or ``clear_dirty_log()`` got no bitmap.
+    """EFAULT: the guest frame has no address for this use, or its host memory is gone.
+
+    Also EFAULT: ``clear_dirty_log()`` got no bitmap.
 
     After a copy from or to guest memory, ``.gpa`` is the guest address of the piece that was refused, and ``.done`` the
     number of bytes before it, which are complete.  The content of the refused piece is unspecified.  After another call
@@ -355,8 +357,8 @@ _MESSAGES: dict[str, Callable[[Request, int, Any], str]] = {
         f"all {limit} slot ids of address space {q.as_id} are in use: delete a slot, or give the VM more user_mem_slots"
     ),
     "GUEST_HOLE": lambda q, limit, o: (
-        f"guest address {q.gpa or 0:#x} of address space {q.as_id} is in no slot, or in one that is being deleted or moved; "
-        f"{q.done} bytes before it are complete"
+        f"guest address {q.gpa or 0:#x} of address space {q.as_id} is in no slot, or in one that is being deleted "
+        f"or moved; {q.done} bytes before it are complete"
     ),
     "GUEST_READONLY": lambda q, limit, o: (
         f"guest address {q.gpa or 0:#x} of address space {q.as_id} is in {_other(o)}, which is READONLY; "
@@ -368,8 +370,8 @@ _MESSAGES: dict[str, Callable[[Request, int, Any], str]] = {
         f"{q.done} bytes before it are complete"
     ),
     "GUEST_FAULT": lambda q, limit, o: (
-        f"the host memory of guest address {q.gpa or 0:#x} of address space {q.as_id}, in {_other(o)}, is truncated, unmapped "
-        f"or protected; {q.done} bytes before it are complete"
+        f"the host memory of guest address {q.gpa or 0:#x} of address space {q.as_id}, in {_other(o)}, is truncated, "
+        f"unmapped or protected; {q.done} bytes before it are complete"
     ),
     "INTERRUPTED": lambda q, limit, o: "the wait for the VM's lock was ended; nothing was changed",
 }

@@ -316,7 +316,7 @@ static void test_threads(void)
 	memory_end(&m);
 }
 
-/* A handler of another signal interrupts a copy and makes one of its own, which fails.  The interrupted copy goes on. */
+/* A handler of another signal interrupts a copy, and makes one of its own that fails.  The interrupted copy goes on. */
 static const struct memory3 *interrupting;
 static volatile sig_atomic_t interrupted;
 

@@ -143,7 +143,7 @@ struct ms_memslot {
 	RULE(NO_FREE_SLOT, "all limit = user_mem_slots ids are in use", ENOSPC) \
 	RULE(GUEST_HOLE, "no slot, or one that is being deleted or moved, has the byte at gpa", EFAULT) \
 	RULE(GUEST_READONLY, "a write at gpa to a READONLY slot: other", EFAULT) \
-	RULE(GUEST_RAW, "the slot at gpa, other, has no backing, and the VM has not dereference_raw_addresses", EFAULT) \
+	RULE(GUEST_RAW, "the slot at gpa has no backing, and the VM has not dereference_raw_addresses", EFAULT) \
 	RULE(GUEST_FAULT, "the host memory at gpa, of the slot other, is truncated, unmapped or protected", EFAULT)
 
 enum ms_rule {

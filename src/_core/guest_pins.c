@@ -1,0 +1,181 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * guest_pins.c - see guest_pins.h for the invariants.
+ */
+#include "guest_pins.h"
+
+void guest_pins_init(struct guest_pins *pins, struct ms_vm *vm, uint32_t as_id, uint64_t gpa, size_t n, bool write)
+{
+	pins->vm = vm;
+	pins->as_id = as_id;
+	pins->write = write;
+	pins->holds = false;
+	pins->gpa = gpa;
+	pins->n = n;
+	pins->nr = 0;
+	pins->room = GUEST_PINS_FEW;
+	pins->pieces = pins->few;
+}
+
+/* ---- collecting, inside a section ---- */
+
+static void add_piece(struct guest_pins *pins, const struct guest_run *run)
+{
+	struct guest_piece *piece = &pins->pieces[pins->nr++];
+	struct dirty_log *log = pins->write ? run->slot->dirty : NULL;
+
+	piece->slot = memslot_value(run->slot);
+	piece->gpa = run->gpa;
+	piece->host = run->host;
+	piece->bytes = run->bytes;
+	piece->backing = run->slot->backing;
+	piece->log = log;
+	if (!pins->holds)
+		return;
+	backing_get(piece->backing);
+	if (log)
+		dirty_log_pin(log);
+}
+
+/* Collects the pieces for which there is room, and counts all of them. */
+static void collect(struct guest_pins *pins, const struct look *look)
+{
+	struct guest_run run;
+	enum ms_rule rule = guest_run_first(pins->vm, look, pins->gpa, pins->n, pins->write, &run);
+
+	pins->bytes = pins->nr = pins->wanted = 0;
+	if (look->set)
+		pins->state = state_of(look->set);
+	while (!rule) {
+		if (pins->wanted++ < pins->room)
+			add_piece(pins, &run);
+		pins->bytes += run.bytes;
+		if (pins->bytes == pins->n)
+			break;
+		rule = guest_run_next(pins->vm, look, pins->n - pins->bytes, pins->write, &run);
+	}
+	pins->refusal.rule = rule;
+	pins->refusal.slot = rule && run.slot ? memslot_value(run.slot) : (struct ms_memslot){ 0 };
+}
+
+void guest_pins_look(struct guest_pins *pins, const struct look *look)
+{
+	collect(pins, look);
+	ms_assert(pins->wanted == pins->nr);
+}
+
+/* ---- taking references ---- */
+
+static void drop_pieces(struct guest_pins *pins)
+{
+	for (size_t i = 0; i < pins->nr && pins->holds; i++) {
+		backing_put(pins->pieces[i].backing);
+		if (pins->pieces[i].log)
+			dirty_log_unpin(&pins->vm->memory, pins->pieces[i].log);
+	}
+	pins->nr = 0;
+}
+
+static void free_pieces(struct guest_pins *pins)
+{
+	if (pins->pieces != pins->few)
+		memory_free(&pins->vm->memory, pins->pieces, pins->room * sizeof(*pins->pieces));
+	pins->pieces = pins->few;
+	pins->room = GUEST_PINS_FEW;
+}
+
+/* Room for the pieces that collect() has counted, and for some that a writer may add meanwhile. */
+static bool make_room(struct guest_pins *pins)
+{
+	size_t room = pins->wanted + pins->wanted / 4;
+	struct guest_piece *pieces;
+
+	if (pins->wanted <= pins->room)
+		return true;
+	pieces = memory_zalloc(&pins->vm->memory, room * sizeof(*pieces));
+	if (!pieces)
+		return false;
+	free_pieces(pins);
+	pins->pieces = pieces;
+	pins->room = room;
+	return true;
+}
+
+/* Returns whether all pieces are held. */
+static bool take_all(struct guest_pins *pins, size_t nr)
+{
+	struct look look = look_begin(pins->vm, pins->as_id);
+	bool fits = true;
+
+	for (size_t i = 0; i < nr; i++) {
+		pins[i].holds = true;
+		collect(&pins[i], &look);
+		fits &= pins[i].wanted == pins[i].nr;
+	}
+	look_end(pins->vm, look);
+	return fits;
+}
+
+int guest_pins_take(struct guest_pins *pins, size_t nr)
+{
+	bool room = true;
+
+	while (!take_all(pins, nr)) {
+		for (size_t i = 0; i < nr; i++) {
+			drop_pieces(&pins[i]);
+			room = room && make_room(&pins[i]);
+		}
+		thread_flush_tasks();
+		if (room)
+			continue;
+		for (size_t i = 0; i < nr; i++)
+			free_pieces(&pins[i]);
+		return -ENOMEM;
+	}
+	point(READER_PINNED);
+	return 0;
+}
+
+void guest_pins_put(struct guest_pins *pins)
+{
+	drop_pieces(pins);
+	free_pieces(pins);
+	thread_flush_tasks();
+}
+
+/* ---- marks ---- */
+
+/* The pages of the host range [start, end) that the slot has. */
+static void mark_host(struct dirty_log *log, const struct interval *hva, uint64_t start, uint64_t end)
+{
+	uint64_t first = start > hva->start ? start : hva->start, last = end - 1 < hva->last ? end - 1 : hva->last;
+
+	for (uint64_t at = first & ~(MS_PAGE_SIZE - 1); at <= last; at += MS_PAGE_SIZE)
+		dirty_log_mark(log, (at - hva->start) >> MS_PAGE_SHIFT);
+}
+
+/* If the state is another one by now, the slot with this id may have another log of the same host pages. */
+static void mark_present_log(const struct guest_pins *pins, const struct guest_piece *piece, uint64_t start,
+			     uint64_t end)
+{
+	struct look look = look_begin(pins->vm, pins->as_id);
+	const struct memslot *slot = NULL;
+
+	if (!same_state(pins->vm, pins->state, state_of(look.set)))
+		slot = pins->vm->design->find(look.set, piece->slot.id);
+	if (slot && slot->dirty && slot->dirty != piece->log)
+		mark_host(slot->dirty, &slot->hva, start, end);
+	look_end(pins->vm, look);
+}
+
+void guest_pins_mark(const struct guest_pins *pins, const struct guest_piece *piece, size_t at, size_t n)
+{
+	uint64_t start = (uint64_t)(uintptr_t)piece->host + at, base = piece->slot.userspace_addr;
+	struct interval hva = { base, base + (piece->slot.npages << MS_PAGE_SHIFT) - 1 };
+
+	point(READER_MARKS);
+	if (piece->log)
+		mark_host(piece->log, &hva, start, start + n);
+	if (pins->holds)
+		mark_present_log(pins, piece, start, start + n);
+}

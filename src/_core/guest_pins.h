@@ -1,0 +1,71 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * guest_pins.h - the pieces of a range of guest memory, kept alive for a copy that needs no read section.
+ *
+ * The pieces of one or two ranges are collected in one section, so they come from one published state.  Each piece
+ * holds a reference to the backing of its slot and, for a write, a pin of the dirty log.  Then the section ends: no
+ * change waits for the copy.
+ *
+ * Meanwhile the slot may be moved, resized or deleted, or get another log.  So a write marks its pages twice: in the
+ * pinned log, and then, in a new section, in the log that the slot with this id has by now.  A change that publishes
+ * another log later waits for this section, and takes the bits over if the logs are related.
+ *
+ * Invariants
+ *   K1  the pieces ascend without a gap, begin at gpa, and have `bytes` bytes together;
+ *   K2  if bytes < n, `refusal` says why the byte behind the last piece cannot be accessed;
+ *   K3  a page that a write has completed is marked in the log of its slot, whichever state is published at the end.
+ *
+ * Locking: none.  Ordering: rows "backing references" and "dirty log pins" of docs/locking.md.
+ * Cost: O(log n) and O(1) for each piece; no allocation up to GUEST_PINS_FEW pieces.
+ */
+#ifndef MS_GUEST_PINS_H
+#define MS_GUEST_PINS_H
+
+#include "guest_run.h"
+
+/* A range of MS_GUEST_SHORT bytes has pages of at most so many slots. */
+#define GUEST_PINS_FEW (MS_GUEST_SHORT / 4096 + 1)
+
+struct guest_piece {
+	struct ms_memslot slot;
+	uint64_t gpa;
+	char *host;
+	size_t bytes;
+	struct ms_backing *backing;
+	struct dirty_log *log;
+};
+
+/* Why a range has no further piece. */
+struct guest_refusal {
+	enum ms_rule rule;
+	struct ms_memslot slot; /* all 0 in a hole */
+};
+
+struct guest_pins {
+	struct ms_vm *vm;
+	uint32_t as_id;
+	bool write, holds;
+	uint64_t gpa;
+	size_t n, bytes;
+	struct guest_refusal refusal;
+	struct state state; /* in which the pieces were collected */
+	size_t nr, room, wanted;
+	struct guest_piece *pieces; /* `few`, or an allocated array */
+	struct guest_piece few[GUEST_PINS_FEW];
+};
+
+/* Prepares the range [gpa, gpa + n), n > 0. */
+void guest_pins_init(struct guest_pins *pins, struct ms_vm *vm, uint32_t as_id, uint64_t gpa, size_t n, bool write);
+
+/* Inside a section, for at most MS_GUEST_SHORT bytes: collects the pieces without references. */
+void guest_pins_look(struct guest_pins *pins, const struct look *look);
+
+/* Takes references to the pieces of `nr` ranges of one address space, in one section.  0, or -ENOMEM: nothing is held.
+ */
+int guest_pins_take(struct guest_pins *pins, size_t nr);
+void guest_pins_put(struct guest_pins *pins);
+
+/* Marks the pages of [at, at + n) of the piece, n > 0, which are written (K3). */
+void guest_pins_mark(const struct guest_pins *pins, const struct guest_piece *piece, size_t at, size_t n);
+
+#endif
