@@ -32,13 +32,13 @@ cimport numpy as cnp
 from cpython.buffer cimport (
     PyBUF_SIMPLE, PyBUF_WRITABLE, PyBuffer_FillInfo, PyBuffer_Release, PyObject_CheckBuffer, PyObject_GetBuffer
 )
-from cpython.bytes cimport PyBytes_AS_STRING
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from cpython.exc cimport PyErr_CheckSignals, PyErr_Clear, PyErr_Occurred, PyErr_WarnEx
 from cpython.long cimport PyLong_CheckExact
 from cpython.object cimport Py_TYPE, PyTypeObject
 from cpython.pythread cimport PyThread_get_thread_ident
 from cpython.ref cimport Py_DECREF, Py_INCREF
-from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memset
 from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
@@ -51,6 +51,7 @@ from .libmemslots cimport *
 cdef extern from "<errno.h>" nogil:
     enum:
         ECANCELED
+        EINTR
         ENOBUFS
         ENOENT
         EUCLEAN
@@ -131,6 +132,7 @@ include "_arrays.pxi"
 include "_rows.pxi"
 include "_interrupts.pxi"
 include "_mapping.pxi"
+include "_guest.pxi"
 
 
 # ---- functions that the methods of VM share ------------------------------------------------------------------------
@@ -331,9 +333,10 @@ cdef cnp.ndarray _contiguous_like(cnp.ndarray result):
 
 cdef int _look_up(VM vm, _Many what, cnp.ndarray numbers, cnp.ndarray result, uint32_t as_id,
                   bint write) except -1:
-    """Runs one batch.  result is None for MARK, which has no answers."""
+    """Runs one batch.  result is None for MARK, which has no answers.  For WRITE_U64 it has the values to write."""
     cdef ms_batch batch
     cdef _PollClock clock
+    cdef ms_error err
     cdef int r
     batch.in_ = cnp.PyArray_DATA(numbers)
     batch.in_stride = _stride(numbers)
@@ -342,14 +345,22 @@ cdef int _look_up(VM vm, _Many what, cnp.ndarray numbers, cnp.ndarray result, ui
     batch.n = cnp.PyArray_SIZE(numbers)
     batch.poll = NULL
     if batch.n <= MS_BATCH_BRIEF:  # a release of the GIL costs more than so few lookups
-        _run_batch(vm._vm, what, as_id, &batch, write)
-        return 0
+        r = _run_batch(vm._vm, what, as_id, &batch, write, &err)
+        return _end_batch(vm, r, &err, as_id) if r else 0
     if batch.n > MS_BATCH_PIECE and _start_poll_clock(&clock):
         batch.poll = _poll_signals
         batch.opaque = &clock
     with nogil:
-        r = _run_batch(vm._vm, what, as_id, &batch, write)
-    return _raise_pending() if r else 0
+        r = _run_batch(vm._vm, what, as_id, &batch, write, &err)
+    _drain_released()
+    return _end_batch(vm, r, &err, as_id) if r else 0
+
+
+cdef int _end_batch(VM vm, int r, const ms_error *err, uint32_t as_id) except -1:
+    """Raises the exception of a batch that ended early."""
+    if r == -EINTR:
+        return _raise_pending()
+    raise _guest_refusal(vm, r, err, as_id)
 
 
 cdef enum _Range:
@@ -1065,6 +1076,189 @@ A virtual machine's memory slots (the part of struct kvm that concerns slots).
     def create_vcpu(self):
         """A new VCPU, whose lookups have a last_used_slot of their own."""
         return VCPU(self)
+
+    # -- guest memory
+
+    def read_guest(self, gpa, n, as_id=0):
+        """The n bytes of guest memory at gpa, as bytes (kvm_read_guest()).
+
+        The range may cross slots.  All bytes come from one published state.  READONLY slots can be read.
+
+        GuestAccessError (EFAULT): a byte cannot be read.  It has ``.gpa``, the begin of the first piece that failed, and
+        ``.done``, the number of bytes before it.  It is a GfnNotMappedError in a hole or an INVALID slot.  It is the base
+        class itself if the slot has no buffer (see dereference_raw_addresses), or if the memory behind it is gone, such
+        as that of a truncated file.
+
+        From 16 KiB on the call releases the GIL.  A smaller one keeps it: a page that a Python thread of this process
+        would have to serve by userfaultfd makes it wait for ever.
+        """
+        cdef uint64_t address = _u64(gpa, "gpa")
+        cdef size_t size = _size(n, "n")
+        cdef uint32_t space = _as_id(self, as_id)
+        cdef bytes out = PyBytes_FromStringAndSize(NULL, size)
+        cdef ms_error err
+        cdef int r = _read(self._vm, space, address, PyBytes_AS_STRING(out), size, &err)
+        if r:
+            raise _guest_refusal(self, r, &err, space)
+        return out
+
+    def readinto_guest(self, gpa, out, as_id=0):
+        """Fills ``out`` with the guest memory at gpa.  Errors as for read_guest.
+
+        out: a writable buffer of contiguous bytes, such as a bytearray or an array.  Its size says how many are read.
+        After an error the bytes before ``.done`` are read, and later ones are unspecified."""
+        cdef uint64_t address = _u64(gpa, "gpa")
+        cdef uint32_t space = _as_id(self, as_id)
+        cdef Py_buffer view
+        cdef ms_error err
+        cdef int r
+        _take_bytes(out, &view, True, "out")
+        r = _read(self._vm, space, address, view.buf, view.len, &err)
+        PyBuffer_Release(&view)
+        if r:
+            raise _guest_refusal(self, r, &err, space)
+
+    def write_guest(self, gpa, data, as_id=0):
+        """Writes the bytes of data to guest memory at gpa, and marks the pages dirty (kvm_write_guest()).
+
+        data: a buffer of contiguous bytes.  Errors as for read_guest; also ReadOnlySlotError (EFAULT) in a READONLY
+        slot.  Nothing is rolled back: after an error the bytes before ``.done`` are written and marked.
+        ForkedError (EIO): a slot with a dirty log in a forked child, because its marks would be lost."""
+        cdef uint64_t address = _u64(gpa, "gpa")
+        cdef uint32_t space = _as_id(self, as_id)
+        cdef Py_buffer view
+        cdef ms_error err
+        cdef int r
+        _take_bytes(data, &view, False, "data")
+        r = _write(self._vm, space, address, view.buf, view.len, &err)
+        PyBuffer_Release(&view)
+        if r:
+            raise _guest_refusal(self, r, &err, space)
+
+    def read_u8(self, gpa, as_id=0):
+        """The byte of guest memory at gpa.  Errors as for read_guest."""
+        cdef uint64_t address = _u64(gpa, "gpa")
+        cdef uint32_t space = _as_id(self, as_id)
+        cdef uint8_t value
+        cdef ms_error err
+        cdef int r = ms_read_guest_u8(self._vm, space, address, &value, &err)
+        if r:
+            raise _guest_refusal(self, r, &err, space)
+        return value
+
+    def read_u16(self, gpa, as_id=0):
+        """The little-endian number of 16 bits in guest memory at gpa.  Errors as for read_guest."""
+        cdef uint64_t address = _u64(gpa, "gpa")
+        cdef uint32_t space = _as_id(self, as_id)
+        cdef uint16_t value
+        cdef ms_error err
+        cdef int r = ms_read_guest_u16(self._vm, space, address, &value, &err)
+        if r:
+            raise _guest_refusal(self, r, &err, space)
+        return value
+
+    def read_u32(self, gpa, as_id=0):
+        """The little-endian number of 32 bits in guest memory at gpa.  Errors as for read_guest."""
+        cdef uint64_t address = _u64(gpa, "gpa")
+        cdef uint32_t space = _as_id(self, as_id)
+        cdef uint32_t value
+        cdef ms_error err
+        cdef int r = ms_read_guest_u32(self._vm, space, address, &value, &err)
+        if r:
+            raise _guest_refusal(self, r, &err, space)
+        return value
+
+    def read_u64(self, gpa, as_id=0):
+        """The little-endian number of 64 bits in guest memory at gpa.  Errors as for read_guest.
+
+        A naturally aligned number is read at once, with acquire order."""
+        cdef uint64_t address = _u64(gpa, "gpa")
+        cdef uint32_t space = _as_id(self, as_id)
+        cdef uint64_t value
+        cdef ms_error err
+        cdef int r = ms_read_guest_u64(self._vm, space, address, &value, &err)
+        if r:
+            raise _guest_refusal(self, r, &err, space)
+        return value
+
+    def write_u8(self, gpa, value, as_id=0):
+        """Writes one byte to guest memory at gpa, and marks the page dirty.  Errors as for write_guest."""
+        cdef uint64_t address = _u64(gpa, "gpa"), number = _number(value, "value", 0xFF)
+        cdef uint32_t space = _as_id(self, as_id)
+        cdef ms_error err
+        cdef int r = ms_write_guest_u8(self._vm, space, address, <uint8_t>number, &err)
+        if r:
+            raise _guest_refusal(self, r, &err, space)
+
+    def write_u16(self, gpa, value, as_id=0):
+        """Writes a little-endian number of 16 bits to guest memory at gpa.  Errors as for write_guest."""
+        cdef uint64_t address = _u64(gpa, "gpa"), number = _number(value, "value", 0xFFFF)
+        cdef uint32_t space = _as_id(self, as_id)
+        cdef ms_error err
+        cdef int r = ms_write_guest_u16(self._vm, space, address, <uint16_t>number, &err)
+        if r:
+            raise _guest_refusal(self, r, &err, space)
+
+    def write_u32(self, gpa, value, as_id=0):
+        """Writes a little-endian number of 32 bits to guest memory at gpa.  Errors as for write_guest."""
+        cdef uint64_t address = _u64(gpa, "gpa"), number = _number(value, "value", 0xFFFFFFFF)
+        cdef uint32_t space = _as_id(self, as_id)
+        cdef ms_error err
+        cdef int r = ms_write_guest_u32(self._vm, space, address, <uint32_t>number, &err)
+        if r:
+            raise _guest_refusal(self, r, &err, space)
+
+    def write_u64(self, gpa, value, as_id=0):
+        """Writes a little-endian number of 64 bits to guest memory at gpa.  Errors as for write_guest.
+
+        A naturally aligned number is written at once, with release order."""
+        cdef uint64_t address = _u64(gpa, "gpa"), number = _number(value, "value", 0xFFFFFFFFFFFFFFFF)
+        cdef uint32_t space = _as_id(self, as_id)
+        cdef ms_error err
+        cdef int r = ms_write_guest_u64(self._vm, space, address, <uint64_t>number, &err)
+        if r:
+            raise _guest_refusal(self, r, &err, space)
+
+    def fill_guest(self, gpa, n, byte, as_id=0):
+        """Writes n times the same byte to guest memory at gpa.  Errors as for write_guest."""
+        cdef uint64_t address = _u64(gpa, "gpa")
+        cdef size_t size = _size(n, "n")
+        cdef uint8_t content = <uint8_t>_number(byte, "byte", 0xFF)
+        cdef uint32_t space = _as_id(self, as_id)
+        cdef ms_error err
+        cdef int r
+        with nogil:
+            r = ms_fill_guest(self._vm, space, address, size, content, &err)
+        _drain_released()
+        if r:
+            raise _guest_refusal(self, r, &err, space)
+
+    def copy_guest(self, dst_gpa, src_gpa, n, as_id=0):
+        """Copies n bytes from guest memory at src_gpa to dst_gpa.  The ranges may overlap.  Errors as for write_guest."""
+        cdef uint64_t to = _u64(dst_gpa, "dst_gpa"), source = _u64(src_gpa, "src_gpa")
+        cdef size_t size = _size(n, "n")
+        cdef uint32_t space = _as_id(self, as_id)
+        cdef ms_error err
+        cdef int r
+        with nogil:
+            r = ms_copy_guest(self._vm, space, to, source, size, &err)
+        _drain_released()
+        if r:
+            raise _guest_refusal(self, r, &err, space)
+
+    def read_u64_many(self, gpas, out=None, as_id=0):
+        """The numbers of 64 bits at many guest physical addresses: a uint64 array of the shape of gpas.
+
+        gpas and out are as for gpa_to_hva_many.  Any address may be unaligned.  Errors as for read_guest; after an error
+        ``.done`` counts the bytes of the elements, in C order, that were read."""
+        return _many(self, READ_U64, gpas, "gpas", out, cnp.NPY_UINT64, as_id, False)
+
+    def write_u64_many(self, gpas, values, as_id=0):
+        """Writes a number of 64 bits to each of many guest physical addresses, in C order, and marks the pages dirty.
+
+        values: one number, or an array of integers that can be broadcast to the shape of gpas.  Errors as for
+        write_guest; after an error ``.done`` counts the bytes of the elements that were written."""
+        _write_many(self, gpas, values, as_id)
 
     # -- dirty log
 
