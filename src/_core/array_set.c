@@ -81,7 +81,7 @@ static void free_store(struct memory *memory, struct memslot_set *set)
 	if (set->store)
 		memory_free(memory, set->store, store_of(set)->size);
 	set->store = NULL;
-	set->nr = 0;
+	set->nr = set->nr_raw = set->nr_logged = 0;
 	atomic_store_explicit(&set->last_used_slot, NULL, memory_order_relaxed);
 }
 
@@ -181,6 +181,8 @@ static void array_resync(struct memslot_set *private, const struct memslot_set *
 	copy_store(private->store, active->store);
 	copy_hint(private, active);
 	private->nr = active->nr;
+	private->nr_raw = active->nr_raw;
+	private->nr_logged = active->nr_logged;
 }
 
 static int array_begin(struct memory *memory, struct address_space *as, struct memslot_set *private, size_t more)

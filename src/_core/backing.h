@@ -6,8 +6,8 @@
  * they share its dirty log (memslot_set.h): each copy that memslot_free() frees has one reference.
  *
  * The put of the last reference often runs under slots_lock, but the release function may call the VM.  So a put only
- * adds the release to the tasks of its thread (thread.h).  vm_unlock(), ms_read_unlock(), ms_backing_put() and
- * ms_vm_destroy() run the tasks when the thread has left its locks, hooks and read sections.  A slot is freed after the
+ * adds the release to the tasks of its thread (thread.h).  vm_unlock(), ms_read_unlock(), ms_backing_put(),
+ * ms_vm_destroy() and ms_update_abandon() run the tasks when the thread has left its locks, hooks and read sections.  A slot is freed after the
  * grace period, so no section that can find the slot is open then.
  *
  * Invariants

@@ -6,7 +6,7 @@
  * A array_set.c, L list_set.c.  The links of a tree are checked before anything else follows them.
  *
  * Locking: slots_lock, so that no set is being edited.  Readers may run meanwhile.
- * Cost: O(n), except for the chains of a hash that could not grow.
+ * Cost: O(n + words of the dirty logs), except for the chains of a hash that could not grow.
  */
 #include <errno.h>
 #include <inttypes.h>
@@ -35,6 +35,20 @@ __attribute__((format(printf, 4, 5))) static int broken(struct walk *w, char let
 	return -EUCLEAN;
 }
 
+/* A mark that is under way has set its bit and has not noted its line yet.  It is over after a grace period. */
+static int check_summary(struct walk *w, const struct memslot *slot)
+{
+	size_t nwords = nwords_of(slot->dirty);
+
+	for (size_t i = dirty_log_unnoted(slot->dirty, 0); i < nwords; i = dirty_log_unnoted(slot->dirty, i + 1)) {
+		synchronize_srcu(&w->vm->srcu);
+		if (dirty_log_unnoted(slot->dirty, i) == i)
+			return broken(w, 'D', 6, "slot %" PRIu32 ": the summary of its dirty log lacks word %zu",
+				      slot->id, i);
+	}
+	return 0;
+}
+
 static int check_dirty_log(struct walk *w, const struct memslot *slot)
 {
 	bool logs = slot->flags & MS_MEM_LOG_DIRTY_PAGES;
@@ -51,7 +65,7 @@ static int check_dirty_log(struct walk *w, const struct memslot *slot)
 			      slot->id, slot->dirty->refs);
 	if (slot->dirty && slot->dirty->related != slot->dirty)
 		return broken(w, 'D', 5, "slot %" PRIu32 ": its dirty log is related to another one at rest", slot->id);
-	return 0;
+	return slot->dirty ? check_summary(w, slot) : 0;
 }
 
 static bool slot_in_limits(const struct walk *w, const struct memslot *slot)
@@ -198,6 +212,23 @@ static int check_generations(struct walk *w)
 	return 0;
 }
 
+static int check_kinds(struct walk *w, const struct memslot_set *set)
+{
+	const struct memslot_design *design = w->vm->design;
+	uint32_t raw = 0, logged = 0;
+
+	for (const struct memslot *slot = design->first_from(set, 0); slot; slot = design->next(set, slot)) {
+		raw += !slot->backing;
+		logged += slot->dirty != NULL;
+	}
+	if (raw != set->nr_raw || logged != set->nr_logged)
+		return broken(w, 'M', 3,
+			      "set %" PRIu32 " of address space %" PRIu32 " has %" PRIu32 " raw and %" PRIu32
+			      " logged slots, but counts %" PRIu32 " and %" PRIu32,
+			      set->node_idx, w->as_id, raw, logged, set->nr_raw, set->nr_logged);
+	return 0;
+}
+
 static int check_used_ids(struct walk *w)
 {
 	const struct address_space *as = &w->vm->as[w->as_id];
@@ -228,6 +259,8 @@ static int check_address_space(struct walk *w)
 		return broken(w, 'M', 2,
 			      "the inactive set of address space %" PRIu32 " has %zu slots outside of a change",
 			      w->as_id, inactive->nr);
+	for (int idx = 0; !r && idx < 2; idx++)
+		r = check_kinds(w, &as->set[idx]);
 	if (!r)
 		r = check_used_ids(w);
 	w->nr += active->nr;

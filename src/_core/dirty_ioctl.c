@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * dirty_ioctl.c - KVM_GET_DIRTY_LOG, KVM_CLEAR_DIRTY_LOG and KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2.
+ * dirty_ioctl.c - KVM_GET_DIRTY_LOG, KVM_CLEAR_DIRTY_LOG, KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2, and the merge of a log.
  *
  * The rules are checked in the order of KVM.
  *
@@ -91,6 +91,31 @@ int ms_clear_dirty_log(struct ms_vm *vm, uint32_t as_id, uint32_t slot, uint64_t
 		r = vm_refuse(err, EINVAL, MS_RULE_FIRST_PAGE, 64, NULL);
 	if (!r)
 		r = clear_log(logged->dirty, first_page, num_pages, bitmap, nwords, err);
+	vm_unlock(vm);
+	return r;
+}
+
+static int merge_log(struct dirty_log *log, const uint64_t *words, size_t nwords, struct ms_error *err)
+{
+	if (!words)
+		return null_buffer(err);
+	if (nwords != nwords_of(log))
+		return vm_refuse(err, EINVAL, MS_RULE_BITMAP_SIZE, nwords_of(log), NULL);
+	dirty_log_merge(log, words);
+	return 0;
+}
+
+int ms_merge_dirty_log(struct ms_vm *vm, uint32_t as_id, uint32_t slot, const uint64_t *words, size_t nwords,
+		       struct ms_error *err)
+{
+	struct memslot *logged = NULL;
+	int r = vm_lock(vm, err);
+
+	if (r)
+		return r;
+	r = find_logged(vm, as_id, slot, &logged, err);
+	if (!r)
+		r = merge_log(logged->dirty, words, nwords, err);
 	vm_unlock(vm);
 	return r;
 }

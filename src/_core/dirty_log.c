@@ -4,11 +4,50 @@
  */
 #include "dirty_log.h"
 
+#include <string.h>
+
 #include "points.h"
 
-static size_t log_size(size_t nwords)
+static bool has_summary(const struct dirty_log *log)
 {
-	return sizeof(struct dirty_log) + nwords * sizeof(uint64_t);
+	return log->npages >= DIRTY_SUMMARY_MIN;
+}
+
+static size_t nr_lines(uint64_t npages)
+{
+	return npages ? dirty_line_of(dirty_log_words(npages) - 1) + 1 : 0;
+}
+
+static size_t large_size(uint64_t npages)
+{
+	size_t n = nr_lines(npages);
+
+	return n * CACHE_LINE + (dirty_summary_upper(n) + dirty_summary_lower(n)) * sizeof(uint64_t);
+}
+
+static size_t small_size(uint64_t npages)
+{
+	return sizeof(struct dirty_log) + dirty_log_words(npages) * sizeof(uint64_t);
+}
+
+static struct dirty_summary summary_of(const struct dirty_log *log)
+{
+	size_t n = nr_lines(log->npages);
+
+	return (struct dirty_summary){ (_Atomic uint64_t *)(void *)((char *)(uintptr_t)log + n * CACHE_LINE),
+				       dirty_summary_upper(n) };
+}
+
+/* Another bit of a word that is set may be a mark under way, so the line is noted in any case. */
+static void set_bits(struct dirty_log *log, size_t i, uint64_t bits)
+{
+	if (has_summary(log)) {
+		atomic_fetch_or_explicit(&log->live[i], bits, memory_order_seq_cst);
+		point(READER_NOTES_LOWER);
+		dirty_summary_note(summary_of(log), dirty_line_of(i));
+	} else {
+		atomic_fetch_or_explicit(&log->live[i], bits, memory_order_release);
+	}
 }
 
 /* A word with its lowest n bits set. */
@@ -17,6 +56,19 @@ static uint64_t low_bits(int64_t n)
 	if (n >= 64)
 		return ~(uint64_t)0;
 	return n > 0 ? ((uint64_t)1 << n) - 1 : 0;
+}
+
+void dirty_log_mark_range(struct dirty_log *log, uint64_t first, uint64_t n)
+{
+	for (uint64_t end = first + n, part; first < end; first += part) {
+		part = 64 - first % 64 < end - first ? 64 - first % 64 : end - first;
+		set_bits(log, first / 64, low_bits((int64_t)part) << (first % 64));
+	}
+}
+
+void dirty_log_mark_large(struct dirty_log *log, uint64_t page)
+{
+	set_bits(log, page / 64, (uint64_t)1 << (page % 64));
 }
 
 /* A bit for each of the 64 pages from `page` on: whether the log has the page. */
@@ -47,13 +99,14 @@ static void merge(struct dirty_log *to, const struct dirty_log *from)
 		uint64_t bits = bits_from(from, page) & pages_from(to, 64 * (int64_t)i); /* D1 */
 
 		if (bits)
-			atomic_fetch_or_explicit(&to->live[i], bits, memory_order_release);
+			set_bits(to, i, bits);
 	}
 }
 
 static struct dirty_log *alloc_log(struct memory *memory, uint64_t npages)
 {
-	struct dirty_log *log = memory_zalloc(memory, log_size(dirty_log_words(npages)));
+	struct dirty_log *log = npages < DIRTY_SUMMARY_MIN ? memory_zalloc(memory, small_size(npages)) :
+							     memory_zalloc_lazy(memory, large_size(npages));
 
 	if (!log)
 		return NULL;
@@ -73,7 +126,8 @@ static void set_new_pages(struct dirty_log *log)
 
 		for (const struct dirty_log *other = log->related; other != log; other = other->related)
 			bits &= ~pages_from(other, page + log->first - other->first);
-		atomic_store_explicit(&log->live[i], bits, memory_order_relaxed);
+		if (bits)
+			set_bits(log, i, bits);
 	}
 }
 
@@ -140,21 +194,113 @@ void dirty_log_pin(struct dirty_log *log)
 
 void dirty_log_unpin(struct memory *memory, struct dirty_log *log)
 {
-	if (atomic_fetch_sub_explicit(&log->pins, 1, memory_order_acq_rel) == 1)
-		memory_free(memory, log, log_size(nwords_of(log)));
+	if (atomic_fetch_sub_explicit(&log->pins, 1, memory_order_acq_rel) != 1)
+		return;
+	if (has_summary(log))
+		memory_free_lazy(memory, log, large_size(log->npages));
+	else
+		memory_free(memory, log, small_size(log->npages));
+}
+
+/* ---- line by line ---- */
+
+struct dirty_lines dirty_lines_begin(struct dirty_log *log, size_t line, bool clear)
+{
+	struct dirty_lines lines = { .log = log, .next = line };
+
+	if (has_summary(log))
+		lines.walk = dirty_walk_begin(summary_of(log), line, clear);
+	return lines;
+}
+
+static size_t all_lines(struct dirty_lines *lines, uint32_t *out)
+{
+	size_t n = 0, end = nr_lines(lines->log->npages);
+
+	for (; n < DIRTY_LINES && lines->next < end; lines->next++)
+		out[n++] = (uint32_t)lines->next;
+	return n;
+}
+
+size_t dirty_lines_next(struct dirty_lines *lines, uint32_t *out)
+{
+	size_t n;
+
+	if (!has_summary(lines->log))
+		return all_lines(lines, out);
+	n = dirty_walk_next(&lines->walk, out, DIRTY_LINES);
+	for (size_t i = 0; i < n; i++)
+		__builtin_prefetch((const char *)lines->log + (size_t)out[i] * CACHE_LINE);
+	return n;
+}
+
+void dirty_lines_end(const struct dirty_lines *lines)
+{
+	if (has_summary(lines->log))
+		dirty_walk_end(&lines->walk);
+}
+
+static size_t words_in(const struct dirty_log *log, size_t line)
+{
+	size_t end = dirty_line_start(line + 1), nwords = nwords_of(log);
+
+	return (end < nwords ? end : nwords) - dirty_line_start(line);
+}
+
+/* Most words are 0, and an exchange costs more than a load. */
+uint32_t dirty_line_take(struct dirty_log *log, size_t line, bool clear, uint64_t *bits)
+{
+	_Atomic uint64_t *words = &log->live[dirty_line_start(line)];
+	uint32_t set = 0;
+
+	for (size_t i = 0, n = words_in(log, line); i < n; i++) {
+		bits[i] = atomic_load_explicit(&words[i], memory_order_seq_cst);
+		set |= (uint32_t)!!bits[i] << i;
+	}
+	for (uint32_t left = clear ? set : 0; left; left &= left - 1) {
+		point(WRITER_HARVESTS);
+		bits[__builtin_ctz(left)] =
+			atomic_exchange_explicit(&words[__builtin_ctz(left)], 0, memory_order_seq_cst);
+	}
+	return set;
+}
+
+void dirty_log_give_back(struct dirty_log *log, size_t word, uint64_t bits)
+{
+	set_bits(log, word, bits);
+}
+
+/* ---- all at once ---- */
+
+/* Moves the bits of one line into the bitmap, in which they are 0. */
+static void harvest_line(struct dirty_log *log, size_t line, uint64_t *bitmap)
+{
+	uint64_t bits[DIRTY_LINE_WORDS];
+	uint32_t set = dirty_line_take(log, line, true, bits);
+
+	for (; bitmap && set; set &= set - 1)
+		bitmap[dirty_line_start(line) + (size_t)__builtin_ctz(set)] = bits[__builtin_ctz(set)];
 }
 
 void dirty_log_harvest(struct dirty_log *log, uint64_t *bitmap)
 {
-	for (size_t i = 0; i < nwords_of(log); i++) {
-		uint64_t bits = atomic_load_explicit(&log->live[i], memory_order_relaxed);
+	struct dirty_lines lines = dirty_lines_begin(log, 0, true);
+	uint32_t line[DIRTY_LINES];
 
-		if (bits) {
-			point(WRITER_HARVESTS);
-			bits = atomic_exchange_explicit(&log->live[i], 0, memory_order_acq_rel);
-		}
-		if (bitmap)
-			bitmap[i] = bits;
+	if (bitmap)
+		memset(bitmap, 0, nwords_of(log) * sizeof(*bitmap));
+	for (size_t n; (n = dirty_lines_next(&lines, line));)
+		for (size_t i = 0; i < n; i++)
+			harvest_line(log, line[i], bitmap);
+}
+
+void dirty_log_merge(struct dirty_log *log, const uint64_t *words)
+{
+	for (size_t i = 0; i < nwords_of(log); i++) {
+		uint64_t bits = words[i] & pages_from(log, 64 * (int64_t)i); /* D1 */
+
+		if (bits)
+			set_bits(log, i, bits);
 	}
 }
 
@@ -176,4 +322,15 @@ int dirty_log_check(const struct dirty_log *log)
 	int64_t i = (int64_t)nwords_of(log) - 1;
 
 	return word_at(log, i) & ~pages_from(log, 64 * i) ? 1 : 0;
+}
+
+size_t dirty_log_unnoted(const struct dirty_log *log, size_t word)
+{
+	size_t end = nwords_of(log);
+
+	if (!has_summary(log))
+		return end;
+	while (word < end && (!word_at(log, (int64_t)word) || dirty_summary_has(summary_of(log), dirty_line_of(word))))
+		word++;
+	return word;
 }

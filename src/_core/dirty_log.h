@@ -18,22 +18,33 @@
  *   D3  page i of a log is page i + first - other->first of every log in its ring that has this page;
  *   D4  a bit that is set in one log of a ring is set in each of the others that has the page, except for marks that
  *       were made since dirty_log_pass_on();
- *   D5  at rest a log is alone in its ring.
+ *   D5  at rest a log is alone in its ring;
+ *   D6  a log of DIRTY_SUMMARY_MIN pages or more has a summary, for which DS1 of dirty_summary.h holds.
+ *
+ * A line of a log is a cache line of its words.  The header takes the first half of line 0.  A large log begins on a
+ * cache line; behind its lines comes the summary.  A small log has no summary, because a look at all its lines costs
+ * about as much as the way to the log.
  *
  * Ordering (row "dirty bits"): a mark is a fetch_or, release, after the write to the page.  A harvest is an exchange,
- * acq_rel, of each word.  So the thread that harvests a bit sees the write, and no bit is lost.  dirty_log_pass_on()
- * loads a bit with acquire and sets it with release, so a harvest of the other log sees the write too.
+ * seq_cst, of each word that is not 0.  So the thread that harvests a bit sees the write, and no bit is lost.
+ * dirty_log_pass_on() loads a bit with acquire and sets it with release, so a harvest of the other log sees the write
+ * too.  In a large log the marks and the looks of a harvest are seq_cst, see dirty_summary.h.
  * Ordering (row "dirty log pins"): a pin is taken inside the read section that finds the log, or under slots_lock.  The
  * slots' own pin is dropped after the grace period, so a reader never takes the first one.
  * Locking: a mark is made inside a read section.  Everything else, including refs and the ring, is under slots_lock,
  * except for pins: any thread drops its own.
- * Cost: mark O(1); the others O(words).  dirty_log_derive() and dirty_log_pass_on() read all related logs.
+ * Cost: mark O(1); the others O(words), where a harvest reads only the lines that the summary names.
+ * dirty_log_derive() and dirty_log_pass_on() read all related logs.
  */
 #ifndef MS_DIRTY_LOG_H
 #define MS_DIRTY_LOG_H
 
+#include "dirty_summary.h"
 #include "include/memslots.h"
 #include "memory.h"
+
+/* 64 lines: a summary of one word, see D6. */
+#define DIRTY_SUMMARY_MIN ((uint64_t)1 << 15)
 
 /* The members before `live` fill half a cache line, so that a small log shares a line with its bits. */
 struct dirty_log {
@@ -81,11 +92,30 @@ void dirty_log_put(struct memory *memory, struct dirty_log *log);
 void dirty_log_pin(struct dirty_log *log);
 void dirty_log_unpin(struct memory *memory, struct dirty_log *log);
 
+void dirty_log_mark_large(struct dirty_log *log, uint64_t page);
+
+/* npages is that of the log.  A slot has it, too: a mark in a slot's log need not load the header, whose cache line may
+ * be another one than that of the bit. */
+static inline void dirty_log_mark_sized(struct dirty_log *log, uint64_t npages, uint64_t page)
+{
+	if (npages >= DIRTY_SUMMARY_MIN)
+		dirty_log_mark_large(log, page);
+	else
+		/* Do not test the bit first: the harvest of a bit that is set already may not see the write of this
+		 * mark. */
+		atomic_fetch_or_explicit(&log->live[page / 64], (uint64_t)1 << (page % 64), memory_order_release);
+}
+
 static inline void dirty_log_mark(struct dirty_log *log, uint64_t page)
 {
-	/* Do not test the bit first: the harvest of a bit that is set already may not see the write of this mark. */
-	atomic_fetch_or_explicit(&log->live[page / 64], (uint64_t)1 << (page % 64), memory_order_release);
+	dirty_log_mark_sized(log, log->npages, page);
 }
+
+/* Marks the pages [first, first + n), 64 of them at once. */
+void dirty_log_mark_range(struct dirty_log *log, uint64_t first, uint64_t n);
+
+/* Sets the bits of the nwords_of(log) words, without those from npages on (D1). */
+void dirty_log_merge(struct dirty_log *log, const uint64_t *words);
 
 /* Both write the live bits to `bitmap`, which has room for nwords_of(log) words.  dirty_log_harvest() clears them; with
  * a NULL bitmap the bits are lost. */
@@ -95,7 +125,53 @@ void dirty_log_peek(const struct dirty_log *log, uint64_t *bitmap);
 /* Clears the live bits, from page 64 first_word on, that are set in the nwords words of the bitmap. */
 void dirty_log_clear(struct dirty_log *log, size_t first_word, const uint64_t *bitmap, size_t nwords);
 
+/* ---- line by line ---- */
+
+#define DIRTY_LINE_WORDS (CACHE_LINE / sizeof(uint64_t))
+
+static inline size_t dirty_line_of(size_t word)
+{
+	return (word + offsetof(struct dirty_log, live) / sizeof(uint64_t)) / DIRTY_LINE_WORDS;
+}
+
+/* The first word of a line.  Line 0 begins with word 0. */
+static inline size_t dirty_line_start(size_t line)
+{
+	return line ? line * DIRTY_LINE_WORDS - offsetof(struct dirty_log, live) / sizeof(uint64_t) : 0;
+}
+
+/* The number of lines that dirty_lines_next() returns at most.  It prefetches them.  Measured: 8 and 32 are slower. */
+#define DIRTY_LINES 16
+
+/* Finds the lines that may have dirty bits, in ascending order. */
+struct dirty_lines {
+	struct dirty_log *log;
+	size_t next;            /* without a summary: the next line */
+	struct dirty_walk walk; /* with a summary */
+};
+
+/* From `line` on.  With `clear` the lines are taken out of the summary, so the caller must take all their bits, or note
+ * them again. */
+struct dirty_lines dirty_lines_begin(struct dirty_log *log, size_t line, bool clear);
+size_t dirty_lines_next(struct dirty_lines *lines, uint32_t *out);
+
+/* Call it if lines are left that dirty_lines_next() has not returned. */
+void dirty_lines_end(const struct dirty_lines *lines);
+
+/* Reads the words of a line, and sets them to 0 if `clear`.  Bit i of the result: bits[i] is not 0, and bits[i] is
+ * undefined otherwise. */
+uint32_t dirty_line_take(struct dirty_log *log, size_t line, bool clear, uint64_t *bits);
+
+/* Sets bits of a word again that dirty_line_take() has returned.  Without bits: notes the line. */
+void dirty_log_give_back(struct dirty_log *log, size_t word, uint64_t bits);
+
+/* ---- check ---- */
+
 /* Returns 1 if D1 does not hold, or 0. */
 int dirty_log_check(const struct dirty_log *log);
+
+/* Returns the first word from `word` on for which D6 does not hold, or a number from nwords_of() on.  A mark that is
+ * under way looks alike: wait until the read sections of now are over, and look at the same word again. */
+size_t dirty_log_unnoted(const struct dirty_log *log, size_t word);
 
 #endif

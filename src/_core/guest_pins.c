@@ -149,9 +149,10 @@ void guest_pins_put(struct guest_pins *pins)
 static void mark_host(struct dirty_log *log, const struct interval *hva, uint64_t start, uint64_t end)
 {
 	uint64_t first = start > hva->start ? start : hva->start, last = end - 1 < hva->last ? end - 1 : hva->last;
+	uint64_t page = (first - hva->start) >> MS_PAGE_SHIFT;
 
-	for (uint64_t at = first & ~(MS_PAGE_SIZE - 1); at <= last; at += MS_PAGE_SIZE)
-		dirty_log_mark(log, (at - hva->start) >> MS_PAGE_SHIFT);
+	if (first <= last)
+		dirty_log_mark_range(log, page, ((last - hva->start) >> MS_PAGE_SHIFT) - page + 1);
 }
 
 /* If the state is another one by now, the slot with this id may have another log of the same host pages. */

@@ -103,12 +103,11 @@ static inline enum ms_rule guest_run_next(const struct ms_vm *vm, const struct l
 static inline void guest_mark(const struct guest_run *run, size_t done)
 {
 	uint64_t first = (run->gpa >> MS_PAGE_SHIFT) - run->slot->base_gfn;
-	uint64_t end = first + ((run->gpa % MS_PAGE_SIZE + done + MS_PAGE_SIZE - 1) >> MS_PAGE_SHIFT);
+	uint64_t n = (run->gpa % MS_PAGE_SIZE + done + MS_PAGE_SIZE - 1) >> MS_PAGE_SHIFT;
 
 	point(READER_MARKS);
 	if (run->slot->dirty && done)
-		for (uint64_t page = first; page < end; page++)
-			dirty_log_mark(run->slot->dirty, page);
+		dirty_log_mark_range(run->slot->dirty, first, n);
 }
 
 static inline struct ms_memslot guest_value(const struct memslot *slot)

@@ -118,7 +118,7 @@ static void list_empty(struct memory *memory, struct memslot_set *set, bool free
 		memslot_free(&DESIGN_OF(list), memory, &l->slot);
 	}
 	set->store = NULL;
-	set->nr = 0;
+	set->nr = set->nr_raw = set->nr_logged = 0;
 }
 
 static int list_check(const struct memslot_set *set, char *letter)

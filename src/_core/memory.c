@@ -2,7 +2,7 @@
 /*
  * memory.c - see memory.h for the invariants P1 to P5.
  */
-#define _DEFAULT_SOURCE /* madvise() */
+#define _DEFAULT_SOURCE /* madvise(), MAP_ANONYMOUS */
 #include "memory.h"
 
 #include <stdlib.h>
@@ -81,6 +81,23 @@ void *memory_alloc_lines(struct memory *m, size_t size)
 	return count_in(m, must_fail(m) ? NULL : alloc_lines(size), size);
 }
 
+/* From this size on a block has its own mapping.  calloc() promises neither the alignment nor fresh pages. */
+#define LAZY_MIN ((size_t)64 << 10)
+
+static void *map(size_t size)
+{
+	void *block = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+
+	return block == MAP_FAILED ? NULL : block;
+}
+
+void *memory_zalloc_lazy(struct memory *m, size_t size)
+{
+	if (size < LAZY_MIN)
+		return memory_zalloc_lines(m, size);
+	return count_in(m, must_fail(m) ? NULL : map(size), size);
+}
+
 void *memory_zalloc_lines(struct memory *m, size_t size)
 {
 	void *block = memory_alloc_lines(m, size);
@@ -102,14 +119,30 @@ static void fill_with_poison(void *block, size_t size)
 	}
 }
 
+static void count_out(struct memory *m, size_t size)
+{
+	atomic_fetch_sub_explicit(&m->bytes, size, memory_order_relaxed);
+	atomic_fetch_sub_explicit(&m->blocks, 1, memory_order_relaxed);
+}
+
 void memory_free(struct memory *m, void *block, size_t size)
 {
 	if (!block)
 		return;
-	atomic_fetch_sub_explicit(&m->bytes, size, memory_order_relaxed);
-	atomic_fetch_sub_explicit(&m->blocks, 1, memory_order_relaxed);
+	count_out(m, size);
 	fill_with_poison(block, size);
 	free(block);
+}
+
+/* A late reader of a block that had its own mapping ends in a fault, so it needs no poison. */
+void memory_free_lazy(struct memory *m, void *block, size_t size)
+{
+	if (block && size >= LAZY_MIN) {
+		count_out(m, size);
+		munmap(block, size);
+	} else {
+		memory_free_lines(m, block, size);
+	}
 }
 
 void memory_free_lines(struct memory *m, void *block, size_t size)

@@ -74,7 +74,10 @@ void memory_fail(struct memory *m, uint64_t nth, bool onward);
 void *memory_zalloc(struct memory *m, size_t size);
 void *memory_zalloc_lines(struct memory *m, size_t size); /* starts on a cache line; size is rounded up to lines */
 void *memory_alloc_lines(struct memory *m, size_t size); /* the same, but the block is not zeroed */
+/* Zeroed, on a cache line.  A large block is not touched, so its pages take no memory until they are used. */
+void *memory_zalloc_lazy(struct memory *m, size_t size);
 void memory_free(struct memory *m, void *block, size_t size);
+void memory_free_lazy(struct memory *m, void *block, size_t size);
 void memory_free_lines(struct memory *m, void *block, size_t size);
 
 /* The last word of a block of the pool belongs to the pool. */

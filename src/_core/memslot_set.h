@@ -9,7 +9,8 @@
  * Invariants of a set at rest (check.c walks them)
  *   M1  slots ascend by base_gfn and do not overlap;
  *   M2  both sets of an address space hold the same slots (shares_slots), or the inactive one holds none;
- *   M3  a slot knows the sets it is in (`sets`), and each index of a set holds exactly its `nr` slots;
+ *   M3  a slot knows the sets it is in (`sets`), and each index of a set holds exactly its `nr` slots; `nr_raw` of them
+ *       have no backing, and `nr_logged` have a dirty log;
  *   M4  nr_memslot_pages and nr_memslots of the VM are the sums over all slots;
  *   M5  no slot is INVALID;
  *   M6  last_used_slot is NULL or a slot of the set;
@@ -92,6 +93,7 @@ struct memslot_set {
 	/* Each edit or swap writes these. */
 	cache_aligned _Atomic uint64_t generation;
 	size_t nr;
+	uint32_t nr_raw, nr_logged;
 	struct interval_tree hva_tree;
 	struct id_hash ids;
 };

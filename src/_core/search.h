@@ -97,7 +97,7 @@ static inline void mark(const struct memslot *slot, uint64_t gfn)
 {
 	point(READER_MARKS);
 	if (slot && slot->dirty)
-		dirty_log_mark(slot->dirty, gfn - slot->base_gfn);
+		dirty_log_mark_sized(slot->dirty, slot->npages, gfn - slot->base_gfn);
 }
 
 #endif

@@ -60,8 +60,7 @@ static inline int slot_create_invalid(struct ms_vm *vm, const struct memslot *sl
 int slot_make_log(struct ms_vm *vm, struct memslot *slot, const struct memslot *old, struct ms_error *err);
 
 /* Gives a new slot its dirty log, if it has LOG_DIRTY_PAGES.  The slot takes the place of `old`; NULL: of no slot. */
-static inline int slot_give_log(struct ms_vm *vm, struct memslot *slot, const struct memslot *old,
-				struct ms_error *err)
+static inline int slot_give_log(struct ms_vm *vm, struct memslot *slot, const struct memslot *old, struct ms_error *err)
 {
 	return slot->flags & MS_MEM_LOG_DIRTY_PAGES ? slot_make_log(vm, slot, old, err) : 0;
 }

@@ -26,7 +26,7 @@ static void tree_init(struct memslot_set *set)
 	set->gfn_tree = (struct rb_root){ 0 };
 	interval_tree_init(&set->hva_tree, hook_to_interval[set->node_idx], lower_gfn);
 	id_hash_init(&set->ids, link_to_id[set->node_idx]);
-	set->nr = 0;
+	set->nr = set->nr_raw = set->nr_logged = 0;
 }
 
 static struct memslot *tree_alloc_slot(struct memory *memory)

@@ -70,6 +70,7 @@ bool update_step_end(struct ms_update *u)
 		return true;
 	claim_end(u);
 	slots_lock_defer_end(&u->vm->slots_lock, finish_deferred);
+	thread_flush_tasks();
 	return false;
 }
 
@@ -309,6 +310,7 @@ void ms_update_abandon(struct ms_update *u)
 		atomic_store_explicit(&u->deferred.given_back, 1, memory_order_release);
 	else
 		abandon(u);
+	thread_flush_tasks();
 }
 
 /* ms_vm_destroy() has ended all read sections, so the roll-back does not wait. */

@@ -51,6 +51,13 @@ static out_of_line void mark_edit(struct overlays *overlays, const struct memslo
 		overlays_mark(overlays, new_slot->base_gfn, new_slot->base_gfn + new_slot->npages);
 }
 
+/* `one` is 1 for a slot that is added, and -1 for one that is removed (M3). */
+static inline void count_kinds(struct memslot_set *set, const struct memslot *slot, uint32_t one)
+{
+	set->nr_raw += slot->backing ? 0 : one;
+	set->nr_logged += slot->dirty ? one : 0;
+}
+
 void vm_replace(struct ms_vm *vm, struct memslot_set *set, struct memslot *old, struct memslot *new_slot)
 {
 	struct overlays *overlays = &as_of(set)->overlays;
@@ -58,6 +65,10 @@ void vm_replace(struct ms_vm *vm, struct memslot_set *set, struct memslot *old, 
 	if (unlikely(overlays_exist(overlays)))
 		mark_edit(overlays, old, new_slot);
 	vm->design->replace(set, old, new_slot);
+	if (old)
+		count_kinds(set, old, -1u);
+	if (new_slot)
+		count_kinds(set, new_slot, 1);
 }
 
 /* ---- gather ---- */

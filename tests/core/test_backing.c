@@ -15,7 +15,7 @@
 #define READONLY MS_MEM_READONLY
 #define PAGES 64u
 
-static uint64_t releases; /* in this process */
+static _Atomic uint64_t releases; /* in this process */
 
 /* One backing and the calls of its release function. */
 struct held {
@@ -376,6 +376,17 @@ static void test_put_inside_a_section(void)
 	end_vm(read);
 }
 
+/* The section ends with its VM. */
+static void test_destroy_inside_a_section(void)
+{
+	struct held h;
+	struct ms_vm *vm = vm_that_holds(&h, 1);
+
+	CHECK_EQ(ms_read_lock(vm), 0);
+	ms_vm_destroy(vm);
+	CHECK_EQ(h.released, 1);
+}
+
 /* ---- hooks ---- */
 
 struct nested {
@@ -710,6 +721,42 @@ static void test_put_between_steps(void)
 	end_vm(other);
 }
 
+static struct ms_update *open_update;
+
+static void abandon_in_flush(void *opaque, const struct ms_memslot *active, const struct ms_memslot *old)
+{
+	(void)active;
+	(void)old;
+	ms_update_abandon(open_update);
+	CHECK_EQ(*(unsigned *)opaque, 0);
+}
+
+/* The thread leaves its lock, held, to the next call.  It is outside of the update, so the memory is released. */
+static void test_put_before_the_update_is_abandoned(bool in_flush)
+{
+	struct held h, unmapped;
+	struct ms_listener abandons = { LISTENER_SIZE, .opaque = &unmapped.released, .flush = abandon_in_flush };
+	struct ms_vm *vm = vm_that_holds(&h, 1);
+	struct ms_slot *inv;
+
+	hold(&unmapped, 0);
+	if (in_flush)
+		CHECK_EQ(ms_add_listener(vm, &abandons, NULL), 0);
+	CHECK_EQ(ms_update_begin(vm, 0, &open_update, NULL), 0);
+	ms_backing_put(unmapped.backing);
+	if (!in_flush)
+		remove_slot(open_update);
+	CHECK_EQ(unmapped.released, 0);
+	if (in_flush)
+		CHECK_EQ(ms_update_invalidate(open_update, ms_update_find(open_update, true, 0), &inv, NULL), 0);
+	else
+		ms_update_abandon(open_update);
+	CHECK_EQ(unmapped.released, 1);
+	check_sound(vm);
+	CHECK_EQ(refs(&h), 1);
+	ms_vm_destroy(vm);
+}
+
 static void *begin_and_leave(void *of)
 {
 	struct ms_update *u;
@@ -770,6 +817,227 @@ static void test_abandoned_update(void)
 	CHECK_EQ(h.released, 1);
 }
 
+/* ---- random changes ---- */
+
+#define MODEL_VMS 2
+#define MODEL_IDS 12u
+#define MODEL_MEMORIES 3u
+
+/* The model: which memory each slot holds (0: no memory, raw; i: memory i - 1), or NONE without a slot. */
+#define NONE 100u
+
+static struct ms_vm *model_vm[MODEL_VMS];
+static unsigned model[MODEL_VMS][MODEL_IDS];
+static struct held memories[MODEL_MEMORIES];
+
+static uint64_t model_gfn(uint32_t id)
+{
+	return 0x100 * (id + 1);
+}
+
+static void check_model(void)
+{
+	uint64_t want[MODEL_MEMORIES] = { 0 };
+
+	for (unsigned v = 0; v < MODEL_VMS; v++)
+		for (uint32_t id = 0; id < MODEL_IDS; id++) {
+			struct ms_vm *vm = model_vm[v];
+			const struct memslot *slot = vm->design->find(vm_active_set(vm, 0), id);
+			unsigned m = model[v][id];
+
+			CHECK_EQ(slot != NULL, m != NONE);
+			if (!slot)
+				continue;
+			CHECK(slot->backing == (m ? memories[m - 1].backing : NULL));
+			if (m)
+				want[m - 1]++;
+		}
+	for (unsigned m = 0; m < MODEL_MEMORIES; m++) {
+		CHECK_EQ(memories[m].released, 0);
+		CHECK_EQ(refs(&memories[m]), want[m] + 1);
+	}
+}
+
+static void create_randomly(struct rng *rng, unsigned v, uint32_t id)
+{
+	unsigned m = (unsigned)rng_below(rng, MODEL_MEMORIES + 1);
+	region_t r = part(id, model_gfn(id), rng_below(rng, 8), 1 + rng_below(rng, 8), rng_below(rng, 2) ? LOG : 0);
+	int result = m ? ms_map_backing(model_vm[v], &r, memories[m - 1].backing, NULL, NULL) :
+			 ms_set_user_memory_region(model_vm[v], &r, NULL);
+
+	CHECK(model[v][id] != NONE || result == 0);
+	if (model[v][id] == NONE)
+		model[v][id] = m;
+}
+
+static void delete_randomly(unsigned v, uint32_t id)
+{
+	CHECK_EQ(ms_delete_memslot(model_vm[v], 0, id, NULL), model[v][id] == NONE ? -EINVAL : 0);
+	model[v][id] = NONE;
+}
+
+static void change_randomly(struct rng *rng, unsigned v, uint32_t id)
+{
+	uint64_t gfn = model_gfn(id) + rng_below(rng, 2) * 0x20;
+	int want = model[v][id] == NONE ? -EINVAL : 0;
+
+	if (rng_below(rng, 2))
+		CHECK_EQ(ms_move_memslot(model_vm[v], 0, id, gfn * PAGE, NULL), want);
+	else
+		CHECK_EQ(ms_set_memslot_flags(model_vm[v], 0, id, LOG, rng_below(rng, 2) ? LOG : 0, NULL), want);
+}
+
+/* Makes drafts of some slots and puts some of the drafts into both sets.  Then keeps, ends or abandons the update. */
+static void update_randomly(struct rng *rng, unsigned v)
+{
+	unsigned next[MODEL_IDS];
+	bool keep = rng_below(rng, 2);
+	struct ms_update *u;
+
+	memcpy(next, model[v], sizeof(next));
+	CHECK_EQ(ms_update_begin(model_vm[v], 0, &u, NULL), 0);
+	for (uint32_t id = 0; id < MODEL_IDS; id++) {
+		uint64_t first = rng_below(rng, PAGES + 8), npages = 1 + rng_below(rng, 16);
+		struct ms_memslot value = { model_gfn(id), npages, HVA_BASE + first * PAGE, id, 0, 0, 0 };
+		struct ms_slot *old = ms_update_find(u, true, id), *draft;
+
+		if (rng_below(rng, 3))
+			continue;
+		CHECK_EQ(ms_update_copy(u, old, &value, &draft, NULL), 0);
+		if (rng_below(rng, 2))
+			continue;
+		CHECK_EQ(ms_update_replace(u, old, draft, NULL), 0);
+		CHECK_EQ(ms_update_activate(u, old, draft, NULL), 0);
+		next[id] = old && first + npages <= PAGES ? next[id] : 0;
+	}
+	if (rng_below(rng, 4) == 0) {
+		ms_update_abandon(u);
+		keep = false;
+	} else {
+		CHECK_EQ(ms_update_end(u, keep, NULL), 0);
+	}
+	if (keep)
+		memcpy(model[v], next, sizeof(next));
+	check_sound(model_vm[v]);
+}
+
+static void test_random_changes(uint64_t steps)
+{
+	struct rng rng = rng_stream(1);
+
+	for (unsigned m = 0; m < MODEL_MEMORIES; m++)
+		hold(&memories[m], 0);
+	for (unsigned v = 0; v < MODEL_VMS; v++) {
+		model_vm[v] = new_vm(1);
+		for (uint32_t id = 0; id < MODEL_IDS; id++)
+			model[v][id] = NONE;
+	}
+	for (uint64_t i = 0; i < steps; i++) {
+		unsigned v = (unsigned)rng_below(&rng, MODEL_VMS);
+		uint32_t id = (uint32_t)rng_below(&rng, MODEL_IDS);
+		uint64_t what = rng_below(&rng, 10);
+
+		if (what < 4)
+			create_randomly(&rng, v, id);
+		else if (what < 6)
+			delete_randomly(v, id);
+		else if (what < 9)
+			change_randomly(&rng, v, id);
+		else if (design_is("tree"))
+			update_randomly(&rng, v);
+		check_model();
+		check_sound(model_vm[v]);
+	}
+	for (unsigned m = 0; m < MODEL_MEMORIES; m++)
+		ms_backing_put(memories[m].backing);
+	for (unsigned v = 0; v < MODEL_VMS; v++)
+		end_vm(model_vm[v]);
+	for (unsigned m = 0; m < MODEL_MEMORIES; m++)
+		CHECK_EQ(memories[m].released, 1);
+}
+
+/* ---- readers that keep the memory ---- */
+
+/* A reader takes a reference inside its section and uses the memory outside. */
+struct content {
+	uint64_t word; /* not atomic: only the references order its accesses */
+	struct ms_backing *backing;
+};
+
+static _Atomic uint32_t stop;
+static uint64_t pins;
+
+static void on_last(void *opaque)
+{
+	struct content *c = opaque;
+
+	CHECK_EQ(c->word, 42);
+	c->word = 0;
+	releases++;
+	free(c);
+}
+
+static void use_memory(uint64_t *nr)
+{
+	struct ms_backing *backing = NULL;
+	const struct memslot *slot;
+
+	CHECK_EQ(ms_read_lock(shared), 0);
+	slot = shared->design->search(vm_active_set(shared, 0), 0x100);
+	if (slot)
+		backing = backing_get(slot->backing);
+	CHECK_EQ(ms_read_unlock(shared), 0);
+	if (backing) {
+		CHECK_EQ(((struct content *)backing->opaque)->word, 42);
+		++*nr;
+	}
+	ms_backing_put(backing);
+}
+
+static void *use_memory_often(void *nr)
+{
+	while (!atomic_load(&stop))
+		use_memory(nr);
+	return NULL;
+}
+
+static void map_new_memory(void)
+{
+	struct content *c = calloc(1, sizeof(*c));
+	region_t r = part(0, 0x100, 0, PAGES, 0);
+
+	CHECK(c);
+	c->word = 42;
+	CHECK_EQ(ms_backing_create((void *)(uintptr_t)HVA_BASE, PAGES * PAGE, 0, on_last, c, &c->backing), 0);
+	CHECK_EQ(ms_map_backing(shared, &r, c->backing, NULL, NULL), 0);
+	ms_backing_put(c->backing);
+}
+
+#define READERS 2
+
+static void test_readers_keep_it(uint64_t changes)
+{
+	pthread_t readers[READERS];
+	uint64_t nr[READERS] = { 0 };
+
+	shared = new_vm(1);
+	atomic_store(&stop, 0);
+	for (int i = 0; i < READERS; i++)
+		CHECK_EQ(pthread_create(&readers[i], NULL, use_memory_often, &nr[i]), 0);
+	for (uint64_t i = 0; i < changes; i++) {
+		map_new_memory();
+		CHECK_EQ(ms_delete_memslot(shared, 0, 0, NULL), 0);
+	}
+	map_new_memory();
+	use_memory(&pins);
+	atomic_store(&stop, 1);
+	for (int i = 0; i < READERS; i++) {
+		CHECK_EQ(pthread_join(readers[i], NULL), 0);
+		pins += nr[i];
+	}
+	end_vm(shared);
+}
+
 /* ---- fork ---- */
 
 /* Parent and child have a copy of the counts each. */
@@ -820,19 +1088,25 @@ int main(int argc, char **argv)
 		test_release_changes_the_vm();
 		test_releases_do_not_nest();
 		test_put_inside_a_section();
+		test_destroy_inside_a_section();
 		test_put_inside_a_hook();
 		test_ends_of_threads();
 		test_end_of_a_thread_with_tasks();
 		test_end_inside_a_section();
 		test_grace_period();
+		test_random_changes(test_times(20000));
+		test_readers_keep_it(test_times(3000));
 		test_fork();
 	}
 	design_name = "tree";
 	test_drafts();
 	test_readonly_draft();
 	test_put_between_steps();
+	test_put_before_the_update_is_abandoned(false);
+	test_put_before_the_update_is_abandoned(true);
 	test_end_of_an_update();
 	test_abandoned_update();
 	CHECK_EQ(memory_blocks(&backing_memory), 0);
+	printf("backings: %" PRIu64 " references of readers\n", pins);
 	return test_done("backings", releases, "releases");
 }

@@ -368,6 +368,16 @@ static void set_count(int idx)
 	POKE(set_of(idx)->nr, SLOTS - 1);
 }
 
+static void raw_count(int idx)
+{
+	POKE(set_of(idx)->nr_raw, set_of(idx)->nr_raw + 1);
+}
+
+static void logged_count(int idx)
+{
+	POKE(set_of(idx)->nr_logged, set_of(idx)->nr_logged + 1);
+}
+
 static void wrong_nr(int idx)
 {
 	(void)idx;
@@ -577,6 +587,8 @@ static const struct {
 	{ "M2", copies_at_rest, ARRAY },
 	{ "M3", not_by_its_own_account, TREE | LIST },
 	{ "M3", set_count, ALL },
+	{ "M3", raw_count, ALL },
+	{ "M3", logged_count, ALL },
 	{ "M3", hva_index_differs, TREE },
 	{ "M3", id_of_another, LIST },
 	{ "M4", wrong_nr, ALL },

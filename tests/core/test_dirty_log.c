@@ -25,6 +25,7 @@ static bool bit(uint64_t word, uint64_t page)
 static void check_equal(const struct dirty_log *log)
 {
 	CHECK_EQ(dirty_log_check(log), 0);
+	CHECK_EQ(dirty_log_unnoted(log, 0), nwords_of(log));
 	for (uint64_t page = 0; page < log->npages; page++) {
 		CHECK_EQ(bit(atomic_load(&log->live[page / 64]), page), live[page]);
 		CHECK_EQ(bit(bitmap[page / 64], page), taken[page]);
@@ -122,6 +123,8 @@ static void every_size(void)
 	for (uint64_t npages = 1; npages <= 200; npages++)
 		for (int set = 0; set < 2; set++)
 			one_size(npages, set, npages % 64 < 2 || npages % 64 == 63 ? test_times(2000) : 20);
+	for (uint64_t npages = DIRTY_SUMMARY_MIN - 1; npages <= DIRTY_SUMMARY_MIN + 1; npages++)
+		one_size(npages, npages % 2, test_times(40));
 	one_size(PAGES_MAX, false, test_times(8));
 	one_size(PAGES_MAX, true, test_times(8));
 }
@@ -336,7 +339,39 @@ static void far_apart(void)
 	destroy(high);
 }
 
-/* ---- a broken D1 ---- */
+/* The bits that come from another log are in the summary, too. */
+static void large_related(void)
+{
+	struct dirty_log *small = create(DIRTY_SUMMARY_MIN - 1, false), *large;
+
+	dirty_log_mark(small, 700);
+	large = dirty_log_derive(&memory, small, -5, DIRTY_SUMMARY_MIN + 7, true);
+	CHECK(large);
+	CHECK_EQ(atomic_load(&large->live[0]), 31);
+	CHECK_EQ(atomic_load(&large->live[705 / 64]), (uint64_t)1 << 705 % 64);
+	CHECK_EQ(atomic_load(&large->live[DIRTY_SUMMARY_MIN / 64]), 112); /* 4, 5 and 6 are new pages */
+	CHECK_EQ(dirty_log_unnoted(large, 0), nwords_of(large));
+	dirty_log_mark(small, 20000);
+	dirty_log_pass_on(small);
+	CHECK_EQ(atomic_load(&large->live[20005 / 64]), (uint64_t)1 << 20005 % 64);
+	CHECK_EQ(dirty_log_unnoted(large, 0), nwords_of(large));
+	dirty_log_put(&memory, small);
+	destroy(large);
+}
+
+/* ---- a broken D1 or D6 ---- */
+
+static void break_d6(void)
+{
+	struct dirty_log *log = create(PAGES_MAX, false);
+
+	atomic_store(&log->live[9000], 1);
+	CHECK_EQ(dirty_log_unnoted(log, 0), 9000);
+	CHECK_EQ(dirty_log_unnoted(log, 9001), nwords_of(log));
+	dirty_log_give_back(log, 9000, 0);
+	CHECK_EQ(dirty_log_unnoted(log, 0), nwords_of(log));
+	destroy(log);
+}
 
 static void break_d1(uint64_t npages)
 {
@@ -355,6 +390,10 @@ static void break_d1(uint64_t npages)
 
 #define MARKERS 3
 #define SHARED_PAGES 3001 /* coprime to 64 and to MARKERS: every word has pages of every thread */
+
+/* The threads use each stride-th page of the log.  With 1 the log is small; with 11 it has a summary; with 349 a line
+ * has one or two of the pages. */
+static uint64_t stride;
 
 struct marker {
 	pthread_t thread;
@@ -375,7 +414,7 @@ static uint64_t mark_due(struct marker *m, uint64_t *done)
 
 	for (uint64_t page = m->number; page < SHARED_PAGES; page += MARKERS)
 		if (done[page] < rounds && atomic_load_explicit(&harvested[page], memory_order_acquire) == done[page]) {
-			dirty_log_mark(shared, page);
+			dirty_log_mark(shared, page * stride);
 			done[page]++;
 			made++;
 			atomic_fetch_add_explicit(&m->marked, 1, memory_order_release);
@@ -430,33 +469,65 @@ static uint64_t all_marked(void)
 	return sum;
 }
 
-/* Takes bits out in two ways in turn: all of them, or those that a read found. */
+/* As ms_harvest_dirty() with a full array does: half of the lines that the walk returns go back, and so do the lines
+ * that it has not returned. */
+static void take_lines(bool all)
+{
+	struct dirty_lines lines = dirty_lines_begin(shared, 0, true);
+	uint32_t line[DIRTY_LINES];
+	uint64_t bits[DIRTY_LINE_WORDS];
+
+	memset(bitmap, 0, nwords_of(shared) * sizeof(*bitmap));
+	for (size_t n; (n = dirty_lines_next(&lines, line));) {
+		for (size_t i = 0; i < n; i++) {
+			uint32_t set = i % 2 && !all ? 0 : dirty_line_take(shared, line[i], true, bits);
+
+			if (i % 2 && !all)
+				dirty_log_give_back(shared, dirty_line_start(line[i]), 0);
+			for (; set; set &= set - 1)
+				bitmap[dirty_line_start(line[i]) + (size_t)__builtin_ctz(set)] =
+					bits[__builtin_ctz(set)];
+		}
+		if (!all)
+			break;
+	}
+	if (!all)
+		dirty_lines_end(&lines);
+}
+
+/* Takes bits out in several ways in turn.  Returns the number of pages. */
 static uint64_t take_out(uint64_t turn)
 {
 	uint64_t nr = 0;
 
-	if (turn % 2) {
+	if (turn % 4 == 1) {
 		dirty_log_harvest(shared, bitmap);
-	} else {
+	} else if (turn % 4 == 0) {
 		dirty_log_peek(shared, bitmap);
 		dirty_log_clear(shared, 0, bitmap, nwords_of(shared));
+	} else {
+		take_lines(turn % 4 == 3);
 	}
 	for (uint64_t page = 0; page < SHARED_PAGES; page++)
-		if (bit(bitmap[page / 64], page)) {
+		if (bit(bitmap[page * stride / 64], page * stride)) {
 			atomic_fetch_add_explicit(&harvested[page], 1, memory_order_release);
 			nr++;
 		}
 	return nr;
 }
 
-static void conservation(void)
+static void conservation(uint64_t nth_page, uint64_t times)
 {
 	uint64_t all_taken = 0, before, now, all;
 
-	rounds = test_times(1000);
+	stride = nth_page;
+	rounds = times;
+	for (int page = 0; page < SHARED_PAGES; page++)
+		atomic_store(&harvested[page], 0);
 	all = rounds * SHARED_PAGES;
-	shared = create(SHARED_PAGES, false);
+	shared = create(SHARED_PAGES * stride, false);
 	for (unsigned i = 0; i < MARKERS; i++) {
+		atomic_store(&marker[i].marked, 0);
 		marker[i].number = i;
 		CHECK_EQ(pthread_create(&marker[i].thread, NULL, mark_pages, &marker[i]), 0);
 	}
@@ -464,7 +535,7 @@ static void conservation(void)
 		before = all_marked();
 		now = take_out(turn);
 		all_taken += now;
-		CHECK(all_taken >= before); /* none lost */
+		CHECK(all_taken >= before || turn % 4 == 2); /* none lost */
 		CHECK(all_taken <= all_marked() + MARKERS); /* none twice; each thread may be about to count one */
 		yield_if_idle(!now);
 	}
@@ -475,6 +546,7 @@ static void conservation(void)
 		CHECK_EQ(atomic_load(&harvested[page]), rounds);
 	CHECK_EQ(all_taken, all_marked());
 	CHECK_EQ(dirty_log_check(shared), 0);
+	CHECK_EQ(dirty_log_unnoted(shared, 0), nwords_of(shared));
 	marks += all_taken;
 	destroy(shared);
 }
@@ -511,14 +583,14 @@ static void mark_and_clear(void)
 	CHECK(!own_bit(62));
 }
 
-static void one_word(void)
+static void one_word(uint64_t npages)
 {
 	struct sigevent event = { .sigev_notify = SIGEV_SIGNAL, .sigev_signo = SIGUSR1 };
 	struct itimerspec often = { .it_interval.tv_nsec = 20000, .it_value.tv_nsec = 20000 }, never = { 0 };
 	sig_atomic_t enough = (sig_atomic_t)test_times(20000);
 	timer_t timer;
 
-	shared = create(64, false);
+	shared = create(npages, false);
 	interrupts = 0;
 	CHECK(signal(SIGUSR1, interrupt) != SIG_ERR);
 	CHECK_EQ(timer_create(CLOCK_MONOTONIC, &event, &timer), 0);
@@ -565,12 +637,14 @@ static bool check_harvested(void)
 	return bitmap[0];
 }
 
-static void writes_are_seen(void)
+static void writes_are_seen(uint64_t npages)
 {
 	pthread_t thread;
 
 	write_rounds = test_times(20000);
-	shared = create(64, false);
+	atomic_store(&rounds_marked, 0);
+	atomic_store(&rounds_seen, 0);
+	shared = create(npages, false);
 	CHECK_EQ(pthread_create(&thread, NULL, write_and_mark, NULL), 0);
 	for (uint64_t round = 1; round <= write_rounds; round++) {
 		while (atomic_load_explicit(&rounds_marked, memory_order_acquire) < round)
@@ -596,14 +670,20 @@ int main(int argc, char **argv)
 	pins();
 	no_memory();
 	far_apart();
+	large_related();
 	for (uint64_t i = 0; i < test_times(1000); i++)
 		related_logs(i);
+	break_d6();
 	break_d1(1);
 	break_d1(63);
 	break_d1(65);
 	break_d1(PAGES_MAX);
-	conservation();
-	one_word();
-	writes_are_seen();
+	conservation(1, test_times(1000));
+	conservation(11, test_times(100));
+	conservation(349, test_times(8));
+	one_word(64);
+	one_word(DIRTY_SUMMARY_MIN);
+	writes_are_seen(64);
+	writes_are_seen(DIRTY_SUMMARY_MIN);
 	return test_done("dirty_log", marks, "marks");
 }

@@ -6,6 +6,7 @@
 
 #include <pthread.h>
 #include <signal.h>
+#include <sys/mman.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -69,6 +70,56 @@ static void every_size(void)
 	}
 	for (size_t short_of_all = 0; short_of_all < (2 << 20); short_of_all += 4096)
 		CHECK(!memory_zalloc_lines(&memory, SIZE_MAX - short_of_all));
+	CHECK_EQ(bytes_now() + blocks_now(), 0);
+}
+
+/* The pages of a large block take no memory before they are used. */
+static void check_untouched(void *block, size_t size)
+{
+	unsigned char resident[64];
+
+	CHECK(size <= sizeof(resident) * 4096);
+	CHECK_EQ(mincore(block, size, resident), 0);
+	for (size_t i = 0; i < (size + 4095) / 4096; i++)
+		CHECK_EQ(resident[i] & 1, 0);
+}
+
+static void one_lazy_block(size_t size, size_t counted)
+{
+	unsigned char *block = memory_zalloc_lazy(&memory, size);
+
+	CHECK(block);
+	CHECK_EQ((uintptr_t)block % CACHE_LINE, 0);
+	CHECK_EQ(bytes_now(), counted);
+	CHECK_EQ(blocks_now(), 1);
+	if (size >= 64 << 10)
+		check_untouched(block, size);
+	check_zero(block, size);
+	memset(block, 0xA5, size);
+	memory_free_lazy(&memory, block, size);
+	CHECK_EQ(bytes_now() + blocks_now(), 0);
+}
+
+static void lazy_blocks(void)
+{
+	size_t limit = 64 << 10;
+
+	for (size_t size = 1; size <= 300; size++)
+		one_lazy_block(size, rounded(size));
+	for (int round = 0; round < 20; round++) {
+		one_lazy_block(limit - 65, limit - 64);
+		one_lazy_block(limit, limit);
+		one_lazy_block(limit + 1, limit + 1);
+		one_lazy_block(3 * limit + 100, 3 * limit + 100);
+	}
+	memory_free_lazy(&memory, NULL, 1);
+	memory_free_lazy(&memory, NULL, limit);
+	CHECK(!memory_zalloc_lazy(&memory, SIZE_MAX));
+	for (size_t size = 100; size <= limit; size += limit - 100) {
+		memory_fail(&memory, 1, false);
+		CHECK(!memory_zalloc_lazy(&memory, size));
+		memory_fail(&memory, 0, false);
+	}
 	CHECK_EQ(bytes_now() + blocks_now(), 0);
 }
 
@@ -452,6 +503,7 @@ int main(int argc, char **argv)
 	memory_init(&memory);
 	CHECK_EQ(bytes_now() + blocks_now() + atomic_load(&memory.attempts), 0);
 	every_size();
+	lazy_blocks();
 	counters();
 	failures();
 	too_large();

@@ -768,6 +768,123 @@ static void mark_across_harvest(void)
 	end();
 }
 
+/* ---- the summary of a large log ---- */
+
+#define LARGE 5u
+#define LARGE_GFN 0x100000u
+#define LARGE_PAGES ((uint64_t)1 << 16)
+#define MARKED (LARGE_GFN + 1000)
+#define NEIGHBOUR (MARKED + 1) /* in the same line */
+
+static void mark_large(struct actor *me)
+{
+	(void)me;
+	ms_mark_page_dirty(vm, 0, MARKED);
+}
+
+static void mark_neighbour(struct actor *me)
+{
+	(void)me;
+	ms_mark_page_dirty(vm, 0, NEIGHBOUR);
+}
+
+/* me->nr counts the pages of the large slot, and me->hva has bit 0 for MARKED and bit 1 for NEIGHBOUR. */
+static void harvest_ranges(struct actor *me)
+{
+	struct ms_gfn_range out[8];
+	uint64_t gfn = LARGE_GFN;
+	size_t n;
+
+	me->nr = 0;
+	me->hva = 0;
+	me->r = ms_harvest_dirty(vm, 0, true, &gfn, out, ARRAY_SIZE(out), &n, NULL);
+	for (size_t i = 0; i < n; i++) {
+		me->nr += out[i].npages;
+		me->hva |= (uint64_t)(MARKED - out[i].gfn < out[i].npages);
+		me->hva |= (uint64_t)(NEIGHBOUR - out[i].gfn < out[i].npages) << 1;
+	}
+}
+
+static void begin_large(const char *name)
+{
+	begin(name);
+	CHECK_EQ(set(vm, 0, LARGE, LARGE_GFN, LARGE_PAGES, LOG), 0);
+}
+
+/* Checks that a harvest finds exactly these pages, and one after it none. */
+static void check_harvest(uint64_t pages)
+{
+	struct actor me = { 0 };
+
+	harvest_ranges(&me);
+	CHECK_EQ(me.r, 0);
+	CHECK_EQ(me.hva, pages);
+	CHECK_EQ(me.nr, (uint64_t)__builtin_popcountll(pages));
+	harvest_ranges(&me);
+	CHECK_EQ(me.nr, 0);
+}
+
+/* H16: a mark that has set its bit, and not yet the summary, is in this harvest or in the next.  ms_check() waits until
+ * it is over. */
+static void mark_stops_in_summary(enum point point)
+{
+	struct actor other = { 0 };
+
+	begin_large("H16: a harvest while a mark has not reached the summary");
+	act_until(&reader, mark_large, point);
+	harvest_ranges(&other);
+	finish(&reader);
+	check_harvest(1 & ~other.hva);
+	CHECK_EQ(ms_check(vm, NULL, NULL), 0);
+	end();
+}
+
+static void check_all(struct actor *me)
+{
+	me->r = ms_check(vm, NULL, NULL);
+}
+
+static void check_during_mark(void)
+{
+	begin_large("H16: a check while a mark has not reached the summary");
+	act_until(&reader, mark_large, POINT_READER_NOTES_LOWER);
+	act_until_waits(&writer, check_all, vm);
+	finish_both(&reader, &writer);
+	CHECK_EQ(writer.r, 0);
+	check_harvest(1);
+	end();
+}
+
+/* H16: a mark is complete although another one of the same line, which was first, is not: it does not rely on it. */
+static void second_mark_of_a_line(enum point point)
+{
+	struct actor other = { 0 };
+
+	begin_large("H16: a complete mark next to one that has not reached the summary");
+	act_until(&reader, mark_large, point);
+	act(&second, mark_neighbour, NO_STOP);
+	await_end(&second);
+	harvest_ranges(&other);
+	CHECK(other.hva & 2);
+	finish(&reader);
+	check_harvest(1 & ~other.hva);
+	end();
+}
+
+/* H16: a mark between the summary and the line, or inside the line, of a harvest.  A bit is found once. */
+static void mark_across_ranges(enum point point)
+{
+	begin_large("H16: a mark while a harvest has taken out the summary");
+	ms_mark_page_dirty(vm, 0, NEIGHBOUR);
+	act_until(&writer, harvest_ranges, point);
+	mark_large(NULL);
+	finish(&writer);
+	CHECK_EQ(writer.r, 0);
+	CHECK(writer.hva & 2);
+	check_harvest(1 & ~writer.hva);
+	end();
+}
+
 static struct ms_update *half_done;
 
 /* Publishes the grown slot, and goes no further. */
@@ -914,6 +1031,13 @@ static void once(void)
 	record_without_owner();
 	batch_across();
 	mark_across_harvest();
+	mark_stops_in_summary(POINT_READER_NOTES_LOWER);
+	mark_stops_in_summary(POINT_READER_NOTES_UPPER);
+	second_mark_of_a_line(POINT_READER_NOTES_LOWER);
+	second_mark_of_a_line(POINT_READER_NOTES_UPPER);
+	check_during_mark();
+	mark_across_ranges(POINT_WRITER_TAKES_LINES);
+	mark_across_ranges(POINT_WRITER_HARVESTS);
 	first_lookup_while_writer_waits();
 	if (!design_is("tree"))
 		return;

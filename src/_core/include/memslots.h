@@ -547,6 +547,7 @@ int ms_write_guest_u32(struct ms_vm *vm, uint32_t as_id, uint64_t gpa, uint32_t 
 int ms_write_guest_u64(struct ms_vm *vm, uint32_t as_id, uint64_t gpa, uint64_t value, struct ms_error *err);
 
 /* ---- dirty log (dirty_ioctl.c, lookup.c, batch.c; the bits are in dirty_log.c) --------------------------------- */
+/* ---- dirty log (dirty_ioctl.c, dirty_harvest.c, lookup.c, batch.c; the bits are in dirty_log.c) --------------------------------- */
 
 /* mark_page_dirty(): sets the bit of the page.  Does nothing in a hole or without logging.  READONLY does not matter.
  * The _many call is a series of single marks; each uses the state of its own moment.  -EINTR as above.  The call does
@@ -565,6 +566,28 @@ int ms_get_dirty_log(struct ms_vm *vm, uint32_t as_id, uint32_t slot, uint64_t *
 /* [lock] KVM_CLEAR_DIRTY_LOG.  bitmap has nwords words.  The check of nwords follows KVM's own checks. */
 int ms_clear_dirty_log(struct ms_vm *vm, uint32_t as_id, uint32_t slot, uint64_t first_page, uint32_t num_pages,
 		       const uint64_t *bitmap, size_t nwords, struct ms_error *err);
+
+/* [lock] Sets the bits of `words` in the log, for example those of the kernel's own log.  nwords must be
+ * ceil(npages / 64).  Bits from npages on are ignored. */
+int ms_merge_dirty_log(struct ms_vm *vm, uint32_t as_id, uint32_t slot, const uint64_t *words, size_t nwords,
+		       struct ms_error *err);
+
+struct ms_gfn_range {
+	uint64_t gfn;
+	uint64_t npages;
+};
+
+#define MS_GFN_END ((uint64_t)1 << (64 - MS_PAGE_SHIFT)) /* no slot has this frame or a later one */
+
+/*
+ * [lock] Writes the dirty pages of all logged slots of an address space, from *gfn on, as up to `room` ranges in
+ * ascending order, and their number to *n.  Neighbours are joined, also across slots.  With `clear` the call clears the
+ * bits that it reports, whatever ms_manual_dirty_log_protect() is; without it the call changes nothing.
+ * If the array is full, *gfn becomes the first dirty page that is not reported, otherwise MS_GFN_END.
+ * The cost follows the number of dirty pages and of slots, not the size of the slots.
+ */
+int ms_harvest_dirty(struct ms_vm *vm, uint32_t as_id, bool clear, uint64_t *gfn, struct ms_gfn_range *out, size_t room,
+		     size_t *n, struct ms_error *err);
 
 /* [lock] KVM_ENABLE_CAP of KVM_CAP_MANUAL_DIRTY_LOG_PROTECT2: 0, ENABLE, or ENABLE | INITIALLY_SET. */
 int ms_set_manual_dirty_log_protect(struct ms_vm *vm, uint64_t value, struct ms_error *err);
