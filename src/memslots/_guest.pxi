@@ -44,6 +44,17 @@ cdef size_t _size(object value, str name) except? 0xDEAD:
     return _number(value, name, 0x7FFFFFFFFFFFFFFF)
 
 
+cdef bytes _new_bytes(size_t n):
+    """n bytes for a call to fill."""
+    if n <= GIL_BYTES:
+        return PyBytes_FromStringAndSize(NULL, n)
+    try:
+        return PyBytes_FromStringAndSize(NULL, n)
+    except (MemoryError, OverflowError):
+        raise OutOfMemoryError(errno.ENOMEM, f"there is no memory for {n:#x} bytes; nothing was read",
+                               rule="NO_MEMORY") from None
+
+
 cdef int _take_bytes(object buffer, Py_buffer *view, bint write, str name) except -1:
     """The contiguous bytes of an argument.  The caller releases them."""
     if _get_buffer(buffer, view, PyBUF_WRITABLE if write else PyBUF_SIMPLE) == 0:

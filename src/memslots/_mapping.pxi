@@ -442,6 +442,7 @@ cdef class Mapping:
 
     @log_dirty.setter
     def log_dirty(self, value):
+        _check_open(self.vm)
         if not isinstance(value, (bool, np.bool_)):
             raise TypeError(f"log_dirty must be a bool, not {type(value).__name__}")
         cdef ms_memslot slot

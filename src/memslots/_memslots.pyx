@@ -1095,7 +1095,7 @@ A virtual machine's memory slots (the part of struct kvm that concerns slots).
         cdef uint64_t address = _u64(gpa, "gpa")
         cdef size_t size = _size(n, "n")
         cdef uint32_t space = _as_id(self, as_id)
-        cdef bytes out = PyBytes_FromStringAndSize(NULL, size)
+        cdef bytes out = _new_bytes(size)
         cdef ms_error err
         cdef int r = _read(self._vm, space, address, PyBytes_AS_STRING(out), size, &err)
         if r:

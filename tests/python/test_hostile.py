@@ -61,6 +61,7 @@ OTHERS = {
     *("gfns", "gpas", "out", "write", "array", "bitmap", "numbers", "lasts", "regions", "what"),
     *("listener", "vm", "vcpu", "old", "new", "slot of invalidate", "active", "fields"),
     *("exc_info", "exc_type", "exc", "traceback", "buffer", "readonly", "log_dirty"),
+    *("data", "values"),
 }
 # Arguments with tests of their own: one takes a handle, one takes None, one needs a Mapping.
 APART = {("Update.invalidate", "slot"), ("VM.map_buffer", "slot"), ("Mapping.move", "gpa")}
@@ -112,7 +113,7 @@ def test_index_of_an_argument_is_called_once(name: str, argument: str) -> None:
 
 def test_snapshot_reads_its_as_id_once(vm: VM) -> None:
     snapshot = vm.snapshot(Changing(1, 0))
-    assert (snapshot.as_id, [slot.id for slot in snapshot]) == (1, [2])
+    assert (snapshot.as_id, [slot.id for slot in snapshot]) == (1, [2, 3])
 
 
 class Recursive:

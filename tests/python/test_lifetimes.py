@@ -48,7 +48,7 @@ class Parts:
     def __init__(self) -> None:
         self.vm = VM(address_spaces=2)
         put(self.vm, 0, 0, 64, LOG)
-        self.mapping = self.vm.map_buffer(2**20 * PAGE, alloc(PAGE), slot=9)
+        self.mapping = self.vm.map_buffer(GPA, alloc(PAGE), slot=9)
         self.vcpu, self.section, self.update = (
             self.vm.create_vcpu(),
             self.vm.read(),
@@ -69,6 +69,7 @@ class Parts:
 
 
 GFNS = np.zeros(1, np.uint64)
+GPA = 2**20 * PAGE  # of the mapping
 # Valid arguments by class and method; a method that is missing here takes no argument.
 ARGUMENTS: dict[str, Callable[[Parts], tuple[tuple[Any, ...], dict[str, Any]]]] = {
     "VM.set_user_memory_region": lambda p: ((0,), {"guest_phys_addr": 0, "memory_size": 0}),
@@ -92,6 +93,21 @@ ARGUMENTS: dict[str, Callable[[Parts], tuple[tuple[Any, ...], dict[str, Any]]]] 
     "VM.memslots_in_gfn_range": lambda p: ((0, 1), {}),
     "VM.memslots_in_hva_range": lambda p: ((0, 1), {}),
     "VM.hva_to_gfns": lambda p: ((0,), {}),
+    "VM.read_guest": lambda p: ((GPA, 8,), {}),
+    "VM.readinto_guest": lambda p: ((GPA, bytearray(8),), {}),
+    "VM.write_guest": lambda p: ((GPA, bytes(8),), {}),
+    "VM.read_u8": lambda p: ((GPA,), {}),
+    "VM.read_u16": lambda p: ((GPA,), {}),
+    "VM.read_u32": lambda p: ((GPA,), {}),
+    "VM.read_u64": lambda p: ((GPA,), {}),
+    "VM.write_u8": lambda p: ((GPA, 1,), {}),
+    "VM.write_u16": lambda p: ((GPA, 1,), {}),
+    "VM.write_u32": lambda p: ((GPA, 1,), {}),
+    "VM.write_u64": lambda p: ((GPA, 1,), {}),
+    "VM.fill_guest": lambda p: ((GPA, 8, 1,), {}),
+    "VM.copy_guest": lambda p: ((GPA, GPA, 8,), {}),
+    "VM.read_u64_many": lambda p: (([GPA],), {}),
+    "VM.write_u64_many": lambda p: (([GPA], 1,), {}),
     "VM.mark_page_dirty": lambda p: ((0,), {}),
     "VM.mark_page_dirty_many": lambda p: ((GFNS,), {}),
     "VM.get_dirty_log": lambda p: ((0,), {}),
