@@ -53,6 +53,9 @@ LAYERS = {
         "rule_table",
         "guest_memory",
         "guest_copy",
+        "guest_many",
+        "guest_ranges",
+        "hva_cache",
     ),
 }
 LAYER_OF = {module: layer for layer, modules in LAYERS.items() for module in modules}
@@ -79,6 +82,9 @@ SIDES = {
         "batch",
         "guest_memory",
         "guest_copy",
+        "guest_many",
+        "guest_ranges",
+        "hva_cache",
     ),
 }
 SIDE_OF = {module: side for side, modules in SIDES.items() for module in modules}

@@ -30,6 +30,7 @@ static void add_piece(struct guest_pins *pins, const struct guest_run *run)
 	piece->bytes = run->bytes;
 	piece->backing = run->slot->backing;
 	piece->log = log;
+	pins->nr_logged += log != NULL;
 	if (!pins->holds)
 		return;
 	backing_get(piece->backing);
@@ -43,7 +44,7 @@ static void collect(struct guest_pins *pins, const struct look *look)
 	struct guest_run run;
 	enum ms_rule rule = guest_run_first(pins->vm, look, pins->gpa, pins->n, pins->write, &run);
 
-	pins->bytes = pins->nr = pins->wanted = 0;
+	pins->bytes = pins->nr = pins->wanted = pins->nr_logged = 0;
 	if (look->set)
 		pins->state = state_of(look->set);
 	while (!rule) {
@@ -62,6 +63,24 @@ void guest_pins_look(struct guest_pins *pins, const struct look *look)
 {
 	collect(pins, look);
 	ms_assert(pins->wanted == pins->nr);
+}
+
+/* The same for all slots. */
+static void collect_all(struct guest_pins *pins, const struct look *look)
+{
+	const struct memslot_design *design = pins->vm->design;
+	const struct memslot *slot = look->set ? design->first_from(look->set, 0) : NULL;
+
+	pins->nr = pins->wanted = pins->nr_logged = 0;
+	if (look->set)
+		pins->state = state_of(look->set);
+	for (; slot; slot = design->next(look->set, slot)) {
+		uint64_t gpa = slot->base_gfn << MS_PAGE_SHIFT;
+		struct guest_run run = { slot, gpa, guest_host(slot, gpa), (size_t)(slot->npages << MS_PAGE_SHIFT) };
+
+		if (!(slot->flags & MS_MEMSLOT_INVALID) && pins->wanted++ < pins->room)
+			add_piece(pins, &run);
+	}
 }
 
 /* ---- taking references ---- */
@@ -101,26 +120,28 @@ static bool make_room(struct guest_pins *pins)
 	return true;
 }
 
+typedef void collect_fn(struct guest_pins *pins, const struct look *look);
+
 /* Returns whether all pieces are held. */
-static bool take_all(struct guest_pins *pins, size_t nr)
+static bool try_take(struct guest_pins *pins, size_t nr, collect_fn *fn)
 {
 	struct look look = look_begin(pins->vm, pins->as_id);
 	bool fits = true;
 
 	for (size_t i = 0; i < nr; i++) {
 		pins[i].holds = true;
-		collect(&pins[i], &look);
+		fn(&pins[i], &look);
 		fits &= pins[i].wanted == pins[i].nr;
 	}
 	look_end(pins->vm, look);
 	return fits;
 }
 
-int guest_pins_take(struct guest_pins *pins, size_t nr)
+static int take(struct guest_pins *pins, size_t nr, collect_fn *fn)
 {
 	bool room = true;
 
-	while (!take_all(pins, nr)) {
+	while (!try_take(pins, nr, fn)) {
 		for (size_t i = 0; i < nr; i++) {
 			drop_pieces(&pins[i]);
 			room = room && make_room(&pins[i]);
@@ -136,11 +157,41 @@ int guest_pins_take(struct guest_pins *pins, size_t nr)
 	return 0;
 }
 
+int guest_pins_take(struct guest_pins *pins, size_t nr)
+{
+	return take(pins, nr, collect);
+}
+
+int guest_pins_take_all(struct guest_pins *pins)
+{
+	return take(pins, 1, collect_all);
+}
+
 void guest_pins_put(struct guest_pins *pins)
 {
 	drop_pieces(pins);
 	free_pieces(pins);
 	thread_flush_tasks();
+}
+
+/* ---- accesses ---- */
+
+const struct guest_piece *guest_pins_find(const struct guest_pins *pins, uint64_t gpa)
+{
+	const struct guest_piece *piece = pins->pieces;
+
+	for (size_t nr = pins->nr, half; nr > 1; nr -= half) {
+		half = nr / 2;
+		piece += piece[half].gpa <= gpa ? half : 0;
+	}
+	return pins->nr && gpa - piece->gpa < piece->bytes ? piece : NULL;
+}
+
+enum ms_rule guest_pins_rule(const struct guest_pins *pins, const struct guest_piece *piece)
+{
+	if (!piece)
+		return MS_RULE_GUEST_HOLE;
+	return guest_rule(pins->vm, piece->slot.flags, !piece->backing, piece->log, pins->write);
 }
 
 /* ---- marks ---- */
@@ -167,6 +218,15 @@ static void mark_present_log(const struct guest_pins *pins, const struct guest_p
 	if (slot && slot->dirty && slot->dirty != piece->log)
 		mark_host(slot->dirty, &slot->hva, start, end);
 	look_end(pins->vm, look);
+}
+
+bool guest_pins_need_marks(const struct guest_pins *pins)
+{
+	struct look look = look_begin(pins->vm, pins->as_id);
+	bool same = !look.set || same_state(pins->vm, pins->state, state_of(look.set));
+
+	look_end(pins->vm, look);
+	return pins->nr_logged || !same;
 }
 
 void guest_pins_mark(const struct guest_pins *pins, const struct guest_piece *piece, size_t at, size_t n)

@@ -10,8 +10,10 @@
  * pinned log, and then, in a new section, in the log that the slot with this id has by now.  A change that publishes
  * another log later waits for this section, and takes the bits over if the logs are related.
  *
+ * A call with many addresses holds all slots instead, except for INVALID ones.  Then each piece is a whole slot.
+ *
  * Invariants
- *   K1  the pieces ascend without a gap, begin at gpa, and have `bytes` bytes together;
+ *   K1  the pieces ascend.  Those of a range have no gap, begin at gpa, and have `bytes` bytes together;
  *   K2  if bytes < n, `refusal` says why the byte behind the last piece cannot be accessed;
  *   K3  a page that a write has completed is marked in the log of its slot, whichever state is published at the end.
  *
@@ -49,7 +51,7 @@ struct guest_pins {
 	size_t n, bytes;
 	struct guest_refusal refusal;
 	struct state state; /* in which the pieces were collected */
-	size_t nr, room, wanted;
+	size_t nr, room, wanted, nr_logged;
 	struct guest_piece *pieces; /* `few`, or an allocated array */
 	struct guest_piece few[GUEST_PINS_FEW];
 };
@@ -59,6 +61,18 @@ void guest_pins_init(struct guest_pins *pins, struct ms_vm *vm, uint32_t as_id, 
 
 /* Inside a section, for at most MS_GUEST_SHORT bytes: collects the pieces without references. */
 void guest_pins_look(struct guest_pins *pins, const struct look *look);
+
+/* Takes references to all slots of the address space.  0, or -ENOMEM: nothing is held. */
+int guest_pins_take_all(struct guest_pins *pins);
+
+/* The slot that contains gpa, or NULL.  For guest_pins_take_all().  O(log nr). */
+const struct guest_piece *guest_pins_find(const struct guest_pins *pins, uint64_t gpa);
+
+/* The rule that refuses an access of the piece, or 0.  NULL is a hole. */
+enum ms_rule guest_pins_rule(const struct guest_pins *pins, const struct guest_piece *piece);
+
+/* After a write: whether any slot has a log, at the beginning or by now. */
+bool guest_pins_need_marks(const struct guest_pins *pins);
 
 /* Takes references to the pieces of `nr` ranges of one address space, in one section.  0, or -ENOMEM: nothing is held.
  */

@@ -20,22 +20,30 @@ struct guest_run {
 	size_t bytes; /* not 0 */
 };
 
-/* Whether the marks of a write would be lost: this process is a forked child, and the slot has a log. */
-static inline bool guest_marks_are_lost(const struct ms_vm *vm, const struct memslot *slot)
+/* Whether marks are lost: this process is a forked child. */
+static inline bool guest_marks_are_lost(const struct ms_vm *vm)
 {
-	return slot->dirty && unlikely(vm->forks != process_forks());
+	return unlikely(vm->forks != process_forks());
 }
 
-/* The rule that refuses an access of the slot, or 0.  NULL is a hole. */
+/* The rule that refuses an access of a slot with these flags, or 0.  `logged` is for a write. */
+static inline enum ms_rule guest_rule(const struct ms_vm *vm, uint32_t flags, bool raw, bool logged, bool write)
+{
+	if (unlikely(flags & MS_MEMSLOT_INVALID))
+		return MS_RULE_GUEST_HOLE;
+	if (write && unlikely(flags & MS_MEM_READONLY))
+		return MS_RULE_GUEST_READONLY;
+	if (unlikely(raw && !vm->config.dereference_raw_addresses))
+		return MS_RULE_GUEST_RAW;
+	return write && logged && guest_marks_are_lost(vm) ? MS_RULE_FORKED : MS_RULE_NONE;
+}
+
+/* NULL is a hole. */
 static inline enum ms_rule guest_rule_for(const struct ms_vm *vm, const struct memslot *slot, bool write)
 {
-	if (unlikely(!slot || slot->flags & MS_MEMSLOT_INVALID))
+	if (unlikely(!slot))
 		return MS_RULE_GUEST_HOLE;
-	if (write && unlikely(slot->flags & MS_MEM_READONLY))
-		return MS_RULE_GUEST_READONLY;
-	if (unlikely(!slot->backing && !vm->config.dereference_raw_addresses))
-		return MS_RULE_GUEST_RAW;
-	return write && guest_marks_are_lost(vm, slot) ? MS_RULE_FORKED : MS_RULE_NONE;
+	return guest_rule(vm, slot->flags, !slot->backing, slot->dirty, write);
 }
 
 /* The bytes from gpa to the end of the slot that contains it, but at most n. */

@@ -63,11 +63,15 @@
 #define guest_fault_store ms_guest_fault_store
 #define guest_fault_store_many ms_guest_fault_store_many
 #define guest_fault_write ms_guest_fault_write
+#define guest_pins_find ms_guest_pins_find
 #define guest_pins_init ms_guest_pins_init
 #define guest_pins_look ms_guest_pins_look
 #define guest_pins_mark ms_guest_pins_mark
+#define guest_pins_need_marks ms_guest_pins_need_marks
 #define guest_pins_put ms_guest_pins_put
+#define guest_pins_rule ms_guest_pins_rule
 #define guest_pins_take ms_guest_pins_take
+#define guest_pins_take_all ms_guest_pins_take_all
 #define guest_refuse ms_guest_refuse
 #define held_index_find ms_held_index_find
 #define held_index_get ms_held_index_get

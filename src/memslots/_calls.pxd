@@ -82,6 +82,14 @@ cdef extern from "memslots.h" nogil:
     int ms_write_guest_u16(ms_vm *vm, uint32_t as_id, uint64_t gpa, uint16_t value, ms_error *err)
     int ms_write_guest_u32(ms_vm *vm, uint32_t as_id, uint64_t gpa, uint32_t value, ms_error *err)
     int ms_write_guest_u64(ms_vm *vm, uint32_t as_id, uint64_t gpa, uint64_t value, ms_error *err)
+    int ms_read_guest_u64_many(ms_vm *vm, uint32_t as_id, const ms_batch *batch, ms_error *err)
+    int ms_write_guest_u64_many(ms_vm *vm, uint32_t as_id, const ms_batch *batch, ms_error *err)
+    size_t ms_host_ranges(ms_vm *vm, uint32_t as_id, uint64_t gpa, uint64_t n, bint write, ms_host_range *out,
+                          size_t room, uint64_t *hole)
+    size_t ms_host_ranges_many(ms_vm *vm, uint32_t as_id, const uint64_t *gpas, const uint64_t *sizes, size_t n,
+                               bint write, ms_host_range *out, size_t room, uint64_t *offsets, uint64_t *holes)
+    size_t ms_memslots_in_gfn_range_many(ms_vm *vm, uint32_t as_id, const uint64_t *starts, const uint64_t *ends,
+                                         size_t n, ms_memslot *out, size_t room, uint64_t *offsets)
     void ms_mark_page_dirty(ms_vm *vm, uint32_t as_id, uint64_t gfn)
     int ms_mark_page_dirty_many(ms_vm *vm, uint32_t as_id, const ms_batch *batch)
     int ms_get_dirty_log(ms_vm *vm, uint32_t as_id, uint32_t slot, uint64_t *bitmap, size_t room, size_t *nwords,

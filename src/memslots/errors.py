@@ -373,6 +373,9 @@ _MESSAGES: dict[str, Callable[[Request, int, Any], str]] = {
         f"the host memory of guest address {q.gpa or 0:#x} of address space {q.as_id}, in {_other(o)}, is truncated, "
         f"unmapped or protected; {q.done} bytes before it are complete"
     ),
+    "CACHE_RANGE": lambda q, limit, o: (
+        f"the range of the cache is empty or wraps, or the access ends beyond its {limit} bytes"
+    ),
     "INTERRUPTED": lambda q, limit, o: "the wait for the VM's lock was ended; nothing was changed",
 }
 

@@ -132,6 +132,10 @@ cdef extern from "memslots.h" nogil:
         MS_INDEX_EAGER
         MS_INDEX_WALK
 
+    struct ms_host_range:
+        uint64_t hva
+        uint64_t length
+
     struct ms_hva_hit:
         ms_memslot slot
         uint64_t gfn

@@ -125,6 +125,7 @@ WORDS = {
     "GUEST_HOLE": ["0x123456", "address space 1", "no slot", "9999"],
     "GUEST_READONLY": ["0x123456", "slot 3", "READONLY", "9999"],
     "GUEST_RAW": ["0x123456", "slot 3", "map_buffer()", "dereference_raw_addresses", "9999"],
+    "CACHE_RANGE": ["cache", "4321"],
     "GUEST_FAULT": ["0x123456", "slot 3", "truncated", "9999"],
 }
 
@@ -285,6 +286,7 @@ def test_lookup_errors_name_number_and_space(method: str, unit: int, name: str) 
 
 # Rules that no call from Python can break, and why.
 UNREACHABLE = {
+    "CACHE_RANGE": "the binding has no gfn_to_hva_cache",
     "STRUCT_SIZE": "the binding is compiled with the header of the library",
     "TOTAL_PAGES": "2**31 slots of 2**31 pages are the most, 2**62 pages of 64 bits",
 }

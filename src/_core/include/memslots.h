@@ -144,7 +144,9 @@ struct ms_memslot {
 	RULE(GUEST_HOLE, "no slot, or one that is being deleted or moved, has the byte at gpa", EFAULT) \
 	RULE(GUEST_READONLY, "a write at gpa to a READONLY slot: other", EFAULT) \
 	RULE(GUEST_RAW, "the slot at gpa has no backing, and the VM has not dereference_raw_addresses", EFAULT) \
-	RULE(GUEST_FAULT, "the host memory at gpa, of the slot other, is truncated, unmapped or protected", EFAULT)
+	RULE(GUEST_FAULT, "the host memory at gpa, of the slot other, is truncated, unmapped or protected", EFAULT) \
+	RULE(CACHE_RANGE, "the range of a gfn_to_hva_cache is empty or wraps, or an access ends beyond its length limit", \
+	     EINVAL)
 
 enum ms_rule {
 	MS_RULE_NONE = 0,
@@ -491,7 +493,7 @@ uint32_t ms_vcpu_as_id(const struct ms_vcpu *vcpu);
 int ms_vcpu_gfn_to_memslot(struct ms_vcpu *vcpu, uint64_t gfn, struct ms_memslot *out);
 uint64_t ms_vcpu_gfn_to_hva(struct ms_vcpu *vcpu, uint64_t gfn);
 
-/* ---- guest memory (guest_memory.c) ----------------------------------------------------------------------------- */
+/* ---- guest memory (guest_*.c, hva_cache.c) --------------------------------------------------------------------- */
 
 /*
  * These calls copy bytes from and to the memory of the slots at [gpa, gpa + n), by KVM's rules: the range is split into
@@ -545,6 +547,68 @@ int ms_write_guest_u8(struct ms_vm *vm, uint32_t as_id, uint64_t gpa, uint8_t va
 int ms_write_guest_u16(struct ms_vm *vm, uint32_t as_id, uint64_t gpa, uint16_t value, struct ms_error *err);
 int ms_write_guest_u32(struct ms_vm *vm, uint32_t as_id, uint64_t gpa, uint32_t value, struct ms_error *err);
 int ms_write_guest_u64(struct ms_vm *vm, uint32_t as_id, uint64_t gpa, uint64_t value, struct ms_error *err);
+
+/*
+ * Many values of 8 bytes: `in` has the gpas, and `out` gets the values or, for a write, has them.  The rules are those
+ * of a series of single calls, in the order of the batch, but all values come from one published state.  After an error
+ * err->index is the number of the value that is refused, and err->done 8 times this number, plus the bytes of the
+ * value that are complete.  -EINTR: poll ended the call; the values before are complete.
+ *
+ * Up to MS_BATCH_PIECE values are one read section.  A longer read is one section for each so many values, unless a
+ * writer publishes another state meanwhile: then it starts again.  In this case, and for a longer write, the call takes
+ * references to all slots, and needs no section.
+ */
+int ms_read_guest_u64_many(struct ms_vm *vm, uint32_t as_id, const struct ms_batch *batch, struct ms_error *err);
+int ms_write_guest_u64_many(struct ms_vm *vm, uint32_t as_id, const struct ms_batch *batch, struct ms_error *err);
+
+struct ms_host_range {
+	uint64_t hva, length; /* in bytes */
+};
+
+/*
+ * The host memory of the guest bytes [gpa, gpa + n), up to the first byte that has no address for this use: in a hole,
+ * an INVALID slot or, for a write, a READONLY slot.  *hole is this byte, or gpa + n; hole may be NULL.  Raw slots have
+ * addresses too.  The call writes up to `room` ranges and returns the number of all.  Neighbours in host memory are one
+ * range.
+ */
+size_t ms_host_ranges(struct ms_vm *vm, uint32_t as_id, uint64_t gpa, uint64_t n, bool write, struct ms_host_range *out,
+		      size_t room, uint64_t *hole);
+
+/*
+ * The same for n guest ranges, from one published state.  The host ranges of guest range i are those from offsets[i] to
+ * offsets[i + 1]; offsets has n + 1 elements.  holes has n elements, or is NULL.  If the result is more than `room`,
+ * call again with more room.
+ */
+size_t ms_host_ranges_many(struct ms_vm *vm, uint32_t as_id, const uint64_t *gpas, const uint64_t *sizes, size_t n,
+			   bool write, struct ms_host_range *out, size_t room, uint64_t *offsets, uint64_t *holes);
+
+/* The slots of n ranges of frames [starts[i], ends[i]), in the same form. */
+size_t ms_memslots_in_gfn_range_many(struct ms_vm *vm, uint32_t as_id, const uint64_t *starts, const uint64_t *ends,
+				     size_t n, struct ms_memslot *out, size_t room, uint64_t *offsets);
+
+/*
+ * KVM's gfn_to_hva_cache: the address of one range of guest memory, for repeated accesses.  It stays right through
+ * changes, because an access compares the generation first.  One thread at a time may use a cache, with the VM of its
+ * init.  The members belong to the library.
+ */
+struct ms_gfn_to_hva_cache {
+	uint64_t generation;
+	uint64_t gpa, hva, len;
+	const void *slot; /* NULL: the range has several pages and is accessed as by ms_read_guest() */
+	uint32_t as_id;
+};
+
+/* -EINVAL: [gpa, gpa + len) is empty at the beginning of a page, or wraps (MS_RULE_CACHE_RANGE).  -EFAULT: a page is in
+ * a hole or READONLY, because the address is one for writing.  Then later accesses fail until a change of the slots. */
+int ms_gfn_to_hva_cache_init(struct ms_vm *vm, uint32_t as_id, struct ms_gfn_to_hva_cache *cache, uint64_t gpa,
+			     uint64_t len, struct ms_error *err);
+
+/* The bytes [offset, offset + n) of the range.  -EINVAL: they end beyond it (MS_RULE_CACHE_RANGE).  Other errors as of
+ * ms_read_guest() and ms_write_guest(), and -EFAULT for a read from a READONLY slot. */
+int ms_read_guest_cached(struct ms_vm *vm, struct ms_gfn_to_hva_cache *cache, uint64_t offset, void *out, size_t n,
+			 struct ms_error *err);
+int ms_write_guest_cached(struct ms_vm *vm, struct ms_gfn_to_hva_cache *cache, uint64_t offset, const void *data,
+			  size_t n, struct ms_error *err);
 
 /* ---- dirty log (dirty_ioctl.c, lookup.c, batch.c; the bits are in dirty_log.c) --------------------------------- */
 /* ---- dirty log (dirty_ioctl.c, dirty_harvest.c, lookup.c, batch.c; the bits are in dirty_log.c) --------------------------------- */
