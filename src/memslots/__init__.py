@@ -52,7 +52,7 @@ from .errors import (
     UpdateError,
 )
 from .listener import Change, ChangeKind, Listener
-from .memory import Memory, PinnedBy, alloc
+from .memory import HostRanges, HostRangesMany, Memory, PinnedBy, SlotsOfRanges, alloc
 
 __all__ = [
     "DIRTY_LOG_INITIALLY_SET",
@@ -73,6 +73,8 @@ __all__ = [
     "GfnNotMappedError",
     "GuestAccessError",
     "GuestMemfdError",
+    "HostRanges",
+    "HostRangesMany",
     "InvalidRegionError",
     "InvariantError",
     "Listener",
@@ -92,6 +94,7 @@ __all__ = [
     "ReentrantChangeError",
     "RegionOverlapError",
     "SlotHandle",
+    "SlotsOfRanges",
     "Snapshot",
     "Update",
     "UpdateError",

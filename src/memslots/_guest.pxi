@@ -6,35 +6,6 @@
 # The size from which on a copy releases the GIL.
 cdef enum: GIL_BYTES = 16384
 
-cdef extern from *:
-    """
-    static int memslots_u64_many(struct ms_vm *vm, uint32_t as_id, const struct ms_batch *batch, bool write,
-                                 struct ms_error *err)
-    {
-        for (size_t i = 0; i < batch->n; i++) {
-            char *value = (char *)batch->out + (ptrdiff_t)i * batch->out_stride;
-            uint64_t gpa, number;
-            int r;
-
-            memcpy(&gpa, (const char *)batch->in + (ptrdiff_t)i * batch->in_stride, 8);
-            memcpy(&number, value, 8);
-            r = write ? ms_write_guest_u64(vm, as_id, gpa, number, err) : ms_read_guest_u64(vm, as_id, gpa, &number, err);
-            if (r) {
-                err->done += 8 * i;
-                return r;
-            }
-            if (!write)
-                memcpy(value, &number, 8);
-            if (batch->poll && i % MS_BATCH_POLL == MS_BATCH_POLL - 1 && batch->poll(batch->opaque))
-                return -EINTR;
-        }
-        return 0;
-    }
-    """
-    int _u64_many "memslots_u64_many"(ms_vm *vm, uint32_t as_id, const ms_batch *batch, bint write,
-                                      ms_error *err) noexcept nogil
-
-
 cdef extern from "Python.h":
     # Declared without Cython's check for an exception, so that a call needs no try block.
     int _get_buffer "PyObject_GetBuffer"(object buffer, Py_buffer *view, int flags) noexcept
@@ -107,26 +78,93 @@ cdef int _write(ms_vm *vm, uint32_t as_id, uint64_t gpa, const void *data, size_
     return r
 
 
-# ---- values of many addresses --------------------------------------------------------------------------------------
+# ---- many addresses ------------------------------------------------------------------------------------------------
 
-cdef object _write_many(VM vm, object gpas, object values, object as_id):
+cdef int _write_many(VM vm, object gpas, object values, object as_id) except -1:
     cdef uint32_t space = _as_id(vm, as_id)
     cdef cnp.ndarray array = _numbers(gpas, "gpas")
-    cdef cnp.ndarray data = _values_for(values, array)
-    if not (_in_step(array, data) and _in_step(data, array)):
+    cdef cnp.ndarray data = _one_for_each(values, "values", array, "gpas")
+    if not _in_step(array, data):
         array, data = np.ascontiguousarray(array), np.ascontiguousarray(data)
-    _look_up(vm, WRITE_U64, array, data, space, True)
+    return _look_up(vm, WRITE_U64, array, data, space, True)
 
 
-cdef cnp.ndarray _values_for(object values, cnp.ndarray gpas):
-    """The values as an array of the shape of gpas.  One value stands for all."""
+cdef cnp.ndarray _one_for_each(object values, str name, cnp.ndarray others, str other_name):
+    """The values as an array of the shape of the others.  One value stands for all."""
+    cdef object shape = (<object>others).shape
+    cdef object array
     if not isinstance(values, np.ndarray) and hasattr(type(values), "__index__"):
-        values = np.array(_u64(values, "values"), dtype=np.uint64)
-    array = _numbers(values, "values")
+        values = np.array(_u64(values, name), dtype=np.uint64)
+    array = _numbers(values, name)
     try:
-        return np.broadcast_to(array, (<object>gpas).shape)
+        return np.broadcast_to(array, shape)
     except ValueError:
-        raise ValueError(f"values has shape {(<object>array).shape}, but gpas has {(<object>gpas).shape}") from None
+        raise ValueError(f"{name} has shape {array.shape}, but {other_name} has {shape}") from None
+
+
+cdef cnp.ndarray _flat(cnp.ndarray array):
+    """The elements in C order."""
+    return np.ascontiguousarray(array).reshape(-1)
 
 
 # ---- ranges --------------------------------------------------------------------------------------------------------
+
+cdef object _host_ranges(VM vm, uint64_t gpa, uint64_t n, uint32_t as_id, bint write):
+    """Repeats the query with more room until all ranges fit."""
+    cdef size_t room = FIRST_ROOM, count, i
+    cdef uint64_t hole = 0
+    cdef ms_host_range *found
+    while True:
+        found = <ms_host_range *>malloc(room * sizeof(ms_host_range))
+        if found is NULL:
+            raise _out_of_memory()
+        try:
+            with nogil:
+                count = ms_host_ranges(vm._vm, as_id, gpa, n, write, found, room, &hole)
+            if count <= room:
+                return HostRanges([(found[i].hva, found[i].length) for i in range(count)],
+                                  None if hole - gpa == n else hole)
+            room = count
+        finally:
+            free(found)
+
+
+cdef object _host_ranges_many(VM vm, object gpas, object sizes, object as_id, bint write):
+    cdef uint32_t space = _as_id(vm, as_id)
+    cdef cnp.ndarray array = _numbers(gpas, "gpas")
+    cdef cnp.ndarray starts = _flat(array), lengths = _flat(_one_for_each(sizes, "sizes", array, "gpas"))
+    cdef size_t n = cnp.PyArray_SIZE(starts), room = n + FIRST_ROOM, count
+    cdef cnp.ndarray offsets = np.zeros(n + 1, np.int64), holes = np.zeros(n, np.uint64), found
+    cdef const uint64_t *first = <const uint64_t *>cnp.PyArray_DATA(starts)
+    cdef const uint64_t *second = <const uint64_t *>cnp.PyArray_DATA(lengths)
+    cdef uint64_t *bounds = <uint64_t *>cnp.PyArray_DATA(offsets)
+    cdef uint64_t *ends = <uint64_t *>cnp.PyArray_DATA(holes)
+    cdef ms_host_range *out
+    while True:
+        found = np.empty((room, 2), np.uint64)
+        out = <ms_host_range *>cnp.PyArray_DATA(found)
+        with nogil:
+            count = ms_host_ranges_many(vm._vm, space, first, second, n, write, out, room, bounds, ends)
+        if count <= room:
+            return HostRangesMany(found[:count].copy(), offsets, holes)
+        room = count
+
+
+cdef object _slots_of_ranges(VM vm, object starts, object ends, object as_id):
+    cdef uint32_t space = _as_id(vm, as_id)
+    cdef cnp.ndarray array = _numbers(starts, "starts")
+    cdef cnp.ndarray lows = _flat(array), highs = _flat(_one_for_each(ends, "ends", array, "starts"))
+    cdef size_t n = cnp.PyArray_SIZE(lows), room = n + FIRST_ROOM, count
+    cdef cnp.ndarray offsets = np.zeros(n + 1, np.int64), found
+    cdef const uint64_t *first = <const uint64_t *>cnp.PyArray_DATA(lows)
+    cdef const uint64_t *second = <const uint64_t *>cnp.PyArray_DATA(highs)
+    cdef uint64_t *bounds = <uint64_t *>cnp.PyArray_DATA(offsets)
+    cdef ms_memslot *out
+    while True:
+        found = np.zeros(room, MEMSLOT_DTYPE)
+        out = <ms_memslot *>cnp.PyArray_DATA(found)
+        with nogil:
+            count = ms_memslots_in_gfn_range_many(vm._vm, space, first, second, n, out, room, bounds)
+        if count <= room:
+            return SlotsOfRanges(found[:count].copy(), offsets)
+        room = count

@@ -10,7 +10,7 @@ from typing_extensions import Buffer
 
 from .constants import MemFlag
 from .listener import Listener
-from .memory import PinnedBy
+from .memory import HostRanges, HostRangesMany, PinnedBy, SlotsOfRanges
 
 __version__: str
 
@@ -239,6 +239,23 @@ class VM:
     def write_u64_many(
         self, gpas: _Numbers, values: SupportsIndex | _Numbers, as_id: SupportsIndex = 0
     ) -> None: ...
+    def host_ranges(
+        self,
+        gpa: SupportsIndex,
+        n: SupportsIndex,
+        as_id: SupportsIndex = 0,
+        write: bool = False,
+    ) -> HostRanges: ...
+    def host_ranges_many(
+        self,
+        gpas: _Numbers,
+        sizes: SupportsIndex | _Numbers,
+        as_id: SupportsIndex = 0,
+        write: bool = False,
+    ) -> HostRangesMany: ...
+    def memslots_in_gfn_range_many(
+        self, starts: _Numbers, ends: SupportsIndex | _Numbers, as_id: SupportsIndex = 0
+    ) -> SlotsOfRanges: ...
     def mark_page_dirty(self, gfn: SupportsIndex, as_id: SupportsIndex = 0) -> None: ...
     def mark_page_dirty_many(self, gfns: _Numbers, as_id: SupportsIndex = 0) -> None: ...
     def get_dirty_log(

@@ -72,7 +72,7 @@ from .errors import (
     refused,
 )
 from .listener import Change, ChangeKind, check_hooks
-from .memory import PinnedBy
+from .memory import HostRanges, HostRangesMany, PinnedBy, SlotsOfRanges
 
 cnp.import_array()
 ms_simd()  # reads the environment at import: a later call runs without the GIL, while another thread may change it
@@ -1259,6 +1259,36 @@ A virtual machine's memory slots (the part of struct kvm that concerns slots).
         values: one number, or an array of integers that can be broadcast to the shape of gpas.  Errors as for
         write_guest; after an error ``.done`` counts the bytes of the elements that were written."""
         _write_many(self, gpas, values, as_id)
+
+    def host_ranges(self, gpa, n, as_id=0, bint write=False):
+        """The host memory of n bytes at gpa: HostRanges(ranges, hole), for one published state.
+
+        ranges: pairs (host address, length) in bytes.  Neighbours in host memory are joined, also across slots.
+        hole: the first guest physical address without a host address, or None.  The ranges end there.
+        write: true for addresses to write to, which READONLY slots do not have.
+
+        These are addresses, as of gpa_to_hva().  Use them only while the slots and their memory stay: in a read section,
+        or with the buffers in hand."""
+        cdef uint64_t address = _u64(gpa, "gpa"), size = _u64(n, "n")
+        return _host_ranges(self, address, size, _as_id(self, as_id), write)
+
+    def host_ranges_many(self, gpas, sizes, as_id=0, bint write=False):
+        """host_ranges() of many guest ranges: HostRangesMany(ranges, offsets, holes), for one published state.
+
+        gpas: an array as for gpa_to_hva_many.  sizes: one size in bytes, or an array that can be broadcast to the shape of
+        gpas.  The elements are taken in C order.
+        ranges: uint64 of shape (k, 2).  offsets: int64 of shape (n + 1,); those of element i are
+        ranges[offsets[i]:offsets[i + 1]].  holes: uint64 of shape (n,), the first address without a host address, or
+        gpa + size."""
+        return _host_ranges_many(self, gpas, sizes, as_id, write)
+
+    def memslots_in_gfn_range_many(self, starts, ends, as_id=0):
+        """The slots of many ranges [start, end) of frames: SlotsOfRanges(slots, offsets), for one published state.
+
+        starts: an array as for gfn_to_hva_many.  ends: one frame, or an array that can be broadcast to the shape of starts.
+        slots: an array of MEMSLOT_DTYPE.  offsets: int64 of shape (n + 1,); those of element i in C order are
+        slots[offsets[i]:offsets[i + 1]], by ascending gfn."""
+        return _slots_of_ranges(self, starts, ends, as_id)
 
     # -- dirty log
 

@@ -18,9 +18,11 @@ from .constants import PAGE_SIZE
 from .errors import NotSupportedError, OutOfMemoryError
 
 if TYPE_CHECKING:
+    import numpy.typing as npt
+
     from ._memslots import MemorySlot
 
-__all__ = ["Memory", "PinnedBy", "alloc"]
+__all__ = ["HostRanges", "HostRangesMany", "Memory", "PinnedBy", "SlotsOfRanges", "alloc"]
 
 # With it a guest may be larger than the memory that is free at the moment.  mmap has the name from Python 3.13 on; the
 # number is that of x86-64 and arm64.
@@ -37,6 +39,28 @@ class PinnedBy(NamedTuple):
 
     def __bool__(self) -> bool:
         return bool(self.slots or self.views)
+
+
+class HostRanges(NamedTuple):
+    """The answer of ``VM.host_ranges()``."""
+
+    ranges: list[tuple[int, int]]
+    hole: int | None
+
+
+class HostRangesMany(NamedTuple):
+    """The answer of ``VM.host_ranges_many()``."""
+
+    ranges: npt.NDArray[np.uint64]
+    offsets: npt.NDArray[np.int64]
+    holes: npt.NDArray[np.uint64]
+
+
+class SlotsOfRanges(NamedTuple):
+    """The answer of ``VM.memslots_in_gfn_range_many()``."""
+
+    slots: npt.NDArray[np.void]
+    offsets: npt.NDArray[np.int64]
 
 
 def alloc(size: SupportsIndex, *, shared: bool = False, name: str = "") -> Memory:

@@ -211,6 +211,9 @@ CALLS: dict[str, tuple[Call, dict[str, int]]] = {
     "copy_guest": (of_vm("copy_guest"), {"dst_gpa": GPA, "src_gpa": GPA + PAGE, "n": 8, "as_id": 0}),
     "read_u64_many": (of_vm("read_u64_many", [GPA, GPA + 8]), {"as_id": 0}),
     "write_u64_many": (of_vm("write_u64_many", [GPA, GPA + 8], 1), {"as_id": 0}),
+    "host_ranges": (of_vm("host_ranges"), {"gpa": GPA, "n": 8, "as_id": 0}),
+    "host_ranges_many": (of_vm("host_ranges_many", [GPA], 8), {"as_id": 0}),
+    "memslots_in_gfn_range_many": (of_vm("memslots_in_gfn_range_many", [0], 9), {"as_id": 0}),
     "mark_page_dirty": (of_vm("mark_page_dirty"), {"gfn": 5, "as_id": 0}),
     "mark_page_dirty_many": (of_vm("mark_page_dirty_many", GFNS), {"as_id": 0}),
     "get_dirty_log": (of_vm("get_dirty_log"), {"slot": 0, "as_id": 0}),
@@ -256,6 +259,8 @@ def bounds(name: str, argument: str) -> tuple[int, int]:
     """The integers that the argument can hold."""
     if argument == "guest_memfd":
         return -(2**31), 2**31 - 1
+    if name == "host_ranges" and argument == "n":
+        return 0, U64
     if argument in ("group", "n"):
         return 0, 2**63 - 1 if name.endswith("_guest") else 2**31 - 1
     if argument == "value":
