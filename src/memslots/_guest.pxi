@@ -78,6 +78,26 @@ cdef int _write(ms_vm *vm, uint32_t as_id, uint64_t gpa, const void *data, size_
     return r
 
 
+cdef int _fill_bytes(ms_vm *vm, uint32_t as_id, uint64_t gpa, size_t n, uint8_t byte, ms_error *err) noexcept:
+    cdef int r
+    if n < GIL_BYTES:
+        return ms_fill_guest(vm, as_id, gpa, n, byte, err)
+    with nogil:
+        r = ms_fill_guest(vm, as_id, gpa, n, byte, err)
+    _drain_released()
+    return r
+
+
+cdef int _copy(ms_vm *vm, uint32_t as_id, uint64_t to, uint64_t source, size_t n, ms_error *err) noexcept:
+    cdef int r
+    if n < GIL_BYTES:
+        return ms_copy_guest(vm, as_id, to, source, n, err)
+    with nogil:
+        r = ms_copy_guest(vm, as_id, to, source, n, err)
+    _drain_released()
+    return r
+
+
 # ---- many addresses ------------------------------------------------------------------------------------------------
 
 cdef int _write_many(VM vm, object gpas, object values, object as_id) except -1:

@@ -1226,10 +1226,7 @@ A virtual machine's memory slots (the part of struct kvm that concerns slots).
         cdef uint8_t content = <uint8_t>_number(byte, "byte", 0xFF)
         cdef uint32_t space = _as_id(self, as_id)
         cdef ms_error err
-        cdef int r
-        with nogil:
-            r = ms_fill_guest(self._vm, space, address, size, content, &err)
-        _drain_released()
+        cdef int r = _fill_bytes(self._vm, space, address, size, content, &err)
         if r:
             raise _guest_refusal(self, r, &err, space)
 
@@ -1239,10 +1236,7 @@ A virtual machine's memory slots (the part of struct kvm that concerns slots).
         cdef size_t size = _size(n, "n")
         cdef uint32_t space = _as_id(self, as_id)
         cdef ms_error err
-        cdef int r
-        with nogil:
-            r = ms_copy_guest(self._vm, space, to, source, size, &err)
-        _drain_released()
+        cdef int r = _copy(self._vm, space, to, source, size, &err)
         if r:
             raise _guest_refusal(self, r, &err, space)
 

@@ -9,7 +9,6 @@ import io
 import mmap
 import operator
 import os
-from types import TracebackType
 from typing import TYPE_CHECKING, NamedTuple, NoReturn, Self, SupportsIndex
 
 import numpy as np
@@ -109,12 +108,7 @@ class Memory(mmap.mmap):
     def __del__(self) -> None:
         self._close_fd()
 
-    def __exit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exc_info: object) -> None:
         self.close()
 
     def __reduce__(self) -> NoReturn:
@@ -181,7 +175,9 @@ def _checked_size(size: SupportsIndex) -> int:
         raise OverflowError(f"size must not be negative, but is {length}")
     if not length or length % PAGE_SIZE:
         better = (length // PAGE_SIZE + 1) * PAGE_SIZE
-        raise ValueError(f"size {length:#x} is not a multiple of {PAGE_SIZE}, or is 0; use {better:#x}")
+        raise ValueError(
+            f"size {length:#x} is not a multiple of {PAGE_SIZE}, or is 0; use {better:#x}"
+        )
     return length
 
 

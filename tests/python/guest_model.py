@@ -111,7 +111,10 @@ class GuestModel:
         return n, None
 
     def copy(self, to: int, source: int, n: int) -> None:
-        (readable, no_read), (writable, no_write) = self.reach(source, n, False), self.reach(to, n, True)
+        (readable, no_read), (writable, no_write) = (
+            self.reach(source, n, False),
+            self.reach(to, n, True),
+        )
         fault = no_read if readable <= writable else no_write
         self.write(to, self.read(source, min(readable, writable)))
         if fault is not None:
@@ -125,7 +128,10 @@ class GuestModel:
         return len(pages) < len(found)
 
     def read_many(self, gpas: list[int]) -> list[int]:
-        return [int.from_bytes(self.of_element(n, self.read, gpa, 8), "little") for n, gpa in enumerate(gpas)]
+        return [
+            int.from_bytes(self.of_element(n, self.read, gpa, 8), "little")
+            for n, gpa in enumerate(gpas)
+        ]
 
     def write_many(self, gpas: list[int], values: list[int]) -> None:
         for n, (gpa, value) in enumerate(zip(gpas, values, strict=True)):
@@ -141,7 +147,7 @@ class GuestModel:
 
 
 def answer_of(call: Callable[[], Any]) -> Any:
-    """The result of a call, or what describes its error."""
+    """The result of a call, or the description of its error."""
     try:
         return call()
     except Fault as fault:
@@ -272,10 +278,16 @@ class GuestPair:
         """Mostly near the begin or the end of a page, so that accesses cross pages."""
         near = self.rng.choice((0, 0, -1, -n, -n + 1, -n // 2, 1, self.rng.randrange(PAGE)))
         gpa = self.rng.randrange(self.SPAN + 2) * PAGE + near
-        return gpa % U64 if self.rng.random() < 0.98 else self.rng.choice((U64 - n, U64 - 1, U64 - PAGE)) % U64
+        return (
+            gpa % U64
+            if self.rng.random() < 0.98
+            else self.rng.choice((U64 - n, U64 - 1, U64 - PAGE)) % U64
+        )
 
     def length(self) -> int:
-        return self.rng.choice((0, 1, 2, 8, 100, PAGE, PAGE + 1, self.rng.randrange(5 * PAGE), 70_000, 140_000))
+        return self.rng.choice(
+            (0, 1, 2, 8, 100, PAGE, PAGE + 1, self.rng.randrange(5 * PAGE), 70_000, 140_000)
+        )
 
     def compare(self, name: str, got: Callable[[], Any], want: Callable[[], Any]) -> None:
         self.tally[name] += 1
@@ -286,7 +298,11 @@ class GuestPair:
     def read(self) -> None:
         n = self.length()
         gpa = self.gpa(n)
-        self.compare(f"read_guest({gpa:#x}, {n})", lambda: self.vm.read_guest(gpa, n), lambda: self.model.read(gpa, n))
+        self.compare(
+            f"read_guest({gpa:#x}, {n})",
+            lambda: self.vm.read_guest(gpa, n),
+            lambda: self.model.read(gpa, n),
+        )
 
     def readinto(self) -> None:
         """After a Fault the bytes before it are compared."""
@@ -294,18 +310,30 @@ class GuestPair:
         gpa, out, mirror = self.gpa(n), bytearray(b"\xaa" * n), bytearray(b"\xaa" * n)
         fault = answer_of(lambda: self.model.read(gpa, n, mirror))
         done = fault[2] if isinstance(fault, tuple) else n
-        self.compare("readinto_guest", lambda: self.vm.readinto_guest(gpa, out), lambda: fault if done < n else None)
+        self.compare(
+            "readinto_guest",
+            lambda: self.vm.readinto_guest(gpa, out),
+            lambda: fault if done < n else None,
+        )
         assert out[:done] == mirror[:done]
 
     def write(self) -> None:
         data = self.rng.randbytes(self.length())
         gpa = self.gpa(len(data))
-        self.compare("write_guest", lambda: self.vm.write_guest(gpa, data), lambda: self.model.write(gpa, data))
+        self.compare(
+            "write_guest",
+            lambda: self.vm.write_guest(gpa, data),
+            lambda: self.model.write(gpa, data),
+        )
 
     def fill(self) -> None:
         n, byte = self.length(), self.rng.randrange(256)
         gpa = self.gpa(n)
-        self.compare("fill_guest", lambda: self.vm.fill_guest(gpa, n, byte), lambda: self.model.write(gpa, bytes([byte]) * n))
+        self.compare(
+            "fill_guest",
+            lambda: self.vm.fill_guest(gpa, n, byte),
+            lambda: self.model.write(gpa, bytes([byte]) * n),
+        )
 
     def copy(self) -> None:
         """Often of ranges that overlap.  If the two have the same host pages, the result is unspecified."""
@@ -340,7 +368,11 @@ class GuestPair:
     def some_gpas(self) -> list[int]:
         """Either all inside slots that can be written, or anywhere."""
         n = self.rng.choice((0, 1, 5, 64, 65, 300))
-        good = [s for s in self.model.slots.values() if not s.flags & READONLY and (not s.raw or self.model.dereference_raw)]
+        good = [
+            s
+            for s in self.model.slots.values()
+            if not s.flags & READONLY and (not s.raw or self.model.dereference_raw)
+        ]
         if not good or self.rng.random() < 0.3:
             return [self.gpa(8) for _ in range(n)]
         chosen = [self.rng.choice(good) for _ in range(n)]
@@ -371,7 +403,9 @@ class GuestPair:
         if slot.flags & LOG:
             self.tally["get_dirty_log"] += 1
             words = self.vm.get_dirty_log(id)
-            assert sum(1 << page for page in slot.dirty) == int.from_bytes(words.tobytes(), "little")
+            assert sum(1 << page for page in slot.dirty) == int.from_bytes(
+                words.tobytes(), "little"
+            )
             slot.dirty.clear()
 
     # ---- a run ----

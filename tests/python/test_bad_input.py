@@ -208,7 +208,10 @@ CALLS: dict[str, tuple[Call, dict[str, int]]] = {
     "read_u64": (of_vm("read_u64"), {"gpa": GPA, "as_id": 0}),
     "write_u64": (of_vm("write_u64"), {"gpa": GPA, "value": 1, "as_id": 0}),
     "fill_guest": (of_vm("fill_guest"), {"gpa": GPA, "n": 8, "byte": 1, "as_id": 0}),
-    "copy_guest": (of_vm("copy_guest"), {"dst_gpa": GPA, "src_gpa": GPA + PAGE, "n": 8, "as_id": 0}),
+    "copy_guest": (
+        of_vm("copy_guest"),
+        {"dst_gpa": GPA, "src_gpa": GPA + PAGE, "n": 8, "as_id": 0},
+    ),
     "read_u64_many": (of_vm("read_u64_many", [GPA, GPA + 8]), {"as_id": 0}),
     "write_u64_many": (of_vm("write_u64_many", [GPA, GPA + 8], 1), {"as_id": 0}),
     "host_ranges": (of_vm("host_ranges"), {"gpa": GPA, "n": 8, "as_id": 0}),

@@ -119,7 +119,11 @@ def test_numbers_are_little_endian_at_every_address(vm: VM, bits: int, gpa: int)
 def test_fill_and_copy(vm: VM) -> None:
     assert vm.fill_guest(0x10FFE, 4, 0xAB) is None
     assert vm.read_guest(0x10FFC, 8) == b"\xfc\xfd\xab\xab\xab\xab\x02\x03"
-    for to, source, n in ((0x11000, 0x10000, 100), (0x10010, 0x10000, 5000), (0x10000, 0x10010, 5000)):
+    for to, source, n in (
+        (0x11000, 0x10000, 100),
+        (0x10010, 0x10000, 5000),
+        (0x10000, 0x10010, 5000),
+    ):
         before = bytearray(vm.read_guest(0x10000, 4 * PAGE))
         before[to - 0x10000 : to - 0x10000 + n] = before[source - 0x10000 : source - 0x10000 + n]
         assert vm.copy_guest(to, source, n) is None
@@ -134,7 +138,12 @@ def test_other_address_space_has_other_memory(vm: VM) -> None:
     vm.fill_guest(0x10010, 3, 9, as_id=1)
     vm.copy_guest(0x10018, 0x10008, 8, as_id=1)
     vm.write_u64_many([0x10020], 5, as_id=1)
-    assert vm.read_u64_many([0x10008, 0x10010, 0x10018, 0x10020], as_id=1).tolist() == [7, 0x90909, 7, 5]
+    assert vm.read_u64_many([0x10008, 0x10010, 0x10018, 0x10020], as_id=1).tolist() == [
+        7,
+        0x90909,
+        7,
+        5,
+    ]
     assert vm.read_guest(0x10000, PAGE) == CONTENT[:PAGE]
 
 
@@ -153,7 +162,14 @@ def test_view_and_guest_are_the_same_memory() -> None:
 HOLE, RO, BASE = GfnNotMappedError, ReadOnlySlotError, GuestAccessError
 ACCESSES: list[tuple[str, tuple[Any, ...], type[GuestAccessError], int, int, str]] = [
     ("read_guest", (0, 1), HOLE, 0, 0, "in no slot"),
-    ("read_guest", (0x13FF0, 32), HOLE, 0x14000, 16, "0x14000 of address space 0 is in no slot.*16 bytes"),
+    (
+        "read_guest",
+        (0x13FF0, 32),
+        HOLE,
+        0x14000,
+        16,
+        "0x14000 of address space 0 is in no slot.*16 bytes",
+    ),
     ("read_guest", (0xFFFF, 3), HOLE, 0xFFFF, 0, "0xffff"),
     ("read_guest", (2**64 - 1, 2), HOLE, 2**64 - 1, 0, "0xffffffffffffffff"),
     ("read_guest", (0x10000, 2**20), HOLE, 0x14000, 4 * PAGE, "16384 bytes"),
@@ -180,7 +196,13 @@ ACCESSES: list[tuple[str, tuple[Any, ...], type[GuestAccessError], int, int, str
 
 @pytest.mark.parametrize(("name", "args", "error", "gpa", "done", "words"), ACCESSES)
 def test_refused_access_says_where_and_how_far(
-    vm: VM, name: str, args: tuple[Any, ...], error: type[Exception], gpa: int, done: int, words: str
+    vm: VM,
+    name: str,
+    args: tuple[Any, ...],
+    error: type[Exception],
+    gpa: int,
+    done: int,
+    words: str,
 ) -> None:
     with pytest.raises(GuestAccessError, match=words) as caught:
         getattr(vm, name)(*args)
@@ -222,9 +244,24 @@ BAD_ARGUMENTS: list[tuple[str, tuple[Any, ...], type[Exception], str]] = [
     ("read_guest", (0x10000, 2**63), OverflowError, "n must be"),
     ("read_guest", (0x10000, 1.0), TypeError, "n must be an int"),
     ("readinto_guest", (0x10000, b"bytes"), ValueError, r"out \(bytes\) is read-only"),
-    ("readinto_guest", (0x10000, memoryview(b"bytes")), ValueError, r"out \(memoryview\) is read-only"),
-    ("readinto_guest", (0x10000, np.zeros(8)[::2]), ValueError, r"out \(ndarray\) is not C-contiguous"),
-    ("readinto_guest", (0x10000, memoryview(bytearray(8))[::2]), ValueError, "out .* not C-contiguous"),
+    (
+        "readinto_guest",
+        (0x10000, memoryview(b"bytes")),
+        ValueError,
+        r"out \(memoryview\) is read-only",
+    ),
+    (
+        "readinto_guest",
+        (0x10000, np.zeros(8)[::2]),
+        ValueError,
+        r"out \(ndarray\) is not C-contiguous",
+    ),
+    (
+        "readinto_guest",
+        (0x10000, memoryview(bytearray(8))[::2]),
+        ValueError,
+        "out .* not C-contiguous",
+    ),
     ("readinto_guest", (0x10000, 5), TypeError, "out must have the buffer protocol.*int"),
     ("readinto_guest", (0x10000, [0] * 8), TypeError, "out must have the buffer protocol.*list"),
     ("write_guest", (0x10000, "text"), TypeError, "data must have the buffer protocol.*str"),
@@ -241,10 +278,25 @@ BAD_ARGUMENTS: list[tuple[str, tuple[Any, ...], type[Exception], str]] = [
     ("write_u64_many", ([0x10000], -1), OverflowError, "values must be"),
     ("write_u64_many", ([0x10000], [-1]), ValueError, "values must not be negative"),
     ("write_u64_many", ([0x10000], 0.5), TypeError, "values must be"),
-    ("write_u64_many", ([0x10000] * 3, [1, 2]), ValueError, r"values has shape \(2,\), but gpas has \(3,\)"),
-    ("write_u64_many", ([0x10000] * 3, np.zeros((2, 3), np.uint64)), ValueError, "values has shape"),
+    (
+        "write_u64_many",
+        ([0x10000] * 3, [1, 2]),
+        ValueError,
+        r"values has shape \(2,\), but gpas has \(3,\)",
+    ),
+    (
+        "write_u64_many",
+        ([0x10000] * 3, np.zeros((2, 3), np.uint64)),
+        ValueError,
+        "values has shape",
+    ),
     ("write_u64_many", ([0.5], 1), TypeError, "gpas must be"),
-    ("read_u64_many", ([0x10000], np.zeros(1, np.int64)), TypeError, "out must be an array of uint64"),
+    (
+        "read_u64_many",
+        ([0x10000], np.zeros(1, np.int64)),
+        TypeError,
+        "out must be an array of uint64",
+    ),
 ]
 
 
@@ -310,10 +362,20 @@ def test_many_numbers_are_read_and_written_in_every_layout(n: int) -> None:
         offsets = rng.integers(0, 64 * PAGE - 7, n)
         gpas = (offsets + 0x100000).astype(np.uint64)
         want = np.array([int.from_bytes(memory[o : o + 8], "little") for o in offsets], np.uint64)
-        layouts = [gpas, gpas[::-1], gpas.astype(np.int64), gpas.reshape(n, 1), np.repeat(gpas, 2)[::2]]
+        layouts = [
+            gpas,
+            gpas[::-1],
+            gpas.astype(np.int64),
+            gpas.reshape(n, 1),
+            np.repeat(gpas, 2)[::2],
+        ]
         layouts += [gpas.astype(">u8"), np.broadcast_to(gpas, (2, n)).T]
         for layout in layouts:
-            wanted = np.broadcast_to(want, (2, n)).T if layout.ndim == 2 and layout.shape[1] == 2 else want
+            wanted = (
+                np.broadcast_to(want, (2, n)).T
+                if layout.ndim == 2 and layout.shape[1] == 2
+                else want
+            )
             wanted = want[::-1] if layout is layouts[1] else wanted.reshape(layout.shape)
             result = vm.read_u64_many(layout)
             assert result.dtype == np.uint64
@@ -332,7 +394,9 @@ def test_many_numbers_are_read_and_written_in_every_layout(n: int) -> None:
         assert (vm.read_u64_many(pages) == values).all()
         vm.write_u64_many(pages, 2**64 - 1)
         assert (vm.read_u64_many(pages) == 2**64 - 1).all()
-        vm.write_u64_many(np.broadcast_to(pages, (3, len(pages))), np.arange(3, dtype=np.uint8)[:, None])
+        vm.write_u64_many(
+            np.broadcast_to(pages, (3, len(pages))), np.arange(3, dtype=np.uint8)[:, None]
+        )
         assert (vm.read_u64_many(pages) == 2).all()
         logs = {s.base_gfn: int(vm.get_dirty_log(s.id)[0]) for s in vm.memslots()}
         marked = {gfn + page for gfn, log in logs.items() for page in range(8) if log >> page & 1}
@@ -647,10 +711,12 @@ print("well")
     )
 
 
-@pytest.mark.skipif(SANITIZED, reason="a sanitizer handles SIGSEGV itself and reports it in its own way")
+@pytest.mark.skipif(
+    SANITIZED, reason="a sanitizer handles SIGSEGV itself and reports it in its own way"
+)
 @pytest.mark.parametrize("order", ["before", "after"])
 def test_faulthandler_still_reports_other_faults(order: str) -> None:
-    """A fault outside of guest memory is a crash as before, whoever installed the first handler."""
+    """A fault outside of guest memory is a crash as before, in both orders of the handlers."""
     script = """
 import faulthandler, mmap, tempfile, signal, os, sys, ctypes, subprocess
 child = '''

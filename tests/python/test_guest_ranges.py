@@ -123,7 +123,11 @@ def test_many_ranges_are_those_of_single_calls(vm: VM, write: bool, dtype: Any) 
     sizes = np.array([n for _, n in cases], np.uint64).astype(dtype)
     ranges, offsets, holes = vm.host_ranges_many(gpas, sizes, write=write)
     assert (ranges.dtype, offsets.dtype, holes.dtype) == (np.uint64, np.int64, np.uint64)
-    assert (ranges.shape, offsets.shape, holes.shape) == ((offsets[-1], 2), (len(cases) + 1,), (len(cases),))
+    assert (ranges.shape, offsets.shape, holes.shape) == (
+        (offsets[-1], 2),
+        (len(cases) + 1,),
+        (len(cases),),
+    )
     for i, (gpa, n) in enumerate(cases):
         single = vm.host_ranges(gpa, n, write=write)
         assert [tuple(row) for row in ranges[offsets[i] : offsets[i + 1]].tolist()] == single.ranges
@@ -140,7 +144,10 @@ def test_slots_of_many_ranges_are_those_of_single_calls(vm: VM) -> None:
     for i, (start, end) in enumerate(zip(starts.ravel().tolist(), wanted, strict=True)):
         found = [s.id for s in vm.memslots_in_gfn_range(start, end)]
         assert slots[offsets[i] : offsets[i + 1]]["id"].tolist() == found
-    assert vm.memslots_in_gfn_range_many([0], 2**40, as_id=1).slots.tolist() == vm.memslots_array(1).tolist()
+    assert (
+        vm.memslots_in_gfn_range_many([0], 2**40, as_id=1).slots.tolist()
+        == vm.memslots_array(1).tolist()
+    )
 
 
 def test_nothing_gives_empty_arrays(vm: VM) -> None:
@@ -155,7 +162,12 @@ def test_nothing_gives_empty_arrays(vm: VM) -> None:
     [
         ("host_ranges", (0, -1), OverflowError, "n must be"),
         ("host_ranges", (0, 2**64), OverflowError, "n must be"),
-        ("host_ranges_many", ([0, 1], [1, 2, 3]), ValueError, r"sizes has shape \(3,\), but gpas has \(2,\)"),
+        (
+            "host_ranges_many",
+            ([0, 1], [1, 2, 3]),
+            ValueError,
+            r"sizes has shape \(3,\), but gpas has \(2,\)",
+        ),
         ("host_ranges_many", ([0], -1), OverflowError, "sizes must be"),
         ("host_ranges_many", ([0], [-1]), ValueError, "sizes must not be negative"),
         ("host_ranges_many", ([0.5], [1]), TypeError, "gpas must be"),
@@ -163,7 +175,9 @@ def test_nothing_gives_empty_arrays(vm: VM) -> None:
         ("memslots_in_gfn_range_many", ([0], [[1], [2]]), ValueError, "ends has shape"),
     ],
 )
-def test_bad_arguments(vm: VM, call: str, args: tuple[Any, ...], error: type[Exception], words: str) -> None:
+def test_bad_arguments(
+    vm: VM, call: str, args: tuple[Any, ...], error: type[Exception], words: str
+) -> None:
     with pytest.raises(error, match=words):
         getattr(vm, call)(*args)
 

@@ -93,21 +93,83 @@ ARGUMENTS: dict[str, Callable[[Parts], tuple[tuple[Any, ...], dict[str, Any]]]] 
     "VM.memslots_in_gfn_range": lambda p: ((0, 1), {}),
     "VM.memslots_in_hva_range": lambda p: ((0, 1), {}),
     "VM.hva_to_gfns": lambda p: ((0,), {}),
-    "VM.read_guest": lambda p: ((GPA, 8,), {}),
-    "VM.readinto_guest": lambda p: ((GPA, bytearray(8),), {}),
-    "VM.write_guest": lambda p: ((GPA, bytes(8),), {}),
+    "VM.read_guest": lambda p: (
+        (
+            GPA,
+            8,
+        ),
+        {},
+    ),
+    "VM.readinto_guest": lambda p: (
+        (
+            GPA,
+            bytearray(8),
+        ),
+        {},
+    ),
+    "VM.write_guest": lambda p: (
+        (
+            GPA,
+            bytes(8),
+        ),
+        {},
+    ),
     "VM.read_u8": lambda p: ((GPA,), {}),
     "VM.read_u16": lambda p: ((GPA,), {}),
     "VM.read_u32": lambda p: ((GPA,), {}),
     "VM.read_u64": lambda p: ((GPA,), {}),
-    "VM.write_u8": lambda p: ((GPA, 1,), {}),
-    "VM.write_u16": lambda p: ((GPA, 1,), {}),
-    "VM.write_u32": lambda p: ((GPA, 1,), {}),
-    "VM.write_u64": lambda p: ((GPA, 1,), {}),
-    "VM.fill_guest": lambda p: ((GPA, 8, 1,), {}),
-    "VM.copy_guest": lambda p: ((GPA, GPA, 8,), {}),
+    "VM.write_u8": lambda p: (
+        (
+            GPA,
+            1,
+        ),
+        {},
+    ),
+    "VM.write_u16": lambda p: (
+        (
+            GPA,
+            1,
+        ),
+        {},
+    ),
+    "VM.write_u32": lambda p: (
+        (
+            GPA,
+            1,
+        ),
+        {},
+    ),
+    "VM.write_u64": lambda p: (
+        (
+            GPA,
+            1,
+        ),
+        {},
+    ),
+    "VM.fill_guest": lambda p: (
+        (
+            GPA,
+            8,
+            1,
+        ),
+        {},
+    ),
+    "VM.copy_guest": lambda p: (
+        (
+            GPA,
+            GPA,
+            8,
+        ),
+        {},
+    ),
     "VM.read_u64_many": lambda p: (([GPA],), {}),
-    "VM.write_u64_many": lambda p: (([GPA], 1,), {}),
+    "VM.write_u64_many": lambda p: (
+        (
+            [GPA],
+            1,
+        ),
+        {},
+    ),
     "VM.host_ranges": lambda p: ((GPA, 8), {}),
     "VM.host_ranges_many": lambda p: (([GPA], 8), {}),
     "VM.memslots_in_gfn_range_many": lambda p: (([0], 9), {}),

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Memory for slots: alloc(), what a Memory can do, its errors, and what a forked child sees of it."""
+"""Memory for slots: alloc(), the calls of a Memory, its errors, and its content in a forked child."""
 
 from __future__ import annotations
 

@@ -156,7 +156,9 @@ def test_every_call_is_documented() -> None:
         "hva_end_max",
         "backend",
         "dereference_raw_addresses",
-        *(f"{way}_u{bits}" for way in ("read", "write") for bits in (16, 32)),  # "read_u8 to read_u64"
+        *(
+            f"{way}_u{bits}" for way in ("read", "write") for bits in (16, 32)
+        ),  # "read_u8 to read_u64"
     }
     excepted |= {"nr_memslot_pages", "memslots", "memslots_array", "remove_listener"}
     for name in dir(VM):
