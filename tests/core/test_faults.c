@@ -1022,6 +1022,42 @@ static void test_copy(bool fails)
 	end_vm(vm);
 }
 
+/* ---- the pieces of a long copy of guest memory ---- */
+
+#define PIECES 40u
+
+static void test_pieces(bool fails)
+{
+	static _Alignas(4096) unsigned char memory[PIECES * PAGE], out[PIECES * PAGE];
+	struct ms_config config = default_config(SPACES);
+	struct held was, is;
+	struct ms_error err;
+
+	config.dereference_raw_addresses = true;
+	vm = vm_with(&config);
+	for (uint32_t id = 0; id < PIECES; id++) {
+		region_t r = region(0, id, id, 1, 0);
+
+		r.userspace_addr = (uint64_t)(uintptr_t)memory + (PIECES - 1 - id) * PAGE;
+		CHECK_EQ(ms_set_user_memory_region(vm, &r, NULL), 0);
+	}
+	memset(memory, 7, sizeof(memory));
+	memset(out, 0, sizeof(out));
+	ms_gfn_to_hva(vm, 0, 0); /* the thread has its record */
+	was = held();
+	memory_fail(&vm->memory, fails ? 1 : 2, true);
+	CHECK_EQ(ms_read_guest(vm, 0, 0, out, sizeof(out), &err), fails ? -ENOMEM : 0);
+	CHECK_EQ(atomic_load(&vm->memory.attempts), 1);
+	memory_fail(&vm->memory, 0, false);
+	is = held();
+	CHECK(is.bytes == was.bytes && is.blocks == was.blocks);
+	CHECK(!fails || err.rule == MS_RULE_NO_MEMORY);
+	for (size_t i = 0; i < sizeof(out); i++)
+		CHECK_EQ(out[i], fails ? 0 : 7);
+	injections += fails;
+	end_vm(vm);
+}
+
 static void test_reader(void)
 {
 	struct ms_stats was;
@@ -1252,6 +1288,8 @@ int main(int argc, char **argv)
 		test_far_slots();
 		test_copy(true);
 		test_copy(false);
+		test_pieces(true);
+		test_pieces(false);
 		test_vm_without_memory();
 	}
 	CHECK_EQ(atomic_load(&backing->refs), 1);

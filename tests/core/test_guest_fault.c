@@ -138,6 +138,32 @@ static void test_writes(void)
 			}
 }
 
+/* A long read is tried as a whole first. */
+static void test_long_reads(void)
+{
+	enum { LONG = 20 };
+	static unsigned char out[LONG * PAGE];
+	int fd = memfd_create("long", 0);
+	unsigned char *at;
+
+	CHECK_EQ(ftruncate(fd, LONG * PAGE), 0);
+	at = mmap(NULL, LONG * PAGE, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+	CHECK(at != MAP_FAILED);
+	for (size_t i = 0; i < LONG * PAGE; i++)
+		at[i] = expected(i);
+	for (size_t lost = LONG; lost > 0; lost--) {
+		CHECK_EQ(ftruncate(fd, (off_t)(lost * PAGE)), 0);
+		for (size_t from = 0; from < 3; from++) {
+			memset(out, 0xEE, sizeof(out));
+			CHECK_EQ(guest_fault_read(out, at + from, LONG * PAGE - 5),
+				 lost * PAGE - (lost < LONG ? from : 5));
+			CHECK(!memcmp(out, at + from, lost * PAGE - (lost < LONG ? from : 5)));
+		}
+	}
+	munmap(at, LONG * PAGE);
+	close(fd);
+}
+
 static void test_whole_accesses(void)
 {
 	struct memory3 m = memory_new();
@@ -556,6 +582,7 @@ int main(int argc, char **argv)
 	test_every_byte();
 	test_writes();
 	test_whole_accesses();
+	test_long_reads();
 	test_moves();
 	test_lost_moves();
 	test_values();
