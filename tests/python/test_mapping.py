@@ -610,6 +610,32 @@ def test_release_waits_for_the_end_of_hooks_updates_and_sections() -> None:
     assert (seen, freed, wrong) == ([[]], [True], [])
 
 
+def test_finalizer_of_another_thread_waits_for_the_end_of_the_section() -> None:
+    """The release of a buffer in another thread adds a pending call, which the main thread makes inside its section."""
+    runs(
+        """
+        wrong = []
+        class Changes(memslots.Memory):
+            def __del__(self):
+                try:
+                    with VM() as new: put(new, 0, 0, 1)
+                except BaseException as error:
+                    wrong.append(error)
+        with VM() as busy, VM() as vm:
+            for _ in range(30):
+                vm.map_buffer(0, Changes(PAGE), slot=0)
+                thread = threading.Thread(target=vm.delete, args=(0,))
+                with busy.read():
+                    thread.start()
+                    while thread.is_alive():
+                        pass
+                thread.join()
+        assert not wrong, wrong
+        print("well")
+        """
+    )
+
+
 def test_exception_of_a_finalizer_does_not_reach_the_change() -> None:
     runs(
         """
