@@ -101,7 +101,21 @@ cdef class _Pin:
     cdef void *prev  # NULL: in no list
 
     def __getbuffer__(self, Py_buffer *out, int flags):
-        PyBuffer_FillInfo(out, self, self.buffer.buf, self.buffer.len, self.readonly, flags)
+        if self.readonly and flags & PyBUF_WRITABLE:
+            raise BufferError("the slot is READONLY, so the view is read-only")
+        out.buf = self.buffer.buf
+        out.obj = self
+        out.len = self.buffer.len
+        out.readonly = self.readonly
+        out.itemsize = 1
+        out.format = NULL
+        if flags & PyBUF_FORMAT:
+            out.format = b"B"
+        out.ndim = 1
+        out.shape = &out.len if flags & PyBUF_ND else NULL
+        out.strides = &out.itemsize if flags & PyBUF_STRIDES == PyBUF_STRIDES else NULL
+        out.suboffsets = NULL
+        out.internal = NULL
         with cython.critical_section(self):
             self.views += 1
 

@@ -7,6 +7,7 @@ import ctypes
 import errno
 import gc
 import mmap
+import sys
 import threading
 import weakref
 from collections.abc import Callable
@@ -423,6 +424,19 @@ def test_view_shows_the_memory_and_outlives_slot_and_vm() -> None:
     assert array[1] == 0x01020304
     del array
     assert is_free(buffer)
+
+
+def test_views_and_accesses_leak_no_reference() -> None:
+    with VM() as vm:
+        mapping = vm.map_buffer(0, alloc(PAGE))
+        data = bytearray(8)
+        before = [sys.getrefcount(thing) for thing in (None, vm, mapping, data)]
+        for _ in range(1000):
+            with mapping.view(), mapping.view():
+                vm.readinto_guest(0, data)
+                vm.write_guest(0, data)
+        after = [sys.getrefcount(thing) for thing in (None, vm, mapping, data)]
+        assert max(abs(a - b) for a, b in zip(after, before, strict=True)) < 100
 
 
 def test_pinned_by_names_the_slots_and_counts_the_views() -> None:
