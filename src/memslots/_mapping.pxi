@@ -57,17 +57,6 @@ cdef extern from *:
     {
         __atomic_store_n(&memslots_exiting, true, __ATOMIC_RELAXED);
     }
-
-    /* Cython clears weak references only after __dealloc__(), and raises the count for its time.  Code that runs in it
-     * could get a new reference to the object. */
-    static void memslots_clear_weakrefs(PyObject *object)
-    {
-        Py_ssize_t count = Py_REFCNT(object);
-
-        Py_SET_REFCNT(object, 0);
-        PyObject_ClearWeakRefs(object);
-        Py_SET_REFCNT(object, count);
-    }
     """
     struct _Release "memslots_release":
         _Release *next
@@ -82,7 +71,6 @@ cdef extern from *:
     bint _has_released "memslots_has_released"() noexcept nogil
     _Release *_take_released "memslots_take_released"() noexcept nogil
     void _stop_releases "memslots_stop_releases"() noexcept nogil
-    void _clear_weakrefs "memslots_clear_weakrefs"(object) noexcept
 
 
 cdef class Mapping

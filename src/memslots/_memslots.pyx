@@ -564,7 +564,6 @@ A virtual machine's memory slots (the part of struct kvm that concerns slots).
     def __dealloc__(self):
         ms_vm_destroy(self._vm)
         self._vm = NULL
-        _clear_weakrefs(self)
         _drain_released()
         _forget_pins(self)
 

@@ -13,6 +13,14 @@ from typing import Any
 import numpy as np
 import pytest
 from guest_model import GuestPair
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    rule,
+    run_state_machine_as_test,
+)
 from scene import PAGE, SANITIZED, Recorder, put, runs
 
 from memslots import (
@@ -74,6 +82,29 @@ def test_long_accesses_agree_with_the_model(backend: str, seed: int) -> None:
     pair.play(400, changes=False)
     assert pair.tally.total() > 2 * pair.tally["faults"]
     pair.vm.close()
+
+
+class Machine(RuleBasedStateMachine):
+    """The operations of a GuestPair, which hypothesis draws and shrinks one by one."""
+
+    @initialize(backend=st.sampled_from(backends()), dereference_raw=st.booleans())
+    def start(self, backend: str, dereference_raw: bool) -> None:
+        self.pair = GuestPair(backend, Random(0), dereference_raw)
+
+    @rule(operation=st.sampled_from(GuestPair.OPERATIONS), seed=st.integers(0, 2**16))
+    def play(self, operation: tuple[Callable[[GuestPair], None], int], seed: int) -> None:
+        self.pair.rng = Random(seed)
+        operation[0](self.pair)
+
+    def teardown(self) -> None:
+        if hasattr(self, "pair"):
+            self.pair.agree()
+            self.pair.vm.close()
+
+
+@pytest.mark.slow
+def test_state_machine_with_bytes_finds_no_difference_to_the_model() -> None:
+    run_state_machine_as_test(Machine, settings=settings(max_examples=150, stateful_step_count=60))
 
 
 # ---- bytes and numbers ----------------------------------------------------------------------------------------------

@@ -624,6 +624,17 @@ def test_release_waits_for_the_end_of_hooks_updates_and_sections() -> None:
     assert (seen, freed, wrong) == ([[]], [True], [])
 
 
+@pytest.mark.parametrize("block", ["read", "begin_update"])
+def test_map_that_is_refused_in_a_block_releases_the_buffer_at_its_end(block: str) -> None:
+    with VM() as vm:
+        buffer = Buffer()
+        with getattr(vm, block)():
+            with pytest.raises(ReentrantChangeError):
+                vm.map_buffer(0, buffer)
+            assert not is_free(buffer)
+        assert is_free(buffer)
+
+
 def test_finalizer_of_another_thread_waits_for_the_end_of_the_section() -> None:
     """The release of a buffer in another thread adds a pending call, which the main thread makes inside its section."""
     runs(
@@ -671,15 +682,22 @@ def test_exception_of_a_finalizer_does_not_reach_the_change() -> None:
 
 
 def test_last_reference_of_the_vm_releases_the_buffers() -> None:
-    vm, buffers = VM(), [Buffer() for _ in range(3)]
-    for n, buffer in enumerate(buffers):
-        vm.map_buffer(n * 2 * PAGE, buffer)
-    vm.delete(1)
-    assert is_free(buffers[1])
-    assert not is_free(buffers[0])
-    del vm
-    assert is_free(buffers[0])
-    assert is_free(buffers[2])
+    """In another thread than the main one, which would run the pending call of the release."""
+    buffers, free = [Buffer() for _ in range(3)], []
+
+    def work() -> None:
+        vm = VM()
+        for n, buffer in enumerate(buffers):
+            vm.map_buffer(n * 2 * PAGE, buffer)
+        vm.delete(1)
+        free.append([is_free(buffer) for buffer in buffers])
+        del vm
+        free.append([is_free(buffer) for buffer in buffers])
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert free == [[False, True, False], [True, True, True]]
 
 
 def test_finalizer_cannot_get_hold_of_a_vm_that_ends() -> None:
