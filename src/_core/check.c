@@ -259,8 +259,10 @@ static int check_address_space(struct walk *w)
 		return broken(w, 'M', 2,
 			      "the inactive set of address space %" PRIu32 " has %zu slots outside of a change",
 			      w->as_id, inactive->nr);
-	for (int idx = 0; !r && idx < 2; idx++)
-		r = check_kinds(w, &as->set[idx]);
+	if (!r)
+		r = check_kinds(w, active);
+	if (!r)
+		r = check_kinds(w, inactive);
 	if (!r)
 		r = check_used_ids(w);
 	w->nr += active->nr;

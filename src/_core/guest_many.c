@@ -33,6 +33,7 @@ struct many {
 	const struct ms_batch *batch;
 	struct look look;              /* the open section, if pins is NULL */
 	const struct guest_pins *pins; /* all slots of the state, or NULL */
+	size_t searched;               /* in this section, next to those that the index answered */
 	struct ms_error *err;
 };
 
@@ -166,19 +167,20 @@ static void translate_by_pins(const struct many *m, struct chunk *c)
 	}
 }
 
-static void translate_marked(const struct many *m, const struct overlay *o, struct chunk *c)
+static void translate_marked(struct many *m, const struct overlay *o, struct chunk *c)
 {
 	for (size_t k = 0; k < c->n; k++) {
 		uint64_t gfn = c->gpas[k] >> MS_PAGE_SHIFT, hva;
 
 		if (likely(!overlay_marked(o, gfn)))
 			continue;
+		m->searched++;
 		hva = translate(search(m->vm, m->look.set, gfn), gfn, m->write);
 		c->hosts[k] = hva < MS_HVA_ERR_MIN ? hva + c->gpas[k] % MS_PAGE_SIZE : hva;
 	}
 }
 
-static void translate_by_index(const struct many *m, const struct overlay *o, struct chunk *c)
+static void translate_by_index(struct many *m, const struct overlay *o, struct chunk *c)
 {
 	flat_hvas(o->index, c->gpas, c->hosts, c->n, MS_PAGE_SHIFT, m->write);
 	srcu_count(m->look.section.reader, SRCU_INDEXED, c->n);
@@ -199,7 +201,7 @@ static const struct overlay *usable_index(const struct many *m)
 	return may_index(m->vm) ? set_index(m->look.set) : NULL;
 }
 
-static void translate_chunk(const struct many *m, struct chunk *c)
+static void translate_chunk(struct many *m, struct chunk *c)
 {
 	const struct overlay *o = m->pins ? NULL : usable_index(m);
 
@@ -262,7 +264,7 @@ static void mark_chunk(const struct many *m, struct chunk *c, size_t n)
 	}
 }
 
-static int access_chunk(const struct many *m, size_t from, size_t n)
+static int access_chunk(struct many *m, size_t from, size_t n)
 {
 	struct chunk c = { .from = from, .n = n };
 	size_t done = 0;
@@ -280,7 +282,7 @@ static int access_chunk(const struct many *m, size_t from, size_t n)
 	return done < n ? access_one_by_one(m, &c, done) : 0;
 }
 
-static int access_chunks(const struct many *m, size_t from, size_t n)
+static int access_chunks(struct many *m, size_t from, size_t n)
 {
 	int r = 0;
 
@@ -327,6 +329,17 @@ static int run_held(struct many *m)
 	return r;
 }
 
+/* The values of a section.  The searches for marked frames count towards the next index. */
+static int access_in_section(struct many *m, size_t from, size_t n, bool *due)
+{
+	int r;
+
+	m->searched = 0;
+	r = access_chunks(m, from, n);
+	*due = m->searched && vm_index_is_due(m->vm, m->look.set, m->searched);
+	return r;
+}
+
 /* -EAGAIN: a writer has published another state between two pieces. */
 static int run_in_sections(struct many *m)
 {
@@ -335,14 +348,18 @@ static int run_in_sections(struct many *m)
 	int r = 0;
 
 	for (size_t done = 0; !r && done < n; done += MS_BATCH_PIECE) {
+		bool due = false;
+
 		m->look = look_begin(m->vm, m->as_id);
 		if (!done && m->look.set)
 			first = state_of(m->look.set);
 		if (done && m->look.set && !same_state(m->vm, first, state_of(m->look.set)))
 			r = -EAGAIN;
 		else
-			r = access_chunks(m, done, at_most(n - done, MS_BATCH_PIECE));
+			r = access_in_section(m, done, at_most(n - done, MS_BATCH_PIECE), &due);
 		look_end(m->vm, m->look);
+		if (due)
+			vm_index_make(m->vm, m->as_id, n <= MS_BATCH_BRIEF);
 		point(READER_PIECE_OVER);
 		if (!r && done + MS_BATCH_PIECE < n)
 			r = poll(m);

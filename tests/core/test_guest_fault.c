@@ -472,6 +472,24 @@ static void fault_without_copy(void)
 	_exit(0);
 }
 
+/* A copy of this memory has ended.  The handler has a stack of its own, so the frame of the copy stays as it was. */
+static void fault_after_copy(void)
+{
+	static char handlers_stack[64 * 1024];
+	stack_t stack = { .ss_sp = handlers_stack, .ss_size = sizeof(handlers_stack) };
+	static volatile int returns;
+	struct memory3 m = memory_new();
+	unsigned char out[64];
+
+	CHECK_EQ(sigaltstack(&stack, NULL), 0);
+	lose(&m, UNMAPPED, 0, true);
+	CHECK_EQ(guest_fault_read(out, m.at, 64), 0);
+	if (++returns > 1)
+		_exit(0);
+	*(volatile unsigned char *)m.at = 1;
+	_exit(0);
+}
+
 /* The signal comes from a process, during no copy. */
 static void send_signal(void)
 {
@@ -560,7 +578,7 @@ static bool passed(int status)
 /* Must run before this process installs the handler. */
 static void test_other_handlers(void)
 {
-	void (*const faults[])(void) = { fault_elsewhere, fault_without_copy, send_signal };
+	void (*const faults[])(void) = { fault_elsewhere, fault_without_copy, fault_after_copy, send_signal };
 
 	for (size_t i = 0; i < ARRAY_SIZE(faults); i++) {
 		CHECK(seen(status_of(first_foreign, faults[i])));

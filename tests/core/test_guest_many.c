@@ -18,6 +18,16 @@ static uint64_t values;
 
 enum kind { PLAIN, LOGGED, WITH_RAW, KINDS };
 
+/* The address of a raw slot is one of memory, so that a use of it does not fail by itself. */
+static void raw_slot(uint32_t id, uint64_t gfn)
+{
+	static _Alignas(4096) unsigned char memory[SLOT_PAGES * PAGE];
+	region_t r = region(0, id, gfn, SLOT_PAGES, 0);
+
+	r.userspace_addr = (uint64_t)(uintptr_t)memory;
+	CHECK_EQ(ms_set_user_memory_region(vm, &r, NULL), 0);
+}
+
 /* Slot 5 is READONLY and slot 9 is missing; with WITH_RAW, slot 7 is raw; with LOGGED, each third slot is logged. */
 static void open_layout(enum kind kind, enum ms_index_policy policy)
 {
@@ -27,7 +37,7 @@ static void open_layout(enum kind kind, enum ms_index_policy policy)
 		uint64_t gfn = FIRST + id * SLOT_PAGES;
 
 		if (id == 7 && kind == WITH_RAW)
-			CHECK_EQ(set(vm, 0, id, gfn, SLOT_PAGES, 0), 0);
+			raw_slot(id, gfn);
 		else if (id != 9)
 			guest_slot(vm, id, gfn, SLOT_PAGES, id == 5 ? READONLY : id % 3 || kind != LOGGED ? 0 : LOG);
 	}
@@ -209,6 +219,35 @@ static void check_write(struct rng *rng, size_t n, enum kind kind)
 	values += n;
 }
 
+/* ---- an index with marks ---- */
+
+/* The slot gets other memory; the index still has the address of the former one, which somebody holds. */
+static void test_replaced_memory(void)
+{
+	struct guest *former = guest_slot(vm, 9, FIRST + 9 * SLOT_PAGES, SLOT_PAGES, 0), *present;
+	struct ms_batch batch = batch_of(1000);
+
+	for (size_t i = 0; i < 1000; i++)
+		gpas[i] = GPA(9 * SLOT_PAGES * PAGE + 8 * i);
+	for (int i = 0; i < 3; i++) /* makes an index of the slot, if the policy allows one */
+		CHECK_EQ(ms_gpa_to_hva_many(vm, 0, &batch, false), 0);
+	CHECK_EQ(ms_read_guest_u64_many(vm, 0, &batch, NULL), 0);
+	CHECK(!memcmp(got, former->at, 8000));
+	ms_backing_get(former->backing);
+	CHECK_EQ(ms_delete_memslot(vm, 0, 9, NULL), 0);
+	present = guest_new(77, SLOT_PAGES);
+	guest_map(vm, present, 9, FIRST + 9 * SLOT_PAGES, 0);
+	CHECK_EQ(ms_read_guest_u64_many(vm, 0, &batch, NULL), 0);
+	CHECK(!memcmp(got, present->at, 8000));
+	memset(got, 0x77, sizeof(got));
+	CHECK_EQ(ms_write_guest_u64_many(vm, 0, &batch, NULL), 0);
+	CHECK(!memcmp(got, present->at, 8000));
+	CHECK_EQ(former->at[0], guest_byte(9, 0));
+	CHECK_EQ(ms_delete_memslot(vm, 0, 9, NULL), 0);
+	ms_backing_put(present->backing);
+	ms_backing_put(former->backing);
+}
+
 /* ---- poll ---- */
 
 struct polls {
@@ -352,6 +391,7 @@ static void test_all(enum kind kind, enum ms_index_policy policy)
 	CHECK_EQ(ms_move_memslot(vm, 0, 11, GPA(11 * SLOT_PAGES * PAGE), NULL), 0);
 	test_reads(&rng);
 	check_write(&rng, 3000, kind);
+	test_replaced_memory();
 	test_poll(&rng);
 	test_lost(&rng);
 	test_host_ranges();

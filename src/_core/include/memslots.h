@@ -145,7 +145,7 @@ struct ms_memslot {
 	RULE(GUEST_READONLY, "a write at gpa to a READONLY slot: other", EFAULT) \
 	RULE(GUEST_RAW, "the slot at gpa has no backing, and the VM has not dereference_raw_addresses", EFAULT) \
 	RULE(GUEST_FAULT, "the host memory at gpa, of the slot other, is truncated, unmapped or protected", EFAULT) \
-	RULE(CACHE_RANGE, "the range of a gfn_to_hva_cache is empty or wraps, or an access ends beyond its length limit", \
+	RULE(CACHE_RANGE, "the range of a gfn_to_hva_cache is empty or wraps, or an access ends beyond limit bytes", \
 	     EINVAL)
 
 enum ms_rule {
@@ -611,7 +611,7 @@ int ms_write_guest_cached(struct ms_vm *vm, struct ms_gfn_to_hva_cache *cache, u
 			  size_t n, struct ms_error *err);
 
 /* ---- dirty log (dirty_ioctl.c, lookup.c, batch.c; the bits are in dirty_log.c) --------------------------------- */
-/* ---- dirty log (dirty_ioctl.c, dirty_harvest.c, lookup.c, batch.c; the bits are in dirty_log.c) --------------------------------- */
+/* ---- dirty log (dirty_ioctl.c, dirty_harvest.c, lookup.c, batch.c; the bits are in dirty_log.c) ---------------- */
 
 /* mark_page_dirty(): sets the bit of the page.  Does nothing in a hole or without logging.  READONLY does not matter.
  * The _many call is a series of single marks; each uses the state of its own moment.  -EINTR as above.  The call does
