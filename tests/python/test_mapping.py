@@ -588,7 +588,10 @@ def test_long_chain_of_finalizers_needs_no_stack() -> None:
             return tell
 
         for id in range(n):
-            vm.map_buffer(id * 2 * PAGE, Told(delete_next(id)), slot=id)
+            buffer = mmap.mmap(-1, PAGE)
+            weakref.finalize(buffer, delete_next(id))
+            vm.map_buffer(id * PAGE, buffer, slot=id)
+        del buffer
         vm.delete(0)
         assert order == list(range(n))
 
