@@ -26,6 +26,7 @@ LAYERS = (
     # Modules that `import memslots` loads.
     ("_interpreter", "constants", "libmemslots"),
     ("errors", "listener"),
+    ("memory",),
     (EXTENSION,),
     (ROOT,),
     # Libraries that are imported by name.

@@ -69,3 +69,8 @@ void ms_backing_put(struct ms_backing *backing)
 	backing_put(backing);
 	thread_flush_tasks();
 }
+
+void *ms_backing_opaque(const struct ms_backing *backing)
+{
+	return backing->opaque;
+}

@@ -491,3 +491,17 @@ void ms_mark_page_dirty(struct ms_vm *vm, uint32_t as_id, uint64_t gfn)
 	mark(lookup(vm, &look, gfn), gfn);
 	look_end(vm, look);
 }
+
+/* ---- the backing of a slot ---- */
+
+/* Inside the section the slot holds its reference. */
+int ms_id_to_backing(struct ms_vm *vm, uint32_t as_id, uint32_t id, struct ms_memslot *out, struct ms_backing **backing)
+{
+	struct look look = look_begin(vm, as_id);
+	const struct memslot *slot = look.set ? vm->design->find(look.set, id) : NULL;
+
+	*backing = slot ? backing_get(slot->backing) : NULL;
+	copy_out(slot, out);
+	look_end(vm, look);
+	return slot ? 0 : -ENOENT;
+}

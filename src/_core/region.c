@@ -125,8 +125,8 @@ int ms_delete_memslot(struct ms_vm *vm, uint32_t as_id, uint32_t slot, struct ms
 	return ms_set_user_memory_region(vm, &region, err);
 }
 
-/* The request that would change nothing in the slot. */
-static int present_region(const struct ms_vm *vm, uint32_t as_id, uint32_t id,
+/* The request that would change nothing in the slot.  The slot has the backing `only`, if that is not NULL. */
+static int present_region(const struct ms_vm *vm, uint32_t as_id, uint32_t id, const struct ms_backing *only,
 			  struct ms_userspace_memory_region *region, struct ms_error *err)
 {
 	const struct memslot *slot;
@@ -138,7 +138,7 @@ static int present_region(const struct ms_vm *vm, uint32_t as_id, uint32_t id,
 	if (r)
 		return r;
 	slot = vm->design->find(vm_active_set(vm, as_id), id);
-	if (!slot)
+	if (!slot || (only && slot->backing != only))
 		return vm_refuse(err, EINVAL, MS_RULE_NO_SUCH_SLOT, 0, NULL);
 	*region = (struct ms_userspace_memory_region){
 		.slot = id,
@@ -152,29 +152,42 @@ static int present_region(const struct ms_vm *vm, uint32_t as_id, uint32_t id,
 	return 0;
 }
 
-int ms_move_memslot(struct ms_vm *vm, uint32_t as_id, uint32_t slot, uint64_t guest_phys_addr, struct ms_error *err)
+static int move(struct ms_vm *vm, uint32_t as_id, uint32_t slot, const struct ms_backing *only,
+		uint64_t guest_phys_addr, struct ms_error *err)
 {
 	struct ms_userspace_memory_region region = { 0 };
 	int r = enter(vm, err);
 
 	if (r)
 		return r;
-	r = present_region(vm, as_id, slot, &region, err);
+	r = present_region(vm, as_id, slot, only, &region, err);
 	region.guest_phys_addr = guest_phys_addr;
+	return leave(vm, r ? r : change_region(vm, &region, 0, vm->config.user_mem_slots, err));
+}
+
+int ms_move_memslot(struct ms_vm *vm, uint32_t as_id, uint32_t slot, uint64_t guest_phys_addr, struct ms_error *err)
+{
+	return move(vm, as_id, slot, NULL, guest_phys_addr, err);
+}
+
+static int set_flags(struct ms_vm *vm, uint32_t as_id, uint32_t slot, const struct ms_backing *only, uint32_t set,
+		     uint32_t clear, struct ms_error *err)
+{
+	struct ms_userspace_memory_region region = { 0 };
+	int r = enter(vm, err);
+
+	if (r)
+		return r;
+	r = present_region(vm, as_id, slot, only, &region, err);
+	if (!r)
+		region.flags = (region.flags & ~clear) | set;
 	return leave(vm, r ? r : change_region(vm, &region, 0, vm->config.user_mem_slots, err));
 }
 
 int ms_set_memslot_flags(struct ms_vm *vm, uint32_t as_id, uint32_t slot, uint32_t set, uint32_t clear,
 			 struct ms_error *err)
 {
-	struct ms_userspace_memory_region region = { 0 };
-	int r = enter(vm, err);
-
-	if (r)
-		return r;
-	r = present_region(vm, as_id, slot, &region, err);
-	region.flags = (region.flags & ~clear) | set;
-	return leave(vm, r ? r : change_region(vm, &region, 0, vm->config.user_mem_slots, err));
+	return set_flags(vm, as_id, slot, NULL, set, clear, err);
 }
 
 /* Each id is passed once, until a slot below it is deleted. */
@@ -246,4 +259,31 @@ int ms_map_backing(struct ms_vm *vm, const struct ms_userspace_memory_region *wa
 	if (!r && slot)
 		*slot = region.slot;
 	return r;
+}
+
+/* ---- the same short forms for the slot of a backing ---- */
+
+int ms_unmap_backing(struct ms_vm *vm, uint32_t as_id, uint32_t slot, const struct ms_backing *backing,
+		     struct ms_error *err)
+{
+	struct ms_userspace_memory_region region = { 0 };
+	int r = backing ? enter(vm, err) : null_buffer(err);
+
+	if (r)
+		return r;
+	r = present_region(vm, as_id, slot, backing, &region, err);
+	region.memory_size = 0;
+	return leave(vm, r ? r : change_region(vm, &region, 0, vm->config.user_mem_slots, err));
+}
+
+int ms_move_backing(struct ms_vm *vm, uint32_t as_id, uint32_t slot, const struct ms_backing *backing,
+		    uint64_t guest_phys_addr, struct ms_error *err)
+{
+	return backing ? move(vm, as_id, slot, backing, guest_phys_addr, err) : null_buffer(err);
+}
+
+int ms_set_backing_flags(struct ms_vm *vm, uint32_t as_id, uint32_t slot, const struct ms_backing *backing,
+			 uint32_t set, uint32_t clear, struct ms_error *err)
+{
+	return backing ? set_flags(vm, as_id, slot, backing, set, clear, err) : null_buffer(err);
 }

@@ -94,7 +94,7 @@ static bool has_end(void)
 	return end;
 }
 
-static bool may_run_task(void)
+bool ms_thread_may_change(void)
 {
 	return !thread_self.sections && !thread_self.hooks && !has_end();
 }
@@ -106,7 +106,7 @@ void thread_run_tasks(void)
 	if (thread_self.keeps_tasks)
 		return;
 	thread_self.keeps_tasks = true;
-	while (thread_self.tasks && may_run_task()) {
+	while (thread_self.tasks && ms_thread_may_change()) {
 		struct thread_task *task = thread_self.tasks;
 
 		thread_self.tasks = task->next;

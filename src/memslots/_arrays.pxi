@@ -451,9 +451,17 @@ cdef enum _Many:
     GPA_TO_HVA
     GFN_TO_ID
     MARK
+    READ_U64
+    WRITE_U64
 
 
-cdef int _run_batch(ms_vm *vm, _Many what, uint32_t as_id, const ms_batch *batch, bint write) noexcept nogil:
+cdef int _run_batch(ms_vm *vm, _Many what, uint32_t as_id, const ms_batch *batch, bint write,
+                    ms_error *err) noexcept nogil:
+    """0, -EINTR, or for READ_U64 and WRITE_U64 an error with *err."""
+    if what == READ_U64:
+        return ms_read_guest_u64_many(vm, as_id, batch, err)
+    if what == WRITE_U64:
+        return ms_write_guest_u64_many(vm, as_id, batch, err)
     if what == GFN_TO_HVA:
         return ms_gfn_to_hva_many(vm, as_id, batch, write)
     if what == GPA_TO_HVA:

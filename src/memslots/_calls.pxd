@@ -32,6 +32,14 @@ cdef extern from "memslots.h" nogil:
     void ms_backing_put(ms_backing *backing)
     int ms_map_backing(ms_vm *vm, const ms_userspace_memory_region *region, ms_backing *backing, uint32_t *slot,
                        ms_error *err)
+    int ms_unmap_backing(ms_vm *vm, uint32_t as_id, uint32_t slot, const ms_backing *backing, ms_error *err)
+    int ms_move_backing(ms_vm *vm, uint32_t as_id, uint32_t slot, const ms_backing *backing, uint64_t guest_phys_addr,
+                        ms_error *err)
+    int ms_set_backing_flags(ms_vm *vm, uint32_t as_id, uint32_t slot, const ms_backing *backing, uint32_t set,
+                             uint32_t clear, ms_error *err)
+    int ms_id_to_backing(ms_vm *vm, uint32_t as_id, uint32_t id, ms_memslot *out, ms_backing **backing)
+    void *ms_backing_opaque(const ms_backing *backing)
+    bint ms_thread_may_change()
     int ms_add_listener(ms_vm *vm, const ms_listener *listener, ms_error *err)
     int ms_remove_listener(ms_vm *vm, const ms_listener *listener, ms_error *err)
     int ms_read_lock(ms_vm *vm)

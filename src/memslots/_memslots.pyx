@@ -17,6 +17,7 @@ cdef extern from *:
     """
     bint _is_finalizing "memslots_is_finalizing"()
 
+import atexit
 import errno
 import inspect
 import operator
@@ -28,13 +29,17 @@ import numpy as np
 
 cimport cython
 cimport numpy as cnp
-from cpython.buffer cimport PyObject_CheckBuffer
-from cpython.bytes cimport PyBytes_AS_STRING
+from cpython.buffer cimport (
+    PyBUF_FORMAT, PyBUF_ND, PyBUF_SIMPLE, PyBUF_STRIDES, PyBUF_WRITABLE, PyBuffer_Release, PyObject_CheckBuffer,
+    PyObject_GetBuffer,
+)
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from cpython.exc cimport PyErr_CheckSignals, PyErr_Clear, PyErr_Occurred, PyErr_WarnEx
 from cpython.long cimport PyLong_CheckExact
 from cpython.object cimport Py_TYPE, PyTypeObject
 from cpython.pythread cimport PyThread_get_thread_ident
-from libc.stdint cimport int32_t, int64_t, uint32_t, uint64_t
+from cpython.ref cimport Py_DECREF, Py_INCREF
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memcpy, memset
 from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
@@ -47,6 +52,7 @@ from .libmemslots cimport *
 cdef extern from "<errno.h>" nogil:
     enum:
         ECANCELED
+        EINTR
         ENOBUFS
         ENOENT
         EUCLEAN
@@ -57,6 +63,7 @@ from .errors import (
     GfnNotMappedError,
     InvalidRegionError,
     InvariantError,
+    NoSuchSlotError,
     OutOfMemoryError,
     ReadOnlySlotError,
     Request,
@@ -66,6 +73,7 @@ from .errors import (
     refused,
 )
 from .listener import Change, ChangeKind, check_hooks
+from .memory import HostRanges, HostRangesMany, PinnedBy, SlotsOfRanges
 
 cnp.import_array()
 ms_simd()  # reads the environment at import: a later call runs without the GIL, while another thread may change it
@@ -127,6 +135,8 @@ include "_hooks.pxi"
 include "_arrays.pxi"
 include "_rows.pxi"
 include "_interrupts.pxi"
+include "_mapping.pxi"
+include "_guest.pxi"
 
 
 # ---- functions that the methods of VM share ------------------------------------------------------------------------
@@ -180,10 +190,23 @@ cdef object _refusal(VM vm, int r, const ms_error *err, object request, str wher
         return _interrupt()
     if raised is None:
         raised = _raised_by(vm, err)
+    _drain_released()
     if err.rule == MS_RULE_LISTENER_REFUSED and r == -ECANCELED:
         return _with_notes(raised.pop(0), raised) if raised else _out_of_memory()
     other = _slot_or_none(&err.other)
     return _with_notes(refused(-r, _RULES[err.rule], err.limit, other, request, where), raised)
+
+
+cdef object _slot_refusal(VM vm, int r, const ms_error *err, uint32_t as_id, uint32_t id, object gpa=None,
+                          uint32_t set=0, uint32_t clear=0):
+    """The exception for a refused short form, whose request has the other values of the present slot."""
+    cdef list raised = _raised_by(vm, err)  # taken first, as in _load_refusal()
+    cdef ms_memslot slot
+    if ms_id_to_memslot(vm._vm, as_id, id, &slot):
+        return _refusal(vm, r, err, Request(id, as_id), "", raised)
+    return _refusal(vm, r, err, Request(
+        id, as_id, slot.base_gfn << 12 if gpa is None else gpa, slot.npages << 12, slot.userspace_addr,
+        slot.flags & ~clear | set), "", raised)
 
 
 cdef list _take_raised(VM vm):
@@ -213,6 +236,7 @@ cdef int _report_hooks(VM vm) except -1:
 
     Nothing else may fail after the change, so that the caller gets them."""
     cdef list raised = _take_raised(vm)
+    _drain_released()
     if raised:
         error = raised.pop(0)
         source = "as a warning" if isinstance(error, Warning) else "by a hook"
@@ -369,9 +393,10 @@ cdef cnp.ndarray _contiguous_like(cnp.ndarray result):
 
 cdef int _look_up(VM vm, _Many what, cnp.ndarray numbers, cnp.ndarray result, uint32_t as_id,
                   bint write) except -1:
-    """Runs one batch.  result is None for MARK, which has no answers."""
+    """Runs one batch.  result is None for MARK, which has no answers.  For WRITE_U64 it has the values to write."""
     cdef ms_batch batch
     cdef _PollClock clock
+    cdef ms_error err
     cdef int r
     batch.in_ = cnp.PyArray_DATA(numbers)
     batch.in_stride = _stride(numbers)
@@ -380,14 +405,22 @@ cdef int _look_up(VM vm, _Many what, cnp.ndarray numbers, cnp.ndarray result, ui
     batch.n = cnp.PyArray_SIZE(numbers)
     batch.poll = NULL
     if batch.n <= MS_BATCH_BRIEF:  # a release of the GIL costs more than so few lookups
-        _run_batch(vm._vm, what, as_id, &batch, write)
-        return 0
+        r = _run_batch(vm._vm, what, as_id, &batch, write, &err)
+        return _end_batch(vm, r, &err, as_id) if r else 0
     if batch.n > MS_BATCH_PIECE and _start_poll_clock(&clock):
         batch.poll = _poll_signals
         batch.opaque = &clock
     with nogil:
-        r = _run_batch(vm._vm, what, as_id, &batch, write)
-    return _raise_pending() if r else 0
+        r = _run_batch(vm._vm, what, as_id, &batch, write, &err)
+    _drain_released()
+    return _end_batch(vm, r, &err, as_id) if r else 0
+
+
+cdef int _end_batch(VM vm, int r, const ms_error *err, uint32_t as_id) except -1:
+    """Raises the exception of a batch that ended early."""
+    if r == -EINTR:
+        return _raise_pending()
+    raise _guest_refusal(vm, r, err, as_id)
 
 
 cdef enum _Range:
@@ -440,7 +473,7 @@ cdef extern from *:
     bint _own_init "memslots_own_init"(PyTypeObject *type, PyTypeObject *base) noexcept
     bint _own_new "memslots_own_new"(PyTypeObject *type, PyTypeObject *base) noexcept
 
-_VM_KEYWORDS = ("address_spaces", "user_mem_slots", "gpa_bits", "hva_end_max", "backend")
+_VM_KEYWORDS = ("address_spaces", "user_mem_slots", "gpa_bits", "hva_end_max", "backend", "dereference_raw_addresses")
 
 
 cdef int _check_keywords(tuple args, dict limits) except -1:
@@ -475,6 +508,7 @@ cdef int _create(VM vm, tuple args, dict limits) except -1:
     config.gpa_bits = _u32(limits.get("gpa_bits", config.gpa_bits), "gpa_bits")
     config.hva_end_max = _u64(limits.get("hva_end_max", config.hva_end_max), "hva_end_max")
     config.backend = name
+    config.dereference_raw_addresses = bool(limits.get("dereference_raw_addresses", False))
     config.report_stall = _stalled
     config.stall_opaque = <void *>vm._raised
     with cython.critical_section(vm):
@@ -510,7 +544,7 @@ cdef int _check_unchanged(VM vm, tuple args, dict limits) except -1:
     _check_keywords(args, limits)
     for name, value in limits.items():
         current = getattr(VM, name).__get__(vm)
-        if (value if name == "backend" else _index(value, name)) != current:
+        if (_index(value, name) if type(current) is int else value) != current:
             raise TypeError(f"the VM was made already, with {name}={current!r}: its limits never change.  Give them to "
                             f"VM(), or to super().__init__() in the subclass's __init__()")
     return 0
@@ -529,7 +563,7 @@ cdef list _out_of_range(const ms_config *config):
 
 @cython.no_gc_clear
 cdef class VM:
-    """VM(*, address_spaces=1, user_mem_slots=32764, gpa_bits=52, hva_end_max=0x7FFFFFFFF000, backend='tree')
+    """VM(*, address_spaces=1, user_mem_slots=32764, gpa_bits=52, hva_end_max=0x7FFFFFFFF000, backend='tree', dereference_raw_addresses=False)
 --
 
 A virtual machine's memory slots (the part of struct kvm that concerns slots).
@@ -539,6 +573,9 @@ A virtual machine's memory slots (the part of struct kvm that concerns slots).
     gpa_bits: a slot ends at or below 2**gpa_bits bytes of guest memory, 13 to 64.
     hva_end_max: a slot's host range ends at or below this address (bytes), at least one page.
     backend: the design of the engine, one of ``memslots.backends()``.
+    dereference_raw_addresses: whether read_guest(), write_guest() and their relatives use the userspace_addr of a slot
+    that set_user_memory_region() or load_memslots() made.  Then the caller keeps that memory alive.  Slots that
+    map_buffer() made do not need it.
 
     A limit out of range raises InvalidRegionError (a ValueError).  An unknown backend raises NotSupportedError.
     MemslotsError (EAGAIN): the process has no free pthread key.
@@ -561,6 +598,7 @@ A virtual machine's memory slots (the part of struct kvm that concerns slots).
         self._closed = True  # until the VM exists: an __index__ or a subclass's __del__ may use the object before
         self._raised = {}
         self._hooks = []
+        self._pins = _Pin.__new__(_Pin)
         if not _own_init(type, <PyTypeObject *>VM):
             _create(self, args, limits)
             self._given = limits
@@ -584,6 +622,9 @@ A virtual machine's memory slots (the part of struct kvm that concerns slots).
 
     def __dealloc__(self):
         ms_vm_destroy(self._vm)
+        self._vm = NULL
+        _drain_released()
+        _forget_pins(self)
 
     def __reduce__(self):
         raise TypeError("a VM cannot be pickled or copied; vm.snapshot() can")
@@ -680,6 +721,11 @@ A virtual machine's memory slots (the part of struct kvm that concerns slots).
     def backend(self):
         """The name of the design, one of ``memslots.backends()``."""
         return _config(self).backend.decode()
+
+    @property
+    def dereference_raw_addresses(self):
+        """Whether guest reads and writes use the address of a slot without a buffer."""
+        return bool(_config(self).dereference_raw_addresses)
 
     @property
     def index_policy(self):
@@ -779,6 +825,105 @@ A virtual machine's memory slots (the part of struct kvm that concerns slots).
             raise _load_refusal(self, r, &err, rows)
         _report_hooks(self)
 
+    def delete(self, slot, as_id=0):
+        """Deletes a slot: set_user_memory_region(slot, memory_size=0) without the other arguments.
+
+        InvalidRegionError (EINVAL): there is no such slot."""
+        cdef uint32_t id = _u32(slot, "slot"), space = _u32(as_id, "as_id")
+        cdef ms_error err
+        cdef int r
+        _check_open(self)
+        with nogil:
+            r = ms_delete_memslot(self._vm, space, id, &err)
+        if r:
+            raise _slot_refusal(self, r, &err, space, id)
+        _report_hooks(self)
+
+    def move(self, slot, gpa, as_id=0):
+        """Moves a slot to another guest physical address.  Its size, host address, flags and dirty bits stay.
+
+        Errors are those of set_user_memory_region."""
+        cdef uint32_t id = _u32(slot, "slot"), space = _u32(as_id, "as_id")
+        cdef uint64_t address = _u64(gpa, "gpa")
+        cdef ms_error err
+        cdef int r
+        _check_open(self)
+        with nogil:
+            r = ms_move_memslot(self._vm, space, id, address, &err)
+        if r:
+            raise _slot_refusal(self, r, &err, space, id, address)
+        _report_hooks(self)
+
+    def set_flags(self, slot, *, set=0, clear=0, as_id=0):
+        """Clears the flags ``clear`` of a slot and then sets the flags ``set``: bits of MemFlag.
+
+        Errors are those of set_user_memory_region."""
+        cdef uint32_t id = _u32(slot, "slot"), space = _u32(as_id, "as_id")
+        cdef uint32_t new = _u32(set, "set"), old = _u32(clear, "clear")
+        cdef ms_error err
+        cdef int r
+        _check_open(self)
+        with nogil:
+            r = ms_set_memslot_flags(self._vm, space, id, new, old, &err)
+        if r:
+            raise _slot_refusal(self, r, &err, space, id, None, new, old)
+        _report_hooks(self)
+
+    def free_slot_id(self, as_id=0):
+        """The lowest slot id that is not in use.  MemslotsError (ENOSPC): there is none.
+
+        Another thread can take it.  map_buffer(slot=None) chooses the id inside of its change."""
+        cdef uint32_t space = _u32(as_id, "as_id"), id = 0
+        cdef ms_error err
+        cdef int r
+        _check_open(self)
+        with nogil:
+            r = ms_free_slot_id(self._vm, space, &id, &err)
+        if r:
+            raise _refusal(self, r, &err, Request(as_id=space))
+        _report_hooks(self)
+        return id
+
+    def map_buffer(self, gpa, buffer, *, slot=None, as_id=0, bint readonly=False, bint log_dirty=False):
+        """Creates a slot of the memory of a buffer, and returns a Mapping.  The slot keeps the buffer alive.
+
+        gpa: the guest physical address, a multiple of 4096.
+        buffer: whole pages of host memory with the buffer protocol: memslots.alloc(), mmap, shared_memory, a numpy array
+        that begins at a page.  It must be writable, unless readonly is true.
+        slot: the id, or None for the lowest free one.
+        readonly, log_dirty: the flags READONLY and LOG_DIRTY_PAGES.
+
+        InvalidRegionError (EINVAL): the buffer is empty, read-only or not made of whole pages, or a rule of
+        set_user_memory_region refuses the slot.  RegionOverlapError (EEXIST): another slot has some of these frames, or
+        the id.  MemslotsError (ENOSPC): no id is free.  ValueError: the buffer is not contiguous.
+        TypeError: it is no buffer, or an array of Python objects.
+
+        The buffer is in use until the slot has ended and no reader, call or view can reach it.  Then it is released
+        outside of all locks, read sections and hooks.  Until then mmap.close() raises BufferError; pinned_by() names
+        the slots.
+        """
+        cdef ms_userspace_memory_region region
+        cdef _Pin pin
+        _check_open(self)
+        region.guest_phys_addr = _u64(gpa, "gpa")
+        region.slot = _slot_or_any(self, slot)
+        region.as_id = _u32(as_id, "as_id")
+        region.flags = (MS_MEM_READONLY if readonly else 0) | (MS_MEM_LOG_DIRTY_PAGES if log_dirty else 0)
+        region.guest_memfd = -1
+        region.guest_memfd_offset = 0
+        pin = _pin(buffer, readonly)
+        region.memory_size = pin.buffer.len
+        region.userspace_addr = <uint64_t>pin.buffer.buf
+        return _map(self, &region, pin)
+
+    def pinned_by(self, buffer):
+        """The slots and views of this VM that keep a buffer alive: PinnedBy(slots, views).  False if there are none.
+
+        slots: a list of MemorySlots that map some of its memory.  views: the number of memoryviews of Mapping.view()
+        that are alive.  A call in progress can keep the buffer alive a little longer."""
+        _check_open(self)
+        return _pinned_by(self, buffer)
+
     def add_listener(self, listener):
         """Adds a Listener after the present ones.  ListenerError (EEXIST) if it was added before.
 
@@ -858,11 +1003,14 @@ A virtual machine's memory slots (the part of struct kvm that concerns slots).
             raise _hva_error(hva, "gfn", frame, as_id)
         return hva
 
-    def gpa_to_hva(self, gpa, as_id=0):
-        """The host address (bytes) of a guest physical address (bytes), for writing.  Errors as for gfn_to_hva."""
+    def gpa_to_hva(self, gpa, as_id=0, *, bint write=True):
+        """The host address (bytes) of a guest physical address (bytes).  Errors as for gfn_to_hva.
+
+        write: true for an address to write to, which READONLY slots do not have."""
         cdef uint64_t address = _u64(gpa, "gpa"), hva
         cdef uint32_t space = _as_id(self, as_id)
-        hva = ms_gfn_to_hva(self._vm, space, address >> 12)
+        hva = (ms_gfn_to_hva(self._vm, space, address >> 12) if write
+               else ms_gfn_to_hva_prot(self._vm, space, address >> 12, NULL))
         if hva >= MS_HVA_ERR_MIN:
             raise _hva_error(hva, "gpa", address, as_id)
         return hva + (address & 4095)
@@ -987,6 +1135,213 @@ A virtual machine's memory slots (the part of struct kvm that concerns slots).
     def create_vcpu(self):
         """A new VCPU, whose lookups have a last_used_slot of their own."""
         return VCPU(self)
+
+    # -- guest memory
+
+    def read_guest(self, gpa, n, as_id=0):
+        """The n bytes of guest memory at gpa, as bytes (kvm_read_guest()).
+
+        The range may cross slots.  All bytes come from one published state.  READONLY slots can be read.
+
+        GuestAccessError (EFAULT): a byte cannot be read.  It has ``.gpa``, the begin of the first piece that failed, and
+        ``.done``, the number of bytes before it.  It is a GfnNotMappedError in a hole or an INVALID slot.  It is the base
+        class itself if the slot has no buffer (see dereference_raw_addresses), or if the memory behind it is gone, such
+        as that of a truncated file.
+
+        From 16 KiB on the call releases the GIL.  A smaller one keeps it: a page that a Python thread of this process
+        would have to serve by userfaultfd makes it wait for ever.
+        """
+        cdef uint64_t address = _u64(gpa, "gpa")
+        cdef size_t size = _size(n, "n")
+        cdef uint32_t space = _as_id(self, as_id)
+        cdef bytes out = _new_bytes(size)
+        cdef ms_error err
+        cdef int r = _read(self._vm, space, address, PyBytes_AS_STRING(out), size, &err)
+        if r:
+            raise _guest_refusal(self, r, &err, space)
+        return out
+
+    def readinto_guest(self, gpa, out, as_id=0):
+        """Fills ``out`` with the guest memory at gpa.  Errors as for read_guest.
+
+        out: a writable buffer of contiguous bytes, such as a bytearray or an array.  Its size says how many are read.
+        After an error the bytes before ``.done`` are read, and later ones are unspecified."""
+        cdef uint64_t address = _u64(gpa, "gpa")
+        cdef uint32_t space = _as_id(self, as_id)
+        cdef Py_buffer view
+        cdef ms_error err
+        cdef int r
+        _take_bytes(out, &view, True, "out")
+        r = _read(self._vm, space, address, view.buf, view.len, &err)
+        PyBuffer_Release(&view)
+        if r:
+            raise _guest_refusal(self, r, &err, space)
+
+    def write_guest(self, gpa, data, as_id=0):
+        """Writes the bytes of data to guest memory at gpa, and marks the pages dirty (kvm_write_guest()).
+
+        data: a buffer of contiguous bytes.  Errors as for read_guest; also ReadOnlySlotError (EFAULT) in a READONLY
+        slot.  Nothing is rolled back: after an error the bytes before ``.done`` are written and marked.
+        ForkedError (EIO): a slot with a dirty log in a forked child, because its marks would be lost."""
+        cdef uint64_t address = _u64(gpa, "gpa")
+        cdef uint32_t space = _as_id(self, as_id)
+        cdef Py_buffer view
+        cdef ms_error err
+        cdef int r
+        _take_bytes(data, &view, False, "data")
+        r = _write(self._vm, space, address, view.buf, view.len, &err)
+        PyBuffer_Release(&view)
+        if r:
+            raise _guest_refusal(self, r, &err, space)
+
+    def read_u8(self, gpa, as_id=0):
+        """The byte of guest memory at gpa.  Errors as for read_guest."""
+        cdef uint64_t address = _u64(gpa, "gpa")
+        cdef uint32_t space = _as_id(self, as_id)
+        cdef uint8_t value
+        cdef ms_error err
+        cdef int r = ms_read_guest_u8(self._vm, space, address, &value, &err)
+        if r:
+            raise _guest_refusal(self, r, &err, space)
+        return value
+
+    def read_u16(self, gpa, as_id=0):
+        """The little-endian number of 16 bits in guest memory at gpa.  Errors as for read_guest."""
+        cdef uint64_t address = _u64(gpa, "gpa")
+        cdef uint32_t space = _as_id(self, as_id)
+        cdef uint16_t value
+        cdef ms_error err
+        cdef int r = ms_read_guest_u16(self._vm, space, address, &value, &err)
+        if r:
+            raise _guest_refusal(self, r, &err, space)
+        return value
+
+    def read_u32(self, gpa, as_id=0):
+        """The little-endian number of 32 bits in guest memory at gpa.  Errors as for read_guest."""
+        cdef uint64_t address = _u64(gpa, "gpa")
+        cdef uint32_t space = _as_id(self, as_id)
+        cdef uint32_t value
+        cdef ms_error err
+        cdef int r = ms_read_guest_u32(self._vm, space, address, &value, &err)
+        if r:
+            raise _guest_refusal(self, r, &err, space)
+        return value
+
+    def read_u64(self, gpa, as_id=0):
+        """The little-endian number of 64 bits in guest memory at gpa.  Errors as for read_guest.
+
+        A naturally aligned number is read at once, with acquire order."""
+        cdef uint64_t address = _u64(gpa, "gpa")
+        cdef uint32_t space = _as_id(self, as_id)
+        cdef uint64_t value
+        cdef ms_error err
+        cdef int r = ms_read_guest_u64(self._vm, space, address, &value, &err)
+        if r:
+            raise _guest_refusal(self, r, &err, space)
+        return value
+
+    def write_u8(self, gpa, value, as_id=0):
+        """Writes one byte to guest memory at gpa, and marks the page dirty.  Errors as for write_guest."""
+        cdef uint64_t address = _u64(gpa, "gpa"), number = _number(value, "value", 0xFF)
+        cdef uint32_t space = _as_id(self, as_id)
+        cdef ms_error err
+        cdef int r = ms_write_guest_u8(self._vm, space, address, <uint8_t>number, &err)
+        if r:
+            raise _guest_refusal(self, r, &err, space)
+
+    def write_u16(self, gpa, value, as_id=0):
+        """Writes a little-endian number of 16 bits to guest memory at gpa.  Errors as for write_guest."""
+        cdef uint64_t address = _u64(gpa, "gpa"), number = _number(value, "value", 0xFFFF)
+        cdef uint32_t space = _as_id(self, as_id)
+        cdef ms_error err
+        cdef int r = ms_write_guest_u16(self._vm, space, address, <uint16_t>number, &err)
+        if r:
+            raise _guest_refusal(self, r, &err, space)
+
+    def write_u32(self, gpa, value, as_id=0):
+        """Writes a little-endian number of 32 bits to guest memory at gpa.  Errors as for write_guest."""
+        cdef uint64_t address = _u64(gpa, "gpa"), number = _number(value, "value", 0xFFFFFFFF)
+        cdef uint32_t space = _as_id(self, as_id)
+        cdef ms_error err
+        cdef int r = ms_write_guest_u32(self._vm, space, address, <uint32_t>number, &err)
+        if r:
+            raise _guest_refusal(self, r, &err, space)
+
+    def write_u64(self, gpa, value, as_id=0):
+        """Writes a little-endian number of 64 bits to guest memory at gpa.  Errors as for write_guest.
+
+        A naturally aligned number is written at once, with release order."""
+        cdef uint64_t address = _u64(gpa, "gpa"), number = _number(value, "value", 0xFFFFFFFFFFFFFFFF)
+        cdef uint32_t space = _as_id(self, as_id)
+        cdef ms_error err
+        cdef int r = ms_write_guest_u64(self._vm, space, address, <uint64_t>number, &err)
+        if r:
+            raise _guest_refusal(self, r, &err, space)
+
+    def fill_guest(self, gpa, n, byte, as_id=0):
+        """Writes n times the same byte to guest memory at gpa.  Errors as for write_guest."""
+        cdef uint64_t address = _u64(gpa, "gpa")
+        cdef size_t size = _size(n, "n")
+        cdef uint8_t content = <uint8_t>_number(byte, "byte", 0xFF)
+        cdef uint32_t space = _as_id(self, as_id)
+        cdef ms_error err
+        cdef int r = _fill_bytes(self._vm, space, address, size, content, &err)
+        if r:
+            raise _guest_refusal(self, r, &err, space)
+
+    def copy_guest(self, dst_gpa, src_gpa, n, as_id=0):
+        """Copies n bytes from guest memory at src_gpa to dst_gpa.  The ranges may overlap.  Errors as for write_guest."""
+        cdef uint64_t to = _u64(dst_gpa, "dst_gpa"), source = _u64(src_gpa, "src_gpa")
+        cdef size_t size = _size(n, "n")
+        cdef uint32_t space = _as_id(self, as_id)
+        cdef ms_error err
+        cdef int r = _copy(self._vm, space, to, source, size, &err)
+        if r:
+            raise _guest_refusal(self, r, &err, space)
+
+    def read_u64_many(self, gpas, out=None, as_id=0):
+        """The numbers of 64 bits at many guest physical addresses: a uint64 array of the shape of gpas.
+
+        gpas and out are as for gpa_to_hva_many.  Any address may be unaligned.  Errors as for read_guest; after an error
+        ``.done`` counts the bytes of the elements, in C order, that were read."""
+        return _many(self, READ_U64, gpas, "gpas", out, cnp.NPY_UINT64, as_id, False)
+
+    def write_u64_many(self, gpas, values, as_id=0):
+        """Writes a number of 64 bits to each of many guest physical addresses, in C order, and marks the pages dirty.
+
+        values: one number, or an array of integers that can be broadcast to the shape of gpas.  Errors as for
+        write_guest; after an error ``.done`` counts the bytes of the elements that were written."""
+        _write_many(self, gpas, values, as_id)
+
+    def host_ranges(self, gpa, n, as_id=0, bint write=False):
+        """The host memory of n bytes at gpa: HostRanges(ranges, hole), for one published state.
+
+        ranges: pairs (host address, length) in bytes.  Neighbours in host memory are joined, also across slots.
+        hole: the first guest physical address without a host address, or None.  The ranges end there.
+        write: true for addresses to write to, which READONLY slots do not have.
+
+        These are addresses, as of gpa_to_hva().  Use them only while the slots and their memory stay: in a read section,
+        or with the buffers in hand."""
+        cdef uint64_t address = _u64(gpa, "gpa"), size = _u64(n, "n")
+        return _host_ranges(self, address, size, _as_id(self, as_id), write)
+
+    def host_ranges_many(self, gpas, sizes, as_id=0, bint write=False):
+        """host_ranges() of many guest ranges: HostRangesMany(ranges, offsets, holes), for one published state.
+
+        gpas: an array as for gpa_to_hva_many.  sizes: one size in bytes, or an array that can be broadcast to the shape of
+        gpas.  The elements are taken in C order.
+        ranges: uint64 of shape (k, 2).  offsets: int64 of shape (n + 1,); those of element i are
+        ranges[offsets[i]:offsets[i + 1]].  holes: uint64 of shape (n,), the first address without a host address, or
+        gpa + size."""
+        return _host_ranges_many(self, gpas, sizes, as_id, write)
+
+    def memslots_in_gfn_range_many(self, starts, ends, as_id=0):
+        """The slots of many ranges [start, end) of frames: SlotsOfRanges(slots, offsets), for one published state.
+
+        starts: an array as for gfn_to_hva_many.  ends: one frame, or an array that can be broadcast to the shape of starts.
+        slots: an array of MEMSLOT_DTYPE.  offsets: int64 of shape (n + 1,); those of element i in C order are
+        slots[offsets[i]:offsets[i + 1]], by ascending gfn."""
+        return _slots_of_ranges(self, starts, ends, as_id)
 
     # -- dirty log
 

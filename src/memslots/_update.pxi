@@ -32,6 +32,7 @@ cdef class ReadSection:
             raise RuntimeError("a read section is left once, by the thread that entered it")
         self.depth -= 1
         ms_read_unlock(self.vm._vm)
+        _drain_released()
 
     def __repr__(self):
         state = "not entered" if not self.depth else "entered once" if self.depth == 1 else f"entered {self.depth} times"

@@ -216,6 +216,11 @@ class Request(NamedTuple):
     done: int = 0  # the bytes before it
     bits_lost: bool = False  # get_dirty_log() has cleared the log before it failed
 
+    @property
+    def name(self) -> str:
+        """The slot in a message.  map_buffer() may leave the choice of the id to the engine."""
+        return "the new slot" if self.slot is None else f"slot {self.slot}"
+
 
 def _span(gpa: int, size: int) -> str:
     return f"[{gpa:#x}, {gpa + size:#x})"
@@ -234,60 +239,60 @@ def _other(other: Any) -> str:
 
 
 _MESSAGES: dict[str, Callable[[Request, int, Any], str]] = {
-    "SLOT_ID": lambda q, limit, o: f"slot {q.slot} is not below {limit}, the number of slots",
+    "SLOT_ID": lambda q, limit, o: f"{q.name} is not below {limit}, the number of slots",
     "FLAGS": lambda q, limit, o: (
-        f"flags {_flags(q.flags)} of slot {q.slot}: {_flags(q.flags & ~limit)} is not allowed"
+        f"flags {_flags(q.flags)} of {q.name}: {_flags(q.flags & ~limit)} is not allowed"
         f"{' with GUEST_MEMFD' if limit == MemFlag.GUEST_MEMFD else ''}; allowed is {_flags(limit)}"
     ),
     "SIZE_ALIGN": lambda q, limit, o: (
-        f"memory_size {q.memory_size:#x} of slot {q.slot} is not a multiple of the page size {PAGE_SIZE}"
+        f"memory_size {q.memory_size:#x} of {q.name} is not a multiple of the page size {PAGE_SIZE}"
     ),
     "GPA_ALIGN": lambda q, limit, o: (
-        f"guest_phys_addr {q.guest_phys_addr:#x} of slot {q.slot} is not a multiple of {PAGE_SIZE}"
+        f"guest_phys_addr {q.guest_phys_addr:#x} of {q.name} is not a multiple of {PAGE_SIZE}"
     ),
     "HVA_ALIGN": lambda q, limit, o: (
-        f"userspace_addr {q.userspace_addr:#x} of slot {q.slot} is not a multiple of {PAGE_SIZE}"
+        f"userspace_addr {q.userspace_addr:#x} of {q.name} is not a multiple of {PAGE_SIZE}"
     ),
     "HVA_RANGE": lambda q, limit, o: (
-        f"host range {_span(q.userspace_addr, q.memory_size)} of slot {q.slot} ends beyond {limit:#x}"
+        f"host range {_span(q.userspace_addr, q.memory_size)} of {q.name} ends beyond {limit:#x}"
     ),
     "GMEM_OFFSET": lambda q, limit, o: (
-        f"guest_memfd_offset {q.guest_memfd_offset:#x} of slot {q.slot} is not a multiple of {PAGE_SIZE}, "
+        f"guest_memfd_offset {q.guest_memfd_offset:#x} of {q.name} is not a multiple of {PAGE_SIZE}, "
         f"or wraps with memory_size {q.memory_size:#x}"
     ),
     "AS_ID": lambda q, limit, o: (
         f"address space {q.as_id} is not below {limit}, the number of address spaces"
     ),
     "GPA_WRAP": lambda q, limit, o: (
-        f"guest range {_span(q.guest_phys_addr, q.memory_size)} of slot {q.slot} reaches 2**64"
+        f"guest range {_span(q.guest_phys_addr, q.memory_size)} of {q.name} reaches 2**64"
     ),
     "NPAGES": lambda q, limit, o: (
-        f"slot {q.slot} would have {q.memory_size // PAGE_SIZE} pages; a slot has 1 to {limit}"
+        f"{q.name} would have {q.memory_size // PAGE_SIZE} pages; a slot has 1 to {limit}"
     ),
-    "NO_SUCH_SLOT": lambda q, limit, o: f"there is no slot {q.slot} in address space {q.as_id}",
+    "NO_SUCH_SLOT": lambda q, limit, o: f"there is no {q.name} in address space {q.as_id}",
     "TOTAL_PAGES": lambda q, limit, o: (
-        f"with slot {q.slot} the number of pages of the VM would reach 2**64"
+        f"with {q.name} the number of pages of the VM would reach 2**64"
     ),
-    "GMEM_EXISTING": lambda q, limit, o: f"slot {q.slot} exists: GUEST_MEMFD is only for a new one",
+    "GMEM_EXISTING": lambda q, limit, o: f"{q.name} exists: GUEST_MEMFD is only for a new one",
     "HVA_CHANGE": lambda q, limit, o: (
-        f"userspace_addr of slot {q.slot} is {o.userspace_addr:#x} and cannot become {q.userspace_addr:#x}"
+        f"userspace_addr of {q.name} is {o.userspace_addr:#x} and cannot become {q.userspace_addr:#x}"
     ),
     "SIZE_CHANGE": lambda q, limit, o: (
-        f"slot {q.slot} has {o.npages} pages and cannot be resized to {q.memory_size // PAGE_SIZE}"
+        f"{q.name} has {o.npages} pages and cannot be resized to {q.memory_size // PAGE_SIZE}"
     ),
     "FLAGS_TOGGLE": lambda q, limit, o: (
-        f"READONLY of slot {q.slot} cannot change: its flags are {int(o.flags):#x}, the call has {q.flags:#x}"
+        f"READONLY of {q.name} cannot change: its flags are {int(o.flags):#x}, the call has {q.flags:#x}"
     ),
     "OVERLAP": lambda q, limit, o: (
-        f"slot {q.slot} {_span(q.guest_phys_addr, q.memory_size)} overlaps {_other(o)} "
+        f"{q.name} {_span(q.guest_phys_addr, q.memory_size)} overlaps {_other(o)} "
         f"in address space {q.as_id}"
     ),
     "GMEM_FD": lambda q, limit, o: (
-        f"guest_memfd {q.guest_memfd} of slot {q.slot} is "
+        f"guest_memfd {q.guest_memfd} of {q.name} is "
         f"{'an open file, but no guest_memfd' if limit else 'not an open file'}"
     ),
     "GPA_LIMIT": lambda q, limit, o: (
-        f"slot {q.slot} {_span(q.guest_phys_addr, q.memory_size)} ends beyond {limit:#x}, "
+        f"{q.name} {_span(q.guest_phys_addr, q.memory_size)} ends beyond {limit:#x}, "
         "which is 2**gpa_bits"
     ),
     "NO_MEMORY": lambda q, limit, o: "out of memory; nothing was changed",
@@ -297,11 +302,11 @@ _MESSAGES: dict[str, Callable[[Request, int, Any], str]] = {
     "LISTENER_EXISTS": lambda q, limit, o: "the listener is there already",
     "NO_SUCH_LISTENER": lambda q, limit, o: "the listener is not there",
     "NO_DIRTY_LOG": lambda q, limit, o: (
-        f"slot {q.slot} in address space {q.as_id} does not log dirty pages"
+        f"{q.name} in address space {q.as_id} does not log dirty pages"
     ),
     "FIRST_PAGE": lambda q, limit, o: f"first_page {q.first_page} is not a multiple of {limit}",
     "CLEAR_RANGE": lambda q, limit, o: (
-        f"pages [{q.first_page}, {q.first_page + q.num_pages}) of slot {q.slot}, which has {limit} pages: the range "
+        f"pages [{q.first_page}, {q.first_page + q.num_pages}) of {q.name}, which has {limit} pages: the range "
         "must lie inside the slot, and its length must be a multiple of 64 unless it ends where the slot ends"
     ),
     "BITMAP_SIZE": lambda q, limit, o: f"the bitmap has {q.value} words, not {limit}",
@@ -309,7 +314,7 @@ _MESSAGES: dict[str, Callable[[Request, int, Any], str]] = {
         "no bitmap was given; "
         + ("the log was cleared, and its bits are lost" if q.bits_lost else "the log is as it was")
     ),
-    "DUPLICATE_ID": lambda q, limit, o: f"slot {q.slot} is there already: {_other(o)}",
+    "DUPLICATE_ID": lambda q, limit, o: f"{q.name} is there already: {_other(o)}",
     "MANUAL_PROTECT": lambda q, limit, o: f"manual_dirty_log_protect is 0, 1 or 3, not {q.value}",
     "READ_SECTION": lambda q, limit, o: (
         "this thread is inside a read section, which the change would wait for"
@@ -342,11 +347,11 @@ _MESSAGES: dict[str, Callable[[Request, int, Any], str]] = {
         f"a struct of the caller has fewer than {limit} bytes: it is older than this library"
     ),
     "BACKING_RANGE": lambda q, limit, o: (
-        f"host range {_span(q.userspace_addr, q.memory_size)} of slot {q.slot} is not inside its memory, "
+        f"host range {_span(q.userspace_addr, q.memory_size)} of {q.name} is not inside its memory, "
         f"which ends at {limit:#x}"
     ),
     "BACKING_READONLY": lambda q, limit, o: (
-        f"slot {q.slot} is not READONLY, but its memory is read-only: map it with READONLY"
+        f"{q.name} is not READONLY, but its memory is read-only: map it with READONLY"
     ),
     "NO_FREE_SLOT": lambda q, limit, o: (
         f"all {limit} slot ids of address space {q.as_id} are in use: delete a slot, or give the VM more user_mem_slots"

@@ -13,6 +13,8 @@ cdef extern from "memslots.h" nogil:
     uint64_t MS_GEN_UPDATE_IN_PROGRESS
     uint32_t MS_ADDRESS_SPACES_MAX
     uint32_t MS_USER_MEM_SLOTS_MAX
+    uint32_t MS_MEM_LOG_DIRTY_PAGES
+    uint32_t MS_MEM_READONLY
     uint32_t MS_SLOT_ANY
     uint32_t MS_BACKING_READONLY
 
@@ -38,6 +40,7 @@ cdef extern from "memslots.h" nogil:
         MS_RULE_NONE
         MS_RULE_NO_MEMORY
         MS_RULE_LISTENER_REFUSED
+        MS_RULE_NO_SUCH_SLOT
         MS_RULE_DUPLICATE_ID
         MS_RULE_READ_SECTION
         MS_RULE_HOOK

@@ -173,7 +173,14 @@ def parameters() -> Iterator[tuple[str, str]]:
     import memslots
     from memslots import _memslots
 
-    for cls in (VM, memslots.VCPU, memslots.Update, memslots.ReadSection, memslots.SlotHandle):
+    for cls in (
+        VM,
+        memslots.Mapping,
+        memslots.VCPU,
+        memslots.Update,
+        memslots.ReadSection,
+        memslots.SlotHandle,
+    ):
         for name, method in methods(cls):
             for parameter in inspect.signature(method).parameters.values():
                 if parameter.name != "self":

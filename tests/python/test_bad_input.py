@@ -47,10 +47,12 @@ PAGE = 4096
 LOG, READONLY, GUEST_MEMFD = 1, 2, 4
 U32, U64 = 2**32 - 1, 2**64 - 1
 HVA = 0x7F00_0000_0000
+GPA = 2**36  # of guest memory
 
 
 def make_vm() -> VM:
-    """Two address spaces; slot 0 logs and has marks, slot 1 is READONLY, slot 2 is in the other space."""
+    """Two address spaces; slot 0 logs and has marks, slot 1 is READONLY, slot 2 is in the other space, slot 3 of each
+    has memory."""
     vm = VM(address_spaces=2)
     vm.set_user_memory_region(
         0, guest_phys_addr=0, memory_size=200 * PAGE, userspace_addr=HVA, flags=LOG
@@ -59,6 +61,8 @@ def make_vm() -> VM:
         1, guest_phys_addr=2**20 * PAGE, memory_size=64 * PAGE, userspace_addr=HVA, flags=READONLY
     )
     vm.set_user_memory_region(2, guest_phys_addr=0, memory_size=PAGE, as_id=1)
+    for as_id in range(2):
+        vm.map_buffer(GPA, memslots.alloc(2 * PAGE), slot=3, as_id=as_id)
     vm.manual_dirty_log_protect = 1  # a read does not clear the log, so the digest may read it
     vm.mark_page_dirty_many(np.array([0, 5, 199], np.uint64))
     return vm
@@ -151,6 +155,14 @@ CALLS: dict[str, tuple[Call, dict[str, int]]] = {
         },
     ),
     "load_memslots": (of_vm("load_memslots", ROWS), {"as_id": 0}),
+    "delete": (of_vm("delete"), {"slot": 0, "as_id": 0}),
+    "move": (of_vm("move"), {"slot": 0, "gpa": 2**30, "as_id": 0}),
+    "set_flags": (of_vm("set_flags"), {"slot": 0, "set": 0, "clear": LOG, "as_id": 0}),
+    "free_slot_id": (of_vm("free_slot_id"), {"as_id": 0}),
+    "map_buffer": (
+        lambda vm, **values: bool(vm.map_buffer(buffer=memslots.alloc(PAGE), **values)),
+        {"gpa": 2**40, "as_id": 0},
+    ),
     "begin_update": (of_vm("begin_update"), {"as_id": 0}),
     "Update.find": (in_update("find"), {"id": 1}),
     "Update.copy": (
@@ -178,6 +190,33 @@ CALLS: dict[str, tuple[Call, dict[str, int]]] = {
     "VCPU.gfn_to_memslot": (of_vcpu("gfn_to_memslot"), {"gfn": 0}),
     "VCPU.gfn_to_hva": (of_vcpu("gfn_to_hva"), {"gfn": 0}),
     "VCPU.gpa_to_hva": (of_vcpu("gpa_to_hva"), {"gpa": 0}),
+    "read_guest": (of_vm("read_guest"), {"gpa": GPA, "n": 8, "as_id": 0}),
+    "readinto_guest": (
+        lambda vm, **values: vm.readinto_guest(out=bytearray(8), **values),
+        {"gpa": GPA, "as_id": 0},
+    ),
+    "write_guest": (
+        lambda vm, **values: vm.write_guest(data=bytes(8), **values),
+        {"gpa": GPA, "as_id": 0},
+    ),
+    "read_u8": (of_vm("read_u8"), {"gpa": GPA, "as_id": 0}),
+    "write_u8": (of_vm("write_u8"), {"gpa": GPA, "value": 1, "as_id": 0}),
+    "read_u16": (of_vm("read_u16"), {"gpa": GPA, "as_id": 0}),
+    "write_u16": (of_vm("write_u16"), {"gpa": GPA, "value": 1, "as_id": 0}),
+    "read_u32": (of_vm("read_u32"), {"gpa": GPA, "as_id": 0}),
+    "write_u32": (of_vm("write_u32"), {"gpa": GPA, "value": 1, "as_id": 0}),
+    "read_u64": (of_vm("read_u64"), {"gpa": GPA, "as_id": 0}),
+    "write_u64": (of_vm("write_u64"), {"gpa": GPA, "value": 1, "as_id": 0}),
+    "fill_guest": (of_vm("fill_guest"), {"gpa": GPA, "n": 8, "byte": 1, "as_id": 0}),
+    "copy_guest": (
+        of_vm("copy_guest"),
+        {"dst_gpa": GPA, "src_gpa": GPA + PAGE, "n": 8, "as_id": 0},
+    ),
+    "read_u64_many": (of_vm("read_u64_many", [GPA, GPA + 8]), {"as_id": 0}),
+    "write_u64_many": (of_vm("write_u64_many", [GPA, GPA + 8], 1), {"as_id": 0}),
+    "host_ranges": (of_vm("host_ranges"), {"gpa": GPA, "n": 8, "as_id": 0}),
+    "host_ranges_many": (of_vm("host_ranges_many", [GPA], 8), {"as_id": 0}),
+    "memslots_in_gfn_range_many": (of_vm("memslots_in_gfn_range_many", [0], 9), {"as_id": 0}),
     "mark_page_dirty": (of_vm("mark_page_dirty"), {"gfn": 5, "as_id": 0}),
     "mark_page_dirty_many": (of_vm("mark_page_dirty_many", GFNS), {"as_id": 0}),
     "get_dirty_log": (of_vm("get_dirty_log"), {"slot": 0, "as_id": 0}),
@@ -205,6 +244,7 @@ CALLS: dict[str, tuple[Call, dict[str, int]]] = {
 }
 
 WIDE = {
+    *("dst_gpa", "src_gpa"),
     "base_gfn",
     "npages",
     "userspace_addr",
@@ -224,12 +264,18 @@ WIDE = {
 }
 
 
-def bounds(argument: str) -> tuple[int, int]:
+def bounds(name: str, argument: str) -> tuple[int, int]:
     """The integers that the argument can hold."""
     if argument == "guest_memfd":
         return -(2**31), 2**31 - 1
+    if name == "host_ranges" and argument == "n":
+        return 0, U64
     if argument in ("group", "n"):
-        return 0, 2**31 - 1
+        return 0, 2**63 - 1 if name.endswith("_guest") else 2**31 - 1
+    if argument == "value":
+        return 0, 2 ** int(name.removeprefix("write_u")) - 1
+    if argument == "byte":
+        return 0, 255
     return 0, U64 if argument in WIDE else U32
 
 
@@ -372,7 +418,7 @@ def test_integer_beyond_its_c_type_raises_overflowerror(
 ) -> None:
     """The OverflowError names the argument.  An integer that fits never raises it: the engine either accepts the value
     or refuses it by a rule."""
-    low, high = bounds(argument)
+    low, high = bounds(name, argument)
     value = INTEGERS[kind]
     with make_vm() as vm:
         before = digest(vm)
@@ -407,7 +453,7 @@ def outcome(name: str, argument: str, value: Any) -> str:
 def test_sentinel_value_is_an_ordinary_number(name: str, argument: str) -> None:
     """A sentinel neither ends a call without a result nor hides an exception.  An object with __index__ takes another
     path through the binding: the same number must give the same outcome there."""
-    low, high = bounds(argument)
+    low, high = bounds(name, argument)
     for value in SENTINELS:
         if name == "time_nothing" and 2**20 < value <= high:
             continue  # would make that many calls, and 16 GiB of times

@@ -26,11 +26,13 @@ from memslots import (
     Change,
     ClosedError,
     Listener,
+    Mapping,
     MemFlag,
     MemslotsError,
     ReadSection,
     SlotHandle,
     Update,
+    alloc,
 )
 from memslots._memslots import REGION_DTYPE, time_changes, time_lookups
 
@@ -46,6 +48,7 @@ class Parts:
     def __init__(self) -> None:
         self.vm = VM(address_spaces=2)
         put(self.vm, 0, 0, 64, LOG)
+        self.mapping = self.vm.map_buffer(GPA, alloc(PAGE), slot=9)
         self.vcpu, self.section, self.update = (
             self.vm.create_vcpu(),
             self.vm.read(),
@@ -57,6 +60,7 @@ class Parts:
     def of(self, cls: type) -> Any:
         return {
             VM: self.vm,
+            Mapping: self.mapping,
             VCPU: self.vcpu,
             ReadSection: self.section,
             Update: self.update,
@@ -65,10 +69,16 @@ class Parts:
 
 
 GFNS = np.zeros(1, np.uint64)
+GPA = 2**20 * PAGE  # of the mapping
 # Valid arguments by class and method; a method that is missing here takes no argument.
 ARGUMENTS: dict[str, Callable[[Parts], tuple[tuple[Any, ...], dict[str, Any]]]] = {
     "VM.set_user_memory_region": lambda p: ((0,), {"guest_phys_addr": 0, "memory_size": 0}),
     "VM.load_memslots": lambda p: ((np.zeros(0, MEMSLOT_DTYPE),), {}),
+    "VM.delete": lambda p: ((0,), {}),
+    "VM.move": lambda p: ((0, 0), {}),
+    "VM.set_flags": lambda p: ((0,), {}),
+    "VM.map_buffer": lambda p: ((2**21 * PAGE, alloc(PAGE)), {}),
+    "VM.pinned_by": lambda p: ((b"",), {}),
     "VM.add_listener": lambda p: ((Listener(),), {}),
     "VM.remove_listener": lambda p: ((Listener(),), {}),
     "VM.gfn_to_memslot": lambda p: ((0,), {}),
@@ -83,6 +93,86 @@ ARGUMENTS: dict[str, Callable[[Parts], tuple[tuple[Any, ...], dict[str, Any]]]] 
     "VM.memslots_in_gfn_range": lambda p: ((0, 1), {}),
     "VM.memslots_in_hva_range": lambda p: ((0, 1), {}),
     "VM.hva_to_gfns": lambda p: ((0,), {}),
+    "VM.read_guest": lambda p: (
+        (
+            GPA,
+            8,
+        ),
+        {},
+    ),
+    "VM.readinto_guest": lambda p: (
+        (
+            GPA,
+            bytearray(8),
+        ),
+        {},
+    ),
+    "VM.write_guest": lambda p: (
+        (
+            GPA,
+            bytes(8),
+        ),
+        {},
+    ),
+    "VM.read_u8": lambda p: ((GPA,), {}),
+    "VM.read_u16": lambda p: ((GPA,), {}),
+    "VM.read_u32": lambda p: ((GPA,), {}),
+    "VM.read_u64": lambda p: ((GPA,), {}),
+    "VM.write_u8": lambda p: (
+        (
+            GPA,
+            1,
+        ),
+        {},
+    ),
+    "VM.write_u16": lambda p: (
+        (
+            GPA,
+            1,
+        ),
+        {},
+    ),
+    "VM.write_u32": lambda p: (
+        (
+            GPA,
+            1,
+        ),
+        {},
+    ),
+    "VM.write_u64": lambda p: (
+        (
+            GPA,
+            1,
+        ),
+        {},
+    ),
+    "VM.fill_guest": lambda p: (
+        (
+            GPA,
+            8,
+            1,
+        ),
+        {},
+    ),
+    "VM.copy_guest": lambda p: (
+        (
+            GPA,
+            GPA,
+            8,
+        ),
+        {},
+    ),
+    "VM.read_u64_many": lambda p: (([GPA],), {}),
+    "VM.write_u64_many": lambda p: (
+        (
+            [GPA],
+            1,
+        ),
+        {},
+    ),
+    "VM.host_ranges": lambda p: ((GPA, 8), {}),
+    "VM.host_ranges_many": lambda p: (([GPA], 8), {}),
+    "VM.memslots_in_gfn_range_many": lambda p: (([0], 9), {}),
     "VM.mark_page_dirty": lambda p: ((0,), {}),
     "VM.mark_page_dirty_many": lambda p: ((GFNS,), {}),
     "VM.get_dirty_log": lambda p: ((0,), {}),
@@ -100,11 +190,13 @@ ARGUMENTS: dict[str, Callable[[Parts], tuple[tuple[Any, ...], dict[str, Any]]]] 
     "Update.invalidate": lambda p: ((p.handle,), {}),
     "Update.activate": lambda p: ((p.handle, None), {}),
     "VM.__exit__": lambda p: ((None, None, None), {}),
+    "Mapping.move": lambda p: ((0x100000,), {}),
+    "Mapping.__exit__": lambda p: ((None, None, None), {}),
 }
-CLASSES = (VM, VCPU, ReadSection, Update, SlotHandle)
+CLASSES = (VM, Mapping, VCPU, ReadSection, Update, SlotHandle)
 METHODS = [(cls, name) for cls in CLASSES for name, _ in methods(cls)]
-# Methods that succeed on a closed VM: close is idempotent, and so is the end of `with vm`.
-STILL = {"VM.close", "VM.__exit__"}
+# Methods that succeed on a closed VM: close is idempotent, and so are unmap and the end of `with`.
+STILL = {"VM.close", "VM.__exit__", "Mapping.unmap", "Mapping.__exit__"}
 # Methods that raise another error than ClosedError, because their section or update is not running.
 NOT_RUNNING = {
     "ReadSection.__exit__": RuntimeError,

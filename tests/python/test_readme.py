@@ -20,6 +20,7 @@ ROOT = Path(__file__).parents[2]
 README = ROOT / "README.md"
 CALLS = ROOT / "docs" / "python.md"
 COMMANDS = ROOT / "docs" / "commands.md"
+GUEST_PAGE = ROOT / "docs" / "guest-memory.md"
 C_PAGE = ROOT / "docs" / "c.md"
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("tests/**/*.md")])
 
@@ -87,6 +88,22 @@ def test_example_prints_the_text_of_its_comment(capsys: pytest.CaptureFixture[st
     assert shown == comment[1]
 
 
+def test_example_of_guest_memory_gives_the_value_of_its_comment() -> None:
+    """README's second example.  The last line is an expression, and its comment the value."""
+    source = blocks(README, "python")[1].rstrip()
+    body, _, last = source.rpartition("\n")
+    names: dict[str, Any] = {}
+    code = last.partition("  # ")[0].strip()
+    exec(f"{body}\n    value = {code}", names)
+    assert repr(names["value"]) == last.partition("  # ")[2].strip()
+
+
+def test_example_of_the_guest_memory_page_runs() -> None:
+    """Its comments are asserts."""
+    (source,) = blocks(GUEST_PAGE, "python")
+    exec(source, {})
+
+
 def test_lookup_in_a_hole_behaves_as_documented() -> None:
     """Checks the comments "LookupError in a hole" and "HVA_ERR_BAD in holes"."""
     with VM() as vm:
@@ -138,6 +155,10 @@ def test_every_call_is_documented() -> None:
         "gpa_bits",
         "hva_end_max",
         "backend",
+        "dereference_raw_addresses",
+        *(
+            f"{way}_u{bits}" for way in ("read", "write") for bits in (16, 32)
+        ),  # "read_u8 to read_u64"
     }
     excepted |= {"nr_memslot_pages", "memslots", "memslots_array", "remove_listener"}
     for name in dir(VM):

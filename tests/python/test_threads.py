@@ -31,6 +31,7 @@ from memslots import (
     MemslotsError,
     ReadSection,
     ReentrantChangeError,
+    alloc,
 )
 
 LOG = MemFlag.LOG_DIRTY_PAGES
@@ -426,6 +427,11 @@ def null_bitmap(vm: VM) -> None:
 
 WAITING: dict[str, Callable[[VM, Listener], object]] = {
     "set": lambda vm, _: put(vm, 1, 1, 1),
+    "delete": lambda vm, _: vm.delete(0),
+    "move": lambda vm, _: vm.move(0, 0x100000),
+    "set_flags": lambda vm, _: vm.set_flags(0, clear=LOG),
+    "free_slot_id": lambda vm, _: vm.free_slot_id(),
+    "map_buffer": lambda vm, _: vm.map_buffer(0x100000, alloc(PAGE)),
     "load": lambda vm, _: vm.load_memslots(np.array([(9, 1, 0, 9, 0, 0)], MEMSLOT_DTYPE)),
     "get_dirty_log": lambda vm, _: vm.get_dirty_log(0),
     "get_dirty_log of NULL": lambda vm, _: null_bitmap(vm),

@@ -245,6 +245,7 @@ def is_settable(cls: type, member: str) -> bool:
     objects = {
         "VM": vm,
         "VCPU": vm.create_vcpu(),
+        "Mapping": vm.map_buffer(0, memslots.alloc(4096)),
         "MemorySlot": memslots.MemorySlot(id=0, as_id=0, base_gfn=0, npages=1, userspace_addr=0),
     }
     objects |= {"Update": vm.begin_update()}

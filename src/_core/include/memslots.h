@@ -318,6 +318,20 @@ void ms_backing_put(struct ms_backing *backing);
 int ms_map_backing(struct ms_vm *vm, const struct ms_userspace_memory_region *region, struct ms_backing *backing,
 		   uint32_t *slot, struct ms_error *err);
 
+/* [lock] As ms_delete_memslot(), ms_move_memslot() and ms_set_memslot_flags(), but only if the slot has this backing.
+ * Otherwise -EINVAL and MS_RULE_NO_SUCH_SLOT.  So they never change a slot that another thread has put in its place. */
+int ms_unmap_backing(struct ms_vm *vm, uint32_t as_id, uint32_t slot, const struct ms_backing *backing,
+		     struct ms_error *err);
+int ms_move_backing(struct ms_vm *vm, uint32_t as_id, uint32_t slot, const struct ms_backing *backing,
+		    uint64_t guest_phys_addr, struct ms_error *err);
+int ms_set_backing_flags(struct ms_vm *vm, uint32_t as_id, uint32_t slot, const struct ms_backing *backing,
+			 uint32_t set, uint32_t clear, struct ms_error *err);
+
+/* As ms_id_to_memslot().  *backing is a new reference to the backing of the slot; NULL: a hole or a raw slot. */
+int ms_id_to_backing(struct ms_vm *vm, uint32_t as_id, uint32_t id, struct ms_memslot *out,
+		     struct ms_backing **backing);
+void *ms_backing_opaque(const struct ms_backing *backing);
+
 /* ---- listeners (listeners.c) ---------------------------------------------------------------------------------- */
 
 enum ms_change_kind { MS_CREATE, MS_DELETE, MS_MOVE, MS_FLAGS_ONLY };
@@ -370,6 +384,10 @@ int ms_read_unlock(struct ms_vm *vm);
 
 /* A number that only the calling thread has.  It is never used again, unlike a pthread_t or the result of gettid(). */
 uint64_t ms_thread_number(void);
+
+/* Whether the calling thread is outside of all read sections, hooks and updates.  Otherwise a call marked [lock] may be
+ * refused. */
+bool ms_thread_may_change(void);
 
 /* In all lookups an as_id out of range gives a hole.  0, or -ENOENT.  INVALID slots are returned, as in KVM.  out may
  * be NULL. */

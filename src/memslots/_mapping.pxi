@@ -1,0 +1,509 @@
+# SPDX-License-Identifier: MIT
+# Buffers that slots map: map_buffer(), Mapping, and the release of buffers that no slot, call or view uses.
+#
+# A _Pin holds one buffer for one call of map_buffer().  The core knows it as the opaque pointer of a backing.
+#   - References to a _Pin: one of the core, until the core releases the backing; one of each view.  The last one
+#     releases the buffer.
+#   - The core's reference is a link of the list that begins at VM._pins.  So the garbage collector finds a cycle of a VM
+#     and a buffer without a look into the core.  A VM that ends takes its pins out of the list; the core's reference of
+#     such a pin is counted, but the collector does not see it.
+#   - The core releases a backing in a thread that may not have the GIL.  So the release only adds the pin to a queue.
+#     The end of each change and of each read section empties the queue, and so does a pending call of the interpreter.
+#     The release of a buffer runs code of the user.  So no queue is emptied inside of a read section, a hook or an
+#     update.  While the interpreter exits, nothing is released.
+
+cdef extern from *:
+    """
+    struct memslots_release {
+        struct memslots_release *next; /* in the queue */
+        void *pin;
+        uint64_t serial; /* never used again, unlike the address */
+    };
+
+    static struct memslots_release *memslots_queue; /* pushed with release, taken with acquire */
+    static int (*memslots_pending)(void *);
+    static bool memslots_exiting;                   /* relaxed: set once, before the interpreter ends */
+    static uint64_t memslots_last_serial;
+    static _Thread_local bool memslots_is_draining;
+
+    static uint64_t memslots_new_serial(void)
+    {
+        return __atomic_add_fetch(&memslots_last_serial, 1, __ATOMIC_RELAXED);
+    }
+
+    /* The ms_release_fn of all backings.  It needs no GIL, and runs in any thread. */
+    static void memslots_release(void *opaque)
+    {
+        struct memslots_release *one = opaque, *first = __atomic_load_n(&memslots_queue, __ATOMIC_RELAXED);
+
+        do
+            one->next = first;
+        while (!__atomic_compare_exchange_n(&memslots_queue, &first, one, true, __ATOMIC_RELEASE, __ATOMIC_RELAXED));
+        if (!first && !__atomic_load_n(&memslots_exiting, __ATOMIC_RELAXED))
+            Py_AddPendingCall(memslots_pending, NULL); /* if it fails, the next call of the binding does the work */
+    }
+
+    static inline bool memslots_has_released(void)
+    {
+        return __atomic_load_n(&memslots_queue, __ATOMIC_RELAXED);
+    }
+
+    static struct memslots_release *memslots_take_released(void)
+    {
+        return __atomic_exchange_n(&memslots_queue, NULL, __ATOMIC_ACQUIRE);
+    }
+
+    static void memslots_stop_releases(void)
+    {
+        __atomic_store_n(&memslots_exiting, true, __ATOMIC_RELAXED);
+    }
+    """
+    struct _Release "memslots_release":
+        _Release *next
+        void *pin
+        uint64_t serial
+
+    int (*_pending "memslots_pending")(void *) noexcept
+    bint _exiting "memslots_exiting"
+    bint _is_draining "memslots_is_draining"
+    uint64_t _new_serial "memslots_new_serial"() noexcept nogil
+    void _released "memslots_release"(void *opaque) noexcept nogil
+    bint _has_released "memslots_has_released"() noexcept nogil
+    _Release *_take_released "memslots_take_released"() noexcept nogil
+    void _stop_releases "memslots_stop_releases"() noexcept nogil
+
+
+cdef class Mapping
+
+
+@cython.final
+@cython.no_gc_clear
+cdef class _Pin:
+    """Holds a buffer that a slot maps.  It exports the buffer to the views of Mapping.view()."""
+    cdef Py_buffer buffer
+    cdef bint held      # the buffer is to be released
+    cdef bint readonly
+    cdef Py_ssize_t views
+    cdef _Release release
+    cdef _Pin next   # in the list of the VM; the reference of the core
+    cdef void *prev  # NULL: in no list
+
+    def __getbuffer__(self, Py_buffer *out, int flags):
+        if self.readonly and flags & PyBUF_WRITABLE:
+            raise BufferError("the slot is READONLY, so the view is read-only")
+        out.buf = self.buffer.buf
+        out.obj = self
+        out.len = self.buffer.len
+        out.readonly = self.readonly
+        out.itemsize = 1
+        out.format = NULL
+        if flags & PyBUF_FORMAT:
+            out.format = b"B"
+        out.ndim = 1
+        out.shape = &out.len if flags & PyBUF_ND else NULL
+        out.strides = &out.itemsize if flags & PyBUF_STRIDES == PyBUF_STRIDES else NULL
+        out.suboffsets = NULL
+        out.internal = NULL
+        with cython.critical_section(self):
+            self.views += 1
+
+    def __releasebuffer__(self, Py_buffer *out):
+        with cython.critical_section(self):
+            self.views -= 1
+
+    def __dealloc__(self):
+        if self.held:
+            PyBuffer_Release(&self.buffer)
+
+
+# ---- the list of a VM and the queue --------------------------------------------------------------------------------
+
+_lists = object()  # a lock for all lists on a Python without a GIL
+
+
+cdef void _add_pin(VM vm, _Pin pin) noexcept:
+    cdef _Pin head = vm._pins
+    with cython.critical_section(_lists):
+        pin.prev = <void *>head
+        pin.next = head.next
+        if pin.next is not None:
+            pin.next.prev = <void *>pin
+        head.next = pin
+
+
+cdef void _drop_pin(_Pin pin) noexcept:
+    """Drops the reference of the core.  The caller has a reference."""
+    with cython.critical_section(_lists):
+        if pin.prev is NULL:
+            Py_DECREF(pin)
+        else:
+            (<_Pin>pin.prev).next = pin.next
+            if pin.next is not None:
+                pin.next.prev = pin.prev
+            pin.next = None
+            pin.prev = NULL
+
+
+cdef void _forget_pins(VM vm) noexcept:
+    """Takes the pins that are left out of the list of a VM that ends.  The core still has its references to them."""
+    cdef _Pin pin
+    with cython.critical_section(_lists):
+        pin = (<_Pin>vm._pins).next
+        (<_Pin>vm._pins).next = None
+        while pin is not None:
+            Py_INCREF(pin)
+            pin.prev = NULL
+            pin.next, pin = None, pin.next
+
+
+cdef list _pins_over(VM vm, uint64_t start, uint64_t end):
+    """The pins of a VM with a byte in [start, end)."""
+    cdef list found = []
+    cdef _Pin pin
+    with cython.critical_section(_lists):
+        pin = (<_Pin>vm._pins).next
+        while pin is not None:
+            if <uint64_t>pin.buffer.buf < end and start < <uint64_t>pin.buffer.buf + <uint64_t>pin.buffer.len:
+                found.append(pin)
+            pin = pin.next
+    return found
+
+
+cdef void _drain() noexcept:
+    """Drops the pins that the core has released.  This may run code of the user.
+
+    A release that such code causes waits for the loop, which limits the depth of the calls."""
+    global _is_draining
+    cdef _Release *one
+    cdef _Pin pin
+    if _is_draining or _exiting or not ms_thread_may_change():
+        return
+    _is_draining = True
+    one = _take_released()
+    while one is not NULL:
+        pin = <_Pin>one.pin
+        one = one.next
+        _drop_pin(pin)
+        pin = None
+        if one is NULL:
+            one = _take_released()
+    _is_draining = False
+
+
+cdef inline void _drain_released() noexcept:
+    if _has_released():
+        _drain()
+
+
+cdef int _drain_pending(void *unused) noexcept with gil:
+    _drain_released()
+    return 0
+
+
+_pending = _drain_pending
+
+
+def _at_exit():
+    _stop_releases()
+
+
+atexit.register(_at_exit)
+
+
+# ---- map a buffer --------------------------------------------------------------------------------------------------
+
+cdef _Pin _pin(object buffer, bint readonly):
+    """Pins a buffer that a slot can map.  Otherwise an exception with the way out."""
+    cdef _Pin pin = _Pin.__new__(_Pin)
+    if not PyObject_CheckBuffer(buffer):
+        raise TypeError(f"buffer must have the buffer protocol, as memslots.alloc(size), mmap.mmap and numpy arrays have, "
+                        f"but is {type(buffer).__name__}")
+    if isinstance(buffer, np.ndarray) and buffer.dtype.hasobject:
+        raise TypeError(f"buffer is an array of {buffer.dtype}, which contains Python objects; a guest must not write them")
+    try:
+        PyObject_GetBuffer(buffer, &pin.buffer, PyBUF_SIMPLE if readonly else PyBUF_WRITABLE)
+    except (BufferError, ValueError) as error:
+        raise _buffer_error(buffer, readonly, error)
+    pin.held = True
+    pin.readonly = readonly
+    pin.release.pin = <void *>pin
+    pin.release.serial = _new_serial()
+    _check_pages(&pin.buffer)
+    return pin
+
+
+cdef object _buffer_error(object buffer, bint readonly, object error):
+    """The exception for a buffer that gives no such access."""
+    try:
+        view = memoryview(buffer)
+    except Exception:
+        return error  # such as a closed mmap
+    if view.readonly and not readonly:
+        return InvalidRegionError(errno.EINVAL, f"the buffer ({type(buffer).__name__}) is read-only; map it with "
+                                  "readonly=True", rule="BACKING_READONLY")
+    if not view.c_contiguous:
+        return ValueError(f"the buffer ({type(buffer).__name__}) is not C-contiguous, so a slot cannot map it")
+    return error
+
+
+cdef Py_ssize_t _whole_pages(Py_ssize_t size) noexcept:
+    return (size + 4095) & ~<Py_ssize_t>4095
+
+
+cdef int _check_pages(const Py_buffer *buffer) except -1:
+    cdef uint64_t start = <uint64_t>buffer.buf
+    if buffer.len == 0:
+        raise InvalidRegionError(errno.EINVAL, "the buffer is empty; a slot has at least one page of 4096 bytes",
+                                 rule="NPAGES")
+    if start % 4096:
+        raise InvalidRegionError(errno.EINVAL, f"the buffer begins at {start:#x}, which is not a multiple of the page size "
+                                 f"4096; memslots.alloc({_whole_pages(buffer.len):#x}) gives page-aligned memory",
+                                 rule="HVA_ALIGN")
+    if buffer.len % 4096:
+        raise InvalidRegionError(errno.EINVAL, f"the buffer has {buffer.len:#x} bytes, which is not a multiple of the page "
+                                 f"size 4096; memslots.alloc({_whole_pages(buffer.len):#x}) gives whole pages",
+                                 rule="SIZE_ALIGN")
+    return 0
+
+
+cdef uint32_t _slot_or_any(VM vm, object slot) except? 0xDEAD:
+    cdef uint32_t id
+    if slot is None:
+        return MS_SLOT_ANY
+    id = _u32(slot, "slot")
+    if id == MS_SLOT_ANY:
+        raise refused(errno.EINVAL, "SLOT_ID", _config(vm).user_mem_slots, None, Request(id))
+    return id
+
+
+cdef object _request_of(const ms_userspace_memory_region *region):
+    return Request(None if region.slot == MS_SLOT_ANY else region.slot, region.as_id, region.guest_phys_addr,
+                   region.memory_size, region.userspace_addr, region.flags)
+
+
+cdef Mapping _map(VM vm, ms_userspace_memory_region *region, _Pin pin):
+    """Creates the slot.  If a hook raises after the change, the exception has the Mapping as ``.mapping``."""
+    cdef Mapping mapping = Mapping.__new__(Mapping)
+    cdef ms_backing *backing = NULL
+    cdef ms_error err
+    cdef uint32_t id = 0
+    cdef int r
+    if ms_backing_create(pin.buffer.buf, pin.buffer.len, MS_BACKING_READONLY if pin.buffer.readonly else 0, _released,
+                         &pin.release, &backing):
+        raise _out_of_memory()
+    _add_pin(vm, pin)
+    with nogil:
+        r = ms_map_backing(vm._vm, region, backing, &id, &err)
+        ms_backing_put(backing)
+    if r:
+        raise _refusal(vm, r, &err, _request_of(region))
+    mapping.vm, mapping.as_id, mapping.slot = vm, region.as_id, id
+    mapping._release, mapping._serial = &pin.release, pin.release.serial
+    try:
+        _report_hooks(vm)
+    except BaseException as error:
+        error.mapping = mapping
+        raise
+    return mapping
+
+
+cdef object _pinned_by(VM vm, object buffer):
+    """The slots that hold pins of this memory, and the number of views of these pins."""
+    cdef Py_buffer range
+    cdef list pins, slots = []
+    cdef Py_ssize_t views = 0
+    PyObject_GetBuffer(buffer, &range, PyBUF_SIMPLE)
+    try:
+        pins = _pins_over(vm, <uint64_t>range.buf, <uint64_t>range.buf + <uint64_t>range.len)
+    finally:
+        PyBuffer_Release(&range)
+    for pin in pins:
+        slots += _slots_of(vm, pin)
+        views += (<_Pin>pin).views
+    return PinnedBy(sorted(slots), views)
+
+
+cdef list _slots_of(VM vm, _Pin pin):
+    cdef uint64_t start = <uint64_t>pin.buffer.buf, last = start + <uint64_t>pin.buffer.len - 1
+    cdef uint32_t as_id
+    return [slot for as_id in range(vm._address_spaces) for slot in _range(vm, HVA_RANGE, start, last, as_id)
+            if _is_slot_of(vm, as_id, slot.id, &pin.release, pin.release.serial)]
+
+
+cdef ms_backing *_backing_of(VM vm, uint32_t as_id, uint32_t id, ms_memslot *value, const _Release *release,
+                             uint64_t serial) noexcept:
+    """A reference to the backing of a slot if it is that of a pin.  Otherwise NULL.
+
+    The address may be that of a newer pin, but the serial number is not."""
+    cdef ms_backing *backing = NULL
+    ms_id_to_backing(vm._vm, as_id, id, value, &backing)
+    if backing is not NULL and (ms_backing_opaque(backing) != release or release.serial != serial):
+        ms_backing_put(backing)
+        backing = NULL
+    return backing
+
+
+cdef bint _is_slot_of(VM vm, uint32_t as_id, uint32_t id, const _Release *release, uint64_t serial) noexcept:
+    cdef ms_memslot value
+    cdef ms_backing *backing = _backing_of(vm, as_id, id, &value, release, serial)
+    ms_backing_put(backing)
+    return backing is not NULL
+
+
+# ---- Mapping -------------------------------------------------------------------------------------------------------
+
+@cython.final
+@cython.no_gc_clear
+cdef class Mapping:
+    """A slot that maps a buffer.  ``VM.map_buffer()`` makes it.
+
+    The slot keeps the buffer alive, and the Mapping does not.  So a Mapping can be dropped while its slot goes on.  The
+    slot ends by ``unmap()``, by the end of ``with``, by ``vm.delete(slot)`` or with the VM.  From then on the properties
+    and methods raise NoSuchSlotError (ENOENT), except for ``mapped``, ``unmap()``, ``slot``, ``as_id`` and ``vm``.
+
+    A Mapping never touches another slot that has got the same id later.
+    """
+    cdef readonly VM vm
+    cdef readonly uint32_t as_id
+    cdef readonly uint32_t slot
+    cdef const _Release *_release
+    cdef uint64_t _serial
+
+    def __init__(self):
+        raise TypeError("a Mapping comes from VM.map_buffer()")
+
+    def __reduce__(self):
+        raise TypeError("a Mapping cannot be pickled or copied")
+
+    cdef ms_backing *_find(self, ms_memslot *value) noexcept:
+        """A reference to the backing, or NULL if the slot is gone."""
+        if self.vm._closed:
+            return NULL
+        return _backing_of(self.vm, self.as_id, self.slot, value, self._release, self._serial)
+
+    cdef ms_backing *_use(self, ms_memslot *value) except NULL:
+        cdef ms_backing *backing
+        _check_open(self.vm)
+        backing = self._find(value)
+        if backing is NULL:
+            raise self._gone()
+        return backing
+
+    cdef object _gone(self):
+        return NoSuchSlotError(errno.ENOENT, f"slot {self.slot} of address space {self.as_id} does not map this buffer "
+                               "any more", self.slot, None, "NO_SUCH_SLOT")
+
+    cdef ms_memslot _value(self) except *:
+        cdef ms_memslot value
+        ms_backing_put(self._use(&value))
+        return value
+
+    cdef int _end(self, int r, const ms_error *err, object gpa=None, uint32_t set=0, uint32_t clear=0) except -1:
+        """The end of a change."""
+        if r and err.rule == MS_RULE_NO_SUCH_SLOT:
+            _drain_released()
+            raise self._gone()
+        if r:
+            raise _slot_refusal(self.vm, r, err, self.as_id, self.slot, gpa, set, clear)
+        return _report_hooks(self.vm)
+
+    def __enter__(self):
+        self._value()
+        return self
+
+    def __exit__(self, *exc_info):
+        self.unmap()
+
+    @property
+    def mapped(self):
+        """Whether the slot exists and maps the buffer."""
+        cdef ms_memslot value
+        cdef ms_backing *backing = self._find(&value)
+        ms_backing_put(backing)
+        return backing is not NULL
+
+    @property
+    def gpa(self):
+        """The guest physical address of the first page."""
+        return self._value().base_gfn << 12
+
+    @property
+    def size(self):
+        """The size in bytes."""
+        return self._value().npages << 12
+
+    @property
+    def readonly(self):
+        """Whether the slot is READONLY."""
+        return bool(self._value().flags & MS_MEM_READONLY)
+
+    @property
+    def log_dirty(self):
+        """Whether the slot logs dirty pages.  To set it changes the slot, as vm.set_flags()."""
+        return bool(self._value().flags & MS_MEM_LOG_DIRTY_PAGES)
+
+    @log_dirty.setter
+    def log_dirty(self, value):
+        _check_open(self.vm)
+        if not isinstance(value, (bool, np.bool_)):
+            raise TypeError(f"log_dirty must be a bool, not {type(value).__name__}")
+        cdef ms_memslot slot
+        cdef ms_error err
+        cdef ms_backing *backing = self._use(&slot)
+        cdef uint32_t set = MS_MEM_LOG_DIRTY_PAGES if value else 0, clear = MS_MEM_LOG_DIRTY_PAGES & ~set
+        cdef int r
+        with nogil:
+            r = ms_set_backing_flags(self.vm._vm, self.as_id, self.slot, backing, set, clear, &err)
+            ms_backing_put(backing)
+        self._end(r, &err, None, set, clear)
+
+    def move(self, gpa):
+        """Moves the slot to another guest physical address.  Errors are those of set_user_memory_region."""
+        cdef uint64_t address = _u64(gpa, "gpa")
+        cdef ms_memslot slot
+        cdef ms_error err
+        cdef ms_backing *backing = self._use(&slot)
+        cdef int r
+        with nogil:
+            r = ms_move_backing(self.vm._vm, self.as_id, self.slot, backing, address, &err)
+            ms_backing_put(backing)
+        self._end(r, &err, address)
+
+    def unmap(self):
+        """Deletes the slot.  Does nothing if the slot is gone.
+
+        When the call returns, nothing of it holds the buffer any more, except for views and for calls of other
+        threads that are still in progress."""
+        cdef ms_memslot slot
+        cdef ms_error err
+        cdef ms_backing *backing = self._find(&slot)
+        cdef int r
+        if backing is NULL:
+            return
+        with nogil:
+            r = ms_unmap_backing(self.vm._vm, self.as_id, self.slot, backing, &err)
+            ms_backing_put(backing)
+        if r and err.rule == MS_RULE_NO_SUCH_SLOT:
+            _drain_released()
+        else:
+            self._end(r, &err)
+
+    def view(self):
+        """A memoryview of the pages of the slot.  It is read-only if the mapping is.
+
+        It keeps the buffer alive after the end of the slot and of the VM.  A write through it marks no page dirty.  If
+        the memory behind it goes away (a truncated file), an access to the view ends the process; read_guest() and
+        write_guest() raise GuestAccessError instead."""
+        cdef ms_memslot slot
+        cdef ms_backing *backing = self._use(&slot)
+        cdef _Pin pin = <_Pin>(<_Release *>ms_backing_opaque(backing)).pin
+        cdef uint64_t offset = slot.userspace_addr - <uint64_t>pin.buffer.buf
+        ms_backing_put(backing)
+        return memoryview(pin)[offset:offset + (slot.npages << 12)]
+
+    def __repr__(self):
+        cdef ms_memslot slot
+        cdef ms_backing *backing = self._find(&slot)
+        ms_backing_put(backing)
+        where = "unmapped" if backing is NULL else f"[{slot.base_gfn << 12:#x}, {slot.base_gfn + slot.npages << 12:#x})"
+        return f"<Mapping of slot {self.slot} in address space {self.as_id}: {where}>"
