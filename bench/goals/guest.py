@@ -79,10 +79,6 @@ def vm_of(size: int, slots: int, **options: Any) -> tuple[VM, list[memslots.Memo
     return vm, memories
 
 
-def contents(memories: list[memslots.Memory]) -> bytes:
-    return b"".join(map(bytes, memories))
-
-
 # ---- single values ----------------------------------------------------------------------------------
 
 
@@ -129,25 +125,39 @@ def sizes_of(settings: Settings, slots: int) -> tuple[int, ...]:
 
 
 def named(size: int) -> str:
-    return f"{size // MIB} MiB" if size >= MIB else f"{size // KIB} KiB" if size >= KIB else f"{size} bytes"
+    return (
+        f"{size // MIB} MiB"
+        if size >= MIB
+        else f"{size // KIB} KiB"
+        if size >= KIB
+        else f"{size} bytes"
+    )
 
 
 def copies(card: Scorecard, settings: Settings, bare: Any, slots: int) -> None:
+    memory = filled(max(LARGE))
     for size in sizes_of(settings, slots):
-        vm, memories = vm_of(size if slots > 1 else max(LARGE), slots)
-        one_size(card, settings, bare, vm, memories, size)
+        one_size(card, settings, bare, memory, size, slots)
+
+
+def backward(memory: memslots.Memory, size: int, slots: int) -> tuple[VM, bytes]:
+    """Return a VM whose slots have the parts of the memory from the last one on, and the bytes that it has at gpa 0."""
+    vm, each = VM(), max(size // slots, PAGE_SIZE)
+    parts = [memoryview(memory)[at : at + each] for at in range(0, slots * each, each)][::-1]
+    for i, part in enumerate(parts):
+        vm.map_buffer(i * each, part)
+    return vm, b"".join(parts)[:size]
 
 
 def one_size(
-    card: Scorecard, settings: Settings, bare: Any, vm: VM, memories: list[memslots.Memory], size: int
+    card: Scorecard, settings: Settings, bare: Any, memory: memslots.Memory, size: int, slots: int
 ) -> None:
-    """Compare a copy through the slots with copies from memory of the same kind that lies in one piece."""
-    slots = len(memories)
+    """Compare a copy through the slots with copies of the same memory in one piece."""
+    vm, content = backward(memory, size, slots)
     out: Bytes = np.ones(size, np.uint8)
-    source = memories[0] if slots == 1 else filled(size)
-    to, start = out.ctypes.data, source.address
+    to, start = out.ctypes.data, memory.address
     card.check(vm.readinto_guest(0, out) is None, "readinto_guest returns None")
-    card.check(out.tobytes() == contents(memories)[:size], f"readinto_guest of {named(size)}")
+    card.check(out.tobytes() == content, f"readinto_guest of {named(size)}")
     times_each = 1 if settings.quick else min(20_000, BYTES // size)
     calls: dict[str, Callable[[], object]] = {
         "guest": partial(vm.readinto_guest, 0, out),
@@ -159,7 +169,9 @@ def one_size(
     at = named(size) if slots == 1 else f"{named(size)} in {slots} slots"
     what = "readinto_guest / ctypes.memmove"
     bound = 1.0 if size <= max(SMALL) else AS_MEMMOVE
-    card.ratio("P11", what, at, times["guest"], times["memmove"], "<=", bound if slots == 1 else None)
+    card.ratio(
+        "P11", what, at, times["guest"], times["memmove"], "<=", bound if slots == 1 else None
+    )
     what = "readinto_guest / memcpy in C, called from Python"
     bound_c = AS_MEMCPY if size >= min(LARGE) else None
     card.ratio("P11", what, at, times["guest"], times["memcpy"], "<=", bound_c)
@@ -176,7 +188,9 @@ def many(card: Scorecard, settings: Settings) -> None:
     vm.read_u64_many(gpas, out=out)
     each = size // SLOTS
     factor = np.uint64(0x9E3779B97F4A7C15)
-    card.check(np.array_equal(out, gpas % np.uint64(each) // np.uint64(8) * factor), "read_u64_many")
+    card.check(
+        np.array_equal(out, gpas % np.uint64(each) // np.uint64(8) * factor), "read_u64_many"
+    )
 
     def by_hand() -> None:
         vm.gpa_to_hva_many(gpas, out=hvas)
@@ -194,7 +208,7 @@ def many(card: Scorecard, settings: Settings) -> None:
 
 
 def against_unicorn(card: Scorecard, settings: Settings, regions: int) -> None:
-    import unicorn  # noqa: PLC0415  # an extra: only this part needs it
+    import unicorn  # an extra: only this part needs it
 
     each = 2 * MIB if not settings.quick else 64 * KIB
     vm, memories = vm_of(regions * each, regions)
@@ -208,7 +222,9 @@ def against_unicorn(card: Scorecard, settings: Settings, regions: int) -> None:
         count = 3 if settings.quick else max(3, min(20_000, BYTES // 8 // size))
         gpas = (rng.integers(0, most // 8 + 1, count) * 8).tolist()
         data = rng.bytes(size)
-        same = all(vm.read_guest(gpa, size) == bytes(peer.mem_read(gpa, size)) for gpa in gpas[:100])
+        same = all(
+            vm.read_guest(gpa, size) == bytes(peer.mem_read(gpa, size)) for gpa in gpas[:100]
+        )
         card.check(same, f"read_guest next to unicorn, {regions} regions")
         calls = {
             "read": partial(each_of, vm.read_guest, gpas, size),
