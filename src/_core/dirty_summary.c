@@ -84,7 +84,7 @@ struct dirty_walk dirty_walk_begin(struct dirty_summary summary, size_t line, bo
 	size_t lower = line / 64;
 	struct dirty_walk walk = { .summary = summary, .clear = clear, .next = lower / 64 };
 
-	if (!line)
+	if (!line || walk.next >= summary.nr_upper)
 		return walk;
 	take_upper(&walk);
 	walk.upper_bits = skip(&walk, &summary.upper[lower / 64], walk.upper_bits, lower % 64);

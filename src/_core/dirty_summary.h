@@ -71,7 +71,7 @@ struct dirty_walk {
 	uint64_t lower_bits;
 };
 
-/* Begins at `line`.  The bits of the lines before it stay. */
+/* Begins at `line`, which may be one behind the last.  The bits of the lines before it stay. */
 struct dirty_walk dirty_walk_begin(struct dirty_summary summary, size_t line, bool clear);
 
 /* Writes up to `room` lines in ascending order, and returns their number.  0: there are no more. */
