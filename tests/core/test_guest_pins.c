@@ -275,6 +275,32 @@ static void test_open_update(bool swapped, bool keep)
 	end();
 }
 
+/* The write ends while the published state has no slot: its marks are in the pinned log only. */
+static void test_gap(void)
+{
+	struct ms_memslot value = value_of(0x102, 2, 20);
+	struct ms_slot *old, *draft;
+	struct ms_update *update;
+	struct actor writer;
+
+	begin("a long write ends while an update has published a hole", LOG);
+	act_until(&writer, write_long, POINT_READER_PINNED);
+	CHECK_EQ(ms_update_begin(vm, 0, &update, NULL), 0);
+	old = ms_update_find(update, true, 1);
+	CHECK_EQ(ms_update_copy(update, old, &value, &draft, NULL), 0);
+	CHECK_EQ(ms_update_replace(update, old, NULL, NULL), 0);
+	CHECK_EQ(ms_update_swap(update, NULL), 0);
+	finish(&writer);
+	CHECK_EQ(writer.r, 0);
+	CHECK_EQ(ms_update_replace(update, old, NULL, NULL), 0);
+	CHECK_EQ(ms_update_replace(update, NULL, draft, NULL), 0);
+	CHECK_EQ(ms_update_swap(update, NULL), 0);
+	CHECK_EQ(ms_update_replace(update, NULL, draft, NULL), 0);
+	CHECK_EQ(ms_update_end(update, true, NULL), 0);
+	CHECK_EQ(guest_dirty(vm, 1), ((uint64_t)1 << 20) - 1);
+	end();
+}
+
 /* ---- room, and no memory ---- */
 
 #define SMALL 100u
@@ -640,6 +666,7 @@ static void test_updates(void)
 	test_resize_away();
 	for (int i = 0; i < 4; i++)
 		test_open_update(i & 1, i & 2);
+	test_gap();
 }
 
 int main(int argc, char **argv)
