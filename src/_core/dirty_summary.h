@@ -16,8 +16,9 @@
  * comes to the line after the mark, and finds its bit.  If the mark finds the bit clear, it sets it for the next walk.
  * Each mark tests both levels: a mark that finds the lower bit set may not rely on the thread that set it, which may not
  * have come to the upper bit yet.
- * Locking: one walk at a time, under slots_lock.  Any thread may call dirty_summary_note().
- * Cost: note O(1); a walk O(lines / 4096 + dirty lines).
+ * A drop of one line has the same order: it takes the lower bit out, and then its caller reads the line.
+ * Locking: one walk or drop at a time, under slots_lock.  Any thread may call dirty_summary_note().
+ * Cost: note O(1); a walk O(lines / 4096 + lower words with an upper bit + lines in the summary).
  */
 #ifndef MS_DIRTY_SUMMARY_H
 #define MS_DIRTY_SUMMARY_H
@@ -61,6 +62,9 @@ static inline void dirty_summary_note(struct dirty_summary summary, size_t line)
 	if (unlikely(!dirty_summary_has(summary, line)))
 		dirty_summary_set(summary, line);
 }
+
+/* Takes a clean line out.  The caller then reads the line again, and notes it if a mark has come. */
+void dirty_summary_drop(struct dirty_summary summary, size_t line);
 
 struct dirty_walk {
 	struct dirty_summary summary;

@@ -653,7 +653,8 @@ struct ms_gfn_range {
  * ascending order, and their number to *n.  Neighbours are joined, also across slots.  With `clear` the call clears the
  * bits that it reports, whatever ms_manual_dirty_log_protect() is; without it the call changes nothing.
  * If the array is full, *gfn becomes the first dirty page that is not reported, otherwise MS_GFN_END.
- * The cost follows the number of dirty pages and of slots, not the size of the slots.
+ * The cost follows the number of dirty pages and of slots, not the size of the slots.  Without `clear` the pages stay
+ * dirty, so each call costs as much as the first.
  */
 int ms_harvest_dirty(struct ms_vm *vm, uint32_t as_id, bool clear, uint64_t *gfn, struct ms_gfn_range *out, size_t room,
 		     size_t *n, struct ms_error *err);
