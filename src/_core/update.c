@@ -24,8 +24,8 @@ int update_check_caller(const struct ms_update *u, struct ms_error *err)
 
 /* ---- the swap ---- */
 
-/* Only touched slots can have a log with related logs.  Slots outside of the set that was left have new marks too: those
- * of a long write, which pins their log. */
+/* Only touched slots can have a log with related logs.  Slots outside of the set that was left have new marks too:
+ * those of a long write, which pins their log. */
 static void pass_on_marks(struct ms_update *u)
 {
 	for (size_t i = 0; i < u->touched.nr; i++) {

@@ -518,8 +518,8 @@ uint64_t ms_vcpu_gfn_to_hva(struct ms_vcpu *vcpu, uint64_t gfn);
  * All pieces of one call come from one published state.  Up to MS_GUEST_SHORT bytes the copy is one read section, so a
  * change of the slots waits for it.  A longer copy keeps the host memory and the dirty logs alive by references and
  * needs no section: no change waits for it.  It writes to the memory of the state in which it began, also after a slot
- * is moved or deleted.  If the state is another one by the time of the mark, it marks the pages in all logs of slots that
- * have the same host memory then.  If no slot has it then, a slot that is created later has no mark of this write.
+ * is moved or deleted.  If the state is another one by the time of the mark, it marks the pages in all logs of slots
+ * that have the same host memory then.  If no slot has it then, a slot that is created later has no mark of this write.
  *
  * A fault of host memory that was truncated, unmapped or protected does not end in a signal.  The first
  * ms_backing_create(), or ms_vm_create() with dereference_raw_addresses, installs a handler for SIGSEGV and SIGBUS.  It
