@@ -90,16 +90,20 @@ static void together_begin(struct together *t, const struct job *job, const stru
 	t->in_hole = false;
 }
 
-static inline void together_add(struct together *t, size_t i, uint64_t value)
+/* The hint has answered n values; gfn is the last one. */
+static inline void together_hit(struct together *t, uint64_t gfn, size_t n)
 {
-	uint64_t gfn = value >> shift_of(t->job);
-	const struct memslot *slot = hint_for(t->set, gfn);
+	t->counts[SRCU_HIT_LAST_USED] += n;
+	t->in_hole = false;
+	t->before = gfn;
+}
 
-	if (slot) {
-		t->counts[SRCU_HIT_LAST_USED]++;
-		emit(t->job, i, slot, value);
-		t->in_hole = false;
-	} else if (is_near(gfn, t->before) && !t->in_hole) {
+/* The hint does not answer this value. */
+static inline void together_search(struct together *t, size_t i, uint64_t gfn, uint64_t value)
+{
+	const struct memslot *slot;
+
+	if (is_near(gfn, t->before) && !t->in_hole) {
 		slot = search_for_run(t->job, t->set, t->before, gfn, t->counts);
 		emit(t->job, i, slot, value);
 		t->in_hole = !slot;
@@ -109,6 +113,40 @@ static inline void together_add(struct together *t, size_t i, uint64_t value)
 			search_pending(t->job, t->set, &t->p, t->counts);
 	}
 	t->before = gfn;
+}
+
+static inline void together_add(struct together *t, size_t i, uint64_t value)
+{
+	uint64_t gfn = value >> shift_of(t->job);
+	const struct memslot *slot = hint_for(t->set, gfn);
+
+	if (!slot) {
+		together_search(t, i, gfn, value);
+		return;
+	}
+	emit(t->job, i, slot, value);
+	together_hit(t, gfn, 1);
+}
+
+/* Answers values from i on, up to the first that is not in the slot of the hint.  Returns the place of that one.  It
+ * stores nothing but the answers: a mark is an atomic operation, which waits for all stores before it. */
+static inline size_t together_run(struct together *t, size_t i, size_t end)
+{
+	const struct memslot *slot = atomic_load_explicit(&t->set->last_used_slot, memory_order_relaxed);
+	const struct job *job = t->job;
+	uint64_t gfn = 0, value;
+	size_t first = i;
+
+	for (; slot && i < end; i++) {
+		value = value_at(job->batch, i);
+		if (!memslot_contains(slot, value >> shift_of(job)))
+			break;
+		gfn = value >> shift_of(job);
+		emit(job, i, slot, value);
+	}
+	if (i > first)
+		together_hit(t, gfn, i - first);
+	return i;
 }
 
 static void together_end(struct together *t)
@@ -122,8 +160,11 @@ static void walk_together(const struct job *job, const struct look *look, size_t
 	struct together t;
 
 	together_begin(&t, job, look, counts);
-	for (size_t i = from; i < from + n; i++)
-		together_add(&t, i, value_at(job->batch, i));
+	for (size_t i = from, end = from + n; (i = together_run(&t, i, end)) < end; i++) {
+		uint64_t value = value_at(job->batch, i);
+
+		together_search(&t, i, value >> shift_of(job), value);
+	}
 	together_end(&t);
 }
 

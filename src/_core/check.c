@@ -35,21 +35,19 @@ __attribute__((format(printf, 4, 5))) static int broken(struct walk *w, char let
 	return -EUCLEAN;
 }
 
-/* A mark that is under way has set its bit and has not noted its line yet.  A mark in a section is over after a grace
- * period.  A call that has pinned the log makes marks outside of sections. */
+/* A mark that is under way has set its bit and has not noted its line yet.  It is over after a grace period. */
 static bool mark_under_way(const struct walk *w, const struct dirty_log *log, size_t word)
 {
 	synchronize_srcu(&w->vm->srcu);
-	return atomic_load_explicit(&log->pins, memory_order_relaxed) > 1 || dirty_log_unnoted(log, word) != word;
+	return dirty_log_unnoted(log, word) != word;
 }
 
-/* The second look excludes a call that has pinned the log, marked the same word and dropped its pin meanwhile. */
 static int check_summary(struct walk *w, const struct memslot *slot)
 {
 	const struct dirty_log *log = slot->dirty;
 
 	for (size_t i = dirty_log_unnoted(log, 0); i < nwords_of(log); i = dirty_log_unnoted(log, i + 1))
-		if (!mark_under_way(w, log, i) && !mark_under_way(w, log, i))
+		if (!mark_under_way(w, log, i))
 			return broken(w, 'D', 6, "slot %" PRIu32 ": the summary of its dirty log lacks word %zu",
 				      slot->id, i);
 	return 0;

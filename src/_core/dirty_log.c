@@ -332,11 +332,39 @@ void dirty_log_peek(const struct dirty_log *log, uint64_t *bitmap)
 		bitmap[i] = atomic_load_explicit(&log->live[i], memory_order_acquire);
 }
 
+static bool is_clean(struct dirty_log *log, size_t line)
+{
+	uint64_t bits[DIRTY_LINE_WORDS];
+
+	return !dirty_line_take(log, line, false, bits);
+}
+
+/* The second look is for a mark that found the line in the summary, after the first look. */
+static void drop_clean_line(struct dirty_log *log, size_t line)
+{
+	if (!dirty_summary_has(summary_of(log), line) || !is_clean(log, line))
+		return;
+	point(WRITER_DROPS_LINE);
+	dirty_summary_drop(summary_of(log), line);
+	if (!is_clean(log, line))
+		dirty_summary_note(summary_of(log), line);
+}
+
+static void drop_clean_lines(struct dirty_log *log, size_t first_word, size_t nwords)
+{
+	size_t end = dirty_line_of(first_word + nwords - 1) + 1;
+
+	for (size_t line = dirty_line_of(first_word); line < end; line++)
+		drop_clean_line(log, line);
+}
+
 void dirty_log_clear(struct dirty_log *log, size_t first_word, const uint64_t *bitmap, size_t nwords)
 {
 	for (size_t i = 0; i < nwords; i++)
 		if (bitmap[i])
 			atomic_fetch_and_explicit(&log->live[first_word + i], ~bitmap[i], memory_order_acq_rel);
+	if (has_summary(log) && nwords)
+		drop_clean_lines(log, first_word, nwords);
 }
 
 int dirty_log_check(const struct dirty_log *log)

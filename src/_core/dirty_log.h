@@ -123,7 +123,8 @@ void dirty_log_merge(struct dirty_log *log, const uint64_t *words);
 void dirty_log_harvest(struct dirty_log *log, uint64_t *bitmap);
 void dirty_log_peek(const struct dirty_log *log, uint64_t *bitmap);
 
-/* Clears the live bits, from page 64 first_word on, that are set in the nwords words of the bitmap. */
+/* Clears the live bits, from page 64 first_word on, that are set in the nwords words of the bitmap.  Lines that become
+ * clean leave the summary, so that no later harvest reads them. */
 void dirty_log_clear(struct dirty_log *log, size_t first_word, const uint64_t *bitmap, size_t nwords);
 
 /* ---- line by line ---- */

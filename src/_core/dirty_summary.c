@@ -30,6 +30,12 @@ void dirty_summary_set(struct dirty_summary summary, size_t line)
 	set_bit(summary.upper, line / 64);
 }
 
+/* The upper bit may stay for a lower word that is 0: it costs a look at one word. */
+void dirty_summary_drop(struct dirty_summary summary, size_t line)
+{
+	atomic_fetch_and_explicit(&lower_of(summary)[line / 64], ~bit_of(line), memory_order_seq_cst);
+}
+
 /* ---- the walk ---- */
 
 static uint64_t take(const struct dirty_walk *walk, _Atomic uint64_t *word)
@@ -84,7 +90,7 @@ struct dirty_walk dirty_walk_begin(struct dirty_summary summary, size_t line, bo
 	size_t lower = line / 64;
 	struct dirty_walk walk = { .summary = summary, .clear = clear, .next = lower / 64 };
 
-	if (!line)
+	if (!line || walk.next >= summary.nr_upper)
 		return walk;
 	take_upper(&walk);
 	walk.upper_bits = skip(&walk, &summary.upper[lower / 64], walk.upper_bits, lower % 64);

@@ -196,28 +196,43 @@ enum ms_rule guest_pins_rule(const struct guest_pins *pins, const struct guest_p
 
 /* ---- marks ---- */
 
-/* The pages of the host range [start, end) that the slot has. */
+/* The pages of the host range [start, end) that the slot has; at least one. */
 static void mark_host(struct dirty_log *log, const struct interval *hva, uint64_t start, uint64_t end)
 {
 	uint64_t first = start > hva->start ? start : hva->start, last = end - 1 < hva->last ? end - 1 : hva->last;
 	uint64_t page = (first - hva->start) >> MS_PAGE_SHIFT;
 
-	if (first <= last)
-		dirty_log_mark_range(log, page, ((last - hva->start) >> MS_PAGE_SHIFT) - page + 1);
+	dirty_log_mark_range(log, page, ((last - hva->start) >> MS_PAGE_SHIFT) - page + 1);
 }
 
-/* If the state is another one by now, the slot with this id may have another log of the same host pages. */
-static void mark_present_log(const struct guest_pins *pins, const struct guest_piece *piece, uint64_t start,
-			     uint64_t end)
-{
-	struct look look = look_begin(pins->vm, pins->as_id);
-	const struct memslot *slot = NULL;
+/* Host memory that is written, and the log in which it is marked already. */
+struct written {
+	uint64_t start, end;
+	const struct dirty_log *marked;
+};
 
-	if (!same_state(pins->vm, pins->state, state_of(look.set)))
-		slot = pins->vm->design->find(look.set, piece->slot.id);
-	if (slot && slot->dirty && slot->dirty != piece->log)
-		mark_host(slot->dirty, &slot->hva, start, end);
-	look_end(pins->vm, look);
+static void mark_other_log(void *context, const struct memslot *slot)
+{
+	const struct written *w = context;
+
+	if (slot->dirty && slot->dirty != w->marked)
+		mark_host(slot->dirty, &slot->hva, w->start, w->end);
+}
+
+static void mark_pinned_log(const struct guest_piece *piece, const struct written *w)
+{
+	uint64_t base = piece->slot.userspace_addr;
+	struct interval hva = { base, base + (piece->slot.npages << MS_PAGE_SHIFT) - 1 };
+
+	if (piece->log)
+		mark_host(piece->log, &hva, w->start, w->end);
+}
+
+/* If the state is another one by now, the pages may have other logs. */
+static void mark_present_logs(const struct guest_pins *pins, const struct look *look, struct written *w)
+{
+	if (!same_state(pins->vm, pins->state, state_of(look->set)))
+		pins->vm->design->hva_range(look->set, w->start, w->end - 1, mark_other_log, w);
 }
 
 bool guest_pins_need_marks(const struct guest_pins *pins)
@@ -229,14 +244,20 @@ bool guest_pins_need_marks(const struct guest_pins *pins)
 	return pins->nr_logged || !same;
 }
 
+/* Without references the caller is inside the section that found the pieces. */
 void guest_pins_mark(const struct guest_pins *pins, const struct guest_piece *piece, size_t at, size_t n)
 {
-	uint64_t start = (uint64_t)(uintptr_t)piece->host + at, base = piece->slot.userspace_addr;
-	struct interval hva = { base, base + (piece->slot.npages << MS_PAGE_SHIFT) - 1 };
+	uint64_t start = (uint64_t)(uintptr_t)piece->host + at;
+	struct written w = { start, start + n, piece->log };
+	struct look look;
 
 	point(READER_MARKS);
-	if (piece->log)
-		mark_host(piece->log, &hva, start, start + n);
-	if (pins->holds)
-		mark_present_log(pins, piece, start, start + n);
+	if (!pins->holds) {
+		mark_pinned_log(piece, &w);
+		return;
+	}
+	look = look_begin(pins->vm, pins->as_id);
+	mark_pinned_log(piece, &w);
+	mark_present_logs(pins, &look, &w);
+	look_end(pins->vm, look);
 }

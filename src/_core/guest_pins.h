@@ -6,16 +6,18 @@
  * holds a reference to the backing of its slot and, for a write, a pin of the dirty log.  Then the section ends: no
  * change waits for the copy.
  *
- * Meanwhile the slot may be moved, resized or deleted, or get another log.  So a write marks its pages twice: in the
- * pinned log, and then, in a new section, in the log that the slot with this id has by now.  A change that publishes
- * another log later waits for this section, and takes the bits over if the logs are related.
+ * Meanwhile the slot may be moved, resized or deleted, or get another log, or its pages may get another slot.  So a
+ * write marks its pages inside a new section: in the pinned log and, if the state is another one by now, in every log
+ * that has the same host pages.  A change that publishes another log later waits for this section, and takes the bits
+ * over if the logs are related.  Marks that are made while no slot has the pages are in no later log.
  *
  * A call with many addresses holds all slots instead, except for INVALID ones.  Then each piece is a whole slot.
  *
  * Invariants
  *   K1  the pieces ascend.  Those of a range have no gap, begin at gpa, and have `bytes` bytes together;
  *   K2  if bytes < n, `refusal` says why the byte behind the last piece cannot be accessed;
- *   K3  a page that a write has completed is marked in the log of its slot, whichever state is published at the end.
+ *   K3  a page that a write has completed is marked in every log that has the page when the section of the mark begins,
+ *       and in the logs that are related to the pinned one.
  *
  * Locking: none.  Ordering: rows "backing references" and "dirty log pins" of docs/locking.md.
  * Cost: O(log n) and O(1) for each piece; no allocation up to GUEST_PINS_FEW pieces.

@@ -34,6 +34,7 @@
 #define dirty_log_put ms_dirty_log_put
 #define dirty_log_unnoted ms_dirty_log_unnoted
 #define dirty_log_unpin ms_dirty_log_unpin
+#define dirty_summary_drop ms_dirty_summary_drop
 #define dirty_summary_set ms_dirty_summary_set
 #define dirty_walk_begin ms_dirty_walk_begin
 #define dirty_walk_end ms_dirty_walk_end

@@ -24,15 +24,14 @@ int update_check_caller(const struct ms_update *u, struct ms_error *err)
 
 /* ---- the swap ---- */
 
-/* Only touched slots can have a log with related logs. */
+/* Only touched slots can have a log with related logs.  Slots outside of the set that was left have new marks too:
+ * those of a long write, which pins their log. */
 static void pass_on_marks(struct ms_update *u)
 {
-	const struct memslot_set *left = inactive(u);
-
 	for (size_t i = 0; i < u->touched.nr; i++) {
 		const struct memslot *slot = touched_at(u, i)->slot;
 
-		if (slot->dirty && slot->sets >> left->node_idx & 1)
+		if (slot->dirty)
 			dirty_log_pass_on(slot->dirty);
 	}
 }

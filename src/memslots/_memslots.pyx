@@ -1391,6 +1391,7 @@ A virtual machine's memory slots (the part of struct kvm that concerns slots).
 
         Neighbouring pages are one range, also across slots.  With clear, the bits that the call reports are cleared,
         whatever manual_dirty_log_protect is.  The time depends on the number of dirty pages, not on the size of memory.
+        Without clear the pages stay dirty, so each call takes as long as the first.
         out: a contiguous uint64 array of shape (n, 2).  The result is then out[:k].  If out is full (k == n), there may
         be more dirty pages: they stay dirty for the next call.
         start_gfn: the first page to report.

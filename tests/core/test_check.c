@@ -712,7 +712,7 @@ static uint64_t test_design(void)
 	return broken;
 }
 
-/* A bit that the summary of a large log lacks is D6, unless a call that has pinned the log may be making a mark. */
+/* A bit that the summary of a large log lacks is D6. */
 static void summary_lacks_a_line(void)
 {
 	struct ms_violation violation;
@@ -724,10 +724,9 @@ static void summary_lacks_a_line(void)
 	atomic_store(&log->live[100], 1);
 	CHECK_EQ(ms_check(vm, &violation, NULL), -EUCLEAN);
 	CHECK(!strcmp(violation.invariant, "D6") && strstr(violation.text, "word 100"));
-	dirty_log_pin(log);
-	CHECK_EQ(ms_check(vm, &violation, NULL), 0);
-	dirty_log_unpin(&vm->memory, log);
+	dirty_log_pin(log); /* a long write makes its marks inside sections too */
 	CHECK_EQ(ms_check(vm, &violation, NULL), -EUCLEAN);
+	dirty_log_unpin(&vm->memory, log);
 	ms_mark_page_dirty(vm, 0, 64 * 101); /* in the same line */
 	CHECK_EQ(ms_check(vm, &violation, NULL), 0);
 	ms_vm_destroy(vm);

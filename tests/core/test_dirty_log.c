@@ -359,6 +359,41 @@ static void large_related(void)
 	destroy(large);
 }
 
+static size_t lines_in_summary(struct dirty_log *log)
+{
+	struct dirty_lines lines = dirty_lines_begin(log, 0, false);
+	uint32_t line[DIRTY_LINES];
+	size_t nr = 0;
+
+	for (size_t n; (n = dirty_lines_next(&lines, line));)
+		nr += n;
+	return nr;
+}
+
+/* Lines that a clear has made clean leave the summary, except for line 0 with a half of its bits left. */
+static void clear_drops_lines(void)
+{
+	struct dirty_log *log = create(PAGES_MAX, true);
+	const size_t nwords = nwords_of(log);
+
+	CHECK_EQ(lines_in_summary(log), dirty_line_of(nwords - 1) + 1);
+	memset(bitmap, 0xff, nwords * sizeof(*bitmap));
+	bitmap[3] = 0x0f0f0f0f;
+	dirty_log_clear(log, 0, bitmap, nwords);
+	CHECK_EQ(lines_in_summary(log), 1);
+	dirty_log_clear(log, nwords - 1, bitmap + nwords - 1, 1); /* of lines that are clean */
+	dirty_log_clear(log, 4, bitmap, 0);
+	CHECK_EQ(lines_in_summary(log), 1);
+	CHECK_EQ(dirty_log_unnoted(log, 0), nwords);
+	bitmap[3] = ~(uint64_t)0;
+	dirty_log_clear(log, 3, bitmap + 3, 1);
+	CHECK_EQ(lines_in_summary(log), 0);
+	dirty_log_mark(log, 70000);
+	CHECK_EQ(lines_in_summary(log), 1);
+	CHECK_EQ(dirty_log_unnoted(log, 0), nwords);
+	destroy(log);
+}
+
 /* ---- a broken D1 or D6 ---- */
 
 static void break_d6(void)
@@ -671,6 +706,7 @@ int main(int argc, char **argv)
 	no_memory();
 	far_apart();
 	large_related();
+	clear_drops_lines();
 	for (uint64_t i = 0; i < test_times(1000); i++)
 		related_logs(i);
 	break_d6();

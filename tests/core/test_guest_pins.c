@@ -196,6 +196,89 @@ static void test_other_slot(void)
 	end();
 }
 
+/* Two slots with other ids have the pages by now, at other places: one of them has the pages from 5 on. */
+static void test_other_ids(void)
+{
+	struct actor writer;
+
+	begin("other slots get the memory before a long write copies", LOG);
+	act_until(&writer, write_long, POINT_READER_PINNED);
+	CHECK_EQ(ms_delete_memslot(vm, 0, 1, NULL), 0);
+	CHECK_EQ(guest_map_part(vm, g, 7, 0x900, 0, PAGES, LOG), 0);
+	CHECK_EQ(guest_map_part(vm, g, 8, 0x100, 5, 20, LOG), 0);
+	finish(&writer);
+	CHECK_EQ(writer.r, 0);
+	check_written(7);
+	CHECK_EQ(guest_dirty(vm, 8), ((uint64_t)1 << 20) - 1);
+	end();
+}
+
+/* No slot has the memory at the time of the mark: a later slot begins clean. */
+static void test_mark_in_a_hole(void)
+{
+	struct actor writer;
+
+	begin("another slot gets the memory after the mark of a long write", LOG);
+	act_until(&writer, write_long, POINT_READER_PINNED);
+	CHECK_EQ(ms_delete_memslot(vm, 0, 1, NULL), 0);
+	ms_backing_get(g->backing);
+	finish(&writer);
+	guest_map(vm, g, 7, 0x100, LOG);
+	ms_backing_put(g->backing);
+	CHECK(!memcmp(g->at + 100, data, N));
+	CHECK_EQ(guest_dirty(vm, 7), 0);
+	end();
+}
+
+/* ---- a check ---- */
+
+#define LARGE_GFN 0x100000u
+#define LARGE_SIZE (DIRTY_SUMMARY_MIN * PAGE)
+
+static void release_large(void *opaque)
+{
+	munmap(opaque, LARGE_SIZE);
+}
+
+static void large_slot(void)
+{
+	void *at = mmap(NULL, LARGE_SIZE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+	region_t r = region(0, 2, LARGE_GFN, DIRTY_SUMMARY_MIN, LOG);
+	struct ms_backing *backing;
+
+	CHECK(at != MAP_FAILED);
+	r.userspace_addr = (uint64_t)(uintptr_t)at;
+	CHECK_EQ(ms_backing_create(at, LARGE_SIZE, 0, release_large, at, &backing), 0);
+	CHECK_EQ(ms_map_backing(vm, &r, backing, NULL, NULL), 0);
+	ms_backing_put(backing);
+}
+
+static void write_large(struct actor *me)
+{
+	me->r = ms_write_guest(vm, 0, LARGE_GFN * PAGE, data, N, &error);
+}
+
+static void check_vm(struct actor *me)
+{
+	me->r = ms_check(vm, NULL, NULL);
+}
+
+/* A mark in the summary of a large log is inside a section: the check waits for it. */
+static void test_check_during_a_mark(void)
+{
+	struct actor writer, checker;
+
+	begin("a check while a long write marks a large log", 0);
+	large_slot();
+	act_until(&writer, write_large, POINT_READER_NOTES_LOWER);
+	act_until_waits(&checker, check_vm, vm);
+	finish_both(&writer, &checker);
+	CHECK_EQ(writer.r, 0);
+	CHECK_EQ(checker.r, 0);
+	CHECK_EQ(ms_check(vm, NULL, NULL), 0);
+	end();
+}
+
 /* ---- updates ---- */
 
 static struct ms_memslot value_of(uint64_t gfn, uint64_t first, uint64_t npages)
@@ -272,6 +355,33 @@ static void test_open_update(bool swapped, bool keep)
 		CHECK_EQ((swapped ? ms_update_replace : ms_update_activate)(update, old, draft, NULL), 0);
 	CHECK_EQ(ms_update_end(update, keep, NULL), 0);
 	CHECK_EQ(guest_dirty(vm, 1), keep ? ((uint64_t)1 << 20) - 1 : MARKED);
+	end();
+}
+
+/* The write ends while the published state has no slot: its marks are in the pinned log only. */
+static void test_gap(void)
+{
+	struct ms_memslot value;
+	struct ms_slot *old, *draft;
+	struct ms_update *update;
+	struct actor writer;
+
+	begin("a long write ends while an update has published a hole", LOG);
+	value = value_of(0x102, 2, 20);
+	act_until(&writer, write_long, POINT_READER_PINNED);
+	CHECK_EQ(ms_update_begin(vm, 0, &update, NULL), 0);
+	old = ms_update_find(update, true, 1);
+	CHECK_EQ(ms_update_copy(update, old, &value, &draft, NULL), 0);
+	CHECK_EQ(ms_update_replace(update, old, NULL, NULL), 0);
+	CHECK_EQ(ms_update_swap(update, NULL), 0);
+	finish(&writer);
+	CHECK_EQ(writer.r, 0);
+	CHECK_EQ(ms_update_replace(update, old, NULL, NULL), 0);
+	CHECK_EQ(ms_update_replace(update, NULL, draft, NULL), 0);
+	CHECK_EQ(ms_update_swap(update, NULL), 0);
+	CHECK_EQ(ms_update_replace(update, NULL, draft, NULL), 0);
+	CHECK_EQ(ms_update_end(update, true, NULL), 0);
+	CHECK_EQ(guest_dirty(vm, 1), ((uint64_t)1 << 20) - 1);
 	end();
 }
 
@@ -624,6 +734,9 @@ static void test_all(void)
 	test_other_log();
 	test_harvest();
 	test_other_slot();
+	test_other_ids();
+	test_mark_in_a_hole();
+	test_check_during_a_mark();
 	test_many_pieces();
 	test_no_memory();
 	test_delete_of_many();
@@ -640,6 +753,7 @@ static void test_updates(void)
 	test_resize_away();
 	for (int i = 0; i < 4; i++)
 		test_open_update(i & 1, i & 2);
+	test_gap();
 }
 
 int main(int argc, char **argv)

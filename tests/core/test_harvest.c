@@ -2,8 +2,8 @@
 /*
  * test_harvest.c - ms_harvest_dirty() and ms_merge_dirty_log(), compared with one array of guest pages.
  *
- * Small logs have no summary and large ones have one.  The harvests use arrays of any room, begin anywhere, and clear or
- * do not clear.  After each of them every log must equal the array, and ms_check() must find each summary complete.
+ * Small logs have no summary and large ones have one.  The harvests use arrays of any room, begin anywhere, and clear
+ * or do not clear.  After each of them every log must equal the array, and ms_check() must find each summary complete.
  */
 #include "fixture.h"
 
@@ -298,12 +298,44 @@ static void last_frame(void)
 	ms_vm_destroy(vm);
 }
 
+/* A harvest that resumes in the last line of a log looks for further lines behind it.  There may be no upper word for
+ * such a line. */
+static void resume_in_the_last_line(uint64_t pages)
+{
+	vm = new_vm(1);
+	memset(dirty, 0, sizeof(dirty));
+	base[0] = 0;
+	npages[0] = end_gfn = pages;
+	CHECK_EQ(set(vm, 0, 0, 0, pages, LOG), 0);
+	mark(0, 300);
+	mark(0, pages - 5);
+	mark(0, pages - 1);
+	CHECK_EQ(harvest(pages - 9, true, 1), pages - 1);
+	CHECK_EQ(harvest(pages - 1, true, 8), MS_GFN_END);
+	check_all();
+	CHECK_EQ(harvest(0, true, 8), MS_GFN_END);
+	check_all();
+	ms_vm_destroy(vm);
+}
+
+/* An upper word stands for 4096 lines. */
+static void full_upper_word(void)
+{
+	const uint64_t full = 64 * dirty_line_start(4096);
+
+	for (uint64_t pages = full - 2; pages <= full + 2; pages++)
+		resume_in_the_last_line(pages);
+	resume_in_the_last_line(full - 512);
+	resume_in_the_last_line(full - 511);
+}
+
 int main(int argc, char **argv)
 {
 	test_init(argc, argv, 180);
 	for (size_t i = 0; (design_name = ms_backend_name(i)); i++) {
 		arguments();
 		last_frame();
+		full_upper_word();
 		for (uint64_t number = 0; number < test_times(40); number++)
 			one_vm(number);
 	}

@@ -844,6 +844,28 @@ static void check_all(struct actor *me)
 	me->r = ms_check(vm, NULL, NULL);
 }
 
+/* H16: a mark that relies on the summary, just before a clear takes its line out, is in the next harvest. */
+static void clear_marked(struct actor *me)
+{
+	uint64_t bits[2] = { ~(uint64_t)0, ~(uint64_t)0 };
+	uint64_t first = (MARKED - LARGE_GFN) / 64 * 64;
+
+	me->r = ms_clear_dirty_log(vm, 0, LARGE, first, 128, bits, 2, NULL);
+}
+
+static void mark_across_clear(void)
+{
+	begin_large("H16: a mark of a line that a clear takes out of the summary");
+	ms_mark_page_dirty(vm, 0, MARKED);
+	act_until(&writer, clear_marked, POINT_WRITER_DROPS_LINE);
+	mark_neighbour(NULL);
+	finish(&writer);
+	CHECK_EQ(writer.r, 0);
+	check_harvest(2);
+	CHECK_EQ(ms_check(vm, NULL, NULL), 0);
+	end();
+}
+
 static void check_during_mark(void)
 {
 	begin_large("H16: a check while a mark has not reached the summary");
@@ -1031,6 +1053,7 @@ static void once(void)
 	record_without_owner();
 	batch_across();
 	mark_across_harvest();
+	mark_across_clear();
 	mark_stops_in_summary(POINT_READER_NOTES_LOWER);
 	mark_stops_in_summary(POINT_READER_NOTES_UPPER);
 	second_mark_of_a_line(POINT_READER_NOTES_LOWER);

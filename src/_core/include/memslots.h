@@ -518,7 +518,8 @@ uint64_t ms_vcpu_gfn_to_hva(struct ms_vcpu *vcpu, uint64_t gfn);
  * All pieces of one call come from one published state.  Up to MS_GUEST_SHORT bytes the copy is one read section, so a
  * change of the slots waits for it.  A longer copy keeps the host memory and the dirty logs alive by references and
  * needs no section: no change waits for it.  It writes to the memory of the state in which it began, also after a slot
- * is moved or deleted, and it marks the pages in the log that the slot with this id has at the end too.
+ * is moved or deleted.  If the state is another one by the time of the mark, it marks the pages in all logs of slots
+ * that have the same host memory then.  If no slot has it then, a slot that is created later has no mark of this write.
  *
  * A fault of host memory that was truncated, unmapped or protected does not end in a signal.  The first
  * ms_backing_create(), or ms_vm_create() with dereference_raw_addresses, installs a handler for SIGSEGV and SIGBUS.  It
@@ -652,7 +653,8 @@ struct ms_gfn_range {
  * ascending order, and their number to *n.  Neighbours are joined, also across slots.  With `clear` the call clears the
  * bits that it reports, whatever ms_manual_dirty_log_protect() is; without it the call changes nothing.
  * If the array is full, *gfn becomes the first dirty page that is not reported, otherwise MS_GFN_END.
- * The cost follows the number of dirty pages and of slots, not the size of the slots.
+ * The cost follows the number of dirty pages and of slots, not the size of the slots.  Without `clear` the pages stay
+ * dirty, so each call costs as much as the first.
  */
 int ms_harvest_dirty(struct ms_vm *vm, uint32_t as_id, bool clear, uint64_t *gfn, struct ms_gfn_range *out, size_t room,
 		     size_t *n, struct ms_error *err);
