@@ -2,8 +2,8 @@
 /*
  * dirty_summary.h - finds the lines of a large dirty log that may have dirty bits, without reading the others.
  *
- * A line is a cache line of the log's bits.  Bit i of the lower words stands for line i; bit j of the upper words stands
- * for lower word j.  So a clean log of 8 TiB costs a look at 8 KiB.
+ * A line is a cache line of the log's bits.  Bit i of the lower words stands for line i; bit j of the upper words
+ * stands for lower word j.  So a clean log of 8 TiB costs a look at 8 KiB.
  *
  * Invariant
  *   DS1 a line that is not 0 has its lower bit, and a lower word that is not 0 has its upper bit, except for marks that
@@ -11,13 +11,12 @@
  *       a clean line, which costs one redundant look.
  *
  * Ordering (row "dirty summary"): all seq_cst, and the bits of the log too.  A mark sets its bit, then tests the lower
- * and the upper bit, and sets those that it finds clear.  A walk takes out the upper bits, then the lower bits, and then
- * its caller reads the line.  If a mark finds a bit set, this test comes before the walk takes the bit out.  So the walk
- * comes to the line after the mark, and finds its bit.  If the mark finds the bit clear, it sets it for the next walk.
- * Each mark tests both levels: a mark that finds the lower bit set may not rely on the thread that set it, which may not
- * have come to the upper bit yet.
- * Locking: one walk at a time, under slots_lock.  Any thread may call dirty_summary_note().
- * Cost: note O(1); a walk O(lines / 4096 + dirty lines).
+ * and the upper bit, and sets those that it finds clear.  A walk takes out the upper bits, then the lower bits, and
+ * then its caller reads the line.  If a mark finds a bit set, this test comes before the walk takes the bit out.  So
+ * the walk comes to the line after the mark, and finds its bit.  If the mark finds the bit clear, it sets it for the
+ * next walk. Each mark tests both levels: a mark that finds the lower bit set may not rely on the thread that set it,
+ * which may not have come to the upper bit yet. Locking: one walk at a time, under slots_lock.  Any thread may call
+ * dirty_summary_note(). Cost: note O(1); a walk O(lines / 4096 + dirty lines).
  */
 #ifndef MS_DIRTY_SUMMARY_H
 #define MS_DIRTY_SUMMARY_H

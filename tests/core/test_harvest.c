@@ -2,8 +2,8 @@
 /*
  * test_harvest.c - ms_harvest_dirty() and ms_merge_dirty_log(), compared with one array of guest pages.
  *
- * Small logs have no summary and large ones have one.  The harvests use arrays of any room, begin anywhere, and clear or
- * do not clear.  After each of them every log must equal the array, and ms_check() must find each summary complete.
+ * Small logs have no summary and large ones have one.  The harvests use arrays of any room, begin anywhere, and clear
+ * or do not clear.  After each of them every log must equal the array, and ms_check() must find each summary complete.
  */
 #include "fixture.h"
 
