@@ -15,9 +15,10 @@
  * then its caller reads the line.  If a mark finds a bit set, this test comes before the walk takes the bit out.  So
  * the walk comes to the line after the mark, and finds its bit.  If the mark finds the bit clear, it sets it for the
  * next walk. Each mark tests both levels: a mark that finds the lower bit set may not rely on the thread that set it,
- * which may not have come to the upper bit yet. A drop of one line has the same order: it takes the lower bit out, and
- * then its caller reads the line. Locking: one walk or drop at a time, under slots_lock.  Any thread may call
- * dirty_summary_note(). Cost: note O(1); a walk O(lines / 4096 + lower words with an upper bit + lines in the summary).
+ * which may not have come to the upper bit yet.  A drop of one line has the same order: it takes the lower bit out, and
+ * then its caller reads the line.
+ * Locking: one walk or drop at a time, under slots_lock.  Any thread may call dirty_summary_note().
+ * Cost: note O(1); a walk O(lines / 4096 + lower words with an upper bit + lines in the summary).
  */
 #ifndef MS_DIRTY_SUMMARY_H
 #define MS_DIRTY_SUMMARY_H

@@ -162,8 +162,8 @@ static TARGET always_inline uint64_t place(const struct flat_index *f, struct bl
 	return overfull;
 }
 
-/* One load and one comparison for all begins of a list, which follow their number.  Other lanes are 0, as if they began at
- * or before x. */
+/* One load and one comparison for all begins of a list, which follow their number.  Other lanes are 0, as if they began
+ * at or before x. */
 static TARGET always_inline uint32_t piece_in_list(const struct flat_index *f, uint64_t word, uint32_t x)
 {
 	const uint32_t *list = flat_list(f, word);

@@ -13,8 +13,8 @@
  */
 #include "flat_kernel.h"
 
-/* Corrects the pieces of lookups in over-full buckets.  Bit i of `overfull` is lookup i.  Where holes separate the slots,
- * a block has three to eight of them, so there is no other branch here.  With several segments they are rare. */
+/* Corrects the pieces of lookups in over-full buckets.  Bit i of `overfull` is lookup i.  Where holes separate the
+ * slots, a block has three to eight of them, so there is no other branch here.  With several segments they are rare. */
 static TARGET always_inline void correct(const struct flat_index *f, struct block *b, const uint64_t *in,
 					 unsigned shift, uint64_t overfull)
 {

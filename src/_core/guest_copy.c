@@ -5,7 +5,7 @@
  * The pieces of both ranges are collected first, in one section.  So a hole in one of them ends the copy at the same
  * place, whatever the direction.  A copy to a higher address that overlaps its source begins with the last bytes.
  *
- * Locking: none; nothing here waits for a writer.
+ * Locking: none; nothing here waits for a writer, except a release function of the user (backing.h).
  * Cost: as guest_memory.c.
  */
 #include "guest_fault.h"
@@ -64,8 +64,7 @@ static bool move_up(struct move *m)
 	size_t moved = guest_fault_move(m->dst.piece->host + m->dst.offset, m->src.piece->host + m->src.offset, part,
 					false, &m->dst_gone);
 
-	if (moved)
-		guest_pins_mark(m->pins, m->dst.piece, m->dst.offset, moved);
+	guest_pins_mark(m->pins, m->dst.piece, m->dst.offset, guest_touched(moved, part));
 	m->dst.offset += moved;
 	m->src.offset += moved;
 	m->done += moved;
@@ -77,9 +76,9 @@ static bool move_down(struct move *m)
 	size_t part = smaller(smaller(rest_before(&m->dst), rest_before(&m->src)), m->n - m->done);
 	size_t moved = guest_fault_move(m->dst.piece->host + m->dst.offset - part,
 					m->src.piece->host + m->src.offset - part, part, true, &m->dst_gone);
+	size_t touched = guest_touched(moved, part);
 
-	if (moved)
-		guest_pins_mark(m->pins, m->dst.piece, m->dst.offset - moved, moved);
+	guest_pins_mark(m->pins, m->dst.piece, m->dst.offset - touched, touched);
 	m->dst.offset -= moved;
 	m->src.offset -= moved;
 	m->done += moved;
@@ -144,8 +143,7 @@ static int move_pinned(struct guest_pins *pins, struct ms_error *err)
 	if (guest_pins_take(pins, 2))
 		return no_memory(err);
 	r = move_pieces(&pins[0], &pins[1], err);
-	guest_pins_put(&pins[0]);
-	guest_pins_put(&pins[1]);
+	guest_pins_put(pins, 2);
 	return r;
 }
 

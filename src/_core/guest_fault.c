@@ -10,6 +10,7 @@
 #include <signal.h>
 #include <stdatomic.h>
 #include <string.h>
+#include <ucontext.h>
 #include <unistd.h>
 
 #if defined(__BYTE_ORDER__)
@@ -24,6 +25,7 @@ struct guard {
 	volatile uintptr_t begin[2]; /* the guest memory of the access; the second range is for a move */
 	size_t size[2];
 	volatile size_t done;
+	bool backward;
 	uintptr_t gone; /* the address of the fault */
 	sigjmp_buf env;
 };
@@ -41,22 +43,76 @@ static const struct sigaction *previous_of(int signal)
 	return &previous[signal == signals[1]];
 }
 
-static bool covers(const struct guard *guard, uintptr_t address)
+/* The first byte of range i in the block of 2^bits bytes around the address, or 0. */
+static uintptr_t first_gone(const struct guard *guard, int i, uintptr_t address, int bits)
 {
-	return address - guard->begin[0] < guard->size[0] || address - guard->begin[1] < guard->size[1];
+	uintptr_t block = address >> bits << bits, begin = guard->begin[i];
+
+	if (block < begin && begin - block < (uintptr_t)1 << bits)
+		return guard->size[i] ? begin : 0;
+	return address - begin < guard->size[i] ? address : 0;
 }
 
-/* An address that the CPU cannot use at all gives a fault without an address. */
-static bool covers_no_address(const struct guard *guard, const siginfo_t *info)
+/* A memory error reports the begin of the block that is gone. */
+static int block_bits(int signal, const siginfo_t *info)
 {
-	return info->si_code == SI_KERNEL && !info->si_addr && guard->begin[0] >> 47;
+	return signal == SIGBUS && info->si_code == BUS_MCEERR_AR ? info->si_addr_lsb & 63 : 0;
 }
 
-/* A signal that a process has sent has si_code <= 0, and no address. */
-static bool is_guest_fault(const struct guard *guard, const siginfo_t *info)
+/* The CPU cannot use addresses from 2^47 on, or a part of them, at all. */
+static bool ends_beyond(const struct guard *guard, int i)
 {
-	return info->si_code > 0 && (covers(guard, (uintptr_t)info->si_addr) || covers_no_address(guard, info));
+	return guard->size[i] && (guard->begin[i] + guard->size[i] - 1) >> 47;
 }
+
+/* The next byte of range i. */
+static uintptr_t next_byte(const struct guard *guard, int i)
+{
+	return guard->begin[i] + (guard->backward ? guard->size[i] - guard->done - 1 : guard->done);
+}
+
+/* A fault of such an address comes without the address.  A move reads the page before it writes. */
+static uintptr_t gone_beyond(const struct guard *guard, const siginfo_t *info)
+{
+	if (info->si_code != SI_KERNEL || info->si_addr || !(ends_beyond(guard, 0) || ends_beyond(guard, 1)))
+		return 0;
+	return next_byte(guard, guard->size[1] && next_byte(guard, 1) >> 47);
+}
+
+/* The guest address at which the access ends, or 0: this is no fault of the access.  A signal that a process has sent
+ * has si_code <= 0, and no address. */
+static uintptr_t guest_fault(const struct guard *guard, int signal, const siginfo_t *info)
+{
+	uintptr_t address = (uintptr_t)info->si_addr, gone = 0;
+	int bits = block_bits(signal, info);
+
+	if (info->si_code <= 0)
+		return 0;
+	for (int i = 0; !gone && i < 2; i++)
+		gone = first_gone(guard, i, address, bits);
+	return gone ? gone : gone_beyond(guard, info);
+}
+
+/* Whether the access itself was interrupted, and not a handler that has interrupted it.  The guard lies in the frame of
+ * the access.  The frames below it have less than 500 bytes together, except under a sanitizer.  The kernel puts at
+ * least 1100 bytes on the stack for a handler. */
+#if defined(__x86_64__) && !MS_SANITIZED
+#define FRAMES_MAX 1024
+
+static bool is_in_access(const struct guard *guard, const void *context)
+{
+	const ucontext_t *interrupted = context;
+
+	return (uintptr_t)guard - (uintptr_t)interrupted->uc_mcontext.gregs[REG_RSP] < FRAMES_MAX;
+}
+#else
+static bool is_in_access(const struct guard *guard, const void *context)
+{
+	(void)guard;
+	(void)context;
+	return true;
+}
+#endif
 
 /* The signal ends the process as if there had been no handler: a fault happens again after the return. */
 static void do_default(int signal, const siginfo_t *info)
@@ -98,12 +154,13 @@ static void forward(int signal, siginfo_t *info, void *context)
 static void on_fault(int signal, siginfo_t *info, void *context)
 {
 	struct guard *guard = guest_guard;
+	uintptr_t gone = guard && is_in_access(guard, context) ? guest_fault(guard, signal, info) : 0;
 
-	if (!guard || !is_guest_fault(guard, info)) {
+	if (!gone) {
 		forward(signal, info, context);
 		return;
 	}
-	guard->gone = (uintptr_t)info->si_addr;
+	guard->gone = gone;
 	siglongjmp(guard->env, 1); /* F2 */
 }
 
@@ -168,6 +225,7 @@ static inline void set_done(struct guard *guard, size_t done)
 static inline void guard_init(struct guard *guard, const void *host, size_t size)
 {
 	guard->outer = guest_guard;
+	guard->backward = false;
 	guard->begin[0] = (uintptr_t)host;
 	guard->size[0] = size;
 	guard->begin[1] = guard->size[1] = 0;
@@ -300,6 +358,7 @@ size_t guest_fault_move(void *to, const void *from, size_t n, bool backward, boo
 	guard_init(&guard, to, n);
 	guard.begin[1] = (uintptr_t)from;
 	guard.size[1] = n;
+	guard.backward = backward;
 	if (guarded(&guard))
 		(backward ? move_down : move_up)(&guard, to, from, n);
 	else

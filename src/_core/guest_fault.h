@@ -16,8 +16,18 @@
  *   F1  guest_guard is the guard of the innermost access of the thread, on the thread's stack, or NULL;
  *   F2  the handler leaves an access only to the frame that set its guard, and that frame is still running.
  *
- * Limits: a handler that somebody installs later, and that does not call its predecessor, wins.  So does the kernel if
- * the thread blocks SIGSEGV or SIGBUS: it then ends the process.
+ * The handler of another signal may interrupt a copy.  A fault of this handler is not one of the copy, even in the same
+ * guest memory: its stack pointer is far below the frame of the copy, or on another stack (x86-64 without sanitizers).
+ * A copy that this handler makes has a guard of its own.
+ *
+ * Limits:
+ *   - A handler that somebody installs later, and that does not call its predecessor, wins.  So does the kernel if the
+ *     thread blocks SIGSEGV or SIGBUS: it then ends the process.
+ *   - A handler that interrupts a copy must return.  If it leaves by siglongjmp(), F1 and F2 end: the guard of the copy
+ *     stays, and a later fault in this memory would jump into a frame that has ended.
+ *   - The former handler is called as it was installed, except for SA_RESETHAND: it stays installed.
+ *   - If the former handler's owner restores what it found, for example faulthandler.disable() after the first backing,
+ *     the handler of this file is lost.  faulthandler may be enabled before or later, but then it must stay enabled.
  *
  * Locking: none.  The handler reads a thread-local pointer and the former handlers, which are constant by then.
  * Ordering (row "guest words"): a value of 1, 2, 4 or 8 bytes that is naturally aligned is one access.  A load is an

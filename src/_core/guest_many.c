@@ -4,17 +4,20 @@
  *
  * All values of a call come from one published state:
  *
- *   one section  up to MS_BATCH_PIECE values
- *   pieces       a longer read is MS_BATCH_PIECE values in each section; all sections must see the same state
+ *   one section  up to CHUNK values.  A change waits for a section, and each value may be a page fault
+ *   pieces       a longer read is CHUNK values in each section; all sections must see the same state
  *   references   if they do not, the read starts again and holds all slots (guest_pins.h).  A write cannot start again,
  *                and a read whose output overwrites its input cannot either: they hold the slots from the beginning
+ *
+ * The references cost O(slots).  So up to MS_BATCH_PIECE values that cannot start again are one section, if the set has
+ * more slots than the call has values.  A read without memory for the references is one section of any length.
  *
  * A chunk of values is translated first: by the index, by a walk, or by the slots that are held.  Then the values are
  * copied in one loop.  If a value of the chunk crosses a page or is refused, the chunk is done value by value.
  *
  * The address of an index is used only if each slot of the set has a backing, or the VM dereferences raw addresses.
  *
- * Locking: none; nothing here waits for a writer.
+ * Locking: none; nothing here waits for a writer, except a release function of the user (backing.h).
  * Cost: the translation (batch.c), and the access of the memory.  The holding of all slots is O(slots).
  */
 #include <string.h>
@@ -24,7 +27,7 @@
 #include "guest_fault.h"
 #include "guest_pins.h"
 
-#define CHUNK ((size_t)512)
+#define CHUNK ((size_t)256)
 
 struct many {
 	struct ms_vm *vm;
@@ -89,7 +92,7 @@ static void mark_part(const struct many *m, const struct part *part, size_t n)
 {
 	if (!m->pins)
 		guest_mark(&part->run, n);
-	else if (n)
+	else
 		guest_pins_mark(m->pins, part->piece, (size_t)(part->run.host - part->piece->host), n);
 }
 
@@ -121,7 +124,7 @@ static enum ms_rule access_value(const struct many *m, uint64_t gpa, char *value
 			return rule;
 		n = copy_part(m, part, value + *done);
 		if (m->write)
-			mark_part(m, part, n);
+			mark_part(m, part, guest_touched(n, part->run.bytes));
 		if (n < part->run.bytes) {
 			*done += n;
 			return MS_RULE_GUEST_FAULT;
@@ -293,9 +296,22 @@ static int access_chunks(struct many *m, size_t from, size_t n)
 
 /* ---- whole calls ---- */
 
-static int poll(const struct many *m)
+/* Ends a call with details that name no value. */
+static int end_by(struct ms_error *err, int r)
 {
-	return m->batch->poll && m->batch->poll(m->batch->opaque) ? -EINTR : 0;
+	if (err)
+		*err = (struct ms_error){ .rule = MS_RULE_NONE };
+	return r;
+}
+
+/* After the first `done` values, outside of all sections. */
+static int poll(const struct many *m, size_t done)
+{
+	const struct ms_batch *batch = m->batch;
+
+	if (done % MS_BATCH_PIECE || done >= batch->n || !batch->poll)
+		return 0;
+	return batch->poll(batch->opaque) ? end_by(m->err, -EINTR) : 0;
 }
 
 /* Makes an index first, if it pays for n values. */
@@ -309,23 +325,40 @@ static void make_index_if_due(const struct many *m, size_t n)
 		vm_index_make(m->vm, m->as_id, m->batch->n <= MS_BATCH_BRIEF);
 }
 
+static int run_in_one_section(struct many *m)
+{
+	int r;
+
+	m->look = look_begin(m->vm, m->as_id);
+	r = access_chunks(m, 0, m->batch->n);
+	look_end(m->vm, m->look);
+	return r;
+}
+
+static int run_with(struct many *m, const struct guest_pins *pins)
+{
+	size_t n = m->batch->n;
+	int r = 0;
+
+	m->pins = pins;
+	for (size_t done = 0; !r && done < n; done += MS_BATCH_POLL) {
+		r = access_chunks(m, done, at_most(n - done, MS_BATCH_POLL));
+		if (!r && !pins->in_section)
+			r = poll(m, done + MS_BATCH_POLL);
+	}
+	return r;
+}
+
 static int run_held(struct many *m)
 {
 	struct guest_pins pins;
-	size_t n = m->batch->n, part;
-	int r = 0;
+	int r;
 
 	guest_pins_init(&pins, m->vm, m->as_id, 0, 0, m->write);
 	if (guest_pins_take_all(&pins))
-		return no_memory(m->err);
-	m->pins = &pins;
-	for (size_t done = 0; !r && done < n; done += part) {
-		part = at_most(n - done, MS_BATCH_POLL);
-		r = access_chunks(m, done, part);
-		if (!r && done + part < n)
-			r = poll(m);
-	}
-	guest_pins_put(&pins);
+		return m->write && m->batch->n > MS_BATCH_PIECE ? no_memory(m->err) : run_in_one_section(m);
+	r = run_with(m, &pins);
+	guest_pins_put(&pins, 1);
 	return r;
 }
 
@@ -347,7 +380,7 @@ static int run_in_sections(struct many *m)
 	size_t n = m->batch->n;
 	int r = 0;
 
-	for (size_t done = 0; !r && done < n; done += MS_BATCH_PIECE) {
+	for (size_t done = 0; !r && done < n; done += CHUNK) {
 		bool due = false;
 
 		m->look = look_begin(m->vm, m->as_id);
@@ -356,26 +389,37 @@ static int run_in_sections(struct many *m)
 		if (done && m->look.set && !same_state(m->vm, first, state_of(m->look.set)))
 			r = -EAGAIN;
 		else
-			r = access_in_section(m, done, at_most(n - done, MS_BATCH_PIECE), &due);
+			r = access_in_section(m, done, at_most(n - done, CHUNK), &due);
 		look_end(m->vm, m->look);
 		if (due)
 			vm_index_make(m->vm, m->as_id, n <= MS_BATCH_BRIEF);
 		point(READER_PIECE_OVER);
-		if (!r && done + MS_BATCH_PIECE < n)
-			r = poll(m);
+		if (!r)
+			r = poll(m, done + CHUNK);
 	}
 	return r;
+}
+
+/* Whether references to all slots cost little, next to n values. */
+static bool are_few_slots(const struct many *m, size_t n)
+{
+	struct look look = look_begin(m->vm, m->as_id);
+	bool few = !look.set || look.set->nr <= n;
+
+	look_end(m->vm, look);
+	return few;
 }
 
 static int run_many(struct many *m)
 {
 	size_t n = m->batch->n;
 	bool once = m->write || m->batch->in == m->batch->out;
-	int r = -EAGAIN;
+	int r;
 
 	make_index_if_due(m, n);
-	if (n <= MS_BATCH_PIECE || !once)
-		r = run_in_sections(m);
+	if (n > CHUNK && once)
+		return n > MS_BATCH_PIECE || are_few_slots(m, n) ? run_held(m) : run_in_one_section(m);
+	r = run_in_sections(m);
 	return r == -EAGAIN ? run_held(m) : r;
 }
 
@@ -387,7 +431,7 @@ static int check_and_run(struct ms_vm *vm, uint32_t as_id, const struct ms_batch
 	if (!batch || (batch->n && (!batch->in || !batch->out)))
 		return null_buffer(err);
 	if (batch->n > SIZE_MAX / sizeof(uint64_t))
-		return -EINVAL;
+		return end_by(err, -EINVAL);
 	return batch->n ? run_many(&m) : 0;
 }
 

@@ -3,9 +3,9 @@
  * guest_memory.c - copies bytes and values from and to guest memory.
  *
  * Up to MS_GUEST_SHORT bytes, a call translates and copies run by run in one read section.  A longer call takes
- * references to all its runs in one section, and copies outside (guest_pins.h).
+ * references to all its runs in one section, and copies outside, unless a slot is raw (guest_pins.h).
  *
- * Locking: none; nothing here waits for a writer.
+ * Locking: none; nothing here waits for a writer, except a release function of the user (backing.h).
  * Cost: a lookup and the guard of guest_fault.h; long copies take the time of memcpy().
  */
 #include <string.h>
@@ -45,7 +45,7 @@ static inline enum ms_rule copy_run(const struct access *a, const struct guest_r
 	size_t copied = copy(a, run->host, *done, run->bytes);
 
 	if (is_write(a))
-		guest_mark(run, copied);
+		guest_mark(run, guest_touched(copied, run->bytes));
 	*done += copied;
 	return likely(copied == run->bytes) ? MS_RULE_NONE : MS_RULE_GUEST_FAULT;
 }
@@ -74,8 +74,8 @@ static bool copy_piece(const struct access *a, const struct guest_pins *pins, co
 {
 	size_t copied = copy(a, piece->host, *done, piece->bytes);
 
-	if (copied && is_write(a))
-		guest_pins_mark(pins, piece, 0, copied);
+	if (is_write(a))
+		guest_pins_mark(pins, piece, 0, guest_touched(copied, piece->bytes));
 	*done += copied;
 	return copied == piece->bytes;
 }
@@ -101,7 +101,7 @@ static out_of_line int copy_pinned(const struct access *a, struct ms_error *err)
 	if (guest_pins_take(&pins, 1))
 		return no_memory(err);
 	r = copy_pieces(a, &pins, err);
-	guest_pins_put(&pins);
+	guest_pins_put(&pins, 1);
 	return r;
 }
 
@@ -176,10 +176,10 @@ static inline int write_value(struct ms_vm *vm, uint32_t as_id, uint64_t gpa, si
 	rule = guest_run_first(vm, &look, gpa, size, true, &run);
 	if (!rule && unlikely(!guest_fault_store(run.host, size, value)))
 		rule = MS_RULE_GUEST_FAULT;
+	if (likely(!rule) || rule == MS_RULE_GUEST_FAULT)
+		mark(run.slot, gpa >> MS_PAGE_SHIFT);
 	if (unlikely(rule))
 		r = guest_refuse(err, rule, guest_value(run.slot), gpa, 0);
-	else
-		mark(run.slot, gpa >> MS_PAGE_SHIFT);
 	look_end(vm, look);
 	return r;
 }

@@ -9,7 +9,7 @@ void guest_pins_init(struct guest_pins *pins, struct ms_vm *vm, uint32_t as_id, 
 	pins->vm = vm;
 	pins->as_id = as_id;
 	pins->write = write;
-	pins->holds = false;
+	pins->holds = pins->in_section = false;
 	pins->gpa = gpa;
 	pins->n = n;
 	pins->nr = 0;
@@ -31,6 +31,7 @@ static void add_piece(struct guest_pins *pins, const struct guest_run *run)
 	piece->backing = run->slot->backing;
 	piece->log = log;
 	pins->nr_logged += log != NULL;
+	pins->nr_raw += !piece->backing && pins->vm->config.dereference_raw_addresses;
 	if (!pins->holds)
 		return;
 	backing_get(piece->backing);
@@ -44,7 +45,7 @@ static void collect(struct guest_pins *pins, const struct look *look)
 	struct guest_run run;
 	enum ms_rule rule = guest_run_first(pins->vm, look, pins->gpa, pins->n, pins->write, &run);
 
-	pins->bytes = pins->nr = pins->wanted = pins->nr_logged = 0;
+	pins->bytes = pins->nr = pins->wanted = pins->nr_logged = pins->nr_raw = 0;
 	if (look->set)
 		pins->state = state_of(look->set);
 	while (!rule) {
@@ -71,7 +72,7 @@ static void collect_all(struct guest_pins *pins, const struct look *look)
 	const struct memslot_design *design = pins->vm->design;
 	const struct memslot *slot = look->set ? design->first_from(look->set, 0) : NULL;
 
-	pins->nr = pins->wanted = pins->nr_logged = 0;
+	pins->nr = pins->wanted = pins->nr_logged = pins->nr_raw = 0;
 	if (look->set)
 		pins->state = state_of(look->set);
 	for (; slot; slot = design->next(look->set, slot)) {
@@ -122,18 +123,22 @@ static bool make_room(struct guest_pins *pins)
 
 typedef void collect_fn(struct guest_pins *pins, const struct look *look);
 
-/* Returns whether all pieces are held. */
+/* Returns whether all pieces are held.  The first range keeps the section of all (K4). */
 static bool try_take(struct guest_pins *pins, size_t nr, collect_fn *fn)
 {
 	struct look look = look_begin(pins->vm, pins->as_id);
-	bool fits = true;
+	bool fits = true, raw = false;
 
 	for (size_t i = 0; i < nr; i++) {
 		pins[i].holds = true;
 		fn(&pins[i], &look);
 		fits &= pins[i].wanted == pins[i].nr;
+		raw |= pins[i].nr_raw > 0;
 	}
-	look_end(pins->vm, look);
+	pins->in_section = fits && raw;
+	pins->look = look;
+	if (!pins->in_section)
+		look_end(pins->vm, look);
 	return fits;
 }
 
@@ -167,10 +172,14 @@ int guest_pins_take_all(struct guest_pins *pins)
 	return take(pins, 1, collect_all);
 }
 
-void guest_pins_put(struct guest_pins *pins)
+void guest_pins_put(struct guest_pins *pins, size_t nr)
 {
-	drop_pieces(pins);
-	free_pieces(pins);
+	if (pins->in_section)
+		look_end(pins->vm, pins->look);
+	for (size_t i = 0; i < nr; i++) {
+		drop_pieces(&pins[i]);
+		free_pieces(&pins[i]);
+	}
 	thread_flush_tasks();
 }
 

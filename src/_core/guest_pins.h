@@ -6,6 +6,9 @@
  * holds a reference to the backing of its slot and, for a write, a pin of the dirty log.  Then the section ends: no
  * change waits for the copy.
  *
+ * A raw slot has nothing to hold: only a section delays the change after which its caller frees the memory.  So with a
+ * raw piece the section stays open until guest_pins_put(), and a change waits for the copy.
+ *
  * Meanwhile the slot may be moved, resized or deleted, or get another log, or its pages may get another slot.  So a
  * write marks its pages inside a new section: in the pinned log and, if the state is another one by now, in every log
  * that has the same host pages.  A change that publishes another log later waits for this section, and takes the bits
@@ -17,7 +20,8 @@
  *   K1  the pieces ascend.  Those of a range have no gap, begin at gpa, and have `bytes` bytes together;
  *   K2  if bytes < n, `refusal` says why the byte behind the last piece cannot be accessed;
  *   K3  a page that a write has completed is marked in every log that has the page when the section of the mark begins,
- *       and in the logs that are related to the pinned one.
+ *       and in the logs that are related to the pinned one;
+ *   K4  the host memory of all pieces stays: each piece holds a backing, or the section is open.
  *
  * Locking: none.  Ordering: rows "backing references" and "dirty log pins" of docs/locking.md.
  * Cost: O(log n) and O(1) for each piece; no allocation up to GUEST_PINS_FEW pieces.
@@ -53,7 +57,9 @@ struct guest_pins {
 	size_t n, bytes;
 	struct guest_refusal refusal;
 	struct state state; /* in which the pieces were collected */
-	size_t nr, room, wanted, nr_logged;
+	size_t nr, room, wanted, nr_logged, nr_raw;
+	bool in_section; /* the section `look` stays open until guest_pins_put() (K4) */
+	struct look look;
 	struct guest_piece *pieces; /* `few`, or an allocated array */
 	struct guest_piece few[GUEST_PINS_FEW];
 };
@@ -64,7 +70,7 @@ void guest_pins_init(struct guest_pins *pins, struct ms_vm *vm, uint32_t as_id, 
 /* Inside a section, for at most MS_GUEST_SHORT bytes: collects the pieces without references. */
 void guest_pins_look(struct guest_pins *pins, const struct look *look);
 
-/* Takes references to all slots of the address space.  0, or -ENOMEM: nothing is held. */
+/* Takes references to all slots of the address space.  0, or -ENOMEM: nothing is held.  May leave a section open. */
 int guest_pins_take_all(struct guest_pins *pins);
 
 /* The slot that contains gpa, or NULL.  For guest_pins_take_all().  O(log nr). */
@@ -77,9 +83,11 @@ enum ms_rule guest_pins_rule(const struct guest_pins *pins, const struct guest_p
 bool guest_pins_need_marks(const struct guest_pins *pins);
 
 /* Takes references to the pieces of `nr` ranges of one address space, in one section.  0, or -ENOMEM: nothing is held.
- */
+ * May leave a section open. */
 int guest_pins_take(struct guest_pins *pins, size_t nr);
-void guest_pins_put(struct guest_pins *pins);
+/* Drops the references of `nr` ranges that were taken together, and ends their section.  It may call a release function
+ * of the user. */
+void guest_pins_put(struct guest_pins *pins, size_t nr);
 
 /* Marks the pages of [at, at + n) of the piece, n > 0, which are written (K3). */
 void guest_pins_mark(const struct guest_pins *pins, const struct guest_piece *piece, size_t at, size_t n);

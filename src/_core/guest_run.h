@@ -107,6 +107,13 @@ static inline enum ms_rule guest_run_next(const struct ms_vm *vm, const struct l
 	return guest_run_in(vm, guest_next(vm, look, run->slot), run->gpa + run->bytes, n, write, run);
 }
 
+/* The bytes of a run of n bytes that may have changed after a write has completed `done` of them: a fault may leave a
+ * part of its page changed. */
+static inline size_t guest_touched(size_t done, size_t n)
+{
+	return done < n ? done + 1 : n;
+}
+
 /* Marks the pages of the first `done` bytes of the run, after these bytes were written. */
 static inline void guest_mark(const struct guest_run *run, size_t done)
 {

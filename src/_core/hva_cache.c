@@ -6,7 +6,7 @@
  * slot of the cache is a slot of the set, by the proof for a vCPU's hint (docs/locking.md): it holds for this pair of
  * generation and slot too, which one thread stores and reads.
  *
- * Locking: none; nothing here waits.
+ * Locking: none; nothing here waits for a writer, except a release function of the user (backing.h).
  * Cost: a section, a comparison and the copy.
  */
 #include "guest_fault.h"
@@ -45,18 +45,22 @@ static enum ms_rule look_up(const struct ms_vm *vm, const struct look *look, str
 	return MS_RULE_NONE;
 }
 
-/* __kvm_gfn_to_hva_cache_init() */
-static int init(const struct ms_vm *vm, const struct look *look, struct ms_gfn_to_hva_cache *cache, uint64_t gpa,
-		uint64_t len, struct ms_error *err)
+/* As KVM, accepts an empty range that does not begin a page. */
+static bool is_range(uint64_t gpa, uint64_t len)
+{
+	return len ? gpa + len - 1 >= gpa : gpa % MS_PAGE_SIZE != 0;
+}
+
+/* __kvm_gfn_to_hva_cache_init().  All members are of this range and this generation, also after an error. */
+static int init(const struct ms_vm *vm, const struct look *look, struct ms_gfn_to_hva_cache *cache, uint32_t as_id,
+		uint64_t gpa, uint64_t len, struct ms_error *err)
 {
 	uint64_t first = gpa >> MS_PAGE_SHIFT, last = (gpa + len - 1) >> MS_PAGE_SHIFT;
 	enum ms_rule rule;
 
-	cache->generation = generation_of(look->set);
-	if (first > last) {
-		cache->hva = MS_HVA_ERR_BAD;
+	*cache = (struct ms_gfn_to_hva_cache){ generation_of(look->set), gpa, MS_HVA_ERR_BAD, len, NULL, as_id };
+	if (!is_range(gpa, len))
 		return refuse_range(err, 0);
-	}
 	rule = look_up(vm, look, cache, first, last);
 	if (rule)
 		return guest_refuse(err, rule, guest_value(cache->slot), gpa, 0);
@@ -64,8 +68,6 @@ static int init(const struct ms_vm *vm, const struct look *look, struct ms_gfn_t
 		cache->hva += gpa % MS_PAGE_SIZE;
 	else
 		cache->slot = NULL; /* the range is copied piece by piece */
-	cache->gpa = gpa;
-	cache->len = len;
 	return 0;
 }
 
@@ -75,11 +77,12 @@ int ms_gfn_to_hva_cache_init(struct ms_vm *vm, uint32_t as_id, struct ms_gfn_to_
 	struct look look;
 	int r;
 
-	if (as_id >= vm->config.address_spaces)
+	if (as_id >= vm->config.address_spaces) {
+		*cache = (struct ms_gfn_to_hva_cache){ .hva = MS_HVA_ERR_BAD }; /* an empty range of address space 0 */
 		return vm_refuse(err, EINVAL, MS_RULE_AS_ID, vm->config.address_spaces, NULL);
-	cache->as_id = as_id;
+	}
 	look = look_begin(vm, as_id);
-	r = init(vm, &look, cache, gpa, len, err);
+	r = init(vm, &look, cache, as_id, gpa, len, err);
 	look_end(vm, look);
 	return r;
 }
@@ -90,9 +93,12 @@ static int run_of(const struct ms_vm *vm, const struct look *look, struct ms_gfn
 {
 	const struct memslot *slot;
 	enum ms_rule rule;
+	int r = 0;
 
-	if (generation_of(look->set) != cache->generation && init(vm, look, cache, cache->gpa, cache->len, err))
-		return -EFAULT;
+	if (generation_of(look->set) != cache->generation)
+		r = init(vm, look, cache, cache->as_id, cache->gpa, cache->len, err);
+	if (r)
+		return r;
 	slot = cache->slot;
 	if (cache->hva >= MS_HVA_ERR_MIN)
 		return guest_refuse(err, rule_of(cache->hva), guest_value(slot), cache->gpa, 0);
@@ -108,7 +114,7 @@ static int copy_run(const struct guest_run *run, void *out, const void *data, si
 	size_t done = out ? guest_fault_read(out, run->host, n) : guest_fault_write(run->host, data, n);
 
 	if (!out)
-		guest_mark(run, done);
+		guest_mark(run, guest_touched(done, n));
 	if (done < n)
 		return guest_refuse(err, MS_RULE_GUEST_FAULT, guest_value(run->slot), run->gpa + done, done);
 	return 0;

@@ -52,6 +52,8 @@ int ms_get_stats_sized(struct ms_vm *vm, struct ms_stats *out, size_t size)
 {
 	struct ms_stats stats;
 
+	if (!out)
+		return -EFAULT;
 	if (size < STATS_SIZE_MIN)
 		return -EINVAL;
 	stats = stats_of(vm);

@@ -168,6 +168,8 @@ int ms_config_init_sized(struct ms_config *config, size_t size)
 		.backend = designs[0]->name,
 	};
 
+	if (!config)
+		return -EFAULT;
 	if (size < CONFIG_SIZE_MIN)
 		return -EINVAL;
 	memset(config, 0, size);

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import fcntl
 import io
@@ -27,8 +26,6 @@ __all__ = ["HostRanges", "HostRangesMany", "Memory", "PinnedBy", "SlotsOfRanges"
 # With it a guest may be larger than the memory that is free at the moment.  mmap has the name from Python 3.13 on; the
 # number is that of x86-64 and arm64.
 _MAP_NORESERVE: int = getattr(mmap, "MAP_NORESERVE", 0x4000)
-
-_HUGE_PAGE = 2 << 20
 
 _NAME_BYTES = 249  # the longest name of a memfd
 
@@ -68,8 +65,7 @@ class SlotsOfRanges(NamedTuple):
 def alloc(size: SupportsIndex, *, shared: bool = False, name: str = "") -> Memory:
     """New Memory for a slot: ``size`` bytes of zeros, page-aligned.
 
-    size: a multiple of 4096.  The system takes a page when it is first written; from 2 MiB on the memory asks for huge
-    pages.
+    size: a multiple of 4096.  The system takes a page when it is first written.
     shared: whether forked processes share the memory.  If not, a child of fork() has a copy: writes of the child do not
     reach the parent, and writes of the parent do not reach the child.  Shared memory is a memfd; ``fileno()`` gives it
     to other processes.  Its size is sealed, so no process can truncate it under a reader.
@@ -107,17 +103,10 @@ class Memory(mmap.mmap):
                 os.close(fd)
             raise _no_memory(length, error) from error
         memory._name, memory._shared, memory._fd = name, bool(shared), fd
-        if length >= _HUGE_PAGE:
-            memory._use_huge_pages()
         return memory
 
     def __del__(self) -> None:
         self._close_fd()
-
-    def _use_huge_pages(self) -> None:
-        """Asks for huge pages, as numpy does for its arrays.  Random accesses of 4 GiB are 2.4 times as fast."""
-        with contextlib.suppress(OSError):  # a kernel without them
-            self.madvise(mmap.MADV_HUGEPAGE)
 
     def __exit__(self, *exc_info: object) -> None:
         self.close()

@@ -281,6 +281,46 @@ static void test_address_beyond_the_cpu(void)
 	(void)value;
 }
 
+/* The same for each side of a move, and for a range whose end is beyond. */
+static void test_moves_beyond_the_cpu(void)
+{
+#if defined(__x86_64__) && !TEST_SANITIZED
+	char *beyond = (char *)((uintptr_t)1 << 62);
+	struct memory3 m = memory_new();
+	bool to_gone = true;
+
+	for (int backward = 0; backward < 2; backward++) {
+		CHECK_EQ(guest_fault_move(m.at, beyond, PAGE, backward, &to_gone), 0);
+		CHECK_EQ(to_gone, false);
+		CHECK_EQ(guest_fault_move(beyond, m.at, PAGE, backward, &to_gone), 0);
+		CHECK_EQ(to_gone, true);
+	}
+	memory_end(&m);
+#endif
+}
+
+#if defined(__x86_64__) && !TEST_SANITIZED
+/* The range begins below 2^47 and ends above. */
+static void test_ends_beyond_the_cpu(void)
+{
+	static unsigned char out[16 * PAGE];
+	char *host = (char *)(((uintptr_t)1 << 47) - 8 * PAGE);
+
+	/* A long read may begin with its last bytes. */
+	for (size_t n = 9 * PAGE; n <= 16 * PAGE; n += 7 * PAGE) {
+		CHECK_EQ(guest_fault_read(out, host, n), 0);
+		CHECK_EQ(guest_fault_write(host, out, n), 0);
+		CHECK_EQ(guest_fault_fill(host, 1, n), 0);
+	}
+	CHECK_EQ(guest_fault_fill(host + 8 * PAGE - 4, 1, 8), 0);
+	CHECK(!guest_fault_store(host + 8 * PAGE - 4, 8, 1)); /* one access on both sides */
+}
+#else
+static void test_ends_beyond_the_cpu(void)
+{
+}
+#endif
+
 #define MANY 100
 
 static void fill_hosts(const struct memory3 *m, uint64_t *hosts)
@@ -409,6 +449,48 @@ static void test_mask_stays(void)
 	memory_end(&m);
 }
 
+/* A memory error (BUS_MCEERR_AR) reports the begin of the block that is gone.  A handler in between changes the fault
+ * of a truncated page into such an error. */
+static struct sigaction real;
+static int block_bits, errors;
+
+static void as_memory_error(int signal, siginfo_t *info, void *context)
+{
+	siginfo_t error = *info;
+
+	error.si_code = BUS_MCEERR_AR;
+	error.si_addr = (void *)((uintptr_t)info->si_addr >> block_bits << block_bits);
+	error.si_addr_lsb = (short)block_bits;
+	errors++;
+	real.sa_sigaction(signal, &error, context);
+}
+
+static void test_memory_errors(void)
+{
+	struct sigaction action = { .sa_sigaction = as_memory_error, .sa_flags = SA_SIGINFO | SA_NODEFER };
+	unsigned char out[PAGE];
+	bool to_gone;
+
+	sigemptyset(&action.sa_mask);
+	CHECK_EQ(sigaction(SIGBUS, &action, &real), 0);
+	for (block_bits = 12; block_bits <= 21; block_bits += 9) {
+		struct memory3 m = memory_new(), other = memory_new();
+
+		lose(&m, TRUNCATED, 1, false);
+		check_read(&m, PAGE + 1, PAGE + 100, 1);
+		CHECK_EQ(guest_fault_write(m.at + 2 * PAGE + 800, out, 8), 0);
+		to_gone = true;
+		CHECK_EQ(guest_fault_move(other.at, m.at + PAGE + 8, 100, false, &to_gone), 0);
+		CHECK(!to_gone || block_bits > 12); /* a large block may have both sides */
+		CHECK_EQ(guest_fault_move(m.at + PAGE + 8, other.at, 100, false, &to_gone), 0);
+		CHECK_EQ(to_gone, true);
+		memory_end(&m);
+		memory_end(&other);
+	}
+	CHECK_EQ(errors, 8);
+	CHECK_EQ(sigaction(SIGBUS, &real, NULL), 0);
+}
+
 /* ---- other handlers, each in a child process ---- */
 
 #define SEEN 42 /* the exit status of a foreign handler */
@@ -489,6 +571,54 @@ static void fault_after_copy(void)
 	*(volatile unsigned char *)m.at = 1;
 	_exit(0);
 }
+
+#if defined(__x86_64__) && !TEST_SANITIZED
+/* Another handler interrupts a copy and touches the guest memory of this copy, which is gone by then. */
+static const struct memory3 *touched;
+static size_t touched_size;
+
+static void touch_in_handler(int signal)
+{
+	(void)signal;
+	if (mprotect(touched->at, touched_size, PROT_NONE))
+		_exit(1);
+	(void)*(volatile unsigned char *)touched->at;
+	_exit(0);
+}
+
+static void fault_inside_a_handler(bool alternate)
+{
+	static char handlers_stack[64 * 1024];
+	stack_t stack = { .ss_sp = handlers_stack, .ss_size = sizeof(handlers_stack) };
+	struct itimerval often = { { 0, 200 }, { 0, 200 } };
+	struct sigaction action = { .sa_handler = touch_in_handler, .sa_flags = alternate ? SA_ONSTACK : 0 };
+	struct memory3 m;
+	char *out;
+
+	touched_size = 1 << 20;
+	m.at = mmap(NULL, touched_size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	out = malloc(touched_size);
+	CHECK(m.at != MAP_FAILED && out);
+	memset(m.at, 1, touched_size);
+	touched = &m;
+	CHECK_EQ(sigaltstack(&stack, NULL), 0);
+	CHECK_EQ(sigaction(SIGVTALRM, &action, NULL), 0);
+	CHECK_EQ(setitimer(ITIMER_VIRTUAL, &often, NULL), 0);
+	while (guest_fault_read(out, m.at, touched_size) == touched_size)
+		;
+	_exit(1); /* the handler was left */
+}
+
+static void fault_in_handler(void)
+{
+	fault_inside_a_handler(false);
+}
+
+static void fault_in_handler_with_a_stack(void)
+{
+	fault_inside_a_handler(true);
+}
+#endif
 
 /* The signal comes from a process, during no copy. */
 static void send_signal(void)
@@ -588,6 +718,11 @@ static void test_other_handlers(void)
 		CHECK(killed(status_of(prepare, faults[i])));
 		CHECK(killed(status_of(later_chaining, faults[i])) || TEST_SANITIZED);
 	}
+#if defined(__x86_64__) && !TEST_SANITIZED
+	CHECK(seen(status_of(first_foreign, fault_in_handler)));
+	CHECK(seen(status_of(first_foreign, fault_in_handler_with_a_stack)));
+	CHECK(killed(status_of(prepare, fault_in_handler)));
+#endif
 	CHECK(killed(status_of(ignoring, fault_elsewhere)));
 	CHECK(passed(status_of(ignoring, send_signal)));
 }
@@ -606,6 +741,9 @@ int main(int argc, char **argv)
 	test_values();
 	test_lost_values();
 	test_address_beyond_the_cpu();
+	test_moves_beyond_the_cpu();
+	test_ends_beyond_the_cpu();
+	test_memory_errors();
 	test_many();
 	test_threads();
 	test_copy_inside_a_copy();

@@ -175,7 +175,9 @@ static void test_arguments(void)
 	batch.out = NULL;
 	CHECK_EQ(ms_write_guest_u64_many(vm, 0, &batch, &err), -EFAULT);
 	batch = batch_of(SIZE_MAX / 8 + 1);
+	err = (struct ms_error){ .rule = MS_RULE_AS_ID, .gpa = 1, .index = 1 };
 	CHECK_EQ(ms_read_guest_u64_many(vm, 0, &batch, &err), -EINVAL);
+	CHECK(err.rule == MS_RULE_NONE && !err.gpa && !err.index);
 	batch = batch_of(3);
 	gpas[0] = GPA(8);
 	check_refused(ms_read_guest_u64_many(vm, 4, &batch, &err), &err, MS_RULE_GUEST_HOLE, GPA(8), 0);
@@ -264,13 +266,15 @@ static int count_polls(void *opaque)
 
 static void test_poll(struct rng *rng)
 {
+	struct ms_error err = { .rule = MS_RULE_AS_ID, .gpa = 1, .index = 1 };
 	struct polls polls = { 0, 2 };
 	struct ms_batch batch = batch_of(MOST - 1);
 
 	choose(rng, MOST - 1, true);
 	batch.poll = count_polls;
 	batch.opaque = &polls;
-	CHECK_EQ(ms_read_guest_u64_many(vm, 0, &batch, NULL), -EINTR);
+	CHECK_EQ(ms_read_guest_u64_many(vm, 0, &batch, &err), -EINTR);
+	CHECK(err.rule == MS_RULE_NONE && !err.gpa && !err.index);
 	CHECK_EQ(polls.calls, 2);
 	CHECK(!memcmp(got, want, 2 * MS_BATCH_PIECE * sizeof(*got)));
 	polls = (struct polls){ 0, 0 };
@@ -290,7 +294,7 @@ static void test_lost(struct rng *rng)
 	check_refused_at(n, at, GPA((9 * SLOT_PAGES + 2) * PAGE), MS_RULE_GUEST_FAULT, 0, false);
 	check_refused_at(n, at, GPA((9 * SLOT_PAGES + 2) * PAGE), MS_RULE_GUEST_FAULT, 0, true);
 	check_refused_at(n, 3, GPA((9 * SLOT_PAGES + 1) * PAGE) - 3, MS_RULE_GUEST_FAULT, 3, true);
-	CHECK_EQ(guest_dirty(vm, 9), 1);
+	CHECK_EQ(guest_dirty(vm, 9), 7); /* the pages that are gone too */
 	CHECK_EQ(ms_delete_memslot(vm, 0, 9, NULL), 0);
 }
 
@@ -373,8 +377,13 @@ static void test_many_ranges(struct rng *rng)
 		CHECK_EQ(ms_memslots_in_gfn_range(vm, 0, first[i], second[i], few, SLOTS), offsets[i + 1] - offsets[i]);
 		CHECK(!memcmp(few, slots + offsets[i], (offsets[i + 1] - offsets[i]) * sizeof(*few)));
 	}
+	CHECK_EQ(ms_memslots_in_gfn_range_many(vm, 0, first, second, RANGES, NULL, 0, NULL), n);
 	CHECK_EQ(ms_memslots_in_gfn_range_many(vm, 0, first, second, 0, NULL, 0, offsets), 0);
 	CHECK_EQ(offsets[0], 0);
+	offsets[0] = 7;
+	CHECK_EQ(ms_memslots_in_gfn_range_many(vm, 0, first, NULL, RANGES, NULL, 0, offsets), 0);
+	CHECK_EQ(offsets[0], 0);
+	CHECK_EQ(ms_host_ranges_many(vm, 0, NULL, second, RANGES, false, NULL, 0, NULL, NULL), 0);
 }
 
 static void test_all(enum kind kind, enum ms_index_policy policy)

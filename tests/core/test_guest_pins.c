@@ -461,6 +461,77 @@ static void test_delete_of_many(void)
 	end();
 }
 
+/* ---- raw slots ---- */
+
+static unsigned char *raw;
+
+/* After a delete of a raw slot, its memory may be freed.  Slot 2 follows slot 1, which has a backing. */
+static void begin_raw(const char *name)
+{
+	struct ms_config config = default_config(1);
+	region_t r = region(0, 2, 0x100 + PAGES, PAGES, LOG);
+
+	script_begin(name);
+	config.dereference_raw_addresses = true;
+	vm = vm_with(&config);
+	released = 0;
+	g = guest_slot(vm, 1, 0x100, PAGES, LOG);
+	g->released = &released;
+	raw = aligned_alloc(PAGE, PAGES * PAGE);
+	CHECK(raw);
+	memset(raw, 7, PAGES * PAGE);
+	r.userspace_addr = (uint64_t)(uintptr_t)raw;
+	CHECK_EQ(ms_set_user_memory_region(vm, &r, NULL), 0);
+}
+
+static void delete_raw(struct actor *me)
+{
+	me->r = ms_delete_memslot(vm, 0, 2, NULL);
+	free(raw);
+}
+
+/* The first half is in slot 1, the other in the raw slot. */
+#define MIXED_GPA ((0x100 + PAGES / 2) * PAGE)
+
+static void read_raw(struct actor *me)
+{
+	me->r = ms_read_guest(vm, 0, MIXED_GPA, out, PAGES * PAGE, &error);
+}
+
+static void write_raw(struct actor *me)
+{
+	me->r = ms_write_guest(vm, 0, MIXED_GPA, data, PAGES * PAGE, &error);
+}
+
+static void copy_to_raw(struct actor *me)
+{
+	me->r = ms_copy_guest(vm, 0, (0x100 + PAGES) * PAGE, 0x100 * PAGE, 30 * PAGE, &error);
+}
+
+static void copy_from_raw(struct actor *me)
+{
+	me->r = ms_copy_guest(vm, 0, 0x100 * PAGE, (0x100 + PAGES) * PAGE, 30 * PAGE, &error);
+}
+
+static void test_raw_slots(void)
+{
+	void (*const runs[])(struct actor *me) = { read_raw, write_raw, copy_to_raw, copy_from_raw };
+
+	for (size_t i = 0; i < ARRAY_SIZE(runs); i++) {
+		struct actor copier, writer;
+
+		begin_raw("the raw slot is deleted before a long copy copies");
+		act_until(&copier, runs[i], POINT_READER_PINNED);
+		act_until_waits(&writer, delete_raw, vm);
+		finish_both(&copier, &writer);
+		CHECK_EQ(copier.r, 0);
+		CHECK_EQ(writer.r, 0);
+		if (runs[i] == read_raw)
+			CHECK_EQ(out[PAGES * PAGE - 1], 7);
+		end();
+	}
+}
+
 /* ---- many values ---- */
 
 #define VALUES (2 * MS_BATCH_PIECE)
@@ -536,6 +607,97 @@ static void test_values_and_a_new_log(void)
 	end();
 }
 
+/* Without a pin, every value may be a page fault that a change waits for. */
+static void test_short_sections_of_values(void)
+{
+	struct actor reader;
+	size_t read = 0;
+
+	begin("a long read of values is over in its first section", 0);
+	choose();
+	act_until(&reader, read_values, POINT_READER_PIECE_OVER);
+	for (size_t i = 0; i < VALUES; i++)
+		read += values[i] != i;
+	CHECK(read > 0 && read <= 256);
+	finish(&reader);
+	CHECK_EQ(reader.r, 0);
+	end();
+}
+
+static const struct ms_batch some = { gpas, 8, values, 8, 300, NULL, NULL };
+
+static void write_some(struct actor *me)
+{
+	me->r = ms_write_guest_u64_many(vm, 0, &some, &error);
+}
+
+/* No change waits for a write of a few hundred values. */
+static void test_write_of_some_values(void)
+{
+	struct actor writer;
+
+	begin("the slot is deleted before some values are written", LOG);
+	choose();
+	act_until(&writer, write_some, POINT_READER_PINNED);
+	CHECK_EQ(ms_delete_memslot(vm, 0, 1, NULL), 0);
+	finish(&writer);
+	CHECK_EQ(writer.r, 0);
+	end();
+}
+
+/* The references of so many slots would cost more than the write. */
+static void test_write_next_to_many_slots(void)
+{
+	begin("some values are written next to many slots", LOG);
+	for (uint32_t id = 2; id < 402; id++)
+		CHECK_EQ(guest_map_part(vm, g, id, 0x1000 + id, 0, 1, 0), 0);
+	choose();
+	memory_fail(&vm->memory, 1, true); /* it takes none */
+	CHECK_EQ(ms_write_guest_u64_many(vm, 0, &some, NULL), 0);
+	memory_fail(&vm->memory, 0, false);
+	for (size_t i = 0; i < 300; i++)
+		CHECK(!memcmp(g->at + 8 * i, &values[i], 8));
+	CHECK_EQ(guest_dirty(vm, 1), 1);
+	end();
+}
+
+static void test_raw_values(void)
+{
+	void (*const runs[])(struct actor *me) = { write_values, write_some };
+
+	for (size_t i = 0; i < ARRAY_SIZE(runs); i++) {
+		struct actor copier, writer;
+
+		begin_raw("the raw slot is deleted before many values are written");
+		choose();
+		gpas[9] = (0x100 + PAGES) * PAGE;
+		act_until(&copier, runs[i], POINT_READER_PINNED);
+		act_until_waits(&writer, delete_raw, vm);
+		finish_both(&copier, &writer);
+		CHECK_EQ(copier.r, 0);
+		CHECK_EQ(writer.r, 0);
+		end();
+	}
+}
+
+/* A read that is overtaken and finds no memory for its references. */
+static void test_no_memory_for_a_read(void)
+{
+	struct actor reader;
+
+	small_slots();
+	choose();
+	act_until(&reader, read_values, POINT_READER_PIECE_OVER);
+	CHECK_EQ(ms_delete_memslot(vm, 0, 2, NULL), 0);
+	memory_fail(&vm->memory, 1, true);
+	finish(&reader);
+	memory_fail(&vm->memory, 0, false);
+	CHECK_EQ(reader.r, 0);
+	for (size_t i = 0; i < VALUES; i++)
+		CHECK(!memcmp(&values[i], g->at + (gpas[i] - 0x100 * PAGE), 8));
+	end();
+}
+
 static void test_no_memory_for_values(void)
 {
 	small_slots();
@@ -546,6 +708,38 @@ static void test_no_memory_for_values(void)
 	memory_fail(&vm->memory, 0, false);
 	for (size_t i = 0; i < g->size; i++)
 		CHECK_EQ(g->at[i], guest_byte(1, i));
+	end();
+}
+
+/* ---- many ranges ---- */
+
+#define RANGES 3000u
+
+static uint64_t starts[RANGES], ends[RANGES], offsets[RANGES + 1];
+
+static void find_ranges(struct actor *me)
+{
+	me->r = (int)ms_memslots_in_gfn_range_many(vm, 0, starts, ends, RANGES, NULL, 0, offsets);
+}
+
+/* An overtaken call starts again in pieces: a change waits for one piece, not for all ranges. */
+static void test_overtaken_ranges(void)
+{
+	struct actor reader;
+
+	begin("a call with many ranges is overtaken", 0);
+	for (size_t i = 0; i < RANGES; i++) {
+		starts[i] = 0x100;
+		ends[i] = 0x101;
+	}
+	act_until(&reader, find_ranges, POINT_READER_PIECE_OVER);
+	CHECK_EQ(ms_move_memslot(vm, 0, 1, 0x900 * PAGE, NULL), 0);
+	go_until(&reader, POINT_READER_PIECE_OVER); /* another state */
+	go_until(&reader, POINT_READER_PIECE_OVER); /* the first piece again */
+	CHECK_EQ(ms_move_memslot(vm, 0, 1, 0x100 * PAGE, NULL), 0);
+	finish(&reader);
+	CHECK_EQ(reader.r, RANGES);
+	CHECK_EQ(offsets[RANGES], RANGES);
 	end();
 }
 
@@ -744,6 +938,13 @@ static void test_all(void)
 	test_values_of_a_deleted_slot();
 	test_values_and_a_new_log();
 	test_no_memory_for_values();
+	test_raw_slots();
+	test_short_sections_of_values();
+	test_write_of_some_values();
+	test_write_next_to_many_slots();
+	test_raw_values();
+	test_no_memory_for_a_read();
+	test_overtaken_ranges();
 	test_short_copy();
 }
 

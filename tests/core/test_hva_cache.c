@@ -90,18 +90,86 @@ static void test_refused_init(void)
 	CHECK_EQ(init(&cache, GPA(17, 0), 8, NULL), 0);
 	CHECK_EQ(init(&cache, GPA(17, 0), 0, &err), -EINVAL);
 	CHECK_EQ(err.rule, MS_RULE_CACHE_RANGE);
-	CHECK(cache.hva == MS_HVA_ERR_BAD && cache.gpa == GPA(17, 0) && cache.len == 8); /* as before */
-	CHECK_EQ(ms_read_guest_cached(vm, &cache, 0, out, 8, NULL), -EFAULT);
+	CHECK(cache.hva == MS_HVA_ERR_BAD && cache.gpa == GPA(17, 0) && !cache.len && !cache.slot);
+	CHECK_EQ(ms_read_guest_cached(vm, &cache, 0, out, 8, NULL), -EINVAL);
+	CHECK_EQ(ms_read_guest_cached(vm, &cache, 0, out, 0, NULL), -EFAULT);
+	CHECK_EQ(init(&cache, 0, 0, &err), -EINVAL); /* also where gpa + len - 1 is the last byte of all */
+	CHECK_EQ(err.rule, MS_RULE_CACHE_RANGE);
 	CHECK_EQ(init(&cache, GPA(17, 3), 0, NULL), 0); /* no byte, but one page */
 	CHECK_EQ(init(&cache, ~(uint64_t)0 - 9, 100, &err), -EINVAL);
 	CHECK_EQ(init(&cache, GPA(23, 0), 8, &err), -EFAULT);
 	CHECK_EQ(err.rule, MS_RULE_GUEST_HOLE);
-	CHECK(cache.hva == MS_HVA_ERR_BAD && !cache.slot && cache.gpa == GPA(17, 3));
+	CHECK(cache.hva == MS_HVA_ERR_BAD && !cache.slot && cache.gpa == GPA(23, 0) && cache.len == 8);
 	CHECK_EQ(init(&cache, GPA(21, 0), 2 * PAGE, &err), -EFAULT); /* its second page is READONLY */
 	CHECK_EQ(err.rule, MS_RULE_GUEST_READONLY);
 	CHECK_EQ(cache.hva, MS_HVA_ERR_RO_BAD);
 	CHECK_EQ(ms_gfn_to_hva_cache_init(vm, 1, &cache, GPA(17, 0), 8, &err), -EINVAL);
 	CHECK_EQ(err.rule, MS_RULE_AS_ID);
+}
+
+/* The end of the range wraps, but its page does not come before the first one. */
+static void test_wrapping_length(void)
+{
+	struct ms_gfn_to_hva_cache cache;
+	struct ms_error err;
+	char out[8], outside[8] = "outside";
+	uint64_t offset = (uint64_t)(uintptr_t)outside - (uint64_t)(uintptr_t)g1->at - 2048;
+
+	for (uint64_t less = 1; less <= 1024; less *= 2) {
+		CHECK_EQ(init(&cache, GPA(16, 2048), -less, &err), -EINVAL);
+		CHECK_EQ(err.rule, MS_RULE_CACHE_RANGE);
+		CHECK(ms_read_guest_cached(vm, &cache, offset, out, 8, NULL) < 0);
+		CHECK(ms_write_guest_cached(vm, &cache, offset, "changed", 8, NULL) < 0);
+		CHECK(!memcmp(outside, "outside", 8));
+	}
+}
+
+/* The first init of a cache fails: no member stays as it was. */
+static void test_uninitialised(uint32_t as_id, uint64_t gpa, uint64_t len)
+{
+	struct ms_gfn_to_hva_cache cache;
+	char out[8];
+
+	memset(&cache, 0xFE, sizeof(cache));
+	CHECK(ms_gfn_to_hva_cache_init(vm, as_id, &cache, gpa, len, NULL) < 0);
+	for (int changes = 0; changes < 2; changes++) {
+		CHECK(ms_read_guest_cached(vm, &cache, 0, out, 8, NULL) < 0);
+		CHECK(ms_write_guest_cached(vm, &cache, 0, out, 8, NULL) < 0);
+		CHECK(ms_read_guest_cached(vm, &cache, 0, out, 0, NULL) <= 0);
+		CHECK_EQ(ms_move_memslot(vm, 0, 4, GPA(30 - 6 * changes, 0), NULL), 0);
+	}
+}
+
+/* The slot of the former init is freed before the next one fails. */
+static void test_slot_of_a_former_init(void)
+{
+	const uint64_t lens[] = { 0, -(uint64_t)64, 8 };
+	char out[8];
+
+	for (size_t i = 0; i < ARRAY_SIZE(lens); i++) {
+		struct ms_gfn_to_hva_cache cache;
+		struct ms_error err = { .rule = MS_RULE_NONE };
+
+		guest_slot(vm, 9, 60, 1, 0);
+		CHECK_EQ(init(&cache, GPA(60, 0), 8, NULL), 0);
+		CHECK_EQ(ms_delete_memslot(vm, 0, 9, NULL), 0);
+		CHECK(init(&cache, GPA(60, 0), lens[i], NULL) < 0);
+		CHECK(!cache.slot);
+		CHECK(ms_read_guest_cached(vm, &cache, 0, out, 8, &err) < 0);
+		CHECK_EQ(err.other.npages, 0);
+	}
+}
+
+/* A failed init of another range: after a change the cache has this range, not the former one. */
+static void test_range_of_a_failed_init(void)
+{
+	struct ms_gfn_to_hva_cache cache;
+
+	CHECK_EQ(init(&cache, GPA(17, 0), 8, NULL), 0);
+	CHECK_EQ(init(&cache, GPA(60, 16), 32, NULL), -EFAULT);
+	struct guest *g = guest_slot(vm, 9, 60, 1, 0);
+	check_access(&cache, g, 16, 8, 24);
+	CHECK_EQ(ms_delete_memslot(vm, 0, 9, NULL), 0);
 }
 
 /* As in KVM the address is one for writing, so reads from a READONLY slot fail.  A raw slot has an address. */
@@ -179,6 +247,13 @@ int main(int argc, char **argv)
 		test_one_page();
 		test_several_pages();
 		test_refused_init();
+		test_wrapping_length();
+		test_uninitialised(9, GPA(17, 0), 8);
+		test_uninitialised(0, GPA(17, 0), 0);
+		test_uninitialised(0, GPA(17, 0), -(uint64_t)64);
+		test_uninitialised(0, GPA(23, 0), 8);
+		test_slot_of_a_former_init();
+		test_range_of_a_failed_init();
 		test_readonly_and_raw();
 		test_in_flight();
 		CHECK_EQ(ms_delete_memslot(vm, 0, 3, NULL), 0);

@@ -1393,6 +1393,7 @@ static void test_sizes(void)
 	struct ms_vm *vm;
 
 	CHECK_EQ(ms_config_init_sized(&small, sizeof(small) - 1), -EINVAL);
+	CHECK_EQ(ms_config_init_sized(NULL, sizeof(small)), -EFAULT);
 	CHECK_EQ(small.size, 7); /* nothing is written */
 	CHECK_EQ(ms_config_init_sized(&config.now, sizeof(config)), 0);
 	CHECK_EQ(config.now.size, sizeof(config));
@@ -1403,6 +1404,7 @@ static void test_sizes(void)
 	CHECK_EQ(ms_vm_config(vm)->size, sizeof(struct ms_config));
 	CHECK(ms_vm_config(vm)->dereference_raw_addresses);
 	CHECK_EQ(ms_get_stats_sized(vm, &stats.now, sizeof(stats.now) - 1), -EINVAL);
+	CHECK_EQ(ms_get_stats_sized(vm, NULL, sizeof(stats.now)), -EFAULT);
 	CHECK_EQ(stats.now.size, 0);
 	CHECK_EQ(ms_get_stats_sized(vm, &stats.now, sizeof(stats)), 0);
 	CHECK_EQ(stats.now.size, sizeof(stats.now));

@@ -201,7 +201,7 @@ struct ms_config {
 /* Sets KVM's values on x86-64: one address space, 32,764 slots, 52 bits; design "tree"; stalls to stderr.  The macro
  * returns 0. */
 #define ms_config_init(config) ms_config_init_sized((config), sizeof(*(config)))
-int ms_config_init_sized(struct ms_config *config, size_t size); /* -EINVAL: the size is too small */
+int ms_config_init_sized(struct ms_config *config, size_t size); /* -EINVAL: the size is too small.  -EFAULT: NULL */
 
 /* -EINVAL: a limit or the size is out of range, or backend is NULL.  -ENOSYS: no such backend.  -ENOMEM.  -EAGAIN: the
  * process has no pthread key left (PTHREAD_KEYS_MAX); the library needs two. */
@@ -284,10 +284,11 @@ int ms_load_memslots(struct ms_vm *vm, uint32_t as_id, const struct ms_memslot *
  * keep the backing.  A slot without a backing is raw: its userspace_addr is only a number for the engine.
  *
  * The call that drops the last reference calls release(opaque) once: ms_backing_put(), a change, ms_vm_close(),
- * ms_vm_destroy(), or another call marked [lock].  It does so in its own thread before it returns, and after it has
- * released slots_lock.  If the thread is then inside a read section, a hook, a release or an update of any VM, release
- * waits until a call of this thread leaves the last of them, or until the thread ends.  The functions of several
- * backings are called in any order.
+ * ms_vm_destroy(), another call marked [lock], or a long ms_read_guest(), ms_write_guest(), ms_fill_guest(),
+ * ms_copy_guest() or ms_*_guest_u64_many() during which the slot was deleted.  It does so in its own thread before it
+ * returns, and after it has released slots_lock.  If the thread is then inside a read section, a hook, a release or an
+ * update of any VM, release waits until a call of this thread leaves the last of them, or until the thread ends.  The
+ * functions of several backings are called in any order.
  *
  * release may make any call, but it must return.  It must not destroy the VM of a call that is in progress, and must
  * not use a VM that ms_vm_destroy() has freed.
@@ -520,6 +521,9 @@ uint64_t ms_vcpu_gfn_to_hva(struct ms_vcpu *vcpu, uint64_t gfn);
  * needs no section: no change waits for it.  It writes to the memory of the state in which it began, also after a slot
  * is moved or deleted.  If the state is another one by the time of the mark, it marks the pages in all logs of slots
  * that have the same host memory then.  If no slot has it then, a slot that is created later has no mark of this write.
+ * At its end it may call a release function (ms_release_fn).  But with dereference_raw_addresses, a copy that touches a
+ * slot without a backing is one section whatever its length: a change waits for it, so that the caller can free the
+ * memory after a delete.
  *
  * A fault of host memory that was truncated, unmapped or protected does not end in a signal.  The first
  * ms_backing_create(), or ms_vm_create() with dereference_raw_addresses, installs a handler for SIGSEGV and SIGBUS.  It
@@ -527,7 +531,9 @@ uint64_t ms_vcpu_gfn_to_hva(struct ms_vcpu *vcpu, uint64_t gfn);
  * a handler that does not call its predecessor, or in a thread that blocks these signals.
  *
  * The content of memory that others write at the same time is a mixture of old and new bytes, except for naturally
- * aligned values of 1, 2, 4 and 8 bytes.
+ * aligned values of 1, 2, 4 and 8 bytes.  If `out` or `data` is itself the guest memory of the call, the content of
+ * both is unspecified: use ms_copy_guest().  A write marks the page at which it fails too, because a part of it may
+ * have changed.
  */
 #define MS_GUEST_SHORT ((size_t)1 << 16)
 
@@ -557,11 +563,14 @@ int ms_write_guest_u64(struct ms_vm *vm, uint32_t as_id, uint64_t gpa, uint64_t 
  * Many values of 8 bytes: `in` has the gpas, and `out` gets the values or, for a write, has them.  The rules are those
  * of a series of single calls, in the order of the batch, but all values come from one published state.  After an error
  * err->index is the number of the value that is refused, and err->done 8 times this number, plus the bytes of the
- * value that are complete.  -EINTR: poll ended the call; the values before are complete.
+ * value that are complete.  -EINTR: poll ended the call; the values before are complete.  -EINVAL: n is too large.
+ * Neither names a value: *err is all 0.
  *
- * Up to MS_BATCH_PIECE values are one read section.  A longer read is one section for each so many values, unless a
- * writer publishes another state meanwhile: then it starts again.  In this case, and for a longer write, the call takes
- * references to all slots, and needs no section.
+ * Up to 256 values are one read section.  A longer read is one section for each so many values, unless a writer
+ * publishes another state meanwhile: then it starts again.  In this case, and for a longer write, the call takes
+ * references to all slots, and needs no section.  Exceptions: a write of up to MS_BATCH_PIECE values is one section if
+ * the address space has more slots than that, or without memory for the references; so is a read without memory for
+ * them; and with dereference_raw_addresses and a slot without a backing, the call with references is one section too.
  */
 int ms_read_guest_u64_many(struct ms_vm *vm, uint32_t as_id, const struct ms_batch *batch, struct ms_error *err);
 int ms_write_guest_u64_many(struct ms_vm *vm, uint32_t as_id, const struct ms_batch *batch, struct ms_error *err);
@@ -581,8 +590,8 @@ size_t ms_host_ranges(struct ms_vm *vm, uint32_t as_id, uint64_t gpa, uint64_t n
 
 /*
  * The same for n guest ranges, from one published state.  The host ranges of guest range i are those from offsets[i] to
- * offsets[i + 1]; offsets has n + 1 elements.  holes has n elements, or is NULL.  If the result is more than `room`,
- * call again with more room.
+ * offsets[i + 1]; offsets has n + 1 elements, or is NULL.  holes has n elements, or is NULL.  If the result is more
+ * than `room`, call again with more room.  NULL for the guest ranges: as with n = 0.
  */
 size_t ms_host_ranges_many(struct ms_vm *vm, uint32_t as_id, const uint64_t *gpas, const uint64_t *sizes, size_t n,
 			   bool write, struct ms_host_range *out, size_t room, uint64_t *offsets, uint64_t *holes);
@@ -603,8 +612,9 @@ struct ms_gfn_to_hva_cache {
 	uint32_t as_id;
 };
 
-/* -EINVAL: [gpa, gpa + len) is empty at the beginning of a page, or wraps (MS_RULE_CACHE_RANGE).  -EFAULT: a page is in
- * a hole or READONLY, because the address is one for writing.  Then later accesses fail until a change of the slots. */
+/* -EINVAL: [gpa, gpa + len) is empty at the beginning of a page, or wraps (MS_RULE_CACHE_RANGE); or no such as_id.
+ * -EFAULT: a page is in a hole or READONLY, because the address is one for writing.  After an error the cache has the
+ * new range, and its accesses fail until a change of the slots; without such an as_id it has an empty range. */
 int ms_gfn_to_hva_cache_init(struct ms_vm *vm, uint32_t as_id, struct ms_gfn_to_hva_cache *cache, uint64_t gpa,
 			     uint64_t len, struct ms_error *err);
 
@@ -615,7 +625,6 @@ int ms_read_guest_cached(struct ms_vm *vm, struct ms_gfn_to_hva_cache *cache, ui
 int ms_write_guest_cached(struct ms_vm *vm, struct ms_gfn_to_hva_cache *cache, uint64_t offset, const void *data,
 			  size_t n, struct ms_error *err);
 
-/* ---- dirty log (dirty_ioctl.c, lookup.c, batch.c; the bits are in dirty_log.c) --------------------------------- */
 /* ---- dirty log (dirty_ioctl.c, dirty_harvest.c, lookup.c, batch.c; the bits are in dirty_log.c) ---------------- */
 
 /* mark_page_dirty(): sets the bit of the page.  Does nothing in a hole or without logging.  READONLY does not matter.
@@ -740,7 +749,7 @@ struct ms_stats {
 
 /* Returns 0. */
 #define ms_get_stats(vm, out) ms_get_stats_sized((vm), (out), sizeof(*(out)))
-int ms_get_stats_sized(struct ms_vm *vm, struct ms_stats *out, size_t size); /* -EINVAL: the size is too small */
+int ms_get_stats_sized(struct ms_vm *vm, struct ms_stats *out, size_t size); /* -EINVAL: too small.  -EFAULT: NULL */
 
 /* ---- the build ------------------------------------------------------------------------------------------------- */
 
