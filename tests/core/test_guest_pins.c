@@ -618,13 +618,13 @@ static void test_short_sections_of_values(void)
 	act_until(&reader, read_values, POINT_READER_PIECE_OVER);
 	for (size_t i = 0; i < VALUES; i++)
 		read += values[i] != i;
-	CHECK(read > 0 && read <= 256);
+	CHECK(read > 0 && read <= 512);
 	finish(&reader);
 	CHECK_EQ(reader.r, 0);
 	end();
 }
 
-static const struct ms_batch some = { gpas, 8, values, 8, 300, NULL, NULL };
+static const struct ms_batch some = { gpas, 8, values, 8, 600, NULL, NULL };
 
 static void write_some(struct actor *me)
 {
@@ -655,9 +655,9 @@ static void test_write_next_to_many_slots(void)
 	memory_fail(&vm->memory, 1, true); /* it takes none */
 	CHECK_EQ(ms_write_guest_u64_many(vm, 0, &some, NULL), 0);
 	memory_fail(&vm->memory, 0, false);
-	for (size_t i = 0; i < 300; i++)
+	for (size_t i = 0; i < 600; i++)
 		CHECK(!memcmp(g->at + 8 * i, &values[i], 8));
-	CHECK_EQ(guest_dirty(vm, 1), 1);
+	CHECK_EQ(guest_dirty(vm, 1), 3);
 	end();
 }
 

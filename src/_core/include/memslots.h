@@ -566,11 +566,12 @@ int ms_write_guest_u64(struct ms_vm *vm, uint32_t as_id, uint64_t gpa, uint64_t 
  * value that are complete.  -EINTR: poll ended the call; the values before are complete.  -EINVAL: n is too large.
  * Neither names a value: *err is all 0.
  *
- * Up to 256 values are one read section.  A longer read is one section for each so many values, unless a writer
+ * Up to 512 values are one read section.  A longer read is one section for each so many values, unless a writer
  * publishes another state meanwhile: then it starts again.  In this case, and for a longer write, the call takes
  * references to all slots, and needs no section.  Exceptions: a write of up to MS_BATCH_PIECE values is one section if
- * the address space has more slots than that, or without memory for the references; so is a read without memory for
- * them; and with dereference_raw_addresses and a slot without a backing, the call with references is one section too.
+ * the address space has more than one slot for 8 of them, or without memory for the references; so is a read without
+ * memory for them; and with dereference_raw_addresses and a slot without a backing, the call with references is one
+ * section too.
  */
 int ms_read_guest_u64_many(struct ms_vm *vm, uint32_t as_id, const struct ms_batch *batch, struct ms_error *err);
 int ms_write_guest_u64_many(struct ms_vm *vm, uint32_t as_id, const struct ms_batch *batch, struct ms_error *err);
