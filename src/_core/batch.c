@@ -133,7 +133,7 @@ static bool any_in_hull(uint64_t first, uint64_t length, const uint64_t *in, siz
 static bool any_marked_plain(const struct mark_test *t, const uint64_t *in, size_t n)
 {
 	struct overlay_marks marks = overlay_marks(t->overlay, t->shift);
-	unsigned marked = 0;
+	uint64_t marked = 0;
 	size_t i = 0;
 
 	if (t->narrow)
@@ -143,19 +143,24 @@ static bool any_marked_plain(const struct mark_test *t, const uint64_t *in, size
 			  overlay_mark_of(&marks, in[i + 2]) | overlay_mark_of(&marks, in[i + 3]);
 	for (; i < n; i++)
 		marked |= overlay_mark_of(&marks, in[i]);
-	return marked;
+	return marked & 1;
 }
 
+/* Without branches, because marks are hard to predict. */
 static void add_marked(const struct mark_test *t, const struct ms_batch *batch, size_t from, size_t n,
 		       struct some *some)
 {
+	struct overlay_marks marks = overlay_marks(t->overlay, t->shift);
+	size_t nr = some->nr; /* no store of a value changes it */
+
 	for (size_t i = from; i < from + n; i++) {
 		uint64_t value = value_at(batch, i);
 
-		some->value[some->nr] = value;
-		some->at[some->nr] = i;
-		some->nr += (value - t->first < t->length) & overlay_marked(t->overlay, value >> t->shift);
+		some->value[nr] = value;
+		some->at[nr] = i;
+		nr += (value - t->first < t->length) & overlay_mark_of(&marks, value);
 	}
+	some->nr = nr;
 }
 
 /* The values [from, from + n), n <= SOME_MAX, that are marked. */
@@ -348,20 +353,15 @@ static int run_short(const struct job *job)
 	return 0;
 }
 
-/* Whether at most a quarter of the slots has changed since the index was begun. */
-static bool has_few_marks(const struct overlay *o, const struct memslot_set *set)
-{
-	return !overlay_has_overflowed(o) && 4 * (size_t)overlay_nr_ranges(o) <= set->nr;
-}
-
 /* A batch of INDEXED_PIECE lookups, of which few walk, takes no longer than MS_BATCH_PIECE that walk.  So it is one
- * section too.  Returns false if there is no such index. */
+ * section too.  There the marks suffice, even if the list of edited ranges has overflowed.  Returns false if there is
+ * no index, or if more than a quarter of the slots has changed since it was begun. */
 static bool run_as_one_piece(const struct job *job)
 {
 	struct look look = look_begin(job->vm, job->as_id);
 	const struct overlay *o = usable_index(job, &look);
 
-	if (o && has_few_marks(o, look.set)) {
+	if (o && overlay_has_few_marks(o, 4)) {
 		finish_by_overlay(job, &look, o);
 		return true;
 	}

@@ -7,42 +7,52 @@
 /* An edit of one of the last few ranges needs no new range: a change edits a slot in both sets. */
 #define RECENT 4
 
-/* The list has room for this many ranges, and for a share of the slots.  With more edits it is cheaper to make an
- * index than to copy the edited slots. */
+/* The list has room for this many ranges, and for a share of the slots, which is smaller for many slots.  With more
+ * edits it is cheaper to make an index than to copy the edited slots. */
 #define RANGES_MIN 8
-#define RANGES_SHARE 64
+#define RANGES_SHARE 24
+#define RANGES_SHARE_OF_MANY 64
 
 static uint32_t blocks_for(size_t nr)
 {
 	uint32_t blocks = OVERLAY_BLOCKS_MIN;
 
-	while (blocks < OVERLAY_BLOCKS_MAX && blocks < nr)
+	while (blocks < OVERLAY_BLOCKS_MAX && blocks < OVERLAY_BLOCKS_PER_SLOT * nr)
 		blocks *= 2;
 	return blocks;
 }
 
-/* With more blocks than slots a block is smaller than the distance of two slots. */
+/* With twice as many blocks as needed, or more, a block is smaller than the distance of two slots. */
 static uint32_t shift_for(uint32_t blocks, size_t nr, uint32_t distance_shift)
 {
 	uint32_t shift = distance_shift;
 
-	for (; shift && blocks >= 2 * nr; blocks /= 2)
+	for (; shift && blocks >= 2 * OVERLAY_BLOCKS_PER_SLOT * nr; blocks /= 2)
 		shift--;
 	return shift;
+}
+
+static size_t room_for(size_t nr)
+{
+	size_t share = nr / RANGES_SHARE, of_many = nr / RANGES_SHARE_OF_MANY;
+
+	if (share > OVERLAY_SEARCH_MAX)
+		share = of_many > OVERLAY_SEARCH_MAX ? of_many : OVERLAY_SEARCH_MAX;
+	return RANGES_MIN + share;
 }
 
 struct overlay *overlay_create(struct memory *memory, size_t nr, uint32_t distance_shift)
 {
 	uint32_t blocks = blocks_for(nr);
-	size_t room = RANGES_MIN + nr / RANGES_SHARE;
-	size_t at_marks = whole_lines(sizeof(struct overlay)), at_ranges = at_marks + blocks;
+	size_t room = room_for(nr);
+	size_t at_marks = whole_lines(sizeof(struct overlay)), at_ranges = at_marks + blocks / 8;
 	size_t size = at_ranges + room * sizeof(struct gfn_range);
 	char *block = memory_zalloc_lines(memory, size);
 	struct overlay *o = (struct overlay *)(void *)block;
 
 	if (!o)
 		return NULL;
-	o->marks = (_Atomic uint8_t *)(void *)(block + at_marks);
+	o->marks = (_Atomic uint64_t *)(void *)(block + at_marks);
 	o->ranges = (struct gfn_range *)(void *)(block + at_ranges);
 	o->room = (uint32_t)room;
 	o->block_mask = blocks - 1;
@@ -71,38 +81,72 @@ static uint64_t nr_blocks(const struct overlay *o, uint64_t begin, uint64_t end)
 	return (nr < o->block_mask ? nr : o->block_mask) + 1;
 }
 
-static _Atomic uint8_t *mark_at(const struct overlay *o, uint64_t begin, uint64_t i)
+/* Some blocks of a range that lie in one word. */
+struct part {
+	_Atomic uint64_t *word;
+	uint64_t bits; /* those of the blocks */
+	uint64_t nr; /* blocks */
+};
+
+/* The blocks from the i-th of nr blocks to the end of its word. */
+static struct part part_at(const struct overlay *o, uint64_t begin, uint64_t i, uint64_t nr)
 {
-	return &o->marks[((begin >> o->shift) + i) & o->block_mask];
+	uint64_t block = ((begin >> o->shift) + i) & o->block_mask, to_end = 64 - block % 64;
+	uint64_t n = nr - i < to_end ? nr - i : to_end;
+
+	return (struct part){ &o->marks[block / 64], ~(uint64_t)0 >> (64 - n) << block % 64, n };
 }
 
-/* Whether a block of the range has this mark. */
-static bool has_mark(const struct overlay *o, uint64_t begin, uint64_t end, uint8_t mark)
+/* Whether a block of the range is marked, or is not marked. */
+static bool has_mark(const struct overlay *o, uint64_t begin, uint64_t end, bool mark)
 {
-	uint64_t nr = nr_blocks(o, begin, end);
+	uint64_t nr = nr_blocks(o, begin, end), i = 0;
 
-	for (uint64_t i = 0; i < nr; i++)
-		if (atomic_load_explicit(mark_at(o, begin, i), memory_order_relaxed) == mark)
+	while (i < nr) {
+		struct part part = part_at(o, begin, i, nr);
+		uint64_t marks = atomic_load_explicit(part.word, memory_order_relaxed);
+
+		if ((mark ? marks : ~marks) & part.bits)
 			return true;
+		i += part.nr;
+	}
 	return false;
 }
 
 bool overlay_any_marked(const struct overlay *o, uint64_t begin, uint64_t end)
 {
-	return has_mark(o, begin, end, 1);
+	return has_mark(o, begin, end, true);
 }
 
 bool overlay_all_marked(const struct overlay *o, uint64_t begin, uint64_t end)
 {
-	return !has_mark(o, begin, end, 0);
+	return !has_mark(o, begin, end, false);
+}
+
+/* Returns the number of blocks that had no mark.  Only the holder of slots_lock stores marks, so that no other store
+ * comes between the load and the store.  Marks that are there already cost readers no cache line. */
+static uint32_t mark_part(struct part part)
+{
+	uint64_t marks = atomic_load_explicit(part.word, memory_order_relaxed), added = part.bits & ~marks;
+
+	if (added)
+		atomic_store_explicit(part.word, marks | added, memory_order_relaxed);
+	return (uint32_t)__builtin_popcountll(added);
 }
 
 static void mark_blocks(struct overlay *o, uint64_t begin, uint64_t end)
 {
+	uint32_t before = atomic_load_explicit(&o->nr_marked, memory_order_relaxed), marked = before;
 	uint64_t nr = nr_blocks(o, begin, end);
 
-	for (uint64_t i = 0; i < nr; i++)
-		atomic_store_explicit(mark_at(o, begin, i), 1, memory_order_relaxed);
+	for (uint64_t i = 0; i < nr;) {
+		struct part part = part_at(o, begin, i, nr);
+
+		marked += mark_part(part);
+		i += part.nr;
+	}
+	if (marked != before)
+		atomic_store_explicit(&o->nr_marked, marked, memory_order_relaxed);
 }
 
 /* ---- ranges ---- */
@@ -192,8 +236,9 @@ void overlays_mark(struct overlays *all, uint64_t begin, uint64_t end)
 static void spend(struct overlay *o)
 {
 	atomic_store_explicit(&o->spent, 1, memory_order_relaxed);
-	for (uint32_t i = 0; i <= o->block_mask; i++)
-		atomic_store_explicit(&o->marks[i], 1, memory_order_relaxed);
+	for (uint32_t i = 0; i <= o->block_mask / 64; i++)
+		atomic_store_explicit(&o->marks[i], ~(uint64_t)0, memory_order_relaxed);
+	atomic_store_explicit(&o->nr_marked, o->block_mask + 1, memory_order_relaxed);
 	atomic_store_explicit(&o->nr_ranges, o->room + 1, memory_order_release);
 }
 

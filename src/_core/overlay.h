@@ -2,7 +2,7 @@
 /*
  * overlay.h - an index, and marks on the frames that the writer has edited since the index was begun.
  *
- * An index never changes, but the slots do.  So each index is published together with marks: one byte for each block of
+ * An index never changes, but the slots do.  So each index is published together with marks: one bit for each block of
  * frames.  Before the writer publishes an edit, it marks the blocks of the slots that it adds or removes.  A lookup of
  * a frame in a marked block walks the set, which is always right.  Every other lookup uses the index.  So an index
  * serves lookups through any number of changes, and the writer neither makes nor copies nor frees an index for an edit.
@@ -11,7 +11,8 @@
  *       ─> its mark: 1: walk the set; 0: the answer of the index
  *
  * One mark stands for many distant blocks.  An edit in one of them costs lookups in the others a redundant walk.
- * The edited ranges of frames are also listed, for a batch that leaves its section (held_index.h).
+ * The edited ranges of frames are also listed, for a batch that leaves its section (held_index.h).  Inside a section
+ * the marks suffice.
  *
  * An address space has at most two overlays that the writer marks: the current one, which lookups use, and the coming
  * one, whose index is being made.  A reader that has made an index replaces the current overlay.  The former one is
@@ -38,10 +39,11 @@
 #include "flat_index.h"
 #include "points.h"
 
-/* The number of blocks: at least one for each slot, so that few slots share one, as long as the marks fit the
- * first-level cache. */
+/* The number of blocks, a power of two: at least so many for each slot, so that an edit marks few frames of other
+ * slots, as long as the marks fit the first-level cache. */
+#define OVERLAY_BLOCKS_PER_SLOT 4u
 #define OVERLAY_BLOCKS_MIN 64u
-#define OVERLAY_BLOCKS_MAX 32768u
+#define OVERLAY_BLOCKS_MAX 131072u
 
 struct gfn_range {
 	uint64_t begin, end;
@@ -49,7 +51,7 @@ struct gfn_range {
 
 struct overlay {
 	cache_aligned struct flat_index *index; /* one reference; NULL until it is made */
-	_Atomic uint8_t *marks; /* one for each block */
+	_Atomic uint64_t *marks; /* a bit for each block, 64 in a word */
 	struct gfn_range *ranges;
 	uint32_t room;       /* for ranges */
 	uint32_t block_mask; /* the number of blocks - 1 */
@@ -60,6 +62,7 @@ struct overlay {
 	/* Holders and the writer write these. */
 	cache_aligned _Atomic uint64_t refs;
 	_Atomic uint32_t nr_ranges; /* room + 1: the list has overflowed */
+	_Atomic uint32_t nr_marked; /* blocks */
 	_Atomic uint32_t spent; /* every block is marked for ever: the VM is closed */
 	struct overlay *next; /* in a list of retired overlays */
 	struct memory *memory;
@@ -80,7 +83,7 @@ void overlay_put(struct overlay *o); /* NULL is fine */
 
 /* The marks, for values that are gfns shifted to the left by `shift` bits. */
 struct overlay_marks {
-	const _Atomic uint8_t *marks;
+	const _Atomic uint64_t *marks;
 	uint64_t block_mask;
 	unsigned shift;
 };
@@ -90,22 +93,34 @@ static inline struct overlay_marks overlay_marks(const struct overlay *o, unsign
 	return (struct overlay_marks){ o->marks, o->block_mask, o->shift + shift };
 }
 
-static inline uint8_t overlay_mark_of(const struct overlay_marks *m, uint64_t value)
+/* Bit 0 is the mark; the other bits are those of other blocks. */
+static inline uint64_t overlay_mark_of(const struct overlay_marks *m, uint64_t value)
 {
-	return atomic_load_explicit(&m->marks[value >> m->shift & m->block_mask], memory_order_relaxed);
+	uint64_t block = value >> m->shift & m->block_mask;
+
+	return atomic_load_explicit(&m->marks[block / 64], memory_order_relaxed) >> block % 64;
 }
 
 static inline bool overlay_marked(const struct overlay *o, uint64_t gfn)
 {
 	struct overlay_marks marks = overlay_marks(o, 0);
 
-	return overlay_mark_of(&marks, gfn);
+	return overlay_mark_of(&marks, gfn) & 1;
 }
 
 /* Whether a block, or each block, of [begin, end) is marked.  The range is not empty.  A slot is the same in all states
  * since the overlay was begun if one of its blocks is not marked, because an edit marks all of them. */
 bool overlay_any_marked(const struct overlay *o, uint64_t begin, uint64_t end);
 bool overlay_all_marked(const struct overlay *o, uint64_t begin, uint64_t end);
+
+/* Whether at most one slot of so many has changed, as far as the number of marked blocks shows it: an edit of a typical
+ * slot marks at least one block.  A stale number costs time only. */
+static inline bool overlay_has_few_marks(const struct overlay *o, uint32_t of)
+{
+	uint64_t marked = atomic_load_explicit(&o->nr_marked, memory_order_relaxed);
+
+	return marked * of <= ((uint64_t)o->block_mask + 1) / OVERLAY_BLOCKS_PER_SLOT;
+}
 
 static inline uint32_t overlay_nr_ranges(const struct overlay *o)
 {

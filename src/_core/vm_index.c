@@ -177,15 +177,15 @@ static void gather_piece(struct ms_vm *vm, uint32_t as_id, struct index_build *b
 
 /* ---- when it pays ---- */
 
-/* Whether slots can be copied from this overlay. */
-static bool is_base(const struct overlay *o, size_t nr)
+/* Whether it pays to copy slots from this overlay. */
+static bool is_base(const struct overlay *o)
 {
-	return o && !overlay_has_overflowed(o) && 2 * (size_t)overlay_nr_ranges(o) <= nr;
+	return o && overlay_has_few_marks(o, 2);
 }
 
 static uint64_t cost_of_index(const struct memslot_set *set)
 {
-	bool copied = is_base(set_index(set), set->nr);
+	bool copied = is_base(set_index(set));
 
 	return FIXED_COST + (uint64_t)set->nr * (copied ? LOOKUPS_PER_COPIED_SLOT : LOOKUPS_PER_WALKED_SLOT);
 }
@@ -310,7 +310,7 @@ static out_of_line void look_at_set(struct ms_vm *vm, const struct memslot_set *
 	struct overlay *current = set_index(set);
 
 	b->nr = set->nr;
-	if (is_base(current, b->nr))
+	if (is_base(current))
 		b->base = overlay_get(current);
 	set_patience(vm, set);
 }
@@ -483,7 +483,7 @@ static bool serves_single_lookups(const struct memslot_set *set)
 {
 	const struct overlay *o = set_index(set);
 
-	return set->nr > FLAT_FEW && !(o && !o->for_one && is_base(o, set->nr));
+	return set->nr > FLAT_FEW && !(o && !o->for_one && is_base(o));
 }
 
 void vm_index_report_searches(struct ms_vm *vm, uint32_t as_id)

@@ -657,6 +657,41 @@ static void test_index_lives_on(void)
 	end_vm(vm);
 }
 
+#define BATCH_OF_A_SECTION 9000
+
+/* A batch of a VM whose list of edited ranges has overflowed, and of whose slots so many have changed.  Returns how
+ * many of the lookups used an index. */
+static uint64_t indexed_after_changes(uint32_t changed)
+{
+	const uint32_t nr = 290, far = nr * 10;
+	uint64_t before;
+
+	vm = new_vm(1);
+	fill(nr);
+	run_batch(BATCH_OF_A_SECTION);
+	for (uint32_t i = 0; !overlay_has_overflowed(set_index(vm_active_set(vm, 0))); i++) {
+		CHECK_EQ(set(vm, 0, nr, far + i % 8, 1, 0), 0); /* the same few blocks again and again */
+		CHECK_EQ(set(vm, 0, nr, 0, 0, 0), 0);
+	}
+	for (uint32_t id = 0; id < changed; id++)
+		CHECK_EQ(set(vm, 0, id, id * 10, 8, LOG), 0);
+	before = stats_of(vm).indexed;
+	run_batch(BATCH_OF_A_SECTION);
+	before = stats_of(vm).indexed - before;
+	end_vm(vm);
+	return before;
+}
+
+/* Marks suffice inside a section.  So a batch in one section uses an index after more edits than the list has room for.
+ * If it would walk too often, a new index serves all of it. */
+static void test_overflowed_list(void)
+{
+	uint64_t few = indexed_after_changes(5), many = indexed_after_changes(280);
+
+	CHECK(few > BATCH_OF_A_SECTION * 9 / 10 && few < BATCH_OF_A_SECTION);
+	CHECK_EQ(many, BATCH_OF_A_SECTION);
+}
+
 /* If all lookups are in slots that have just changed, each index answers too few of them.  Then the next ones are made
  * less and less often. */
 static void test_useless_index(void)
@@ -962,12 +997,20 @@ static void check_m11(void)
 	CHECK(!strcmp(violation.invariant, "M11"));
 }
 
+/* Returns the new mark of the block. */
+static bool flip_mark(const struct overlay *o, uint64_t block)
+{
+	uint64_t bit = (uint64_t)1 << block % 64;
+
+	return ~atomic_fetch_xor(&o->marks[block / 64], bit) & bit;
+}
+
 static void test_check_finds(void)
 {
 	struct memslot_set *set_;
-	_Atomic uint8_t *marks, *mark;
+	const struct overlay *o;
 	uint64_t *delta;
-	int found = 0;
+	size_t found = 0;
 
 	vm = new_vm(1);
 	fill(100);
@@ -981,24 +1024,19 @@ static void test_check_finds(void)
 	*delta -= PAGE;
 	check_sound(vm);
 	CHECK_EQ(set(vm, 0, 3, 0, 0, 0), 0);
-	marks = set_index(vm_active_set(vm, 0))->marks;
-	for (size_t i = 0; i <= set_index(vm_active_set(vm, 0))->block_mask; i++) {
-		if (!atomic_load(&marks[i]))
-			continue;
-		atomic_store(&marks[i], 0); /* an edit without its mark */
-		check_m11();
-		atomic_store(&marks[i], 1);
-		found++;
+	o = set_index(vm_active_set(vm, 0));
+	for (uint64_t block = 0; block <= o->block_mask; block++) {
+		if (!flip_mark(o, block))
+			check_m11(); /* an edit without its mark */
+		found += !flip_mark(o, block);
 	}
-	CHECK(found > 0);
+	CHECK(found > 0 && found <= o->block_mask);
 	check_sound(vm);
 	CHECK_EQ(set(vm, 0, 200, 3000, 1, 0), 0); /* a hole again: only the list shows the missing mark */
 	CHECK_EQ(set(vm, 0, 200, 0, 0, 0), 0);
-	mark = &marks[3000 >> set_index(vm_active_set(vm, 0))->shift & set_index(vm_active_set(vm, 0))->block_mask];
-	CHECK_EQ(atomic_load(mark), 1);
-	atomic_store(mark, 0);
+	CHECK(!flip_mark(o, 3000 >> o->shift & o->block_mask));
 	check_m11();
-	atomic_store(mark, 1);
+	CHECK(flip_mark(o, 3000 >> o->shift & o->block_mask));
 	check_sound(vm);
 	end_vm(vm);
 }
@@ -1038,6 +1076,7 @@ int main(int argc, char **argv)
 	test_update_with_an_index(true);
 	test_long_batch_with_an_invalid_slot(false);
 	test_long_batch_with_an_invalid_slot(true);
+	test_overflowed_list();
 	test_singles_that_walk();
 	test_hint_and_index();
 	test_no_memory();

@@ -108,11 +108,24 @@ static void check_hull(const struct overlay *o)
 	CHECK(begins && ends);
 }
 
+/* The number of marked blocks is that of the bits. */
+static void check_count(const struct overlay *o)
+{
+	uint64_t blocks = (uint64_t)o->block_mask + 1, marked = 0;
+
+	for (uint64_t block = 0; block < blocks; block++)
+		marked += overlay_marked(o, block << o->shift);
+	CHECK_EQ(atomic_load(&o->nr_marked), marked);
+	for (uint32_t of = 1; of <= 64; of *= 2)
+		CHECK_EQ(overlay_has_few_marks(o, of), marked * of <= blocks / 4);
+}
+
 static void check_marks(const struct overlay *o)
 {
 	size_t marked, blocks;
 
 	CHECK(overlay_is_valid(o));
+	check_count(o);
 	CHECK_EQ(overlay_has_marks(o), nr_edits > 0);
 	check_hull(o);
 	for (size_t i = 0; i < 50 && nr_edits; i++) {
@@ -189,7 +202,7 @@ static void test_repeated_edits(void)
 
 static void test_overflow(void)
 {
-	struct overlay *o = new_overlay(128, 3); /* the list ends at the end of the allocation */
+	struct overlay *o = new_overlay(100, 3); /* the list ends at the end of the allocation */
 	uint32_t room = o->room;
 
 	nr_edits = 0;
@@ -244,6 +257,8 @@ static void test_spent(void)
 	CHECK(overlay_has_overflowed(current) && overlay_has_overflowed(coming));
 	CHECK(atomic_load(&coming->spent));
 	overlays_mark(&all, 5, 6);
+	check_count(current);
+	check_count(coming);
 	overlays_free(&all);
 }
 
