@@ -28,6 +28,8 @@ cdef bytes _new_bytes(size_t n):
 
 cdef int _take_bytes(object buffer, Py_buffer *view, bint write, str name) except -1:
     """The contiguous bytes of an argument.  The caller releases them."""
+    if write:
+        _refuse_objects(buffer, name)
     if _get_buffer(buffer, view, PyBUF_WRITABLE if write else PyBUF_SIMPLE) == 0:
         return 0
     return _refuse_bytes(buffer, write, name)

@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
+import pickle
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -379,6 +381,43 @@ def test_closed_vm_raises() -> None:
 
 
 # ---- many numbers ---------------------------------------------------------------------------------------------------
+
+
+OBJECTS: dict[str, Callable[[], Any]] = {
+    "array": lambda: np.full(4, None),
+    "records": lambda: np.zeros(4, [("a", "u8"), ("b", object)]),
+    "memoryview": lambda: memoryview(np.full(8, None))[2:6],
+    "memoryview of records": lambda: memoryview(np.zeros(4, [("a", "u8"), ("b", object)])),
+    "PickleBuffer": lambda: pickle.PickleBuffer(np.full(4, None)),
+    "ctypes": lambda: (ctypes.py_object * 4)(),
+    "ctypes records": lambda: (Record * 4)(),
+}
+
+
+class Record(ctypes.Structure):
+    _fields_ = (("Offset", ctypes.c_uint64), ("thing", ctypes.py_object))
+
+
+class PlainRecord(ctypes.Structure):
+    _fields_ = (("Offset", ctypes.c_uint64),)
+
+
+@pytest.mark.parametrize("kind", OBJECTS)
+def test_guest_memory_never_replaces_python_objects(kind: str) -> None:
+    """A read into references to objects would crash the interpreter.  A write from them is only bytes."""
+    out = OBJECTS[kind]()
+    before = bytes(memoryview(out).tobytes())
+    with VM() as vm:
+        vm.map_buffer(0, alloc(PAGE))
+        vm.fill_guest(0, PAGE, 0x41)
+        with pytest.raises(TypeError, match=r"out .*contains Python objects"):
+            vm.readinto_guest(0, out)
+        assert memoryview(out).tobytes() == before
+        record = PlainRecord()
+        vm.readinto_guest(0, record)
+        assert record.Offset == 0x4141414141414141
+        vm.write_guest(0, out)
+        assert vm.read_guest(0, len(before)) == before
 
 
 @pytest.mark.parametrize("n", [1, 64, 65, 5000])

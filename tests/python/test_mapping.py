@@ -7,6 +7,7 @@ import ctypes
 import errno
 import gc
 import mmap
+import pickle
 import sys
 import threading
 import weakref
@@ -60,6 +61,13 @@ def aligned_array(*shape: int, dtype: type = np.uint8) -> np.ndarray:
     bytes_ = np.zeros(size + PAGE, np.uint8)
     start = -bytes_.ctypes.data % PAGE
     return bytes_[start : start + size].view(dtype).reshape(shape)
+
+
+def aligned_objects() -> np.ndarray:
+    """Two pages of references to None, a part of a larger array."""
+    objects = np.full(3 * PAGE // 8, None)
+    start = -objects.ctypes.data % PAGE // 8
+    return objects[start : start + 2 * PAGE // 8]
 
 
 # ---- what can be mapped ---------------------------------------------------------------------------------------------
@@ -147,6 +155,26 @@ BAD_BUFFERS: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "number": (lambda: 4096, TypeError, r"alloc\(size\).*int"),
     "list": (lambda: [0] * PAGE, TypeError, r"alloc\(size\).*list"),
     "objects": (lambda: np.zeros(PAGE // 8, object), TypeError, "Python objects"),
+    "view of objects": (
+        lambda: memoryview(aligned_objects())[PAGE // 8 :],
+        TypeError,
+        "Python objects",
+    ),
+    "view of records with objects": (
+        lambda: memoryview(np.zeros(PAGE, [("a", "u8"), ("b", object)])),
+        TypeError,
+        "Python objects",
+    ),
+    "pickle buffer of objects": (
+        lambda: pickle.PickleBuffer(aligned_objects()),
+        TypeError,
+        "Python objects",
+    ),
+    "objects of ctypes": (
+        lambda: (ctypes.py_object * (PAGE // 8))(),
+        TypeError,
+        "Python objects",
+    ),
     "unaligned": (
         lambda: memoryview(alloc(2 * PAGE))[8 : 8 + PAGE],
         InvalidRegionError,
@@ -395,8 +423,9 @@ def test_mapping_never_touches_a_later_slot_with_its_id(backend: str) -> None:
 
 
 def test_mapping_is_made_by_map_buffer_only() -> None:
-    with pytest.raises(TypeError, match="map_buffer"):
-        Mapping()
+    for make in (Mapping, lambda: Mapping.__new__(Mapping), lambda: Mapping(VM())):
+        with pytest.raises(TypeError, match="map_buffer"):
+            make()
 
 
 def test_mapping_keeps_its_vm_alive_but_not_its_buffer() -> None:
@@ -454,9 +483,12 @@ def test_pinned_by_names_the_slots_and_counts_the_views() -> None:
         first, second = whole.view(), half.view()
         assert vm.pinned_by(buffer).views == 2
         whole.unmap()
+        assert vm.pinned_by(buffer) == PinnedBy([vm.id_to_memslot(2, 1)], 2)
+        del first
         assert vm.pinned_by(buffer) == PinnedBy([vm.id_to_memslot(2, 1)], 1)
         half.unmap()
-        del first, second
+        assert vm.pinned_by(buffer) == PinnedBy([], 1)
+        del second
         assert not vm.pinned_by(buffer)
         assert not is_free(buffer)
         other.close()
@@ -464,6 +496,28 @@ def test_pinned_by_names_the_slots_and_counts_the_views() -> None:
         for bad in (None, 4096):
             with pytest.raises(TypeError):
                 vm.pinned_by(bad)
+
+
+def test_pinned_by_counts_the_views_of_slots_that_have_ended() -> None:
+    """The views end in another order than the slots, and after their VM."""
+    vm = VM()
+    buffer = Buffer()
+    views = []
+    for _ in range(4):
+        with vm.map_buffer(0, buffer) as mapping:
+            views.append(mapping.view())
+    assert vm.pinned_by(buffer) == PinnedBy([], 4)
+    assert vm.pinned_by(buffer)
+    for left, index in ((3, 1), (2, 0), (1, 1)):
+        del views[index]
+        assert vm.pinned_by(buffer) == PinnedBy([], left)
+    again = memoryview(views[0].obj)
+    views.clear()
+    assert vm.pinned_by(buffer) == PinnedBy([], 1)
+    del vm, mapping
+    assert not is_free(buffer)
+    del again
+    assert is_free(buffer)
 
 
 @every_backend
