@@ -22,11 +22,11 @@ cdef extern from *:
         uint64_t serial; /* never used again, unlike the address */
     };
 
-    static struct memslots_release *memslots_queue; /* pushed with release, taken with acquire */
+    static struct memslots_release *memslots_queue; /* pushed with release, popped with acquire */
     static int (*memslots_pending)(void *);
     static bool memslots_exiting;                   /* relaxed: set once, before the interpreter ends */
     static uint64_t memslots_last_serial;
-    static _Thread_local bool memslots_is_draining;
+    static _Thread_local unsigned int memslots_drains; /* nested calls of _drain() in this thread */
 
     static uint64_t memslots_new_serial(void)
     {
@@ -50,9 +50,15 @@ cdef extern from *:
         return __atomic_load_n(&memslots_queue, __ATOMIC_RELAXED);
     }
 
-    static struct memslots_release *memslots_take_released(void)
+    /* Only one thread at a time is in here.  So no other one removes `one`, and its `next` stays as it is. */
+    static struct memslots_release *memslots_pop_released(void)
     {
-        return __atomic_exchange_n(&memslots_queue, NULL, __ATOMIC_ACQUIRE);
+        struct memslots_release *one = __atomic_load_n(&memslots_queue, __ATOMIC_ACQUIRE);
+
+        while (one && !__atomic_compare_exchange_n(&memslots_queue, &one, one->next, true, __ATOMIC_ACQUIRE,
+                                                   __ATOMIC_ACQUIRE))
+            ;
+        return one;
     }
 
     static void memslots_stop_releases(void)
@@ -67,11 +73,11 @@ cdef extern from *:
 
     int (*_pending "memslots_pending")(void *) noexcept
     bint _exiting "memslots_exiting"
-    bint _is_draining "memslots_is_draining"
+    unsigned int _drains "memslots_drains"
     uint64_t _new_serial "memslots_new_serial"() noexcept nogil
     void _released "memslots_release"(void *opaque) noexcept nogil
     bint _has_released "memslots_has_released"() noexcept nogil
-    _Release *_take_released "memslots_take_released"() noexcept nogil
+    _Release *_pop_released "memslots_pop_released"() noexcept nogil
     void _stop_releases "memslots_stop_releases"() noexcept nogil
 
 
@@ -221,25 +227,36 @@ cdef bint _is_over(const Py_buffer *buffer, uint64_t start, uint64_t end) noexce
     return <uint64_t>buffer.buf < end and start < <uint64_t>buffer.buf + <uint64_t>buffer.len
 
 
+# So many finalizers of buffers can run inside each other in one thread.
+cdef enum: DRAINS_MAX = 16
+
+
 cdef void _drain() noexcept:
     """Drops the pins that the core has released.  This may run code of the user.
 
-    A release that such code causes waits for the loop, which limits the depth of the calls."""
-    global _is_draining
+    A release that such code causes is done by a nested call.  From DRAINS_MAX nested calls on it waits for the loop of
+    the innermost one, which limits the depth of the calls.  The loop takes one pin at a time: the others stay in the
+    queue for other threads, however long the code of the user takes."""
+    global _drains
     cdef _Release *one
     cdef _Pin pin
-    if _is_draining or _exiting or not ms_thread_may_change():
+    if _drains == DRAINS_MAX or _exiting or not ms_thread_may_change():
         return
-    _is_draining = True
-    one = _take_released()
+    _drains += 1
+    one = _pop()
     while one is not NULL:
         pin = <_Pin>one.pin
-        one = one.next
         _drop_pin(pin)
         pin = None
-        if one is NULL:
-            one = _take_released()
-    _is_draining = False
+        one = _pop()
+    _drains -= 1
+
+
+cdef _Release *_pop() noexcept:
+    cdef _Release *one
+    with cython.critical_section(_lists):
+        one = _pop_released()
+    return one
 
 
 cdef inline void _drain_released() noexcept:
@@ -529,12 +546,11 @@ cdef class Mapping:
     @log_dirty.setter
     def log_dirty(self, value):
         _check_open(self.vm)
-        if not isinstance(value, (bool, np.bool_)):
-            raise TypeError(f"log_dirty must be a bool, not {type(value).__name__}")
+        cdef bint on = _flag(value, "log_dirty")
         cdef ms_memslot slot
         cdef ms_error err
         cdef ms_backing *backing = self._use(&slot)
-        cdef uint32_t set = MS_MEM_LOG_DIRTY_PAGES if value else 0, clear = MS_MEM_LOG_DIRTY_PAGES & ~set
+        cdef uint32_t set = MS_MEM_LOG_DIRTY_PAGES if on else 0, clear = MS_MEM_LOG_DIRTY_PAGES & ~set
         cdef int r
         with nogil:
             r = ms_set_backing_flags(self.vm._vm, self.as_id, self.slot, backing, set, clear, &err)
@@ -573,7 +589,7 @@ cdef class Mapping:
             self._end(r, &err)
 
     def view(self):
-        """A memoryview of the pages of the slot.  It is read-only if the mapping is.
+        """A memoryview of the pages of the slot.  It is read-only if the slot is READONLY.
 
         It keeps the buffer alive after the end of the slot and of the VM.  A write through it marks no page dirty.  If
         the memory behind it goes away (a truncated file), an access to the view ends the process; read_guest() and
@@ -583,7 +599,8 @@ cdef class Mapping:
         cdef _Pin pin = <_Pin>(<_Release *>ms_backing_opaque(backing)).pin
         cdef uint64_t offset = slot.userspace_addr - <uint64_t>pin.buffer.buf
         ms_backing_put(backing)
-        return memoryview(pin)[offset:offset + (slot.npages << 12)]
+        view = memoryview(pin)[offset:offset + (slot.npages << 12)]
+        return view.toreadonly() if slot.flags & MS_MEM_READONLY else view
 
     def __repr__(self):
         cdef ms_memslot slot

@@ -508,7 +508,8 @@ cdef int _create(VM vm, tuple args, dict limits) except -1:
     config.gpa_bits = _u32(limits.get("gpa_bits", config.gpa_bits), "gpa_bits")
     config.hva_end_max = _u64(limits.get("hva_end_max", config.hva_end_max), "hva_end_max")
     config.backend = name
-    config.dereference_raw_addresses = bool(limits.get("dereference_raw_addresses", False))
+    config.dereference_raw_addresses = _flag(
+        limits.get("dereference_raw_addresses", False), "dereference_raw_addresses")
     config.report_stall = _stalled
     config.stall_opaque = <void *>vm._raised
     with cython.critical_section(vm):
@@ -884,7 +885,7 @@ A virtual machine's memory slots (the part of struct kvm that concerns slots).
         _report_hooks(self)
         return id
 
-    def map_buffer(self, gpa, buffer, *, slot=None, as_id=0, bint readonly=False, bint log_dirty=False):
+    def map_buffer(self, gpa, buffer, *, slot=None, as_id=0, readonly=False, log_dirty=False):
         """Creates a slot of the memory of a buffer, and returns a Mapping.  The slot keeps the buffer alive.
 
         gpa: the guest physical address, a multiple of 4096.
@@ -908,10 +909,11 @@ A virtual machine's memory slots (the part of struct kvm that concerns slots).
         region.guest_phys_addr = _u64(gpa, "gpa")
         region.slot = _slot_or_any(self, slot)
         region.as_id = _u32(as_id, "as_id")
-        region.flags = (MS_MEM_READONLY if readonly else 0) | (MS_MEM_LOG_DIRTY_PAGES if log_dirty else 0)
+        region.flags = MS_MEM_READONLY if _flag(readonly, "readonly") else 0
+        region.flags |= MS_MEM_LOG_DIRTY_PAGES if _flag(log_dirty, "log_dirty") else 0
         region.guest_memfd = -1
         region.guest_memfd_offset = 0
-        pin = _pin(buffer, readonly)
+        pin = _pin(buffer, region.flags & MS_MEM_READONLY)
         region.memory_size = pin.buffer.len
         region.userspace_addr = <uint64_t>pin.buffer.buf
         return _map(self, &region, pin)
@@ -1313,7 +1315,7 @@ A virtual machine's memory slots (the part of struct kvm that concerns slots).
         write_guest; after an error ``.done`` counts the bytes of the elements that were written."""
         _write_many(self, gpas, values, as_id)
 
-    def host_ranges(self, gpa, n, as_id=0, bint write=False):
+    def host_ranges(self, gpa, n, as_id=0, write=False):
         """The host memory of n bytes at gpa: HostRanges(ranges, hole), for one published state.
 
         ranges: pairs (host address, length) in bytes.  Neighbours in host memory are joined, also across slots.
@@ -1323,9 +1325,9 @@ A virtual machine's memory slots (the part of struct kvm that concerns slots).
         These are addresses, as of gpa_to_hva().  Use them only while the slots and their memory stay: in a read section,
         or with the buffers in hand."""
         cdef uint64_t address = _u64(gpa, "gpa"), size = _u64(n, "n")
-        return _host_ranges(self, address, size, _as_id(self, as_id), write)
+        return _host_ranges(self, address, size, _as_id(self, as_id), _flag(write, "write"))
 
-    def host_ranges_many(self, gpas, sizes, as_id=0, bint write=False):
+    def host_ranges_many(self, gpas, sizes, as_id=0, write=False):
         """host_ranges() of many guest ranges: HostRangesMany(ranges, offsets, holes), for one published state.
 
         gpas: an array as for gpa_to_hva_many.  sizes: one size in bytes, or an array that can be broadcast to the shape of
@@ -1333,7 +1335,7 @@ A virtual machine's memory slots (the part of struct kvm that concerns slots).
         ranges: uint64 of shape (k, 2).  offsets: int64 of shape (n + 1,); those of element i are
         ranges[offsets[i]:offsets[i + 1]].  holes: uint64 of shape (n,), the first address without a host address, or
         gpa + size."""
-        return _host_ranges_many(self, gpas, sizes, as_id, write)
+        return _host_ranges_many(self, gpas, sizes, as_id, _flag(write, "write"))
 
     def memslots_in_gfn_range_many(self, starts, ends, as_id=0):
         """The slots of many ranges [start, end) of frames: SlotsOfRanges(slots, offsets), for one published state.
@@ -1401,7 +1403,7 @@ A virtual machine's memory slots (the part of struct kvm that concerns slots).
         """
         cdef uint32_t space = _u32(as_id, "as_id")
         cdef uint64_t gfn = _u64(start_gfn, "start_gfn")
-        cdef bint clears = clear
+        cdef bint clears = _flag(clear, "clear")
         cdef list parts = []
         cdef size_t n
         _check_open(self)

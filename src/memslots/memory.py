@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple, NoReturn, Self, SupportsIndex
 import numpy as np
 
 from .constants import PAGE_SIZE
-from .errors import NotSupportedError, OutOfMemoryError
+from .errors import MemslotsError, NotSupportedError, OutOfMemoryError, from_errno
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -76,7 +76,8 @@ def alloc(size: SupportsIndex, *, shared: bool = False, name: str = "") -> Memor
     name: for the repr, and of a memfd for /proc/self/maps.  At most 249 bytes in UTF-8.
 
     ValueError: size is 0 or no multiple of 4096; name is too long or has a NUL.  OverflowError: size is negative.
-    OutOfMemoryError (ENOMEM): the system has no such memory.
+    TypeError: shared is no bool.  OutOfMemoryError (ENOMEM): the system has no such memory.  MemslotsError (EMFILE,
+    ENFILE): the memory is shared, and no file descriptor is free.  It needs two.
     """
     return Memory(size, shared=shared, name=name)
 
@@ -91,28 +92,25 @@ class Memory(mmap.mmap):
     ``vm.pinned_by(memory)`` names the slots and views.  A Memory that was not closed is freed with its last reference.
     """
 
-    _name: str
-    _shared: bool
-    _fd: int  # of shared memory that is open; otherwise -1
+    # The values of an object that its subclass has not made yet.
+    _name: str = ""
+    _shared: bool = False
+    _fd: int = -1  # a _Descriptor of shared memory that is open; otherwise -1
 
     def __new__(cls, size: SupportsIndex, *, shared: bool = False, name: str = "") -> Self:
         length = _checked_size(size)
         _check_name(name)
+        _check_shared(shared)
         fd = _memfd(length, name) if shared else -1
         flags = mmap.MAP_SHARED if shared else mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
         try:
             memory = super().__new__(cls, fd, length, flags=flags | _MAP_NORESERVE)
         except (OSError, OverflowError) as error:
-            if shared:
-                os.close(fd)
-            raise _no_memory(length, error) from error
+            raise _refusal(length, error) from error
         memory._name, memory._shared, memory._fd = name, bool(shared), fd
         if length >= _HUGE_PAGE:
             memory._use_huge_pages()
         return memory
-
-    def __del__(self) -> None:
-        self._close_fd()
 
     def _use_huge_pages(self) -> None:
         """Asks for huge pages, as numpy does for its arrays.  Random accesses of 4 GiB are 2.4 times as fast."""
@@ -157,7 +155,7 @@ class Memory(mmap.mmap):
             raise io.UnsupportedOperation("private memory has no file; use alloc(..., shared=True)")
         if self._fd < 0:
             raise ValueError("the memory is closed")
-        return self._fd
+        return int(self._fd)
 
     def close(self) -> None:
         """Frees the memory.  A second call does nothing.
@@ -170,12 +168,18 @@ class Memory(mmap.mmap):
                 f"{self!r} is in use: delete the slots and views that vm.pinned_by(memory) names, and other views "
                 "and arrays of it"
             ) from error
-        self._close_fd()
+        self._fd = -1
 
-    def _close_fd(self) -> None:
-        fd, self._fd = getattr(self, "_fd", -1), -1
-        if fd >= 0:
-            os.close(fd)
+
+class _Descriptor(int):
+    """A file descriptor that is closed with the last reference to it.
+
+    So the file of a Memory that a finalizer keeps stays open, unless the garbage collector has found it in a cycle."""
+
+    __slots__ = ()
+
+    def __del__(self) -> None:
+        os.close(self)
 
 
 def _checked_size(size: SupportsIndex) -> int:
@@ -192,6 +196,11 @@ def _checked_size(size: SupportsIndex) -> int:
     return length
 
 
+def _check_shared(shared: bool) -> None:
+    if not isinstance(shared, bool | np.bool_):
+        raise TypeError(f"shared must be a bool, not {type(shared).__name__}")
+
+
 def _check_name(name: str) -> None:
     if not isinstance(name, str):
         raise TypeError(f"name must be a str, not {type(name).__name__}")
@@ -201,21 +210,23 @@ def _check_name(name: str) -> None:
         raise ValueError(f"name has {n} bytes in UTF-8; at most {_NAME_BYTES} are allowed")
 
 
-def _no_memory(length: int, error: Exception) -> OutOfMemoryError:
+def _refusal(length: int, error: Exception) -> MemslotsError:
+    number = getattr(error, "errno", None)
+    if number in (errno.EMFILE, errno.ENFILE):
+        return from_errno(number, f"shared memory needs two file descriptors: {error}")
     return OutOfMemoryError(
         errno.ENOMEM, f"the system gives no {length:#x} bytes: {error}", rule="NO_MEMORY"
     )
 
 
-def _memfd(length: int, name: str) -> int:
+def _memfd(length: int, name: str) -> _Descriptor:
     """A memory file whose size never changes."""
     if not hasattr(os, "memfd_create"):
         raise NotSupportedError(errno.ENOSYS, "this Python has no os.memfd_create()")
-    fd = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
     try:
+        fd = _Descriptor(os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING))
         os.ftruncate(fd, length)
     except (OSError, OverflowError) as error:
-        os.close(fd)
-        raise _no_memory(length, error) from error
+        raise _refusal(length, error) from error
     fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
     return fd

@@ -226,6 +226,26 @@ def test_closed_buffer_raises_its_own_error() -> None:
                 vm.map_buffer(0, buffer)
 
 
+@pytest.mark.parametrize("value", ["False", "", 0, 1, None, np.uint8(1)])
+def test_flag_is_a_bool(value: Any) -> None:
+    """The text "False" is true for Python."""
+    with VM() as vm:
+        vm.map_buffer(0, alloc(PAGE), readonly=np.False_, log_dirty=np.True_)
+        calls: dict[str, Callable[[], object]] = {
+            "readonly": lambda: vm.map_buffer(PAGE, alloc(PAGE), readonly=value),
+            "log_dirty": lambda: vm.map_buffer(PAGE, alloc(PAGE), log_dirty=value),
+            "clear": lambda: vm.harvest_dirty(clear=value),
+            "write": lambda: vm.host_ranges(0, 1, write=value),
+            "write ": lambda: vm.host_ranges_many([0], 1, write=value),
+            "dereference_raw_addresses": lambda: VM(dereference_raw_addresses=value),
+            "shared": lambda: alloc(PAGE, shared=value),
+        }
+        for name, call in calls.items():
+            with pytest.raises(TypeError, match=f"{name.strip()} must be a bool, not"):
+                call()
+        assert len(vm) == 1
+
+
 # ---- the id of the slot ---------------------------------------------------------------------------------------------
 
 
@@ -568,6 +588,25 @@ def test_update_keeps_the_buffer_of_each_copy_inside_it() -> None:
         assert is_free(buffer)
 
 
+def test_view_of_a_slot_that_an_update_made_readonly_is_readonly() -> None:
+    with VM() as vm:
+        buffer = Buffer()
+        mapping = vm.map_buffer(0x10000, buffer)
+        before = mapping.view()
+        with vm.begin_update() as update:
+            old = update.find(0)
+            new = update.copy(old, flags=READONLY)
+            update.replace(old, new)
+            update.swap()
+            update.replace(old, new)
+        assert mapping.readonly
+        assert mapping.view().readonly
+        assert not before.readonly
+        assert vm.pinned_by(buffer).views == 1
+        with pytest.raises(TypeError):
+            mapping.view()[0] = 1
+
+
 def test_update_that_is_rolled_back_releases_nothing_of_the_slot() -> None:
     with VM() as vm:
         buffer = Buffer()
@@ -648,6 +687,47 @@ def test_long_chain_of_finalizers_needs_no_stack() -> None:
         del buffer
         vm.delete(0)
         assert order == list(range(n))
+
+
+@pytest.mark.parametrize("depth", [1, 15])
+def test_finalizer_releases_the_buffers_of_the_slots_that_it_ends(depth: int) -> None:
+    """The buffer of the last slot has no finalizer, and the finalizer before can close it."""
+    with VM() as vm:
+        last, free = Buffer(), []
+        vm.map_buffer(depth * 2 * PAGE, last, slot=depth)
+
+        def delete_next(id: int) -> Callable[[], None]:
+            def tell() -> None:
+                vm.delete(id + 1)
+                free.append(is_free(last))
+
+            return tell
+
+        for id in range(depth):
+            vm.map_buffer(id * 2 * PAGE, Told(delete_next(id)), slot=id)
+        vm.delete(0)
+        assert free == [True] * depth
+
+
+def test_slow_finalizer_holds_no_buffer_that_another_thread_can_release() -> None:
+    """The end of the VM puts all three buffers into the queue.  The finalizer waits for a change of another thread."""
+    buffers, free = [Buffer(), Buffer()], []
+
+    def change() -> None:
+        with VM() as other:
+            put(other, 0, 0, 1)
+
+    def wait() -> None:
+        thread = threading.Thread(target=change)
+        thread.start()
+        thread.join()
+        free.extend(is_free(buffer) for buffer in buffers)
+
+    with VM() as vm:
+        for n, buffer in enumerate([buffers[0], Told(wait), buffers[1]]):
+            vm.map_buffer(n * 2 * PAGE, buffer)
+        del buffer
+    assert free == [True, True]
 
 
 def test_release_waits_for_the_end_of_hooks_updates_and_sections() -> None:
