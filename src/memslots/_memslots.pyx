@@ -843,7 +843,7 @@ A virtual machine's memory slots (the part of struct kvm that concerns slots).
     def move(self, slot, gpa, as_id=0):
         """Moves a slot to another guest physical address.  Its size, host address, flags and dirty bits stay.
 
-        Errors are those of set_user_memory_region."""
+        Errors are those of set_user_memory_region.  InvalidRegionError (EINVAL) too if there is no such slot."""
         cdef uint32_t id = _u32(slot, "slot"), space = _u32(as_id, "as_id")
         cdef uint64_t address = _u64(gpa, "gpa")
         cdef ms_error err
@@ -858,7 +858,7 @@ A virtual machine's memory slots (the part of struct kvm that concerns slots).
     def set_flags(self, slot, *, set=0, clear=0, as_id=0):
         """Clears the flags ``clear`` of a slot and then sets the flags ``set``: bits of MemFlag.
 
-        Errors are those of set_user_memory_region."""
+        Errors are those of set_user_memory_region.  InvalidRegionError (EINVAL) too if there is no such slot."""
         cdef uint32_t id = _u32(slot, "slot"), space = _u32(as_id, "as_id")
         cdef uint32_t new = _u32(set, "set"), old = _u32(clear, "clear")
         cdef ms_error err
@@ -897,7 +897,8 @@ A virtual machine's memory slots (the part of struct kvm that concerns slots).
         InvalidRegionError (EINVAL): the buffer is empty, read-only or not made of whole pages, or a rule of
         set_user_memory_region refuses the slot.  RegionOverlapError (EEXIST): another slot has some of these frames, or
         the id.  MemslotsError (ENOSPC): no id is free.  ValueError: the buffer is not contiguous.
-        TypeError: it is no buffer, or an array of Python objects.
+        TypeError: it is no buffer, or has Python objects.  Both flags are bools.
+        If a hook raises an exception after the change, the slot exists, and the exception has the Mapping as ``.mapping``.
 
         The buffer is in use until the slot has ended and no reader, call or view can reach it.  Then it is released
         outside of all locks, read sections and hooks.  Until then mmap.close() raises BufferError; pinned_by() names
@@ -922,7 +923,9 @@ A virtual machine's memory slots (the part of struct kvm that concerns slots).
         """The slots and views of this VM that keep a buffer alive: PinnedBy(slots, views).  False if there are none.
 
         slots: a list of MemorySlots that map some of its memory.  views: the number of memoryviews of Mapping.view()
-        that are alive.  A call in progress can keep the buffer alive a little longer."""
+        that are alive, also of slots that have ended.  A call in progress can keep the buffer alive a little longer.
+
+        ValueError: the buffer is a closed mmap, which has no address any more."""
         _check_open(self)
         return _pinned_by(self, buffer)
 
@@ -1167,6 +1170,7 @@ A virtual machine's memory slots (the part of struct kvm that concerns slots).
         """Fills ``out`` with the guest memory at gpa.  Errors as for read_guest.
 
         out: a writable buffer of contiguous bytes, such as a bytearray or an array.  Its size says how many are read.
+        TypeError if it has Python objects.
         After an error the bytes before ``.done`` are read, and later ones are unspecified."""
         cdef uint64_t address = _u64(gpa, "gpa")
         cdef uint32_t space = _as_id(self, as_id)
@@ -1398,6 +1402,8 @@ A virtual machine's memory slots (the part of struct kvm that concerns slots).
         start_gfn: the first page to report.
 
         InvalidRegionError (EINVAL): the address space is out of range.
+        ReentrantChangeError (EDEADLK): the thread is inside a read section, a hook or an update.  ForkedError (EIO): the
+        process is a forked child.
         If the call fails after it has cleared bits (no memory, Ctrl-C, a warning that is an error), the exception has
         the ranges as ``.dirty_ranges``, a list of arrays.
         """
@@ -1477,6 +1483,8 @@ A virtual machine's memory slots (the part of struct kvm that concerns slots).
 
         NoSuchSlotError (ENOENT): there is no such slot, or it has no log.
         InvalidRegionError (EINVAL): the id is out of range, or words has another number of words.
+        ReentrantChangeError (EDEADLK): the thread is inside a read section, a hook or an update.  ForkedError (EIO): the
+        process is a forked child.
         """
         cdef uint32_t id = _u32(slot, "slot"), space = _u32(as_id, "as_id")
         cdef cnp.ndarray array = _words(words, "words")
