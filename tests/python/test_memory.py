@@ -224,6 +224,7 @@ def test_lack_of_file_descriptors_raises_its_own_errno_and_leaks_none() -> None:
             error = refused(MemslotsError, lambda: alloc(PAGE, shared=True))
             assert type(error) is MemslotsError and error.errno == errno.EMFILE, (more, repr(error))
             assert "two file descriptors" in str(error), error
+            del error  # its traceback has the frame with the file
             alloc(PAGE).close()
         resource.setrlimit(resource.RLIMIT_NOFILE, limits)
         assert len(os.listdir("/proc/self/fd")) - 1 == used
