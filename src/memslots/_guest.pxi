@@ -28,6 +28,8 @@ cdef bytes _new_bytes(size_t n):
 
 cdef int _take_bytes(object buffer, Py_buffer *view, bint write, str name) except -1:
     """The contiguous bytes of an argument.  The caller releases them."""
+    if write:
+        _refuse_objects(buffer, name)
     if _get_buffer(buffer, view, PyBUF_WRITABLE if write else PyBUF_SIMPLE) == 0:
         return 0
     return _refuse_bytes(buffer, write, name)
@@ -149,6 +151,11 @@ cdef object _host_ranges(VM vm, uint64_t gpa, uint64_t n, uint32_t as_id, bint w
             free(found)
 
 
+cdef cnp.ndarray _cut(cnp.ndarray found, size_t count):
+    """The rows that were found.  A copy if they are a small part of the array."""
+    return found[:count].copy() if count < <size_t>cnp.PyArray_DIM(found, 0) // 2 else found[:count]
+
+
 cdef object _host_ranges_many(VM vm, object gpas, object sizes, object as_id, bint write):
     cdef uint32_t space = _as_id(vm, as_id)
     cdef cnp.ndarray array = _numbers(gpas, "gpas")
@@ -166,7 +173,7 @@ cdef object _host_ranges_many(VM vm, object gpas, object sizes, object as_id, bi
         with nogil:
             count = ms_host_ranges_many(vm._vm, space, first, second, n, write, out, room, bounds, ends)
         if count <= room:
-            return HostRangesMany(found[:count].copy(), offsets, holes)
+            return HostRangesMany(_cut(found, count), offsets, holes)
         room = count
 
 
@@ -186,5 +193,5 @@ cdef object _slots_of_ranges(VM vm, object starts, object ends, object as_id):
         with nogil:
             count = ms_memslots_in_gfn_range_many(vm._vm, space, first, second, n, out, room, bounds)
         if count <= room:
-            return SlotsOfRanges(found[:count].copy(), offsets)
+            return SlotsOfRanges(_cut(found, count), offsets)
         room = count

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-# Arguments that are numbers.  A number has __index__ and is in range; otherwise the exception names the argument.
+# Arguments that are numbers or flags.  A number has __index__ and is in range; otherwise the exception names the argument.
 
 cdef extern from *:
     """
@@ -36,6 +36,13 @@ cdef object _index(object value, str name):
         return operator.index(value)
     except TypeError as error:
         raise TypeError(f"{name} must be an int: {error}") from error
+
+
+cdef bint _flag(object value, str name) except -1:
+    """The value of a bool.  TypeError for other types: the text "False" would count as true."""
+    if not isinstance(value, (bool, np.bool_)):
+        raise TypeError(f"{name} must be a bool, not {type(value).__name__}")
+    return bool(value)
 
 
 cdef object _in_words(object number):

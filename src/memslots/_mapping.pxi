@@ -7,6 +7,8 @@
 #   - The core's reference is a link of the list that begins at VM._pins.  So the garbage collector finds a cycle of a VM
 #     and a buffer without a look into the core.  A VM that ends takes its pins out of the list; the core's reference of
 #     such a pin is counted, but the collector does not see it.
+#   - A pin whose slot has ended can still have views.  So a second list of the VM links the pins that have left the first
+#     one, without a reference.  A pin leaves it when it is freed.
 #   - The core releases a backing in a thread that may not have the GIL.  So the release only adds the pin to a queue.
 #     The end of each change and of each read section empties the queue, and so does a pending call of the interpreter.
 #     The release of a buffer runs code of the user.  So no queue is emptied inside of a read section, a hook or an
@@ -20,11 +22,11 @@ cdef extern from *:
         uint64_t serial; /* never used again, unlike the address */
     };
 
-    static struct memslots_release *memslots_queue; /* pushed with release, taken with acquire */
+    static struct memslots_release *memslots_queue; /* pushed with release, popped with acquire */
     static int (*memslots_pending)(void *);
     static bool memslots_exiting;                   /* relaxed: set once, before the interpreter ends */
     static uint64_t memslots_last_serial;
-    static _Thread_local bool memslots_is_draining;
+    static _Thread_local unsigned int memslots_drains; /* nested calls of _drain() in this thread */
 
     static uint64_t memslots_new_serial(void)
     {
@@ -48,9 +50,15 @@ cdef extern from *:
         return __atomic_load_n(&memslots_queue, __ATOMIC_RELAXED);
     }
 
-    static struct memslots_release *memslots_take_released(void)
+    /* Only one thread at a time is in here.  So no other one removes `one`, and its `next` stays as it is. */
+    static struct memslots_release *memslots_pop_released(void)
     {
-        return __atomic_exchange_n(&memslots_queue, NULL, __ATOMIC_ACQUIRE);
+        struct memslots_release *one = __atomic_load_n(&memslots_queue, __ATOMIC_ACQUIRE);
+
+        while (one && !__atomic_compare_exchange_n(&memslots_queue, &one, one->next, true, __ATOMIC_ACQUIRE,
+                                                   __ATOMIC_ACQUIRE))
+            ;
+        return one;
     }
 
     static void memslots_stop_releases(void)
@@ -65,11 +73,11 @@ cdef extern from *:
 
     int (*_pending "memslots_pending")(void *) noexcept
     bint _exiting "memslots_exiting"
-    bint _is_draining "memslots_is_draining"
+    unsigned int _drains "memslots_drains"
     uint64_t _new_serial "memslots_new_serial"() noexcept nogil
     void _released "memslots_release"(void *opaque) noexcept nogil
     bint _has_released "memslots_has_released"() noexcept nogil
-    _Release *_take_released "memslots_take_released"() noexcept nogil
+    _Release *_pop_released "memslots_pop_released"() noexcept nogil
     void _stop_releases "memslots_stop_releases"() noexcept nogil
 
 
@@ -85,8 +93,11 @@ cdef class _Pin:
     cdef bint readonly
     cdef Py_ssize_t views
     cdef _Release release
-    cdef _Pin next   # in the list of the VM; the reference of the core
-    cdef void *prev  # NULL: in no list
+    cdef void *head       # begins both lists of the VM; valid while the pin is in one of them
+    cdef _Pin next        # in the list of the VM; the reference of the core
+    cdef void *prev       # NULL: not in this list
+    cdef void *late_next  # in the list of the pins whose slot has ended; no reference
+    cdef void *late_prev  # NULL: not in this list
 
     def __getbuffer__(self, Py_buffer *out, int flags):
         if self.readonly and flags & PyBUF_WRITABLE:
@@ -112,19 +123,20 @@ cdef class _Pin:
             self.views -= 1
 
     def __dealloc__(self):
+        _forget_late(self)
         if self.held:
             PyBuffer_Release(&self.buffer)
 
 
 # ---- the list of a VM and the queue --------------------------------------------------------------------------------
 
-_lists = object()  # a lock for all lists on a Python without a GIL
+cdef object _lists = object()  # a lock for all lists and the queue on a Python without a GIL
 
 
 cdef void _add_pin(VM vm, _Pin pin) noexcept:
     cdef _Pin head = vm._pins
     with cython.critical_section(_lists):
-        pin.prev = <void *>head
+        pin.head = pin.prev = <void *>head
         pin.next = head.next
         if pin.next is not None:
             pin.next.prev = <void *>pin
@@ -142,12 +154,39 @@ cdef void _drop_pin(_Pin pin) noexcept:
                 pin.next.prev = pin.prev
             pin.next = None
             pin.prev = NULL
+            _link_late(pin)
+
+
+cdef void _link_late(_Pin pin) noexcept:
+    """Adds a pin to the list of the pins whose slot has ended.  The caller has the lock."""
+    cdef void *first = (<_Pin>pin.head).late_next
+    pin.late_prev = pin.head
+    pin.late_next = first
+    if first is not NULL:
+        (<_Pin>first).late_prev = <void *>pin
+    (<_Pin>pin.head).late_next = <void *>pin
+
+
+cdef void _forget_late(_Pin pin) noexcept:
+    """Takes a pin out of the list of the pins whose slot has ended, if it is there."""
+    with cython.critical_section(_lists):
+        if pin.late_prev is not NULL:
+            (<_Pin>pin.late_prev).late_next = pin.late_next
+            if pin.late_next is not NULL:
+                (<_Pin>pin.late_next).late_prev = pin.late_prev
+            pin.late_prev = pin.late_next = NULL
 
 
 cdef void _forget_pins(VM vm) noexcept:
-    """Takes the pins that are left out of the list of a VM that ends.  The core still has its references to them."""
-    cdef _Pin pin
+    """Takes the pins that are left out of the lists of a VM that ends.  The core still has its references to them."""
+    cdef _Pin pin, head = vm._pins
+    cdef void *late
     with cython.critical_section(_lists):
+        late = head.late_next
+        while late is not NULL:
+            (<_Pin>late).late_prev = NULL
+            late = (<_Pin>late).late_next
+        head.late_next = NULL
         pin = (<_Pin>vm._pins).next
         (<_Pin>vm._pins).next = None
         while pin is not None:
@@ -163,31 +202,61 @@ cdef list _pins_over(VM vm, uint64_t start, uint64_t end):
     with cython.critical_section(_lists):
         pin = (<_Pin>vm._pins).next
         while pin is not None:
-            if <uint64_t>pin.buffer.buf < end and start < <uint64_t>pin.buffer.buf + <uint64_t>pin.buffer.len:
+            if _is_over(&pin.buffer, start, end):
                 found.append(pin)
             pin = pin.next
     return found
 
 
+cdef Py_ssize_t _late_views(VM vm, uint64_t start, uint64_t end) noexcept:
+    """The number of views with a byte in [start, end) whose slot has ended.
+
+    A pin of this list may be about to be freed.  So nothing here takes a reference to it."""
+    cdef Py_ssize_t views = 0
+    cdef void *late
+    with cython.critical_section(_lists):
+        late = (<_Pin>vm._pins).late_next
+        while late is not NULL:
+            if _is_over(&(<_Pin>late).buffer, start, end):
+                views += (<_Pin>late).views
+            late = (<_Pin>late).late_next
+    return views
+
+
+cdef bint _is_over(const Py_buffer *buffer, uint64_t start, uint64_t end) noexcept:
+    return <uint64_t>buffer.buf < end and start < <uint64_t>buffer.buf + <uint64_t>buffer.len
+
+
+# So many finalizers of buffers can run inside each other in one thread.
+cdef enum: DRAINS_MAX = 16
+
+
 cdef void _drain() noexcept:
     """Drops the pins that the core has released.  This may run code of the user.
 
-    A release that such code causes waits for the loop, which limits the depth of the calls."""
-    global _is_draining
+    A release that such code causes is done by a nested call.  From DRAINS_MAX nested calls on it waits for the loop of
+    the innermost one, which limits the depth of the calls.  The loop takes one pin at a time: the others stay in the
+    queue for other threads, however long the code of the user takes."""
+    global _drains
     cdef _Release *one
     cdef _Pin pin
-    if _is_draining or _exiting or not ms_thread_may_change():
+    if _drains == DRAINS_MAX or _exiting or not ms_thread_may_change():
         return
-    _is_draining = True
-    one = _take_released()
+    _drains += 1
+    one = _pop()
     while one is not NULL:
         pin = <_Pin>one.pin
-        one = one.next
         _drop_pin(pin)
         pin = None
-        if one is NULL:
-            one = _take_released()
-    _is_draining = False
+        one = _pop()
+    _drains -= 1
+
+
+cdef _Release *_pop() noexcept:
+    cdef _Release *one
+    with cython.critical_section(_lists):
+        one = _pop_released()
+    return one
 
 
 cdef inline void _drain_released() noexcept:
@@ -218,8 +287,7 @@ cdef _Pin _pin(object buffer, bint readonly):
     if not PyObject_CheckBuffer(buffer):
         raise TypeError(f"buffer must have the buffer protocol, as memslots.alloc(size), mmap.mmap and numpy arrays have, "
                         f"but is {type(buffer).__name__}")
-    if isinstance(buffer, np.ndarray) and buffer.dtype.hasobject:
-        raise TypeError(f"buffer is an array of {buffer.dtype}, which contains Python objects; a guest must not write them")
+    _refuse_objects(buffer, "buffer")
     try:
         PyObject_GetBuffer(buffer, &pin.buffer, PyBUF_SIMPLE if readonly else PyBUF_WRITABLE)
     except (BufferError, ValueError) as error:
@@ -230,6 +298,32 @@ cdef _Pin _pin(object buffer, bint readonly):
     pin.release.serial = _new_serial()
     _check_pages(&pin.buffer)
     return pin
+
+
+cdef int _refuse_objects(object buffer, str name) except -1:
+    """TypeError for memory with references to Python objects.  Other bytes in their place would crash the interpreter."""
+    cdef object view
+    if type(buffer) is bytearray or type(buffer) is bytes:
+        return 0
+    if not cnp.PyArray_Check(buffer):
+        try:
+            view = memoryview(buffer)
+        except Exception:
+            return 0  # PyObject_GetBuffer() raises it again
+        if not cnp.PyArray_Check(view.obj):
+            return _refuse_object_format(view.format, name)
+        buffer = view.obj
+    if buffer.dtype.hasobject:
+        raise TypeError(f"{name} is memory of an array of {buffer.dtype}, which contains Python objects; nothing else may "
+                        "write them")
+    return 0
+
+
+cdef int _refuse_object_format(str format, str name) except -1:
+    """The same for other memory, such as that of ctypes.  The format has names of fields between colons."""
+    if "O" in "".join(format.split(":")[::2]):
+        raise TypeError(f"{name} has the format {format!r}, which contains Python objects; nothing else may write them")
+    return 0
 
 
 cdef object _buffer_error(object buffer, bint readonly, object error):
@@ -281,9 +375,12 @@ cdef object _request_of(const ms_userspace_memory_region *region):
                    region.memory_size, region.userspace_addr, region.flags)
 
 
+cdef object _maker = object()  # only map_buffer() has it
+
+
 cdef Mapping _map(VM vm, ms_userspace_memory_region *region, _Pin pin):
     """Creates the slot.  If a hook raises after the change, the exception has the Mapping as ``.mapping``."""
-    cdef Mapping mapping = Mapping.__new__(Mapping)
+    cdef Mapping mapping = Mapping.__new__(Mapping, _maker)
     cdef ms_backing *backing = NULL
     cdef ms_error err
     cdef uint32_t id = 0
@@ -310,11 +407,14 @@ cdef Mapping _map(VM vm, ms_userspace_memory_region *region, _Pin pin):
 cdef object _pinned_by(VM vm, object buffer):
     """The slots that hold pins of this memory, and the number of views of these pins."""
     cdef Py_buffer range
+    cdef uint64_t start, end
     cdef list pins, slots = []
-    cdef Py_ssize_t views = 0
+    cdef Py_ssize_t views
     PyObject_GetBuffer(buffer, &range, PyBUF_SIMPLE)
+    start, end = <uint64_t>range.buf, <uint64_t>range.buf + <uint64_t>range.len
     try:
-        pins = _pins_over(vm, <uint64_t>range.buf, <uint64_t>range.buf + <uint64_t>range.len)
+        pins = _pins_over(vm, start, end)
+        views = _late_views(vm, start, end)
     finally:
         PyBuffer_Release(&range)
     for pin in pins:
@@ -369,8 +469,9 @@ cdef class Mapping:
     cdef const _Release *_release
     cdef uint64_t _serial
 
-    def __init__(self):
-        raise TypeError("a Mapping comes from VM.map_buffer()")
+    def __cinit__(self, object maker=None):
+        if maker is not _maker:
+            raise TypeError("a Mapping comes from VM.map_buffer()")
 
     def __reduce__(self):
         raise TypeError("a Mapping cannot be pickled or copied")
@@ -445,12 +546,11 @@ cdef class Mapping:
     @log_dirty.setter
     def log_dirty(self, value):
         _check_open(self.vm)
-        if not isinstance(value, (bool, np.bool_)):
-            raise TypeError(f"log_dirty must be a bool, not {type(value).__name__}")
+        cdef bint on = _flag(value, "log_dirty")
         cdef ms_memslot slot
         cdef ms_error err
         cdef ms_backing *backing = self._use(&slot)
-        cdef uint32_t set = MS_MEM_LOG_DIRTY_PAGES if value else 0, clear = MS_MEM_LOG_DIRTY_PAGES & ~set
+        cdef uint32_t set = MS_MEM_LOG_DIRTY_PAGES if on else 0, clear = MS_MEM_LOG_DIRTY_PAGES & ~set
         cdef int r
         with nogil:
             r = ms_set_backing_flags(self.vm._vm, self.as_id, self.slot, backing, set, clear, &err)
@@ -489,7 +589,7 @@ cdef class Mapping:
             self._end(r, &err)
 
     def view(self):
-        """A memoryview of the pages of the slot.  It is read-only if the mapping is.
+        """A memoryview of the pages of the slot.  It is read-only if the slot is READONLY.
 
         It keeps the buffer alive after the end of the slot and of the VM.  A write through it marks no page dirty.  If
         the memory behind it goes away (a truncated file), an access to the view ends the process; read_guest() and
@@ -499,7 +599,8 @@ cdef class Mapping:
         cdef _Pin pin = <_Pin>(<_Release *>ms_backing_opaque(backing)).pin
         cdef uint64_t offset = slot.userspace_addr - <uint64_t>pin.buffer.buf
         ms_backing_put(backing)
-        return memoryview(pin)[offset:offset + (slot.npages << 12)]
+        view = memoryview(pin)[offset:offset + (slot.npages << 12)]
+        return view.toreadonly() if slot.flags & MS_MEM_READONLY else view
 
     def __repr__(self):
         cdef ms_memslot slot

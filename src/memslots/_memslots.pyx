@@ -508,7 +508,8 @@ cdef int _create(VM vm, tuple args, dict limits) except -1:
     config.gpa_bits = _u32(limits.get("gpa_bits", config.gpa_bits), "gpa_bits")
     config.hva_end_max = _u64(limits.get("hva_end_max", config.hva_end_max), "hva_end_max")
     config.backend = name
-    config.dereference_raw_addresses = bool(limits.get("dereference_raw_addresses", False))
+    config.dereference_raw_addresses = _flag(
+        limits.get("dereference_raw_addresses", False), "dereference_raw_addresses")
     config.report_stall = _stalled
     config.stall_opaque = <void *>vm._raised
     with cython.critical_section(vm):
@@ -842,7 +843,7 @@ A virtual machine's memory slots (the part of struct kvm that concerns slots).
     def move(self, slot, gpa, as_id=0):
         """Moves a slot to another guest physical address.  Its size, host address, flags and dirty bits stay.
 
-        Errors are those of set_user_memory_region."""
+        Errors are those of set_user_memory_region.  InvalidRegionError (EINVAL) too if there is no such slot."""
         cdef uint32_t id = _u32(slot, "slot"), space = _u32(as_id, "as_id")
         cdef uint64_t address = _u64(gpa, "gpa")
         cdef ms_error err
@@ -857,7 +858,7 @@ A virtual machine's memory slots (the part of struct kvm that concerns slots).
     def set_flags(self, slot, *, set=0, clear=0, as_id=0):
         """Clears the flags ``clear`` of a slot and then sets the flags ``set``: bits of MemFlag.
 
-        Errors are those of set_user_memory_region."""
+        Errors are those of set_user_memory_region.  InvalidRegionError (EINVAL) too if there is no such slot."""
         cdef uint32_t id = _u32(slot, "slot"), space = _u32(as_id, "as_id")
         cdef uint32_t new = _u32(set, "set"), old = _u32(clear, "clear")
         cdef ms_error err
@@ -884,7 +885,7 @@ A virtual machine's memory slots (the part of struct kvm that concerns slots).
         _report_hooks(self)
         return id
 
-    def map_buffer(self, gpa, buffer, *, slot=None, as_id=0, bint readonly=False, bint log_dirty=False):
+    def map_buffer(self, gpa, buffer, *, slot=None, as_id=0, readonly=False, log_dirty=False):
         """Creates a slot of the memory of a buffer, and returns a Mapping.  The slot keeps the buffer alive.
 
         gpa: the guest physical address, a multiple of 4096.
@@ -896,7 +897,8 @@ A virtual machine's memory slots (the part of struct kvm that concerns slots).
         InvalidRegionError (EINVAL): the buffer is empty, read-only or not made of whole pages, or a rule of
         set_user_memory_region refuses the slot.  RegionOverlapError (EEXIST): another slot has some of these frames, or
         the id.  MemslotsError (ENOSPC): no id is free.  ValueError: the buffer is not contiguous.
-        TypeError: it is no buffer, or an array of Python objects.
+        TypeError: it is no buffer, or has Python objects.  Both flags are bools.
+        If a hook raises an exception after the change, the slot exists, and the exception has the Mapping as ``.mapping``.
 
         The buffer is in use until the slot has ended and no reader, call or view can reach it.  Then it is released
         outside of all locks, read sections and hooks.  Until then mmap.close() raises BufferError; pinned_by() names
@@ -908,10 +910,11 @@ A virtual machine's memory slots (the part of struct kvm that concerns slots).
         region.guest_phys_addr = _u64(gpa, "gpa")
         region.slot = _slot_or_any(self, slot)
         region.as_id = _u32(as_id, "as_id")
-        region.flags = (MS_MEM_READONLY if readonly else 0) | (MS_MEM_LOG_DIRTY_PAGES if log_dirty else 0)
+        region.flags = MS_MEM_READONLY if _flag(readonly, "readonly") else 0
+        region.flags |= MS_MEM_LOG_DIRTY_PAGES if _flag(log_dirty, "log_dirty") else 0
         region.guest_memfd = -1
         region.guest_memfd_offset = 0
-        pin = _pin(buffer, readonly)
+        pin = _pin(buffer, region.flags & MS_MEM_READONLY)
         region.memory_size = pin.buffer.len
         region.userspace_addr = <uint64_t>pin.buffer.buf
         return _map(self, &region, pin)
@@ -920,7 +923,9 @@ A virtual machine's memory slots (the part of struct kvm that concerns slots).
         """The slots and views of this VM that keep a buffer alive: PinnedBy(slots, views).  False if there are none.
 
         slots: a list of MemorySlots that map some of its memory.  views: the number of memoryviews of Mapping.view()
-        that are alive.  A call in progress can keep the buffer alive a little longer."""
+        that are alive, also of slots that have ended.  A call in progress can keep the buffer alive a little longer.
+
+        ValueError: the buffer is a closed mmap, which has no address any more."""
         _check_open(self)
         return _pinned_by(self, buffer)
 
@@ -1165,6 +1170,7 @@ A virtual machine's memory slots (the part of struct kvm that concerns slots).
         """Fills ``out`` with the guest memory at gpa.  Errors as for read_guest.
 
         out: a writable buffer of contiguous bytes, such as a bytearray or an array.  Its size says how many are read.
+        TypeError if it has Python objects.
         After an error the bytes before ``.done`` are read, and later ones are unspecified."""
         cdef uint64_t address = _u64(gpa, "gpa")
         cdef uint32_t space = _as_id(self, as_id)
@@ -1313,7 +1319,7 @@ A virtual machine's memory slots (the part of struct kvm that concerns slots).
         write_guest; after an error ``.done`` counts the bytes of the elements that were written."""
         _write_many(self, gpas, values, as_id)
 
-    def host_ranges(self, gpa, n, as_id=0, bint write=False):
+    def host_ranges(self, gpa, n, as_id=0, write=False):
         """The host memory of n bytes at gpa: HostRanges(ranges, hole), for one published state.
 
         ranges: pairs (host address, length) in bytes.  Neighbours in host memory are joined, also across slots.
@@ -1323,9 +1329,9 @@ A virtual machine's memory slots (the part of struct kvm that concerns slots).
         These are addresses, as of gpa_to_hva().  Use them only while the slots and their memory stay: in a read section,
         or with the buffers in hand."""
         cdef uint64_t address = _u64(gpa, "gpa"), size = _u64(n, "n")
-        return _host_ranges(self, address, size, _as_id(self, as_id), write)
+        return _host_ranges(self, address, size, _as_id(self, as_id), _flag(write, "write"))
 
-    def host_ranges_many(self, gpas, sizes, as_id=0, bint write=False):
+    def host_ranges_many(self, gpas, sizes, as_id=0, write=False):
         """host_ranges() of many guest ranges: HostRangesMany(ranges, offsets, holes), for one published state.
 
         gpas: an array as for gpa_to_hva_many.  sizes: one size in bytes, or an array that can be broadcast to the shape of
@@ -1333,7 +1339,7 @@ A virtual machine's memory slots (the part of struct kvm that concerns slots).
         ranges: uint64 of shape (k, 2).  offsets: int64 of shape (n + 1,); those of element i are
         ranges[offsets[i]:offsets[i + 1]].  holes: uint64 of shape (n,), the first address without a host address, or
         gpa + size."""
-        return _host_ranges_many(self, gpas, sizes, as_id, write)
+        return _host_ranges_many(self, gpas, sizes, as_id, _flag(write, "write"))
 
     def memslots_in_gfn_range_many(self, starts, ends, as_id=0):
         """The slots of many ranges [start, end) of frames: SlotsOfRanges(slots, offsets), for one published state.
@@ -1397,12 +1403,14 @@ A virtual machine's memory slots (the part of struct kvm that concerns slots).
         start_gfn: the first page to report.
 
         InvalidRegionError (EINVAL): the address space is out of range.
+        ReentrantChangeError (EDEADLK): the thread is inside a read section, a hook or an update.  ForkedError (EIO): the
+        process is a forked child.
         If the call fails after it has cleared bits (no memory, Ctrl-C, a warning that is an error), the exception has
         the ranges as ``.dirty_ranges``, a list of arrays.
         """
         cdef uint32_t space = _u32(as_id, "as_id")
         cdef uint64_t gfn = _u64(start_gfn, "start_gfn")
-        cdef bint clears = clear
+        cdef bint clears = _flag(clear, "clear")
         cdef list parts = []
         cdef size_t n
         _check_open(self)
@@ -1476,6 +1484,8 @@ A virtual machine's memory slots (the part of struct kvm that concerns slots).
 
         NoSuchSlotError (ENOENT): there is no such slot, or it has no log.
         InvalidRegionError (EINVAL): the id is out of range, or words has another number of words.
+        ReentrantChangeError (EDEADLK): the thread is inside a read section, a hook or an update.  ForkedError (EIO): the
+        process is a forked child.
         """
         cdef uint32_t id = _u32(slot, "slot"), space = _u32(as_id, "as_id")
         cdef cnp.ndarray array = _words(words, "words")

@@ -237,7 +237,8 @@ cdef class Update:
     def copy(self, SlotHandle old, **fields):
         """A draft with the values of old, except for the given fields (kvm_copy_memslot()).
 
-        fields: base_gfn and npages (pages), userspace_addr (bytes), flags, and id if old is None.
+        fields: base_gfn and npages (pages), userspace_addr (bytes), flags, and id if old is None.  If the slot maps a buffer,
+        a userspace_addr and npages outside of the buffer end the mapping.
 
         Logging that stays on keeps its dirty bits, also those that readers set later.  A page is identified by its host
         address: if npages or userspace_addr differ, the pages that both slots have keep their bits, and the other pages

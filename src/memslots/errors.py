@@ -40,11 +40,17 @@ class MemslotsError(OSError):
     ``.errno`` is the number.  ``.slot`` is the id that the call named, or None.  ``.other`` is the
     :class:`MemorySlot` that conflicts with the call, or None.  ``.rule`` is the name of the rule that refused
     the call, from the table ``MS_RULES`` in memslots.h, or None.
+
+    After an access of guest memory, ``.gpa`` is the guest address of the piece that was refused, and ``.done`` the
+    number of bytes before it, which are complete.  The content of the refused piece is unspecified.  After another call
+    ``.gpa`` is None.
     """
 
     slot: int | None
     other: Any
     rule: str | None
+    gpa: int | None = None
+    done: int = 0
 
     def __init__(
         self,
@@ -85,14 +91,7 @@ class OutOfMemoryError(MemslotsError, MemoryError):
 class GuestAccessError(MemslotsError, ValueError):
     """EFAULT: the guest frame has no address for this use, or its host memory is gone.
 
-    Also EFAULT: ``clear_dirty_log()`` got no bitmap.
-
-    After a copy from or to guest memory, ``.gpa`` is the guest address of the piece that was refused, and ``.done`` the
-    number of bytes before it, which are complete.  The content of the refused piece is unspecified.  After another call
-    ``.gpa`` is None."""
-
-    gpa: int | None = None
-    done: int = 0
+    Also EFAULT: ``clear_dirty_log()`` got no bitmap.  ``.gpa`` is None then."""
 
 
 class GfnNotMappedError(GuestAccessError, LookupError):
@@ -123,7 +122,10 @@ class NotSupportedError(MemslotsError, NotImplementedError):
 
 
 class ForkedError(MemslotsError, RuntimeError):
-    """EIO: the VM belongs to the parent process.  A forked child may make lookups but no changes."""
+    """EIO: the VM belongs to the parent process.  A forked child may make lookups but no changes.
+
+    Also EIO: a write of the child to a slot with a dirty log, whose mark would be lost.  ``.gpa`` and ``.done`` say how
+    far the write came."""
 
 
 class UpdateError(MemslotsError, RuntimeError):
@@ -334,6 +336,9 @@ _MESSAGES: dict[str, Callable[[Request, int, Any], str]] = {
     ),
     "FORKED": lambda q, limit, o: (
         "the VM belongs to the parent process: a forked child may only make lookups"
+        if q.gpa is None
+        else f"{_other(o)} has a dirty log, and the marks of a forked child would be lost: the VM belongs to "
+        f"the parent process; {q.done} bytes before guest address {q.gpa:#x} are complete"
     ),
     "CLOSED": lambda q, limit, o: "the VM is closed",
     "HANDLE": lambda q, limit, o: (
@@ -386,7 +391,7 @@ def refused(
     """The exception for a call that a rule refused.  Its message names the slot of the call and the other slot."""
     message = where + _MESSAGES[rule](request, limit, other)
     error = from_errno(errno, message, request.slot, other, rule)
-    if isinstance(error, GuestAccessError):
+    if request.gpa is not None:
         error.gpa, error.done = request.gpa, request.done
     return error
 

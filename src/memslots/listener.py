@@ -40,10 +40,10 @@ class Change(_Change):
 
     ``dirty`` is not None in commit if the change ends the slot's dirty log: a DELETE of a logged slot, or a change that
     switches LOG_DIRTY_PAGES off.  Then it has the last bits of the log, in an array as from ``get_dirty_log``.  It is
-    not a part of the tuple, so it does not count in a comparison.
+    not a part of the tuple, so it does not count in a comparison, and ``_replace()`` does not keep it.
     """
 
-    dirty: npt.NDArray[np.uint64] | None
+    dirty: npt.NDArray[np.uint64] | None = None
 
     def __new__(
         cls,

@@ -270,6 +270,9 @@ def test_change_stays_a_tuple_of_three(vm: VM) -> None:
         assert same == change
         assert same.dirty is not None
         assert same.dirty.tolist() == [0, 0]
+    for same in (change._replace(kind=kind), Change._make(change)):
+        assert same == change
+        assert same.dirty is None
 
 
 # ---- compared with the model ----------------------------------------------------------------------

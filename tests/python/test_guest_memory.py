@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
+import pickle
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -379,6 +381,43 @@ def test_closed_vm_raises() -> None:
 
 
 # ---- many numbers ---------------------------------------------------------------------------------------------------
+
+
+OBJECTS: dict[str, Callable[[], Any]] = {
+    "array": lambda: np.full(4, None),
+    "records": lambda: np.zeros(4, [("a", "u8"), ("b", object)]),
+    "memoryview": lambda: memoryview(np.full(8, None))[2:6],
+    "memoryview of records": lambda: memoryview(np.zeros(4, [("a", "u8"), ("b", object)])),
+    "PickleBuffer": lambda: pickle.PickleBuffer(np.full(4, None)),
+    "ctypes": lambda: (ctypes.py_object * 4)(),
+    "ctypes records": lambda: (Record * 4)(),
+}
+
+
+class Record(ctypes.Structure):
+    _fields_ = (("Offset", ctypes.c_uint64), ("thing", ctypes.py_object))
+
+
+class PlainRecord(ctypes.Structure):
+    _fields_ = (("Offset", ctypes.c_uint64),)
+
+
+@pytest.mark.parametrize("kind", OBJECTS)
+def test_guest_memory_never_replaces_python_objects(kind: str) -> None:
+    """A read into references to objects would crash the interpreter.  A write from them is only bytes."""
+    out = OBJECTS[kind]()
+    before = bytes(memoryview(out).tobytes())
+    with VM() as vm:
+        vm.map_buffer(0, alloc(PAGE))
+        vm.fill_guest(0, PAGE, 0x41)
+        with pytest.raises(TypeError, match=r"out .*contains Python objects"):
+            vm.readinto_guest(0, out)
+        assert memoryview(out).tobytes() == before
+        record = PlainRecord()
+        vm.readinto_guest(0, record)
+        assert record.Offset == 0x4141414141414141
+        vm.write_guest(0, out)
+        assert vm.read_guest(0, len(before)) == before
 
 
 @pytest.mark.parametrize("n", [1, 64, 65, 5000])
@@ -793,7 +832,9 @@ def test_child_of_fork_reads_and_writes_but_marks_nothing() -> None:
         if not (child := os.fork()):
             assert vm.read_guest(0, 3 * PAGE) == b"a" * 3 * PAGE
             error = refused(ForkedError, vm.write_guest, 0, b"b" * 3 * PAGE)
-            assert error.errno == errno.EIO
+            assert (error.errno, error.gpa, error.done) == (errno.EIO, 2 * PAGE, 2 * PAGE)
+            assert "slot 2 [0x2000, 0x3000) has a dirty log" in str(error) and "8192 bytes" in str(error)
+            assert refused(ForkedError, vm.delete, 0).gpa is None
             assert refused(ForkedError, vm.write_u64, 2 * PAGE, 1).errno == errno.EIO
             assert vm.read_guest(0, 3 * PAGE) == b"b" * 2 * PAGE + b"a" * PAGE
             vm.fill_guest(0, PAGE, 99)
@@ -805,6 +846,41 @@ def test_child_of_fork_reads_and_writes_but_marks_nothing() -> None:
         print("well")
         """
     )
+
+
+GIL = """
+if not getattr(sys, "_is_gil_enabled", lambda: True)():
+    print("well")
+    sys.exit()
+sys.setswitchinterval(1000)  # a thread runs only after the other one has released the GIL by itself
+ran, end = [], []
+def run():
+    while not end:
+        ran.append(1)
+        time.sleep(0)
+vm, out, data = VM(), bytearray(16384), bytes(16384)
+vm.map_buffer(0, alloc(16 * PAGE))
+calls = [lambda n: vm.read_guest(0, n), lambda n: vm.readinto_guest(0, memoryview(out)[:n]),
+         lambda n: vm.write_guest(0, memoryview(data)[:n]), lambda n: vm.fill_guest(0, n, 1),
+         lambda n: vm.copy_guest(8 * PAGE, 0, n)]
+thread = threading.Thread(target=run)
+thread.start()
+while not ran: time.sleep(0.001)
+for k, call in enumerate(calls):
+    until = time.monotonic() + 0.02  # the other thread waits for the GIL from now on
+    while time.monotonic() < until: pass
+    before = len(ran)
+    for _ in range(500): call(16383)
+    assert len(ran) == before, k
+    while len(ran) == before: call(16384)
+end.append(1)
+thread.join()
+print("well")
+"""
+
+
+def test_copies_release_the_gil_from_16_kib_on() -> None:
+    runs(GIL)
 
 
 def test_threads_that_copy_while_the_interpreter_exits() -> None:

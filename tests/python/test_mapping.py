@@ -7,6 +7,7 @@ import ctypes
 import errno
 import gc
 import mmap
+import pickle
 import sys
 import threading
 import weakref
@@ -60,6 +61,13 @@ def aligned_array(*shape: int, dtype: type = np.uint8) -> np.ndarray:
     bytes_ = np.zeros(size + PAGE, np.uint8)
     start = -bytes_.ctypes.data % PAGE
     return bytes_[start : start + size].view(dtype).reshape(shape)
+
+
+def aligned_objects() -> np.ndarray:
+    """Two pages of references to None, a part of a larger array."""
+    objects = np.full(3 * PAGE // 8, None)
+    start = -objects.ctypes.data % PAGE // 8
+    return objects[start : start + 2 * PAGE // 8]
 
 
 # ---- what can be mapped ---------------------------------------------------------------------------------------------
@@ -147,6 +155,26 @@ BAD_BUFFERS: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "number": (lambda: 4096, TypeError, r"alloc\(size\).*int"),
     "list": (lambda: [0] * PAGE, TypeError, r"alloc\(size\).*list"),
     "objects": (lambda: np.zeros(PAGE // 8, object), TypeError, "Python objects"),
+    "view of objects": (
+        lambda: memoryview(aligned_objects())[PAGE // 8 :],
+        TypeError,
+        "Python objects",
+    ),
+    "view of records with objects": (
+        lambda: memoryview(np.zeros(PAGE, [("a", "u8"), ("b", object)])),
+        TypeError,
+        "Python objects",
+    ),
+    "pickle buffer of objects": (
+        lambda: pickle.PickleBuffer(aligned_objects()),
+        TypeError,
+        "Python objects",
+    ),
+    "objects of ctypes": (
+        lambda: (ctypes.py_object * (PAGE // 8))(),
+        TypeError,
+        "Python objects",
+    ),
     "unaligned": (
         lambda: memoryview(alloc(2 * PAGE))[8 : 8 + PAGE],
         InvalidRegionError,
@@ -196,6 +224,26 @@ def test_closed_buffer_raises_its_own_error() -> None:
         for buffer in (closed, released):
             with pytest.raises(ValueError, match=r"closed|released"):
                 vm.map_buffer(0, buffer)
+
+
+@pytest.mark.parametrize("value", ["False", "", 0, 1, None, np.uint8(1)])
+def test_flag_is_a_bool(value: Any) -> None:
+    """The text "False" is true for Python."""
+    with VM() as vm:
+        vm.map_buffer(0, alloc(PAGE), readonly=np.False_, log_dirty=np.True_)
+        calls: dict[str, Callable[[], object]] = {
+            "readonly": lambda: vm.map_buffer(PAGE, alloc(PAGE), readonly=value),
+            "log_dirty": lambda: vm.map_buffer(PAGE, alloc(PAGE), log_dirty=value),
+            "clear": lambda: vm.harvest_dirty(clear=value),
+            "write": lambda: vm.host_ranges(0, 1, write=value),
+            "write ": lambda: vm.host_ranges_many([0], 1, write=value),
+            "dereference_raw_addresses": lambda: VM(dereference_raw_addresses=value),
+            "shared": lambda: alloc(PAGE, shared=value),
+        }
+        for name, call in calls.items():
+            with pytest.raises(TypeError, match=f"{name.strip()} must be a bool, not"):
+                call()
+        assert len(vm) == 1
 
 
 # ---- the id of the slot ---------------------------------------------------------------------------------------------
@@ -395,8 +443,9 @@ def test_mapping_never_touches_a_later_slot_with_its_id(backend: str) -> None:
 
 
 def test_mapping_is_made_by_map_buffer_only() -> None:
-    with pytest.raises(TypeError, match="map_buffer"):
-        Mapping()
+    for make in (Mapping, lambda: Mapping.__new__(Mapping), lambda: Mapping(VM())):
+        with pytest.raises(TypeError, match="map_buffer"):
+            make()
 
 
 def test_mapping_keeps_its_vm_alive_but_not_its_buffer() -> None:
@@ -454,9 +503,12 @@ def test_pinned_by_names_the_slots_and_counts_the_views() -> None:
         first, second = whole.view(), half.view()
         assert vm.pinned_by(buffer).views == 2
         whole.unmap()
+        assert vm.pinned_by(buffer) == PinnedBy([vm.id_to_memslot(2, 1)], 2)
+        del first
         assert vm.pinned_by(buffer) == PinnedBy([vm.id_to_memslot(2, 1)], 1)
         half.unmap()
-        del first, second
+        assert vm.pinned_by(buffer) == PinnedBy([], 1)
+        del second
         assert not vm.pinned_by(buffer)
         assert not is_free(buffer)
         other.close()
@@ -464,6 +516,28 @@ def test_pinned_by_names_the_slots_and_counts_the_views() -> None:
         for bad in (None, 4096):
             with pytest.raises(TypeError):
                 vm.pinned_by(bad)
+
+
+def test_pinned_by_counts_the_views_of_slots_that_have_ended() -> None:
+    """The views end in another order than the slots, and after their VM."""
+    vm = VM()
+    buffer = Buffer()
+    views = []
+    for _ in range(4):
+        with vm.map_buffer(0, buffer) as mapping:
+            views.append(mapping.view())
+    assert vm.pinned_by(buffer) == PinnedBy([], 4)
+    assert vm.pinned_by(buffer)
+    for left, index in ((3, 1), (2, 0), (1, 1)):
+        del views[index]
+        assert vm.pinned_by(buffer) == PinnedBy([], left)
+    again = memoryview(views[0].obj)
+    views.clear()
+    assert vm.pinned_by(buffer) == PinnedBy([], 1)
+    del vm, mapping
+    assert not is_free(buffer)
+    del again
+    assert is_free(buffer)
 
 
 @every_backend
@@ -512,6 +586,25 @@ def test_update_keeps_the_buffer_of_each_copy_inside_it() -> None:
         assert not mapping.mapped
         assert len(vm) == 1
         assert is_free(buffer)
+
+
+def test_view_of_a_slot_that_an_update_made_readonly_is_readonly() -> None:
+    with VM() as vm:
+        buffer = Buffer()
+        mapping = vm.map_buffer(0x10000, buffer)
+        before = mapping.view()
+        with vm.begin_update() as update:
+            old = update.find(0)
+            new = update.copy(old, flags=READONLY)
+            update.replace(old, new)
+            update.swap()
+            update.replace(old, new)
+        assert mapping.readonly
+        assert mapping.view().readonly
+        assert not before.readonly
+        assert vm.pinned_by(buffer).views == 1
+        with pytest.raises(TypeError):
+            mapping.view()[0] = 1
 
 
 def test_update_that_is_rolled_back_releases_nothing_of_the_slot() -> None:
@@ -594,6 +687,47 @@ def test_long_chain_of_finalizers_needs_no_stack() -> None:
         del buffer
         vm.delete(0)
         assert order == list(range(n))
+
+
+@pytest.mark.parametrize("depth", [1, 15])
+def test_finalizer_releases_the_buffers_of_the_slots_that_it_ends(depth: int) -> None:
+    """The buffer of the last slot has no finalizer, and the finalizer before can close it."""
+    with VM() as vm:
+        last, free = Buffer(), []
+        vm.map_buffer(depth * 2 * PAGE, last, slot=depth)
+
+        def delete_next(id: int) -> Callable[[], None]:
+            def tell() -> None:
+                vm.delete(id + 1)
+                free.append(is_free(last))
+
+            return tell
+
+        for id in range(depth):
+            vm.map_buffer(id * 2 * PAGE, Told(delete_next(id)), slot=id)
+        vm.delete(0)
+        assert free == [True] * depth
+
+
+def test_slow_finalizer_holds_no_buffer_that_another_thread_can_release() -> None:
+    """The end of the VM puts all three buffers into the queue.  The finalizer waits for a change of another thread."""
+    buffers, free = [Buffer(), Buffer()], []
+
+    def change() -> None:
+        with VM() as other:
+            put(other, 0, 0, 1)
+
+    def wait() -> None:
+        thread = threading.Thread(target=change)
+        thread.start()
+        thread.join()
+        free.extend(is_free(buffer) for buffer in buffers)
+
+    with VM() as vm:
+        for n, buffer in enumerate([buffers[0], Told(wait), buffers[1]]):
+            vm.map_buffer(n * 2 * PAGE, buffer)
+        del buffer
+    assert free == [True, True]
 
 
 def test_release_waits_for_the_end_of_hooks_updates_and_sections() -> None:

@@ -181,6 +181,58 @@ def test_subclass_can_form_a_cycle_that_is_collected() -> None:
     assert reference() is None
 
 
+def test_memory_that_a_finalizer_keeps_can_be_used() -> None:
+    kept: list[Memory] = []
+
+    class Kept(Memory):
+        def __del__(self) -> None:
+            kept.append(self)
+
+    files = os.listdir("/proc/self/fd")
+    Kept(PAGE, shared=True)
+    assert len(kept) == 1
+    for memory in kept:
+        assert os.fstat(memory.fileno()).st_size == PAGE
+        memory[0] = 1
+        memory.close()
+        with pytest.raises(ValueError, match="closed"):
+            memory.fileno()
+    assert os.listdir("/proc/self/fd") == files
+
+
+def test_memory_without_its_new_is_private_and_closes() -> None:
+    memory = mmap.mmap.__new__(Memory, -1, PAGE)
+    assert (memory.name, memory.shared, repr(memory)) == (
+        "",
+        False,
+        "<Memory: private, 0x1000 bytes>",
+    )
+    with pytest.raises(io.UnsupportedOperation):
+        memory.fileno()
+    memory.close()
+
+
+def test_lack_of_file_descriptors_raises_its_own_errno_and_leaks_none() -> None:
+    """A shared memory needs two: the one of fileno(), and the one that mmap keeps."""
+    runs(
+        """
+        import resource
+        limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+        used = len(os.listdir("/proc/self/fd")) - 1
+        for more in 0, 1:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (used + more, limits[1]))
+            error = refused(MemslotsError, lambda: alloc(PAGE, shared=True))
+            assert type(error) is MemslotsError and error.errno == errno.EMFILE, (more, repr(error))
+            assert "two file descriptors" in str(error), error
+            del error  # its traceback has the frame with the file
+            alloc(PAGE).close()
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+        assert len(os.listdir("/proc/self/fd")) - 1 == used
+        print("well")
+        """
+    )
+
+
 # ---- fork -----------------------------------------------------------------------------------------------------------
 
 
