@@ -157,7 +157,7 @@ mutants: $(VENV)/.package $(VENV)/.with-test ## plant bugs one at a time, and ch
 bench: $(VENV)/.package $(VENV)/.with-test $(VENV)/.with-bench ## run the benchmarks; each checks the answer that it times
 	@$(BIN)/python -m pytest bench/suite $(ARGS)
 
-bench-goals: $(VENV)/.package ## measure the goals of docs/benchmarks.md, each together with its yardstick
+bench-goals: $(VENV)/.package $(VENV)/.with-bench ## measure the goals of docs/benchmarks.md, each together with its yardstick
 	@PYTHONPATH=bench $(BIN)/python -m goals $(ARGS)
 
 bench-readers: $(VENV)/.package ## measure readers next to a writer that never stops, and the writer next to 1 to 8 readers

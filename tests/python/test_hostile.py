@@ -61,10 +61,15 @@ OTHERS = {
     *("gfns", "gpas", "out", "write", "array", "bitmap", "numbers", "lasts", "regions", "what"),
     *("listener", "vm", "vcpu", "old", "new", "slot of invalidate", "active", "fields"),
     *("exc_info", "exc_type", "exc", "traceback", "buffer", "readonly", "log_dirty"),
-    *("data", "values", "sizes", "starts", "ends"),
+    *("data", "values", "words", "sizes", "starts", "ends"),
 }
-# Arguments with tests of their own: one takes a handle, one takes None, one needs a Mapping.
-APART = {("Update.invalidate", "slot"), ("VM.map_buffer", "slot"), ("Mapping.move", "gpa")}
+# Arguments with tests of their own: one takes a handle, one takes None, one needs a Mapping, one is a bool.
+APART = {
+    ("Update.invalidate", "slot"),
+    ("VM.map_buffer", "slot"),
+    ("Mapping.move", "gpa"),
+    ("VM.harvest_dirty", "clear"),
+}
 
 
 def test_table_has_every_integer_argument() -> None:
