@@ -26,11 +26,14 @@ BUILDS = {  # preset: the compiler
     "clang-asan": "clang",
     "clang-tsan": "clang",
 }
-CLOSING = re.compile(r"^torture: (\d+) lookups, (\d+) changes, (\d+) wrong$", re.MULTILINE)
+CLOSING = re.compile(
+    r"^torture: (\d+) lookups, (\d+) copies, (\d+) changes, (\d+) wrong$", re.MULTILINE
+)
 
 
 class Sum(NamedTuple):
     lookups: int = 0
+    copies: int = 0
     changes: int = 0
     wrong: int = 0
 
@@ -108,7 +111,7 @@ def main() -> int:
     for preset, program in programs.items():
         total = total.plus(run(program, preset, args, args.seconds / len(programs)))
     print(
-        f"torture: {total.lookups} lookups, {total.changes} changes, {total.wrong} wrong "
+        f"torture: {total.lookups} lookups, {total.copies} copies, {total.changes} changes, {total.wrong} wrong "
         f"({len(presets)} of {len(BUILDS)} builds)"
     )
     return 1 if total.wrong else 0

@@ -2,6 +2,8 @@
 /* See oracle.h. */
 #include "oracle.h"
 
+#include <errno.h>
+
 /* The last HISTORY words of an id, each with its first state. */
 #define HISTORY 1024u
 
@@ -231,6 +233,113 @@ enum verdict match_hva_range(const struct call *c, uint64_t state)
 	}
 	return nr == c->n ? MATCHES : DIFFERS;
 }
+
+/* ---- copies ---- */
+
+static enum ms_rule rule_for(uint64_t word, bool write)
+{
+	if (!(word & PRESENT) || word & INVALID)
+		return MS_RULE_GUEST_HOLE;
+	if (write && word & READONLY)
+		return MS_RULE_GUEST_READONLY;
+	return word & BACKED ? MS_RULE_NONE : MS_RULE_GUEST_RAW;
+}
+
+static bool is_byte(unsigned char got, uint64_t gpa, uint64_t stamp)
+{
+	uint64_t right = stamp + gpa % SLOT_BYTES / 8 * 8, shift = gpa % 8 * 8;
+
+	return !((got ^ right >> shift) & (shift ? 0xff : 0xff & ~TICKS));
+}
+
+static bool is_word(const unsigned char *got, uint64_t gpa, uint64_t stamp)
+{
+	uint64_t word;
+
+	memcpy(&word, got, sizeof(word));
+	return !((word ^ (stamp + gpa % SLOT_BYTES)) & ~TICKS);
+}
+
+/* Whether the bytes are those of the incarnation with this stamp, in the page of gpa. */
+static bool are_bytes(const unsigned char *got, uint64_t gpa, size_t n, uint64_t stamp)
+{
+	size_t i = 0;
+
+	for (; i < n && (gpa + i) % 8; i++)
+		if (!is_byte(got[i], gpa + i, stamp))
+			return false;
+	for (; n - i >= 8; i += 8)
+		if (!is_word(got + i, gpa + i, stamp))
+			return false;
+	for (; i < n; i++)
+		if (!is_byte(got[i], gpa + i, stamp))
+			return false;
+	return true;
+}
+
+static bool has_bytes(const struct call *c)
+{
+	return !c->write && !(c->one_value && c->result);
+}
+
+/* Page by page, from *done on.  *rule is the first refusal. */
+static enum verdict match_bytes(const struct call *c, uint64_t state, uint64_t gpa, size_t n, const void *bytes,
+				size_t *done, enum ms_rule *rule)
+{
+	const unsigned char *got = bytes;
+
+	for (size_t piece; *done < n; *done += piece) {
+		uint64_t at = gpa + *done, word;
+		uint32_t id;
+
+		piece = MS_PAGE_SIZE - at % MS_PAGE_SIZE;
+		piece = piece < n - *done ? piece : n - *done;
+		if (!at_gfn(c->as_id, at >> MS_PAGE_SHIFT, state, &id, &word))
+			return UNKNOWN;
+		*rule = rule_for(word, c->write);
+		if (*rule)
+			return MATCHES;
+		if (has_bytes(c) && !are_bytes(got + *done, at, piece, stamp_for(c->as_id, id, word)))
+			return DIFFERS;
+	}
+	return MATCHES;
+}
+
+static enum verdict match_result(const struct call *c, enum ms_rule rule, uint64_t gpa, uint64_t done)
+{
+	if (!rule)
+		return c->result ? DIFFERS : MATCHES;
+	return c->result == -EFAULT && c->err.rule == rule && c->err.gpa == gpa && c->err.done == done ? MATCHES :
+													 DIFFERS;
+}
+
+enum verdict match_copy(const struct call *c, uint64_t state)
+{
+	enum ms_rule rule = MS_RULE_NONE;
+	size_t done = 0;
+	enum verdict verdict = match_bytes(c, state, c->gpa, c->bytes, c->out, &done, &rule);
+
+	return verdict == MATCHES ? match_result(c, rule, c->gpa + done, done) : verdict;
+}
+
+enum verdict match_values(const struct call *c, uint64_t state)
+{
+	for (size_t i = 0; i < c->n; i++) {
+		uint64_t gpa = c->in[place_of(c, i)];
+		enum ms_rule rule = MS_RULE_NONE;
+		size_t done = 0;
+		enum verdict verdict = match_bytes(c, state, gpa, 8, &c->out[place_of(c, i)], &done, &rule);
+
+		if (verdict != MATCHES)
+			return verdict;
+		if (rule)
+			return c->result && c->err.index == i ? match_result(c, rule, gpa + done, 8 * i + done) :
+								DIFFERS;
+	}
+	return match_result(c, MS_RULE_NONE, 0, 0);
+}
+
+/* ---- all states of a call ---- */
 
 /* A call that more changes overtook is checked against this many states only. */
 #define STATES_MAX 1024u

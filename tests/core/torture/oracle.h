@@ -3,9 +3,9 @@
  * oracle.h - the states that readers may see, and whether the answers of a call match one of them.
  *
  * Slots are incarnations: a CREATE makes a new one, and its host address contains its number, id and address space.
- * Each id has two places of its own in the guest, so a MOVE never meets another slot.  Before each change the writer
- * notes the states that readers may see from then on, in order; the generation of a set gives the number of its state.
- * A reader
+ * The words of its host memory, if it has a backing, contain these and the page. Each id has two places of its own in
+ * the guest, so a MOVE never meets another slot.  Before each change the writer notes the states that readers may see
+ * from then on, in order; the generation of a set gives the number of its state. A reader
  *
  *	inside a section        knows the state by its generation, and each answer has one right value;
  *	outside of sections     gets answers that all match one state, from the last whose grace period was over before
@@ -18,7 +18,7 @@
 #ifndef MS_TORTURE_ORACLE_H
 #define MS_TORTURE_ORACLE_H
 
-#include "torture.h"
+#include "memory.h"
 
 #define SPACES 2u
 #define IDS 24u
@@ -34,6 +34,7 @@
 #define KEEPER_SPACE 1u
 #define KEEPER_GFN ((uint64_t)1 << 30)
 #define KEEPER_HVA ((uint64_t)1 << 62)
+#define RAW_HVA ((uint64_t)1 << 60) /* plus the stamp: the address of a slot without a backing, far from real memory */
 #define PART_PAGES (PART_WORDS * 64)
 #define KEEPER_WORDS (READERS_MAX * PART_WORDS)
 #define KEEPER_PAGES (KEEPER_WORDS * 64)
@@ -45,6 +46,7 @@
 #define READONLY ((uint64_t)4)
 #define INVALID ((uint64_t)8)
 #define AT_SECOND ((uint64_t)16) /* at the second of its two places */
+#define BACKED ((uint64_t)32) /* the slot has host memory; it was made by ms_map_backing() */
 #define INCARNATION_SHIFT 8
 
 static inline uint64_t incarnation_of(uint64_t word)
@@ -62,10 +64,27 @@ static inline uint64_t base_of(uint32_t id, uint64_t word)
 	return (2 * id + !!(word & AT_SECOND)) * (uint64_t)PLACE_PAGES;
 }
 
-/* Bits: page of the slot from 12, id from 18, address space 23, incarnation from 24. */
+#define INCARNATION_AT 24 /* of a stamp; the incarnations that share these bits of an address take turns */
+#define SLOT_BYTES ((uint64_t)PLACE_PAGES * MS_PAGE_SIZE)
+
+/* Names the incarnation.  Bits: offset in the slot from 0, id from 18, address space 23, incarnation from 24. */
+static inline uint64_t stamp_for(uint32_t as_id, uint32_t id, uint64_t word)
+{
+	return incarnation_of(word) << INCARNATION_AT | (uint64_t)as_id << 23 | (uint64_t)id << 18;
+}
+
+/*
+ * Each aligned word of host memory is the stamp plus its offset in the slot.  Writes of the test change only the bits
+ * TICKS.  The offset follows from the gpa, because the places of slots are aligned to SLOT_BYTES.
+ */
+#define TICKS ((uint64_t)7)
+static_assert(SLOT_BYTES == 1 << 18 && IDS < 32 && SPACES == 2, "the parts of a stamp must not overlap");
+
 static inline uint64_t hva_for(uint32_t as_id, uint32_t id, uint64_t word)
 {
-	return incarnation_of(word) << 24 | (uint64_t)as_id << 23 | (uint64_t)id << 18;
+	uint64_t stamp = stamp_for(as_id, id, word);
+
+	return word & BACKED ? (uint64_t)(uintptr_t)memory_window + stamp % MEMORY_WINDOW : RAW_HVA + stamp;
 }
 
 static inline uint32_t flags_of(uint64_t word)
@@ -77,7 +96,7 @@ static inline uint32_t flags_of(uint64_t word)
 /* ---- states ---- */
 
 extern _Atomic uint64_t noted[SPACES]; /* the last state that readers may see */
-extern _Atomic uint64_t over[SPACES];  /* the last one whose grace period is over: no reader sees an older one */
+extern _Atomic uint64_t over[SPACES]; /* the last one whose grace period is over: no reader sees an older one */
 
 void oracle_reset(void);
 
@@ -91,7 +110,7 @@ struct call {
 	const char *what;
 	uint32_t as_id;
 	uint64_t lo, hi; /* the states that the answers may match */
-	uint64_t begun;  /* the last state that was noted when it began */
+	uint64_t begun; /* the last state that was noted when it began */
 	bool write;
 	bool writable; /* an answer of ms_gfn_to_hva_prot() */
 	size_t n;
@@ -99,11 +118,17 @@ struct call {
 	int32_t *ids;
 	ptrdiff_t step; /* of a batch: its first value is at place `at`, the next ones `step` places on */
 	size_t at;
-	uint64_t low;      /* bits of an address below its frame */
-	bool ended;        /* by its poll */
+	uint64_t low; /* bits of an address below its frame */
+	bool ended; /* by its poll */
 	uint32_t sections; /* open when it was made */
 	struct ms_memslot slot[PLACES + 1];
 	uint64_t start, end;
+	/* A copy: the bytes are in `out`, but a call for one value that fails stores none. */
+	uint64_t gpa;
+	size_t bytes;
+	bool one_value;
+	int result;
+	struct ms_error err;
 };
 
 struct call *new_call(void);
@@ -119,8 +144,9 @@ enum verdict { MATCHES, DIFFERS, UNKNOWN };
 typedef enum verdict match_fn(const struct call *call, uint64_t state);
 
 match_fn match_hvas, match_prot, match_ids, match_visible;
-match_fn match_slot, match_id;               /* one slot, or none (n 0) */
-match_fn match_gfn_range, match_hva_range;   /* all slots in [start, end) by gfn, in [start, end] by host address */
+match_fn match_slot, match_id; /* one slot, or none (n 0) */
+match_fn match_gfn_range, match_hva_range; /* all slots in [start, end) by gfn, in [start, end] by host address */
+match_fn match_copy, match_values; /* the bytes and the result of a copy; of a batch of values */
 
 #define NO_STATE (~(uint64_t)0)
 

@@ -6,22 +6,11 @@
  * indexes change at any moment.  A reader marks each page of its part of the keeper, and waits until the writer has
  * found these marks before it begins again.
  */
-#include "oracle.h"
+#include "reader.h"
 
 #include <errno.h>
 
-static uint64_t gfns_in_play(void)
-{
-	return (uint64_t)ids_in_play * 2 * PLACE_PAGES;
-}
-
-/* Inside a section: its state in each address space. */
-struct inside {
-	bool is;
-	uint64_t state[SPACES];
-};
-
-static void begin_call(struct call *c, const struct inside *in, const char *what)
+void begin_call(struct call *c, const struct inside *in, const char *what)
 {
 	doing(what);
 	c->what = what;
@@ -35,7 +24,7 @@ static void begin_call(struct call *c, const struct inside *in, const char *what
 	c->write = true;
 }
 
-static uint64_t end_call(struct call *c, const struct inside *in, match_fn *match, uint64_t answers)
+uint64_t end_call(struct call *c, const struct inside *in, match_fn *match, uint64_t answers)
 {
 	c->hi = in->is ? c->lo : atomic_load_explicit(&noted[c->as_id], memory_order_acquire);
 	return check_call(c, match, answers);
@@ -122,7 +111,7 @@ static void try_visible(struct call *c, const struct inside *in)
 /* ---- batches ---- */
 
 /* Most are short, some have several pieces, a few are longer than the answers between two polls. */
-static size_t draw_size(void)
+size_t draw_size(void)
 {
 	uint64_t how = rng_below(&self->rng, 4096);
 
@@ -334,12 +323,11 @@ static uint64_t state_of(uint64_t generation)
 	return (generation & ~MS_GEN_UPDATE_IN_PROGRESS) / SPACES + under_way;
 }
 
-typedef void try_fn(struct call *c, const struct inside *in);
-
 static try_fn *const tries[] = {
 	try_hva,      try_slot,      try_vcpu,        try_batch,     try_hva,         try_vcpu,      try_batch,
 	try_id_batch, try_hva_prot,  try_id,          try_vcpu_slot, try_common_vcpu, try_gpa_batch, try_gfn_range,
 	try_all,      try_hva_range, try_hva_to_gfns, try_visible,   try_mark,        try_batch,     try_mark_part,
+	try_copy,     try_copy,      try_copy,        try_copy,      try_copy,        try_copy,
 };
 
 static void try_one(struct call *c, const struct inside *in)

@@ -5,7 +5,9 @@
  *	torture [-t seconds] [-s seed] [-r readers] [-b backend] [-o record] [-n name]
  *
  *	oracle.c   the states that the writer makes, and whether the answers of a call match one of them
+ *	memory.c   the host memory of slots, which is poisoned and taken away when it is released
  *	reader.c   the calls of the readers
+ *	copies.c   their copies from and to guest memory
  *	writer.c   the changes of the writer
  *	main.c     options, one round for each number of readers and design, watchdog, record
  *
@@ -13,7 +15,7 @@
  * (memslots_points), so an answer from there matches no state.  Wrong answers are printed when they are found; the last
  * line is
  *
- *	torture: N lookups, N changes, N wrong
+ *	torture: N lookups, N copies, N changes, N wrong
  */
 #ifndef MS_TORTURE_H
 #define MS_TORTURE_H
@@ -38,7 +40,8 @@ struct worker {
 	uint32_t until_pause;
 	struct ms_vcpu *vcpu;
 	uint64_t last_hva; /* of a slot that a lookup found */
-	uint64_t lookups, sections, changes, wrong, unchecked, bits, marks, polls, ended;
+	/* copied: bytes.  outlived: copies that ended after the grace period of their state. */
+	uint64_t lookups, copies, copied, outlived, sections, changes, wrong, unchecked, bits, marks, polls, ended;
 	uint64_t age[3], batch_age[3];
 	/* For the watchdog. */
 	_Atomic(const char *) doing;

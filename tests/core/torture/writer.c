@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * writer.c - the changes: CREATE, DELETE, MOVE, flags, loads, the steps of an update, each made or refused; harvests.
+ * writer.c - the changes: CREATE, DELETE, MOVE, flags, loads, the steps of an update, each made or refused; harvests
+ * and writes to guest memory.
  *
  * Each change notes its states before it begins, and that they are over after it (oracle.h).
  */
@@ -79,12 +80,39 @@ static void change(uint32_t as_id, uint32_t id, const uint64_t *word, unsigned n
 
 /* ---- changes of one slot ---- */
 
+/* The next incarnation whose area is free.  A few are in use, unless the engine keeps references forever. */
+static void next_incarnation(void)
+{
+	CHECK(memory_in_use() < MEMORY_AREAS);
+	do
+		last_incarnation++;
+	while (!memory_is_free(last_incarnation));
+}
+
 static uint64_t new_word(void)
 {
 	uint64_t how = rng_next(&self->rng);
 
-	return PRESENT | ++last_incarnation << INCARNATION_SHIFT | (how & (LOGS | AT_SECOND)) |
-	       (how % 7 ? 0 : READONLY);
+	next_incarnation();
+	return PRESENT | last_incarnation << INCARNATION_SHIFT | (how & (LOGS | AT_SECOND)) | (how % 7 ? 0 : READONLY);
+}
+
+/* In rounds with few ids, address space 0 has backings only, so that reads of many values may use an index. */
+static bool backings_only(uint32_t as_id)
+{
+	return as_id == 0 && ids_in_play == FEW_IDS;
+}
+
+static void create_backed(uint32_t as_id, uint32_t id, uint64_t word)
+{
+	struct ms_userspace_memory_region region = region_for(as_id, id, word);
+	struct ms_backing *backing = memory_new(as_id, id, word);
+
+	note_states(as_id, id, &word, 1);
+	CHECK_EQ(ms_map_backing(vm, &region, backing, NULL, NULL), 0);
+	ms_backing_put(backing);
+	grace_over(1);
+	self->changes++;
 }
 
 static void do_create(uint32_t as_id, uint32_t id)
@@ -92,7 +120,10 @@ static void do_create(uint32_t as_id, uint32_t id)
 	uint64_t word = new_word();
 
 	doing("a create");
-	change(as_id, id, &word, 1, word, 0);
+	if (backings_only(as_id) || rng_below(&self->rng, 2))
+		create_backed(as_id, id, word | BACKED);
+	else
+		change(as_id, id, &word, 1, word, 0);
 }
 
 /* DELETE and MOVE, made or refused: both pass through INVALID. */
@@ -139,17 +170,59 @@ static void do_load(uint32_t as_id)
 	self->changes++;
 }
 
-static void do_harvest(uint32_t as_id, uint32_t id)
+/* Gets and clears the slot's dirty bits; 0 if it has no log. */
+static uint64_t harvest(uint32_t as_id, uint32_t id)
 {
 	bool logs = now_word[as_id][id] & LOGS;
 	uint64_t word = 0, npages = npages_of(now_word[as_id][id]);
 	size_t nwords;
 
-	doing("a dirty log");
 	CHECK_EQ(ms_get_dirty_log(vm, as_id, id, &word, 1, &nwords, NULL), logs ? 0 : -ENOENT);
 	CHECK(npages == 64 || !(word >> npages));
 	CHECK_EQ(ms_clear_dirty_log(vm, as_id, id, 0, (uint32_t)npages, &word, 1, NULL), logs ? 0 : -ENOENT);
 	self->bits += (uint64_t)__builtin_popcountll(word);
+	return word;
+}
+
+static void do_harvest(uint32_t as_id, uint32_t id)
+{
+	doing("a dirty log");
+	harvest(as_id, id);
+}
+
+/* ---- writes to guest memory ---- */
+
+static uint64_t pages_between(uint64_t first, uint64_t last)
+{
+	return (~(uint64_t)0 >> (63 - (last - first))) << first;
+}
+
+/* Writes words at [offset, offset + n) of the slot, with their stamp and with other ticks. */
+static int write_words(uint32_t as_id, uint32_t id, uint64_t offset, uint64_t n)
+{
+	static uint64_t words[SLOT_BYTES / 8];
+	uint64_t word = now_word[as_id][id], ticks = rng_below(&self->rng, TICKS + 1);
+
+	for (uint64_t i = 0; i < n / 8; i++)
+		words[i] = stamp_for(as_id, id, word) + offset + 8 * i + ticks;
+	return ms_write_guest(vm, as_id, base_of(id, word) * MS_PAGE_SIZE + offset, words, n, NULL);
+}
+
+/* Short, or up to the whole slot.  If the slot has a log, the next harvest has all pages: only the writer harvests. */
+static void do_write(uint32_t as_id, uint32_t id)
+{
+	uint64_t word = now_word[as_id][id], size = npages_of(word) * MS_PAGE_SIZE;
+	uint64_t offset = rng_below(&self->rng, size / 8) * 8, most = (size - offset) / 8;
+	uint64_t n = 8 * (1 + rng_below(&self->rng, rng_below(&self->rng, 4) && most > 999 ? 999 : most));
+	bool refused = !(word & BACKED) || word & READONLY;
+	uint64_t pages = pages_between(offset / MS_PAGE_SIZE, (offset + n - 1) / MS_PAGE_SIZE);
+
+	doing("a write to guest memory");
+	CHECK_EQ(write_words(as_id, id, offset, n), refused ? -EFAULT : 0);
+	if (!refused && word & LOGS && pages & ~harvest(as_id, id))
+		wrong("lost marks of a write", as_id, id, plan.first, plan.first);
+	self->copies++;
+	self->copied += refused ? 0 : n;
 }
 
 /* ---- the keeper ---- */
@@ -276,7 +349,7 @@ static void change_one(void)
 	uint32_t as_id = (uint32_t)rng_below(&self->rng, SPACES), id = (uint32_t)rng_below(&self->rng, ids_in_play);
 	uint64_t word = now_word[as_id][id], how = rng_below(&self->rng, 100);
 
-	if (!word && how < 90)
+	if (!word && (how < 90 || backings_only(as_id)))
 		do_create(as_id, id);
 	else if (!word)
 		do_load(as_id);
@@ -288,8 +361,10 @@ static void change_one(void)
 		do_two_swaps(as_id, id, how % 2 ? 0 : word ^ AT_SECOND, true);
 	else if (how < 80)
 		do_flags(as_id, id);
-	else if (how < 90)
+	else if (how < 84)
 		do_harvest(as_id, id);
+	else if (how < 90)
+		do_write(as_id, id);
 	else if (how < 96 && !strcmp(backend, "tree"))
 		do_steps(as_id, id, how < 93);
 	else
@@ -337,6 +412,7 @@ void writer_prepare(void)
 	CHECK_EQ(ms_set_user_memory_region(vm, &keeper, NULL), 0);
 	CHECK_EQ(ms_add_listener(vm, &listener, NULL), 0);
 	memset(now_word, 0, sizeof(now_word));
+	last_incarnation += MEMORY_AREAS; /* no content of a former round is right in this one */
 	oracle_reset();
 	noted[KEEPER_SPACE] = over[KEEPER_SPACE] = 1;
 }
