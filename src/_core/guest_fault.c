@@ -351,6 +351,30 @@ static out_of_line void move_down(struct guard *guard, char *to, const char *fro
 	}
 }
 
+/* The step of a move that has ended in a fault. */
+struct step {
+	size_t at, size;
+};
+
+static struct step step_of(const char *to, const char *from, size_t n, bool backward, size_t done)
+{
+	size_t left = n - done, size;
+
+	if (!backward)
+		return (struct step){ done, in_page(to + done, in_page(from + done, left)) };
+	size = in_page_before(to + left, in_page_before(from + left, left));
+	return (struct step){ left - size, size };
+}
+
+/* If the ranges overlap, an address may be in both.  The step decides: its two parts are in different pages, or the
+ * page of both is gone. */
+static bool is_to_gone(const struct guard *guard, const char *to, const char *from, size_t n)
+{
+	struct step step = step_of(to, from, n, guard->backward, guard->done);
+
+	return guard->gone - (uintptr_t)(to + step.at) < step.size;
+}
+
 size_t guest_fault_move(void *to, const void *from, size_t n, bool backward, bool *to_gone)
 {
 	struct guard guard;
@@ -362,7 +386,7 @@ size_t guest_fault_move(void *to, const void *from, size_t n, bool backward, boo
 	if (guarded(&guard))
 		(backward ? move_down : move_up)(&guard, to, from, n);
 	else
-		*to_gone = guard.gone - (uintptr_t)to < n;
+		*to_gone = is_to_gone(&guard, to, from, n);
 	leave(&guard);
 	return guard.done;
 }

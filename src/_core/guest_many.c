@@ -88,7 +88,7 @@ static struct ms_memslot slot_of_part(const struct many *m, const struct part *p
 	return part->piece ? part->piece->slot : (struct ms_memslot){ 0 };
 }
 
-static void mark_part(const struct many *m, const struct part *part, size_t n)
+static void mark_value(const struct many *m, const struct part *part, size_t n)
 {
 	if (!m->pins)
 		guest_mark(&part->run, n);
@@ -124,7 +124,7 @@ static enum ms_rule access_value(const struct many *m, uint64_t gpa, char *value
 			return rule;
 		n = copy_part(m, part, value + *done);
 		if (m->write)
-			mark_part(m, part, guest_touched(n, part->run.bytes));
+			mark_value(m, part, guest_touched(n, part->run.bytes));
 		if (n < part->run.bytes) {
 			*done += n;
 			return MS_RULE_GUEST_FAULT;

@@ -208,6 +208,20 @@ static void test_moves(void)
 }
 
 /* The first page is moved to the second, or the reverse, with one of them gone at the boundary. */
+/* The source comes to the lost page first, although the destination will have it too. */
+static void test_lost_overlap(void)
+{
+	struct memory3 m = memory_new();
+	bool to_gone = true;
+
+	lose(&m, UNMAPPED, 2, true);
+	CHECK_EQ(guest_fault_move(m.at, m.at + 100, 2 * PAGE + 100, false, &to_gone), 2 * PAGE - 100);
+	CHECK(!to_gone);
+	CHECK_EQ(guest_fault_move(m.at + 200, m.at, 2 * PAGE - 100, true, &to_gone), 0);
+	CHECK(to_gone);
+	memory_end(&m);
+}
+
 static void test_lost_moves(void)
 {
 	for (int backward = 0; backward < 2; backward++)
@@ -738,6 +752,7 @@ int main(int argc, char **argv)
 	test_long_reads();
 	test_moves();
 	test_lost_moves();
+	test_lost_overlap();
 	test_values();
 	test_lost_values();
 	test_address_beyond_the_cpu();
