@@ -83,8 +83,8 @@ define on-others
 	done <build/interpreters && [ -z "$$failed" ] || { echo "failed on Python:$$failed"; exit 1; }
 endef
 
-test-another: $(VENV)/.made build/. ## run pytest on one more supported Python, if one is found
-	$(call on-others,--most 1,$(LEAVE_OUT))
+test-another: $(VENV)/.made build/. ## run pytest, without the slow tests, on one more supported Python, if one is found
+	$(call on-others,--most 1,($(LEAVE_OUT) or slow))
 
 test-others: $(VENV)/.made build/. ## run pytest on all supported Pythons that are found
 	$(call on-others,,)
