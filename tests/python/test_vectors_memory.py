@@ -29,7 +29,7 @@ PAGE = 4096
 
 pytestmark = pytest.mark.skipif(
     SANITIZED,
-    reason="the recorded host addresses lie in the memory of a sanitizer: loads and stores of the vectors are NOT tested",
+    reason="a sanitizer uses the recorded host addresses: the loads and stores of the vectors are NOT tested",
 )
 PATHS = [p for p in SMALL if any(op.kind in GUEST_OPS for op in vectors.read(p).ops)]
 
