@@ -53,7 +53,8 @@ class Change(_Change):
         dirty: npt.NDArray[np.uint64] | None = None,
     ) -> Self:
         change = super().__new__(cls, kind, old, new)
-        change.dirty = dirty
+        if dirty is not None:  # most changes need no dictionary of attributes
+            change.dirty = dirty
         return change
 
 
