@@ -46,11 +46,6 @@ static int poll(const struct job *job)
 	return job->batch->poll && job->batch->poll(job->batch->opaque) ? -EINTR : 0;
 }
 
-static size_t at_most(size_t n, size_t limit)
-{
-	return n < limit ? n : limit;
-}
-
 /* ---- from an index ---- */
 
 static void answer_plain(const struct job *job, const struct flat_index *index, size_t from, size_t n)

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * compiler.h - macros for the features of compilers that the C language lacks.
+ * compiler.h - macros for the features of compilers that the C language lacks, and what every file needs.
  *
  * There are two levels of assertions.  ms_assert() is for cheap conditions; NDEBUG removes it.  Expensive conditions
  * belong in check.c, which runs only when ms_check() is called.
@@ -57,6 +57,11 @@
 #define MS_SANITIZED (MS_ADDRESS_SANITIZED || MS_THREAD_SANITIZED)
 
 #define ARRAY_SIZE(a) (sizeof(a) / sizeof((a)[0]))
+
+static inline size_t at_most(size_t n, size_t limit)
+{
+	return n < limit ? n : limit;
+}
 
 /* The bytes of a struct from its begin to the end of the member. */
 #define SIZE_UP_TO(type, member) (offsetof(type, member) + sizeof(((type *)0)->member))

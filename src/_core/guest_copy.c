@@ -3,7 +3,7 @@
  * guest_copy.c - copies guest memory to guest memory.
  *
  * The pieces of both ranges are collected first, in one section.  So a hole in one of them ends the copy at the same
- * place, whatever the direction.  A copy to a higher address that overlaps its source begins with the last bytes.
+ * place in both directions.  A copy to a higher address that overlaps its source begins with the last bytes.
  *
  * Locking: none; nothing here waits for a writer, except a release function of the user (backing.h).
  * Cost: as guest_memory.c.
@@ -25,11 +25,6 @@ struct move {
 	bool backward;
 	bool dst_gone; /* after a fault; otherwise the source is gone */
 };
-
-static size_t smaller(size_t a, size_t b)
-{
-	return a < b ? a : b;
-}
 
 /* Steps to the next piece at the end of a piece.  Returns the bytes that are left in it. */
 static size_t rest_behind(struct place *at)
@@ -60,7 +55,7 @@ static struct place place_behind(const struct guest_pins *pins, size_t n)
 /* Copies as far as both pieces reach.  Returns whether all these bytes are complete. */
 static bool move_up(struct move *m)
 {
-	size_t part = smaller(smaller(rest_behind(&m->dst), rest_behind(&m->src)), m->n - m->done);
+	size_t part = at_most(at_most(rest_behind(&m->dst), rest_behind(&m->src)), m->n - m->done);
 	size_t moved = guest_fault_move(m->dst.piece->host + m->dst.offset, m->src.piece->host + m->src.offset, part,
 					false, &m->dst_gone);
 
@@ -73,7 +68,7 @@ static bool move_up(struct move *m)
 
 static bool move_down(struct move *m)
 {
-	size_t part = smaller(smaller(rest_before(&m->dst), rest_before(&m->src)), m->n - m->done);
+	size_t part = at_most(at_most(rest_before(&m->dst), rest_before(&m->src)), m->n - m->done);
 	size_t moved = guest_fault_move(m->dst.piece->host + m->dst.offset - part,
 					m->src.piece->host + m->src.offset - part, part, true, &m->dst_gone);
 	size_t touched = guest_touched(moved, part);
@@ -91,10 +86,10 @@ static int refuse_fault(const struct move *m, struct ms_error *err)
 	const struct place *at = m->dst_gone ? &m->dst : &m->src;
 	uint64_t gpa = at->piece->gpa + at->offset;
 	uint64_t dst_end = m->dst.piece->gpa + m->dst.offset, src_end = m->src.piece->gpa + m->src.offset;
-	size_t part = smaller((dst_end - 1) % MS_PAGE_SIZE + 1, (src_end - 1) % MS_PAGE_SIZE + 1);
+	size_t part = at_most((dst_end - 1) % MS_PAGE_SIZE + 1, (src_end - 1) % MS_PAGE_SIZE + 1);
 
 	if (m->backward)
-		gpa -= smaller(part, m->n - m->done);
+		gpa -= at_most(part, m->n - m->done);
 	return guest_refuse(err, MS_RULE_GUEST_FAULT, at->piece->slot, gpa, m->backward ? 0 : m->done);
 }
 
@@ -115,7 +110,7 @@ static int move_all(const struct guest_pins *dst, const struct guest_pins *src, 
 
 static int move_pieces(const struct guest_pins *dst, const struct guest_pins *src, struct ms_error *err)
 {
-	size_t n = smaller(dst->bytes, src->bytes);
+	size_t n = at_most(dst->bytes, src->bytes);
 	const struct guest_pins *shorter = src->bytes == n ? src : dst;
 	int r = move_all(dst, src, n, err);
 

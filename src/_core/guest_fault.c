@@ -237,9 +237,7 @@ static inline void guard_init(struct guard *guard, const void *host, size_t size
 /* The number of bytes from the address to the end of its page, but at most n. */
 static inline size_t in_page(const void *host, size_t n)
 {
-	size_t rest = PAGE_BYTES - (uintptr_t)host % PAGE_BYTES;
-
-	return n < rest ? n : rest;
+	return at_most(n, PAGE_BYTES - (uintptr_t)host % PAGE_BYTES);
 }
 
 /* Not inline: sigsetjmp() forbids to keep changing variables in registers. */
@@ -328,35 +326,15 @@ size_t guest_fault_fill(void *host, uint8_t byte, size_t n)
 /* The number of bytes before the address that lie in one page, but at most n. */
 static inline size_t in_page_before(const void *end, size_t n)
 {
-	size_t rest = ((uintptr_t)end - 1) % PAGE_BYTES + 1;
-
-	return n < rest ? n : rest;
+	return at_most(n, ((uintptr_t)end - 1) % PAGE_BYTES + 1);
 }
 
-static out_of_line void move_up(struct guard *guard, char *to, const char *from, size_t n)
-{
-	for (size_t done = 0, part; done < n; done += part) {
-		part = in_page(to + done, in_page(from + done, n - done));
-		memmove(to + done, from + done, part);
-		set_done(guard, done + part);
-	}
-}
-
-static out_of_line void move_down(struct guard *guard, char *to, const char *from, size_t n)
-{
-	for (size_t left = n, part; left; left -= part) {
-		part = in_page_before(to + left, in_page_before(from + left, left));
-		memmove(to + left - part, from + left - part, part);
-		set_done(guard, n - left + part);
-	}
-}
-
-/* The step of a move that has ended in a fault. */
+/* The next bytes of a move: each of their two parts is in one page. */
 struct step {
 	size_t at, size;
 };
 
-static struct step step_of(const char *to, const char *from, size_t n, bool backward, size_t done)
+static inline struct step step_of(const char *to, const char *from, size_t n, bool backward, size_t done)
 {
 	size_t left = n - done, size;
 
@@ -364,6 +342,17 @@ static struct step step_of(const char *to, const char *from, size_t n, bool back
 		return (struct step){ done, in_page(to + done, in_page(from + done, left)) };
 	size = in_page_before(to + left, in_page_before(from + left, left));
 	return (struct step){ left - size, size };
+}
+
+static out_of_line void move_pages(struct guard *guard, char *to, const char *from, size_t n)
+{
+	struct step step;
+
+	for (size_t done = 0; done < n; done += step.size) {
+		step = step_of(to, from, n, guard->backward, done);
+		memmove(to + step.at, from + step.at, step.size);
+		set_done(guard, done + step.size);
+	}
 }
 
 /* If the ranges overlap, an address may be in both.  The step decides: its two parts are in different pages, or the
@@ -384,7 +373,7 @@ size_t guest_fault_move(void *to, const void *from, size_t n, bool backward, boo
 	guard.size[1] = n;
 	guard.backward = backward;
 	if (guarded(&guard))
-		(backward ? move_down : move_up)(&guard, to, from, n);
+		move_pages(&guard, to, from, n);
 	else
 		*to_gone = is_to_gone(&guard, to, from, n);
 	leave(&guard);

@@ -47,11 +47,6 @@ struct chunk {
 	uint64_t hosts[CHUNK];
 };
 
-static size_t at_most(size_t n, size_t limit)
-{
-	return n < limit ? n : limit;
-}
-
 static char *out_at(const struct many *m, size_t i)
 {
 	return (char *)m->batch->out + (ptrdiff_t)i * m->batch->out_stride;

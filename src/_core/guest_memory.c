@@ -80,7 +80,7 @@ static bool copy_piece(const struct access *a, const struct guest_pins *pins, co
 	for (size_t at = 0, n; at < piece->bytes; at += n) {
 		size_t copied;
 
-		n = piece->bytes - at < step ? piece->bytes - at : step;
+		n = at_most(piece->bytes - at, step);
 		copied = copy(a, piece->host + at, *done, n);
 		if (is_write(a))
 			guest_pins_mark(pins, piece, at, guest_touched(copied, n));

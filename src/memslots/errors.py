@@ -240,6 +240,14 @@ def _other(other: Any) -> str:
     return f"slot {other.id} {_span(other.gpa, other.size)}"
 
 
+def _place(q: Request) -> str:
+    return f"guest address {q.gpa or 0:#x} of address space {q.as_id}"
+
+
+def _complete(q: Request) -> str:
+    return f"{q.done} bytes before it are complete"
+
+
 _MESSAGES: dict[str, Callable[[Request, int, Any], str]] = {
     "SLOT_ID": lambda q, limit, o: f"{q.name} is not below {limit}, the number of slots",
     "FLAGS": lambda q, limit, o: (
@@ -362,21 +370,19 @@ _MESSAGES: dict[str, Callable[[Request, int, Any], str]] = {
         f"all {limit} slot ids of address space {q.as_id} are in use: delete a slot, or give the VM more user_mem_slots"
     ),
     "GUEST_HOLE": lambda q, limit, o: (
-        f"guest address {q.gpa or 0:#x} of address space {q.as_id} is in no slot, or in one that is being deleted "
-        f"or moved; {q.done} bytes before it are complete"
+        f"{_place(q)} is in no slot, or in one that is being deleted or moved; {_complete(q)}"
     ),
     "GUEST_READONLY": lambda q, limit, o: (
-        f"guest address {q.gpa or 0:#x} of address space {q.as_id} is in {_other(o)}, which is READONLY; "
-        f"{q.done} bytes before it are complete"
+        f"{_place(q)} is in {_other(o)}, which is READONLY; {_complete(q)}"
     ),
     "GUEST_RAW": lambda q, limit, o: (
-        f"guest address {q.gpa or 0:#x} of address space {q.as_id} is in {_other(o)}, which has no memory: "
+        f"{_place(q)} is in {_other(o)}, which has no memory: "
         "create the slot with map_buffer(), or the VM with dereference_raw_addresses=True; "
-        f"{q.done} bytes before it are complete"
+        f"{_complete(q)}"
     ),
     "GUEST_FAULT": lambda q, limit, o: (
-        f"the host memory of guest address {q.gpa or 0:#x} of address space {q.as_id}, in {_other(o)}, is truncated, "
-        f"unmapped or protected; {q.done} bytes before it are complete"
+        f"the host memory of {_place(q)}, in {_other(o)}, is truncated, "
+        f"unmapped or protected; {_complete(q)}"
     ),
     "CACHE_RANGE": lambda q, limit, o: (
         f"the range of the cache is empty or wraps, or the access ends beyond its {limit} bytes"

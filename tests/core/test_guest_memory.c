@@ -26,7 +26,7 @@ static uint64_t calls;
 
 static struct ms_vm *vm;
 static struct guest *memory[6];
-/* What the pages of the layout contain, and the rules that refuse an access. */
+/* The content of the pages of the layout, and the rules that refuse an access. */
 static unsigned char content[NPAGES * PAGE];
 static const enum ms_rule refuses_read[NPAGES] = { [6] = MS_RULE_GUEST_HOLE, [7] = MS_RULE_GUEST_RAW };
 static const enum ms_rule refuses_write[NPAGES] = { [5] = MS_RULE_GUEST_READONLY,

@@ -661,7 +661,7 @@ struct ms_gfn_range {
 /*
  * [lock] Writes the dirty pages of all logged slots of an address space, from *gfn on, as up to `room` ranges in
  * ascending order, and their number to *n.  Neighbours are joined, also across slots.  With `clear` the call clears the
- * bits that it reports, whatever ms_manual_dirty_log_protect() is; without it the call changes nothing.
+ * bits that it reports; ms_manual_dirty_log_protect() does not matter.  Without `clear` the call changes nothing.
  * If the array is full, *gfn becomes the first dirty page that is not reported, otherwise MS_GFN_END.
  * The cost follows the number of dirty pages and of slots, not the size of the slots.  Without `clear` the pages stay
  * dirty, so each call costs as much as the first.
