@@ -2115,7 +2115,7 @@ static void test_ending_during_fork(void)
 		int status = -1;
 
 		if (!child) {
-			alarm(5);
+			alarm(60);
 			vm = vm_with_slots(SPACES);
 			by_another_thread(end_inside, &how);
 			check_sound(vm);
@@ -2174,7 +2174,9 @@ int main(int argc, char **argv)
 	test_destroy_in_reports();
 	test_ending_during_destroy();
 	test_ending_during_abandon();
-	if (!TEST_THREAD_SANITIZED) /* it supports no threads in a child */
+	if (TEST_SANITIZED) /* the ending thread may hold its allocator's lock, and the child would wait for it forever */
+		printf("update: skips the fork next to an ending thread: a sanitizer's locks do not survive a fork\n");
+	else
 		test_ending_during_fork();
 	printf("update: %" PRIu64 " allocations failed, %" PRIu64 " of them silent\n", injections, silent);
 	return test_done("update", steps, "steps");
