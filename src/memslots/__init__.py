@@ -137,10 +137,10 @@ def load(
     ``info mtree -f``, plain or .gz; or a vector file (.jsonl, .jsonl.gz).  Host addresses are those of the log: the VM
     translates to them, and reads no memory through them.  ``docs/vectors.md`` says how to record a run.
     vm_fd: the file descriptor of the VM, if an strace log has the changes of several VMs.
-    strict: whether a line that is not understood raises LogError.  If not, it causes a ``traces.logs.LogWarning``.
+    strict: whether a line that is not understood raises LogError.  If not, it causes a ``LogWarning``.
 
-    ``traces.changes.LogError`` (a ValueError): the file is no such log, or has no change of a slot.  OSError: the file
-    cannot be opened.
+    ``memslots.traces.logs.LogError`` (a ValueError): the file is no such log, or has no change of a slot.  OSError: the
+    file cannot be opened.
     """
     from .traces.logs import load
 

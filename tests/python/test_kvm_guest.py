@@ -9,6 +9,7 @@ import platform
 import signal
 import sys
 import threading
+import time
 import weakref
 from dataclasses import FrozenInstanceError, astuple, replace
 
@@ -204,12 +205,18 @@ def test_a_vcpu_keeps_its_vm_and_the_memory(guest):
 
 
 def test_a_mapping_of_the_engine_is_memory(vm):
+    """The memory stays alive after the engine has unmapped it."""
+    memory = memslots.alloc(2 * PAGE)
     with memslots.VM() as engine:
-        mapping = engine.map_buffer(0x1000, memslots.alloc(2 * PAGE))
+        mapping = engine.map_buffer(0x1000, memory)
         vm.set_user_memory_region(3, guest_phys_addr=mapping.gpa, memory=mapping)
         assert vm.regions[0].userspace_addr == engine.gpa_to_hva(0x1000)
         assert vm.regions[0].memory_size == 2 * PAGE
-        vm.close()
+        mapping.unmap()
+    with pytest.raises(BufferError):
+        memory.close()
+    vm.set_user_memory_region(3, guest_phys_addr=0, memory_size=0)
+    memory.close()
 
 
 def test_setup_with_arguments_above_2_to_the_31(vm):
@@ -231,6 +238,18 @@ def test_any_ioctl_by_its_number(guest):
     assert kvm.Regs.unpack(raw) == kvm.Regs(rip=CODE, rax=7)
     assert guest.vm.ioctl(ioctls.KVM_CHECK_EXTENSION, 10) == guest.vm.check_extension("nr_memslots")
     refused(errno.ENOTTY, guest.vm.ioctl, 0xAE99)
+    words = np.zeros(18, np.uint64)
+    guest.vcpu.ioctl(np.int64(ioctls.KVM_GET_REGS), words)
+    assert words[0] == 7
+    assert guest.vm.ioctl(ioctls.KVM_CHECK_EXTENSION, np.uint64(10)) > 100
+    for argument, error in (
+        (b"abc", BufferError),
+        (1.5, TypeError),
+        (1 << 64, OverflowError),
+        (-1, OverflowError),
+    ):
+        with pytest.raises(error):
+            guest.vm.ioctl(ioctls.KVM_CHECK_EXTENSION, argument)
 
 
 # ---- running -------------------------------------------------------------------------------------
@@ -498,7 +517,7 @@ def test_the_gil_is_free_while_the_guest_runs(guest):
 
 def wait_until_running_without_gil(vcpu):
     while vcpu._user is None:
-        os.sched_yield()
+        time.sleep(0)
 
 
 def test_a_second_thread_is_refused(guest):
@@ -575,6 +594,8 @@ if not pid:
     try:
         for call in (vcpu.kick, vcpu.run, lambda: vcpu.regs, lambda: vm.get_dirty_log(0), vm.create_vcpu):
             assert refused(ForkedError, call).errno == errno.EIO
+        vm.close()
+        assert vm.closed and vcpu.closed
         status = 0
     finally:
         os._exit(status)

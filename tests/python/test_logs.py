@@ -258,7 +258,7 @@ def test_guest_memfd_by_its_descriptor():
     region = REGION.replace("flags=0", "flags=KVM_MEM_GUEST_MEMFD")
     region = region.replace("}", ", guest_memfd_offset=4096, guest_memfd=12}")
     create = "ioctl(10, KVM_CREATE_GUEST_MEMFD, {size=8192, flags=0}) = 12"
-    use = f"ioctl(10, KVM_SET_USER_MEMORY_REGION2, {region}) = 0"
+    use = f"ioctl(10, KVM_SET_USER_MEMORY_REGION2, {region.replace('=12', '=12<anon_inode:[kvm-gmem]>')}) = 0"
     log = read_lines(strace_log, f"{create}\n{create}\n{use}")
     assert log.changes[-1].op | {"gmem": 1, "gmem_off": "0x1000", "flags": 4} == log.changes[-1].op
     assert logs.to_vectors("x", log).header["scope"] == "guest-memfd"

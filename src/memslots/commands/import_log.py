@@ -13,7 +13,7 @@ from .. import __version__
 from ..lab.progress import progress_bar
 from ..report.words import plural, wrapped
 from ..traces import logs, vectors
-from ..traces.changes import Log, LogError
+from ..traces.logs import Log, LogError
 from ..traces.regions import Regions, region_of
 from ..traces.schema import CHANGES
 from . import arguments, files

@@ -12,6 +12,9 @@ Invariants
   S2  The kick signal is not blocked while KVM_RUN runs, also in a thread that blocks all signals.
 """
 
+from cpython.buffer cimport PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer
+from cpython.long cimport PyLong_Check
+
 cdef extern from "<errno.h>" nogil:
     int errno
 
@@ -27,7 +30,7 @@ cdef extern from "<signal.h>" nogil:
         sigset_t sa_mask
         int sa_flags
     handler_t SIG_DFL
-    int SIGRTMIN, SIGRTMAX, SA_RESTART, SIG_UNBLOCK, SIG_SETMASK
+    int SIGRTMIN, SIGRTMAX, SA_RESTART, SIG_BLOCK, SIG_UNBLOCK, SIG_SETMASK
     int sigaction(int number, const c_sigaction *new, c_sigaction *old)
     int sigemptyset(sigset_t *set)
     int sigaddset(sigset_t *set, int number)
@@ -48,14 +51,28 @@ def call(int fd, unsigned long request, argument=0) -> int:
     """Makes an ioctl without the GIL and returns its result.  OSError: the kernel refused it.
 
     argument: an int of 64 bits, or a writable buffer, whose address the kernel gets."""
-    cdef unsigned char[::1] buffer
-    cdef unsigned long word
+    cdef Py_buffer buffer
+    if PyLong_Check(argument) or not _is_writable(argument, &buffer):
+        return _call(fd, request, argument)
+    try:
+        return _call(fd, request, <unsigned long>buffer.buf)
+    finally:
+        PyBuffer_Release(&buffer)
+
+
+cdef bint _is_writable(object argument, Py_buffer *buffer) except -1:
+    """Gets the buffer of an object.  False for an integer of numpy, which is a buffer too, but not writable."""
+    try:
+        PyObject_GetBuffer(argument, buffer, PyBUF_WRITABLE)
+    except (TypeError, BufferError):
+        if not hasattr(argument, "__index__"):
+            raise
+        return False
+    return True
+
+
+cdef int _call(int fd, unsigned long request, unsigned long word) except -1:
     cdef int result, number
-    if hasattr(argument, "__index__"):
-        word = argument
-    else:
-        buffer = argument
-        word = <unsigned long>&buffer[0] if buffer.shape[0] else 0
     with nogil:
         result = c_ioctl(fd, request, word)
         number = errno

@@ -4,7 +4,8 @@
 Invariants
   F1  A descriptor is closed once, by `_release()`, and not while an ioctl uses it: `_using()` excludes close().  A
       closed handle refuses every call with ClosedError.
-  F2  A forked child makes no ioctl: the parent's vCPUs share their run pages with it.  It gets ForkedError.
+  F2  A forked child makes no ioctl, but gets ForkedError: the parent's vCPUs share their run pages with it.  It takes
+      no lock either, because a thread of the parent may have held it.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import errno
 import os
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from operator import index
 from types import TracebackType
 from typing import TYPE_CHECKING, NoReturn, Self, SupportsIndex
@@ -64,7 +65,7 @@ class Handle:
 
     def close(self) -> None:
         """Closes the file descriptor.  A second call does nothing."""
-        with self._lock:
+        with self._lock_of_process():
             self._release()
 
     def ioctl(self, request: SupportsIndex, argument: SupportsIndex | Buffer = 0) -> int:
@@ -85,8 +86,13 @@ class Handle:
     @contextmanager
     def _using(self) -> Iterator[int]:
         """Gives the descriptor, and keeps it open meanwhile (F1)."""
+        self._checked_fd()
         with self._lock:
             yield self._checked_fd()
+
+    def _lock_of_process(self) -> AbstractContextManager[object]:
+        """The lock, or nothing in a forked child, which may close its copy of the descriptor (F2)."""
+        return self._lock if os.getpid() == self._pid else nullcontext()
 
     def _checked_fd(self) -> int:
         name = type(self).__name__

@@ -72,7 +72,7 @@ class Vm(Handle):
         """Closes the VM and its vCPUs, and releases the buffers of its regions.  A second call does nothing.
 
         VcpuBusyError: a vCPU is in run().  Nothing is closed then."""
-        with self._lock:
+        with self._lock_of_process():
             vcpus = list(self._vcpus)
             for n, vcpu in enumerate(vcpus):
                 try:
@@ -129,7 +129,7 @@ class Vm(Handle):
         """KVM_CREATE_VCPU.  Without an id it is one more than that of the last vCPU.
 
         NotSupportedError: this is no x86-64 machine, or the kernel is older than 4.11 (KVM_CAP_IMMEDIATE_EXIT)."""
-        with self._lock:
+        with self._using():
             number = self._next_vcpu if id is None else index(id)
             vcpu = Vcpu(self, number, self._run_size)
             self._vcpus.add(vcpu)
@@ -144,7 +144,7 @@ class Vm(Handle):
     @property
     def regions(self) -> tuple[Region, ...]:
         """The regions, by address space and guest address.  KVM has no ioctl that lists them."""
-        with self._lock:
+        with self._lock_of_process():
             found = [held.region for held in self._regions.values()]
         return tuple(sorted(found, key=lambda r: (r.as_id, r.guest_phys_addr)))
 
@@ -249,7 +249,7 @@ class Vm(Handle):
 
     @manual_dirty_log_protect.setter
     def manual_dirty_log_protect(self, value: SupportsIndex) -> None:
-        with self._lock:
+        with self._using():
             self.enable_cap("manual_dirty_log_protect2", index(value))
             self._manual_dirty_log_protect = index(value)
 

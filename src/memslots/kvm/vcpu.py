@@ -106,6 +106,7 @@ class Vcpu(Handle):
         """Makes `run()` return Intr soon: the one in progress, or else the next one.  No kick is lost.
 
         Any thread may call it.  It does not wait for the end of the run."""
+        self._checked_fd()
         with self._lock:
             self._checked_fd()
             self._memory[IMMEDIATE_EXIT] = 1  # C2
@@ -155,6 +156,7 @@ class Vcpu(Handle):
         KeyboardInterrupt may come between any two steps."""
         me = threading.get_ident()
         is_nested = self._user == me  # a signal handler inside of a call: the claim below fails
+        self._checked_fd()
         try:
             with self._lock:
                 fd = self._checked_fd()
@@ -173,11 +175,13 @@ class Vcpu(Handle):
         self._user = threading.get_ident()
 
     def _unclaim(self) -> None:
-        with self._lock:
+        with self._lock_of_process():
             self._user = None
 
     def _claim_for_close(self) -> None:
-        with self._lock:
+        if os.getpid() != self._pid:
+            self._user = None  # the thread that used the vCPU is in the parent
+        with self._lock_of_process():
             self._claim()
 
     def _release(self) -> None:

@@ -104,8 +104,8 @@ def number_of(fields: Mapping[str, str], name: str, bits: int) -> int:
 
 
 def parse(text: str, name: str, bits: int) -> int:
-    """A decimal, octal or hexadecimal number of C, or NULL."""
-    text = _COMMENT.sub("", text).strip()
+    """A decimal, octal or hexadecimal number of C, or NULL.  strace -y adds <...> to a descriptor."""
+    text = _COMMENT.sub("", text).partition("<")[0].strip()
     if text == "NULL":
         return 0
     if not re.fullmatch(r"0[xX][0-9a-fA-F]{1,16}|[0-9]{1,20}", text):

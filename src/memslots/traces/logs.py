@@ -32,6 +32,8 @@ from .regions import (
 )
 from .schema import CHANGES, SCOPE, parse_address, parse_number, unpack_slot
 
+__all__ = ["Log", "LogError", "LogWarning", "Vectors", "load", "read", "to_vectors", "write"]
+
 
 class Format(NamedTuple):
     name: str
@@ -40,9 +42,7 @@ class Format(NamedTuple):
 
 
 FORMATS = tuple(Format(m.NAME, m.SIGNATURE, m.read) for m in (strace_log, qemu_log, mtree_log))
-MAX_LINE = (
-    1 << 16
-)  # bytes of a line that are read; the rest of the line is dropped, so the line is not understood
+MAX_LINE = 1 << 16  # bytes; the rest of a longer line is dropped.  No change needs so many.
 MAX_CHANGES = 1_000_000  # a Python object of a change takes about a kilobyte
 MAX_ADDRESS_SPACES = 64  # of the engine
 HVA_END_MAX_5_LEVEL = (1 << 56) - 4096  # TASK_SIZE_MAX with page tables of 5 levels
