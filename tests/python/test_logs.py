@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 import memslots
 from memslots import MemFlag, kvm
 from memslots.commands import cli
+from memslots.lab import progress as lab_progress
 from memslots.traces import logs, mtree_log, player, qemu_log, strace_log, vectors
 from memslots.traces.changes import LogError
 
@@ -524,6 +525,21 @@ def test_import_of_more_than_the_shown_lines(tmp_path, capsys):
     assert "1,080 more lines not understood" in text
     found = json.loads(run(capsys, tmp_path / "log", "--json")[1])
     assert (found["not_understood"], len(found["lines"])) == (1100, 1000)
+
+
+@pytest.mark.parametrize("suffix", ["", ".gz"])
+def test_progress_of_a_long_log(tmp_path, capsys, monkeypatch, suffix):
+    text = (CALL + "\n" + "7 read(3, 0x1, 2) = 2\n" * 10_000).encode()
+    path = tmp_path / f"log{suffix}"
+    path.write_bytes(gzip.compress(text) if suffix else text)
+    monkeypatch.setattr(lab_progress, "LINE_EVERY", 0)
+    code, _, err = run(capsys, path)
+    shown = [line.split() for line in err.splitlines()]
+    assert code == 0
+    assert len(shown) == 9
+    numbers = [int(words[1].replace(",", "")) for words in shown]
+    assert numbers == sorted(numbers)
+    assert numbers[-1] <= path.stat().st_size == int(shown[0][3].replace(",", ""))
 
 
 # ---- any text ------------------------------------------------------------------------------------

@@ -43,13 +43,14 @@ class Format(NamedTuple):
 
 FORMATS = tuple(Format(m.NAME, m.SIGNATURE, m.read) for m in (strace_log, qemu_log, mtree_log))
 MAX_LINE = 1 << 16  # bytes; the rest of a longer line is dropped.  No change needs so many.
+PROGRESS_STEP = 1024  # lines between two calls of `progress`
 MAX_CHANGES = 1_000_000  # a Python object of a change takes about a kilobyte
 MAX_ADDRESS_SPACES = 64  # of the engine
 HVA_END_MAX_5_LEVEL = (1 << 56) - 4096  # TASK_SIZE_MAX with page tables of 5 levels
 MANUAL_PROTECT = "manual_dirty_log_protect2"
 
 _Text = IO[bytes] | gzip.GzipFile
-Progress = Callable[[int], object]  # its argument is a number of further bytes
+Progress = Callable[[int], object]  # its argument is a number of further bytes of the file
 
 
 class LogWarning(UserWarning):
@@ -74,9 +75,9 @@ def read(path: str | Path, *, vm_fd: int | None = None, progress: Progress | Non
     """
     path = str(path)
     reader = _reader_of(path)
-    with _opened(path) as text:
+    with _opened(path) as (raw, text):
         try:
-            log = reader(_numbered(path, text, progress))
+            log = reader(_reported(_numbered(path, text), raw, progress))
         except FieldError as e:
             raise LogError(path, 0, str(e)) from None
     if len(log.changes) > MAX_CHANGES:
@@ -86,8 +87,8 @@ def read(path: str | Path, *, vm_fd: int | None = None, progress: Progress | Non
 
 
 def _reader_of(path: str) -> Reader:
-    with _opened(path) as text:
-        for _, line in _numbered(path, text, None):
+    with _opened(path) as (_, text):
+        for _, line in _numbered(path, text):
             for known in FORMATS:
                 if known.signature.search(line):
                     return known.read
@@ -124,33 +125,39 @@ def _listed(count: dict[int | None, int]) -> str:
 
 
 @contextmanager
-def _opened(path: str) -> Iterator[_Text]:
-    """Open a log, plain or gzip.  A pipe is refused, because the file is read twice."""
+def _opened(path: str) -> Iterator[tuple[IO[bytes], _Text]]:
+    """Open a log, and give the file and its text, which may be packed.  A pipe is refused: a log is read twice."""
     with open(path, "rb", opener=lambda p, flags: os.open(p, flags | os.O_NONBLOCK)) as raw:
         if not stat.S_ISREG(os.fstat(raw.fileno()).st_mode):
             raise LogError(path, 0, "not a regular file")
-        yield gzip.GzipFile(fileobj=raw) if path.endswith(".gz") else raw
+        yield raw, gzip.GzipFile(fileobj=raw) if path.endswith(".gz") else raw
 
 
-def _numbered(path: str, text: _Text, progress: Progress | None) -> Lines:
+def _reported(lines: Lines, raw: IO[bytes], progress: Progress | None) -> Lines:
+    """The lines, with calls of `progress` from time to time."""
+    done = 0
+    for number, text in lines:
+        yield number, text
+        if progress and number % PROGRESS_STEP == 0:
+            progress(raw.tell() - done)
+            done = raw.tell()
+
+
+def _numbered(path: str, text: _Text) -> Lines:
     number = 0
     try:
-        for line in _bounded_lines(text, progress):
+        for line in _bounded_lines(text):
             number += 1
             yield number, line.decode("utf-8", "replace").rstrip("\r\n")
     except (EOFError, zlib.error, gzip.BadGzipFile) as e:
         raise LogError(path, number + 1, f"damaged gzip file: {e}") from None
 
 
-def _bounded_lines(text: _Text, progress: Progress | None) -> Iterator[bytes]:
+def _bounded_lines(text: _Text) -> Iterator[bytes]:
     while line := text.readline(MAX_LINE):
-        if progress:
-            progress(len(line))
-        while not line.endswith(b"\n") and (more := text.readline(MAX_LINE)):
-            if progress:
-                progress(len(more))
-            if more.endswith(b"\n"):
-                break
+        rest = line
+        while not rest.endswith(b"\n") and (rest := text.readline(MAX_LINE)):
+            pass
         yield line
 
 
