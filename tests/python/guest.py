@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -14,11 +15,10 @@ from memslots import kvm
 
 PAGE = 4096
 CODE = 0x1000  # guest address of the code, in slot 0 with four pages
-HLT, LOOP, OUT_LOOP = (
-    b"\xf4",
-    b"\xeb\xfe",
-    bytes.fromhex("e610ebfc"),
-)  # 1: hlt   1: jmp 1b   1: out %al,$0x10; jmp 1b
+COUNTER = 0x3000
+HLT = b"\xf4"
+LOOP = bytes.fromhex("fe060030 ebfa")  # 1: incb COUNTER; jmp 1b
+OUT_LOOP = bytes.fromhex("e610 ebfc")  # 1: out %al,$0x10; jmp 1b
 OUT_AL = bytes.fromhex("e610")  # out %al,$0x10
 IN_AL = bytes.fromhex("e412")  # in $0x12,%al
 
@@ -59,7 +59,13 @@ class Guest:
     def start(self, code: bytes, **regs: int) -> None:
         """Puts the code into the memory, and lets the vCPU begin there."""
         self.memory[: len(code)] = code
+        self.memory[COUNTER - CODE] = 0
         self.vcpu.regs = kvm.Regs(rip=CODE, **regs)
+
+    def wait(self) -> None:
+        """Returns when another thread is inside KVM_RUN, and the guest has executed LOOP."""
+        while not self.memory[COUNTER - CODE]:
+            time.sleep(0)  # without the GIL
 
     def run(self, code: bytes, **regs: int) -> kvm.Exit:
         self.start(code, **regs)

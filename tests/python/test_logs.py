@@ -3,6 +3,7 @@
 
 import gzip
 import json
+import re
 import warnings
 from contextlib import closing
 from pathlib import Path
@@ -19,6 +20,7 @@ from memslots.traces import logs, mtree_log, player, qemu_log, strace_log, vecto
 from memslots.traces.changes import LogError
 
 LOGS = Path(__file__).parent.parent / "logs"
+DOCUMENT = LOGS.parent.parent / "docs" / "vectors.md"
 SAMPLES = sorted(p.name for p in LOGS.glob("*-pc.txt")) + sorted(p.name for p in LOGS.glob("*.gz"))
 READERS = {"strace": strace_log, "qemu": qemu_log, "mtree": mtree_log}
 
@@ -193,6 +195,8 @@ CALL = f"ioctl(10, KVM_SET_USER_MEMORY_REGION, {REGION}) = 0"
         f"123 [  16] {CALL}",
         CALL.replace("10,", "10<anon_inode:kvm-vm>,"),
         CALL.replace(") = 0", ")       = 0"),
+        CALL.replace("}) = 0", "} /* ??? */) = 0"),
+        CALL.replace("flags=0,", "flags=0 /* KVM_MEM_??? */,"),
         CALL.replace("KVM_SET_USER_MEMORY_REGION", "0x4020ae46"),
         CALL.replace("KVM_SET_USER_MEMORY_REGION", "_IOC(_IOC_WRITE, 0xae, 0x46, 0x20)"),
         CALL.replace("KVM_SET_USER_MEMORY_REGION", "0x4020ae46 /* KVM_SET_USER_MEMORY_REGION */"),
@@ -525,6 +529,17 @@ def test_import_of_more_than_the_shown_lines(tmp_path, capsys):
     assert "1,080 more lines not understood" in text
     found = json.loads(run(capsys, tmp_path / "log", "--json")[1])
     assert (found["not_understood"], len(found["lines"])) == (1100, 1000)
+
+
+@needs_samples
+def test_the_commands_of_the_document_print_its_lines(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "tests").symlink_to(LOGS.parent)
+    (block,) = re.findall(r"```\n(\$ memslots import.*?)```", DOCUMENT.read_text(), re.DOTALL)
+    for part in block.split("$ memslots ")[1:]:
+        command, _, output = part.partition("\n")
+        assert cli.main(command.split()) == 0
+        assert capsys.readouterr().out == output
 
 
 @pytest.mark.parametrize("suffix", ["", ".gz"])

@@ -78,9 +78,8 @@ class Vcpu(Handle):
         EAGAIN for a vCPU that waits for a startup interrupt, or EFAULT for a region without memory behind it."""
         with self._claimed() as fd:
             self._runs += 1
-            self._memory[REASON : REASON + 4] = bytes(
-                4
-            )  # an old kernel leaves the last reason after an error
+            # After an error, an old kernel would leave the reason of the run before.
+            self._memory[REASON : REASON + 4] = bytes(4)
             number = _ioctl.run(fd)
             if number == errno.EINTR:
                 return self._interrupted()

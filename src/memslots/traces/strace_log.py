@@ -77,13 +77,11 @@ def read(lines: Lines) -> Log:
 class _Reader:
     def __init__(self) -> None:
         self.log = Log(NAME)
-        self.pending: dict[
-            str, tuple[int, str]
-        ] = {}  # by pid: the line and the text before <unfinished ...>
-        self.changes: dict[int, list[Change]] = {}  # by the descriptor of the VM
-        self.gmems: dict[
-            int, list[int]
-        ] = {}  # by the descriptor of the VM: the descriptors of its guest_memfds
+        # By pid: the line and the text before <unfinished ...>.
+        self.pending: dict[str, tuple[int, str]] = {}
+        # By the descriptor of the VM: its changes, and the descriptors of its guest_memfds.
+        self.changes: dict[int, list[Change]] = {}
+        self.gmems: dict[int, list[int]] = {}
 
     def read(self, lines: Lines) -> Log:
         for number, text in lines:
@@ -177,13 +175,10 @@ class _Reader:
             self.new_gmem(call, result, value)
         elif call.argument.startswith("{"):
             self.region(call, result)
-        elif (
-            result == "EFAULT"
-        ):  # the kernel could not read the structure, and neither could strace
-            op = {"op": "set_fault", "ret": result} | (
-                {"v2": True} if call.request == _REGION2 else {}
-            )
-            self.change(call, op)
+        elif result == "EFAULT":
+            # The kernel could not read the structure, and neither could strace.
+            second = {"v2": True} if call.request == _REGION2 else {}
+            self.change(call, {"op": "set_fault", "ret": result} | second)
         else:
             raise FieldError(f"{call.request} without its fields, which a newer strace prints")
 
