@@ -654,7 +654,7 @@ print("well")
 
 
 def test_guest_memfd_of_minus_1_probes_slots():
-    """KVM_SET_USER_MEMORY_REGION2 with the flag GUEST_MEMFD and the fd -1 always fails, and its errno tells the state.
+    """KVM_SET_USER_MEMORY_REGION2 with the flag GUEST_MEMFD and the fd -1 always fails.  Its errno depends on the state.
 
     The checks of an existing id and of an overlap come before that of the descriptor."""
     with guests.guest(LOG) as guest:
