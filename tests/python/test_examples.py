@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """The programs of examples/ run from any folder, and print these lines."""
 
+import re
 import subprocess
 import sys
 
@@ -37,6 +38,17 @@ def test_example(name, tmp_path):
         check=False,
     )
     assert (done.stdout, done.stderr, done.returncode) == (OUTPUTS[name], "", 0)
+
+
+def test_the_guest_of_the_document_runs(capsys):
+    guest.needs_kvm()
+    (source,) = re.findall(
+        r"```python\n(.*?)```", (ROOT / "docs" / "kvm.md").read_text(), re.DOTALL
+    )
+    exec(source, {})
+    mmio, io = capsys.readouterr().out.splitlines()
+    assert mmio == "Mmio(is_write=False, data=b'', gpa=36864, size=1)"
+    assert io == "Io(is_write=True, data=b'*', port=16, size=1, count=1)"
 
 
 def test_every_example_is_tested():

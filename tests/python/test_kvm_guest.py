@@ -654,9 +654,9 @@ print("well")
 
 
 def test_guest_memfd_of_minus_1_probes_slots():
-    """KVM_SET_USER_MEMORY_REGION2 with the flag GUEST_MEMFD and the fd -1 always fails.  Its errno depends on the state.
+    """KVM_SET_USER_MEMORY_REGION2 with the flag GUEST_MEMFD and the fd -1 always fails.
 
-    The checks of an existing id and of an overlap come before that of the descriptor."""
+    Its errno depends on the state: the checks of an existing id and of an overlap come before that of the fd."""
     with guests.guest(LOG) as guest:
         if not guest.vm.check_extension("guest_memfd"):
             pytest.skip("this kernel has no guest_memfd")
