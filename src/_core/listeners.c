@@ -5,7 +5,6 @@
 #include "listeners.h"
 
 #include <errno.h>
-#include <string.h>
 
 static size_t find_listener(const struct ms_vm *vm, const struct ms_listener *listener)
 {
@@ -16,20 +15,35 @@ static size_t find_listener(const struct ms_vm *vm, const struct ms_listener *li
 	return i;
 }
 
-static int append_listener(struct ms_vm *vm, const struct ms_listener *listener, struct ms_error *err)
+/* Puts the listener before the item `place` of the list. */
+static int insert_listener(struct ms_vm *vm, const struct ms_listener *listener, size_t place, struct ms_error *err)
 {
-	size_t size = vm->nr_listeners * sizeof(*vm->listeners);
-	const struct ms_listener **list = memory_zalloc(&vm->memory, size + sizeof(*list));
+	size_t size = (vm->nr_listeners + 1) * sizeof(*vm->listeners);
+	const struct ms_listener **list = memory_zalloc(&vm->memory, size);
 
 	if (!list)
 		return no_memory(err);
-	if (size)
-		memcpy(list, vm->listeners, size);
+	for (size_t i = 0; i < vm->nr_listeners; i++)
+		list[i + (i >= place)] = vm->listeners[i];
 	memory_free(&vm->memory, vm->listeners, vm->listeners_size);
-	list[vm->nr_listeners++] = listener;
+	list[place] = listener;
 	vm->listeners = list;
-	vm->listeners_size = size + sizeof(*list);
+	vm->listeners_size = size;
+	vm->nr_listeners++;
 	return 0;
+}
+
+static int put_listener(struct ms_vm *vm, const struct ms_listener *listener, bool last, struct ms_error *err)
+{
+	int r;
+
+	if (find_listener(vm, listener) < vm->nr_listeners)
+		return vm_refuse(err, EEXIST, MS_RULE_LISTENER_EXISTS, 0, NULL);
+	if (last && vm->has_last_listener)
+		return vm_refuse(err, EEXIST, MS_RULE_LAST_LISTENER, 0, NULL);
+	r = insert_listener(vm, listener, vm->nr_listeners - vm->has_last_listener, err);
+	vm->has_last_listener |= last && !r;
+	return r;
 }
 
 /* The size of struct ms_listener in the first version that had a size. */
@@ -42,7 +56,7 @@ static int check_size(const struct ms_listener *listener, struct ms_error *err)
 	return vm_refuse(err, EINVAL, MS_RULE_STRUCT_SIZE, LISTENER_SIZE_MIN, NULL);
 }
 
-int ms_add_listener(struct ms_vm *vm, const struct ms_listener *listener, struct ms_error *err)
+static int add_listener(struct ms_vm *vm, const struct ms_listener *listener, bool last, struct ms_error *err)
 {
 	int r = listener ? check_size(listener, err) : null_buffer(err);
 
@@ -50,12 +64,28 @@ int ms_add_listener(struct ms_vm *vm, const struct ms_listener *listener, struct
 		r = vm_lock(vm, err);
 	if (r)
 		return r;
-	if (find_listener(vm, listener) < vm->nr_listeners)
-		r = vm_refuse(err, EEXIST, MS_RULE_LISTENER_EXISTS, 0, NULL);
-	else
-		r = append_listener(vm, listener, err);
+	r = put_listener(vm, listener, last, err);
 	vm_unlock(vm);
 	return r;
+}
+
+int ms_add_listener(struct ms_vm *vm, const struct ms_listener *listener, struct ms_error *err)
+{
+	return add_listener(vm, listener, false, err);
+}
+
+int ms_add_listener_last(struct ms_vm *vm, const struct ms_listener *listener, struct ms_error *err)
+{
+	return add_listener(vm, listener, true, err);
+}
+
+static void delete_listener(struct ms_vm *vm, size_t i)
+{
+	vm->nr_listeners--;
+	if (i == vm->nr_listeners)
+		vm->has_last_listener = false;
+	for (; i < vm->nr_listeners; i++)
+		vm->listeners[i] = vm->listeners[i + 1];
 }
 
 /* Needs no memory.  So once it has the lock, it fails only if the listener is not in the list. */
@@ -70,8 +100,7 @@ int ms_remove_listener(struct ms_vm *vm, const struct ms_listener *listener, str
 	if (i == vm->nr_listeners)
 		r = vm_refuse(err, ENOENT, MS_RULE_NO_SUCH_LISTENER, 0, NULL);
 	else
-		for (vm->nr_listeners--; i < vm->nr_listeners; i++)
-			vm->listeners[i] = vm->listeners[i + 1];
+		delete_listener(vm, i);
 	vm_unlock(vm);
 	return r;
 }
@@ -132,5 +161,31 @@ void listeners_commit(struct ms_vm *vm, const struct ms_change *change)
 		if (l->commit)
 			l->commit(l->opaque, change);
 	}
+	slots_lock_leave_hook(&vm->slots_lock);
+}
+
+/* ---- the end of the VM ---- */
+
+/* A struct of an earlier version ends before this member. */
+static bool has_closed(const struct ms_listener *l)
+{
+	return l->size >= SIZE_UP_TO(struct ms_listener, closed) && l->closed;
+}
+
+bool vm_has_closed_hooks(const struct ms_vm *vm)
+{
+	size_t i = 0;
+
+	while (i < vm->nr_listeners && !has_closed(vm->listeners[i]))
+		i++;
+	return i < vm->nr_listeners;
+}
+
+void vm_call_closed_hooks(struct ms_vm *vm)
+{
+	slots_lock_enter_hook(&vm->slots_lock);
+	for (size_t i = 0; i < vm->nr_listeners; i++)
+		if (has_closed(vm->listeners[i]))
+			vm->listeners[i]->closed(vm->listeners[i]->opaque);
 	slots_lock_leave_hook(&vm->slots_lock);
 }

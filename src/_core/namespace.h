@@ -144,6 +144,7 @@
 #define slots_lock_leave_hook ms_slots_lock_leave_hook
 #define slots_lock_release ms_slots_lock_release
 #define slots_lock_run_pending_end ms_slots_lock_run_pending_end
+#define slots_lock_seize ms_slots_lock_seize
 #define slots_lock_try ms_slots_lock_try
 #define slots_lock_wait ms_slots_lock_wait
 #define srcu_cache ms_srcu_cache
@@ -171,9 +172,11 @@
 #define update_check_caller ms_update_check_caller
 #define update_step_end ms_update_step_end
 #define update_swap_sets ms_update_swap_sets
+#define vm_call_closed_hooks ms_vm_call_closed_hooks
 #define vm_design ms_vm_design
 #define vm_end_update ms_vm_end_update
 #define vm_free_deferred ms_vm_free_deferred
+#define vm_has_closed_hooks ms_vm_has_closed_hooks
 #define vm_index_entry ms_vm_index_entry
 #define vm_index_is_due ms_vm_index_is_due
 #define vm_index_make ms_vm_index_make

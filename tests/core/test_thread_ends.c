@@ -407,6 +407,85 @@ static void test_close(void)
 	end_vm(vm);
 }
 
+/* ---- in a hook of the end of the VM ---- */
+
+static unsigned closed_calls, end_at_closed; /* the thread ends in closed hook number end_at_closed */
+
+static void on_closed(void *opaque)
+{
+	(void)opaque;
+	if (++closed_calls == end_at_closed)
+		pthread_exit(NULL);
+}
+
+static void *close_vm(void *unused)
+{
+	ms_vm_close(vm, NULL);
+	CHECK(!"the thread ends in a hook");
+	return unused;
+}
+
+static void *destroy_vm(void *unused)
+{
+	ms_vm_destroy(vm);
+	CHECK(!"the thread ends in a hook");
+	return unused;
+}
+
+static struct ms_listener ends[2] = {
+	{ LISTENER_SIZE, .closed = on_closed },
+	{ LISTENER_SIZE, .closed = on_closed },
+};
+
+static void make_vm_that_ends(void)
+{
+	vm = vm_with_slots();
+	for (int i = 0; i < 2; i++)
+		CHECK_EQ(ms_add_listener(vm, &ends[i], NULL), 0);
+	CHECK_EQ(atomic_load(&backing->refs), 2);
+	closed_calls = 0;
+}
+
+/* The next call that takes the lock frees the slots, without a further hook. */
+static void test_closed_by_close(enum taker taker)
+{
+	make_vm_that_ends();
+	by_another_thread(close_vm, NULL);
+	CHECK(atomic_load(&vm->slots_lock.pending_end));
+	CHECK_EQ(atomic_load(&backing->refs), 2);
+	CHECK_EQ(ms_gfn_to_hva(vm, SPACE, 0x100), MS_HVA_ERR_BAD);
+	if (taker == BY_REFUSED) {
+		CHECK_EQ(set(vm, SPACE, 1, 1, 1, 0), -EBADF);
+		CHECK_EQ(atomic_load(&backing->refs), 1);
+	}
+	if (taker != BY_DESTROY)
+		end_vm(vm);
+	else
+		ms_vm_destroy(vm);
+}
+
+/* The end of the thread frees the VM. */
+static void test_closed_by_destroy(void)
+{
+	make_vm_that_ends();
+	by_another_thread(destroy_vm, NULL);
+}
+
+static void test_closed(void)
+{
+	static const enum taker takers[] = { BY_REFUSED, BY_CLOSE, BY_DESTROY };
+
+	for (end_at_closed = 1; end_at_closed <= 2; end_at_closed++)
+		for (size_t k = 0; k <= ARRAY_SIZE(takers); k++, endings++) {
+			if (k < ARRAY_SIZE(takers))
+				test_closed_by_close(takers[k]);
+			else
+				test_closed_by_destroy();
+			CHECK_EQ(closed_calls, end_at_closed);
+			CHECK_EQ(atomic_load(&backing->refs), 1);
+		}
+}
+
 /* ---- in a hook of a VM inside a hook of another ---- */
 
 static struct ms_vm *outer;
@@ -456,6 +535,7 @@ int main(int argc, char **argv)
 		test_hooks();
 		test_reports();
 		test_close();
+		test_closed();
 		test_nested();
 	}
 	CHECK_EQ(atomic_load(&backing->refs), 1);

@@ -146,7 +146,8 @@ struct ms_memslot {
 	RULE(GUEST_RAW, "the slot at gpa has no backing, and the VM has not dereference_raw_addresses", EFAULT) \
 	RULE(GUEST_FAULT, "the host memory at gpa, of the slot other, is truncated, unmapped or protected", EFAULT) \
 	RULE(CACHE_RANGE, "the range of a gfn_to_hva_cache is empty or wraps, or an access ends beyond limit bytes", \
-	     EINVAL)
+	     EINVAL) \
+	RULE(LAST_LISTENER, "the VM has a listener that stays behind the others", EEXIST)
 
 enum ms_rule {
 	MS_RULE_NONE = 0,
@@ -207,8 +208,8 @@ int ms_config_init_sized(struct ms_config *config, size_t size); /* -EINVAL: the
  * process has no pthread key left (PTHREAD_KEYS_MAX); the library needs two. */
 int ms_vm_create(const struct ms_config *config, struct ms_vm **out);
 
-/* [lock] Deletes every slot, after the readers that may see one have left.  Calls no hooks.  Later lookups find holes,
- * and later changes fail with -EBADF.  A second call does nothing. */
+/* [lock] Deletes every slot, after the readers that may see one have left.  The only hook that it calls is `closed` of
+ * struct ms_listener.  Later lookups find holes, and later changes fail with -EBADF.  A second call does nothing. */
 int ms_vm_close(struct ms_vm *vm, struct ms_error *err);
 
 /*
@@ -222,6 +223,7 @@ void ms_set_poll(ms_poll_fn *poll);
 
 /*
  * Frees the VM.  NULL: does nothing.  Any thread may call it; it never waits.
+ * - If ms_vm_close() was not called, it calls the hook `closed` of each listener.
  * - No other call on the VM may be in progress.  In a hook or a stall report of the VM itself, ms_vm_destroy() does
  *   nothing: the VM remains.
  * - An open update is rolled back.  Open read sections of the VM end.  A section of another thread still counts for its
@@ -359,6 +361,9 @@ struct ms_change {
  *   flush    follows the swap that publishes the INVALID copy of a slot that is deleted or moved.  `active` is that
  *            copy, which readers see from then on; `old` is the former slot.
  *   commit   the change is complete.
+ *   closed   the VM ends, by ms_vm_close() or by ms_vm_destroy() without it.  Each listener of this moment gets the call
+ *            once, in order.  Every reader has left the slots and lookups find holes, but the slots still hold their
+ *            backings.  A forked child does not call the hook.
  */
 struct ms_listener {
 	size_t size; /* of this struct */
@@ -367,12 +372,17 @@ struct ms_listener {
 	void (*abort)(void *opaque, const struct ms_change *change);
 	void (*flush)(void *opaque, const struct ms_memslot *active, const struct ms_memslot *old);
 	void (*commit)(void *opaque, const struct ms_change *change);
+	int (*prepare_many)(void *opaque, const struct ms_change *changes, size_t n);
+	void (*closed)(void *opaque);
 };
 
 /* [lock] Listeners are called in the order in which they were added.  The address identifies a listener.  It must stay
- * valid until ms_remove_listener() has returned.  -EEXIST: added twice.  -ENOENT: not added to this VM.  -EINVAL: its
- * size is too small. */
+ * valid until ms_remove_listener() or ms_vm_destroy() has returned.  -EEXIST: added twice.  -ENOENT: not added to this
+ * VM.  -EINVAL: its size is too small.
+ * ms_add_listener_last() adds a listener that stays behind all others, also behind those that are added later: after
+ * its prepare no listener can refuse the change.  A VM has at most one such listener (-EEXIST, MS_RULE_LAST_LISTENER). */
 int ms_add_listener(struct ms_vm *vm, const struct ms_listener *listener, struct ms_error *err);
+int ms_add_listener_last(struct ms_vm *vm, const struct ms_listener *listener, struct ms_error *err);
 int ms_remove_listener(struct ms_vm *vm, const struct ms_listener *listener, struct ms_error *err);
 
 /* ---- lookups (lookup.c, batch.c, vcpu.c, vm.c) ----------------------------------------------------------------- */
