@@ -107,29 +107,71 @@ int ms_remove_listener(struct ms_vm *vm, const struct ms_listener *listener, str
 
 /* ---- the hooks ---- */
 
-int listeners_prepare(struct ms_vm *vm, const struct ms_change *change, uint32_t *prepared, struct ms_error *err)
+/* Whether the listener has the hook.  A struct of an earlier version ends before prepare_many. */
+static bool prepares_lists(const struct ms_listener *l)
+{
+	return l->size >= SIZE_UP_TO(struct ms_listener, prepare_many) && l->prepare_many;
+}
+
+static int prepare_each(const struct ms_listener *l, const struct ms_change *changes, size_t n, size_t *done)
+{
+	int r = 0;
+
+	while (!r && l->prepare && *done < n) {
+		r = l->prepare(l->opaque, &changes[*done]);
+		*done += !r;
+	}
+	return r;
+}
+
+/* Only a listener with `prepare` can refuse one change of several. */
+static int prepare_list(const struct ms_listener *l, const struct ms_change *changes, size_t n, struct prepared *done,
+			size_t *refused)
+{
+	bool whole = prepares_lists(l);
+	int r = whole ? l->prepare_many(l->opaque, changes, n) : prepare_each(l, changes, n, &done->changes);
+
+	if (r) {
+		*refused = !whole ? done->changes : n > 1 ? n : 0;
+		return r;
+	}
+	done->changes = 0;
+	done->listeners++;
+	return 0;
+}
+
+int listeners_prepare(struct ms_vm *vm, const struct ms_change *changes, size_t n, struct prepared *done,
+		      size_t *refused, struct ms_error *err)
 {
 	int r = 0;
 
 	slots_lock_enter_hook(&vm->slots_lock);
-	while (!r && *prepared < vm->nr_listeners) {
-		const struct ms_listener *l = vm->listeners[*prepared];
-
-		r = l->prepare ? l->prepare(l->opaque, change) : 0;
-		*prepared += !r;
-	}
+	while (!r && done->listeners < vm->nr_listeners)
+		r = prepare_list(vm->listeners[done->listeners], changes, n, done, refused);
 	slots_lock_leave_hook(&vm->slots_lock);
 	return r ? vm_refuse(err, r < 0 ? -r : EINVAL, MS_RULE_LISTENER_REFUSED, 0, NULL) : 0;
 }
 
-void listeners_abort(struct ms_vm *vm, const struct ms_change *change, uint32_t *prepared)
+static void abort_each(const struct ms_listener *l, const struct ms_change *changes, size_t *done)
 {
-	slots_lock_enter_hook(&vm->slots_lock);
-	while (*prepared > 0) {
-		const struct ms_listener *l = vm->listeners[--*prepared];
+	while (*done > 0) {
+		const struct ms_change *change = &changes[--*done];
 
 		if (l->abort)
 			l->abort(l->opaque, change);
+	}
+}
+
+void listeners_abort(struct ms_vm *vm, const struct ms_change *changes, size_t n, struct prepared *done)
+{
+	slots_lock_enter_hook(&vm->slots_lock);
+	for (;;) {
+		if (done->changes)
+			abort_each(vm->listeners[done->listeners], changes, &done->changes);
+		if (!done->listeners)
+			break;
+		done->listeners--;
+		done->changes = n;
 	}
 	slots_lock_leave_hook(&vm->slots_lock);
 }
@@ -152,15 +194,17 @@ void listeners_flush(struct ms_vm *vm, const struct memslot *active, const struc
 	slots_lock_leave_hook(&vm->slots_lock);
 }
 
-void listeners_commit(struct ms_vm *vm, const struct ms_change *change)
+static void commit_each(const struct ms_listener *l, const struct ms_change *changes, size_t n)
+{
+	for (size_t i = 0; l->commit && i < n; i++)
+		l->commit(l->opaque, &changes[i]);
+}
+
+void listeners_commit(struct ms_vm *vm, const struct ms_change *changes, size_t n)
 {
 	slots_lock_enter_hook(&vm->slots_lock);
-	for (size_t i = 0; i < vm->nr_listeners; i++) {
-		const struct ms_listener *l = vm->listeners[i];
-
-		if (l->commit)
-			l->commit(l->opaque, change);
-	}
+	for (size_t i = 0; i < vm->nr_listeners; i++)
+		commit_each(vm->listeners[i], changes, n);
 	slots_lock_leave_hook(&vm->slots_lock);
 }
 

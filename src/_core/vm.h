@@ -35,7 +35,7 @@ struct deferred_free {
 };
 
 struct vm_counts { /* row "counters": relaxed, written under slots_lock */
-	_Atomic uint64_t change[MS_FLAGS_ONLY + 1];
+	_Atomic uint64_t change[MS_RESIZE + 1];
 	_Atomic uint64_t noops, refused;
 	_Atomic uint64_t nr_memslots, nr_memslot_pages;
 };
@@ -67,6 +67,7 @@ struct ms_vm {
 	struct stall_report stall_report;
 	struct vm_counts counts;
 	struct writer writer; /* of the present change */
+	struct ms_change single_value; /* for the listeners of a list of one change */
 };
 
 _Static_assert(offsetof(struct ms_vm, config.user_mem_slots) < CACHE_LINE &&

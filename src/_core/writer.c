@@ -179,16 +179,6 @@ static void invalidate(struct writer *w)
 			listeners_flush(w->vm, w->change[i].inv, w->change[i].old);
 }
 
-static int prepare_listeners(const struct writer *w, struct change *c)
-{
-	struct ms_change change;
-
-	if (likely(!w->vm->nr_listeners))
-		return 0;
-	change = change_value(c);
-	return listeners_prepare(w->vm, &change, &c->prepared, w->err);
-}
-
 /* Gives the new slot its dirty log, then checks the limit of guest addresses.  KVM checks it as late: a MOVE is INVALID
  * then. */
 static int complete_slot(const struct writer *w, const struct change *c)
@@ -200,30 +190,56 @@ static int complete_slot(const struct writer *w, const struct change *c)
 	return r;
 }
 
-static int prepare(const struct writer *w)
+/* The values of the changes stay valid until writer_release(): abort and commit use them too. */
+static int make_values(struct writer *w)
+{
+	w->values = &w->vm->single_value;
+	if (w->nr > 1)
+		w->values = memory_zalloc(&w->vm->memory, w->nr * sizeof(*w->values));
+	if (!w->values)
+		return no_memory(w->err);
+	for (size_t i = 0; i < w->nr; i++)
+		w->values[i] = change_value(&w->change[i]);
+	return 0;
+}
+
+/* The number of the entry of a change; `nr` stands for the whole list. */
+static uint32_t entry_of(const struct writer *w, size_t i)
+{
+	return i < w->nr ? w->change[i].entry : w->entries;
+}
+
+static int prepare_listeners(struct writer *w)
+{
+	size_t refused = 0;
+	int r;
+
+	if (likely(!w->vm->nr_listeners))
+		return 0;
+	r = make_values(w);
+	if (r)
+		return at_entry(w, r, w->entries);
+	r = listeners_prepare(w->vm, w->values, w->nr, &w->prepared, &refused, w->err);
+	return at_entry(w, r, entry_of(w, refused));
+}
+
+static int prepare(struct writer *w)
 {
 	int r = 0;
 
 	for (size_t i = 0; !r && i < w->nr; i++) {
-		struct change *c = &w->change[i];
+		const struct change *c = &w->change[i];
 
 		if (c->new_slot && !c->staged)
-			r = complete_slot(w, c);
-		if (!r)
-			r = prepare_listeners(w, c);
-		at_entry(w, r, c->entry);
+			r = at_entry(w, complete_slot(w, c), c->entry);
 	}
-	return r;
+	return r ? r : prepare_listeners(w);
 }
 
-static void abort_listeners(const struct writer *w, struct change *c)
+static void abort_listeners(struct writer *w)
 {
-	struct ms_change change;
-
-	if (!c->prepared || w->without_hooks)
-		return;
-	change = change_value(c);
-	listeners_abort(w->vm, &change, &c->prepared);
+	if (w->values && !w->without_hooks)
+		listeners_abort(w->vm, w->values, w->nr, &w->prepared);
 }
 
 /* Undoes the edits of the private set: removes the staged slots and puts the invalidated ones back.  A change that
@@ -253,8 +269,7 @@ static void discard_all(const struct writer *w)
 /* After invalidate() the inactive set is the one without INVALID copies.  Publishes it, then restores the other one. */
 void writer_roll_back(struct writer *w)
 {
-	for (size_t i = w->nr; i-- > 0;)
-		abort_listeners(w, &w->change[i]);
+	abort_listeners(w);
 	w->step = WRITER_ROLLS_BACK;
 	if (w->invalidated)
 		vm_swap(w->vm, w->as_id);
@@ -314,33 +329,31 @@ static void add_last_bits(struct ms_change *change, const struct change *c)
 	change->nr_dirty_words = nwords_of(log);
 }
 
-static void commit_listeners(const struct writer *w, const struct change *c)
+static void commit_listeners(const struct writer *w)
 {
-	struct ms_change change;
-
-	if (likely(!w->vm->nr_listeners) || w->without_hooks)
+	if (likely(!w->values) || w->without_hooks)
 		return;
-	change = change_value(c);
-	add_last_bits(&change, c);
-	listeners_commit(w->vm, &change);
+	for (size_t i = 0; i < w->nr; i++)
+		add_last_bits(&w->values[i], &w->change[i]);
+	listeners_commit(w->vm, w->values, w->nr);
 }
 
 /* No reader can see inv and old any more.  Where each set stores copies, the set's copy of the new slot holds the
  * references now, so only the writer's copy is freed. */
-static void commit(const struct writer *w, struct change *c)
+static void free_former(const struct writer *w, const struct change *c)
 {
-	commit_listeners(w, c);
 	point(WRITER_FREES);
 	free_slot(w, c->inv);
 	free_slot(w, c->old);
 	drop_copy(w, c->new_slot);
 }
 
-static void commit_all(struct writer *w)
+static void commit(struct writer *w)
 {
 	w->step = WRITER_COMMITS;
-	for (; w->committed < w->nr; w->committed++)
-		commit(w, &w->change[w->committed]);
+	commit_listeners(w);
+	for (size_t i = 0; i < w->nr; i++)
+		free_former(w, &w->change[i]);
 }
 
 /* The steps after the swap of apply(). */
@@ -351,7 +364,7 @@ static void complete(struct writer *w)
 	point(WRITER_PROPAGATED);
 	for (size_t i = 0; i < w->nr; i++)
 		count_change(w, &w->change[i]);
-	commit_all(w);
+	commit(w);
 }
 
 /* Without listeners only a stall report calls the user's code, and stall_report.c watches the thread itself. */
@@ -406,7 +419,7 @@ static void finish_change(struct slots_lock *lock)
 	if (w->step == WRITER_APPLIES)
 		complete(w);
 	else if (w->step == WRITER_COMMITS)
-		commit_all(w);
+		commit(w);
 	else
 		finish_roll_back(w);
 	writer_end(w);
@@ -451,6 +464,8 @@ void writer_release(struct writer *w)
 	struct memory *memory = &w->vm->memory;
 
 	memory_free(memory, w->scratch, w->scratch_size);
+	if (w->values != &w->vm->single_value)
+		memory_free(memory, w->values, w->nr * sizeof(*w->values));
 	if (w->change != &w->single)
 		memory_free(memory, w->change, w->room * sizeof(*w->change));
 }
