@@ -22,9 +22,11 @@
 #define dirty_log_clear ms_dirty_log_clear
 #define dirty_log_create ms_dirty_log_create
 #define dirty_log_derive ms_dirty_log_derive
+#define dirty_log_forget ms_dirty_log_forget
 #define dirty_log_get ms_dirty_log_get
 #define dirty_log_give_back ms_dirty_log_give_back
 #define dirty_log_harvest ms_dirty_log_harvest
+#define dirty_log_is_clean ms_dirty_log_is_clean
 #define dirty_log_mark_large ms_dirty_log_mark_large
 #define dirty_log_mark_range ms_dirty_log_mark_range
 #define dirty_log_merge ms_dirty_log_merge
@@ -32,6 +34,7 @@
 #define dirty_log_peek ms_dirty_log_peek
 #define dirty_log_pin ms_dirty_log_pin
 #define dirty_log_put ms_dirty_log_put
+#define dirty_log_take ms_dirty_log_take
 #define dirty_log_unnoted ms_dirty_log_unnoted
 #define dirty_log_unpin ms_dirty_log_unpin
 #define dirty_summary_drop ms_dirty_summary_drop
@@ -170,6 +173,10 @@
 #define thread_wake_all ms_thread_wake_all
 #define thread_watch ms_thread_watch
 #define update_check_caller ms_update_check_caller
+#define update_commit ms_update_commit
+#define update_free_changes ms_update_free_changes
+#define update_prepare ms_update_prepare
+#define update_reserve_changes ms_update_reserve_changes
 #define update_step_end ms_update_step_end
 #define update_swap_sets ms_update_swap_sets
 #define vm_call_closed_hooks ms_vm_call_closed_hooks

@@ -47,9 +47,9 @@ static bool touch(struct ms_update *u, struct memslot *slot)
 {
 	if (!slot || slot->sets & TOUCHED)
 		return true;
-	if (!list_reserve(&u->vm->memory, &u->touched, sizeof(struct touched)))
+	if (!list_reserve(&u->vm->memory, &u->touched, sizeof(struct touched)) || !update_reserve_changes(u))
 		return false;
-	*touched_at(u, u->touched.nr++) = (struct touched){ slot, slot->sets == 3 };
+	*touched_at(u, u->touched.nr++) = (struct touched){ slot, slot->sets == 3, slot->sets == 3 };
 	slot->sets |= TOUCHED;
 	return true;
 }
@@ -224,6 +224,7 @@ int ms_update_invalidate(struct ms_update *u, struct ms_slot *handle, struct ms_
 	update_step_begin(u);
 	update_swap_sets(u);
 	listeners_flush(u->vm, inv, slot);
+	slot->sets |= FLUSHED;
 	*out = update_step_end(u) ? handle_of(inv) : NULL;
 	return 0;
 }

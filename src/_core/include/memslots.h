@@ -399,7 +399,8 @@ void *ms_backing_opaque(const struct ms_backing *backing);
 /* ---- listeners (listeners.c) ---------------------------------------------------------------------------------- */
 
 /* A RESIZE has other pages: npages, and userspace_addr if pages were removed or added below the first one.  It may
- * change the place and the flags too, as a MOVE may change the flags.  Only ms_change_memslots() makes these. */
+ * change the place and the flags too, as a MOVE may change the flags.  Only ms_change_memslots() and
+ * updates make these.  In an update a RESIZE may also have another userspace_addr or READONLY flag. */
 enum ms_change_kind { MS_CREATE, MS_DELETE, MS_MOVE, MS_FLAGS_ONLY, MS_RESIZE };
 
 /* The argument of the hooks.  old_slot has npages 0 in a CREATE, new_slot in a DELETE. */
@@ -772,6 +773,13 @@ uint64_t ms_manual_dirty_log_protect(const struct ms_vm *vm);
  * - Without an update (NULL) a step is -EINVAL and MS_RULE_HANDLE.
  * - ms_update_end() returns 0 if both sets hold the same slots and none is INVALID.  Otherwise it restores both sets as
  *   they were at begin, with another swap if one was made, and fails with -EINVAL and MS_RULE_SETS_DIFFER.
+ * - Then the listeners get the changes between begin and end as one list: the deletes, then the changes of slots that
+ *   stay, then the creates.  Readers see the new slots already.  If a listener refuses, the end restores both sets in
+ *   the same way and fails with the errno of that listener and MS_RULE_LISTENER_REFUSED.  Otherwise the flush hooks
+ *   follow, for each slot that readers have seen and that is gone or translates in another way, unless
+ *   ms_update_invalidate() has called them; then the commit hooks.  Two slots with one id are one change.  A slot with the
+ *   values of the former one, but without its log or backing, is a DELETE and a CREATE.  An update that is rolled back
+ *   or abandoned reaches no listener.
  */
 int ms_update_begin(struct ms_vm *vm, uint32_t as_id, struct ms_update **out, struct ms_error *err);
 int ms_update_end(struct ms_update *update, bool keep, struct ms_error *err); /* keep = false: roll back, return 0 */
