@@ -22,9 +22,11 @@
 #define dirty_log_clear ms_dirty_log_clear
 #define dirty_log_create ms_dirty_log_create
 #define dirty_log_derive ms_dirty_log_derive
+#define dirty_log_forget ms_dirty_log_forget
 #define dirty_log_get ms_dirty_log_get
 #define dirty_log_give_back ms_dirty_log_give_back
 #define dirty_log_harvest ms_dirty_log_harvest
+#define dirty_log_is_clean ms_dirty_log_is_clean
 #define dirty_log_mark_large ms_dirty_log_mark_large
 #define dirty_log_mark_range ms_dirty_log_mark_range
 #define dirty_log_merge ms_dirty_log_merge
@@ -32,6 +34,7 @@
 #define dirty_log_peek ms_dirty_log_peek
 #define dirty_log_pin ms_dirty_log_pin
 #define dirty_log_put ms_dirty_log_put
+#define dirty_log_take ms_dirty_log_take
 #define dirty_log_unnoted ms_dirty_log_unnoted
 #define dirty_log_unpin ms_dirty_log_unpin
 #define dirty_summary_drop ms_dirty_summary_drop
@@ -91,9 +94,14 @@
 #define interval_tree_init ms_interval_tree_init
 #define interval_tree_next ms_interval_tree_next
 #define interval_tree_replace ms_interval_tree_replace
+#define layout_free ms_layout_free
+#define layout_resolve ms_layout_resolve
+#define list_free ms_list_free
+#define list_reserve ms_list_reserve
 #define listeners_abort ms_listeners_abort
 #define listeners_commit ms_listeners_commit
 #define listeners_flush ms_listeners_flush
+#define listeners_flush_list ms_listeners_flush_list
 #define listeners_prepare ms_listeners_prepare
 #define memory_alloc_lines ms_memory_alloc_lines
 #define memory_fail ms_memory_fail
@@ -131,6 +139,7 @@
 #define rb_neighbour ms_rb_neighbour
 #define rb_replace ms_rb_replace
 #define rules_backing ms_rules_backing
+#define rules_free_id ms_rules_free_id
 #define rules_gpa_limit ms_rules_gpa_limit
 #define rules_guest_memfd ms_rules_guest_memfd
 #define rules_overlap ms_rules_overlap
@@ -193,8 +202,10 @@
 #define writer_carry_out ms_writer_carry_out
 #define writer_discard ms_writer_discard
 #define writer_end ms_writer_end
+#define writer_make ms_writer_make
 #define writer_release ms_writer_release
 #define writer_roll_back ms_writer_roll_back
 #define writer_stage ms_writer_stage
+#define writer_stage_list ms_writer_stage_list
 
 #endif

@@ -26,6 +26,7 @@
 
 #include <errno.h>
 
+#include "list.h"
 #include "vm.h"
 
 struct edit {
@@ -38,11 +39,6 @@ struct edit {
 struct touched {
 	struct memslot *slot;
 	bool was_member; /* at begin */
-};
-
-struct list {
-	void *items;
-	size_t nr, room;
 };
 
 struct ms_update {
