@@ -194,6 +194,34 @@ void listeners_flush(struct ms_vm *vm, const struct memslot *active, const struc
 	slots_lock_leave_hook(&vm->slots_lock);
 }
 
+static bool has_flush(const struct ms_change *change)
+{
+	return change->kind == MS_DELETE || change->kind == MS_MOVE || change->kind == MS_RESIZE;
+}
+
+static void flush_each(const struct ms_listener *l, const struct ms_change *changes, size_t n)
+{
+	for (size_t i = 0; l->flush && i < n; i++) {
+		struct ms_memslot active = changes[i].new_slot;
+
+		if (!has_flush(&changes[i]))
+			continue;
+		if (changes[i].kind == MS_DELETE) {
+			active = changes[i].old_slot;
+			active.flags |= MS_MEMSLOT_INVALID;
+		}
+		l->flush(l->opaque, &active, &changes[i].old_slot);
+	}
+}
+
+void listeners_flush_list(struct ms_vm *vm, const struct ms_change *changes, size_t n)
+{
+	slots_lock_enter_hook(&vm->slots_lock);
+	for (size_t i = 0; i < vm->nr_listeners; i++)
+		flush_each(vm->listeners[i], changes, n);
+	slots_lock_leave_hook(&vm->slots_lock);
+}
+
 static void commit_each(const struct ms_listener *l, const struct ms_change *changes, size_t n)
 {
 	for (size_t i = 0; l->commit && i < n; i++)

@@ -29,6 +29,10 @@ void listeners_abort(struct ms_vm *vm, const struct ms_change *changes, size_t n
 /* Readers see `active`, the INVALID copy of old, now. */
 void listeners_flush(struct ms_vm *vm, const struct memslot *active, const struct memslot *old);
 
+/* The same for each change of a list that has published its last state with one swap: a deleted, moved or resized slot.
+ * In place of a deleted slot the listeners get its INVALID copy. */
+void listeners_flush_list(struct ms_vm *vm, const struct ms_change *changes, size_t n);
+
 void listeners_commit(struct ms_vm *vm, const struct ms_change *changes, size_t n);
 
 #endif

@@ -94,9 +94,14 @@
 #define interval_tree_init ms_interval_tree_init
 #define interval_tree_next ms_interval_tree_next
 #define interval_tree_replace ms_interval_tree_replace
+#define layout_free ms_layout_free
+#define layout_resolve ms_layout_resolve
+#define list_free ms_list_free
+#define list_reserve ms_list_reserve
 #define listeners_abort ms_listeners_abort
 #define listeners_commit ms_listeners_commit
 #define listeners_flush ms_listeners_flush
+#define listeners_flush_list ms_listeners_flush_list
 #define listeners_prepare ms_listeners_prepare
 #define memory_alloc_lines ms_memory_alloc_lines
 #define memory_fail ms_memory_fail
@@ -134,6 +139,7 @@
 #define rb_neighbour ms_rb_neighbour
 #define rb_replace ms_rb_replace
 #define rules_backing ms_rules_backing
+#define rules_free_id ms_rules_free_id
 #define rules_gpa_limit ms_rules_gpa_limit
 #define rules_guest_memfd ms_rules_guest_memfd
 #define rules_overlap ms_rules_overlap
@@ -203,8 +209,10 @@
 #define writer_carry_out ms_writer_carry_out
 #define writer_discard ms_writer_discard
 #define writer_end ms_writer_end
+#define writer_make ms_writer_make
 #define writer_release ms_writer_release
 #define writer_roll_back ms_writer_roll_back
 #define writer_stage ms_writer_stage
+#define writer_stage_list ms_writer_stage_list
 
 #endif

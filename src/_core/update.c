@@ -226,8 +226,8 @@ static void free_update(struct ms_update *u)
 
 	vm_index_end_change(vm, u->as_id);
 	update_free_changes(u);
-	memory_free(&vm->memory, u->edits.items, u->edits.room * sizeof(struct edit));
-	memory_free(&vm->memory, u->touched.items, u->touched.room * sizeof(struct touched));
+	list_free(&vm->memory, &u->edits, sizeof(struct edit));
+	list_free(&vm->memory, &u->touched, sizeof(struct touched));
 	atomic_store_explicit(&vm->update, NULL, memory_order_relaxed);
 	if (!u->owner_ended) {
 		memory_free(&vm->memory, u, sizeof(*u));

@@ -26,6 +26,7 @@
 
 #include <errno.h>
 
+#include "list.h"
 #include "vm.h"
 
 struct edit {
@@ -43,11 +44,6 @@ struct touched {
 
 struct slot_pair {
 	struct memslot *old, *new_slot;
-};
-
-struct list {
-	void *items;
-	size_t nr, room;
 };
 
 struct ms_update {

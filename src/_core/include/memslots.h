@@ -172,7 +172,8 @@ bool ms_rule_has_errno(enum ms_rule rule, int code);
 struct ms_error {
 	enum ms_rule rule;
 	/* ms_load_memslots(): the first entry that is refused.  ms_change_memslots(): the step that is refused.  Both:
-	 * the entry or step of the change that a listener refuses; n, if it refuses the list as a whole. */
+	 * the entry or step of the change that a listener refuses; n, if it refuses the list as a whole, or if there is
+	 * no memory for the list as a whole. */
 	uint32_t index;
 	uint64_t limit;
 	struct ms_memslot other;
