@@ -229,7 +229,7 @@ static void forget_pages_of(struct dirty_log *from, const struct dirty_log *to)
 }
 
 /* No reader can find the log of the old slot any more, unless it is that of the new one too. */
-static void add_last_bits(struct ms_change *change, const struct slot_pair *pair)
+static void note_last_bits(struct ms_change *change, const struct slot_pair *pair)
 {
 	struct dirty_log *log = pair->old ? pair->old->dirty : NULL;
 	const struct dirty_log *next = pair->new_slot ? pair->new_slot->dirty : NULL;
@@ -253,7 +253,7 @@ void update_commit(struct ms_update *u)
 		if (needs_flush(touched_at(u, i)))
 			flush(u, touched_at(u, i)->slot);
 	for (size_t i = 0; i < u->nr_changes; i++)
-		add_last_bits(&u->changes[i], &u->pairs[i]);
+		note_last_bits(&u->changes[i], &u->pairs[i]);
 	if (u->nr_changes)
 		listeners_commit(u->vm, u->changes, u->nr_changes);
 }
