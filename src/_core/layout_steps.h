@@ -27,11 +27,12 @@ struct layout_item {
 	struct ms_memslot value;
 	struct ms_backing *backing; /* that of old, or of the CREATE */
 	struct memslot *old;        /* the slot of the active set that the item continues, or NULL */
-	uint32_t step;    /* that gave the item its place, or ended it; if there is none, the last one that names it */
-	uint32_t sources; /* the newest entry of its chain in layout.sources, + 1; 0: no sources except the item itself */
-	uint32_t change;  /* for transaction.c */
-	bool exists;      /* no step has ended it */
-	bool placed;      /* `step` has changed more than the flags */
+	uint32_t step; /* that gave the item its place, or ended it; if there is none, the last one that names it */
+	uint32_t
+		sources; /* the newest entry of its chain in layout.sources, + 1; 0: no sources except the item itself */
+	uint32_t change; /* for transaction.c */
+	bool exists; /* no step has ended it */
+	bool placed; /* `step` has changed more than the flags */
 };
 
 struct layout_source {
@@ -43,12 +44,12 @@ struct layout {
 	struct ms_vm *vm;
 	struct ms_error *err;
 	uint32_t as_id;
-	uint32_t step;     /* the present one */
+	uint32_t step; /* the present one */
 	struct list items; /* struct layout_item; the order is that of the first steps that name them */
 	struct list sources; /* struct layout_source */
-	uint32_t *by_id;   /* a hash table: the newest item of each id, + 1; 0: none */
+	uint32_t *by_id; /* a hash table: the newest item of each id, + 1; 0: none */
 	unsigned table_bits; /* by_id has 1 << table_bits entries */
-	uint32_t free_id;  /* every id below it is in use in the model; see knows_free_id */
+	uint32_t free_id; /* every id below it is in use in the model; see knows_free_id */
 	bool knows_free_id; /* false: only the ids that a step has ended are considered in free_id */
 };
 

@@ -23,12 +23,12 @@
 #include "slot_make.h"
 #include "writer.h"
 
-
 /* ---- make: slots ---- */
 
 static bool keeps_pages(const struct layout_item *item)
 {
-	return item->old && item->old->npages == item->value.npages && item->old->hva.start == item->value.userspace_addr;
+	return item->old && item->old->npages == item->value.npages &&
+	       item->old->hva.start == item->value.userspace_addr;
 }
 
 /* Returns false if the item is as the set has it. */
