@@ -25,8 +25,8 @@ static size_t table_size(const struct layout *l)
 	return l->by_id ? (size_t)1 << l->table_bits : 0;
 }
 
-/* The entry of the id: its newest item, or an empty entry in which to put one.  The product spreads ids as in id_hash.h;
- * at least half of the entries are empty. */
+/* The entry of the id: its newest item, or an empty entry in which to put one.  The product spreads ids as in
+ * id_hash.h; at least half of the entries are empty. */
 static uint32_t *entry_of(const struct layout *l, uint32_t id)
 {
 	size_t i = (uint32_t)(id * 0x61C88647u) >> (32 - l->table_bits);

@@ -145,7 +145,8 @@ static int map_one(void)
 	return map(vm, 9, 0x900);
 }
 
-/* A CREATE, a DELETE and every kind of change between them: slot 1 in two parts, slot 2 in the place of its first part. */
+/* A CREATE, a DELETE and every kind of change between them: slot 1 in two parts, slot 2 in the place of its first part.
+ * */
 static int change_all(void)
 {
 	static const struct ms_step steps[] = {

@@ -2,10 +2,10 @@
 /*
  * test_transaction.c - random lists of steps, compared with a plain model of the slots.
  *
- * The model knows each slot by its values, its backing and its dirty pages.  It applies the same steps, and predicts the
- * result of the call, the changes that a listener gets, their last bits, and the state afterwards: all slots, ids, host
- * addresses, dirty logs, totals and generations.  Allocations and listeners fail at random.  Whatever is refused must
- * have changed nothing.
+ * The model knows each slot by its values, its backing and its dirty pages.  It applies the same steps, and predicts
+ * the result of the call, the changes that a listener gets, their last bits, and the state afterwards: all slots, ids,
+ * host addresses, dirty logs, totals and generations.  Allocations and listeners fail at random.  Whatever is refused
+ * must have changed nothing.
  */
 #include "fixture.h"
 
@@ -289,8 +289,9 @@ static struct want punch_item(const struct ms_step *s, uint32_t step, struct ite
 	return no_refusal;
 }
 
-/* Of several slots with pages on both sides of the hole, the first one that any order of cuts refuses has the same rule.
- * The engine cuts touched slots first, so an id may go to another second part: the test names at most one hole. */
+/* Of several slots with pages on both sides of the hole, the first one that any order of cuts refuses has the same
+ * rule. The engine cuts touched slots first, so an id may go to another second part: the test names at most one hole.
+ * */
 static struct want do_punch(const struct ms_step *s, uint32_t step)
 {
 	uint64_t gfn = s->guest_phys_addr / PAGE, end = gfn + s->memory_size / PAGE;

@@ -147,14 +147,10 @@ struct ms_memslot {
 	RULE(GUEST_FAULT, "the host memory at gpa, of the slot other, is truncated, unmapped or protected", EFAULT) \
 	RULE(STEP_KIND, "the step has a kind above limit", EINVAL) \
 	RULE(SPLIT, "guest_phys_addr is the first byte of the slot, or not inside it; other = the slot", EINVAL) \
-	RULE(MERGE_PLACE, "the guest frames of the two slots are no neighbours; other = the slot that would end", \
-	     EINVAL) \
-	RULE(MERGE_HVA, \
-	     "the host addresses of the two slots are no neighbours in the same order; other = the slot that " \
-	     "would end", \
-	     EINVAL) \
-	RULE(MERGE_FLAGS, "the two slots have different flags; other = the slot that would end", EINVAL) \
-	RULE(MERGE_BACKING, "the two slots have different backings; other = the slot that would end", EINVAL) \
+	RULE(MERGE_PLACE, "the guest frames of the two slots are no neighbours; other = the second slot", EINVAL) \
+	RULE(MERGE_HVA, "the host addresses of the two slots are no neighbours; other = the second slot", EINVAL) \
+	RULE(MERGE_FLAGS, "the two slots have different flags; other = the second slot", EINVAL) \
+	RULE(MERGE_BACKING, "the two slots have different backings; other = the second slot", EINVAL) \
 	RULE(CACHE_RANGE, "the range of a gfn_to_hva_cache is empty or wraps, or an access ends beyond limit bytes", \
 	     EINVAL)
 
@@ -298,13 +294,13 @@ enum ms_step_kind {
 	MS_STEP_MOVE,      /* slot, guest_phys_addr */
 	MS_STEP_SET_FLAGS, /* slot, flags: all of them */
 	MS_STEP_RESIZE,    /* slot, memory_size: the slot gains or loses pages at its end */
-	MS_STEP_SPLIT, /* slot, guest_phys_addr: here begins the second part, which becomes the new slot `other` */
-	MS_STEP_MERGE, /* slot, other: two neighbours; the pages of `other` become pages of slot, and `other` ends */
-	MS_STEP_PUNCH /* guest_phys_addr, memory_size: the hole; other: the id of a second part */
+	MS_STEP_SPLIT,     /* slot, guest_phys_addr: its pages from here on become the new slot `other` */
+	MS_STEP_MERGE,     /* slot, other: two neighbours; slot gets the pages of `other`, which ends */
+	MS_STEP_PUNCH      /* guest_phys_addr, memory_size: the hole; other: the id of a second part */
 };
 
 struct ms_step {
-	uint32_t kind; /* enum ms_step_kind */
+	uint32_t kind;  /* enum ms_step_kind */
 	uint32_t slot;
 	uint32_t other; /* SPLIT and PUNCH: or MS_SLOT_ANY */
 	uint32_t flags;
@@ -323,8 +319,8 @@ struct ms_step {
  *   RESIZE, SPLIT, MERGE and PUNCH change the pages of a slot.
  * - Places are checked for the final state only.  So two slots may trade places, and a slot may take the place of one
  *   that another step deletes.
- * - A CREATE never takes an id that is in use (MS_RULE_DUPLICATE_ID).  After a DELETE of its id it makes a new slot with
- *   a new dirty log.  MS_SLOT_ANY is the lowest id that is free after the steps before.
+ * - A CREATE never takes an id that is in use (MS_RULE_DUPLICATE_ID).  After a DELETE of its id it makes a new slot,
+ *   with a new dirty log.  MS_SLOT_ANY is the lowest id that is free after the steps before.
  * - A CREATE with a backing, and each step that changes pages: the pages lie inside the backing of the slot.
  * - SPLIT: guest_phys_addr is inside the slot, and not its first byte (MS_RULE_SPLIT).  The first part keeps the id.
  * - MERGE: the slots are neighbours in guest and in host memory, in the same order, with the same flags and the same
@@ -533,10 +529,10 @@ int ms_gfn_to_slot_id_many(struct ms_vm *vm, uint32_t as_id, const struct ms_bat
  * change never builds one.  Design "tree" only.
  */
 enum ms_index_policy {
-	MS_INDEX_AUTO, /* build an index when the lookups that had to walk pay for it */
-	MS_INDEX_OFF, /* no index; a batch walks the tree with many lookups in parallel */
+	MS_INDEX_AUTO,  /* build an index when the lookups that had to walk pay for it */
+	MS_INDEX_OFF,   /* no index; a batch walks the tree with many lookups in parallel */
 	MS_INDEX_EAGER, /* build an index at the first batch, and a new one as soon as a batch has to walk */
-	MS_INDEX_WALK /* no index, one lookup after the other: the yardstick for measurements */
+	MS_INDEX_WALK   /* no index, one lookup after the other: the yardstick for measurements */
 };
 
 /* Holds from the next lookup on.  -EINVAL: no such policy. */
@@ -562,7 +558,7 @@ size_t ms_hva_to_gfns(struct ms_vm *vm, uint64_t hva, struct ms_hva_hit *out, si
 
 /* The generation of the active set.  It includes MS_GEN_UPDATE_IN_PROGRESS while a swap waits for readers. */
 uint64_t ms_generation(struct ms_vm *vm, uint32_t as_id);
-uint64_t ms_nr_memslots(const struct ms_vm *vm); /* in all address spaces */
+uint64_t ms_nr_memslots(const struct ms_vm *vm);      /* in all address spaces */
 uint64_t ms_nr_memslot_pages(const struct ms_vm *vm); /* in all address spaces */
 
 /* A vCPU has a last_used_slot of its own, which is dropped when the generation changes.  Threads may share a vCPU,
