@@ -25,8 +25,8 @@ static size_t table_size(const struct layout *l)
 	return l->by_id ? (size_t)1 << l->table_bits : 0;
 }
 
-/* The entry of the id: its newest item, or an empty entry in which to put one.  The product spreads ids as in id_hash.h;
- * at least half of the entries are empty. */
+/* The entry of the id: its newest item, or an empty entry in which to put one.  The product spreads ids as in
+ * id_hash.h; at least half of the entries are empty. */
 static uint32_t *entry_of(const struct layout *l, uint32_t id)
 {
 	size_t i = (uint32_t)(id * 0x61C88647u) >> (32 - l->table_bits);
@@ -74,7 +74,12 @@ static struct layout_item *add_item(struct layout *l, const struct ms_memslot *v
 	struct layout_item *item = layout_item(l, l->items.nr++);
 
 	*item = (struct layout_item){
-		.value = *value, .backing = backing, .old = old, .step = l->step, .exists = true, .placed = !old,
+		.value = *value,
+		.backing = backing,
+		.old = old,
+		.step = l->step,
+		.exists = true,
+		.placed = !old,
 	};
 	*entry_of(l, value->id) = (uint32_t)l->items.nr;
 	return item;
@@ -454,7 +459,7 @@ static int load_range(struct layout *l, uint64_t gfn, uint64_t end)
 static int cut(struct layout *l, struct layout_item *item, uint64_t gfn, uint64_t end, uint32_t other)
 {
 	struct ms_memslot *v = &item->value;
-	bool below = v->base_gfn < gfn, above = end_of(v) > end;
+	bool below = v->base_gfn<gfn, above = end_of(v)> end;
 
 	if (below && above)
 		return make_second_part(l, item, gfn, end, other);
@@ -493,8 +498,9 @@ static int punch(struct layout *l, const struct ms_step *step)
 typedef int apply_fn(struct layout *l, const struct ms_step *step);
 
 static apply_fn *const apply[] = {
-	[MS_STEP_CREATE] = create, [MS_STEP_DELETE] = delete, [MS_STEP_MOVE] = move,   [MS_STEP_SET_FLAGS] = set_flags,
-	[MS_STEP_RESIZE] = resize, [MS_STEP_SPLIT] = split,   [MS_STEP_MERGE] = merge_slots, [MS_STEP_PUNCH] = punch,
+	[MS_STEP_CREATE] = create,       [MS_STEP_DELETE] = delete, [MS_STEP_MOVE] = move,
+	[MS_STEP_SET_FLAGS] = set_flags, [MS_STEP_RESIZE] = resize, [MS_STEP_SPLIT] = split,
+	[MS_STEP_MERGE] = merge_slots,   [MS_STEP_PUNCH] = punch,
 };
 
 /* A step adds at most two items, except PUNCH, which makes room itself. */

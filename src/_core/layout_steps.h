@@ -4,12 +4,12 @@
  *
  * The steps are applied, in order, to a private model of one address space.  An item of the model stands for one slot,
  * from the first step that names it on.  A slot that no step names has no item.  A DELETE ends an item; a later CREATE
- * of the same id makes a new one.  So each item has at most one slot of the active set (`old`), and each slot of the set
- * has at most one item.
+ * of the same id makes a new one.  So each item has at most one slot of the active set (`old`), and each slot of the
+ * set has at most one item.
  *
- * The sources of an item are the items whose slots had its pages: the item itself, and those from which a SPLIT or PUNCH
- * has made it, or which a MERGE has joined to it.  Host addresses say which page is which.  transaction.c derives the
- * dirty bits from them.
+ * The sources of an item are the items whose slots had its pages: the item itself, and those from which a SPLIT or
+ * PUNCH has made it, or which a MERGE has joined to it.  Host addresses say which page is which.  transaction.c derives
+ * the dirty bits from them.
  *
  * The model checks the values of each step, but no places: those depend on the final state.
  *
@@ -26,12 +26,12 @@
 struct layout_item {
 	struct ms_memslot value;
 	struct ms_backing *backing; /* that of old, or of the CREATE */
-	struct memslot *old;        /* the slot of the active set that the item continues, or NULL */
-	uint32_t step;    /* that gave the item its place, or ended it; if there is none, the last one that names it */
-	uint32_t sources; /* the newest entry of its chain in layout.sources, + 1; 0: no sources except the item itself */
+	struct memslot *old; /* the slot of the active set that the item continues, or NULL */
+	uint32_t step;    /* the last one that gave the item its place or ended it; without one, the last of all */
+	uint32_t sources; /* the newest entry of its chain in layout.sources, + 1; 0: none except the item itself */
 	uint32_t change;  /* for transaction.c */
-	bool exists;      /* no step has ended it */
-	bool placed;      /* `step` has changed more than the flags */
+	bool exists; /* no step has ended it */
+	bool placed; /* `step` has changed more than the flags */
 };
 
 struct layout_source {
@@ -62,8 +62,8 @@ static inline struct layout_source *layout_source(const struct layout *l, size_t
 	return (struct layout_source *)l->sources.items + i;
 }
 
-/* Applies the steps.  `l` has vm, as_id and err, and is zeroed otherwise.  A refusal has the number of the step in *err.
- * layout_free() must follow in any case. */
+/* Applies the steps.  `l` has vm, as_id and err, and is zeroed otherwise.  A refusal has the number of the step in
+ * *err. layout_free() must follow in any case. */
 int layout_resolve(struct layout *l, const struct ms_step *steps, size_t n);
 void layout_free(struct layout *l);
 

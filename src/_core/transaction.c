@@ -2,16 +2,18 @@
 /*
  * transaction.c - any changes of one address space as one: all with one swap, or none.
  *
- *   resolve   the steps give the final state, as items of a model (layout_steps.h); here a step is refused for its values
- *   make      a change for each item that differs from the set: its slot, its dirty log, the total of pages, gpa limit
- *   stage     the edits in the private set; here a step is refused for its place
- *   carry out listeners prepare, swap, bits into the new logs, propagate, flush, commit (writer.h)
+ *   resolve    the steps give the final state, as items of a model (layout_steps.h); here a step is refused for its
+ *              values
+ *   make       a change for each item that differs from the set: its slot and its dirty log; the total of pages and the
+ *              gpa limit
+ *   stage      the edits in the private set; here a step is refused for its place
+ *   carry out  listeners prepare, swap, bits into the new logs, propagate, flush, commit (writer.h)
  *
  * The model is freed before the first hook runs.
  *
- * Dirty logs.  A slot with the same pages as before keeps its log.  Every other new slot with LOG_DIRTY_PAGES gets a new
- * log, and takes the bits of its pages from the logs of its sources after the grace period: a reader may mark an old
- * log until then.  No call reads a log in between, because slots_lock is held.
+ * Dirty logs.  A slot with the same pages as before keeps its log.  Every other new slot with LOG_DIRTY_PAGES gets a
+ * new log, and takes the bits of its pages from the logs of its sources after the grace period: a reader may mark an
+ * old log until then.  No call reads a log in between, because slots_lock is held.
  *
  * Locking: slots_lock throughout.
  * Cost: O(log m) for each change with m slots, O(words) for each new log, one grace period.
@@ -23,12 +25,12 @@
 #include "slot_make.h"
 #include "writer.h"
 
-
 /* ---- make: slots ---- */
 
 static bool keeps_pages(const struct layout_item *item)
 {
-	return item->old && item->old->npages == item->value.npages && item->old->hva.start == item->value.userspace_addr;
+	return item->old && item->old->npages == item->value.npages &&
+	       item->old->hva.start == item->value.userspace_addr;
 }
 
 /* Returns false if the item is as the set has it. */

@@ -101,8 +101,7 @@ static int check_pointer(const void *pointer, struct ms_error *err)
 
 static bool note_edit(struct ms_update *u, struct memslot *old, struct memslot *new_slot)
 {
-	return touch(u, old) && touch(u, new_slot) &&
-	       list_reserve(&u->vm->memory, &u->edits, sizeof(struct edit), 1);
+	return touch(u, old) && touch(u, new_slot) && list_reserve(&u->vm->memory, &u->edits, sizeof(struct edit), 1);
 }
 
 /* The step is checked and has room to note the edit, so this cannot fail. */

@@ -23,10 +23,10 @@
  *   propagate         A: new          B: -              B: new            A: new
  *   swaps             1               2                 2                 1
  *
- * A transaction has no INVALID copies.  All its edits are staged: first every old slot leaves the private set, then every
- * new one enters it, because one may have the place or the id of another.  Only a change that keeps its place exchanges
- * the two slots at once.  Then the listeners prepare, and the one swap publishes all edits.  propagate makes them in the
- * same two halves.  Nothing is refused after the swap.
+ * A transaction has no INVALID copies.  All its edits are staged: first every old slot leaves the private set, then
+ * every new one enters it, because one may have the place or the id of another.  Only a change that keeps its place
+ * exchanges the two slots at once.  Then the listeners prepare, and the one swap publishes all edits.  propagate makes
+ * them in the same two halves.  Nothing is refused after the swap.
  *
  *   transaction            CREATE        DELETE      MOVE, RESIZE        FLAGS_ONLY
  *   stage, before the swap B: new        B: -        B: new              B: new
@@ -72,8 +72,8 @@ static inline int at_entry(const struct writer *w, int r, uint32_t entry)
 int writer_admit(const struct writer *w, struct change *c, const struct memslot_set *set,
 		 const struct ms_memslot *value);
 
-/* Makes the slots of a change whose kind, old and backing are set, without a dirty log and an INVALID copy: new_slot has
- * these values.  It checks nothing.  After a failure writer_discard() frees what is there. */
+/* Makes the slots of a change whose kind, old and backing are set, without a dirty log and an INVALID copy: new_slot
+ * has these values.  It checks nothing.  After a failure writer_discard() frees what is there. */
 int writer_make(const struct writer *w, struct change *c, const struct ms_memslot *value);
 
 /* Frees the slots of an admitted change that is not carried out. */

@@ -2,10 +2,10 @@
 /*
  * test_transaction.c - random lists of steps, compared with a plain model of the slots.
  *
- * The model knows each slot by its values, its backing and its dirty pages.  It applies the same steps, and predicts the
- * result of the call, the changes that a listener gets, their last bits, and the state afterwards: all slots, ids, host
- * addresses, dirty logs, totals and generations.  Allocations and listeners fail at random.  Whatever is refused must
- * have changed nothing.
+ * The model knows each slot by its values, its backing and its dirty pages.  It applies the same steps, and predicts
+ * the result of the call, the changes that a listener gets, their last bits, and the state afterwards: all slots, ids,
+ * host addresses, dirty logs, totals and generations.  Allocations and listeners fail at random.  Whatever is refused
+ * must have changed nothing.
  */
 #include "fixture.h"
 
@@ -187,8 +187,9 @@ static struct item *add_item(const struct ms_memslot *v, struct ms_backing *back
 
 static struct want do_create(const struct ms_step *s, uint32_t step)
 {
-	struct ms_memslot v = { s->guest_phys_addr / PAGE, s->memory_size / PAGE, s->userspace_addr, s->slot, space,
-				s->flags, 0 };
+	struct ms_memslot v = {
+		s->guest_phys_addr / PAGE, s->memory_size / PAGE, s->userspace_addr, s->slot, space, s->flags, 0
+	};
 	struct want want = no_refusal;
 
 	if (v.id == MS_SLOT_ANY)
@@ -242,8 +243,13 @@ static struct want do_merge(uint32_t step, struct item *item, struct item *other
 		return refusal(-EINVAL, MS_RULE_MERGE_FLAGS, 0, other);
 	if (low->backing != high->backing)
 		return refusal(-EINVAL, MS_RULE_MERGE_BACKING, 0, other);
-	item->v = (struct ms_memslot){ low->v.base_gfn, low->v.npages + high->v.npages, low->v.userspace_addr,
-				       item->v.id, space, item->v.flags, 0 };
+	item->v = (struct ms_memslot){ low->v.base_gfn,
+				       low->v.npages + high->v.npages,
+				       low->v.userspace_addr,
+				       item->v.id,
+				       space,
+				       item->v.flags,
+				       0 };
 	item->sources |= other->sources;
 	place(item, step);
 	place(other, step);
@@ -283,8 +289,9 @@ static struct want punch_item(const struct ms_step *s, uint32_t step, struct ite
 	return no_refusal;
 }
 
-/* Of several slots with pages on both sides of the hole, the first one that any order of cuts refuses has the same rule.
- * The engine cuts touched slots first, so an id may go to another second part: the test names at most one hole. */
+/* Of several slots with pages on both sides of the hole, the first one that any order of cuts refuses has the same
+ * rule. The engine cuts touched slots first, so an id may go to another second part: the test names at most one hole.
+ * */
 static struct want do_punch(const struct ms_step *s, uint32_t step)
 {
 	uint64_t gfn = s->guest_phys_addr / PAGE, end = gfn + s->memory_size / PAGE;
@@ -740,10 +747,14 @@ static void create_next_to(struct ms_step *s)
 static struct ms_step any_step(void)
 {
 	struct ms_step s = {
-		.kind = (uint32_t)rng_below(&rng, MS_STEP_PUNCH + 1), .slot = any_id(), .flags = any_flags(),
-		.guest_phys_addr = any_gpa(), .memory_size = any_size(),
+		.kind = (uint32_t)rng_below(&rng, MS_STEP_PUNCH + 1),
+		.slot = any_id(),
+		.flags = any_flags(),
+		.guest_phys_addr = any_gpa(),
+		.memory_size = any_size(),
 		.userspace_addr = HVA_BASE + rng_below(&rng, HOST_PAGES - PAGES_MAX) * PAGE + one_in(200),
-		.other = any_new_id(), .backing = backings[rng_below(&rng, BACKINGS)],
+		.other = any_new_id(),
+		.backing = backings[rng_below(&rng, BACKINGS)],
 	};
 
 	if (s.backing && backing_is_readonly(s.backing) && !one_in(20))
@@ -970,7 +981,6 @@ static void transaction(void)
 
 /* ---- all designs ---- */
 
-
 static void start_vm(void)
 {
 	struct ms_config config = default_config(SPACES);
@@ -1020,7 +1030,7 @@ int main(int argc, char **argv)
 	for (int i = 1; i < MS_RULE_NR; i++)
 		if (answers[i])
 			printf("%s %" PRIu64 ", ", ms_rule_name((enum ms_rule)i), answers[i]);
-	printf("\nkept %" PRIu64 ", no memory %" PRIu64 ", listener %" PRIu64 ", noops %" PRIu64 "\n", kept, without_memory,
-	       refused_by_listener, noops);
+	printf("\nkept %" PRIu64 ", no memory %" PRIu64 ", listener %" PRIu64 ", noops %" PRIu64 "\n", kept,
+	       without_memory, refused_by_listener, noops);
 	return test_done("transactions", kept, "kept");
 }

@@ -147,11 +147,10 @@ struct ms_memslot {
 	RULE(GUEST_FAULT, "the host memory at gpa, of the slot other, is truncated, unmapped or protected", EFAULT) \
 	RULE(STEP_KIND, "the step has a kind above limit", EINVAL) \
 	RULE(SPLIT, "guest_phys_addr is the first byte of the slot, or not inside it; other = the slot", EINVAL) \
-	RULE(MERGE_PLACE, "the guest frames of the two slots are no neighbours; other = the slot that would end", EINVAL) \
-	RULE(MERGE_HVA, "the host addresses of the two slots are no neighbours in the same order; other = the slot that " \
-	     "would end", EINVAL) \
-	RULE(MERGE_FLAGS, "the two slots have different flags; other = the slot that would end", EINVAL) \
-	RULE(MERGE_BACKING, "the two slots have different backings; other = the slot that would end", EINVAL) \
+	RULE(MERGE_PLACE, "the guest frames of the two slots are no neighbours; other = the second slot", EINVAL) \
+	RULE(MERGE_HVA, "the host addresses of the two slots are no neighbours; other = the second slot", EINVAL) \
+	RULE(MERGE_FLAGS, "the two slots have different flags; other = the second slot", EINVAL) \
+	RULE(MERGE_BACKING, "the two slots have different backings; other = the second slot", EINVAL) \
 	RULE(CACHE_RANGE, "the range of a gfn_to_hva_cache is empty or wraps, or an access ends beyond limit bytes", \
 	     EINVAL) \
 	RULE(LAST_LISTENER, "the VM has a listener that stays behind the others", EEXIST)
@@ -297,8 +296,8 @@ enum ms_step_kind {
 	MS_STEP_MOVE,      /* slot, guest_phys_addr */
 	MS_STEP_SET_FLAGS, /* slot, flags: all of them */
 	MS_STEP_RESIZE,    /* slot, memory_size: the slot gains or loses pages at its end */
-	MS_STEP_SPLIT,     /* slot, guest_phys_addr: here begins the second part, which becomes the new slot `other` */
-	MS_STEP_MERGE,     /* slot, other: two neighbours; the pages of `other` become pages of slot, and `other` ends */
+	MS_STEP_SPLIT,     /* slot, guest_phys_addr: its pages from here on become the new slot `other` */
+	MS_STEP_MERGE,     /* slot, other: two neighbours; slot gets the pages of `other`, which ends */
 	MS_STEP_PUNCH      /* guest_phys_addr, memory_size: the hole; other: the id of a second part */
 };
 
@@ -322,8 +321,8 @@ struct ms_step {
  *   RESIZE, SPLIT, MERGE and PUNCH change the pages of a slot.
  * - Places are checked for the final state only.  So two slots may trade places, and a slot may take the place of one
  *   that another step deletes.
- * - A CREATE never takes an id that is in use (MS_RULE_DUPLICATE_ID).  After a DELETE of its id it makes a new slot with
- *   a new dirty log.  MS_SLOT_ANY is the lowest id that is free after the steps before.
+ * - A CREATE never takes an id that is in use (MS_RULE_DUPLICATE_ID).  After a DELETE of its id it makes a new slot,
+ *   with a new dirty log.  MS_SLOT_ANY is the lowest id that is free after the steps before.
  * - A CREATE with a backing, and each step that changes pages: the pages lie inside the backing of the slot.
  * - SPLIT: guest_phys_addr is inside the slot, and not its first byte (MS_RULE_SPLIT).  The first part keeps the id.
  * - MERGE: the slots are neighbours in guest and in host memory, in the same order, with the same flags and the same
