@@ -28,6 +28,7 @@ LAYERS = (
     ("errors", "listener"),
     ("memory",),
     (EXTENSION,),
+    ("recorder",),
     (ROOT,),
     # Libraries that are imported by name.
     ("kvm",),

@@ -14,13 +14,27 @@
 
 struct change {
 	struct memslot *old, *inv, *new_slot;
-	uint32_t prepared; /* the number of listeners whose prepare has succeeded */
-	uint32_t entry;    /* of a load: the number of the entry, for the error */
+	uint32_t entry;    /* of a list: the number of the entry, for the error */
 	int32_t guest_memfd; /* of the request */
-	struct ms_backing *backing; /* of the request, for a new slot; or NULL */
+	struct ms_backing *backing; /* for new_slot, or NULL */
 	uint8_t kind;      /* enum ms_change_kind */
-	bool staged;       /* new_slot is in the inactive set already */
+	bool staged;       /* the inactive set has the edit already */
 	bool noop;         /* the slot has these values already */
+	bool shared_bits;  /* of a transaction: logs of new slots have taken bits from the log of old */
+};
+
+/* Of a transaction: a new log that has pages of an old one. */
+struct log_take {
+	struct dirty_log *to, *from;
+	int64_t page;      /* page 0 of `to` is this page of `from`; may be negative */
+	uint64_t first, n; /* the pages of `from` that `to` has; at least one */
+	bool from_ends;    /* no slot has `from` afterwards */
+};
+
+/* The hooks that have prepared a list of changes: the first `listeners` have prepared all of them, and the next one has
+ * prepared the first `changes` of them. */
+struct prepared {
+	size_t listeners, changes;
 };
 
 /* The part that is left if the thread ends in a hook or a stall report of this step. */
@@ -28,7 +42,7 @@ enum writer_step {
 	WRITER_PREPARES,   /* all of the roll-back */
 	WRITER_ROLLS_BACK, /* the roll-back, from the end of its swap on */
 	WRITER_APPLIES,    /* the rest of the change, from the end of its last swap on */
-	WRITER_COMMITS     /* the commits from number `committed` on */
+	WRITER_COMMITS     /* the frees */
 };
 
 struct ms_vm;
@@ -40,10 +54,15 @@ struct writer {
 	size_t nr, room;
 	void *scratch; /* memory of a load */
 	size_t scratch_size;
-	size_t committed;
+	struct log_take *takes; /* of a transaction */
+	size_t nr_takes, takes_room;
+	struct ms_change *values; /* of the changes, for listeners; &vm->single_value, or an allocated array */
+	struct prepared prepared;
 	uint32_t as_id;
+	uint32_t entries; /* of the caller's list */
 	uint8_t step;     /* enum writer_step */
 	bool invalidated; /* the INVALID copies are published */
+	bool removed;     /* of a transaction: the old slots have left the inactive set */
 	bool without_hooks; /* the thread that began the change has ended */
 	struct change single;
 };

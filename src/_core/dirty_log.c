@@ -91,16 +91,34 @@ static uint64_t bits_from(const struct dirty_log *log, int64_t page)
 	return word_at(log, i) >> shift | (shift ? word_at(log, i + 1) << (64 - shift) : 0);
 }
 
-static void merge(struct dirty_log *to, const struct dirty_log *from)
+/* The words of `to` from the one returned to *end have all pages that both logs have.  Page 0 of `to` is page `page` of
+ * `from`. */
+static size_t words_in_both(const struct dirty_log *to, const struct dirty_log *from, int64_t page, size_t *end)
 {
-	int64_t page = to->first - from->first; /* the page of `from` at which `to` begins */
+	int64_t first = page < 0 ? -page : 0, last = (int64_t)from->npages - page;
 
-	for (size_t i = 0; i < nwords_of(to); i++, page += 64) {
-		uint64_t bits = bits_from(from, page) & pages_from(to, 64 * (int64_t)i); /* D1 */
+	if (last > (int64_t)to->npages)
+		last = (int64_t)to->npages;
+	*end = last > 0 ? dirty_log_words((uint64_t)last) : 0;
+	return (size_t)first / 64;
+}
+
+void dirty_log_take(struct dirty_log *to, const struct dirty_log *from, int64_t page)
+{
+	size_t end, i = words_in_both(to, from, page, &end);
+
+	for (; i < end; i++) {
+		int64_t at = 64 * (int64_t)i;
+		uint64_t bits = bits_from(from, page + at) & pages_from(to, at); /* D1 */
 
 		if (bits)
 			set_bits(to, i, bits);
 	}
+}
+
+static void merge(struct dirty_log *to, const struct dirty_log *from)
+{
+	dirty_log_take(to, from, to->first - from->first);
 }
 
 static struct dirty_log *alloc_log(struct memory *memory, uint64_t npages)
@@ -373,6 +391,23 @@ void dirty_log_clear(struct dirty_log *log, size_t first_word, const uint64_t *b
 		if (clear_words(&log->live[first_word + done], bitmap + done, n) && has_summary(log))
 			drop_clean_line(log, line);
 	}
+}
+
+void dirty_log_forget(struct dirty_log *log, uint64_t first, uint64_t n)
+{
+	for (uint64_t end = first + n, part; first < end; first += part) {
+		part = 64 - first % 64 < end - first ? 64 - first % 64 : end - first;
+		atomic_fetch_and_explicit(&log->live[first / 64], ~(low_bits((int64_t)part) << (first % 64)),
+					  memory_order_acq_rel);
+	}
+}
+
+bool dirty_log_is_clean(const struct dirty_log *log)
+{
+	for (size_t i = 0; i < nwords_of(log); i++)
+		if (atomic_load_explicit(&log->live[i], memory_order_acquire))
+			return false;
+	return true;
 }
 
 int dirty_log_check(const struct dirty_log *log)

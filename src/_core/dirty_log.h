@@ -84,6 +84,18 @@ struct dirty_log *dirty_log_derive(struct memory *memory, struct dirty_log *from
 /* Sets every bit of `log` in the logs that are related to it, where they have the page (D4). */
 void dirty_log_pass_on(const struct dirty_log *log);
 
+/*
+ * A transaction (transaction.c) needs no ring, because it never goes back after its only swap.  Its new logs have no
+ * bits of old ones until the grace period is over.  Then it calls these functions.  No reader can reach the old log.
+ *   take      sets every bit of `from` in `to`, where `to` has the page.  Page 0 of `to` is page `page` of `from`; it
+ *             may be negative.
+ *   forget    clears the bits of the pages [first, first + n).  Also for a new log that readers cannot reach yet.
+ *   is_clean  whether no bit is set.
+ */
+void dirty_log_take(struct dirty_log *to, const struct dirty_log *from, int64_t page);
+void dirty_log_forget(struct dirty_log *log, uint64_t first, uint64_t n);
+bool dirty_log_is_clean(const struct dirty_log *log);
+
 /* Adds a slot's reference; drops one.  log may be NULL.  The last put takes the log off its ring (D5). */
 struct dirty_log *dirty_log_get(struct dirty_log *log);
 void dirty_log_put(struct memory *memory, struct dirty_log *log);

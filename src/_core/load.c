@@ -126,6 +126,7 @@ static int alloc_lists(struct writer *w, size_t n)
 	if (change) {
 		w->change = change;
 		w->room = n;
+		w->entries = (uint32_t)n;
 		w->scratch_size = n * sizeof(struct place);
 		w->scratch = memory_zalloc(memory, w->scratch_size);
 	}

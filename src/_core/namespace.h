@@ -22,9 +22,11 @@
 #define dirty_log_clear ms_dirty_log_clear
 #define dirty_log_create ms_dirty_log_create
 #define dirty_log_derive ms_dirty_log_derive
+#define dirty_log_forget ms_dirty_log_forget
 #define dirty_log_get ms_dirty_log_get
 #define dirty_log_give_back ms_dirty_log_give_back
 #define dirty_log_harvest ms_dirty_log_harvest
+#define dirty_log_is_clean ms_dirty_log_is_clean
 #define dirty_log_mark_large ms_dirty_log_mark_large
 #define dirty_log_mark_range ms_dirty_log_mark_range
 #define dirty_log_merge ms_dirty_log_merge
@@ -32,6 +34,7 @@
 #define dirty_log_peek ms_dirty_log_peek
 #define dirty_log_pin ms_dirty_log_pin
 #define dirty_log_put ms_dirty_log_put
+#define dirty_log_take ms_dirty_log_take
 #define dirty_log_unnoted ms_dirty_log_unnoted
 #define dirty_log_unpin ms_dirty_log_unpin
 #define dirty_summary_drop ms_dirty_summary_drop
@@ -91,9 +94,14 @@
 #define interval_tree_init ms_interval_tree_init
 #define interval_tree_next ms_interval_tree_next
 #define interval_tree_replace ms_interval_tree_replace
+#define layout_free ms_layout_free
+#define layout_resolve ms_layout_resolve
+#define list_free ms_list_free
+#define list_reserve ms_list_reserve
 #define listeners_abort ms_listeners_abort
 #define listeners_commit ms_listeners_commit
 #define listeners_flush ms_listeners_flush
+#define listeners_flush_list ms_listeners_flush_list
 #define listeners_prepare ms_listeners_prepare
 #define memory_alloc_lines ms_memory_alloc_lines
 #define memory_fail ms_memory_fail
@@ -131,6 +139,7 @@
 #define rb_neighbour ms_rb_neighbour
 #define rb_replace ms_rb_replace
 #define rules_backing ms_rules_backing
+#define rules_free_id ms_rules_free_id
 #define rules_gpa_limit ms_rules_gpa_limit
 #define rules_guest_memfd ms_rules_guest_memfd
 #define rules_overlap ms_rules_overlap
@@ -144,6 +153,7 @@
 #define slots_lock_leave_hook ms_slots_lock_leave_hook
 #define slots_lock_release ms_slots_lock_release
 #define slots_lock_run_pending_end ms_slots_lock_run_pending_end
+#define slots_lock_seize ms_slots_lock_seize
 #define slots_lock_try ms_slots_lock_try
 #define slots_lock_wait ms_slots_lock_wait
 #define srcu_cache ms_srcu_cache
@@ -169,11 +179,17 @@
 #define thread_wake_all ms_thread_wake_all
 #define thread_watch ms_thread_watch
 #define update_check_caller ms_update_check_caller
+#define update_commit ms_update_commit
+#define update_free_changes ms_update_free_changes
+#define update_prepare ms_update_prepare
+#define update_reserve_changes ms_update_reserve_changes
 #define update_step_end ms_update_step_end
 #define update_swap_sets ms_update_swap_sets
+#define vm_call_closed_hooks ms_vm_call_closed_hooks
 #define vm_design ms_vm_design
 #define vm_end_update ms_vm_end_update
 #define vm_free_deferred ms_vm_free_deferred
+#define vm_has_closed_hooks ms_vm_has_closed_hooks
 #define vm_index_entry ms_vm_index_entry
 #define vm_index_is_due ms_vm_index_is_due
 #define vm_index_make ms_vm_index_make
@@ -193,8 +209,10 @@
 #define writer_carry_out ms_writer_carry_out
 #define writer_discard ms_writer_discard
 #define writer_end ms_writer_end
+#define writer_make ms_writer_make
 #define writer_release ms_writer_release
 #define writer_roll_back ms_writer_roll_back
 #define writer_stage ms_writer_stage
+#define writer_stage_list ms_writer_stage_list
 
 #endif

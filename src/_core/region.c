@@ -190,19 +190,6 @@ int ms_set_memslot_flags(struct ms_vm *vm, uint32_t as_id, uint32_t slot, uint32
 	return set_flags(vm, as_id, slot, NULL, set, clear, err);
 }
 
-/* Each id is passed once, until a slot below it is deleted. */
-static int find_free_id(const struct ms_vm *vm, uint32_t as_id, uint32_t *id, struct ms_error *err)
-{
-	const struct memslot_set *set = vm_active_set(vm, as_id);
-	struct address_space *as = &vm->as[as_id];
-	uint32_t end = vm->config.user_mem_slots;
-
-	while (as->used_below < end && vm->design->find(set, as->used_below))
-		as->used_below++;
-	*id = as->used_below;
-	return *id < end ? 0 : vm_refuse(err, ENOSPC, MS_RULE_NO_FREE_SLOT, end, NULL);
-}
-
 int ms_free_slot_id(struct ms_vm *vm, uint32_t as_id, uint32_t *slot, struct ms_error *err)
 {
 	uint32_t id;
@@ -212,7 +199,7 @@ int ms_free_slot_id(struct ms_vm *vm, uint32_t as_id, uint32_t *slot, struct ms_
 		return r;
 	r = rules_as_id(vm, as_id, err);
 	if (!r)
-		r = find_free_id(vm, as_id, &id, err);
+		r = rules_free_id(vm, as_id, &id, err);
 	if (!r)
 		*slot = id;
 	vm_unlock(vm);
@@ -240,7 +227,7 @@ static int map_locked(struct ms_vm *vm, struct ms_userspace_memory_region *regio
 	int r = rules_as_id(vm, region->as_id, err);
 
 	if (!r && region->slot == MS_SLOT_ANY)
-		r = find_free_id(vm, region->as_id, &region->slot, err);
+		r = rules_free_id(vm, region->as_id, &region->slot, err);
 	if (!r)
 		r = check_map(vm, region, backing, err);
 	return r ? r : make_change(vm, region, backing, err);

@@ -95,6 +95,19 @@ int rules_unused_id(const struct ms_vm *vm, const struct memslot_set *set, uint3
 	return same && same != old ? vm_refuse(err, EEXIST, MS_RULE_DUPLICATE_ID, 0, same) : 0;
 }
 
+/* Each id is passed once, until a slot below it is deleted. */
+int rules_free_id(const struct ms_vm *vm, uint32_t as_id, uint32_t *id, struct ms_error *err)
+{
+	const struct memslot_set *set = vm_active_set(vm, as_id);
+	struct address_space *as = &vm->as[as_id];
+	uint32_t end = vm->config.user_mem_slots;
+
+	while (as->used_below < end && vm->design->find(set, as->used_below))
+		as->used_below++;
+	*id = as->used_below;
+	return *id < end ? 0 : vm_refuse(err, ENOSPC, MS_RULE_NO_FREE_SLOT, end, NULL);
+}
+
 /* The slots of the set do not overlap each other.  So only the first two slots from base can overlap the new one. */
 int rules_overlap(const struct ms_vm *vm, const struct memslot_set *set, uint64_t base, uint64_t npages, uint32_t id,
 		  struct ms_error *err)

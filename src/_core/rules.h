@@ -31,6 +31,10 @@ static inline int rules_as_id(const struct ms_vm *vm, uint32_t as_id, struct ms_
 int rules_unused_id(const struct ms_vm *vm, const struct memslot_set *set, uint32_t id, const struct memslot *old,
 		    struct ms_error *err);
 
+/* *id is the lowest id of a user's slot that no slot of the active set has.  Without one it is user_mem_slots, and the
+ * call is refused. */
+int rules_free_id(const struct ms_vm *vm, uint32_t as_id, uint32_t *id, struct ms_error *err);
+
 /* Check 15: no slot of the set except the one with this id overlaps [base, base + npages). */
 int rules_overlap(const struct ms_vm *vm, const struct memslot_set *set, uint64_t base, uint64_t npages, uint32_t id,
 		  struct ms_error *err);

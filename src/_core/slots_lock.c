@@ -73,6 +73,12 @@ void slots_lock_release(struct slots_lock *lock)
 		thread_wake_all(&lock->state);
 }
 
+void slots_lock_seize(struct slots_lock *lock)
+{
+	atomic_store_explicit(&lock->state, 1, memory_order_relaxed);
+	become_owner(lock);
+}
+
 void slots_lock_defer_end(struct slots_lock *lock, slots_lock_end_fn *end)
 {
 	atomic_store_explicit(&lock->owner, 0, memory_order_relaxed);

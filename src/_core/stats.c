@@ -42,6 +42,7 @@ static struct ms_stats stats_of(struct ms_vm *vm)
 		.index_patches = atomic_load_explicit(&vm->index_patches, memory_order_relaxed),
 		.bytes = atomic_load_explicit(&vm->memory.bytes, memory_order_relaxed),
 		.blocks = memory_blocks(&vm->memory),
+		.resizes = atomic_load_explicit(&c->change[MS_RESIZE], memory_order_relaxed),
 	};
 }
 

@@ -36,11 +36,27 @@ static void pass_on_marks(struct ms_update *u)
 	}
 }
 
+/* Readers can see each slot of the active set now, and derive values from it. */
+static void note_seen(struct ms_update *u)
+{
+	uint32_t idx = vm_active_set(u->vm, u->as_id)->node_idx;
+
+	for (size_t i = 0; i < u->touched.nr; i++) {
+		struct touched *t = touched_at(u, i);
+
+		if (!(t->slot->sets >> idx & 1))
+			continue;
+		t->was_seen = true;
+		t->slot->sets &= (uint8_t)~FLUSHED;
+	}
+}
+
 /* The second half of update_swap_sets(). */
 static void update_swap_sets_end(struct ms_update *u)
 {
 	vm_swap_end(u->vm, u->as_id);
 	pass_on_marks(u);
+	note_seen(u);
 }
 
 void update_swap_sets(struct ms_update *u)
@@ -161,9 +177,12 @@ static bool edited(const struct ms_update *u, const struct memslot_set *set)
 }
 
 /* Undoes the edits of the inactive set.  If edits of the active set are left, swaps and undoes those too.  A roll-back
- * that another thread has begun continues where it was: the marks of U1 show which edits are left. */
+ * that another thread has begun continues where it was: the marks of U1 show which edits are left.  An update that is
+ * kept only has hooks left, which no other thread runs. */
 static void roll_back(struct ms_update *u)
 {
+	if (u->kept)
+		return;
 	roll_back_inactive(u);
 	if (edited(u, vm_active_set(u->vm, u->as_id))) {
 		update_swap_sets(u);
@@ -171,24 +190,33 @@ static void roll_back(struct ms_update *u)
 	}
 }
 
-/* Corrects the totals, and frees the slots that are in no set.  By U2 the touched slots are enough for both. */
-static void release_touched(struct ms_update *u)
+/* By U2 the touched slots are enough for the totals.  A roll-back does not change them. */
+static void count_touched(struct ms_update *u)
+{
+	struct vm_counts *counts = &u->vm->counts;
+
+	for (size_t i = 0; i < u->touched.nr; i++) {
+		const struct touched *t = touched_at(u, i);
+		uint64_t more = (uint64_t)((t->slot->sets & 3) != 0) - (uint64_t)t->was_member;
+
+		count_add(&counts->nr_memslots, more);
+		count_add(&counts->nr_memslot_pages, more * t->slot->npages);
+	}
+}
+
+/* Frees the slots that are in no set; by U2 all of them were touched. */
+static void free_touched(struct ms_update *u)
 {
 	struct ms_vm *vm = u->vm;
 
 	for (size_t i = 0; i < u->touched.nr; i++) {
-		struct touched *t = touched_at(u, i);
-		bool is_member;
+		struct memslot *slot = touched_at(u, i)->slot;
 
-		t->slot->sets &= (uint8_t)~TOUCHED;
-		is_member = t->slot->sets;
-		count_add(&vm->counts.nr_memslots, (uint64_t)is_member - (uint64_t)t->was_member);
-		count_add(&vm->counts.nr_memslot_pages,
-			  ((uint64_t)is_member - (uint64_t)t->was_member) * t->slot->npages);
-		if (is_member)
+		slot->sets &= 3;
+		if (slot->sets)
 			continue;
-		id_is_free(&vm->as[u->as_id], t->slot->id);
-		memslot_free(vm->design, &vm->memory, t->slot);
+		id_is_free(&vm->as[u->as_id], slot->id);
+		memslot_free(vm->design, &vm->memory, slot);
 	}
 }
 
@@ -197,8 +225,9 @@ static void free_update(struct ms_update *u)
 	struct ms_vm *vm = u->vm;
 
 	vm_index_end_change(vm, u->as_id);
-	memory_free(&vm->memory, u->edits.items, u->edits.room * sizeof(struct edit));
-	memory_free(&vm->memory, u->touched.items, u->touched.room * sizeof(struct touched));
+	update_free_changes(u);
+	list_free(&vm->memory, &u->edits, sizeof(struct edit));
+	list_free(&vm->memory, &u->touched, sizeof(struct touched));
 	atomic_store_explicit(&vm->update, NULL, memory_order_relaxed);
 	if (!u->owner_ended) {
 		memory_free(&vm->memory, u, sizeof(*u));
@@ -210,39 +239,55 @@ static void free_update(struct ms_update *u)
 }
 
 /* Ends the update, but does not release slots_lock. */
+static void release(struct ms_update *u)
+{
+	free_touched(u);
+	if (!u->kept)
+		memory_pool_trim(&u->vm->memory);
+	free_update(u);
+}
+
 static void roll_back_and_free(struct ms_update *u)
 {
 	roll_back(u);
-	release_touched(u);
-	memory_pool_trim(&u->vm->memory);
-	free_update(u);
+	release(u);
+}
+
+static int accept(struct ms_update *u, struct ms_error *err)
+{
+	return at_rest(u) ? update_prepare(u, err) : vm_refuse(err, EINVAL, MS_RULE_SETS_DIFFER, 0, NULL);
+}
+
+static void complete(struct ms_update *u)
+{
+	u->kept = true;
+	count_touched(u);
+	update_commit(u);
 }
 
 int ms_update_end(struct ms_update *u, bool keep, struct ms_error *err)
 {
 	int r = update_check_caller(u, err);
 	struct ms_vm *vm;
-	bool alike;
 
 	if (r)
 		return r;
 	vm = u->vm;
 	update_step_begin(u);
-	u->abandoned = true; /* if the thread ends in a stall report, no caller uses *u any more */
-	alike = at_rest(u);
-	if (!alike || !keep)
+	u->abandoned = true; /* if the thread ends in a stall report or a hook, no caller uses *u any more */
+	r = keep ? accept(u, err) : 0;
+	if (keep && !r)
+		complete(u);
+	else
 		roll_back(u);
 	claim_end(u);
-	release_touched(u);
-	if (!alike || !keep)
-		memory_pool_trim(&vm->memory);
-	free_update(u);
+	release(u);
 	vm_unlock(vm);
-	return alike || !keep ? 0 : vm_refuse(err, EINVAL, MS_RULE_SETS_DIFFER, 0, NULL);
+	return r;
 }
 
 /* Runs in the next thread that takes the lock.  Completes the work that ms_update_abandon(), or the end of a thread,
- * left to it. */
+ * left to it.  An update that is kept stays so, but gets no further hooks. */
 static void finish_deferred(struct slots_lock *lock)
 {
 	struct ms_vm *vm = container_of(lock, struct ms_vm, slots_lock);

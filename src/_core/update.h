@@ -26,6 +26,7 @@
 
 #include <errno.h>
 
+#include "list.h"
 #include "vm.h"
 
 struct edit {
@@ -38,11 +39,11 @@ struct edit {
 struct touched {
 	struct memslot *slot;
 	bool was_member; /* at begin */
+	bool was_seen;   /* by readers, at begin or after a swap */
 };
 
-struct list {
-	void *items;
-	size_t nr, room;
+struct slot_pair {
+	struct memslot *old, *new_slot;
 };
 
 struct ms_update {
@@ -53,11 +54,18 @@ struct ms_update {
 	bool in_step;      /* a step of the owner calls a flush hook, or waits for readers and may report a stall */
 	bool abandoned;    /* that hook or report has given the update up, or ms_update_end() is running */
 	bool owner_ended;  /* the owner's thread has ended: the free is deferred (U3) */
+	bool kept;         /* the end is accepted: there is no way back */
 	struct list edits, touched;
+	/* At the end: the changes, and the slots of each (update_changes.c). */
+	struct ms_change *changes;
+	struct slot_pair *pairs;
+	size_t nr_changes, changes_room;
 };
 
-/* Membership bit of slots that are in update->touched. */
+/* Membership bits of slots: the slot is in update->touched; its flush hooks have run after
+ * readers saw it last. */
 #define TOUCHED ((uint8_t)0x80)
+#define FLUSHED ((uint8_t)0x40)
 
 static inline struct edit *edit_at(const struct ms_update *u, size_t i)
 {
@@ -82,6 +90,16 @@ static inline struct memslot_set *inactive(const struct ms_update *u)
 /* vm_swap().  Afterwards it copies the bits that readers marked in the former set to the related logs (D4 of
  * dirty_log.h), so that the next step, or the end, may remove either slot. */
 void update_swap_sets(struct ms_update *u);
+
+/* The end of an update that is kept, when both sets hold the same slots (update_changes.c).  prepare makes the list of
+ * the changes and calls the prepare hooks; after an error the abort hooks have run.  commit calls the flush and the
+ * commit hooks.  The update keeps the list until update_free_changes(). */
+int update_prepare(struct ms_update *u, struct ms_error *err);
+void update_commit(struct ms_update *u);
+void update_free_changes(struct ms_update *u);
+
+/* Makes room for the list, after `touched` has grown.  Returns false without memory. */
+bool update_reserve_changes(struct ms_update *u);
 
 /* Refuses a step or the end if u is NULL, in a forked child, by a thread that did not begin the update, inside a read
  * section, or inside a hook. */

@@ -3,15 +3,12 @@
  * update_steps.c - the steps of an update, and the calls that read its slots.  See update.h for the invariants.
  */
 #include <errno.h>
-#include <string.h>
 
 #include "listeners.h"
 #include "rules.h"
 #include "slot_make.h"
 #include "update.h"
 #include "vm_index.h"
-
-#define LIST_ROOM_MIN 8
 
 static struct memslot *slot_of(const struct ms_slot *handle)
 {
@@ -23,33 +20,13 @@ static struct ms_slot *handle_of(struct memslot *slot)
 	return (struct ms_slot *)(void *)slot;
 }
 
-/* ---- lists ---- */
-
-static bool list_reserve(struct memory *memory, struct list *list, size_t item)
-{
-	size_t room = list->room ? 2 * list->room : LIST_ROOM_MIN;
-	void *items;
-
-	if (list->nr < list->room)
-		return true;
-	items = memory_zalloc(memory, room * item);
-	if (!items)
-		return false;
-	if (list->nr)
-		memcpy(items, list->items, list->nr * item);
-	memory_free(memory, list->items, list->room * item);
-	list->items = items;
-	list->room = room;
-	return true;
-}
-
 static bool touch(struct ms_update *u, struct memslot *slot)
 {
 	if (!slot || slot->sets & TOUCHED)
 		return true;
-	if (!list_reserve(&u->vm->memory, &u->touched, sizeof(struct touched)))
+	if (!list_reserve(&u->vm->memory, &u->touched, sizeof(struct touched), 1) || !update_reserve_changes(u))
 		return false;
-	*touched_at(u, u->touched.nr++) = (struct touched){ slot, slot->sets == 3 };
+	*touched_at(u, u->touched.nr++) = (struct touched){ slot, slot->sets == 3, slot->sets == 3 };
 	slot->sets |= TOUCHED;
 	return true;
 }
@@ -124,7 +101,7 @@ static int check_pointer(const void *pointer, struct ms_error *err)
 
 static bool note_edit(struct ms_update *u, struct memslot *old, struct memslot *new_slot)
 {
-	return touch(u, old) && touch(u, new_slot) && list_reserve(&u->vm->memory, &u->edits, sizeof(struct edit));
+	return touch(u, old) && touch(u, new_slot) && list_reserve(&u->vm->memory, &u->edits, sizeof(struct edit), 1);
 }
 
 /* The step is checked and has room to note the edit, so this cannot fail. */
@@ -224,6 +201,7 @@ int ms_update_invalidate(struct ms_update *u, struct ms_slot *handle, struct ms_
 	update_step_begin(u);
 	update_swap_sets(u);
 	listeners_flush(u->vm, inv, slot);
+	slot->sets |= FLUSHED;
 	*out = update_step_end(u) ? handle_of(inv) : NULL;
 	return 0;
 }

@@ -314,37 +314,47 @@ static void retire_indexes(struct address_space *as)
 	atomic_store_explicit(&as->build.busy, 0, memory_order_release);
 }
 
-/* Empties the inactive set without freeing its slots, and publishes it.  After that no reader sees the slots, so the
- * other set can free them. */
+/* After this no reader sees a slot of the address space.  The set that readers have left still has all slots. */
 static void empty_address_space(struct ms_vm *vm, uint32_t as_id)
 {
 	retire_indexes(&vm->as[as_id]);
 	empty_set(vm, vm_inactive_set(vm, as_id), false);
 	vm_swap(vm, as_id);
-	empty_set(vm, vm_inactive_set(vm, as_id), true);
 }
 
-static void close_locked(struct ms_vm *vm)
+static void empty_address_spaces(struct ms_vm *vm)
 {
-	for (uint32_t i = 0; i < vm->config.address_spaces; i++)
-		empty_address_space(vm, i);
+	for (; vm->nr_emptied < vm->config.address_spaces; vm->nr_emptied++)
+		empty_address_space(vm, vm->nr_emptied);
 	vm->closed = true;
 	atomic_store_explicit(&vm->counts.nr_memslots, 0, memory_order_relaxed);
 	atomic_store_explicit(&vm->counts.nr_memslot_pages, 0, memory_order_relaxed);
 }
 
-/* The closing thread has ended in a stall report.  The swap of one address space is still to be finished; the address
- * spaces before it are empty already. */
+static void free_slots(struct ms_vm *vm)
+{
+	for (uint32_t i = 0; i < vm->config.address_spaces; i++)
+		empty_set(vm, vm_inactive_set(vm, i), true);
+}
+
+/* The closing thread has ended in a stall report or in a closed hook.  In the first case the swap of one address space
+ * is still to be finished.  The hooks are not called again. */
 static void finish_close(struct slots_lock *lock)
 {
 	struct ms_vm *vm = container_of(lock, struct ms_vm, slots_lock);
 
-	for (uint32_t i = 0; i < vm->config.address_spaces; i++)
-		if (vm_is_swapping(vm, i)) {
-			vm_swap_end(vm, i);
-			empty_set(vm, vm_inactive_set(vm, i), true);
-		}
-	close_locked(vm);
+	if (!vm->closed && vm_is_swapping(vm, vm->nr_emptied))
+		vm_swap_end(vm, vm->nr_emptied++);
+	empty_address_spaces(vm);
+	free_slots(vm);
+}
+
+static void close_locked(struct ms_vm *vm)
+{
+	vm->slots_lock.finish = finish_close;
+	empty_address_spaces(vm);
+	vm_call_closed_hooks(vm);
+	free_slots(vm);
 }
 
 int ms_vm_close(struct ms_vm *vm, struct ms_error *err)
@@ -353,11 +363,12 @@ int ms_vm_close(struct ms_vm *vm, struct ms_error *err)
 
 	if (r)
 		return r;
-	vm->slots_lock.finish = finish_close;
-	if (!vm->closed)
+	if (!vm->closed && vm_has_closed_hooks(vm) && !thread_watch())
+		r = no_memory(err);
+	else if (!vm->closed)
 		close_locked(vm);
 	vm_unlock(vm);
-	return 0;
+	return r;
 }
 
 void vm_free_deferred(struct ms_vm *vm, bool all)
@@ -415,16 +426,8 @@ static void free_indexes(const struct ms_vm *vm, struct address_space *as)
 	overlays_free(&as->overlays);
 }
 
-/* A garbage collector may call this in any place, so it must not wait.  No thread can return to a section of this VM.
- * Therefore srcu_end_sections() ends all sections first.  After it the grace periods of an update that is open or was
- * dropped find no reader. */
-void ms_vm_destroy(struct ms_vm *vm)
+static void free_vm(struct ms_vm *vm)
 {
-	if (!vm || is_unfinished_copy(vm) || inside_own_call(vm))
-		return;
-	srcu_end_sections(&vm->srcu);
-	vm_end_update(vm);
-	slots_lock_run_pending_end(&vm->slots_lock);
 	for (uint32_t i = 0; i < vm->config.address_spaces; i++) {
 		free_indexes(vm, &vm->as[i]);
 		empty_set(vm, &vm->as[i].set[0], false);
@@ -438,6 +441,41 @@ void ms_vm_destroy(struct ms_vm *vm)
 	ms_assert(is_of_parent(vm) || (!memory_blocks(&vm->memory) && !vm->memory.pool.room));
 	free(vm);
 	thread_flush_tasks();
+}
+
+/* The thread of ms_vm_destroy() has ended in a closed hook. */
+static void thread_ended_in_destroy(struct thread_hook *hook)
+{
+	struct ms_vm *vm = container_of(hook, struct ms_vm, end_hook);
+
+	free_slots(vm);
+	free_vm(vm);
+}
+
+/* Closes the VM as ms_vm_close() does.  No section is open, so no swap waits.  Without memory to watch the thread, the
+ * VM would stay in memory if a hook ended the thread. */
+static void close_with_hooks(struct ms_vm *vm)
+{
+	slots_lock_seize(&vm->slots_lock);
+	thread_watch();
+	thread_hook_enter(&vm->end_hook, thread_ended_in_destroy);
+	close_locked(vm);
+	thread_hook_leave(&vm->end_hook);
+}
+
+/* A garbage collector may call this in any place, so it must not wait.  No thread can return to a section of this VM.
+ * Therefore srcu_end_sections() ends all sections first.  After it the grace periods of an update that is open or was
+ * dropped find no reader. */
+void ms_vm_destroy(struct ms_vm *vm)
+{
+	if (!vm || is_unfinished_copy(vm) || inside_own_call(vm))
+		return;
+	srcu_end_sections(&vm->srcu);
+	vm_end_update(vm);
+	slots_lock_run_pending_end(&vm->slots_lock);
+	if (!vm->closed && vm_has_closed_hooks(vm) && !is_of_parent(vm))
+		close_with_hooks(vm);
+	free_vm(vm);
 }
 
 const struct ms_config *ms_vm_config(const struct ms_vm *vm)

@@ -35,7 +35,7 @@ struct deferred_free {
 };
 
 struct vm_counts { /* row "counters": relaxed, written under slots_lock */
-	_Atomic uint64_t change[MS_FLAGS_ONLY + 1];
+	_Atomic uint64_t change[MS_RESIZE + 1];
 	_Atomic uint64_t noops, refused;
 	_Atomic uint64_t nr_memslots, nr_memslot_pages;
 };
@@ -55,15 +55,19 @@ struct ms_vm {
 	cache_aligned struct slots_lock slots_lock;
 	/* The members from here on are used under slots_lock. */
 	bool closed;
+	uint32_t nr_emptied; /* by ms_vm_close(): the address spaces that have published a set without slots */
 	_Atomic(struct ms_update *) update; /* the open update, which holds the lock, or NULL; row "pending end" */
 	struct deferred_free *deferred_frees;
 	const struct ms_listener **listeners;
 	size_t nr_listeners, listeners_size; /* listeners_size: of the allocation, in bytes */
+	bool has_last_listener; /* the last one of the list stays behind the others */
+	struct thread_hook end_hook; /* around the closed hooks that ms_vm_destroy() calls */
 	struct ms_vcpu *vcpus;
 	_Atomic uint64_t manual_dirty_log_protect;
 	struct stall_report stall_report;
 	struct vm_counts counts;
 	struct writer writer; /* of the present change */
+	struct ms_change single_value; /* for the listeners of a list of one change */
 };
 
 _Static_assert(offsetof(struct ms_vm, config.user_mem_slots) < CACHE_LINE &&
@@ -128,6 +132,10 @@ void vm_unlock(struct ms_vm *vm);
 
 /* Rolls back the open update, if any, in place of its thread.  ms_vm_destroy() calls it (update.c). */
 void vm_end_update(struct ms_vm *vm);
+
+/* Whether a listener has the hook `closed`; calls this hook of each listener (listeners.c). */
+bool vm_has_closed_hooks(const struct ms_vm *vm);
+void vm_call_closed_hooks(struct ms_vm *vm);
 
 /* Whether a call that holds slots_lock is running.  Returns false for an update that is open and between two steps. */
 bool vm_is_in_step(const struct ms_vm *vm);

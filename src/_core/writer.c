@@ -87,16 +87,26 @@ static int keep_old(const struct writer *w, struct change *c)
 	return r;
 }
 
-/* Checks 16 to 18: allocates everything that the change needs, except the dirty log.  Code that binds a guest_memfd
- * belongs to check 17, between the slot's allocation and the first swap; writer_discard() would undo it. */
-static int allocate(const struct writer *w, struct change *c, const struct ms_memslot *value)
+int writer_make(const struct writer *w, struct change *c, const struct ms_memslot *value)
 {
 	int r = keep_old(w, c);
 
 	if (!r && c->kind != MS_DELETE)
 		r = slot_create(w->vm, value, w->as_id, &c->new_slot, w->err);
 	if (!r && c->new_slot)
-		c->new_slot->backing = backing_get(c->old ? c->old->backing : c->backing);
+		c->new_slot->backing = backing_get(c->backing);
+	return r;
+}
+
+/* Checks 16 to 18: allocates everything that the change needs, except the dirty log.  Code that binds a guest_memfd
+ * belongs to check 17, between the slot's allocation and the first swap; writer_discard() would undo it. */
+static int allocate(const struct writer *w, struct change *c, const struct ms_memslot *value)
+{
+	int r;
+
+	if (c->old)
+		c->backing = c->old->backing;
+	r = writer_make(w, c, value);
 	if (!r && c->new_slot)
 		r = rules_guest_memfd(value->flags, c->guest_memfd, w->err);
 	if (!r && (c->kind == MS_DELETE || c->kind == MS_MOVE))
@@ -179,16 +189,6 @@ static void invalidate(struct writer *w)
 			listeners_flush(w->vm, w->change[i].inv, w->change[i].old);
 }
 
-static int prepare_listeners(const struct writer *w, struct change *c)
-{
-	struct ms_change change;
-
-	if (likely(!w->vm->nr_listeners))
-		return 0;
-	change = change_value(c);
-	return listeners_prepare(w->vm, &change, &c->prepared, w->err);
-}
-
 /* Gives the new slot its dirty log, then checks the limit of guest addresses.  KVM checks it as late: a MOVE is INVALID
  * then. */
 static int complete_slot(const struct writer *w, const struct change *c)
@@ -200,47 +200,116 @@ static int complete_slot(const struct writer *w, const struct change *c)
 	return r;
 }
 
-static int prepare(const struct writer *w)
+/* The values of the changes stay valid until writer_release(): abort and commit use them too. */
+static int make_values(struct writer *w)
+{
+	w->values = &w->vm->single_value;
+	if (w->nr > 1)
+		w->values = memory_zalloc(&w->vm->memory, w->nr * sizeof(*w->values));
+	if (!w->values)
+		return no_memory(w->err);
+	for (size_t i = 0; i < w->nr; i++)
+		w->values[i] = change_value(&w->change[i]);
+	return 0;
+}
+
+/* The number of the entry of a change; `nr` stands for the whole list. */
+static uint32_t entry_of(const struct writer *w, size_t i)
+{
+	return i < w->nr ? w->change[i].entry : w->entries;
+}
+
+static int prepare_listeners(struct writer *w)
+{
+	size_t refused = 0;
+	int r;
+
+	if (likely(!w->vm->nr_listeners))
+		return 0;
+	r = make_values(w);
+	if (r)
+		return at_entry(w, r, w->entries);
+	r = listeners_prepare(w->vm, w->values, w->nr, &w->prepared, &refused, w->err);
+	return at_entry(w, r, entry_of(w, refused));
+}
+
+static int prepare(struct writer *w)
 {
 	int r = 0;
 
 	for (size_t i = 0; !r && i < w->nr; i++) {
-		struct change *c = &w->change[i];
+		const struct change *c = &w->change[i];
 
 		if (c->new_slot && !c->staged)
-			r = complete_slot(w, c);
-		if (!r)
-			r = prepare_listeners(w, c);
-		at_entry(w, r, c->entry);
+			r = at_entry(w, complete_slot(w, c), c->entry);
 	}
-	return r;
+	return r ? r : prepare_listeners(w);
 }
 
-static void abort_listeners(const struct writer *w, struct change *c)
+static void abort_listeners(struct writer *w)
 {
-	struct ms_change change;
-
-	if (!c->prepared || w->without_hooks)
-		return;
-	change = change_value(c);
-	listeners_abort(w->vm, &change, &c->prepared);
+	if (w->values && !w->without_hooks)
+		listeners_abort(w->vm, w->values, w->nr, &w->prepared);
 }
 
-/* Undoes the edits of the private set: removes the staged slots and puts the invalidated ones back.  A change that
- * fails before invalidate() has an INVALID copy already, but no set has it.  A set that stores copies needs no undo,
- * because writer_end() frees it as a whole. */
+/* Whether the new slot has the position of the old one in each structure of a set.  Then one exchanges them at once. */
+static bool in_place(const struct change *c)
+{
+	return c->old && c->new_slot && c->old->base_gfn == c->new_slot->base_gfn &&
+	       c->old->hva.start == c->new_slot->hva.start;
+}
+
+/* The first half of the edits of a list: the old slots leave the private set, except those that are exchanged.  Only
+ * then there is room for the new slots: a slot may take the place or the id of another. */
+static void remove_old_slots(const struct writer *w)
+{
+	for (size_t i = 0; i < w->nr; i++) {
+		const struct change *c = &w->change[i];
+
+		if (c->old)
+			replace(w, c->old, in_place(c) ? c->new_slot : NULL);
+	}
+}
+
+static void add_new_slots(const struct writer *w)
+{
+	for (size_t i = 0; i < w->nr; i++) {
+		const struct change *c = &w->change[i];
+
+		if (c->new_slot && !in_place(c))
+			replace(w, NULL, c->new_slot);
+	}
+}
+
+/* Undoes both halves, as far as they have come. */
+static void restore_list(const struct writer *w)
+{
+	for (size_t i = w->nr; i-- > 0;) {
+		const struct change *c = &w->change[i];
+
+		if (c->staged && c->new_slot && !in_place(c))
+			replace(w, c->new_slot, NULL);
+	}
+	for (size_t i = w->nr; w->removed && i-- > 0;) {
+		const struct change *c = &w->change[i];
+
+		if (c->old)
+			replace(w, in_place(c) ? c->new_slot : NULL, c->old);
+	}
+}
+
+/* Undoes the edits of the private set: removes the staged slots and puts the former ones back.  A change that fails
+ * before invalidate() has an INVALID copy already, but no set has it.  A set that stores copies needs no undo, because
+ * writer_end() frees it as a whole. */
 static void restore_private_set(const struct writer *w)
 {
 	if (!w->vm->design->shares_slots)
 		return;
-	for (size_t i = w->nr; i-- > 0;) {
-		struct change *c = &w->change[i];
-
-		if (w->invalidated && c->inv)
-			replace(w, c->inv, c->old);
-		else if (c->staged)
-			replace(w, c->new_slot, c->old);
-	}
+	if (!w->invalidated)
+		restore_list(w);
+	for (size_t i = w->nr; w->invalidated && i-- > 0;)
+		if (w->change[i].inv)
+			replace(w, w->change[i].inv, w->change[i].old);
 }
 
 static void discard_all(const struct writer *w)
@@ -253,8 +322,7 @@ static void discard_all(const struct writer *w)
 /* After invalidate() the inactive set is the one without INVALID copies.  Publishes it, then restores the other one. */
 void writer_roll_back(struct writer *w)
 {
-	for (size_t i = w->nr; i-- > 0;)
-		abort_listeners(w, &w->change[i]);
+	abort_listeners(w);
 	w->step = WRITER_ROLLS_BACK;
 	if (w->invalidated)
 		vm_swap(w->vm, w->as_id);
@@ -280,11 +348,25 @@ static void propagate(const struct writer *w)
 
 	if (vm->design->follow)
 		vm->design->follow(&vm->memory, &vm->as[w->as_id], inactive(w));
-	for (size_t i = 0; vm->design->shares_slots && i < w->nr; i++) {
-		struct change *c = &w->change[i];
-
-		replace(w, c->inv ? c->inv : c->old, c->new_slot);
+	if (!vm->design->shares_slots)
+		return;
+	if (likely(w->nr == 1)) {
+		replace(w, w->change->inv ? w->change->inv : w->change->old, w->change->new_slot);
+		return;
 	}
+	remove_old_slots(w);
+	add_new_slots(w);
+}
+
+/* The grace period is over: no reader marks an old log any more, and readers mark the new ones since the swap.  First
+ * every new log takes its bits, then the old logs forget what was taken: two new logs may have the same page. */
+static void pass_on_bits(const struct writer *w)
+{
+	for (size_t i = 0; i < w->nr_takes; i++)
+		dirty_log_take(w->takes[i].to, w->takes[i].from, w->takes[i].page);
+	for (size_t i = 0; i < w->nr_takes; i++)
+		if (w->takes[i].from_ends)
+			dirty_log_forget(w->takes[i].from, w->takes[i].first, w->takes[i].n);
 }
 
 static uint64_t npages_or_0(const struct memslot *slot)
@@ -308,50 +390,57 @@ static void add_last_bits(struct ms_change *change, const struct change *c)
 {
 	const struct dirty_log *log = c->old ? c->old->dirty : NULL;
 
-	if (!log || (c->new_slot && c->new_slot->dirty))
+	if (!log || (c->new_slot && c->new_slot->dirty == log) || (c->shared_bits && dirty_log_is_clean(log)))
 		return;
 	change->dirty = (const uint64_t *)(const void *)log->live;
 	change->nr_dirty_words = nwords_of(log);
 }
 
-static void commit_listeners(const struct writer *w, const struct change *c)
+/* For single changes invalidate() has done this. */
+static void flush_list(const struct writer *w)
 {
-	struct ms_change change;
+	if (w->removed && w->values && !w->without_hooks)
+		listeners_flush_list(w->vm, w->values, w->nr);
+}
 
-	if (likely(!w->vm->nr_listeners) || w->without_hooks)
+static void commit_listeners(const struct writer *w)
+{
+	if (likely(!w->values) || w->without_hooks)
 		return;
-	change = change_value(c);
-	add_last_bits(&change, c);
-	listeners_commit(w->vm, &change);
+	for (size_t i = 0; i < w->nr; i++)
+		add_last_bits(&w->values[i], &w->change[i]);
+	listeners_commit(w->vm, w->values, w->nr);
 }
 
 /* No reader can see inv and old any more.  Where each set stores copies, the set's copy of the new slot holds the
  * references now, so only the writer's copy is freed. */
-static void commit(const struct writer *w, struct change *c)
+static void free_former(const struct writer *w, const struct change *c)
 {
-	commit_listeners(w, c);
 	point(WRITER_FREES);
 	free_slot(w, c->inv);
 	free_slot(w, c->old);
 	drop_copy(w, c->new_slot);
 }
 
-static void commit_all(struct writer *w)
+static void commit(struct writer *w)
 {
 	w->step = WRITER_COMMITS;
-	for (; w->committed < w->nr; w->committed++)
-		commit(w, &w->change[w->committed]);
+	flush_list(w);
+	commit_listeners(w);
+	for (size_t i = 0; i < w->nr; i++)
+		free_former(w, &w->change[i]);
 }
 
 /* The steps after the swap of apply(). */
 static void complete(struct writer *w)
 {
 	point(WRITER_APPLIED);
+	pass_on_bits(w);
 	propagate(w);
 	point(WRITER_PROPAGATED);
 	for (size_t i = 0; i < w->nr; i++)
 		count_change(w, &w->change[i]);
-	commit_all(w);
+	commit(w);
 }
 
 /* Without listeners only a stall report calls the user's code, and stall_report.c watches the thread itself. */
@@ -359,7 +448,7 @@ static int watch_thread(const struct writer *w)
 {
 	if (likely(!w->vm->nr_listeners) || thread_watch())
 		return 0;
-	return no_memory(w->err);
+	return at_entry(w, no_memory(w->err), w->entries);
 }
 
 static void finish_change(struct slots_lock *lock);
@@ -406,7 +495,7 @@ static void finish_change(struct slots_lock *lock)
 	if (w->step == WRITER_APPLIES)
 		complete(w);
 	else if (w->step == WRITER_COMMITS)
-		commit_all(w);
+		commit(w);
 	else
 		finish_roll_back(w);
 	writer_end(w);
@@ -426,6 +515,55 @@ int writer_stage(const struct writer *w, struct change *c)
 	replace(w, c->old, c->new_slot);
 	c->staged = true;
 	return 0;
+}
+
+/* ---- the edits of a transaction ---- */
+
+/* The change of the list whose new slot has this id, or NULL. */
+static const struct change *change_of_id(const struct writer *w, uint32_t id)
+{
+	for (size_t i = 0; i < w->nr; i++)
+		if (w->change[i].new_slot && w->change[i].new_slot->id == id)
+			return &w->change[i];
+	return NULL;
+}
+
+/* w->err has the slot that is in the way.  If it belongs to a later step of the list, that step is refused. */
+static int refuse_later(const struct writer *w, const struct change *c, int r)
+{
+	const struct change *other = change_of_id(w, w->err->other.id);
+
+	if (!other || other->entry <= c->entry)
+		return at_entry(w, r, c->entry);
+	w->err->other = memslot_value(c->new_slot);
+	return at_entry(w, r, other->entry);
+}
+
+/* A slot that keeps its place is in the private set already. */
+static int stage_new_slot(const struct writer *w, struct change *c)
+{
+	const struct memslot *slot = c->new_slot;
+	int r = 0;
+
+	if (slot && c->kind != MS_FLAGS_ONLY)
+		r = rules_overlap(w->vm, inactive(w), slot->base_gfn, slot->npages, slot->id, w->err);
+	if (r)
+		return refuse_later(w, c, r);
+	if (slot && !in_place(c))
+		replace(w, NULL, c->new_slot);
+	c->staged = true;
+	return 0;
+}
+
+int writer_stage_list(struct writer *w)
+{
+	int r = 0;
+
+	remove_old_slots(w);
+	w->removed = true;
+	for (size_t i = 0; !r && i < w->nr; i++)
+		r = stage_new_slot(w, &w->change[i]);
+	return r;
 }
 
 int writer_begin(const struct writer *w, size_t more)
@@ -451,6 +589,9 @@ void writer_release(struct writer *w)
 	struct memory *memory = &w->vm->memory;
 
 	memory_free(memory, w->scratch, w->scratch_size);
+	memory_free(memory, w->takes, w->takes_room * sizeof(*w->takes));
+	if (w->values != &w->vm->single_value)
+		memory_free(memory, w->values, w->nr * sizeof(*w->values));
 	if (w->change != &w->single)
 		memory_free(memory, w->change, w->room * sizeof(*w->change));
 }

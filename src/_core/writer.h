@@ -2,7 +2,8 @@
 /*
  * writer.h - the steps of every change.  A list of changes passes through both sets of one address space.
  *
- * The caller holds slots_lock and fills struct writer.  region.c makes a list of one change, load.c a list of creates.
+ * The caller holds slots_lock and fills struct writer.  region.c makes a list of one change, load.c a list of creates,
+ * transaction.c a list of any changes.
  *
  *   admit       validate in KVM's order, classify, allocate        (errors: nothing has changed)
  *   begin       prepare the inactive set, the private one, with room for the new slots
@@ -21,6 +22,15 @@
  *   apply             B: new          A: -              A: new            B: new
  *   propagate         A: new          B: -              B: new            A: new
  *   swaps             1               2                 2                 1
+ *
+ * A transaction has no INVALID copies.  All its edits are staged: first every old slot leaves the private set, then
+ * every new one enters it, because one may have the place or the id of another.  Only a change that keeps its place
+ * exchanges the two slots at once.  Then the listeners prepare, and the one swap publishes all edits.  propagate makes
+ * them in the same two halves.  Nothing is refused after the swap.
+ *
+ *   transaction            CREATE        DELETE      MOVE, RESIZE        FLAGS_ONLY
+ *   stage, before the swap B: new        B: -        B: new              B: new
+ *   propagate              A: new        A: -        A: new              A: new
  *
  * A thread may end inside a hook or a stall report.  Then the next call that takes slots_lock finishes the change,
  * without hooks.  It rolls the change back if apply has not published it yet, and completes it otherwise (enum
@@ -62,6 +72,10 @@ static inline int at_entry(const struct writer *w, int r, uint32_t entry)
 int writer_admit(const struct writer *w, struct change *c, const struct memslot_set *set,
 		 const struct ms_memslot *value);
 
+/* Makes the slots of a change whose kind, old and backing are set, without a dirty log and an INVALID copy: new_slot
+ * has these values.  It checks nothing.  After a failure writer_discard() frees what is there. */
+int writer_make(const struct writer *w, struct change *c, const struct ms_memslot *value);
+
 /* Frees the slots of an admitted change that is not carried out. */
 void writer_discard(const struct writer *w, struct change *c);
 
@@ -73,6 +87,10 @@ void writer_end(const struct writer *w);
  * The log comes first, because a set that stores copies does not read the writer's slot again.  After a failure *c is
  * discarded. */
 int writer_stage(const struct writer *w, struct change *c);
+
+/* Makes the edits of a transaction in the private set, and checks the places of the new slots, which have their logs
+ * already.  After a failure writer_roll_back() undoes the edits.  w->err is not NULL. */
+int writer_stage_list(struct writer *w);
 
 /* Carries out the admitted changes after writer_begin().  An error restores everything except the generation. */
 int writer_carry_out(struct writer *w);

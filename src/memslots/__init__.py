@@ -54,6 +54,7 @@ from .errors import (
 )
 from .listener import Change, ChangeKind, Listener
 from .memory import HostRanges, HostRangesMany, Memory, PinnedBy, SlotsOfRanges, alloc
+from .recorder import Recorder
 
 __all__ = [
     "DIRTY_LOG_INITIALLY_SET",
@@ -92,6 +93,7 @@ __all__ = [
     "ReadOnlySlotError",
     "ReadSection",
     "ReaderStallWarning",
+    "Recorder",
     "ReentrantChangeError",
     "RegionOverlapError",
     "SlotHandle",

@@ -41,6 +41,7 @@ cdef extern from "memslots.h" nogil:
     void *ms_backing_opaque(const ms_backing *backing)
     bint ms_thread_may_change()
     int ms_add_listener(ms_vm *vm, const ms_listener *listener, ms_error *err)
+    int ms_add_listener_last(ms_vm *vm, const ms_listener *listener, ms_error *err)
     int ms_remove_listener(ms_vm *vm, const ms_listener *listener, ms_error *err)
     int ms_read_lock(ms_vm *vm)
     int ms_read_unlock(ms_vm *vm)

@@ -47,7 +47,7 @@ cdef int _check_none(str name, _Hook hook, object result) except -1:
         return 0
     if inspect.iscoroutine(result):
         result.close()  # otherwise Python warns that it was never awaited
-    if name == "prepare":
+    if name in ("prepare", "prepare_many"):
         way = "to refuse the change, raise an exception"
     else:
         way = "the change is not affected"
@@ -72,6 +72,25 @@ cdef int _prepare(void *opaque, const ms_change *change) noexcept with gil:
     return r
 
 
+cdef int _prepare_many(void *opaque, const ms_change *changes, size_t n) noexcept with gil:
+    cdef _Hook hook = <_Hook>opaque
+    cdef int r = -ECANCELED
+    try:
+        _check_none("prepare_many", hook, hook.listener.prepare_many(_change_list(changes, n)))
+        r = 0
+    except BaseException as error:
+        _keep_refusal(hook.raised, error)
+    return r
+
+
+cdef list _change_list(const ms_change *changes, size_t n):
+    cdef size_t i
+    cdef list result = []
+    for i in range(n):
+        result.append(_change(&changes[i]))
+    return result
+
+
 cdef void _abort(void *opaque, const ms_change *change) noexcept with gil:
     cdef _Hook hook = <_Hook>opaque
     try:
@@ -94,6 +113,30 @@ cdef void _commit(void *opaque, const ms_change *change) noexcept with gil:
         _check_none("commit", hook, hook.listener.commit(_change(change)))
     except BaseException as error:
         _keep(hook.raised, error)
+
+
+cdef void _closed(void *opaque) noexcept with gil:
+    cdef _Hook hook = <_Hook>opaque
+    try:
+        _check_none("closed", hook, hook.listener.closed())
+    except BaseException as error:
+        _keep(hook.raised, error)
+
+
+cdef void _set_hooks(_Hook hook, object listener, dict raised):
+    """The core calls prepare_many and closed only if the listener has its own."""
+    hook.listener = listener
+    hook.raised = raised
+    hook.c.size = sizeof(hook.c)
+    hook.c.opaque = <void *>hook
+    hook.c.prepare = _prepare
+    hook.c.abort = _abort
+    hook.c.flush = _flush
+    hook.c.commit = _commit
+    if has_own(listener, "prepare_many"):
+        hook.c.prepare_many = _prepare_many
+    if has_own(listener, "closed"):
+        hook.c.closed = _closed
 
 
 cdef void _stalled(void *opaque, const ms_stall *stall) noexcept with gil:

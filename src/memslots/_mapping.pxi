@@ -61,6 +61,20 @@ cdef extern from *:
         return one;
     }
 
+    static int (*memslots_closing)(void *);
+
+    /* If it fails, the next call of the same kind does the work. */
+    static void memslots_add_pending(void)
+    {
+        Py_AddPendingCall(memslots_closing, NULL);
+    }
+
+    /* tp_finalize gets an object without a reference from the end of the last one.  A collector has references. */
+    static inline bool memslots_is_last_reference(void *object)
+    {
+        return Py_REFCNT((PyObject *)object) == 1;
+    }
+
     static void memslots_stop_releases(void)
     {
         __atomic_store_n(&memslots_exiting, true, __ATOMIC_RELAXED);
@@ -73,6 +87,9 @@ cdef extern from *:
 
     int (*_pending "memslots_pending")(void *) noexcept
     bint _exiting "memslots_exiting"
+    int (*_closing "memslots_closing")(void *) noexcept
+    void _add_pending "memslots_add_pending"() noexcept
+    bint _is_last_reference "memslots_is_last_reference"(void *object) noexcept
     unsigned int _drains "memslots_drains"
     uint64_t _new_serial "memslots_new_serial"() noexcept nogil
     void _released "memslots_release"(void *opaque) noexcept nogil
@@ -227,6 +244,13 @@ cdef bint _is_over(const Py_buffer *buffer, uint64_t start, uint64_t end) noexce
     return <uint64_t>buffer.buf < end and start < <uint64_t>buffer.buf + <uint64_t>buffer.len
 
 
+# VM.__del__() calls the closed hooks.  It runs at the last reference, or inside a garbage collection, where code of the
+# user could wait for a lock that the interrupted code holds.  So a VM that the collector has found, or that ends inside
+# of a read section, a hook or an update, goes to this list, which keeps it alive.  A pending call of the interpreter
+# closes it, in the main thread and outside of the collection.  So does any call that empties the queue.
+cdef list _ended = []
+
+
 # So many finalizers of buffers can run inside each other in one thread.
 cdef enum: DRAINS_MAX = 16
 
@@ -262,6 +286,8 @@ cdef _Release *_pop() noexcept:
 cdef inline void _drain_released() noexcept:
     if _has_released():
         _drain()
+    if _ended:
+        _close_all_ended()
 
 
 cdef int _drain_pending(void *unused) noexcept with gil:

@@ -72,7 +72,7 @@ from .errors import (
     reader_stall,
     refused,
 )
-from .listener import Change, ChangeKind, check_hooks
+from .listener import Change, ChangeKind, check_hooks, has_own
 from .memory import HostRanges, HostRangesMany, PinnedBy, SlotsOfRanges
 
 cnp.import_array()
@@ -352,6 +352,65 @@ cdef bint _append_hook(VM vm, _Hook hook) except -1:
     return is_new
 
 
+# ---- the end of a VM that nobody has closed ------------------------------------------------------------------------
+
+cdef bint _has_closed_hooks(VM vm) noexcept:
+    for hook in vm._hooks:
+        if (<_Hook>hook).c.closed is not NULL:
+            return True
+    return False
+
+
+cdef void _close_at_end(VM vm) noexcept:
+    """While the interpreter exits, no hook is called: see close().  Nor if a thread that goes on has an open read section
+    without a reference to the VM: a close would wait for the end of that thread."""
+    if _exiting or _is_finalizing() or vm._has_lost_section:
+        return
+    if _is_last_reference(<void *>vm) and ms_thread_may_change():
+        _close_ended(vm)
+    else:
+        try:
+            _ended.append(vm)
+        except MemoryError:
+            return
+        _add_pending()
+
+
+cdef void _close_ended(VM vm) noexcept:
+    cdef ms_error err
+    cdef int r
+    if vm._closed or vm._has_lost_section:
+        return
+    with nogil:
+        r = ms_vm_close(vm._vm, &err)
+    if r:
+        return
+    vm._closed = True
+    _report_unraisable(vm)
+
+
+cdef void _report_unraisable(VM vm) noexcept:
+    _report_hooks(vm)  # an exception goes to sys.unraisablehook
+
+
+cdef void _close_all_ended() noexcept:
+    cdef VM vm
+    while _ended and not _exiting and ms_thread_may_change():
+        try:
+            vm = _ended.pop()
+        except IndexError:
+            return
+        _close_ended(vm)
+
+
+cdef int _close_pending(void *unused) noexcept with gil:
+    _close_all_ended()
+    return 0
+
+
+_closing = _close_pending
+
+
 cdef object _hva_error(uint64_t hva, str unit, uint64_t number, object as_id):
     """The exception for an error value in place of a host address.  unit: "gfn" or "gpa"."""
     if hva == MS_HVA_ERR_RO_BAD:
@@ -621,7 +680,14 @@ A virtual machine's memory slots (the part of struct kvm that concerns slots).
         elif not (_own_new(Py_TYPE(self), <PyTypeObject *>VM) or (not args and _have_same_objects(given, limits))):
             _check_unchanged(self, args, limits)  # otherwise type.__call__() repeats the arguments of __new__()
 
+    def __del__(self):
+        """Calls the closed hooks of a VM that ends without close()."""
+        if not self._closed and _has_closed_hooks(self):
+            _close_at_end(self)
+
     def __dealloc__(self):
+        for hook in self._hooks or ():
+            (<_Hook>hook).c.closed = NULL  # called already, or never: code of the user must not get this object any more
         ms_vm_destroy(self._vm)
         self._vm = NULL
         _drain_released()
@@ -670,9 +736,9 @@ A virtual machine's memory slots (the part of struct kvm that concerns slots).
     # -- limits and life cycle
 
     def close(self):
-        """Deletes every slot, after the readers that may see one have left.  Calls no hooks.
+        """Deletes every slot, after the readers that may see one have left.  The only hook that it calls is closed().
 
-        A second call does nothing.  A lookup of another thread that overlaps with close() gets the answer from before
+        An exception of closed() is raised when the VM is closed.  A second call does nothing.  A lookup of another thread that overlaps with close() gets the answer from before
         or from after it.  While the interpreter shuts down, close() only marks the VM closed: a reader may be a thread
         that never runs again, so a wait for it would not end.
 
@@ -929,28 +995,27 @@ A virtual machine's memory slots (the part of struct kvm that concerns slots).
         _check_open(self)
         return _pinned_by(self, buffer)
 
-    def add_listener(self, listener):
+    def add_listener(self, listener, *, last=False):
         """Adds a Listener after the present ones.  ListenerError (EEXIST) if it was added before.
 
-        TypeError: the object lacks one of the four hooks, a hook is a coroutine or generator function, or a method has
-        a misspelled hook's name, such as prepaer."""
+        last: the listener stays behind all others, also behind those that are added later.  After its prepare no
+        listener can refuse the change.  A VM has at most one such listener: ListenerError (EEXIST) for a second one.
+
+        TypeError: the object lacks prepare, abort, flush or commit, a hook is a coroutine or generator function, or a
+        method has a misspelled hook's name, such as prepaer.  prepare_many and closed are optional; the VM looks at this
+        moment whether the listener has them."""
         cdef _Hook hook = _Hook.__new__(_Hook)
         cdef ms_error err
+        cdef bint is_last
         cdef int r
         _check_open(self)
+        is_last = _flag(last, "last")
         check_hooks(listener)
-        hook.listener = listener
-        hook.raised = self._raised
-        hook.c.size = sizeof(hook.c)
-        hook.c.opaque = <void *>hook
-        hook.c.prepare = _prepare
-        hook.c.abort = _abort
-        hook.c.flush = _flush
-        hook.c.commit = _commit
+        _set_hooks(hook, listener, self._raised)
         if not _append_hook(self, hook):
             raise refused(errno.EEXIST, "LISTENER_EXISTS", 0, None, Request())
         with nogil:
-            r = ms_add_listener(self._vm, &hook.c, &err)
+            r = ms_add_listener_last(self._vm, &hook.c, &err) if is_last else ms_add_listener(self._vm, &hook.c, &err)
         if r:
             self._hooks.remove(hook)
             raise _refusal(self, r, &err, Request())

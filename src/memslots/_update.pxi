@@ -1,6 +1,10 @@
 # SPDX-License-Identifier: MIT
 # Read sections, and the steps of a change one by one.
 
+# The rules that refuse the end of an update before it has begun.  After any other error the update has ended.
+_STILL_RUNNING = frozenset((MS_RULE_HANDLE, MS_RULE_FORKED, MS_RULE_UPDATE_OWNER, MS_RULE_READ_SECTION, MS_RULE_HOOK))
+
+
 @cython.final
 @cython.no_gc_clear
 cdef class ReadSection:
@@ -44,6 +48,7 @@ cdef class ReadSection:
                 ms_read_unlock(self.vm._vm)
         elif (self.depth and self.thread != PyThread_get_thread_ident() and not _is_finalizing()
               and self.thread in sys._current_frames()):  # otherwise the thread, and with it the section, has ended
+            self.vm._has_lost_section = True
             PyErr_WarnEx(ResourceWarning, b"a read section was dropped by another thread than the one that entered "
                          b"it: changes wait until the end of the thread that entered it", 1)
 
@@ -177,7 +182,7 @@ cdef class Update:
         self._owner = 0
         with nogil:
             r = ms_update_end(u, keep, &err)
-        if r and err.rule != MS_RULE_SETS_DIFFER:  # the lock is still this thread's
+        if r and err.rule in _STILL_RUNNING:  # the lock is still this thread's
             self._u = u
             self._owner = ms_thread_number()
         if r:

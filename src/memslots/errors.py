@@ -75,7 +75,8 @@ class RegionOverlapError(MemslotsError, ValueError):
 
 
 class ListenerError(MemslotsError, ValueError):
-    """EEXIST: the listener was added before.  ENOENT: it was not added, or it was removed.
+    """EEXIST: the listener was added before, or another listener is the last one.  ENOENT: it was not added, or it was
+    removed.
 
     Another errno: the ``prepare`` of a listener that is not written in Python refused the change."""
 
@@ -180,6 +181,7 @@ _CLASSES_BY_RULE: dict[str, type[MemslotsError]] = {
     "GMEM_FD": GuestMemfdError,
     "LISTENER_REFUSED": ListenerError,
     "LISTENER_EXISTS": ListenerError,
+    "LAST_LISTENER": ListenerError,
     "NO_SUCH_LISTENER": ListenerError,
     "HANDLE": UpdateError,
     "SETS_DIFFER": UpdateError,
@@ -310,6 +312,9 @@ _MESSAGES: dict[str, Callable[[Request, int, Any], str]] = {
         "a listener's prepare refused the change; nothing was changed"
     ),
     "LISTENER_EXISTS": lambda q, limit, o: "the listener is there already",
+    "LAST_LISTENER": lambda q, limit, o: (
+        "another listener stays behind the others; a VM has at most one such listener"
+    ),
     "NO_SUCH_LISTENER": lambda q, limit, o: "the listener is not there",
     "NO_DIRTY_LOG": lambda q, limit, o: (
         f"{q.name} in address space {q.as_id} does not log dirty pages"

@@ -49,7 +49,7 @@ cdef extern from "memslots.h" nogil:
         MS_RULE_UPDATE_OWNER
         MS_RULE_FORKED
         MS_RULE_CLOSED
-        MS_RULE_SETS_DIFFER
+        MS_RULE_HANDLE
         MS_RULE_INTERRUPTED
         MS_RULE_NR
 
@@ -98,6 +98,7 @@ cdef extern from "memslots.h" nogil:
         MS_DELETE
         MS_MOVE
         MS_FLAGS_ONLY
+        MS_RESIZE
 
     struct ms_change:
         ms_change_kind kind
@@ -113,6 +114,8 @@ cdef extern from "memslots.h" nogil:
         void (*abort)(void *opaque, const ms_change *change) noexcept
         void (*flush)(void *opaque, const ms_memslot *active, const ms_memslot *old) noexcept
         void (*commit)(void *opaque, const ms_change *change) noexcept
+        int (*prepare_many)(void *opaque, const ms_change *changes, size_t n) noexcept
+        void (*closed)(void *opaque) noexcept
 
     struct ms_gfn_range:
         uint64_t gfn

@@ -27,6 +27,7 @@ class ChangeKind(enum.IntEnum):
     DELETE = 1
     MOVE = 2
     FLAGS_ONLY = 3
+    RESIZE = 4  # of a transaction or an update: other pages, and maybe another place and other flags
 
 
 class _Change(NamedTuple):
@@ -39,8 +40,10 @@ class Change(_Change):
     """The argument of prepare, abort and commit.  ``old`` is None in a CREATE, and ``new`` is None in a DELETE.
 
     ``dirty`` is not None in commit if the change ends the slot's dirty log: a DELETE of a logged slot, or a change that
-    switches LOG_DIRTY_PAGES off.  Then it has the last bits of the log, in an array as from ``get_dirty_log``.  It is
-    not a part of the tuple, so it does not count in a comparison, and ``_replace()`` does not keep it.
+    switches LOG_DIRTY_PAGES off.  Then it has the last bits of the log, in an array as from ``get_dirty_log``.  After a
+    RESIZE, and where pages went to other slots, it has the bits of the pages that no log has any more, and is None if
+    there are none.  It is not a part of the tuple, so it does not count in a comparison, and ``_replace()`` does not
+    keep it.
     """
 
     dirty: npt.NDArray[np.uint64] | None = None
@@ -65,6 +68,11 @@ class Listener:
     of the same VM inside a hook raises ReentrantChangeError.  A read section that a hook leaves open does not delay the
     change that called the hook, but it delays every later change.
 
+    ``load_memslots``, a transaction and an update make several changes at once.  They reach the listeners as one list:
+    the first listener prepares all of them, then the second.  If one refuses, nothing is changed, and each prepared
+    change gets its abort, in reverse order.  Otherwise flush follows for each slot that went, then commit for each
+    change.  An update (``begin_update``) reaches the listeners at its end.
+
     A hook returns None.  Any other value raises TypeError.  A hook that is ``async`` or a generator function raises
     TypeError when the listener is added.
 
@@ -84,6 +92,19 @@ class Listener:
         An ioctl that makes the same change elsewhere belongs in the prepare of the last listener: no later listener can
         refuse the change then."""
 
+    def prepare_many(self, changes: list[Change]) -> None:
+        """Runs instead of prepare, if the class overrides it, with all changes of one call: a list of one, or more.
+
+        It accepts all of them, or raises an exception and has prepared none.  The method of Listener calls prepare for
+        each change; if one refuses, it calls abort for the changes before it."""
+        for i, change in enumerate(changes):
+            try:
+                self.prepare(change)
+            except BaseException:
+                for prepared in reversed(changes[:i]):
+                    self.abort(prepared)
+                raise
+
     def abort(self, change: Change) -> None:
         """Runs when a change is undone that this listener's prepare accepted.  The listeners are called in reverse
         order."""
@@ -98,13 +119,33 @@ class Listener:
         """Runs when the change is complete.  An exception of commit or flush does not undo the change.  The caller gets
         it at the end."""
 
+    def closed(self) -> None:
+        """Runs once at the end of the VM, if the class overrides it: in ``close()``, or when a VM that was not closed goes
+        away.  Every reader has left the slots, and lookups find holes, but no buffer of a slot was released yet.
+
+        The exceptions are those of commit: ``close()`` raises them.  Without ``close()`` they go to sys.unraisablehook.
+        If the garbage collector finds the VM, the hook runs afterwards in the main thread, as a pending call.  It does not
+        run while the interpreter exits, nor in a forked child."""
+
     def __repr__(self) -> str:
         own = [name for name in HOOKS if getattr(type(self), name) is not getattr(Listener, name)]
         return f"<{type(self).__name__}: {', '.join(own) or 'no hooks'}>"
 
 
 #: The names of the hooks, and the number of arguments of each.
-HOOKS = {"prepare": 1, "abort": 1, "flush": 2, "commit": 1}
+HOOKS = {"prepare": 1, "abort": 1, "flush": 2, "commit": 1, "prepare_many": 1, "closed": 0}
+
+#: Hooks that an object without the base class may lack.
+_OPTIONAL = ("prepare_many", "closed")
+
+#: Words that look like a hook, but are names of other methods.
+_OTHER_WORDS = ("close", "clone")
+
+
+def has_own(listener: object, hook: str) -> bool:
+    """Whether the listener has a hook that is not that of Listener."""
+    found = getattr(listener, hook, None)
+    return found is not None and getattr(found, "__func__", found) is not getattr(Listener, hook)
 
 
 def check_hooks(listener: object) -> None:
@@ -122,6 +163,8 @@ def check_hooks(listener: object) -> None:
         _check_spelling(name, own, bound=True)
     for hook in HOOKS:
         found = getattr(listener, hook, None)
+        if found is None and hook in _OPTIONAL:
+            continue
         if not callable(found):
             raise TypeError(
                 f"a listener has prepare, abort, flush and commit; {hook} of {name} is not callable"
@@ -160,7 +203,7 @@ def _check_spelling(owner: str, members: Mapping[str, Any], bound: bool) -> None
 
 def _misspelled(name: object, members: Iterable[str]) -> str | None:
     """The hook at most two edits away from the name, if the members do not have that hook.  Otherwise None."""
-    if not isinstance(name, str) or name in HOOKS or name.startswith("_"):
+    if not isinstance(name, str) or name in HOOKS or name in _OTHER_WORDS or name.startswith("_"):
         return None
     near = (hook for hook in HOOKS if hook not in members and _edits(name, hook) <= 2)
     return min(near, key=lambda hook: _edits(name, hook), default=None)

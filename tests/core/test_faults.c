@@ -253,6 +253,36 @@ static int update_in_steps(struct ms_error *err)
 	return r;
 }
 
+/* The target in parts, with more slots and steps than the first lists have room for: 12 items and 2 new logs. */
+#define CHANGES 12u
+
+static int transaction(struct ms_error *err)
+{
+	struct ms_step steps[CHANGES] = {
+		{ .kind = MS_STEP_SPLIT,
+		  .slot = TARGET,
+		  .other = FIRST_NEW,
+		  .guest_phys_addr = (TARGET_GFN + 9) * PAGE },
+		{ .kind = MS_STEP_SPLIT,
+		  .slot = FIRST_NEW,
+		  .other = FIRST_NEW + 1,
+		  .guest_phys_addr = (TARGET_GFN + 20) * PAGE },
+		{ .kind = MS_STEP_DELETE, .slot = FIRST_NEW },
+		{ .kind = MS_STEP_MOVE, .slot = TARGET, .guest_phys_addr = (TARGET_GFN + 11) * PAGE },
+	};
+
+	for (uint32_t i = 4; i < CHANGES; i++)
+		steps[i] = (struct ms_step){ .kind = MS_STEP_CREATE,
+					     .slot = FIRST_NEW + i,
+					     .guest_phys_addr = (0x300000 + 100 * i) * PAGE,
+					     .memory_size = 70 * PAGE,
+					     .userspace_addr = HVA_BASE };
+	return ms_change_memslots(vm, 1, steps, CHANGES, err);
+}
+
+/* The target is one change, the second split is undone by the delete, and the creates. */
+#define CHANGES_MADE (CHANGES - 2u)
+
 static const struct fault_case cases[] = {
 	{ "create", false, 0, create, false, false },
 	{ "create with log", false, 0, create_with_log, false, false },
@@ -268,6 +298,7 @@ static const struct fault_case cases[] = {
 	{ "load", false, 0, load, false, false },
 	{ "add listener", false, 0, add_listener, false, false },
 	{ "vcpu", false, 0, create_vcpu, false, false },
+	{ "transaction", true, LOG, transaction, false, false },
 	{ "update", true, LOG, update_in_steps, false, true },
 };
 
@@ -586,6 +617,11 @@ static bool has_hooks(const struct fault_case *c)
 	return c->change != add_listener && c->change != create_vcpu && !c->of_tree;
 }
 
+static uint32_t changes_of(const struct fault_case *c)
+{
+	return c->change == load ? loaded : c->change == transaction ? CHANGES_MADE : 1;
+}
+
 /* Each of three listeners, and each slot of a load, refuses in turn; then none does. */
 static void refuse_each(const struct fault_case *c, uint32_t n)
 {
@@ -602,7 +638,7 @@ static void refuse_each(const struct fault_case *c, uint32_t n)
 		CHECK_EQ(ms_add_listener(vm, &listeners[i], NULL), 0);
 	while (refuse_one(c, at))
 		at++;
-	CHECK_EQ(refusals - before, c->change == load ? (uint64_t)LISTENERS * loaded : LISTENERS);
+	CHECK_EQ(refusals - before, (uint64_t)LISTENERS * changes_of(c));
 	check_sound(vm);
 	end_vm(vm);
 }

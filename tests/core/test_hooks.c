@@ -460,6 +460,90 @@ static void test_listener_list(void)
 	ms_vm_destroy(of);
 }
 
+/* ---- the listener behind the others ---- */
+
+#define NAMED 4
+
+static char called[16]; /* the names of the listeners, in the order of the calls of prepare */
+static size_t nr_called;
+
+static int note_name(void *opaque, const struct ms_change *change)
+{
+	(void)change;
+	CHECK(nr_called < sizeof(called) - 1);
+	called[nr_called++] = *(const char *)opaque;
+	return 0;
+}
+
+static const struct ms_listener named[NAMED] = {
+	{ LISTENER_SIZE, .opaque = "a", .prepare = note_name },
+	{ LISTENER_SIZE, .opaque = "b", .prepare = note_name },
+	{ LISTENER_SIZE, .opaque = "c", .prepare = note_name },
+	{ LISTENER_SIZE, .opaque = "d", .prepare = note_name },
+};
+
+/* Makes a change; its prepare hooks are those of the listeners with these names, in this order. */
+static void check_order(struct ms_vm *of, const char *names)
+{
+	static uint64_t gfn;
+
+	memset(called, 0, sizeof(called));
+	nr_called = 0;
+	CHECK_EQ(set(of, 0, 1, ++gfn, 1, 0), 0);
+	if (strcmp(called, names))
+		fprintf(stderr, "%s was called, not %s\n", called, names);
+	CHECK(!strcmp(called, names));
+}
+
+static void test_last_listener(void)
+{
+	struct ms_vm *of = new_vm(1);
+	struct ms_error err;
+
+	CHECK_EQ(ms_add_listener_last(of, &named[3], NULL), 0); /* the only one: the first and the last */
+	check_order(of, "d");
+	CHECK_EQ(ms_add_listener(of, &named[0], NULL), 0);
+	CHECK_EQ(ms_add_listener(of, &named[1], NULL), 0);
+	check_order(of, "abd");
+	CHECK_EQ(ms_add_listener_last(of, &named[2], &err), -EEXIST); /* one only */
+	CHECK_EQ(err.rule, MS_RULE_LAST_LISTENER);
+	CHECK_EQ(ms_add_listener_last(of, &named[3], &err), -EEXIST);
+	CHECK_EQ(err.rule, MS_RULE_LISTENER_EXISTS);
+	CHECK_EQ(ms_add_listener(of, &named[3], &err), -EEXIST);
+	CHECK_EQ(err.rule, MS_RULE_LISTENER_EXISTS);
+	check_order(of, "abd");
+	CHECK_EQ(ms_remove_listener(of, &named[0], NULL), 0);
+	CHECK_EQ(ms_add_listener(of, &named[0], NULL), 0);
+	check_order(of, "bad");
+	CHECK_EQ(ms_remove_listener(of, &named[3], NULL), 0);
+	CHECK_EQ(ms_add_listener_last(of, &named[1], &err), -EEXIST); /* b is not the last one, but it was added */
+	CHECK_EQ(err.rule, MS_RULE_LISTENER_EXISTS);
+	CHECK_EQ(ms_add_listener_last(of, &named[2], NULL), 0);
+	CHECK_EQ(ms_add_listener(of, &named[3], NULL), 0);
+	check_order(of, "badc");
+	for (int i = 0; i < NAMED; i++)
+		CHECK_EQ(ms_remove_listener(of, &named[i], NULL), 0);
+	CHECK_EQ(ms_add_listener(of, &named[1], NULL), 0); /* the place is free, and nothing of it is left */
+	CHECK_EQ(ms_add_listener(of, &named[0], NULL), 0);
+	check_order(of, "ba");
+	end_vm(of);
+}
+
+static void test_last_listener_without_memory(void)
+{
+	struct ms_vm *of = new_vm(1);
+	struct ms_error err;
+
+	CHECK_EQ(ms_add_listener(of, &named[0], NULL), 0);
+	memory_fail(&of->memory, 1, false);
+	CHECK_EQ(ms_add_listener_last(of, &named[1], &err), -ENOMEM);
+	CHECK_EQ(err.rule, MS_RULE_NO_MEMORY);
+	memory_fail(&of->memory, 0, false);
+	CHECK_EQ(ms_add_listener_last(of, &named[2], NULL), 0); /* the place is still free */
+	check_order(of, "ac");
+	end_vm(of);
+}
+
 static int refuse_with_positive(void *opaque, const struct ms_change *change)
 {
 	(void)opaque;
@@ -581,7 +665,7 @@ static int map_memory(struct ms_vm *of, struct ms_error *err)
 	return result;
 }
 
-#define CLOSE_CALL 19u /* the last one */
+#define CLOSE_CALL 20u /* the last one */
 
 /* Makes the i-th [lock] call; returns its result, or 1 if there is no such call. */
 static int lock_call(unsigned i, struct ms_vm *of, struct ms_error *err)
@@ -634,6 +718,8 @@ static int lock_call(unsigned i, struct ms_vm *of, struct ms_error *err)
 		return ms_free_slot_id(of, 0, &id, err);
 	case 18:
 		return map_memory(of, err);
+	case 19:
+		return ms_add_listener_last(of, &spare, err);
 	case CLOSE_CALL:
 		return ms_vm_close(of, err);
 	default:
@@ -969,8 +1055,206 @@ static void test_close(void)
 	ms_vm_destroy(of);
 }
 
+/* ---- the hook `closed` ---- */
+
+static struct {
+	struct ms_vm *of;
+	struct ms_backing *backing;
+	unsigned calls[2], released;
+} ending;
+
+static void on_release(void *opaque)
+{
+	(void)opaque;
+	CHECK(ending.calls[0] && ending.calls[1]);
+	ending.released++;
+}
+
+/* Every reader has left the slots, and no slot has been freed. */
+static void on_closed(void *opaque)
+{
+	size_t i = (size_t)(uintptr_t)opaque;
+	struct ms_error err;
+
+	CHECK_EQ(ending.calls[0], i); /* in order */
+	ending.calls[i]++;
+	CHECK(!ending.released);
+	for (uint32_t as_id = 0; as_id < 2; as_id++) {
+		CHECK_EQ(ms_gfn_to_hva(ending.of, as_id, 0x10), MS_HVA_ERR_BAD);
+		CHECK_EQ(ms_memslots(ending.of, as_id, NULL, 0), 0);
+	}
+	CHECK_EQ(ms_nr_memslots(ending.of), 0);
+	CHECK_EQ(atomic_load(&ending.backing->refs), 2);
+	check_lock_calls(ending.of, -EDEADLK, MS_RULE_HOOK, true);
+	CHECK_EQ(ms_set_user_memory_region(ending.of, NULL, &err), -EFAULT);
+	ms_vm_destroy(ending.of); /* does nothing in a hook of the same VM */
+}
+
+static const struct ms_listener end_listeners[2] = {
+	{ LISTENER_SIZE, .opaque = (void *)0, .closed = on_closed },
+	{ LISTENER_SIZE, .opaque = (void *)1, .closed = on_closed },
+};
+
+static void make_ending_vm(void)
+{
+	static const struct ms_listener nothing = { LISTENER_SIZE },
+					old = { offsetof(struct ms_listener, prepare_many), .closed = on_closed };
+	region_t r = region(0, 1, 0x10, 4, LOG);
+
+	memset(&ending, 0, sizeof(ending));
+	ending.of = new_vm(2);
+	CHECK_EQ(ms_backing_create((void *)(uintptr_t)r.userspace_addr, 4 * PAGE, 0, on_release, NULL, &ending.backing),
+		 0);
+	CHECK_EQ(ms_map_backing(ending.of, &r, ending.backing, NULL, NULL), 0);
+	CHECK_EQ(set(ending.of, 1, 2, 0x10, 4, 0), 0);
+	CHECK_EQ(ms_add_listener_last(ending.of, &end_listeners[1], NULL), 0);
+	CHECK_EQ(ms_add_listener(ending.of, &nothing, NULL), 0);
+	CHECK_EQ(ms_add_listener(ending.of, &old, NULL), 0); /* a struct that ends before the hook */
+	CHECK_EQ(ms_add_listener(ending.of, &end_listeners[0], NULL), 0);
+}
+
+static void check_ended_once(void)
+{
+	CHECK_EQ(ending.calls[0], 1);
+	CHECK_EQ(ending.calls[1], 1);
+	CHECK_EQ(atomic_load(&ending.backing->refs), 1);
+	ms_backing_put(ending.backing);
+	CHECK_EQ(ending.released, 1);
+}
+
+static void test_closed_by_close(void)
+{
+	make_ending_vm();
+	CHECK_EQ(ms_vm_close(ending.of, NULL), 0);
+	CHECK_EQ(ms_vm_close(ending.of, NULL), 0);
+	ms_vm_destroy(ending.of);
+	check_ended_once();
+}
+
+static void test_closed_by_destroy(void)
+{
+	struct ms_update *update;
+
+	make_ending_vm();
+	ms_vm_destroy(ending.of);
+	check_ended_once();
+	make_ending_vm(); /* with an open read section, which ends with the VM */
+	CHECK_EQ(ms_read_lock(ending.of), 0);
+	ms_vm_destroy(ending.of);
+	CHECK_EQ(thread_self.sections, 0);
+	check_ended_once();
+	if (!design_is("tree"))
+		return;
+	make_ending_vm(); /* with an open update */
+	CHECK_EQ(ms_update_begin(ending.of, 1, &update, NULL), 0);
+	ms_vm_destroy(ending.of);
+	check_ended_once();
+}
+
+static void *begin_update_and_stay(void *unused)
+{
+	struct ms_update *update;
+
+	CHECK_EQ(ms_update_begin(ending.of, 1, &update, NULL), 0);
+	pthread_barrier_wait(&both);
+	pthread_barrier_wait(&both);
+	return unused;
+}
+
+/* Another thread owns slots_lock when the VM ends.  The hooks still run as in a call that owns the lock. */
+static void test_closed_with_update_of_another_thread(void)
+{
+	pthread_t thread;
+
+	if (!design_is("tree"))
+		return;
+	make_ending_vm();
+	CHECK_EQ(pthread_barrier_init(&both, NULL, 2), 0);
+	CHECK_EQ(pthread_create(&thread, NULL, begin_update_and_stay, NULL), 0);
+	pthread_barrier_wait(&both);
+	ms_vm_destroy(ending.of);
+	check_ended_once();
+	pthread_barrier_wait(&both);
+	CHECK_EQ(pthread_join(thread, NULL), 0);
+	pthread_barrier_destroy(&both);
+}
+
+/* The child's copy of the VM ends without hooks: the parent calls them. */
+static void test_closed_in_child(void)
+{
+	int status = -1;
+	pid_t child;
+
+	make_ending_vm();
+	fflush(NULL);
+	child = fork();
+	if (!child) {
+		ending.calls[0] = ending.calls[1] = 7; /* a call would find another number */
+		ms_vm_destroy(ending.of);
+		_exit(ending.calls[0] == 7 && ending.calls[1] == 7 ? 0 : 1);
+	}
+	CHECK_EQ(waitpid(child, &status, 0), child);
+	CHECK_EQ(status, 0);
+	ms_vm_destroy(ending.of);
+	check_ended_once();
+}
+
+static _Atomic bool reader_left;
+
+static void *read_until_closed(void *unused)
+{
+	CHECK_EQ(ms_read_lock(ending.of), 0);
+	atomic_store(&reader_step, 2);
+	while (!atomic_load(&ending.of->srcu.waiting))
+		usleep(100);
+	CHECK(ms_gfn_to_hva(ending.of, 0, 0x10) != MS_HVA_ERR_BAD); /* its section sees the slots until its end */
+	atomic_store(&reader_left, true);
+	ms_read_unlock(ending.of);
+	return unused;
+}
+
+static void check_reader_left(void *opaque)
+{
+	(void)opaque;
+	CHECK(atomic_load(&reader_left));
+	ending.calls[0]++;
+	ending.calls[1]++;
+}
+
+static void test_closed_waits_for_readers(void)
+{
+	static const struct ms_listener l = { LISTENER_SIZE, .closed = check_reader_left };
+	pthread_t reader;
+
+	make_ending_vm();
+	CHECK_EQ(ms_remove_listener(ending.of, &end_listeners[0], NULL), 0); /* a removed listener gets no call */
+	CHECK_EQ(ms_remove_listener(ending.of, &end_listeners[1], NULL), 0);
+	CHECK_EQ(ms_add_listener(ending.of, &l, NULL), 0);
+	atomic_store(&reader_step, 0);
+	atomic_store(&reader_left, false);
+	CHECK_EQ(pthread_create(&reader, NULL, read_until_closed, NULL), 0);
+	while (!atomic_load(&reader_step))
+		usleep(100);
+	CHECK_EQ(ms_vm_close(ending.of, NULL), 0);
+	CHECK_EQ(pthread_join(reader, NULL), 0);
+	ms_vm_destroy(ending.of);
+	check_ended_once();
+}
+
+static void test_closed(void)
+{
+	test_closed_by_close();
+	test_closed_by_destroy();
+	test_closed_with_update_of_another_thread();
+	test_closed_in_child();
+	test_closed_waits_for_readers();
+}
+
 static void test_all(void)
 {
+	test_last_listener();
+	test_last_listener_without_memory();
+	test_closed();
 	test_cases();
 	test_generation_during_swap();
 	test_listener_list();

@@ -269,7 +269,8 @@ static void test_null_in_update(void)
 
 static void test_null_in_changes(struct ms_vm *vm)
 {
-	static const struct ms_listener small = { .size = sizeof(small) - 1 };
+	/* the first version of the struct ended here */
+	static const struct ms_listener small = { .size = offsetof(struct ms_listener, prepare_many) - 1 };
 	struct picture before = picture_of(vm), after;
 	struct ms_error err;
 
@@ -283,7 +284,9 @@ static void test_null_in_changes(struct ms_vm *vm)
 	check_rule(ms_free_slot_id(vm, 0, NULL, &err), &err, -EFAULT, MS_RULE_NULL_BUFFER);
 	check_rule(ms_add_listener(vm, NULL, &err), &err, -EFAULT, MS_RULE_NULL_BUFFER);
 	check_rule(ms_add_listener(vm, &small, &err), &err, -EINVAL, MS_RULE_STRUCT_SIZE);
-	CHECK_EQ(err.limit, sizeof(struct ms_listener));
+	CHECK_EQ(err.limit, offsetof(struct ms_listener, prepare_many));
+	check_rule(ms_add_listener_last(vm, NULL, &err), &err, -EFAULT, MS_RULE_NULL_BUFFER);
+	check_rule(ms_add_listener_last(vm, &small, &err), &err, -EINVAL, MS_RULE_STRUCT_SIZE);
 	check_rule(ms_remove_listener(vm, NULL, &err), &err, -ENOENT, MS_RULE_NO_SUCH_LISTENER);
 	check_rule(ms_vcpu_create(vm, NULL, &err), &err, -EFAULT, MS_RULE_NULL_BUFFER);
 	after = picture_of(vm);

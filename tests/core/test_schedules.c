@@ -158,6 +158,57 @@ static void grow_by_steps(struct actor *me)
 	me->r = ms_update_end(u, true, NULL);
 }
 
+/* ---- transactions ---- */
+
+static void resize(struct actor *me)
+{
+	static const struct ms_step step = { .kind = MS_STEP_RESIZE, .slot = ID, .memory_size = (NPAGES + 9) * PAGE };
+
+	me->r = ms_change_memslots(vm, 0, &step, 1, NULL);
+}
+
+/* The pages up to GFN move, and the others become a slot of their own. */
+static void split_and_move(struct actor *me)
+{
+	static const struct ms_step steps[] = {
+		{ .kind = MS_STEP_SPLIT, .slot = ID, .other = 40, .guest_phys_addr = (GFN + 1) * PAGE },
+		{ .kind = MS_STEP_MOVE, .slot = ID, .guest_phys_addr = NEW_GFN * PAGE },
+	};
+
+	me->r = ms_change_memslots(vm, 0, steps, ARRAY_SIZE(steps), NULL);
+}
+
+/* ID gets four more pages at its beginning. */
+static void merge(struct actor *me)
+{
+	const struct ms_step steps[] = {
+		{ .kind = MS_STEP_CREATE,
+		  .slot = 40,
+		  .flags = LOG,
+		  .guest_phys_addr = (OLD_GFN - 4) * PAGE,
+		  .memory_size = 4 * PAGE,
+		  .userspace_addr = hva_for(0, ID) - 4 * PAGE },
+		{ .kind = MS_STEP_MERGE, .slot = ID, .other = 40 },
+	};
+
+	me->r = ms_change_memslots(vm, 0, steps, ARRAY_SIZE(steps), NULL);
+}
+
+/* Another slot takes the place that ID leaves, in steps of the wrong order. */
+static void take_place(struct actor *me)
+{
+	const struct ms_step steps[] = {
+		{ .kind = MS_STEP_CREATE,
+		  .slot = NEXT,
+		  .guest_phys_addr = OLD_GFN * PAGE,
+		  .memory_size = NPAGES * PAGE,
+		  .userspace_addr = hva_for(0, NEXT) },
+		{ .kind = MS_STEP_MOVE, .slot = ID, .guest_phys_addr = NEW_GFN * PAGE },
+	};
+
+	me->r = ms_change_memslots(vm, 0, steps, ARRAY_SIZE(steps), NULL);
+}
+
 static void harvest(struct actor *me)
 {
 	me->r = ms_get_dirty_log(vm, 0, ID, &me->hva, 1, &me->nr, NULL);
@@ -234,6 +285,10 @@ static const struct change_case {
 	{ "exchange", exchange, NEXT, 0, false },
 	{ "delete by steps", delete_by_steps, 0, 0, true },
 	{ "grow by steps", grow_by_steps, ID, 0, true },
+	{ "resize", resize, ID, 0, false },
+	{ "split and move", split_and_move, 0, ID, false },
+	{ "merge", merge, ID, 0, false },
+	{ "take a place", take_place, NEXT, ID, false },
 	{ "close", close_vm, 0, 0, false },
 };
 
@@ -350,7 +405,8 @@ static void check_marked(void)
 /* The mark is in the log if the page goes on being logged. */
 static void check_mark(const struct change_case *change)
 {
-	if (change->run == create || change->run == move || change->run == load || change->run == grow_by_steps)
+	if (change->run != delete && change->run != change_flags && change->run != exchange &&
+	    change->run != delete_by_steps && change->run != close_vm)
 		check_marked();
 }
 

@@ -145,11 +145,29 @@ static int map_one(void)
 	return map(vm, 9, 0x900);
 }
 
+/* A CREATE, a DELETE and every kind of change between them: slot 1 in two parts, slot 2 in the place of its first part.
+ * */
+static int change_all(void)
+{
+	static const struct ms_step steps[] = {
+		{ .kind = MS_STEP_SPLIT, .slot = 1, .other = 5, .guest_phys_addr = 0x110 * PAGE },
+		{ .kind = MS_STEP_MOVE, .slot = 1, .guest_phys_addr = 0x500 * PAGE },
+		{ .kind = MS_STEP_SPLIT, .slot = 5, .other = 6, .guest_phys_addr = 0x120 * PAGE },
+		{ .kind = MS_STEP_DELETE, .slot = 5 },
+		{ .kind = MS_STEP_MOVE, .slot = 2, .guest_phys_addr = 0xc0 * PAGE },
+		{ .kind = MS_STEP_RESIZE, .slot = 2, .memory_size = 8 * PAGE },
+	};
+
+	return ms_change_memslots(vm, SPACE, steps, ARRAY_SIZE(steps), NULL);
+}
+
 static const struct change_case {
 	int (*make)(void);
 	unsigned swaps;
+	bool flushes_late; /* after the last swap */
 } changes[] = {
-	{ create_one, 1 }, { delete_one, 2 }, { move_one, 2 }, { log_one, 1 }, { load_three, 1 }, { map_one, 1 }
+	{ create_one, 1, false }, { delete_one, 2, false }, { move_one, 2, false },  { log_one, 1, false },
+	{ load_three, 1, false }, { map_one, 1, false },    { change_all, 1, true },
 };
 
 static struct ms_vm *vm_with_slots(void)
@@ -271,6 +289,7 @@ static bool end_in_hook(const struct change_case *c, enum taker taker)
 {
 	struct picture before, after;
 	struct ms_stats held_before, held_after;
+	bool completed;
 
 	after = picture_after(c, &held_after);
 	vm = vm_with_slots();
@@ -282,8 +301,8 @@ static bool end_in_hook(const struct change_case *c, enum taker taker)
 		return false;
 	}
 	CHECK(atomic_load(&vm->slots_lock.pending_end)); /* else the next call would wait forever */
-	check_taken(taker, last == COMMIT, last == COMMIT ? &after : &before,
-		    last == COMMIT ? &held_after : &held_before);
+	completed = last == COMMIT || (last == FLUSH && c->flushes_late);
+	check_taken(taker, completed, completed ? &after : &before, completed ? &held_after : &held_before);
 	endings++;
 	return true;
 }
@@ -407,6 +426,85 @@ static void test_close(void)
 	end_vm(vm);
 }
 
+/* ---- in a hook of the end of the VM ---- */
+
+static unsigned closed_calls, end_at_closed; /* the thread ends in closed hook number end_at_closed */
+
+static void on_closed(void *opaque)
+{
+	(void)opaque;
+	if (++closed_calls == end_at_closed)
+		pthread_exit(NULL);
+}
+
+static void *close_vm(void *unused)
+{
+	ms_vm_close(vm, NULL);
+	CHECK(!"the thread ends in a hook");
+	return unused;
+}
+
+static void *destroy_vm(void *unused)
+{
+	ms_vm_destroy(vm);
+	CHECK(!"the thread ends in a hook");
+	return unused;
+}
+
+static struct ms_listener ends[2] = {
+	{ LISTENER_SIZE, .closed = on_closed },
+	{ LISTENER_SIZE, .closed = on_closed },
+};
+
+static void make_vm_that_ends(void)
+{
+	vm = vm_with_slots();
+	for (int i = 0; i < 2; i++)
+		CHECK_EQ(ms_add_listener(vm, &ends[i], NULL), 0);
+	CHECK_EQ(atomic_load(&backing->refs), 2);
+	closed_calls = 0;
+}
+
+/* The next call that takes the lock frees the slots, without a further hook. */
+static void test_closed_by_close(enum taker taker)
+{
+	make_vm_that_ends();
+	by_another_thread(close_vm, NULL);
+	CHECK(atomic_load(&vm->slots_lock.pending_end));
+	CHECK_EQ(atomic_load(&backing->refs), 2);
+	CHECK_EQ(ms_gfn_to_hva(vm, SPACE, 0x100), MS_HVA_ERR_BAD);
+	if (taker == BY_REFUSED) {
+		CHECK_EQ(set(vm, SPACE, 1, 1, 1, 0), -EBADF);
+		CHECK_EQ(atomic_load(&backing->refs), 1);
+	}
+	if (taker != BY_DESTROY)
+		end_vm(vm);
+	else
+		ms_vm_destroy(vm);
+}
+
+/* The end of the thread frees the VM. */
+static void test_closed_by_destroy(void)
+{
+	make_vm_that_ends();
+	by_another_thread(destroy_vm, NULL);
+}
+
+static void test_closed(void)
+{
+	static const enum taker takers[] = { BY_REFUSED, BY_CLOSE, BY_DESTROY };
+
+	for (end_at_closed = 1; end_at_closed <= 2; end_at_closed++)
+		for (size_t k = 0; k <= ARRAY_SIZE(takers); k++, endings++) {
+			if (k < ARRAY_SIZE(takers))
+				test_closed_by_close(takers[k]);
+			else
+				test_closed_by_destroy();
+			CHECK_EQ(closed_calls, end_at_closed);
+			CHECK_EQ(atomic_load(&backing->refs), 1);
+		}
+}
+
 /* ---- in a hook of a VM inside a hook of another ---- */
 
 static struct ms_vm *outer;
@@ -456,6 +554,7 @@ int main(int argc, char **argv)
 		test_hooks();
 		test_reports();
 		test_close();
+		test_closed();
 		test_nested();
 	}
 	CHECK_EQ(atomic_load(&backing->refs), 1);

@@ -7,6 +7,9 @@
  * rolled back, or abandoned in a place that must not wait.  Sometimes an allocation fails, which must change nothing
  * but that result.  Sometimes a step gets a pointer that is no handle of the update: a handle of an earlier update,
  * whose memory may be freed, a handle of another VM, or a number.  The step must refuse it and change nothing.
+ *
+ * A listener compares the changes that it gets at the end with the model, and their last dirty bits.  A second listener
+ * sometimes refuses.
  */
 #include "fixture.h"
 
@@ -39,6 +42,7 @@ struct known {
 	struct memslot *slot;
 	size_t family; /* an index of families, or NONE */
 	bool in[2], was_there;
+	bool seen; /* readers have seen it since its last flush */
 };
 
 /* An address space between updates. */
@@ -66,6 +70,7 @@ static uint32_t space;
 static size_t crowd; /* the approximate number of slots of an address space */
 static struct rng rng;
 static uint64_t answers[64], kept, rolled_back, without_memory, flushes, bad_handles, reused_addresses;
+static uint64_t flushes_of_ends, changes_heard, refused_ends, last_bits;
 
 static struct rest *here(void)
 {
@@ -164,6 +169,8 @@ static void apply_swap(void)
 {
 	here()->active ^= 1;
 	here()->generation += SPACES;
+	for (size_t i = 0; i < nr_known; i++)
+		known[i].seen |= known[i].in[here()->active];
 }
 
 static uint64_t armed; /* the number of the allocation of the step that fails, 0: none */
@@ -397,7 +404,7 @@ static void step_with_bad_handle(void)
 
 static size_t remember(struct ms_slot *slot, const struct ms_memslot *value, size_t family)
 {
-	known[nr_known] = (struct known){ *value, (struct memslot *)(void *)slot, family, { false, false }, false };
+	known[nr_known] = (struct known){ *value, (struct memslot *)(void *)slot, family, { false, false }, false, false };
 	keep_old_handle(slot);
 	return nr_known++;
 }
@@ -425,14 +432,50 @@ static void invalidate(size_t i)
 	CHECK(same_slot(&flushed_active, &value) && same_slot(&flushed_old, &known[i].value));
 	apply_edit(idx, i, remember(inv, &value, known[i].family));
 	apply_swap();
+	known[i].seen = false;
 }
 
-/* Lookups find the INVALID copy now. */
+static bool ending;
+
+static bool same_translation(const struct ms_memslot *a, const struct ms_memslot *b)
+{
+	return a->base_gfn == b->base_gfn && a->npages == b->npages && a->userspace_addr == b->userspace_addr &&
+	       !((a->flags ^ b->flags) & MS_MEM_READONLY);
+}
+
+/* Whether a value that readers derived from the slot is not right any more after the update, and was not flushed. */
+static bool needs_flush(size_t i)
+{
+	size_t next = by_id(0, known[i].value.id);
+
+	return known[i].seen && !known[i].in[0] && !(known[i].value.flags & MS_MEMSLOT_INVALID) &&
+	       (next == NONE || !same_translation(&known[i].value, &known[next].value));
+}
+
+static void check_flush_of_end(const struct ms_memslot *active, const struct ms_memslot *old)
+{
+	size_t next = by_id(0, old->id), i = 0;
+	struct ms_memslot invalid = *old;
+
+	invalid.flags |= MS_MEMSLOT_INVALID;
+	CHECK(same_slot(active, next == NONE ? &invalid : &known[next].value));
+	while (i < nr_known && !(needs_flush(i) && same_slot(old, &known[i].value)))
+		i++;
+	CHECK(i < nr_known);
+	known[i].seen = false;
+}
+
+/* After a step lookups find the INVALID copy. */
 static void on_flush(void *opaque, const struct ms_memslot *active, const struct ms_memslot *old)
 {
 	struct ms_memslot slot;
 
 	(void)opaque;
+	if (ending) {
+		check_flush_of_end(active, old);
+		flushes_of_ends++;
+		return;
+	}
 	CHECK_EQ(ms_gfn_to_memslot(vm, space, old->base_gfn + old->npages - 1, &slot), 0);
 	CHECK(same_slot(&slot, active));
 	flushed_active = *active;
@@ -440,7 +483,6 @@ static void on_flush(void *opaque, const struct ms_memslot *active, const struct
 	flushes++;
 }
 
-static const struct ms_listener listener = { LISTENER_SIZE, .flush = on_flush };
 
 /* The number of a slot's first page in a family. */
 static uint64_t first_page(const struct ms_memslot *value)
@@ -695,7 +737,7 @@ static void begin(void)
 		size_t n = remember(found[i], value, value->flags & LOG ? i : NONE);
 
 		families[n] = family_at_rest(value, &r->slot[i].log);
-		known[n].was_there = known[n].in[0] = known[n].in[1] = true;
+		known[n].was_there = known[n].seen = known[n].in[0] = known[n].in[1] = true;
 	}
 	check_step();
 }
@@ -706,6 +748,180 @@ static bool alike(void)
 		if (known[i].in[0] != known[i].in[1] || (known[i].in[0] && known[i].value.flags & MS_MEMSLOT_INVALID))
 			return false;
 	return true;
+}
+
+/* ---- the changes that the listeners get at the end ---- */
+
+static struct ms_change heard[2 * USER_SLOTS];
+static size_t nr_heard, nr_committed, nr_aborted;
+static bool refuse_end;
+
+static size_t former(uint32_t id)
+{
+	for (size_t i = 0; i < nr_known; i++)
+		if (known[i].was_there && known[i].value.id == id)
+			return i;
+	return NONE;
+}
+
+static enum ms_change_kind kind_of(const struct ms_memslot *old, const struct ms_memslot *new_slot)
+{
+	if (old->npages != new_slot->npages || old->userspace_addr != new_slot->userspace_addr ||
+	    (old->flags ^ new_slot->flags) & MS_MEM_READONLY)
+		return MS_RESIZE;
+	return old->base_gfn != new_slot->base_gfn ? MS_MOVE : MS_FLAGS_ONLY;
+}
+
+/* The changes of one id: 0, 1, or a DELETE and a CREATE. */
+static size_t want_changes(uint32_t id, struct ms_change want[2])
+{
+	static const struct ms_memslot none;
+	size_t old = former(id), new_slot = by_id(0, id);
+	const struct ms_memslot *from = old == NONE ? &none : &known[old].value;
+	const struct ms_memslot *to = new_slot == NONE ? &none : &known[new_slot].value;
+	bool same = old != NONE && new_slot != NONE && same_slot(from, to);
+
+	if (old == new_slot || (same && known[old].family == known[new_slot].family))
+		return 0;
+	if (old != NONE && new_slot != NONE && !same) {
+		want[0] = (struct ms_change){ kind_of(from, to), *from, *to, NULL, 0 };
+		return 1;
+	}
+	if (old != NONE)
+		want[0] = (struct ms_change){ MS_DELETE, *from, none, NULL, 0 };
+	if (new_slot != NONE)
+		want[old != NONE] = (struct ms_change){ MS_CREATE, none, *to, NULL, 0 };
+	return (size_t)(old != NONE) + (new_slot != NONE);
+}
+
+static bool same_change(const struct ms_change *a, const struct ms_change *b)
+{
+	return a->kind == b->kind && same_slot(&a->old_slot, &b->old_slot) && same_slot(&a->new_slot, &b->new_slot);
+}
+
+static bool was_heard(const struct ms_change *change)
+{
+	size_t i = 0;
+
+	while (i < nr_heard && !same_change(&heard[i], change))
+		i++;
+	return i < nr_heard;
+}
+
+/* Deletes, then changes of slots that stay, then creates. */
+static int part_of_list(const struct ms_change *change)
+{
+	return change->kind == MS_DELETE ? 0 : change->kind == MS_CREATE ? 2 : 1;
+}
+
+static int on_prepare_many(void *opaque, const struct ms_change *changes, size_t n)
+{
+	struct ms_change want[2];
+	size_t nr = 0, nr_want;
+
+	(void)opaque;
+	CHECK(ending && alike() && !nr_heard && n && n <= ARRAY_SIZE(heard));
+	memcpy(heard, changes, n * sizeof(*changes));
+	nr_heard = n;
+	for (uint32_t id = 0; id < USER_SLOTS; id++, nr += nr_want) {
+		nr_want = want_changes(id, want);
+		for (size_t i = 0; i < nr_want; i++)
+			CHECK(was_heard(&want[i]));
+	}
+	CHECK_EQ(nr, n);
+	for (size_t i = 0; i < n; i++) {
+		CHECK(!changes[i].dirty && !changes[i].nr_dirty_words);
+		CHECK(!i || part_of_list(&changes[i - 1]) <= part_of_list(&changes[i]));
+	}
+	changes_heard += n;
+	return 0;
+}
+
+/* Without the pages that the log of the new slot has. */
+static struct log log_that_ends(size_t old, size_t new_slot)
+{
+	struct log log = log_at_rest(&known[old]);
+
+	if (new_slot == NONE || known[new_slot].family != known[old].family)
+		return log;
+	for (uint64_t page = 0; page < known[old].value.npages; page++) {
+		uint64_t at = first_page(&known[old].value) + page - first_page(&known[new_slot].value);
+
+		if (at < known[new_slot].value.npages)
+			log.bits[page / 64] &= ~((uint64_t)1 << page % 64);
+	}
+	return log;
+}
+
+static void check_last_bits(const struct ms_change *change)
+{
+	size_t old = former(change->old_slot.id), new_slot = by_id(0, change->old_slot.id);
+	bool ends = change->kind != MS_CREATE && known[old].family != NONE;
+	struct log log = { 0 };
+
+	if (change->kind == MS_DELETE)
+		new_slot = NONE;
+	if (ends)
+		log = log_that_ends(old, new_slot);
+	if (ends && new_slot != NONE && known[new_slot].family == known[old].family)
+		ends = log.bits[0] || log.bits[1];
+	CHECK_EQ(change->dirty != NULL, ends);
+	CHECK_EQ(change->nr_dirty_words, ends ? (known[old].value.npages + 63) / 64 : 0);
+	for (size_t i = 0; i < change->nr_dirty_words; i++)
+		CHECK_EQ(change->dirty[i], log.bits[i]);
+	last_bits += ends && (log.bits[0] || log.bits[1]);
+}
+
+static void on_commit(void *opaque, const struct ms_change *change)
+{
+	(void)opaque;
+	CHECK(ending && !refuse_end && nr_committed < nr_heard && same_change(change, &heard[nr_committed]));
+	nr_committed++;
+	for (size_t i = 0; i < nr_known; i++)
+		CHECK(!needs_flush(i));
+	check_last_bits(change);
+	CHECK_EQ(ms_nr_memslots(vm), ms_memslots(vm, 0, NULL, 0) + ms_memslots(vm, 1, NULL, 0));
+}
+
+static void on_abort(void *opaque, const struct ms_change *change)
+{
+	(void)opaque;
+	CHECK(ending && refuse_end && nr_aborted < nr_heard);
+	CHECK(same_change(change, &heard[nr_heard - ++nr_aborted]));
+}
+
+static int maybe_refuse(void *opaque, const struct ms_change *changes, size_t n)
+{
+	(void)opaque;
+	(void)changes;
+	CHECK_EQ(n, nr_heard);
+	return refuse_end ? -EPERM : 0;
+}
+
+static const struct ms_listener listener = { LISTENER_SIZE,	   NULL, NULL, on_abort, on_flush, on_commit,
+					     on_prepare_many, NULL };
+static const struct ms_listener last = { LISTENER_SIZE, .prepare_many = maybe_refuse };
+
+static void begin_to_end(bool refuse)
+{
+	ending = true;
+	refuse_end = refuse;
+	nr_heard = nr_committed = nr_aborted = 0;
+}
+
+/* Without a change there is nothing to refuse. */
+static bool check_heard(bool end_is_kept)
+{
+	bool is_refused = nr_heard && refuse_end;
+
+	ending = false;
+	CHECK(end_is_kept || !nr_heard);
+	CHECK_EQ(nr_committed, refuse_end ? 0 : nr_heard);
+	CHECK_EQ(nr_aborted, refuse_end ? nr_heard : 0);
+	for (size_t i = 0; i < nr_known; i++)
+		CHECK(!end_is_kept || is_refused || !needs_flush(i));
+	refused_ends += is_refused;
+	return is_refused;
 }
 
 /* The slots of both sets, or those from before the update, with the bits that their logs have now. */
@@ -759,9 +975,11 @@ static void end(void)
 	bool same = alike(), keep = rng_below(&rng, 2);
 	uint64_t way = keep ? 0 : rng_below(&rng, 6);
 	struct ms_error err = { .rule = MS_RULE_NONE };
+	bool is_refused;
 	int r = 0;
 
 	memory_fail(&vm->memory, 1, true); /* an end needs no memory */
+	begin_to_end(keep && !rng_below(&rng, 4));
 	if (way < 2)
 		r = ms_update_end(update, keep, &err);
 	else if (way < 3)
@@ -770,11 +988,13 @@ static void end(void)
 		abandon_in_section(way == 3 ? vm : other_vm);
 	else
 		abandon_in_hook();
-	CHECK_EQ(r, keep && !same ? -EINVAL : 0);
-	CHECK_EQ(err.rule, r ? MS_RULE_SETS_DIFFER : MS_RULE_NONE);
-	settle(keep && same);
-	kept += keep && same && edits[0];
-	rolled_back += !(keep && same) && edits[0] + edits[1];
+	is_refused = check_heard(keep && same);
+	CHECK_EQ(r, is_refused ? -EPERM : keep && !same ? -EINVAL : 0);
+	CHECK_EQ(err.rule, is_refused ? MS_RULE_LISTENER_REFUSED : r ? MS_RULE_SETS_DIFFER : MS_RULE_NONE);
+	keep &= same && !is_refused;
+	settle(keep);
+	kept += keep && edits[0];
+	rolled_back += !keep && edits[0] + edits[1];
 	check_rest();
 	memory_fail(&vm->memory, 0, false);
 }
@@ -815,6 +1035,7 @@ static void make_vm(void)
 	for (uint32_t as_id = 0; as_id < SPACES; as_id++)
 		rest[as_id] = (struct rest){ .generation = as_id };
 	CHECK_EQ(ms_vcpu_create(vm, &vcpu, NULL), 0);
+	CHECK_EQ(ms_add_listener_last(vm, &last, NULL), 0);
 	CHECK_EQ(ms_add_listener(vm, &listener, NULL), 0);
 	CHECK_EQ(ms_gfn_to_hva(vm, 0, 0), MS_HVA_ERR_BAD); /* makes this thread's record */
 	stats = stats_of(vm);
@@ -854,6 +1075,10 @@ int main(int argc, char **argv)
 	       rolled_back, without_memory);
 	printf("update: %" PRIu64 " pointers refused that are no handles, %" PRIu64 " were handles again\n",
 	       bad_handles, reused_addresses);
+	printf("update: %" PRIu64 " changes passed to listeners, %" PRIu64 " ends refused, %" PRIu64
+	       " flushes by ends, %" PRIu64 " changes with last bits\n",
+	       changes_heard, refused_ends, flushes_of_ends, last_bits);
+	CHECK(changes_heard && refused_ends && flushes_of_ends && last_bits);
 	CHECK(kept && rolled_back && without_memory && flushes && bad_handles && reused_addresses);
 	CHECK(answers[MS_RULE_NONE] && answers[MS_RULE_HANDLE] && answers[MS_RULE_DUPLICATE_ID] &&
 	      answers[MS_RULE_OVERLAP] && answers[MS_RULE_GPA_LIMIT]);

@@ -36,6 +36,7 @@ CLASSES = [
     (errno.EIO, None, memslots.ForkedError, RuntimeError),
     (errno.EUCLEAN, None, memslots.InvariantError, AssertionError),
     (errno.EEXIST, "LISTENER_EXISTS", memslots.ListenerError, ValueError),
+    (errno.EEXIST, "LAST_LISTENER", memslots.ListenerError, ValueError),
     (errno.ENOENT, "NO_SUCH_LISTENER", memslots.ListenerError, ValueError),
     (errno.EACCES, "LISTENER_REFUSED", memslots.ListenerError, ValueError),
     (errno.EINVAL, "HANDLE", memslots.UpdateError, RuntimeError),
@@ -99,6 +100,7 @@ WORDS = {
     "NO_MEMORY": ["memory", "nothing was changed"],
     "LISTENER_REFUSED": ["prepare", "nothing was changed"],
     "LISTENER_EXISTS": ["listener", "there already"],
+    "LAST_LISTENER": ["another listener", "at most one"],
     "NO_SUCH_LISTENER": ["listener", "not there"],
     "NO_DIRTY_LOG": ["slot 7", "address space 1"],
     "FIRST_PAGE": ["first_page 65", "4321"],
@@ -406,6 +408,12 @@ def strange_listener() -> None:
     vm_with_slot().remove_listener(memslots.Listener())
 
 
+def second_last_listener() -> None:
+    vm = vm_with_slot()
+    vm.add_listener(memslots.Listener(), last=True)
+    vm.add_listener(memslots.Listener(), last=True)
+
+
 REACHED = {
     "SLOT_ID": lambda: set_region(slot=32764),
     "FLAGS": lambda: set_region(flags=8),
@@ -426,6 +434,7 @@ REACHED = {
     "GMEM_FD": lambda: set_region(slot=1, guest_phys_addr=2**40, flags=4),
     "GPA_LIMIT": lambda: set_region(guest_phys_addr=2**52),
     "LISTENER_EXISTS": same_listener,
+    "LAST_LISTENER": second_last_listener,
     "NO_SUCH_LISTENER": strange_listener,
     "NO_DIRTY_LOG": lambda: memslots_log_off(),
     "FIRST_PAGE": lambda: clear(1, 64, 1),

@@ -66,7 +66,7 @@ def brief(calls: Calls) -> list[str]:
 
 # ---- order and arguments ---------------------------------------------------------------------------
 
-CREATE, DELETE, MOVE, FLAGS = ChangeKind
+CREATE, DELETE, MOVE, FLAGS, RESIZE = ChangeKind
 A, MOVED, LOGGED = slot(3, 10, 4), slot(3, 50, 4, LOG), slot(3, 10, 4, LOG)
 ORDER: dict[str, tuple[tuple[int, int, int], list[tuple[Any, ...]]]] = {
     "delete": (
@@ -127,7 +127,7 @@ def test_change_is_a_named_tuple() -> None:
     assert changes == [Change(CREATE, None, A), Change(DELETE, A, None)]
     assert [type(change.kind) for change in changes] == [ChangeKind, ChangeKind]
     assert changes[0].new.base_gfn == changes[1].old.base_gfn == 10
-    kinds = ["CREATE", "DELETE", "MOVE", "FLAGS_ONLY"]
+    kinds = ["CREATE", "DELETE", "MOVE", "FLAGS_ONLY", "RESIZE"]
     assert [(kind.name, kind.value) for kind in ChangeKind] == [(k, i) for i, k in enumerate(kinds)]
 
 

@@ -41,7 +41,7 @@ class Mirror(Listener):
             print(kind, change.new.gpa)
 
     def flush(self, active: MemorySlot, old: MemorySlot) -> None:
-        assert active.is_invalid and not old.is_invalid
+        assert active.id == old.id and not old.is_invalid
 
 class Own(VM):
     name = "own"

@@ -145,8 +145,15 @@ struct ms_memslot {
 	RULE(GUEST_READONLY, "a write at gpa to a READONLY slot: other", EFAULT) \
 	RULE(GUEST_RAW, "the slot at gpa has no backing, and the VM has not dereference_raw_addresses", EFAULT) \
 	RULE(GUEST_FAULT, "the host memory at gpa, of the slot other, is truncated, unmapped or protected", EFAULT) \
+	RULE(STEP_KIND, "the step has a kind above limit", EINVAL) \
+	RULE(SPLIT, "guest_phys_addr is the first byte of the slot, or not inside it; other = the slot", EINVAL) \
+	RULE(MERGE_PLACE, "the guest frames of the two slots are no neighbours; other = the second slot", EINVAL) \
+	RULE(MERGE_HVA, "the host addresses of the two slots are no neighbours; other = the second slot", EINVAL) \
+	RULE(MERGE_FLAGS, "the two slots have different flags; other = the second slot", EINVAL) \
+	RULE(MERGE_BACKING, "the two slots have different backings; other = the second slot", EINVAL) \
 	RULE(CACHE_RANGE, "the range of a gfn_to_hva_cache is empty or wraps, or an access ends beyond limit bytes", \
-	     EINVAL)
+	     EINVAL) \
+	RULE(LAST_LISTENER, "the VM has a listener that stays behind the others", EEXIST)
 
 enum ms_rule {
 	MS_RULE_NONE = 0,
@@ -163,7 +170,10 @@ bool ms_rule_has_errno(enum ms_rule rule, int code);
 
 struct ms_error {
 	enum ms_rule rule;
-	uint32_t index; /* ms_load_memslots(): the first entry that is refused, or the one that a listener refuses */
+	/* ms_load_memslots(): the first entry that is refused.  ms_change_memslots(): the step that is refused.  Both:
+	 * the entry or step of the change that a listener refuses; n, if it refuses the list as a whole, or if there is
+	 * no memory for the list as a whole. */
+	uint32_t index;
 	uint64_t limit;
 	struct ms_memslot other;
 	uint64_t gpa;  /* guest memory: the first byte of the piece that is refused */
@@ -207,8 +217,8 @@ int ms_config_init_sized(struct ms_config *config, size_t size); /* -EINVAL: the
  * process has no pthread key left (PTHREAD_KEYS_MAX); the library needs two. */
 int ms_vm_create(const struct ms_config *config, struct ms_vm **out);
 
-/* [lock] Deletes every slot, after the readers that may see one have left.  Calls no hooks.  Later lookups find holes,
- * and later changes fail with -EBADF.  A second call does nothing. */
+/* [lock] Deletes every slot, after the readers that may see one have left.  The only hook that it calls is `closed` of
+ * struct ms_listener.  Later lookups find holes, and later changes fail with -EBADF.  A second call does nothing. */
 int ms_vm_close(struct ms_vm *vm, struct ms_error *err);
 
 /*
@@ -222,6 +232,7 @@ void ms_set_poll(ms_poll_fn *poll);
 
 /*
  * Frees the VM.  NULL: does nothing.  Any thread may call it; it never waits.
+ * - If ms_vm_close() was not called, it calls the hook `closed` of each listener.
  * - No other call on the VM may be in progress.  In a hook or a stall report of the VM itself, ms_vm_destroy() does
  *   nothing: the VM remains.
  * - An open update is rolled back.  Open read sections of the VM end.  A section of another thread still counts for its
@@ -275,6 +286,58 @@ int ms_free_slot_id(struct ms_vm *vm, uint32_t as_id, uint32_t *slot, struct ms_
 
 /* [lock] Creates n slots in one change with one swap, or none of them.  O((m + n) log (m + n)) with m present slots. */
 int ms_load_memslots(struct ms_vm *vm, uint32_t as_id, const struct ms_memslot *slots, size_t n, struct ms_error *err);
+
+/* ---- transactions (transaction.c, layout_steps.c) -------------------------------------------------------------- */
+
+/* See ms_change_memslots().  A step uses the members that are named for it, and ignores the others. */
+enum ms_step_kind {
+	MS_STEP_CREATE,    /* slot or MS_SLOT_ANY, flags, guest_phys_addr, memory_size, userspace_addr, backing */
+	MS_STEP_DELETE,    /* slot */
+	MS_STEP_MOVE,      /* slot, guest_phys_addr */
+	MS_STEP_SET_FLAGS, /* slot, flags: all of them */
+	MS_STEP_RESIZE,    /* slot, memory_size: the slot gains or loses pages at its end */
+	MS_STEP_SPLIT,     /* slot, guest_phys_addr: its pages from here on become the new slot `other` */
+	MS_STEP_MERGE,     /* slot, other: two neighbours; slot gets the pages of `other`, which ends */
+	MS_STEP_PUNCH      /* guest_phys_addr, memory_size: the hole; other: the id of a second part */
+};
+
+struct ms_step {
+	uint32_t kind;  /* enum ms_step_kind */
+	uint32_t slot;
+	uint32_t other; /* SPLIT and PUNCH: or MS_SLOT_ANY */
+	uint32_t flags;
+	uint64_t guest_phys_addr;
+	uint64_t memory_size;
+	uint64_t userspace_addr;
+	struct ms_backing *backing; /* NULL: a raw slot */
+};
+
+/*
+ * [lock] A transaction: carries out n steps in one change with one swap, or none of them.  Readers see the state before
+ * or the state after.  They see no INVALID slot, and no hole that neither state has.
+ *
+ * - The steps are applied in order to a model of the address space.  A step finds the slot that has its id after the
+ *   steps before it.  The rules for the values of a slot are those of ms_set_user_memory_region(), with one exception:
+ *   RESIZE, SPLIT, MERGE and PUNCH change the pages of a slot.
+ * - Places are checked for the final state only.  So two slots may trade places, and a slot may take the place of one
+ *   that another step deletes.
+ * - A CREATE never takes an id that is in use (MS_RULE_DUPLICATE_ID).  After a DELETE of its id it makes a new slot,
+ *   with a new dirty log.  MS_SLOT_ANY is the lowest id that is free after the steps before.
+ * - A CREATE with a backing, and each step that changes pages: the pages lie inside the backing of the slot.
+ * - SPLIT: guest_phys_addr is inside the slot, and not its first byte (MS_RULE_SPLIT).  The first part keeps the id.
+ * - MERGE: the slots are neighbours in guest and in host memory, in the same order, with the same flags and the same
+ *   backing (MS_RULE_MERGE_PLACE, MERGE_HVA, MERGE_FLAGS, MERGE_BACKING).
+ * - PUNCH removes the pages from each slot that has some of them.  What is below the hole keeps the id; so does what is
+ *   above the hole, if nothing is below.  If both exist, the upper one becomes the new slot `other`.
+ * - Dirty bits follow their pages into every slot that has them afterwards, also the bits that readers set until the
+ *   grace period is over.  The host address identifies a page; only slots that a SPLIT, MERGE or PUNCH has made from
+ *   each other share bits.
+ *
+ * err->index is the refused step.  If two slots of the list overlap, it is the later one of the steps that gave them
+ * their places, and err->other is the slot of the other step.  Any error restores everything: also the generation.
+ * O(n log m) with m slots; a PUNCH adds O(n).  ms_vm_config()'s limits hold for the final state.
+ */
+int ms_change_memslots(struct ms_vm *vm, uint32_t as_id, const struct ms_step *steps, size_t n, struct ms_error *err);
 
 /* ---- backing memory (backing.c, region.c) -------------------------------------------------------------------- */
 
@@ -335,7 +398,10 @@ void *ms_backing_opaque(const struct ms_backing *backing);
 
 /* ---- listeners (listeners.c) ---------------------------------------------------------------------------------- */
 
-enum ms_change_kind { MS_CREATE, MS_DELETE, MS_MOVE, MS_FLAGS_ONLY };
+/* A RESIZE has other pages: npages, and userspace_addr if pages were removed or added below the first one.  It may
+ * change the place and the flags too, as a MOVE may change the flags.  Only ms_change_memslots() and
+ * updates make these.  In an update a RESIZE may also have another userspace_addr or READONLY flag. */
+enum ms_change_kind { MS_CREATE, MS_DELETE, MS_MOVE, MS_FLAGS_ONLY, MS_RESIZE };
 
 /* The argument of the hooks.  old_slot has npages 0 in a CREATE, new_slot in a DELETE. */
 struct ms_change {
@@ -343,7 +409,9 @@ struct ms_change {
 	struct ms_memslot old_slot;
 	struct ms_memslot new_slot;
 	/* In commit, if the change ends the slot's dirty log (a DELETE, or LOG_DIRTY_PAGES is switched off): the last
-	 * bits, as ms_get_dirty_log() gives them.  They are valid during the hook.  Otherwise NULL and 0. */
+	 * bits, as ms_get_dirty_log() gives them.  They are valid during the hook.  Otherwise NULL and 0.  If logs of
+	 * new slots take pages of the old slot (ms_change_memslots()), these are the bits of the other pages, or NULL
+	 * if none of those is dirty. */
 	const uint64_t *dirty;
 	size_t nr_dirty_words;
 };
@@ -354,11 +422,21 @@ struct ms_change {
  * the second case the next call that takes the lock finishes the change without hooks: it rolls the change back before
  * commit, and completes it in commit.  Leaving a hook by longjmp() or a C++ exception is undefined.  The same rules
  * hold for ms_stall_fn.
- *   prepare  may refuse the change with a negative errno.
- *   abort    follows in reverse order for the listeners whose prepare succeeded, when the change is refused.
- *   flush    follows the swap that publishes the INVALID copy of a slot that is deleted or moved.  `active` is that
- *            copy, which readers see from then on; `old` is the former slot.
- *   commit   the change is complete.
+ *   prepare       may refuse the change with a negative errno.
+ *   prepare_many  is called instead of prepare, with the whole list of changes: one for a single change, more for
+ *                 ms_load_memslots() and ms_change_memslots().  The listener prepares all of them or, with a negative
+ *                 errno, none.
+ *   abort         follows in reverse order for each prepared change of each listener, when the list is refused.
+ *   flush         follows the swap that publishes the INVALID copy of a slot that is deleted or moved.  `active` is
+ *                 that copy, which readers see from then on; `old` is the former slot.  In ms_change_memslots() it
+ *                 follows the only swap, for each slot that is deleted, moved or resized.  Then `active` is the new
+ *                 slot, or the old one with MS_MEMSLOT_INVALID if it is deleted.
+ *   commit        the change is complete.
+ *   closed        the VM ends, by ms_vm_close() or by ms_vm_destroy() without it.  Each listener of this moment gets the
+ *                 call once, in order.  Every reader has left the slots and lookups find holes, but the slots still hold
+ *                 their backings.  A forked child does not call the hook.
+ * A list of changes reaches the listeners one after the other: each hook gets the whole list from the first listener,
+ * then from the second.
  */
 struct ms_listener {
 	size_t size; /* of this struct */
@@ -367,12 +445,17 @@ struct ms_listener {
 	void (*abort)(void *opaque, const struct ms_change *change);
 	void (*flush)(void *opaque, const struct ms_memslot *active, const struct ms_memslot *old);
 	void (*commit)(void *opaque, const struct ms_change *change);
+	int (*prepare_many)(void *opaque, const struct ms_change *changes, size_t n);
+	void (*closed)(void *opaque);
 };
 
 /* [lock] Listeners are called in the order in which they were added.  The address identifies a listener.  It must stay
- * valid until ms_remove_listener() has returned.  -EEXIST: added twice.  -ENOENT: not added to this VM.  -EINVAL: its
- * size is too small. */
+ * valid until ms_remove_listener() or ms_vm_destroy() has returned.  -EEXIST: added twice.  -ENOENT: not added to this
+ * VM.  -EINVAL: its size is too small.
+ * ms_add_listener_last() adds a listener that stays behind all others, also behind those that are added later: after
+ * its prepare no listener can refuse the change.  A VM has at most one such listener (-EEXIST, MS_RULE_LAST_LISTENER). */
 int ms_add_listener(struct ms_vm *vm, const struct ms_listener *listener, struct ms_error *err);
+int ms_add_listener_last(struct ms_vm *vm, const struct ms_listener *listener, struct ms_error *err);
 int ms_remove_listener(struct ms_vm *vm, const struct ms_listener *listener, struct ms_error *err);
 
 /* ---- lookups (lookup.c, batch.c, vcpu.c, vm.c) ----------------------------------------------------------------- */
@@ -690,6 +773,13 @@ uint64_t ms_manual_dirty_log_protect(const struct ms_vm *vm);
  * - Without an update (NULL) a step is -EINVAL and MS_RULE_HANDLE.
  * - ms_update_end() returns 0 if both sets hold the same slots and none is INVALID.  Otherwise it restores both sets as
  *   they were at begin, with another swap if one was made, and fails with -EINVAL and MS_RULE_SETS_DIFFER.
+ * - Then the listeners get the changes between begin and end as one list: the deletes, then the changes of slots that
+ *   stay, then the creates.  Readers see the new slots already.  If a listener refuses, the end restores both sets in
+ *   the same way and fails with the errno of that listener and MS_RULE_LISTENER_REFUSED.  Otherwise the flush hooks
+ *   follow, for each slot that readers have seen and that is gone or translates in another way, unless
+ *   ms_update_invalidate() has called them; then the commit hooks.  Two slots with one id are one change.  A slot with the
+ *   values of the former one, but without its log or backing, is a DELETE and a CREATE.  An update that is rolled back
+ *   or abandoned reaches no listener.
  */
 int ms_update_begin(struct ms_vm *vm, uint32_t as_id, struct ms_update **out, struct ms_error *err);
 int ms_update_end(struct ms_update *update, bool keep, struct ms_error *err); /* keep = false: roll back, return 0 */
@@ -746,6 +836,7 @@ struct ms_stats {
 	uint64_t index_patches; /* indexes built from an older index and the slots that have changed */
 	uint64_t bytes; /* memory in use now, without struct ms_vm; includes memory that is reserved for more slots */
 	uint64_t blocks; /* allocations in use now; each slot counts as one */
+	uint64_t resizes; /* changes of the kind MS_RESIZE */
 };
 
 /* Returns 0. */

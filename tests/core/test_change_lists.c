@@ -1,0 +1,540 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * test_change_lists.c - the refusals of transactions, one for each rule, and the order in which listeners get lists.
+ *
+ * A refusal names the step, the rule and the other party, and changes nothing.  A list of changes reaches the first
+ * listener as a whole, then the second one.  Each call of a hook may refuse; the abort follows in the reverse order.
+ */
+#include "fixture.h"
+
+#include <stdlib.h>
+
+#define LOG MS_MEM_LOG_DIRTY_PAGES
+#define READONLY MS_MEM_READONLY
+#define IDS 12u
+#define NPAGES 16u
+#define SPACES 2u
+#define GFN(id) (0x100u * (id))
+
+static struct ms_vm *vm;
+static uint64_t refusals, orders;
+static struct ms_backing *backing, *readonly_backing; /* nobody reads the memory */
+
+/* Slots 1 to 5 at gfn 0x100 times their id: 2 logs, 3 is READONLY, 4 and 5 have a backing.  6 is the host neighbour of
+ * 5, without a backing, and 7 is the host neighbour of 6 with a log.  8 ends at the limit. */
+static void begin(void)
+{
+	struct ms_config config = default_config(SPACES);
+	region_t r;
+
+	config.user_mem_slots = IDS;
+	config.gpa_bits = 24;
+	vm = vm_with(&config);
+	CHECK_EQ(set(vm, 0, 1, GFN(1), NPAGES, 0), 0);
+	CHECK_EQ(set(vm, 0, 2, GFN(2), NPAGES, LOG), 0);
+	CHECK_EQ(set(vm, 0, 3, GFN(3), NPAGES, READONLY), 0);
+	for (uint32_t id = 4; id < 6; id++) {
+		r = region(0, id, GFN(id), NPAGES, 0);
+		r.userspace_addr = hva_for(0, 4) + (id - 4) * NPAGES * PAGE;
+		CHECK_EQ(ms_map_backing(vm, &r, backing, NULL, NULL), 0);
+	}
+	for (uint32_t id = 6; id < 8; id++) {
+		r = region(0, id, GFN(5) + (id - 5) * NPAGES, NPAGES, id == 7 ? LOG : 0);
+		r.userspace_addr = hva_for(0, 4) + (id - 4) * NPAGES * PAGE;
+		CHECK_EQ(ms_set_user_memory_region(vm, &r, NULL), 0);
+	}
+	r = region(0, IDS, GFN(10), 1, 0);
+	CHECK_EQ(ms_set_internal_memory_region(vm, &r, NULL), 0);
+	ms_mark_page_dirty(vm, 0, GFN(2) + 3);
+}
+
+static void end(void)
+{
+	check_sound(vm);
+	end_vm(vm);
+}
+
+/* ---- a refusal for each rule ---- */
+
+static struct ms_step create(uint32_t id, uint64_t gfn, uint32_t flags)
+{
+	return (struct ms_step){ .kind = MS_STEP_CREATE,
+				 .slot = id,
+				 .flags = flags,
+				 .guest_phys_addr = gfn * PAGE,
+				 .memory_size = NPAGES * PAGE,
+				 .userspace_addr = HVA_BASE };
+}
+
+static struct ms_step delete(uint32_t id)
+{
+	return (struct ms_step){ .kind = MS_STEP_DELETE, .slot = id };
+}
+
+static struct ms_step move(uint32_t id, uint64_t gpa)
+{
+	return (struct ms_step){ .kind = MS_STEP_MOVE, .slot = id, .guest_phys_addr = gpa };
+}
+
+static struct ms_step flags(uint32_t id, uint32_t value)
+{
+	return (struct ms_step){ .kind = MS_STEP_SET_FLAGS, .slot = id, .flags = value };
+}
+
+static struct ms_step resize(uint32_t id, uint64_t size)
+{
+	return (struct ms_step){ .kind = MS_STEP_RESIZE, .slot = id, .memory_size = size };
+}
+
+static struct ms_step split(uint32_t id, uint64_t gpa, uint32_t other)
+{
+	return (struct ms_step){ .kind = MS_STEP_SPLIT, .slot = id, .other = other, .guest_phys_addr = gpa };
+}
+
+static struct ms_step merge(uint32_t id, uint32_t other)
+{
+	return (struct ms_step){ .kind = MS_STEP_MERGE, .slot = id, .other = other };
+}
+
+static struct ms_step punch(uint64_t gpa, uint64_t size, uint32_t other)
+{
+	return (struct ms_step){ .kind = MS_STEP_PUNCH, .other = other, .guest_phys_addr = gpa, .memory_size = size };
+}
+
+static struct ms_step with(struct ms_step step, size_t offset, uint64_t value)
+{
+	memcpy((char *)&step + offset, &value, sizeof(value));
+	return step;
+}
+
+#define WITH(step, member, value) with(step, offsetof(struct ms_step, member), value)
+#define NOBODY UINT32_MAX
+
+/* The list is `first`, one step that is right, the step that is refused, and one that is right. */
+static void refuse(const struct ms_step *first, size_t nr_first, struct ms_step bad, int code, enum ms_rule rule,
+		   uint64_t limit, uint32_t other)
+{
+	struct ms_step steps[8];
+	struct ms_error err = { 0 };
+	struct picture before;
+	struct ms_stats held;
+
+	for (size_t i = 0; i < nr_first; i++)
+		steps[i] = first[i];
+	steps[nr_first] = create(9, 0x900, LOG);
+	steps[nr_first + 1] = bad;
+	steps[nr_first + 2] = flags(9, 0);
+	ms_generation(vm, 0);
+	before = picture_of(vm);
+	held = held_by(vm);
+	CHECK_EQ(ms_change_memslots(vm, 0, steps, nr_first + 3, &err), code);
+	CHECK_EQ(err.rule, rule);
+	CHECK_EQ(err.index, nr_first + 1);
+	CHECK_EQ(err.limit, limit);
+	CHECK(other == NOBODY ? no_slot(&err.other) : err.other.id == other && err.other.npages);
+	check_only_refused(vm, &before, &held);
+	CHECK_EQ(ms_change_memslots(vm, 0, steps, nr_first + 3, NULL), code);
+	refusals++;
+}
+
+#define REFUSE(bad, code, rule, limit, other) refuse(NULL, 0, bad, code, MS_RULE_##rule, limit, other)
+#define REFUSE_AFTER(first, bad, code, rule, limit, other) \
+	refuse(&(struct ms_step[]){ first }[0], 1, bad, code, MS_RULE_##rule, limit, other)
+
+static void refuse_create(void)
+{
+	const struct ms_step good = create(10, 0xA00, 0);
+
+	REFUSE(WITH(create(IDS, 0xA00, 0), memory_size, PAGE), -EINVAL, SLOT_ID, IDS, NOBODY);
+	REFUSE(create(10, 0xA00, 8), -EINVAL, FLAGS, LOG | READONLY | MS_MEM_GUEST_MEMFD, NOBODY);
+	REFUSE(WITH(good, memory_size, PAGE + 1), -EINVAL, SIZE_ALIGN, 0, NOBODY);
+	REFUSE(WITH(good, memory_size, 0), -EINVAL, NPAGES, MS_MEM_MAX_NR_PAGES, NOBODY);
+	REFUSE(WITH(good, memory_size, (MS_MEM_MAX_NR_PAGES + 1) * PAGE), -EINVAL, NPAGES, MS_MEM_MAX_NR_PAGES, NOBODY);
+	REFUSE(WITH(good, guest_phys_addr, 1), -EINVAL, GPA_ALIGN, 0, NOBODY);
+	REFUSE(WITH(good, guest_phys_addr, 0 - PAGE), -EINVAL, GPA_WRAP, 0, NOBODY);
+	REFUSE(WITH(good, guest_phys_addr, (uint64_t)1 << 24), -EINVAL, GPA_LIMIT, 1 << 24, NOBODY);
+	REFUSE(WITH(good, userspace_addr, 1), -EINVAL, HVA_ALIGN, 0, NOBODY);
+	REFUSE(WITH(good, userspace_addr, MS_HVA_END_MAX_DEFAULT), -EINVAL, HVA_RANGE, MS_HVA_END_MAX_DEFAULT, NOBODY);
+	REFUSE(create(10, 0xA00, MS_MEM_GUEST_MEMFD), -EBADF, GMEM_FD, 0, NOBODY);
+	REFUSE(create(4, 0xA00, 0), -EEXIST, DUPLICATE_ID, 0, 4);
+	REFUSE(create(9, 0xA00, 0), -EEXIST, DUPLICATE_ID, 0, 9);
+	REFUSE(create(10, GFN(2) + 15, 0), -EEXIST, OVERLAP, 0, 2);
+	REFUSE(create(10, 0x90f, 0), -EEXIST, OVERLAP, 0, 9);
+	REFUSE(create(10, GFN(10), 0), -EEXIST, OVERLAP, 0, IDS);
+	REFUSE(WITH(good, backing, (uintptr_t)backing), -EINVAL, BACKING_RANGE, hva_for(0, 4) + 2 * NPAGES * PAGE,
+	       NOBODY);
+	REFUSE(WITH(WITH(good, backing, (uintptr_t)readonly_backing), userspace_addr, hva_for(0, 4)), -EINVAL,
+	       BACKING_READONLY, 0, NOBODY);
+}
+
+static void refuse_values(void)
+{
+	const struct ms_step unknown = WITH(delete(1), kind, MS_STEP_PUNCH + 1);
+
+	REFUSE(unknown, -EINVAL, STEP_KIND, MS_STEP_PUNCH, NOBODY);
+	REFUSE(delete(IDS), -EINVAL, SLOT_ID, IDS, NOBODY);
+	REFUSE(delete(11), -EINVAL, NO_SUCH_SLOT, 0, NOBODY);
+	REFUSE_AFTER(delete(1), delete(1), -EINVAL, NO_SUCH_SLOT, 0, NOBODY);
+	REFUSE(move(11, 0), -EINVAL, NO_SUCH_SLOT, 0, NOBODY);
+	REFUSE(move(1, 1), -EINVAL, GPA_ALIGN, 0, NOBODY);
+	REFUSE(move(1, 0 - PAGE), -EINVAL, GPA_WRAP, 0, NOBODY);
+	REFUSE(move(1, ((uint64_t)1 << 24) - PAGE), -EINVAL, GPA_LIMIT, 1 << 24, NOBODY);
+	REFUSE(move(1, GFN(2) * PAGE), -EEXIST, OVERLAP, 0, 2);
+	REFUSE(flags(11, 0), -EINVAL, NO_SUCH_SLOT, 0, NOBODY);
+	REFUSE(flags(1, 8), -EINVAL, FLAGS, LOG | READONLY | MS_MEM_GUEST_MEMFD, NOBODY);
+	REFUSE(flags(1, MS_MEM_GUEST_MEMFD), -EINVAL, GMEM_EXISTING, 0, 1);
+	REFUSE(flags(1, READONLY), -EINVAL, FLAGS_TOGGLE, 0, 1);
+	REFUSE(flags(3, LOG), -EINVAL, FLAGS_TOGGLE, 0, 3);
+	REFUSE(flags(9, READONLY), -EINVAL, FLAGS_TOGGLE, 0, 9);
+	REFUSE(resize(11, PAGE), -EINVAL, NO_SUCH_SLOT, 0, NOBODY);
+	REFUSE(resize(1, 0), -EINVAL, NPAGES, MS_MEM_MAX_NR_PAGES, NOBODY);
+	REFUSE(resize(1, 1), -EINVAL, SIZE_ALIGN, 0, NOBODY);
+	REFUSE(resize(1, (uint64_t)1 << 50), -EINVAL, HVA_RANGE, MS_HVA_END_MAX_DEFAULT, NOBODY);
+	REFUSE(resize(1, 0x101 * PAGE), -EEXIST, OVERLAP, 0, 2);
+	REFUSE(resize(5, (NPAGES + 1) * PAGE), -EINVAL, BACKING_RANGE, hva_for(0, 4) + 2 * NPAGES * PAGE, NOBODY);
+}
+
+static void refuse_parts(void)
+{
+	REFUSE(split(11, 0, 10), -EINVAL, NO_SUCH_SLOT, 0, NOBODY);
+	REFUSE(split(1, GFN(1) * PAGE + 1, 10), -EINVAL, GPA_ALIGN, 0, NOBODY);
+	REFUSE(split(1, GFN(1) * PAGE, 10), -EINVAL, SPLIT, 0, 1);
+	REFUSE(split(1, (GFN(1) + NPAGES) * PAGE, 10), -EINVAL, SPLIT, 0, 1);
+	REFUSE(split(1, (GFN(1) + 1) * PAGE, IDS), -EINVAL, SLOT_ID, IDS, NOBODY);
+	REFUSE(split(1, (GFN(1) + 1) * PAGE, 2), -EEXIST, DUPLICATE_ID, 0, 2);
+	REFUSE(split(1, (GFN(1) + 1) * PAGE, 1), -EEXIST, DUPLICATE_ID, 0, 1);
+	REFUSE(merge(11, 1), -EINVAL, NO_SUCH_SLOT, 0, NOBODY);
+	REFUSE(merge(1, 11), -EINVAL, NO_SUCH_SLOT, 0, NOBODY);
+	REFUSE(merge(1, 1), -EINVAL, MERGE_PLACE, 0, 1);
+	REFUSE(merge(1, 2), -EINVAL, MERGE_PLACE, 0, 2);
+	REFUSE_AFTER(move(4, (GFN(1) + NPAGES) * PAGE), merge(1, 4), -EINVAL, MERGE_HVA, 0, 4);
+	REFUSE(merge(5, 6), -EINVAL, MERGE_BACKING, 0, 6);
+	REFUSE(merge(6, 5), -EINVAL, MERGE_BACKING, 0, 5);
+	REFUSE(merge(6, 7), -EINVAL, MERGE_FLAGS, 0, 7);
+	REFUSE(punch(1, PAGE, 10), -EINVAL, GPA_ALIGN, 0, NOBODY);
+	REFUSE(punch(0, 1, 10), -EINVAL, SIZE_ALIGN, 0, NOBODY);
+	REFUSE(punch(0, 0, 10), -EINVAL, NPAGES, MS_MEM_MAX_NR_PAGES, NOBODY);
+	REFUSE(punch(0 - PAGE, 2 * PAGE, 10), -EINVAL, GPA_WRAP, 0, NOBODY);
+	REFUSE(punch((GFN(1) + 1) * PAGE, PAGE, 2), -EEXIST, DUPLICATE_ID, 0, 2);
+	REFUSE(punch(GFN(10) * PAGE, PAGE, 10), -EINVAL, SLOT_ID, IDS, IDS);
+}
+
+/* Of two steps that give two slots the same frames, the later one is refused, whichever slot was named first. */
+static void refuse_the_later(void)
+{
+	struct ms_step steps[4] = { move(1, 0xB00 * PAGE), move(2, 0xB08 * PAGE), flags(1, LOG) };
+	struct ms_error err;
+
+	CHECK_EQ(ms_change_memslots(vm, 0, steps, 3, &err), -EEXIST);
+	CHECK(err.rule == MS_RULE_OVERLAP && err.index == 1 && err.other.id == 1);
+	steps[3] = move(1, 0xB01 * PAGE); /* slot 1 has its place from here now */
+	CHECK_EQ(ms_change_memslots(vm, 0, steps, 4, &err), -EEXIST);
+	CHECK(err.rule == MS_RULE_OVERLAP && err.index == 3 && err.other.id == 2);
+	steps[0] = resize(1, 0x108 * PAGE); /* in place, over a slot that a later step moves there */
+	steps[1] = move(2, (GFN(1) + 0x101) * PAGE);
+	CHECK_EQ(ms_change_memslots(vm, 0, steps, 2, &err), -EEXIST);
+	CHECK(err.rule == MS_RULE_OVERLAP && err.index == 1 && err.other.id == 1);
+	refusals += 3;
+}
+
+static void refuse_ids(void)
+{
+	struct ms_step steps[IDS];
+	struct ms_error err;
+	size_t n = 0;
+
+	for (; n < IDS - 7; n++) /* 7 of the ids are in use */
+		steps[n] = create(MS_SLOT_ANY, 0x900 + 0x20 * n, 0);
+	steps[n] = split(1, (GFN(1) + 1) * PAGE, MS_SLOT_ANY);
+	CHECK_EQ(ms_change_memslots(vm, 0, steps, n + 1, &err), -ENOSPC);
+	CHECK(err.rule == MS_RULE_NO_FREE_SLOT && err.index == n && err.limit == IDS);
+	refusals++;
+}
+
+static void refuse_calls(void)
+{
+	struct ms_step step = delete(1);
+	struct ms_update *u;
+	struct ms_error err;
+
+	CHECK_EQ(ms_change_memslots(vm, SPACES, &step, 1, &err), -EINVAL);
+	CHECK_EQ(err.rule, MS_RULE_AS_ID);
+	CHECK_EQ(ms_change_memslots(vm, 0, NULL, 1, &err), -EFAULT);
+	CHECK_EQ(err.rule, MS_RULE_NULL_BUFFER);
+	CHECK_EQ(ms_change_memslots(vm, 0, NULL, 0, &err), 0);
+	CHECK_EQ(ms_read_lock(vm), 0);
+	CHECK_EQ(ms_change_memslots(vm, 0, &step, 1, &err), -EDEADLK);
+	CHECK_EQ(err.rule, MS_RULE_READ_SECTION);
+	ms_read_unlock(vm);
+	if (design_is("tree")) {
+		CHECK_EQ(ms_update_begin(vm, 0, &u, NULL), 0);
+		CHECK_EQ(ms_change_memslots(vm, 0, &step, 1, &err), -EDEADLK);
+		CHECK_EQ(err.rule, MS_RULE_UPDATE);
+		CHECK_EQ(ms_update_end(u, true, NULL), 0);
+	}
+	refusals += 4;
+}
+
+/* The sum of pages cannot wrap with real slots, so the test changes the sum. */
+static void refuse_total(void)
+{
+	struct ms_step steps[] = { resize(1, PAGE), create(10, 0xA00, 0) };
+	uint64_t pages = ms_nr_memslot_pages(vm);
+	struct ms_error err;
+
+	atomic_store(&vm->counts.nr_memslot_pages, ~(uint64_t)0);
+	CHECK_EQ(ms_change_memslots(vm, 0, steps, 2, &err), -EINVAL);
+	CHECK(err.rule == MS_RULE_TOTAL_PAGES && err.index == 1);
+	atomic_store(&vm->counts.nr_memslot_pages, pages);
+	refusals++;
+}
+
+static void test_refusals(void)
+{
+	begin();
+	refuse_create();
+	refuse_values();
+	refuse_parts();
+	refuse_the_later();
+	refuse_ids();
+	refuse_calls();
+	refuse_total();
+	end();
+}
+
+/* ---- the order of hooks ---- */
+
+enum call { PREPARE, PREPARE_MANY, ABORT, FLUSH, COMMIT };
+
+static struct {
+	enum call call;
+	uint32_t listener, id;
+} calls[128];
+static size_t nr_calls;
+static size_t refuse_at; /* the call of prepare or prepare_many that refuses */
+
+static int note(enum call call, const void *opaque, uint32_t id)
+{
+	CHECK(nr_calls < ARRAY_SIZE(calls));
+	calls[nr_calls].call = call;
+	calls[nr_calls].listener = (uint32_t)(uintptr_t)opaque;
+	calls[nr_calls].id = id;
+	return nr_calls++ == refuse_at ? -EPERM : 0;
+}
+
+static uint32_t id_of_change(const struct ms_change *change)
+{
+	return change->kind == MS_DELETE ? change->old_slot.id : change->new_slot.id;
+}
+
+static int on_prepare(void *opaque, const struct ms_change *change)
+{
+	return note(PREPARE, opaque, id_of_change(change));
+}
+
+static int on_prepare_many(void *opaque, const struct ms_change *changes, size_t n)
+{
+	(void)changes;
+	return note(PREPARE_MANY, opaque, (uint32_t)n);
+}
+
+static void on_abort(void *opaque, const struct ms_change *change)
+{
+	note(ABORT, opaque, id_of_change(change));
+}
+
+static void on_flush(void *opaque, const struct ms_memslot *active, const struct ms_memslot *old)
+{
+	CHECK_EQ(active->id, old->id);
+	note(FLUSH, opaque, old->id);
+}
+
+static void on_commit(void *opaque, const struct ms_change *change)
+{
+	note(COMMIT, opaque, id_of_change(change));
+}
+
+/* The second one prepares lists.  The last one has the size of the first version: the engine must not read behind it.
+ * */
+#define LISTENERS 3u
+static const struct ms_listener listeners[LISTENERS] = {
+	{ LISTENER_SIZE, (void *)0, on_prepare, on_abort, on_flush, on_commit, NULL },
+	{ LISTENER_SIZE, (void *)1, on_prepare, on_abort, on_flush, on_commit, on_prepare_many },
+	{ offsetof(struct ms_listener, prepare_many), (void *)2, on_prepare, on_abort, on_flush, on_commit,
+	  on_prepare_many },
+};
+
+#define LISTED 4u
+/* A DELETE, a CREATE of the same id, a MOVE and a change of flags. */
+static const uint32_t listed[LISTED] = { 1, 1, 2, 4 };
+
+static int change_some(struct ms_error *err)
+{
+	struct ms_step steps[] = { delete(1), create(1, GFN(2), LOG), move(2, GFN(1) * PAGE), flags(4, LOG) };
+
+	return ms_change_memslots(vm, 0, steps, ARRAY_SIZE(steps), err);
+}
+
+static size_t expect(size_t at, enum call call, uint32_t listener, uint32_t id)
+{
+	CHECK(at < nr_calls);
+	CHECK_EQ(calls[at].call, call);
+	CHECK_EQ(calls[at].listener, listener);
+	CHECK_EQ(calls[at].id, id);
+	return at + 1;
+}
+
+static size_t prepares_of(uint32_t listener)
+{
+	return listener == 1 ? 1 : LISTED;
+}
+
+/* The calls of prepare up to number `n`, where all of them would be 2 LISTED + 1. */
+static size_t expect_prepares(size_t n)
+{
+	size_t at = 0;
+
+	for (uint32_t i = 0; i < LISTENERS; i++)
+		for (size_t k = 0; k < prepares_of(i) && at < n; k++)
+			at = i == 1 ? expect(at, PREPARE_MANY, i, LISTED) : expect(at, PREPARE, i, listed[k]);
+	return at;
+}
+
+/* After `n` calls of prepare, of which the last one refused. */
+static void expect_aborts(size_t n)
+{
+	size_t at = expect_prepares(n), first[LISTENERS] = { 0, LISTED, LISTED + 1 };
+
+	for (uint32_t i = LISTENERS; i-- > 0;) {
+		size_t done = n - 1 < first[i] ? 0 : n - 1 - first[i];
+		size_t changes = done >= prepares_of(i) ? LISTED : i == 1 ? 0 : done;
+
+		for (size_t k = changes; k-- > 0;)
+			at = expect(at, ABORT, i, listed[k]);
+	}
+	CHECK_EQ(at, nr_calls);
+}
+
+static void expect_all(void)
+{
+	size_t at = expect_prepares(SIZE_MAX);
+
+	for (uint32_t i = 0; i < LISTENERS; i++) {
+		at = expect(at, FLUSH, i, 1);
+		at = expect(at, FLUSH, i, 2);
+	}
+	for (uint32_t i = 0; i < LISTENERS; i++)
+		for (size_t k = 0; k < LISTED; k++)
+			at = expect(at, COMMIT, i, listed[k]);
+	CHECK_EQ(at, nr_calls);
+}
+
+static uint32_t index_of_refusal(size_t n)
+{
+	return n < LISTED ? (uint32_t)n : n == LISTED ? LISTED : (uint32_t)n - LISTED - 1;
+}
+
+static void refuse_call(size_t n)
+{
+	struct picture before = picture_of(vm);
+	struct ms_stats held = held_by(vm);
+	struct ms_error err;
+
+	nr_calls = 0;
+	refuse_at = n;
+	CHECK_EQ(change_some(&err), -EPERM);
+	CHECK_EQ(err.rule, MS_RULE_LISTENER_REFUSED);
+	CHECK_EQ(err.index, index_of_refusal(n));
+	expect_aborts(n + 1);
+	check_only_refused(vm, &before, &held);
+	orders++;
+}
+
+static void test_order(void)
+{
+	begin();
+	ms_generation(vm, 0);
+	for (uint32_t i = 0; i < LISTENERS; i++)
+		CHECK_EQ(ms_add_listener(vm, &listeners[i], NULL), 0);
+	for (size_t n = 0; n < 2 * LISTED + 1; n++)
+		refuse_call(n);
+	nr_calls = 0;
+	refuse_at = SIZE_MAX;
+	CHECK_EQ(change_some(NULL), 0);
+	expect_all();
+	orders++;
+	end();
+}
+
+/* A single change reaches prepare_many as a list of one, and its refusal names change 0. */
+static void test_single(void)
+{
+	struct ms_error err = { .index = 7 };
+	region_t r = region(0, 10, 0xC00, 1, 0);
+
+	begin();
+	CHECK_EQ(ms_add_listener(vm, &listeners[1], NULL), 0);
+	nr_calls = refuse_at = 0;
+	CHECK_EQ(ms_set_user_memory_region(vm, &r, &err), -EPERM);
+	CHECK_EQ(err.index, 0);
+	CHECK_EQ(expect(0, PREPARE_MANY, 1, 1), nr_calls);
+	refuse_at = SIZE_MAX;
+	CHECK_EQ(ms_set_user_memory_region(vm, &r, NULL), 0);
+	CHECK_EQ(expect(2, COMMIT, 1, 10), nr_calls);
+	orders++;
+	end();
+}
+
+/* ---- many steps at once ---- */
+
+/* Each of n slots takes the place of the next one, with one swap. */
+static void test_rotation(uint32_t n)
+{
+	struct ms_config config = default_config(1);
+	struct ms_step *steps = calloc(n, sizeof(*steps));
+	struct ms_memslot slot;
+	uint64_t swaps;
+
+	CHECK(steps);
+	config.user_mem_slots = n;
+	vm = vm_with(&config);
+	for (uint32_t id = 0; id < n; id++) {
+		CHECK_EQ(set(vm, 0, id, 16 * id, 16, LOG), 0);
+		ms_mark_page_dirty(vm, 0, 16 * id + id % 16);
+		steps[id] = move(id, (uint64_t)16 * ((id + 1) % n) * PAGE);
+	}
+	swaps = stats_of(vm).swaps;
+	CHECK_EQ(ms_change_memslots(vm, 0, steps, n, NULL), 0);
+	CHECK_EQ(stats_of(vm).swaps, swaps + 1);
+	CHECK_EQ(stats_of(vm).moves, n);
+	for (uint32_t id = 0; id < n; id++) {
+		uint64_t word;
+
+		CHECK_EQ(ms_gfn_to_memslot(vm, 0, 16 * ((id + 1) % n), &slot), 0);
+		CHECK(slot.id == id && slot.userspace_addr == hva_for(0, id));
+		CHECK_EQ(ms_get_dirty_log(vm, 0, id, &word, 1, NULL, NULL), 0);
+		CHECK_EQ(word, (uint64_t)1 << id % 16);
+	}
+	free(steps);
+	end();
+}
+
+int main(int argc, char **argv)
+{
+	void *start = (void *)(uintptr_t)hva_for(0, 4);
+
+	test_init(argc, argv, 60);
+	CHECK_EQ(ms_backing_create(start, 2 * NPAGES * PAGE, 0, NULL, NULL, &backing), 0);
+	CHECK_EQ(ms_backing_create(start, 2 * NPAGES * PAGE, MS_BACKING_READONLY, NULL, NULL, &readonly_backing), 0);
+	for (size_t i = 0; (design_name = ms_backend_name(i)); i++) {
+		test_refusals();
+		test_order();
+		test_single();
+		test_rotation(2);
+		test_rotation(design_walks() ? 50 : 1000);
+	}
+	ms_backing_put(backing);
+	ms_backing_put(readonly_backing);
+	printf("change lists: %" PRIu64 " refusals\n", refusals);
+	return test_done("change lists", orders, "orders of hooks");
+}
