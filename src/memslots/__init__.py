@@ -32,6 +32,7 @@ from .constants import (
     PAGE_SIZE,
     MemFlag,
 )
+from .diff import Diff
 from .errors import (
     ClosedError,
     ForkedError,
@@ -69,6 +70,7 @@ __all__ = [
     "Change",
     "ChangeKind",
     "ClosedError",
+    "Diff",
     "ForkedError",
     "GfnNotMappedError",
     "GuestAccessError",

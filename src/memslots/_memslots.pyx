@@ -58,6 +58,7 @@ cdef extern from "<errno.h>" nogil:
         EUCLEAN
 
 from .constants import HVA_ERR_BAD, HVA_ERR_MIN, HVA_ERR_RO_BAD, MEM_MAX_NR_PAGES, MEMSLOT_DTYPE, MemFlag
+from .diff import diff_rows
 from .errors import (
     ClosedError,
     GfnNotMappedError,

@@ -71,6 +71,15 @@ The slots of one address space as one read section saw them.  Immutable.  ``VM.s
         result[...] = hvas.reshape(wanted.shape)
         return result if out is None else out
 
+    def diff(self, Snapshot other not None):
+        """The Diff from these slots to those of another Snapshot of the same address space.
+
+        Slots are compared by id.  ValueError: the address spaces differ."""
+        if self.as_id != other.as_id:
+            raise ValueError(f"the snapshots are of address spaces {self.as_id} and {other.as_id}; a Diff compares two "
+                             "layouts of one address space")
+        return diff_rows(self.array, other.array)
+
 
 cdef int _fill_snapshot(Snapshot snapshot, object rows, uint32_t as_id, uint64_t generation) except -1:
     """Copies the rows field by field, so that the padding is zero: in rows from the engine it can have any value."""
