@@ -40,6 +40,8 @@ struct writer {
 	size_t nr, room;
 	void *scratch; /* memory of a load */
 	size_t scratch_size;
+	const struct sort_item *built; /* or NULL: all slots, by gfn, of the inactive set that was built for a load */
+	size_t nr_built;
 	size_t committed;
 	uint32_t as_id;
 	uint8_t step;     /* enum writer_step */
