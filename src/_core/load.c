@@ -24,6 +24,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "private/snapshot.h"
 #include "rules.h"
 #include "slot_make.h"
 #include "vm_index.h"
@@ -32,6 +33,7 @@
 /* The list of a load. */
 struct load {
 	const struct ms_memslot *slots;
+	struct ms_backing *const *backings; /* of a snapshot: for each slot its backing or NULL; or NULL */
 	size_t n;
 	bool builds;
 	struct sort_item *by_gfn, *by_hva, *spare; /* each has room for all slots of the set and the new ones */
@@ -74,19 +76,26 @@ static int check_entries(const struct writer *w, const struct load *load)
 
 /* ---- build ---- */
 
+static int complete(const struct writer *w, struct memslot *slot)
+{
+	int r = rules_guest_memfd(slot->flags, -1, w->err);
+
+	if (!r)
+		r = slot_give_log(w->vm, slot, NULL, w->err);
+	return r ? r : rules_gpa_limit(w->vm, slot, w->err);
+}
+
 /* Creates the slot of an entry, which no set has yet. */
-static int create(struct writer *w, const struct ms_memslot *value, uint32_t entry)
+static int create(struct writer *w, const struct load *load, uint32_t entry)
 {
 	struct change *c = &w->change[w->nr];
-	int r = slot_create(w->vm, value, w->as_id, &c->new_slot, w->err);
+	int r = slot_create(w->vm, &load->slots[entry], w->as_id, &c->new_slot, w->err);
 
 	c->entry = entry;
-	if (!r)
-		r = rules_guest_memfd(value->flags, -1, w->err);
-	if (!r)
-		r = slot_give_log(w->vm, c->new_slot, NULL, w->err);
-	if (!r)
-		r = rules_gpa_limit(w->vm, c->new_slot, w->err);
+	if (!r && load->backings)
+		c->new_slot->backing = backing_get(load->backings[entry]);
+	if (!r && !w->vm->frozen)
+		r = complete(w, c->new_slot);
 	if (r)
 		writer_discard(w, c);
 	else
@@ -156,7 +165,7 @@ static int stage_all(struct writer *w, struct load *load)
 		const struct ms_memslot *slot = load->by_gfn[load->n - 1 - w->nr].item;
 		uint32_t entry = (uint32_t)(slot - load->slots);
 
-		r = at_entry(w, load->builds ? create(w, slot, entry) : stage(w, slot, entry), entry);
+		r = at_entry(w, load->builds ? create(w, load, entry) : stage(w, slot, entry), entry);
 	}
 	return r || !load->builds ? r : build(w, load);
 }
@@ -186,7 +195,7 @@ static int find_first_refused(struct writer *w, const struct load *load, size_t 
 
 static int load_locked(struct writer *w, struct load *load)
 {
-	int r = check_entries(w, load);
+	int r = w->vm->frozen ? 0 : check_entries(w, load);
 
 	if (r)
 		return find_first_refused(w, load, w->err->index, r);
@@ -234,35 +243,49 @@ static int alloc_lists(struct writer *w, struct load *load)
 	return 0;
 }
 
-static int load(struct writer *w, const struct ms_memslot *slots, size_t n)
+static int load_list(struct writer *w, struct load *load)
 {
-	struct load load = { .slots = slots, .n = n, .builds = can_build(w, n) };
+	int r = rules_as_id(w->vm, w->as_id, w->err);
+
+	if (r || !load->n)
+		return r;
+	load->builds = can_build(w, load->n);
+	r = alloc_lists(w, load);
+	if (!r)
+		r = load_locked(w, load);
+	writer_release(w);
+	return r;
+}
+
+/* Loads the list and releases the lock. */
+static int load(struct ms_vm *vm, uint32_t as_id, struct load *load, struct ms_error *err)
+{
+	struct ms_error local_err = { 0 };
 	int r;
 
-	if (!n)
-		return 0;
-	r = alloc_lists(w, &load);
-	if (!r)
-		r = load_locked(w, &load);
-	writer_release(w);
+	memory_pool_mark(&vm->memory);
+	r = load_list(writer_of(vm, as_id, err ? err : &local_err), load);
+	if (r)
+		writer_refused(vm);
+	vm_unlock(vm);
 	return r;
 }
 
 int ms_load_memslots(struct ms_vm *vm, uint32_t as_id, const struct ms_memslot *slots, size_t n, struct ms_error *err)
 {
-	struct ms_error local_err = { 0 };
-	struct writer *w;
 	int r = slots || !n ? vm_lock(vm, err) : null_buffer(err);
 
-	if (r)
-		return r;
-	memory_pool_mark(&vm->memory);
-	w = writer_of(vm, as_id, err ? err : &local_err);
-	r = rules_as_id(vm, as_id, w->err);
-	if (!r)
-		r = load(w, slots, n);
-	if (r)
-		writer_refused(vm);
-	vm_unlock(vm);
-	return r;
+	return r ? r : load(vm, as_id, &(struct load){ .slots = slots, .n = n }, err);
+}
+
+/* The VM has no readers, so nothing waits, also if the caller is inside a hook or a read section of another VM. */
+int ms_load_snapshot(struct ms_vm *vm, uint32_t as_id, const struct ms_memslot *slots,
+		     struct ms_backing *const *backings, size_t n, struct ms_error *err)
+{
+	bool taken = slots_lock_try(&vm->slots_lock);
+
+	ms_assert(taken); /* no other thread knows the VM */
+	(void)taken;
+	vm->frozen = true;
+	return load(vm, as_id, &(struct load){ .slots = slots, .backings = backings, .n = n }, err);
 }

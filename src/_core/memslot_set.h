@@ -12,10 +12,11 @@
  *   M3  a slot knows the sets it is in (`sets`), and each index of a set holds exactly its `nr` slots; `nr_raw` of them
  *       have no backing, and `nr_logged` have a dirty log;
  *   M4  nr_memslot_pages and nr_memslots of the VM are the sums over all slots;
- *   M5  no slot is INVALID;
+ *   M5  no slot is INVALID, except in the VM of a snapshot;
  *   M6  last_used_slot is NULL or a slot of the set;
  *   M7  generations: settled, as_id modulo the number of address spaces, the inactive set's not the newer;
- *   M8  a slot has a dirty log if and only if LOG_DIRTY_PAGES is set, of its own npages;
+ *   M8  a slot has a dirty log if and only if LOG_DIRTY_PAGES is set, of its own npages; none has one in the VM of a
+ *       snapshot;
  *   M9  a slot respects the limits of its VM and address space, and hva.last follows from npages;
  *   M10 a vCPU's hint of the current generation is a slot of the active set;
  *   M11 the index of a set has the slots of the set, except in marked blocks (O1 of overlay.h);

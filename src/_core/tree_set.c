@@ -341,8 +341,7 @@ static void mirror_slot(struct memslot_set *private, struct tree_slot *slot, boo
 static void tree_mirror(struct memslot_set *private, const struct memslot_set *active, const struct sort_item *by_gfn,
 			size_t n)
 {
-	bool has_buckets =
-		id_hash_mirror(&private->ids, &active->ids, from_twin(private, sizeof(struct id_link)));
+	bool has_buckets = id_hash_mirror(&private->ids, &active->ids, from_twin(private, sizeof(struct id_link)));
 
 	for (size_t i = 0; i < n; i++)
 		mirror_slot(private, slot_of_item(&by_gfn[i]), has_buckets);

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING
 
@@ -31,14 +32,14 @@ class Diff:
 
         created     the slots whose id only the new layout has
         deleted     the slots whose id only the old layout has
-        replaced    pairs (old, new) of one id with other host memory: userspace_addr differs.  No pair of this list is in
-                    the next three lists.
+        replaced    pairs (old, new) of one id with other host memory: userspace_addr differs.  No pair of this list is
+                    in the next three lists.
         moved       pairs with the same userspace_addr and another base_gfn
         resized     pairs with the same userspace_addr and other npages
         flags       pairs with the same userspace_addr and other flags, of any bit
 
-    A pair can be in several of the last three lists.  The host address is all that a row says about memory: a buffer that
-    was mapped later at the same address is no difference.
+    A pair can be in several of the last three lists.  The host address is all that a row says about memory: a buffer
+    that was mapped later at the same address is no difference.
     """
 
     created: list[MemorySlot] = field(default_factory=list)
@@ -68,23 +69,28 @@ class Diff:
         return "\n".join(lines) or "no difference"
 
 
-def diff_rows(old: npt.NDArray[np.void], new: npt.NDArray[np.void]) -> Diff:
+def diff_rows(
+    old: npt.NDArray[np.void],
+    new: npt.NDArray[np.void],
+    slots_of: Callable[[npt.NDArray[np.void]], list[MemorySlot]],
+) -> Diff:
     """The Diff of two arrays of MEMSLOT_DTYPE.  In each the ids are unique, and the rows ascend by base_gfn.
 
+    slots_of: makes the MemorySlots of rows; this module is below the extension, which has that function.
     O(n log n) without a loop over the rows; most of it is spent on those that differ."""
     old, new = _without_equal(old, new)
     before, after = _common(old["id"], new["id"])
     replaced = old["userspace_addr"][before] != new["userspace_addr"][after]
 
     def pairs(which: npt.NDArray[np.bool_]) -> list[tuple[MemorySlot, MemorySlot]]:
-        return list(zip(_slots(old[before[which]]), _slots(new[after[which]]), strict=True))
+        return list(zip(slots_of(old[before[which]]), slots_of(new[after[which]]), strict=True))
 
     def kept_with_other(name: str) -> npt.NDArray[np.bool_]:
         return ~replaced & (old[name][before] != new[name][after])
 
     return Diff(
-        created=_slots(np.delete(new, after)),
-        deleted=_slots(np.delete(old, before)),
+        created=slots_of(np.delete(new, after)),
+        deleted=slots_of(np.delete(old, before)),
         moved=pairs(kept_with_other("base_gfn")),
         resized=pairs(kept_with_other("npages")),
         replaced=pairs(replaced),
@@ -119,9 +125,3 @@ def _common(
     places = order[at[known]]
     found = old[places] == new[known]
     return places[found], known[found]
-
-
-def _slots(rows: npt.NDArray[np.void]) -> list[MemorySlot]:
-    from ._memslots import slots_of_rows  # _memslots imports this module
-
-    return slots_of_rows(rows)
