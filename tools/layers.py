@@ -22,7 +22,7 @@ from typing import NamedTuple
 LAYERS = {
     "0a": ("namespace",),
     "0b": ("compiler",),
-    "0c": ("rbtree", "points", "thread", "guest_fault"),
+    "0c": ("rbtree", "points", "thread", "guest_fault", "sort"),
     "0d": ("memory",),
     "1": ("id_hash", "srcu", "slots_lock", "dirty_summary", "list"),
     "2": ("interval_tree", "dirty_log", "backing", "flat_index", "stall_report"),
@@ -33,7 +33,7 @@ LAYERS = {
     "3c": ("change", "vcpu_hint"),
     "4a": ("vm",),
     "4b": ("rules", "slot_make", "look", "listeners"),
-    "4c": ("vm_index",),
+    "4c": ("vm_index", "snapshot"),
     "4d": ("search", "writer", "update", "held_index", "layout_steps"),
     "4e": ("batch_walk", "guest_run"),
     "4f": ("guest_pins",),

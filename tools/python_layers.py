@@ -25,7 +25,7 @@ EXTENSION = "_memslots"  # the part of all Cython files except libmemslots.pxd
 LAYERS = (
     # Modules that `import memslots` loads.
     ("_interpreter", "constants", "libmemslots"),
-    ("errors", "listener"),
+    ("errors", "listener", "diff", "snapshot_file"),
     ("memory",),
     (EXTENSION,),
     ("recorder",),

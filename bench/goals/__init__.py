@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Measure the goals P1 to P10 and P12 of docs/benchmarks.md: `make bench-goals`.
+"""Measure the goals P1 to P13 of docs/benchmarks.md: `make bench-goals`.
 
 Each goal compares the engine with a yardstick, for example a copy by numpy.  There is one file for each kind of
 yardstick.  The files share scorecard.py (figures, bounds, verdicts), work.py (settings, slots, VMs), workers.py

@@ -18,11 +18,11 @@ from typing import Any
 import memslots
 from memslots.lab.machine import machine
 
-from . import batches, core, dirty, fib, guest, memory, next_to, scalar, start, threads
+from . import batches, core, dirty, fib, guest, layouts, memory, next_to, scalar, start, threads
 from .scorecard import Figure, Scorecard
 from .work import QUICK, Settings, simd_level
 
-GOALS = tuple(f"P{i}" for i in range(1, 13))
+GOALS = tuple(f"P{i}" for i in range(1, 14))
 LEVELS = ("portable", "avx2")  # the forced values of MEMSLOTS_SIMD
 LEVELS_MOST, LEVELS_ROUNDS = 32_764, 3
 
@@ -47,6 +47,7 @@ def parts(
         ("P10", lambda: start.start(card, settings)),
         ("P11", lambda: guest.guest(card, settings, folder)),
         ("P12", lambda: dirty.dirty(card, settings)),
+        ("P13", lambda: layouts.whole_layouts(card, settings)),
     ]
 
 

@@ -58,6 +58,8 @@ struct writer {
 	size_t nr_takes, takes_room;
 	struct ms_change *values; /* of the changes, for listeners; &vm->single_value, or an allocated array */
 	struct prepared prepared;
+	const struct sort_item *built; /* or NULL: all slots, by gfn, of the inactive set that was built for a load */
+	size_t nr_built;
 	uint32_t as_id;
 	uint32_t entries; /* of the caller's list */
 	uint8_t step;     /* enum writer_step */

@@ -55,7 +55,7 @@ static int check_summary(struct walk *w, const struct memslot *slot)
 
 static int check_dirty_log(struct walk *w, const struct memslot *slot)
 {
-	bool logs = slot->flags & MS_MEM_LOG_DIRTY_PAGES;
+	bool logs = slot->flags & MS_MEM_LOG_DIRTY_PAGES && !w->vm->frozen;
 
 	if (logs != !!slot->dirty || (slot->dirty && slot->dirty->npages != slot->npages))
 		return broken(w, 'M', 8,
@@ -98,7 +98,7 @@ static int check_backing(struct walk *w, const struct memslot *slot)
 
 static int check_slot(struct walk *w, const struct memslot *slot)
 {
-	if (slot->flags & MS_MEMSLOT_INVALID)
+	if (slot->flags & MS_MEMSLOT_INVALID && !w->vm->frozen)
 		return broken(w, 'M', 5, "slot %" PRIu32 " of address space %" PRIu32 " is INVALID outside of a change",
 			      slot->id, w->as_id);
 	if (!slot_in_limits(w, slot))

@@ -50,6 +50,19 @@ void id_hash_replace(struct id_hash *hash, struct id_link *old, struct id_link *
 	new_link->next = old->next;
 }
 
+bool id_hash_mirror(struct id_hash *to, const struct id_hash *from, ptrdiff_t distance)
+{
+	if (to->bits != from->bits) {
+		memset(to->buckets, 0, id_hash_size(to->bits));
+		to->nr = 0;
+		return false;
+	}
+	for (size_t i = 0; i < (size_t)1 << to->bits; i++)
+		to->buckets[i] = id_link_shifted(from->buckets[i], distance);
+	to->nr = from->nr;
+	return true;
+}
+
 unsigned id_hash_bits_for(const struct id_hash *hash, size_t nr)
 {
 	unsigned bits = hash->bits;

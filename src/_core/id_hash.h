@@ -62,6 +62,21 @@ static inline struct id_link *id_hash_find(const struct id_hash *hash, uint32_t 
 	return link;
 }
 
+/* Makes `to` a hash of the twins of the entries of `from`, which lie at the same distance from them.  The caller must
+ * mirror each link.  If the numbers of buckets differ, returns false, and `to` has no entries; the caller must add each
+ * link. */
+bool id_hash_mirror(struct id_hash *to, const struct id_hash *from, ptrdiff_t distance);
+
+static inline struct id_link *id_link_shifted(const struct id_link *link, ptrdiff_t distance)
+{
+	return link ? (struct id_link *)(void *)((char *)(uintptr_t)link + distance) : NULL;
+}
+
+static inline void id_link_mirror(struct id_link *to, const struct id_link *from)
+{
+	to->next = id_link_shifted(from->next, (const char *)to - (const char *)from);
+}
+
 /* The number of bits with which nr entries have a bucket each, but never fewer than the hash has now. */
 unsigned id_hash_bits_for(const struct id_hash *hash, size_t nr);
 

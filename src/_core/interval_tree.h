@@ -42,6 +42,20 @@ void interval_tree_init(struct interval_tree *tree, ptrdiff_t distance, interval
 void interval_tree_add(struct interval_tree *tree, struct interval_hook *hook);
 void interval_tree_del(struct interval_tree *tree, struct interval_hook *hook);
 
+/* Makes a tree of n intervals, which node_at() returns in ascending order.  O(n). */
+static inline void interval_tree_build(struct interval_tree *tree, size_t n, rb_node_at_fn *node_at,
+				       const void *context)
+{
+	rb_build(&tree->root, n, node_at, context);
+}
+
+/* `to` becomes in its tree what `from` is in its own; see rb_mirror(). */
+static inline void interval_tree_mirror(struct interval_hook *to, const struct interval_hook *from)
+{
+	rb_mirror(&to->rb, &from->rb);
+	to->subtree_last = from->subtree_last;
+}
+
 /* Puts new_hook at the position of old.  Both must have the same place in the order. */
 void interval_tree_replace(struct interval_tree *tree, struct interval_hook *old, struct interval_hook *new_hook);
 

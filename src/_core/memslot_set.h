@@ -12,10 +12,11 @@
  *   M3  a slot knows the sets it is in (`sets`), and each index of a set holds exactly its `nr` slots; `nr_raw` of them
  *       have no backing, and `nr_logged` have a dirty log;
  *   M4  nr_memslot_pages and nr_memslots of the VM are the sums over all slots;
- *   M5  no slot is INVALID;
+ *   M5  no slot is INVALID, except in the VM of a snapshot;
  *   M6  last_used_slot is NULL or a slot of the set;
  *   M7  generations: settled, as_id modulo the number of address spaces, the inactive set's not the newer;
- *   M8  a slot has a dirty log if and only if LOG_DIRTY_PAGES is set, of its own npages;
+ *   M8  a slot has a dirty log if and only if LOG_DIRTY_PAGES is set, of its own npages; none has one in the VM of a
+ *       snapshot;
  *   M9  a slot respects the limits of its VM and address space, and hva.last follows from npages;
  *   M10 a vCPU's hint of the current generation is a slot of the active set;
  *   M11 the index of a set has the slots of the set, except in marked blocks (O1 of overlay.h);
@@ -35,6 +36,7 @@
 #include "include/memslots.h"
 #include "interval_tree.h"
 #include "overlay.h"
+#include "sort.h"
 
 /* The widths of two members of struct memslot.  They share three bytes: otherwise a slot of the tree would be longer
  * than three cache lines. */
@@ -210,12 +212,20 @@ struct memslot_design {
 	 *            both sets; 0 or -ENOMEM.  as->spare can hold it.
 	 *   replace  old NULL: adds new_slot; new_slot NULL: removes old.  Cannot fail.  See memslot_joins(),
 	 *            memslot_leaves() and carry_last_used_slot().
+	 *   build    adds many slots at once.  May be NULL; then the writer adds them one by one.
+	 *   mirror   makes the private set equal to the active one, which build() has made.
 	 *   follow   only after the last swap of a change: `private` is the former set, and its edits follow.
 	 *   end      after a change, also a refused one.  After a refused change, no more memory is in use than before
 	 *            begin(), and as->spare is NULL.
 	 */
 	int (*begin)(struct memory *memory, struct address_space *as, struct memslot_set *private, size_t more);
 	void (*replace)(struct memslot_set *private, struct memslot *old, struct memslot *new_slot);
+	/* The items are the n slots of the set and the new ones, by gfn and by (hva.start, gfn).  Returns false if a new
+	 * slot has the id of another one: nothing has changed then.  See memslot_count(). */
+	bool (*build)(struct memslot_set *private, const struct sort_item *by_gfn, const struct sort_item *by_hva,
+		      size_t n);
+	void (*mirror)(struct memslot_set *private, const struct memslot_set *active, const struct sort_item *by_gfn,
+		       size_t n);
 	void (*resync)(struct memslot_set *private, const struct memslot_set *active);
 	void (*follow)(struct memory *memory, struct address_space *as, struct memslot_set *private);
 	void (*end)(struct memory *memory, struct address_space *as, struct memslot_set *private);
@@ -243,6 +253,11 @@ static inline void memslot_copy(struct memslot *to, const struct memslot *from)
 	backing_get(to->backing);
 }
 
+static inline bool memslot_is_in(const struct memslot *slot, const struct memslot_set *set)
+{
+	return slot->sets >> set->node_idx & 1;
+}
+
 /* For replace() of a design whose sets share slots. */
 static inline void memslot_joins(struct memslot_set *set, struct memslot *slot)
 {
@@ -254,6 +269,13 @@ static inline void memslot_leaves(struct memslot_set *set, struct memslot *slot)
 {
 	slot->sets &= (uint8_t)~(1u << set->node_idx);
 	set->nr--;
+}
+
+/* `one` is 1 for a slot that is added, and -1 for one that is removed (M3). */
+static inline void memslot_count(struct memslot_set *set, const struct memslot *slot, uint32_t one)
+{
+	set->nr_raw += slot->backing ? 0 : one;
+	set->nr_logged += slot->dirty ? one : 0;
 }
 
 /*

@@ -85,6 +85,7 @@
 #define id_hash_check ms_id_hash_check
 #define id_hash_del ms_id_hash_del
 #define id_hash_init ms_id_hash_init
+#define id_hash_mirror ms_id_hash_mirror
 #define id_hash_rehash ms_id_hash_rehash
 #define id_hash_replace ms_id_hash_replace
 #define interval_tree_add ms_interval_tree_add
@@ -132,6 +133,7 @@
 #define point_reached ms_point_reached
 #define point_set_hook ms_point_set_hook
 #define process_forks ms_process_forks
+#define rb_build ms_rb_build
 #define rb_check ms_rb_check
 #define rb_edge ms_rb_edge
 #define rb_erase ms_rb_erase
@@ -156,6 +158,7 @@
 #define slots_lock_seize ms_slots_lock_seize
 #define slots_lock_try ms_slots_lock_try
 #define slots_lock_wait ms_slots_lock_wait
+#define sort_by_key ms_sort_by_key
 #define srcu_cache ms_srcu_cache
 #define srcu_deinit ms_srcu_deinit
 #define srcu_end_sections ms_srcu_end_sections
@@ -188,6 +191,7 @@
 #define vm_call_closed_hooks ms_vm_call_closed_hooks
 #define vm_design ms_vm_design
 #define vm_end_update ms_vm_end_update
+#define vm_fill ms_vm_fill
 #define vm_free_deferred ms_vm_free_deferred
 #define vm_has_closed_hooks ms_vm_has_closed_hooks
 #define vm_index_entry ms_vm_index_entry

@@ -230,6 +230,55 @@ void rb_replace(struct rb_root *root, struct rb_node *old, struct rb_node *new_n
 	update_up(root, new_node, new_node);
 }
 
+struct build {
+	struct rb_root *root;
+	rb_node_at_fn *node_at;
+	const void *context;
+	size_t n;
+	int red; /* the depth of the red nodes */
+};
+
+/* A subtree of so many nodes is built while the nodes behind it are loaded. */
+#define AHEAD 24
+
+static void prefetch(const struct build *b, size_t i)
+{
+	const char *node;
+
+	if (i >= b->n)
+		return;
+	node = (const char *)b->node_at(b->context, i);
+	__builtin_prefetch(node, 1);
+	__builtin_prefetch(node + sizeof(struct rb_node), 1); /* it may lie across two cache lines */
+}
+
+/* The halves of a subtree differ by at most one node.  So each level of the tree is full, except perhaps the last one.
+ * The nodes of the last level are red (R3). */
+static struct rb_node *build_subtree(const struct build *b, size_t begin, size_t end, struct rb_node *parent, int depth)
+{
+	size_t middle = begin + (end - begin) / 2;
+	struct rb_node *node;
+
+	if (begin == end)
+		return NULL;
+	prefetch(b, middle + AHEAD);
+	node = b->node_at(b->context, middle);
+	node->parent_color = (uintptr_t)parent | (depth == b->red ? RB_RED : RB_BLACK);
+	node->child[0] = build_subtree(b, begin, middle, node, depth + 1);
+	node->child[1] = build_subtree(b, middle + 1, end, node, depth + 1);
+	update(b->root, node);
+	return node;
+}
+
+void rb_build(struct rb_root *root, size_t n, rb_node_at_fn *node_at, const void *context)
+{
+	struct build b = { .root = root, .node_at = node_at, .context = context, .n = n, .red = -1 };
+
+	for (size_t full = n; full > 1; full /= 2) /* a single node is black (R1) */
+		b.red = b.red < 0 ? 1 : b.red + 1;
+	root->node = build_subtree(&b, 0, n, NULL, 0);
+}
+
 struct rb_node *rb_edge(const struct rb_root *root, int dir)
 {
 	struct rb_node *node = root->node;

@@ -19,7 +19,7 @@
  * Locking: none, and nothing is atomic.  A tree has one writer and no reader, or readers and no writer.
  * Cost: insert and erase are amortised O(1) after the caller's walk down, with at most three rotations.  In addition
  * erase may walk to the next node, and an update function is called upwards while summaries change.  Replace is O(1)
- * and keeps the shape of the tree.
+ * and keeps the shape of the tree.  Build is O(n) and makes the lowest tree of n nodes.
  */
 #ifndef MS_RBTREE_H
 #define MS_RBTREE_H
@@ -65,6 +65,28 @@ void rb_erase(struct rb_root *root, struct rb_node *node);
 
 /* Puts new_node at the position of old.  Both must have the same place in the caller's order. */
 void rb_replace(struct rb_root *root, struct rb_node *old, struct rb_node *new_node);
+
+/* The i-th node of a tree that is built, in the caller's order. */
+typedef struct rb_node *rb_node_at_fn(const void *context, size_t i);
+
+/* Makes a tree of n nodes.  Former links of the nodes, and a former tree of the root, are overwritten. */
+void rb_build(struct rb_root *root, size_t n, rb_node_at_fn *node_at, const void *context);
+
+static inline void *rb_shifted(const void *node, ptrdiff_t distance)
+{
+	return node ? (char *)(uintptr_t)node + distance : NULL;
+}
+
+/* `to` becomes in its tree what `from` is in its own.  Every node of that tree has its twin at the same distance.  The
+ * summary of the node and the root of the tree are left to the caller. */
+static inline void rb_mirror(struct rb_node *to, const struct rb_node *from)
+{
+	ptrdiff_t distance = (const char *)to - (const char *)from;
+
+	to->child[0] = rb_shifted(from->child[0], distance);
+	to->child[1] = rb_shifted(from->child[1], distance);
+	to->parent_color = (uintptr_t)rb_shifted(rb_parent(from), distance) | (from->parent_color & RB_BLACK);
+}
 
 /* The outermost node on side dir, or NULL. */
 struct rb_node *rb_edge(const struct rb_root *root, int dir);

@@ -240,6 +240,119 @@ static void tree_replace(struct memslot_set *set, struct memslot *old, struct me
 		link_slot(set, new_slot);
 }
 
+/* ---- many slots at once ---- */
+
+/* The slots in the order of one of the two trees. */
+struct row {
+	const struct sort_item *items;
+	uint32_t idx;
+};
+
+static struct tree_slot *slot_of_item(const struct sort_item *item)
+{
+	return tree_slot_of(item->item);
+}
+
+static struct rb_node *gfn_node_at(const void *context, size_t i)
+{
+	const struct row *row = context;
+
+	return &slot_of_item(&row->items[i])->gfn_node[row->idx];
+}
+
+static struct rb_node *hva_node_at(const void *context, size_t i)
+{
+	const struct row *row = context;
+
+	return &slot_of_item(&row->items[i])->hva_hook[row->idx].rb;
+}
+
+/* The slots of a set are in its twin too, before it gets new ones. */
+static bool is_new(const struct memslot_set *set, const struct memslot *slot)
+{
+	return !memslot_is_in(slot, &as_of(set)->set[!set->node_idx]);
+}
+
+static void leave(struct memslot_set *set, struct tree_slot *slot)
+{
+	id_hash_del(&set->ids, &slot->id_link[set->node_idx]);
+	memslot_leaves(set, &slot->slot);
+	memslot_count(set, &slot->slot, -1u);
+}
+
+static bool join(struct memslot_set *set, struct tree_slot *slot)
+{
+	if (id_hash_find(&set->ids, slot->slot.id))
+		return false;
+	id_hash_add(&set->ids, &slot->id_link[set->node_idx]);
+	memslot_joins(set, &slot->slot);
+	memslot_count(set, &slot->slot, 1);
+	return true;
+}
+
+/* Adds the new slots to the hash, or none of them. */
+static bool join_all(struct memslot_set *set, const struct sort_item *items, size_t n)
+{
+	size_t i = 0;
+
+	while (i < n && (!is_new(set, items[i].item) || join(set, slot_of_item(&items[i]))))
+		i++;
+	if (i == n)
+		return true;
+	while (i-- > 0)
+		if (is_new(set, items[i].item))
+			leave(set, slot_of_item(&items[i]));
+	return false;
+}
+
+/* O(n), and the trees are balanced. */
+static bool tree_build(struct memslot_set *private, const struct sort_item *by_gfn, const struct sort_item *by_hva,
+		       size_t n)
+{
+	struct row gfns = { by_gfn, private->node_idx }, hvas = { by_hva, private->node_idx };
+
+	if (!join_all(private, by_gfn, n))
+		return false;
+	rb_build(&private->gfn_tree, n, gfn_node_at, &gfns);
+	interval_tree_build(&private->hva_tree, n, hva_node_at, &hvas);
+	return true;
+}
+
+/* The distance from a member of a slot that belongs to the other set to the one of this set. */
+static ptrdiff_t from_twin(const struct memslot_set *set, size_t size)
+{
+	return set->node_idx ? (ptrdiff_t)size : -(ptrdiff_t)size;
+}
+
+static void mirror_slot(struct memslot_set *private, struct tree_slot *slot, bool has_buckets)
+{
+	uint32_t idx = private->node_idx;
+
+	rb_mirror(&slot->gfn_node[idx], &slot->gfn_node[!idx]);
+	interval_tree_mirror(&slot->hva_hook[idx], &slot->hva_hook[!idx]);
+	if (has_buckets)
+		id_link_mirror(&slot->id_link[idx], &slot->id_link[!idx]);
+	else
+		id_hash_add(&private->ids, &slot->id_link[idx]);
+	slot->slot.sets = 3;
+}
+
+/* Readers may use the active set: only the nodes of the private one are written. */
+static void tree_mirror(struct memslot_set *private, const struct memslot_set *active, const struct sort_item *by_gfn,
+			size_t n)
+{
+	bool has_buckets = id_hash_mirror(&private->ids, &active->ids, from_twin(private, sizeof(struct id_link)));
+
+	for (size_t i = 0; i < n; i++)
+		mirror_slot(private, slot_of_item(&by_gfn[i]), has_buckets);
+	private->gfn_tree.node = rb_shifted(active->gfn_tree.node, from_twin(private, sizeof(struct rb_node)));
+	private->hva_tree.root.node =
+		rb_shifted(active->hva_tree.root.node, from_twin(private, sizeof(struct interval_hook)));
+	private->nr = active->nr;
+	private->nr_raw = active->nr_raw;
+	private->nr_logged = active->nr_logged;
+}
+
 /* ---- more buckets ---- */
 
 /*
@@ -394,6 +507,8 @@ const struct memslot_design DESIGN_OF(tree) = {
 	.hva_range = tree_hva_range,
 	.begin = tree_begin,
 	.replace = tree_replace,
+	.build = tree_build,
+	.mirror = tree_mirror,
 	.follow = tree_follow,
 	.end = tree_end,
 	.empty = tree_empty,

@@ -55,6 +55,7 @@ struct ms_vm {
 	cache_aligned struct slots_lock slots_lock;
 	/* The members from here on are used under slots_lock. */
 	bool closed;
+	bool frozen; /* the VM of a snapshot: it may have INVALID slots, and no slot has a dirty log */
 	uint32_t nr_emptied; /* by ms_vm_close(): the address spaces that have published a set without slots */
 	_Atomic(struct ms_update *) update; /* the open update, which holds the lock, or NULL; row "pending end" */
 	struct deferred_free *deferred_frees;

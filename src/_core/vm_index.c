@@ -51,13 +51,6 @@ static out_of_line void mark_edit(struct overlays *overlays, const struct memslo
 		overlays_mark(overlays, new_slot->base_gfn, new_slot->base_gfn + new_slot->npages);
 }
 
-/* `one` is 1 for a slot that is added, and -1 for one that is removed (M3). */
-static inline void count_kinds(struct memslot_set *set, const struct memslot *slot, uint32_t one)
-{
-	set->nr_raw += slot->backing ? 0 : one;
-	set->nr_logged += slot->dirty ? one : 0;
-}
-
 void vm_replace(struct ms_vm *vm, struct memslot_set *set, struct memslot *old, struct memslot *new_slot)
 {
 	struct overlays *overlays = &as_of(set)->overlays;
@@ -66,9 +59,26 @@ void vm_replace(struct ms_vm *vm, struct memslot_set *set, struct memslot *old, 
 		mark_edit(overlays, old, new_slot);
 	vm->design->replace(set, old, new_slot);
 	if (old)
-		count_kinds(set, old, -1u);
+		memslot_count(set, old, -1u);
 	if (new_slot)
-		count_kinds(set, new_slot, 1);
+		memslot_count(set, new_slot, 1);
+}
+
+static void mark_new(const struct memslot_set *set, struct overlays *overlays, const struct sort_item *items, size_t n)
+{
+	for (size_t i = 0; i < n; i++)
+		if (!memslot_is_in(items[i].item, set))
+			mark_edit(overlays, NULL, items[i].item);
+}
+
+bool vm_fill(struct ms_vm *vm, struct memslot_set *set, const struct sort_item *by_gfn, const struct sort_item *by_hva,
+	     size_t n)
+{
+	struct overlays *overlays = &as_of(set)->overlays;
+
+	if (unlikely(overlays_exist(overlays)))
+		mark_new(set, overlays, by_gfn, n);
+	return vm->design->build(set, by_gfn, by_hva, n);
 }
 
 /* ---- gather ---- */

@@ -99,6 +99,10 @@ static inline void vm_index_end_change(struct ms_vm *vm, uint32_t as_id)
 /* design->replace(); marks the slots before it. */
 void vm_replace(struct ms_vm *vm, struct memslot_set *set, struct memslot *old, struct memslot *new_slot);
 
+/* design->build(); marks the new slots before it. */
+bool vm_fill(struct ms_vm *vm, struct memslot_set *set, const struct sort_item *by_gfn, const struct sort_item *by_hva,
+	     size_t n);
+
 /* Whether M11 holds: the index has the slots of the set, except in marked blocks. */
 bool set_index_is_valid(const struct ms_vm *vm, const struct memslot_set *set);
 

@@ -348,6 +348,10 @@ static void propagate(const struct writer *w)
 
 	if (vm->design->follow)
 		vm->design->follow(&vm->memory, &vm->as[w->as_id], inactive(w));
+	if (w->built) {
+		vm->design->mirror(inactive(w), vm_active_set(vm, w->as_id), w->built, w->nr_built);
+		return;
+	}
 	if (!vm->design->shares_slots)
 		return;
 	if (likely(w->nr == 1)) {

@@ -33,6 +33,7 @@ from .constants import (
     PAGE_SIZE,
     MemFlag,
 )
+from .diff import Diff
 from .errors import (
     ClosedError,
     ForkedError,
@@ -71,6 +72,7 @@ __all__ = [
     "Change",
     "ChangeKind",
     "ClosedError",
+    "Diff",
     "ForkedError",
     "GfnNotMappedError",
     "GuestAccessError",

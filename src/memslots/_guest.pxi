@@ -57,7 +57,7 @@ cdef int _refuse_bytes(object buffer, bint write, str name) except -1:
 
 cdef object _guest_refusal(VM vm, int r, const ms_error *err, uint32_t as_id):
     """The exception for an access that the core refused.  It has run no hook, but may come from one."""
-    return _refusal(vm, r, err, Request(as_id=as_id, gpa=err.gpa, done=err.done), "", [])
+    return _refusal(vm, r, err, Request(as_id=as_id, gpa=err.gpa, done=err.done, in_snapshot=vm._of_snapshot), "", [])
 
 
 cdef int _read(ms_vm *vm, uint32_t as_id, uint64_t gpa, void *out, size_t n, ms_error *err) noexcept:

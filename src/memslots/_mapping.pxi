@@ -115,6 +115,7 @@ cdef class _Pin:
     cdef void *prev       # NULL: not in this list
     cdef void *late_next  # in the list of the pins whose slot has ended; no reference
     cdef void *late_prev  # NULL: not in this list
+    cdef void *snapshots  # of the head of the lists: begins the list of the snapshots with buffers (_snapshot.pxi)
 
     def __getbuffer__(self, Py_buffer *out, int flags):
         if self.readonly and flags & PyBUF_WRITABLE:
@@ -433,22 +434,23 @@ cdef Mapping _map(VM vm, ms_userspace_memory_region *region, _Pin pin):
 
 
 cdef object _pinned_by(VM vm, object buffer):
-    """The slots that hold pins of this memory, and the number of views of these pins."""
+    """The slots that hold pins of this memory, and the numbers of views and snapshots that do."""
     cdef Py_buffer range
     cdef uint64_t start, end
     cdef list pins, slots = []
-    cdef Py_ssize_t views
+    cdef Py_ssize_t views, snapshots
     PyObject_GetBuffer(buffer, &range, PyBUF_SIMPLE)
     start, end = <uint64_t>range.buf, <uint64_t>range.buf + <uint64_t>range.len
     try:
         pins = _pins_over(vm, start, end)
         views = _late_views(vm, start, end)
+        snapshots = _snapshots_over(vm, start, end)
     finally:
         PyBuffer_Release(&range)
     for pin in pins:
         slots += _slots_of(vm, pin)
         views += (<_Pin>pin).views
-    return PinnedBy(sorted(slots), views)
+    return PinnedBy(sorted(slots), views, snapshots)
 
 
 cdef list _slots_of(VM vm, _Pin pin):

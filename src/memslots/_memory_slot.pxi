@@ -130,3 +130,9 @@ cdef object _slot_or_none(const ms_memslot *value):
 cdef list _slots(const ms_memslot *values, size_t n):
     cdef size_t i
     return [_slot(&values[i]) for i in range(n)]
+
+
+def slots_of_rows(rows):
+    """A list of the MemorySlots of an array of MEMSLOT_DTYPE."""
+    cdef cnp.ndarray values = np.ascontiguousarray(rows, dtype=MEMSLOT_DTYPE)
+    return _slots(<const ms_memslot *>cnp.PyArray_DATA(values), cnp.PyArray_SIZE(values))

@@ -15,6 +15,7 @@ cdef class VM:
     cdef dict _given
     cdef uint32_t _stall_warning_ms
     cdef bint _has_lost_section  # a read section that its thread never left was dropped
+    cdef bint _of_snapshot  # the private VM of a Snapshot
     cdef object _pins  # the head of the list in _mapping.pxi
     cdef object __weakref__
 

@@ -218,6 +218,7 @@ class Request(NamedTuple):
     value: int = 0
     gpa: int | None = None  # of the first byte that a copy of guest memory could not access
     done: int = 0  # the bytes before it
+    in_snapshot: bool = False  # a read of a Snapshot
     bits_lost: bool = False  # get_dirty_log() has cleared the log before it failed
 
     @property
@@ -248,6 +249,15 @@ def _place(q: Request) -> str:
 
 def _complete(q: Request) -> str:
     return f"{q.done} bytes before it are complete"
+
+
+def _way_to_memory(q: Request) -> str:
+    if q.in_snapshot:
+        return (
+            "only a snapshot of VM.snapshot() that is not closed reads memory, and only that of map_buffer(); "
+            "one from a pickle or a file does not"
+        )
+    return "create the slot with map_buffer(), or the VM with dereference_raw_addresses=True"
 
 
 _MESSAGES: dict[str, Callable[[Request, int, Any], str]] = {
@@ -381,9 +391,7 @@ _MESSAGES: dict[str, Callable[[Request, int, Any], str]] = {
         f"{_place(q)} is in {_other(o)}, which is READONLY; {_complete(q)}"
     ),
     "GUEST_RAW": lambda q, limit, o: (
-        f"{_place(q)} is in {_other(o)}, which has no memory: "
-        "create the slot with map_buffer(), or the VM with dereference_raw_addresses=True; "
-        f"{_complete(q)}"
+        f"{_place(q)} is in {_other(o)}, which has no memory: {_way_to_memory(q)}; {_complete(q)}"
     ),
     "GUEST_FAULT": lambda q, limit, o: (
         f"the host memory of {_place(q)}, in {_other(o)}, is truncated, "

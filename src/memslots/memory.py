@@ -38,9 +38,10 @@ class PinnedBy(NamedTuple):
 
     slots: list[MemorySlot]
     views: int
+    snapshots: int = 0
 
     def __bool__(self) -> bool:
-        return bool(self.slots or self.views)
+        return bool(self.slots or self.views or self.snapshots)
 
 
 class HostRanges(NamedTuple):
@@ -89,7 +90,8 @@ class Memory(mmap.mmap):
 
     A Memory is an ``mmap.mmap`` and has its methods: ``m[0:4]`` is bytes, ``len(m)`` is the size, and so on.
     ``close()`` and the end of ``with`` raise BufferError while a slot, a view or an array uses the memory.
-    ``vm.pinned_by(memory)`` names the slots and views.  A Memory that was not closed is freed with its last reference.
+    ``vm.pinned_by(memory)`` names the slots, views and snapshots.  A Memory that was not closed is freed with its last
+    reference.
     """
 
     # The values of an object that its subclass has not made yet.
@@ -166,8 +168,8 @@ class Memory(mmap.mmap):
             super().close()
         except BufferError as error:
             raise BufferError(
-                f"{self!r} is in use: delete the slots and views that vm.pinned_by(memory) names, and other views "
-                "and arrays of it"
+                f"{self!r} is in use: delete the slots and views and close the snapshots that vm.pinned_by(memory) "
+                "names, and delete other views and arrays of it"
             ) from error
         self._file = None
 

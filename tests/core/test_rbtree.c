@@ -453,6 +453,76 @@ static void ordered_tree(uint32_t keys, bool up)
 	CHECK(!root.node);
 }
 
+/* ---- trees that are built from sorted nodes ---- */
+
+static struct rb_node *node_at(const void *context, size_t i)
+{
+	CHECK_EQ(context, pool[0]);
+	return &pool[0][i].rb;
+}
+
+/* The least depth of a tree of n nodes. */
+static void check_least_depth(const struct rb_root *root, uint32_t n)
+{
+	int depth, most = 0;
+
+	for (size_t i = 0; i < n; i++) {
+		depth = 0;
+		for (const struct rb_node *node = &pool[0][i].rb; node; node = rb_parent(node))
+			depth++;
+		most = depth > most ? depth : most;
+	}
+	CHECK_EQ(most, n ? 32 - __builtin_clz(n) : 0);
+	check_tree(root);
+}
+
+/* The twin has the shape and the colours of the tree. */
+static void check_mirror(const struct rb_root *root, uint32_t n)
+{
+	struct rb_root twin = { .node = rb_shifted(root->node, sizeof(pool[0])) };
+
+	for (uint32_t i = 0; i < n; i++) {
+		pool[1][i].key = i;
+		rb_mirror(&pool[1][i].rb, &pool[0][i].rb);
+		CHECK_EQ(pool[1][i].rb.parent_color & RB_BLACK, pool[0][i].rb.parent_color & RB_BLACK);
+	}
+	check_tree(&twin);
+	CHECK_EQ(rb_first(&twin), n ? &pool[1][0].rb : NULL);
+	CHECK_EQ(rb_last(&twin), n ? &pool[1][n - 1].rb : NULL);
+}
+
+/* Links and a root that are not initialized do not matter. */
+static void built_tree(uint32_t n, rb_update_fn *fn)
+{
+	struct rb_root root = { .node = &pool[0][KEYS_MAX - 1].rb, .update = fn };
+
+	memset(pool, 0xA5, n * sizeof(pool[0][0]));
+	memset(which, 0, sizeof(which));
+	for (uint32_t i = 0; i < n; i++) {
+		pool[0][i].key = i;
+		sorted[i] = i;
+	}
+	rb_build(&root, n, node_at, pool[0]);
+	nr_sorted = n;
+	check_least_depth(&root, n);
+	check_whole(&root);
+	check_mirror(&root, n);
+	for (uint32_t i = 0; i < n && n <= 64; i++) {
+		toggle(&root, i);
+		check_whole(&root);
+		toggle(&root, i);
+		check_whole(&root);
+	}
+}
+
+static void built_trees(void)
+{
+	for (uint32_t n = 0; n <= 260; n++)
+		built_tree(n, n % 2 ? update : NULL);
+	built_tree(KEYS_MAX - 1, update);
+	built_tree(KEYS_MAX - 2, NULL);
+}
+
 /* ---- broken invariants ---- */
 
 #define PLANTED 64
@@ -620,5 +690,6 @@ int main(int argc, char **argv)
 	ordered_tree(KEYS_MAX, true);
 	ordered_tree(KEYS_MAX, false);
 	ordered_tree(1000, true);
+	built_trees();
 	return test_done("rbtree", steps, "steps");
 }

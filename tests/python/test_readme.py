@@ -135,8 +135,8 @@ def table_rows(page: Path, header: str) -> list[list[str]]:
 
 
 def test_documented_calls_exist() -> None:
-    """Every call in the table of calls is a name of the package, of VM or of Update."""
-    names = {*dir(VM), *dir(memslots.Update), *memslots.__all__}
+    """Every call in the table of calls is a name of the package, of VM, of Update or of Snapshot."""
+    names = {*dir(VM), *dir(memslots.Update), *dir(memslots.Snapshot), *memslots.__all__}
     hooks = {"prepare", "abort", "flush", "commit"}
     found = 0
     for _, calls in table_rows(CALLS, "| purpose | calls |"):

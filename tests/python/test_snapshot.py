@@ -172,7 +172,10 @@ def test_bad_as_id_and_generation_are_refused() -> None:
             Snapshot(table([]), bad, 0)
         with pytest.raises(TypeError, match="generation must be an int"):
             Snapshot(table([]), 0, bad)
-    assert Snapshot(table([]), 2**32 - 1, 2**64 - 1).generation == 2**64 - 1
+    for as_id in (64, 2**32 - 1):
+        with pytest.raises(InvalidRegionError, match=f"address space {as_id} is not below 64"):
+            Snapshot(table([]), as_id, 0)
+    assert Snapshot(table([]), 63, 2**64 - 1).generation == 2**64 - 1
 
 
 def test_random_tables_are_accepted_or_refused_like_the_models_load() -> None:

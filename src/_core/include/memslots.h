@@ -284,7 +284,8 @@ int ms_set_memslot_flags(struct ms_vm *vm, uint32_t as_id, uint32_t slot, uint32
 			 struct ms_error *err);
 int ms_free_slot_id(struct ms_vm *vm, uint32_t as_id, uint32_t *slot, struct ms_error *err);
 
-/* [lock] Creates n slots in one change with one swap, or none of them.  O((m + n) log (m + n)) with m present slots. */
+/* [lock] Creates n slots in one change with one swap, or none of them.  With m present slots O(m + n), if the design is
+ * "tree" and m is at most 8 n; otherwise O(n log (m + n)). */
 int ms_load_memslots(struct ms_vm *vm, uint32_t as_id, const struct ms_memslot *slots, size_t n, struct ms_error *err);
 
 /* ---- transactions (transaction.c, layout_steps.c) -------------------------------------------------------------- */
