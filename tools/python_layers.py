@@ -28,6 +28,7 @@ LAYERS = (
     ("errors", "listener"),
     ("memory",),
     (EXTENSION,),
+    ("layout",),
     (ROOT,),
     # Libraries that are imported by name.
     ("kvm",),

@@ -52,6 +52,7 @@ from .errors import (
     RegionOverlapError,
     UpdateError,
 )
+from .layout import Plan, flatten, plan
 from .listener import Change, ChangeKind, Listener
 from .memory import HostRanges, HostRangesMany, Memory, PinnedBy, SlotsOfRanges, alloc
 
@@ -90,6 +91,7 @@ __all__ = [
     "NotSupportedError",
     "OutOfMemoryError",
     "PinnedBy",
+    "Plan",
     "ReadOnlySlotError",
     "ReadSection",
     "ReaderStallWarning",
@@ -104,7 +106,9 @@ __all__ = [
     "alloc",
     "backends",
     "build_info",
+    "flatten",
     "get_include",
+    "plan",
 ]
 
 
