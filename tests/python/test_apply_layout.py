@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+import importlib
 import itertools
 import random
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,7 +16,9 @@ from test_plan import packed, random_pair
 from memslots import VM, InvalidRegionError
 from memslots.layout import STEP_DTYPE, apply_layout
 from memslots.layout.differences import CREATE, DELETE, MOVE, RESIZE, SET_FLAGS
+from memslots.traces import vectors
 
+BENCH = Path(__file__).resolve().parents[2] / "bench"
 PAGE = 4096
 A, B, C = 0x10000, 0x20000000, 0x30000000
 NAMES = {CREATE: "create", DELETE: "delete", MOVE: "move", SET_FLAGS: "set_flags", RESIZE: "resize"}
@@ -160,6 +164,27 @@ def test_random_layouts(n) -> None:
         assert machine.slots == wanted == slots_of(made.final)
 
 
+@pytest.mark.parametrize("changed", [0, 1, 60, 400, 3000])
+def test_large_layouts_with_rows_less_and_more(changed) -> None:
+    """Both ways to find equal rows: from difference to difference, and by a merge where many rows differ."""
+    rng = random.Random(changed)
+    rows = {k: Row(4 * k, rng.randint(1, 3), A * (k + 1), 0) for k in range(3000)}
+    current, wanted = dict(rows), dict(rows)
+    for k in rng.sample(range(3000), changed):
+        match rng.randrange(4):
+            case 0:
+                del current[k]
+            case 1:
+                del wanted[k]
+            case 2:
+                wanted[k] = wanted[k]._replace(flags=LOG)
+            case 3:
+                wanted[k] = wanted[k]._replace(hva=B + (k << 20))
+    steps = steps_for(current, wanted)
+    assert len(steps) >= fewest(current, wanted)
+    assert len(steps) <= 2 * changed
+
+
 def test_a_hundred_thousand_runs_with_ten_differences() -> None:
     n = 100_000
     rng = np.random.default_rng(1)
@@ -187,3 +212,21 @@ def test_a_hundred_thousand_runs_with_ten_differences() -> None:
             "delete": 2, "move": 2, "resize": 2, "set_flags": 2, "create": 2,
         }  # fmt: skip
         assert len(made.final) == n
+
+
+@pytest.mark.skipif(not BENCH.is_dir(), reason="there is no checkout around the tests")
+@pytest.mark.parametrize("name", ["pc-pam-smram", "pc-reset-x4", "q35-vbe-vnc-refresh"])
+def test_a_burst_of_a_trace_is_one_transaction(name, monkeypatch) -> None:
+    """as_bursts() compares the slots at the end with those of the trace."""
+    pytest.importorskip("tabulate")
+    monkeypatch.syspath_prepend(str(BENCH))
+    bench = importlib.import_module("bursts")
+    (path,) = [path for path in vectors.packaged_traces() if vectors.stem(path) == name]
+    series = list(bench.bursts(vectors.read(path), 1000))
+    machine = Machine({})
+    machine.stats = lambda: {"swaps": len(machine.calls)}
+    swaps = bench.as_bursts(machine, series)
+    assert 0 < swaps <= len(series)
+    with VM() as vm:
+        assert bench.one_by_one(vm, series) > 3 * swaps
+        np.testing.assert_array_equal(vm.memslots_array(), machine.memslots_array())

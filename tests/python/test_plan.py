@@ -351,6 +351,20 @@ def test_every_permutation_of_four_slots() -> None:
         assert made.deletes == rings(order)
 
 
+def test_all_pairs_of_layouts_in_a_small_guest() -> None:
+    """Guests of 3 frames, with two memories in slots of 1 and 2 frames."""
+    places = [Row(b, n, hva, 0) for n in (1, 2) for b in range(4 - n) for hva in (A, B)]
+    layouts = [
+        dict(enumerate(rows))
+        for count in range(4)
+        for rows in itertools.combinations(places, count)
+        if not any(a.overlaps(b) for a, b in itertools.combinations(rows, 2))
+    ]
+    assert len(layouts) == 39
+    for current, wanted in itertools.product(layouts, layouts):
+        check_optimal(current, wanted)
+
+
 def rings(order) -> int:
     """The number of cycles of a permutation, without its fixed points."""
     seen: set[int] = set()

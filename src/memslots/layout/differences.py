@@ -94,11 +94,15 @@ def compare(
 _VALUES = ("base_gfn", "npages", "userspace_addr", "flags")
 #: So many times `_equal_runs` may find its place again.  Then many rows differ, and `_equal_pairs` is faster.
 _RESYNCS = 100
+#: Tables with fewer rows always go to `_equal_pairs`, which makes fewer calls of numpy.
+_SMALL = 1000
 
 
 def _equal_rows(a: Rows, b: Rows, with_ids: bool) -> Pairs:
     """Return the places of the rows that are equal in both tables, in their order."""
     names = (*_VALUES, "id") if with_ids else _VALUES
+    if min(len(a), len(b)) < _SMALL:
+        return _equal_pairs(a, b, names)
     pairs = _equal_runs([a[name] for name in names], [b[name] for name in names])
     return pairs or _equal_pairs(a, b, names)
 
