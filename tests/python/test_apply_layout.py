@@ -185,6 +185,20 @@ def test_large_layouts_with_rows_less_and_more(changed) -> None:
     assert len(steps) <= 2 * changed
 
 
+def test_one_difference_at_any_place_of_a_large_layout() -> None:
+    """The comparison works in windows that grow, and continues behind each difference."""
+    rows = {k: Row(4 * k, 2, A * (k + 1), 0) for k in range(1500)}
+    current = rows_of(rows)
+    for k in (*range(70), *range(315, 325), *range(1338, 1348), 1498, 1499):
+        wanted = np.delete(current, k) if k % 3 else current.copy()
+        if k % 3 == 0:
+            wanted["flags"][k] = LOG
+        machine = Machine(rows)
+        made = apply_layout(machine, wanted)
+        assert machine.kinds() == [("delete" if k % 3 else "set_flags", k)]
+        np.testing.assert_array_equal(made.final, wanted)
+
+
 def test_a_hundred_thousand_runs_with_ten_differences() -> None:
     n = 100_000
     rng = np.random.default_rng(1)

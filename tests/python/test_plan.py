@@ -123,7 +123,7 @@ def test_the_choice_between_slots_of_the_same_memory_avoids_a_delete() -> None:
 
 
 def test_keep_ids_of_rows_with_ids() -> None:
-    """A slot whose memory is wanted keeps its id, whatever the id of the wanted row is."""
+    """A slot keeps its id if its memory is wanted, also where the wanted row has another id."""
     current = {1: Row(0, 4, A, 0), 2: Row(8, 4, B, 0)}
     wanted = {2: Row(0, 4, A, 0), 9: Row(20, 4, B, 0), 5: Row(40, 1, C, 0), 1: Row(50, 1, C, 0)}
     made = plan(rows_of(current), rows_of(wanted))
@@ -136,6 +136,16 @@ def test_keep_ids_of_rows_with_ids() -> None:
     exact = plan(rows_of(current), rows_of(wanted), keep_ids=False)
     assert slots_of(exact.final) == wanted
     assert play(current, exact) == wanted
+
+
+def test_an_id_of_a_row_is_never_given_twice() -> None:
+    """Slot 7 stays, so the last row gets the lowest id that neither a slot nor another row has."""
+    current = {7: Row(0, 4, A, 0)}
+    wanted = {3: Row(0, 4, A, 0), 0: Row(8, 4, B, 0), 7: Row(16, 4, C, 0)}
+    made = plan(rows_of(current), rows_of(wanted))
+    assert slots_of(made.final) == {7: wanted[3], 0: wanted[0], 1: wanted[7]}
+    high = {7: wanted[3], 10**6: wanted[0], 2 * 10**6: wanted[7]}
+    assert slots_of(plan(rows_of(current), rows_of(high)).final) == high
 
 
 def test_resized_memory_keeps_its_id() -> None:
