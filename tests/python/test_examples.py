@@ -13,7 +13,7 @@ from types import ModuleType
 import numpy as np
 import pytest
 
-from memslots import HVA_ERR_BAD, VM
+from memslots import HVA_ERR_BAD
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 
@@ -38,13 +38,11 @@ def example() -> ModuleType:
 
 
 def test_parts_of_a_trace_have_the_sum_of_all_answers(example, tmp_path) -> None:
-    """In one process, against a VM that loads the same slots."""
+    """In one process, against the snapshot's own search."""
     snapshot, path = example.make_snapshot(200, seed=3), tmp_path / "trace.u64"
     example.make_trace(path, 10_007, 1000, snapshot, seed=4)
     answer, _ = example.in_one_process(path, 10_007, 999, snapshot)
-    with VM() as vm:
-        vm.load_memslots(snapshot.array)
-        hvas = vm.gfn_to_hva_many(np.fromfile(path, np.uint64))
+    hvas = snapshot.gfn_to_hva_many(np.fromfile(path, np.uint64))
     found = hvas != HVA_ERR_BAD
     assert answer == (10_007, np.count_nonzero(~found), int(np.add.reduce(hvas[found])))
     assert 0 < answer.holes < 5000
