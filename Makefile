@@ -42,7 +42,7 @@ unexport PYTHONPATH PYTHONHOME
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
 .SECONDARY:
-.PHONY: help perf test test-core test-python test-builds test-arrays test-another test-others test-kernel test-fuzz asan asan-core asan-python tsan torture \
+.PHONY: help perf test test-core test-python test-builds test-arrays test-examples test-another test-others test-kernel test-fuzz asan asan-core asan-python tsan torture \
 	torture-short leaks mutants coverage bench bench-goals bench-readers bench-compare callgrind results lint format ci \
 	nightly clean
 
@@ -95,6 +95,9 @@ test-builds: $(VENV)/.package $(VENV)/.with-test $(VENV)/.with-bench ## run the 
 test-arrays: $(VENV)/.package $(VENV)/.with-test $(VENV)/.with-arrays ## run the tests of pandas and pyarrow objects, which make test skips
 	@$(BIN)/python -m pytest -q -n0 tests/python/test_bad_input.py -k "pandas or pyarrow"
 
+test-examples: $(VENV)/.package $(VENV)/.with-test $(VENV)/.with-examples ## run the tests of examples/ that need Dask, which make test skips
+	@$(BIN)/python -m pytest -q -n0 tests/python/test_examples.py
+
 test-kernel: $(VENV)/.package $(VENV)/.with-test ## make a million random calls, and compare each result with that of the running kernel
 	@MEMSLOTS_KVM_CALLS=1000000 MEMSLOTS_KVM_SECONDS=inf $(PYTEST) tests/python/test_kvm_differential.py $(ARGS)
 
@@ -109,7 +112,7 @@ asan-core: $(VENV)/.with-build
 	$(call run-preset,asan)
 
 # Tests of code above the binding.  Sanitizers would find nothing there, because it is Python only.
-ABOVE_BINDING := $(patsubst %,--ignore=tests/python/test_%.py,anchors bench_example bench_goals bench_names cli flips hostile_vectors interpreters layers layouts locking logs map mutants perf plot readme results runs scale typing vectors)
+ABOVE_BINDING := $(patsubst %,--ignore=tests/python/test_%.py,anchors apply_layout bench_example bench_goals bench_names cli dask_example examples flatten flips hostile_vectors interpreters layers layouts locking logs map mutants perf plan plans_on_kvm plot readme results runs scale typing vectors)
 
 # The interpreter itself is not instrumented.  So LD_PRELOAD loads the sanitizers' libraries before it, and
 # PYTHONMALLOC=malloc turns off its own allocator, which would hide small blocks.  Leaks are checked only in the tests
@@ -191,7 +194,7 @@ format: $(VENV)/.with-lint ## format the Python and C files
 ci: lint asan tsan torture-short test-builds test-arrays test-another ## run the checks of continuous integration that follow make test
 
 nightly: T = 600
-nightly: test-others test-kernel test-fuzz mutants coverage leaks torture ## run the long checks: all Pythons, a million calls to the kernel, fuzzing, mutants, coverage, valgrind, 10 minutes of torture
+nightly: test-others test-examples test-kernel test-fuzz mutants coverage leaks torture ## run the long checks: all Pythons, a million calls to the kernel, fuzzing, mutants, coverage, valgrind, 10 minutes of torture
 
 clean: ## remove the virtual environment and everything built
 	rm -rf "$(VENV)" "$(VENV)"-3.* build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -28,6 +28,7 @@ LAYERS = (
     ("errors", "listener", "diff", "snapshot_file"),
     ("memory",),
     (EXTENSION,),
+    ("layout",),
     ("recorder",),
     (ROOT,),
     # Libraries that are imported by name.

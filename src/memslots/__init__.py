@@ -53,6 +53,7 @@ from .errors import (
     RegionOverlapError,
     UpdateError,
 )
+from .layout import Plan, flatten, plan
 from .listener import Change, ChangeKind, Listener
 from .memory import HostRanges, HostRangesMany, Memory, PinnedBy, SlotsOfRanges, alloc
 from .recorder import Recorder
@@ -92,6 +93,7 @@ __all__ = [
     "NotSupportedError",
     "OutOfMemoryError",
     "PinnedBy",
+    "Plan",
     "ReadOnlySlotError",
     "ReadSection",
     "ReaderStallWarning",
@@ -107,8 +109,10 @@ __all__ = [
     "alloc",
     "backends",
     "build_info",
+    "flatten",
     "get_include",
     "load",
+    "plan",
 ]
 
 

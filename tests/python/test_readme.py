@@ -21,6 +21,7 @@ README = ROOT / "README.md"
 CALLS = ROOT / "docs" / "python.md"
 COMMANDS = ROOT / "docs" / "commands.md"
 GUEST_PAGE = ROOT / "docs" / "guest-memory.md"
+LAYOUTS_PAGE = ROOT / "docs" / "layouts.md"
 C_PAGE = ROOT / "docs" / "c.md"
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("tests/**/*.md")])
 
@@ -98,9 +99,10 @@ def test_example_of_guest_memory_gives_the_value_of_its_comment() -> None:
     assert repr(names["value"]) == last.partition("  # ")[2].strip()
 
 
-def test_example_of_the_guest_memory_page_runs() -> None:
-    """Its comments are asserts."""
-    sources = blocks(GUEST_PAGE, "python")
+@pytest.mark.parametrize("page", [GUEST_PAGE, LAYOUTS_PAGE], ids=lambda page: page.stem)
+def test_examples_of_a_page_run(page: Path) -> None:
+    """Their comments are asserts."""
+    sources = blocks(page, "python")
     assert len(sources) == 2
     for source in sources:
         exec(source, {})

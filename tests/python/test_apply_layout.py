@@ -1,0 +1,246 @@
+# SPDX-License-Identifier: MIT
+"""apply_layout(): the steps of its transaction are the fewest, and they lead to the wanted layout."""
+
+from __future__ import annotations
+
+import importlib
+import itertools
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+from plan_model import LOG, READONLY, Row, Slots, rows_of, runs_of, slots_of
+from test_plan import packed, random_pair
+
+from memslots import VM, InvalidRegionError
+from memslots.layout import STEP_DTYPE, apply_layout
+from memslots.layout.differences import CREATE, DELETE, MOVE, RESIZE, SET_FLAGS
+from memslots.traces import vectors
+
+BENCH = Path(__file__).resolve().parents[2] / "bench"
+PAGE = 4096
+A, B, C = 0x10000, 0x20000000, 0x30000000
+NAMES = {CREATE: "create", DELETE: "delete", MOVE: "move", SET_FLAGS: "set_flags", RESIZE: "resize"}
+
+
+class Machine:
+    """The slots of a VM that changes by lists of steps, after the rules of a transaction: ids in the order of the
+    steps, places only at the end."""
+
+    def __init__(self, slots: Slots) -> None:
+        self.slots = dict(slots)
+        self.calls: list[np.ndarray] = []
+
+    def memslots_array(self, as_id: int = 0) -> np.ndarray:
+        assert as_id == 0
+        rows = rows_of(self.slots)
+        return rows[np.argsort(rows["base_gfn"])]
+
+    def _change_many(self, steps: np.ndarray, as_id: int) -> None:
+        assert steps.dtype == STEP_DTYPE
+        assert len(steps)
+        slots = dict(self.slots)
+        for step in steps:
+            self._step(slots, *step.tolist())
+        rows = sorted(slots.values())
+        assert all(a.end <= b.base for a, b in itertools.pairwise(rows)), "slots overlap"
+        self.slots = slots
+        self.calls.append(steps)
+
+    @staticmethod
+    def _step(slots: Slots, kind, slot, other, flags, gpa, size, hva) -> None:
+        assert other == 0
+        if kind == CREATE:
+            assert slot not in slots
+            slots[slot] = Row(gpa >> 12, size >> 12, hva, flags)
+        elif kind == DELETE:
+            assert (flags, gpa, size, hva) == (0, 0, 0, 0)
+            del slots[slot]
+        elif kind == MOVE:
+            assert (flags, size, hva) == (0, 0, 0)
+            slots[slot] = slots[slot]._replace(base=gpa >> 12)
+        elif kind == RESIZE:
+            assert (flags, gpa, hva) == (0, 0, 0)
+            slots[slot] = slots[slot]._replace(npages=size >> 12)
+        else:
+            assert kind == SET_FLAGS
+            assert (gpa, size, hva) == (0, 0, 0)
+            assert (flags ^ slots[slot].flags) == LOG, "only logging can change"
+            slots[slot] = slots[slot]._replace(flags=flags)
+
+    def kinds(self) -> list[tuple[str, int]]:
+        return [(NAMES[s["kind"]], int(s["slot"])) for steps in self.calls for s in steps]
+
+
+def steps_for(current: Slots, wanted: Slots, **options) -> list[tuple[str, int]]:
+    machine = Machine(current)
+    made = apply_layout(machine, runs_of(wanted), coalesce=False, **options)
+    assert sorted(machine.slots.values()) == sorted(wanted.values())
+    assert machine.slots == slots_of(made.final)
+    assert len(machine.calls) <= 1
+    return machine.kinds()
+
+
+def test_equal_layouts_need_no_transaction() -> None:
+    slots = {3: Row(0, 4, A, LOG), 8: Row(9, 1, B, 0)}
+    machine = Machine(slots)
+    assert not apply_layout(machine, runs_of(slots))
+    assert not machine.calls
+
+
+def test_each_difference_is_one_step() -> None:
+    slot = {3: Row(0, 4, A, 0)}
+    assert steps_for(slot, {0: Row(9, 4, A, 0)}) == [("move", 3)]
+    assert steps_for(slot, {0: Row(0, 4, A, LOG)}) == [("set_flags", 3)]
+    assert steps_for(slot, {0: Row(9, 4, A, LOG)}) == [("move", 3), ("set_flags", 3)]
+    assert steps_for(slot, {0: Row(0, 9, A, 0)}) == [("resize", 3)]
+    assert steps_for(slot, {0: Row(0, 1, A, LOG)}) == [("resize", 3), ("set_flags", 3)]
+    assert steps_for(slot, {0: Row(0, 4, A, READONLY)}) == [("delete", 3), ("create", 3)]
+    assert steps_for(slot, {0: Row(0, 4, B, 0)}) == [("delete", 3), ("create", 0)]
+    assert steps_for(slot, {0: Row(9, 5, A, 0)}) == [("delete", 3), ("create", 3)]
+    assert steps_for(slot, {}) == [("delete", 3)]
+
+
+def test_a_trade_is_two_moves() -> None:
+    current = {1: Row(0, 4, A, 0), 2: Row(8, 4, B, 0)}
+    machine = Machine(current)
+    made = apply_layout(machine, [(8, 4, A, 0), (0, 4, B, 0)])
+    assert sorted(machine.kinds()) == [("move", 1), ("move", 2)]
+    assert (made.deletes, made.calls) == (1, 3), "one ioctl at a time, the trade needs a delete"
+
+
+def test_a_joined_run_grows_its_first_slot() -> None:
+    machine = Machine({1: Row(0, 4, A, 0), 2: Row(4, 4, A + 4 * PAGE, 0)})
+    apply_layout(machine, machine.memslots_array())
+    assert machine.kinds() == [("delete", 2), ("resize", 1)]
+    assert machine.slots == {1: Row(0, 8, A, 0)}
+
+
+def test_refused_before_any_step() -> None:
+    machine = Machine({1: Row(0, 4, A, 0)})
+    with pytest.raises(InvalidRegionError, match="needs 2 slots, and max_slots is 1"):
+        apply_layout(machine, [(0, 4, A, 0), (9, 1, B, 0)], max_slots=1)
+    with pytest.raises(ValueError, match="entry 0 has as_id 0, not 1"):
+        apply_layout(Other(), rows_of({1: Row(0, 4, A, 0)}), as_id=1)
+    assert not machine.calls
+
+
+class Other(Machine):
+    def __init__(self) -> None:
+        super().__init__({})
+
+    def memslots_array(self, as_id: int = 0) -> np.ndarray:
+        return rows_of({})
+
+
+def test_keep_ids_false_gives_the_ids_of_the_layout() -> None:
+    current = {1: Row(0, 4, A, 0), 2: Row(8, 4, B, 0)}
+    machine = Machine(current)
+    apply_layout(machine, runs_of(current), keep_ids=False)
+    assert machine.slots == {0: current[1], 1: current[2]}
+    wanted = {9: Row(0, 4, A, 0), 2: Row(20, 4, B, LOG)}
+    apply_layout(machine, rows_of(wanted), keep_ids=False)
+    assert machine.slots == wanted
+
+
+def fewest(current: Slots, wanted: Slots) -> int:
+    """A lower bound for the steps: each wanted row that is new costs one, each old slot that cannot continue one."""
+    old, new = set(current.values()), set(wanted.values())
+    gone, born = sorted(old - new), sorted(new - old)
+    return max(len(gone), len(born))
+
+
+@pytest.mark.parametrize("n", [1, 2, 4, 8, 30])
+def test_random_layouts(n) -> None:
+    rng = random.Random(n)
+    for _ in range(100):
+        current, wanted = random_pair(rng, min(n, 12)) if n < 30 else (
+            packed(rng, [rng.randint(1, 4) for _ in range(30)]) for _ in range(2)
+        )  # fmt: skip
+        assert len(steps_for(current, wanted)) >= fewest(current, wanted)
+        machine = Machine(current)
+        made = apply_layout(machine, rows_of(wanted), coalesce=False, keep_ids=False)
+        assert machine.slots == wanted == slots_of(made.final)
+
+
+@pytest.mark.parametrize("changed", [0, 1, 60, 400, 3000])
+def test_large_layouts_with_rows_less_and_more(changed) -> None:
+    """Both ways to find equal rows: from difference to difference, and by a merge where many rows differ."""
+    rng = random.Random(changed)
+    rows = {k: Row(4 * k, rng.randint(1, 3), A * (k + 1), 0) for k in range(3000)}
+    current, wanted = dict(rows), dict(rows)
+    for k in rng.sample(range(3000), changed):
+        match rng.randrange(4):
+            case 0:
+                del current[k]
+            case 1:
+                del wanted[k]
+            case 2:
+                wanted[k] = wanted[k]._replace(flags=LOG)
+            case 3:
+                wanted[k] = wanted[k]._replace(hva=B + (k << 20))
+    steps = steps_for(current, wanted)
+    assert len(steps) >= fewest(current, wanted)
+    assert len(steps) <= 2 * changed
+
+
+def test_one_difference_at_any_place_of_a_large_layout() -> None:
+    """The comparison works in windows that grow, and continues behind each difference."""
+    rows = {k: Row(4 * k, 2, A * (k + 1), 0) for k in range(1500)}
+    current = rows_of(rows)
+    for k in (*range(70), *range(315, 325), *range(1338, 1348), 1498, 1499):
+        wanted = np.delete(current, k) if k % 3 else current.copy()
+        if k % 3 == 0:
+            wanted["flags"][k] = LOG
+        machine = Machine(rows)
+        made = apply_layout(machine, wanted)
+        assert machine.kinds() == [("delete" if k % 3 else "set_flags", k)]
+        np.testing.assert_array_equal(made.final, wanted)
+
+
+def test_a_hundred_thousand_runs_with_ten_differences() -> None:
+    n = 100_000
+    rng = np.random.default_rng(1)
+    rows = np.zeros(n, rows_of({}).dtype)
+    rows["npages"] = rng.integers(1, 8, n)
+    rows["npages"][[1000, 1001]] = 2
+    rows["base_gfn"] = np.cumsum(rows["npages"] + np.uint64(1)) - rows["npages"]
+    rows["userspace_addr"] = rng.permutation(n).astype(np.uint64) << np.uint64(16)
+    rows["id"] = rng.permutation(n)
+    wanted = rows.copy()
+    wanted["flags"][[3, 50_000]] = LOG
+    wanted["npages"][[9, 60_000]] += 1
+    wanted["userspace_addr"][[1000, 1001]] = wanted["userspace_addr"][[1001, 1000]]
+    wanted["base_gfn"][[5, 77_000]] += 1 << 30
+    wanted["userspace_addr"][[5, 77_000]] += 1 << 40
+    wanted = wanted[["base_gfn", "npages", "userspace_addr", "flags"]]  # without ids
+    with VM(user_mem_slots=n) as vm:
+        vm.load_memslots(rows)
+        machine = Machine({})
+        machine.memslots_array = vm.memslots_array
+        machine._change_many = lambda steps, as_id: machine.calls.append(steps)
+        made = apply_layout(machine, wanted)
+        kinds = [kind for kind, _ in machine.kinds()]
+        assert {k: kinds.count(k) for k in kinds} == {
+            "delete": 2, "move": 2, "resize": 2, "set_flags": 2, "create": 2,
+        }  # fmt: skip
+        assert len(made.final) == n
+
+
+@pytest.mark.skipif(not BENCH.is_dir(), reason="there is no checkout around the tests")
+@pytest.mark.parametrize("name", ["pc-pam-smram", "pc-reset-x4", "q35-vbe-vnc-refresh"])
+def test_a_burst_of_a_trace_is_one_transaction(name, monkeypatch) -> None:
+    """as_bursts() compares the slots at the end with those of the trace."""
+    pytest.importorskip("tabulate")
+    monkeypatch.syspath_prepend(str(BENCH))
+    bench = importlib.import_module("bursts")
+    (path,) = [path for path in vectors.packaged_traces() if vectors.stem(path) == name]
+    series = list(bench.bursts(vectors.read(path), 1000))
+    machine = Machine({})
+    machine.stats = lambda: {"swaps": len(machine.calls)}
+    swaps = bench.as_bursts(machine, series)
+    assert 0 < swaps <= len(series)
+    with VM() as vm:
+        assert bench.one_by_one(vm, series) > 3 * swaps
+        np.testing.assert_array_equal(vm.memslots_array(), machine.memslots_array())
