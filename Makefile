@@ -96,7 +96,7 @@ test-arrays: $(VENV)/.package $(VENV)/.with-test $(VENV)/.with-arrays ## run the
 	@$(BIN)/python -m pytest -q -n0 tests/python/test_bad_input.py -k "pandas or pyarrow"
 
 test-examples: $(VENV)/.package $(VENV)/.with-test $(VENV)/.with-examples ## run the tests of examples/ that need Dask, which make test skips
-	@$(BIN)/python -m pytest -q -n0 tests/python/test_examples.py
+	@$(BIN)/python -m pytest -q -n0 tests/python/test_examples.py tests/python/test_dask_example.py
 
 test-kernel: $(VENV)/.package $(VENV)/.with-test ## make a million random calls, and compare each result with that of the running kernel
 	@MEMSLOTS_KVM_CALLS=1000000 MEMSLOTS_KVM_SECONDS=inf $(PYTEST) tests/python/test_kvm_differential.py $(ARGS)
