@@ -54,7 +54,8 @@ void slots_lock_defer_end(struct slots_lock *lock, slots_lock_end_fn *end);
 void slots_lock_enter_hook(struct slots_lock *lock);
 void slots_lock_leave_hook(struct slots_lock *lock);
 
-/* Makes the calling thread the owner, in place of any other.  At the end of a VM, when no other thread uses the lock. */
+/* Makes the calling thread the owner, in place of any other.  At the end of a VM, when no other thread uses the lock.
+ * */
 void slots_lock_seize(struct slots_lock *lock);
 
 /* Runs the pending end, if there is one, and returns whether there was.  If so, the caller owns the lock now. */

@@ -1,10 +1,10 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * update_changes.c - what an update has changed between its begin and its end, for the listeners.
+ * update_changes.c - the changes of an update between its begin and its end, for the listeners.
  *
- * A slot that was a member at begin and is none at the end has gone.  A slot of the other kind is new.  One slot of each
- * kind with the same id are one change; any other is a DELETE or a CREATE.  The list has the deletes first, then the
- * changes of two slots, then the creates.  Each part has the order in which steps have touched the slots.
+ * A slot that was a member at begin and is none at the end has gone.  A slot of the other kind is new.  One slot of
+ * each kind with the same id are one change; any other is a DELETE or a CREATE.  The list has the deletes first, then
+ * the changes of two slots, then the creates.  Each part has the order in which steps have touched the slots.
  *
  * The listeners get the list as that of a transaction (listeners.h).  A slot that readers saw only between two swaps of
  * the update is in no change, but it is flushed.
@@ -12,8 +12,8 @@
  * If the thread ends in one of these hooks, finish_deferred() of update.c rolls the update back before `kept` is set,
  * and completes it afterwards.
  *
- * Each change has a touched slot of its own.  So there is room for the list since the slots were touched, and the end of
- * an update needs no memory.
+ * Each change has a touched slot of its own.  So there is room for the list since the slots were touched, and the end
+ * of an update needs no memory.
  *
  * Locking: as update.h.
  * Cost: O(n log m) for n touched slots of m.

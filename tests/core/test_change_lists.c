@@ -354,14 +354,14 @@ static void on_commit(void *opaque, const struct ms_change *change)
 	note(COMMIT, opaque, id_of_change(change));
 }
 
-/* The second one prepares lists.  The last one has the size of the first version: the engine must not read behind it.
- * */
+/* The second one prepares lists.  The last one has the size of the first version: the engine must not read behind
+ * it. */
 #define LISTENERS 3u
 static const struct ms_listener listeners[LISTENERS] = {
-	{ LISTENER_SIZE, (void *)0, on_prepare, on_abort, on_flush, on_commit, NULL },
-	{ LISTENER_SIZE, (void *)1, on_prepare, on_abort, on_flush, on_commit, on_prepare_many },
+	{ LISTENER_SIZE, (void *)0, on_prepare, on_abort, on_flush, on_commit, NULL, NULL },
+	{ LISTENER_SIZE, (void *)1, on_prepare, on_abort, on_flush, on_commit, on_prepare_many, NULL },
 	{ offsetof(struct ms_listener, prepare_many), (void *)2, on_prepare, on_abort, on_flush, on_commit,
-	  on_prepare_many },
+	  on_prepare_many, NULL },
 };
 
 #define LISTED 4u

@@ -1,6 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * test_update_hooks.c - the hooks that the end of an update calls: their order, refusals, and a thread that ends in one.
+ * test_update_hooks.c - the hooks that the end of an update calls: their order, refusals, and a thread that ends in
+ * one.
  *
  * One update makes a change of each kind.  Two listeners write each call into a trace.  test_update_model.c compares
  * the changes of random updates with a model.
@@ -67,12 +68,17 @@ static void on_flush(void *opaque, const struct ms_memslot *active, const struct
 static struct ms_change committed[CHANGES];
 static uint64_t last_bits[CHANGES][2];
 
+static bool is_used(const struct ms_change *change)
+{
+	return change->old_slot.npages || change->new_slot.npages;
+}
+
 static void on_commit(void *opaque, const struct ms_change *change)
 {
 	uint32_t id = changed_id(change);
 	size_t i = 0;
 
-	while (i < CHANGES && committed[i].old_slot.npages + committed[i].new_slot.npages && changed_id(&committed[i]) != id)
+	while (i < CHANGES && is_used(&committed[i]) && changed_id(&committed[i]) != id)
 		i++;
 	CHECK(i < CHANGES);
 	committed[i] = *change;
@@ -90,7 +96,8 @@ static int on_prepare_many(void *opaque, const struct ms_change *changes, size_t
 	return calls == refuse_at ? -EPERM : 0;
 }
 
-static const struct ms_listener one_by_one = { LISTENER_SIZE, "a", on_prepare, on_abort, on_flush, on_commit, NULL, NULL };
+static const struct ms_listener one_by_one = { LISTENER_SIZE, "a",	on_prepare, on_abort,
+					       on_flush,      on_commit, NULL,	     NULL };
 static const struct ms_listener at_once = { LISTENER_SIZE, "b",       on_prepare,      on_abort,
 					  on_flush,	 on_commit, on_prepare_many, NULL };
 
@@ -244,7 +251,8 @@ static void test_order(void)
 	end_vm_and_backing();
 }
 
-/* The last bits of a deleted slot are all of its bits; those of a resized slot are the bits of the pages that it lost. */
+/* The last bits of a deleted slot are all of its bits; those of a resized slot are the bits of the pages that it lost.
+ * */
 static void test_last_bits(void)
 {
 	uint64_t word;
@@ -492,6 +500,7 @@ static void end_in_hook(enum taker taker)
 {
 	struct picture before, after, is;
 	struct ms_stats held_before, held_after;
+	uint64_t blocks;
 	bool completed;
 
 	after = picture_after(&held_after);
@@ -513,7 +522,8 @@ static void end_in_hook(enum taker taker)
 	if (taker != BY_CLOSE) {
 		take(BY_BEGIN); /* frees the update of the thread */
 		CHECK(same_picture(&is, completed ? &after : &before));
-		CHECK_EQ(held_by(vm).blocks, (completed ? held_after : held_before).blocks + (end_at > 1)); /* the thread has looked up */
+		blocks = (completed ? held_after : held_before).blocks + (end_at > 1); /* the thread has looked up */
+		CHECK_EQ(held_by(vm).blocks, blocks);
 		CHECK_EQ(atomic_load(&backing->refs), completed ? 1 : 2);
 		check_sound(vm);
 	}

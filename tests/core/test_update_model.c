@@ -404,7 +404,7 @@ static void step_with_bad_handle(void)
 
 static size_t remember(struct ms_slot *slot, const struct ms_memslot *value, size_t family)
 {
-	known[nr_known] = (struct known){ *value, (struct memslot *)(void *)slot, family, { false, false }, false, false };
+	known[nr_known] = (struct known){ .value = *value, .slot = (struct memslot *)(void *)slot, .family = family };
 	keep_old_handle(slot);
 	return nr_known++;
 }

@@ -432,10 +432,10 @@ struct ms_change {
  *                 that copy, which readers see from then on; `old` is the former slot.  In ms_change_memslots() it
  *                 follows the only swap, for each slot that is deleted, moved or resized.  Then `active` is the new
  *                 slot, or the old one with MS_MEMSLOT_INVALID if it is deleted.
- *   commit        the change is complete.
- *   closed        the VM ends, by ms_vm_close() or by ms_vm_destroy() without it.  Each listener of this moment gets the
- *                 call once, in order.  Every reader has left the slots and lookups find holes, but the slots still hold
- *                 their backings.  A forked child does not call the hook.
+ *   commit        the change is complete. closed        the VM ends, by ms_vm_close() or by ms_vm_destroy() without it.
+ *   Each listener of this moment gets the
+ *                 call once, in order.  Every reader has left the slots and lookups find holes, but the slots still
+ *                 hold their backings.  A forked child does not call the hook.
  * A list of changes reaches the listeners one after the other: each hook gets the whole list from the first listener,
  * then from the second.
  */
@@ -452,9 +452,9 @@ struct ms_listener {
 
 /* [lock] Listeners are called in the order in which they were added.  The address identifies a listener.  It must stay
  * valid until ms_remove_listener() or ms_vm_destroy() has returned.  -EEXIST: added twice.  -ENOENT: not added to this
- * VM.  -EINVAL: its size is too small.
- * ms_add_listener_last() adds a listener that stays behind all others, also behind those that are added later: after
- * its prepare no listener can refuse the change.  A VM has at most one such listener (-EEXIST, MS_RULE_LAST_LISTENER). */
+ * VM.  -EINVAL: its size is too small. ms_add_listener_last() adds a listener that stays behind all others, also behind
+ * those that are added later: after its prepare no listener can refuse the change.  A VM has at most one such listener
+ * (-EEXIST, MS_RULE_LAST_LISTENER). */
 int ms_add_listener(struct ms_vm *vm, const struct ms_listener *listener, struct ms_error *err);
 int ms_add_listener_last(struct ms_vm *vm, const struct ms_listener *listener, struct ms_error *err);
 int ms_remove_listener(struct ms_vm *vm, const struct ms_listener *listener, struct ms_error *err);
@@ -778,9 +778,9 @@ uint64_t ms_manual_dirty_log_protect(const struct ms_vm *vm);
  *   stay, then the creates.  Readers see the new slots already.  If a listener refuses, the end restores both sets in
  *   the same way and fails with the errno of that listener and MS_RULE_LISTENER_REFUSED.  Otherwise the flush hooks
  *   follow, for each slot that readers have seen and that is gone or translates in another way, unless
- *   ms_update_invalidate() has called them; then the commit hooks.  Two slots with one id are one change.  A slot with the
- *   values of the former one, but without its log or backing, is a DELETE and a CREATE.  An update that is rolled back
- *   or abandoned reaches no listener.
+ *   ms_update_invalidate() has called them; then the commit hooks.  Two slots with one id are one change.  A slot with
+ *   the values of the former one, but without its log or backing, is a DELETE and a CREATE.  An update that is rolled
+ *   back or abandoned reaches no listener.
  */
 int ms_update_begin(struct ms_vm *vm, uint32_t as_id, struct ms_update **out, struct ms_error *err);
 int ms_update_end(struct ms_update *update, bool keep, struct ms_error *err); /* keep = false: roll back, return 0 */
