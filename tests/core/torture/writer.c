@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * writer.c - the changes: CREATE, DELETE, MOVE, flags, loads, the steps of an update, each made or refused; harvests
- * and writes to guest memory.
+ * writer.c - the changes: CREATE, DELETE, MOVE, flags, loads, transactions, the steps of an update, each made or
+ * refused; harvests and writes to guest memory.
  *
  * Each change notes its states before it begins, and that they are over after it (oracle.h).
  */
@@ -11,7 +11,7 @@
 
 static uint64_t now_word[SPACES][IDS + 1]; /* the writer's own view */
 static uint64_t last_incarnation;
-static bool refuse;
+static bool refuse, in_transaction;
 
 /* A change of one slot, through `nr` states. */
 struct plan {
@@ -40,7 +40,8 @@ static void grace_over(unsigned i)
 static void on_flush(void *opaque, const struct ms_memslot *active, const struct ms_memslot *old)
 {
 	(void)opaque;
-	CHECK(active->flags & MS_MEMSLOT_INVALID && !(old->flags & MS_MEMSLOT_INVALID));
+	CHECK(in_transaction || active->flags & MS_MEMSLOT_INVALID);
+	CHECK(!(old->flags & MS_MEMSLOT_INVALID));
 	grace_over(1);
 }
 
@@ -167,6 +168,91 @@ static void do_load(uint32_t as_id)
 	atomic_store_explicit(&noted[as_id], plan.first + 1, memory_order_release);
 	CHECK_EQ(ms_load_memslots(vm, as_id, slots, nr, NULL), 0);
 	grace_over(1);
+	self->changes++;
+}
+
+/* ---- transactions ---- */
+
+/* Four slots change in one state: a reader that sees one of the changes sees all. */
+#define CHANGED 4u
+
+struct transaction {
+	struct ms_step steps[2 * CHANGED];
+	size_t nr;
+	struct ms_backing *backings[CHANGED];
+	size_t nr_backings;
+	uint64_t word[IDS]; /* afterwards */
+};
+
+static struct ms_step *add_step(struct transaction *t, enum ms_step_kind kind, uint32_t id)
+{
+	t->steps[t->nr] = (struct ms_step){ .kind = kind, .slot = id };
+	return &t->steps[t->nr++];
+}
+
+static void add_create(struct transaction *t, uint32_t as_id, uint32_t id)
+{
+	bool backed = backings_only(as_id) || rng_below(&self->rng, 2);
+	uint64_t word = new_word() | (backed ? BACKED : 0);
+	struct ms_userspace_memory_region region = region_for(as_id, id, word);
+	struct ms_step *step = add_step(t, MS_STEP_CREATE, id);
+
+	step->flags = region.flags;
+	step->guest_phys_addr = region.guest_phys_addr;
+	step->memory_size = region.memory_size;
+	step->userspace_addr = region.userspace_addr;
+	if (backed)
+		step->backing = t->backings[t->nr_backings++] = memory_new(as_id, id, word);
+	t->word[id] = word;
+}
+
+/* A slot moves, goes, or another one of the same id takes its place; a slot that is absent comes. */
+static void add_change(struct transaction *t, uint32_t as_id, uint32_t id)
+{
+	uint64_t word = now_word[as_id][id], how = rng_below(&self->rng, 8);
+
+	if (word && how < 5) {
+		t->word[id] = word ^ AT_SECOND;
+		add_step(t, MS_STEP_MOVE, id)->guest_phys_addr = base_of(id, t->word[id]) * MS_PAGE_SIZE;
+		return;
+	}
+	if (word)
+		add_step(t, MS_STEP_DELETE, id);
+	t->word[id] = 0;
+	if (!word || how < 7)
+		add_create(t, as_id, id);
+}
+
+static void note_transaction(const struct transaction *t, uint32_t as_id, uint32_t first)
+{
+	plan = (struct plan){ as_id, 0, atomic_load_explicit(&noted[as_id], memory_order_relaxed), 1 };
+	for (uint32_t i = 0; i < CHANGED; i++) {
+		uint32_t id = (first + i) % ids_in_play;
+
+		now_word[as_id][id] = t->word[id];
+		note_word(as_id, id, plan.first + 1, t->word[id]);
+	}
+	atomic_store_explicit(&noted[as_id], plan.first + 1, memory_order_release);
+}
+
+/* A refused one makes no state. */
+static void do_transaction(uint32_t as_id, uint32_t first, bool refused)
+{
+	struct transaction t = { .nr = 0 };
+
+	doing("a transaction");
+	for (uint32_t i = 0; i < CHANGED; i++)
+		add_change(&t, as_id, (first + i) % ids_in_play);
+	if (!refused)
+		note_transaction(&t, as_id, first);
+	in_transaction = true;
+	refuse = refused;
+	CHECK_EQ(ms_change_memslots(vm, as_id, t.steps, t.nr, NULL), refused ? -EPERM : 0);
+	in_transaction = refuse = false;
+	for (size_t i = 0; i < t.nr_backings; i++)
+		ms_backing_put(t.backings[i]);
+	if (!refused)
+		grace_over(1);
 	self->changes++;
 }
 
@@ -349,7 +435,9 @@ static void change_one(void)
 	uint32_t as_id = (uint32_t)rng_below(&self->rng, SPACES), id = (uint32_t)rng_below(&self->rng, ids_in_play);
 	uint64_t word = now_word[as_id][id], how = rng_below(&self->rng, 100);
 
-	if (!word && (how < 90 || backings_only(as_id)))
+	if (!rng_below(&self->rng, 6))
+		do_transaction(as_id, id, how < 5);
+	else if (!word && (how < 90 || backings_only(as_id)))
 		do_create(as_id, id);
 	else if (!word)
 		do_load(as_id);
