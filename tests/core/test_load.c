@@ -52,7 +52,8 @@ static void shuffle(struct rng *rng, size_t n)
 /* Up to n free places, and for each an id that belongs to the place.  The order is rising, falling or random. */
 static size_t fill_list(struct rng *rng, size_t n)
 {
-	uint32_t first = (uint32_t)rng_below(rng, PLACES), step = rng_below(rng, 2) ? 1 : PLACES - 1;
+	static const uint32_t steps[] = { 1, PLACES - 1, 7, PLACES - 7 }; /* each of them visits all places */
+	uint32_t first = (uint32_t)rng_below(rng, PLACES), step = steps[rng_below(rng, ARRAY_SIZE(steps))];
 	size_t nr = 0;
 
 	for (uint32_t i = 0; i < PLACES && nr < n; i++) {
@@ -71,7 +72,7 @@ static void plant(struct rng *rng, size_t n)
 {
 	struct ms_memslot *entry = &list[rng_below(rng, n)], *twin = &list[rng_below(rng, n)];
 
-	switch (rng_below(rng, 7)) {
+	switch (rng_below(rng, 9)) {
 	case 0:
 		entry->id = twin->id;
 		break;
@@ -89,6 +90,10 @@ static void plant(struct rng *rng, size_t n)
 		break;
 	case 5:
 		entry->flags |= 8u << rng_below(rng, 2);
+		break;
+	case 6:
+	case 7: /* perhaps over the begin or the end of a slot */
+		entry->base_gfn = rng_below(rng, PLACES * DISTANCE);
 		break;
 	default:
 		entry->flags = MS_MEM_GUEST_MEMFD;
@@ -183,12 +188,13 @@ static struct ms_vm *new_vm_of(const char *name)
 static void random_loads(uint64_t stream)
 {
 	struct rng rng = rng_stream(stream);
+	size_t most = stream % 2 ? PLACES : 24; /* half of the sets stay small */
 
 	vm = new_vm_of("tree");
 	other = new_vm_of("list");
 	CHECK_EQ(ms_set_index_policy(vm, MS_INDEX_EAGER), 0);
 	for (int i = 0; i < 12; i++) {
-		size_t n = fill_list(&rng, rng_below(&rng, 3) ? rng_below(&rng, 12) : rng_below(&rng, PLACES));
+		size_t n = fill_list(&rng, i && rng_below(&rng, 3) ? rng_below(&rng, 12) : rng_below(&rng, most));
 
 		if (n && rng_below(&rng, 3) == 0)
 			plant(&rng, n);
@@ -200,6 +206,26 @@ static void random_loads(uint64_t stream)
 	}
 	end_vm(vm);
 	end_vm(other);
+}
+
+/* One slot, and then one slot at each place around it. */
+static void loads_of_one(void)
+{
+	struct rng rng = rng_stream(1);
+
+	for (uint64_t base = 4; base < 20; base++) {
+		vm = new_vm_of("tree");
+		other = new_vm_of("list");
+		list[0] = value_of(2, 0, 0);
+		CHECK_EQ(load_both(1), 0);
+		compare(&rng);
+		list[0] = value_of(3, 1, 0);
+		list[0].base_gfn = base;
+		CHECK_EQ(load_both(1), base + NPAGES <= 2 * DISTANCE || base >= 2 * DISTANCE + NPAGES ? 0 : -EEXIST);
+		compare(&rng);
+		end_vm(vm);
+		end_vm(other);
+	}
 }
 
 /* ---- refusals after the set was built, and without memory ---- */
@@ -294,6 +320,7 @@ int main(int argc, char **argv)
 	for (uint64_t i = 0; i < times; i++)
 		random_loads(i);
 	CHECK(refusals > loads / 20 && refusals < loads / 2);
+	loads_of_one();
 	load_with_refusing_listener(0, 50);
 	load_with_refusing_listener(60, 150);
 	loads_without_memory(0, 40);
