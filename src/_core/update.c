@@ -188,7 +188,7 @@ static void release_touched(struct ms_update *u)
 		if (is_member)
 			continue;
 		id_is_free(&vm->as[u->as_id], t->slot->id);
-		memslot_free(vm->design, &vm->memory, t->slot);
+		holds_retire(&vm->holds, t->slot);
 	}
 }
 

@@ -64,11 +64,13 @@ int vm_lock(struct ms_vm *vm, struct ms_error *err)
 {
 	int r = take_lock(vm, err);
 
-	if (!r && unlikely(vm->closed)) {
-		vm_unlock(vm);
-		r = vm_refuse(err, EBADF, MS_RULE_CLOSED, 0, NULL);
-	}
-	return r;
+	if (r)
+		return r;
+	holds_tidy(&vm->holds);
+	if (likely(!vm->closed))
+		return 0;
+	vm_unlock(vm);
+	return vm_refuse(err, EBADF, MS_RULE_CLOSED, 0, NULL);
 }
 
 void vm_unlock(struct ms_vm *vm)
@@ -244,6 +246,7 @@ static int init_vm(struct ms_vm *vm, const struct ms_config *config, const struc
 		srcu_deinit(&vm->srcu);
 		return r;
 	}
+	holds_init(&vm->holds, &vm->srcu, &vm->memory, vm->design);
 	if (vm->config.dereference_raw_addresses)
 		guest_fault_prepare();
 	vm->stall_report.lock = &vm->slots_lock;
@@ -314,20 +317,30 @@ static void retire_indexes(struct address_space *as)
 	atomic_store_explicit(&as->build.busy, 0, memory_order_release);
 }
 
-/* Empties the inactive set without freeing its slots, and publishes it.  After that no reader sees the slots, so the
- * other set can free them. */
+/* No reader sees the slots of the inactive set.  A call that is in no section may still hold them. */
+static void empty_former_set(struct ms_vm *vm, uint32_t as_id)
+{
+	struct memslot_set *set = vm_inactive_set(vm, as_id);
+
+	vm->as[as_id].kept = holds_retire_set(&vm->holds, set);
+	if (!vm->as[as_id].kept)
+		empty_set(vm, set, true);
+}
+
+/* Empties the inactive set without freeing its slots, and publishes it.  After that the other set can free them. */
 static void empty_address_space(struct ms_vm *vm, uint32_t as_id)
 {
 	retire_indexes(&vm->as[as_id]);
 	empty_set(vm, vm_inactive_set(vm, as_id), false);
 	vm_swap(vm, as_id);
-	empty_set(vm, vm_inactive_set(vm, as_id), true);
+	empty_former_set(vm, as_id);
 }
 
 static void close_locked(struct ms_vm *vm)
 {
 	for (uint32_t i = 0; i < vm->config.address_spaces; i++)
-		empty_address_space(vm, i);
+		if (!vm->as[i].kept)
+			empty_address_space(vm, i);
 	vm->closed = true;
 	atomic_store_explicit(&vm->counts.nr_memslots, 0, memory_order_relaxed);
 	atomic_store_explicit(&vm->counts.nr_memslot_pages, 0, memory_order_relaxed);
@@ -342,7 +355,7 @@ static void finish_close(struct slots_lock *lock)
 	for (uint32_t i = 0; i < vm->config.address_spaces; i++)
 		if (vm_is_swapping(vm, i)) {
 			vm_swap_end(vm, i);
-			empty_set(vm, vm_inactive_set(vm, i), true);
+			empty_former_set(vm, i);
 		}
 	close_locked(vm);
 }
@@ -415,6 +428,13 @@ static void free_indexes(const struct ms_vm *vm, struct address_space *as)
 	overlays_free(&as->overlays);
 }
 
+/* Both sets share their slots, unless the inactive one has kept those of a close. */
+static void free_slots(struct ms_vm *vm, uint32_t as_id)
+{
+	empty_set(vm, vm_inactive_set(vm, as_id), vm->as[as_id].kept);
+	empty_set(vm, vm_active_set(vm, as_id), true);
+}
+
 /* A garbage collector may call this in any place, so it must not wait.  No thread can return to a section of this VM.
  * Therefore srcu_end_sections() ends all sections first.  After it the grace periods of an update that is open or was
  * dropped find no reader. */
@@ -425,10 +445,10 @@ void ms_vm_destroy(struct ms_vm *vm)
 	srcu_end_sections(&vm->srcu);
 	vm_end_update(vm);
 	slots_lock_run_pending_end(&vm->slots_lock);
+	holds_deinit(&vm->holds);
 	for (uint32_t i = 0; i < vm->config.address_spaces; i++) {
 		free_indexes(vm, &vm->as[i]);
-		empty_set(vm, &vm->as[i].set[0], false);
-		empty_set(vm, &vm->as[i].set[1], true);
+		free_slots(vm, i);
 	}
 	srcu_deinit(&vm->srcu);
 	free_kept_objects(vm);

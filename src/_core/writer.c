@@ -70,7 +70,7 @@ static int classify(const struct writer *w, struct change *c, const struct memsl
 
 static void free_slot(const struct writer *w, struct memslot *slot)
 {
-	memslot_free(w->vm->design, &w->vm->memory, slot);
+	holds_retire(&w->vm->holds, slot);
 }
 
 /* Where each set stores copies, the writer makes its own copy of the old slot: the set's copy is freed with the set. */
