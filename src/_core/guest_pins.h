@@ -89,8 +89,8 @@ int guest_pins_take(struct guest_pins *pins, size_t nr);
  * of the user. */
 void guest_pins_put(struct guest_pins *pins, size_t nr);
 
-/* Inside a section of the set: marks the pages of the host memory [start, start + n), n > 0, in every log of the set that
- * has them, except for the log `marked`. */
+/* Inside a section of the set: marks the pages of the host memory [start, start + n), n > 0, in every log of the set
+ * that has them, except for the log `marked`. */
 void guest_mark_present(const struct ms_vm *vm, const struct memslot_set *set, uint64_t start, size_t n,
 			const struct dirty_log *marked);
 

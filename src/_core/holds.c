@@ -59,7 +59,7 @@ static struct memslot *take_all(_Atomic(struct memslot *) *list)
 
 /* ---- drops ---- */
 
-/* After the push the next holder of slots_lock may free the slot. */
+/* In the end the next holder of slots_lock may free the slot. */
 static void drop(struct holds *h, struct memslot *slot)
 {
 	backing_put(slot->backing);
@@ -67,12 +67,14 @@ static void drop(struct holds *h, struct memslot *slot)
 		dirty_log_unpin(h->memory, slot->dirty);
 	slot->backing = NULL;
 	slot->dirty = NULL;
-	if (!(slot->sets & KEPT_IN_SET))
+	if (slot->sets & KEPT_IN_SET)
+		atomic_fetch_sub_explicit(&h->nr_kept, 1, memory_order_release);
+	else
 		push(&h->emptied, slot, slot);
 }
 
-/* Drops the references of the slots that were retired before the oldest hold.  Puts the others back, and returns whether
- * one of these can be dropped by now: a hold that has ended meanwhile has not seen them in the list. */
+/* Drops the references of the slots that were retired before the oldest hold.  Puts the others back, and returns
+ * whether one of these can be dropped by now: a hold that has ended meanwhile has not seen them in the list. */
 static bool drop_some(struct holds *h, struct memslot *slot)
 {
 	uint64_t oldest = srcu_oldest_hold(h->srcu), least = SRCU_NO_HOLD;
@@ -174,6 +176,7 @@ bool holds_retire_set(struct holds *h, const struct memslot_set *set)
 	for (slot = h->design->first_from(set, 0); slot; slot = next) {
 		next = h->design->next(set, slot);
 		slot->sets |= KEPT_IN_SET;
+		atomic_fetch_add_explicit(&h->nr_kept, 1, memory_order_relaxed);
 		retire(h, slot);
 	}
 	end_epoch(h);

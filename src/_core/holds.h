@@ -11,8 +11,8 @@
  *     references that no other hold needs
  *
  * A hold costs the same for any number of slots.  A change never waits for a hold, and allocates nothing for it: a slot
- * that is retired is the node of the list.  The references of a slot that has no backing and no log need no hold: a hold
- * does not keep the slot itself, and it does not keep raw memory.
+ * that is retired is the node of the list.  The references of a slot that has no backing and no log need no hold: a
+ * hold does not keep the slot itself, and it does not keep raw memory.
  *
  * Invariants
  *   E1  a retired slot has the epoch of its retirement.  Each holder that may use its references has a hold that is not
@@ -45,6 +45,7 @@ struct holds {
 	cache_aligned _Atomic uint64_t epoch;  /* of the next retirement; 0: no call has held anything yet */
 	_Atomic(struct memslot *) retired;     /* a list */
 	_Atomic(struct memslot *) emptied;     /* a list */
+	_Atomic uint64_t nr_kept;              /* the slots of holds_retire_set() that have references */
 	struct srcu *srcu;
 	struct memory *memory;
 	const struct memslot_design *design;
@@ -105,9 +106,14 @@ static inline void holds_retire(struct holds *h, struct memslot *slot)
 		memslot_free(h->design, h->memory, slot);
 }
 
-/* For all slots of a set that is never used again, when the VM is closed.  Returns false if no hold needs them.  Otherwise
- * the slots stay in the set until the end of the VM, and the last hold drops their references. */
+/* Retires all slots of a set that is never used again, when the VM is closed.  Returns false if no hold needs them.
+ * Otherwise the slots stay in the set, and the caller frees them when holds_have_kept() is false. */
 bool holds_retire_set(struct holds *h, const struct memslot_set *set);
+
+static inline bool holds_have_kept(const struct holds *h)
+{
+	return atomic_load_explicit(&h->nr_kept, memory_order_acquire);
+}
 
 void holds_tidy_up(struct holds *h);
 

@@ -336,6 +336,17 @@ static void empty_address_space(struct ms_vm *vm, uint32_t as_id)
 	empty_former_set(vm, as_id);
 }
 
+/* A later close frees the slots that a hold needed at the first one. */
+static void free_kept(struct ms_vm *vm)
+{
+	holds_tidy(&vm->holds);
+	for (uint32_t i = 0; i < vm->config.address_spaces && !holds_have_kept(&vm->holds); i++) {
+		if (vm->as[i].kept)
+			empty_set(vm, vm_inactive_set(vm, i), true);
+		vm->as[i].kept = false;
+	}
+}
+
 static void close_locked(struct ms_vm *vm)
 {
 	for (uint32_t i = 0; i < vm->config.address_spaces; i++)
@@ -367,7 +378,9 @@ int ms_vm_close(struct ms_vm *vm, struct ms_error *err)
 	if (r)
 		return r;
 	vm->slots_lock.finish = finish_close;
-	if (!vm->closed)
+	if (vm->closed)
+		free_kept(vm);
+	else
 		close_locked(vm);
 	vm_unlock(vm);
 	return 0;

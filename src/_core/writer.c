@@ -70,7 +70,7 @@ static int classify(const struct writer *w, struct change *c, const struct memsl
 
 static void free_slot(const struct writer *w, struct memslot *slot)
 {
-	holds_retire(&w->vm->holds, slot);
+	memslot_free(w->vm->design, &w->vm->memory, slot);
 }
 
 /* Where each set stores copies, the writer makes its own copy of the old slot: the set's copy is freed with the set. */
@@ -325,14 +325,14 @@ static void commit_listeners(const struct writer *w, const struct change *c)
 	listeners_commit(w->vm, &change);
 }
 
-/* No reader can see inv and old any more.  Where each set stores copies, the set's copy of the new slot holds the
- * references now, so only the writer's copy is freed. */
+/* No reader can see inv and old any more, but a call may hold the memory of old.  Where each set stores copies, the
+ * set's copy of the new slot holds the references now, so only the writer's copy is freed. */
 static void commit(const struct writer *w, struct change *c)
 {
 	commit_listeners(w, c);
 	point(WRITER_FREES);
 	free_slot(w, c->inv);
-	free_slot(w, c->old);
+	holds_retire(&w->vm->holds, c->old);
 	drop_copy(w, c->new_slot);
 }
 
