@@ -118,7 +118,7 @@ static void fill_crossing(const struct many *m, struct chunk *c, size_t n)
 }
 
 /* Fills the chunk with at most n values from `from` on.  At least one value has room.  Aligned values cross no page. */
-static void fill(const struct many *m, struct chunk *c, size_t from, size_t n)
+static void fill_chunk(const struct many *m, struct chunk *c, size_t from, size_t n)
 {
 	uint64_t *gpas = c->gpas, any = 0;
 
@@ -260,8 +260,9 @@ static void find_refused(const struct many *m, struct chunk *c)
 /* Notes the logs of the pieces of a write.  Outside of the section the slots may be freed. */
 static void find_logs(const struct many *m, struct chunk *c)
 {
-	struct ms_batch batch = { &c->marks->page, sizeof(*c->marks), &c->marks->slot, sizeof(*c->marks), c->nr, NULL,
-				  NULL };
+	struct ms_batch batch = {
+		&c->marks->page, sizeof(*c->marks), &c->marks->slot, sizeof(*c->marks), c->nr, NULL, NULL
+	};
 
 	c->logged = m->write && !m->pins && c->nr && m->look.set->nr_logged;
 	if (!c->logged)
@@ -526,7 +527,7 @@ static int poll(struct many *m, size_t done)
 /* The next values of the batch, up to a place of poll(). */
 static void fill_next(const struct many *m, struct chunk *c, size_t done)
 {
-	fill(m, c, done, at_most(m->batch->n - done, MS_BATCH_PIECE - done % MS_BATCH_PIECE));
+	fill_chunk(m, c, done, at_most(m->batch->n - done, MS_BATCH_PIECE - done % MS_BATCH_PIECE));
 }
 
 /* Makes an index first, if it pays for n values. */
@@ -622,7 +623,7 @@ static int access_all(struct many *m, struct chunk *c)
 {
 	int r = -ENOSPC;
 
-	fill(m, c, 0, m->batch->n);
+	fill_chunk(m, c, 0, m->batch->n);
 	if (c->n == m->batch->n) {
 		r = access_chunk(m, c);
 		end_hold(m);

@@ -14,7 +14,8 @@
  * that has the same host pages.  A change that publishes another log later waits for this section, and takes the bits
  * over if the logs are related.  Marks that are made while no slot has the pages are in no later log.
  *
- * A call with many addresses holds all slots instead, except for INVALID ones.  Then each piece is a whole slot.
+ * A call with many addresses that cannot use a hold (guest_many.c) takes all slots instead, except for INVALID ones.
+ * Then each piece is a whole slot.
  *
  * Invariants
  *   K1  the pieces ascend.  Those of a range have no gap, begin at gpa, and have `bytes` bytes together;

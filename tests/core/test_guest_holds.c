@@ -876,7 +876,8 @@ static void map_filled(uint32_t id, unsigned char byte)
 
 #define SOME 1000u
 
-/* Another incarnation, or released memory, would be noticed; AddressSanitizer sees each use of it.  A hole is no error. */
+/* Another incarnation, or released memory, would be noticed; AddressSanitizer sees each use of it.  A hole is no error.
+ * */
 static void *copy_until_stop(void *context)
 {
 	static _Thread_local uint64_t from[SOME], to[SOME], read[SOME];
@@ -931,6 +932,7 @@ static void test_values_next_to_deletes(void)
 
 static int faults; /* a userfaultfd */
 static unsigned char *lazy;
+static _Atomic unsigned lazy_released;
 
 /* Returns false if this process may not use one. */
 static bool open_faults(void)
@@ -965,7 +967,7 @@ static void release_lazy(void *opaque)
 {
 	(void)opaque;
 	munmap(lazy, PAGES * PAGE);
-	released++;
+	atomic_fetch_add(&lazy_released, 1);
 }
 
 static struct ms_backing *lazy_slot(void)
@@ -993,7 +995,7 @@ static struct ms_backing *begin_lazy(const char *name)
 
 	script_begin(name);
 	vm = new_vm(1);
-	released = 0;
+	atomic_store(&lazy_released, 0);
 	backing = lazy_slot();
 	other = guest_slot(vm, 2, OTHER_GFN, PAGES, 0);
 	other->released = NULL;
@@ -1008,7 +1010,7 @@ static void delete_in_a_fault(void (*run)(struct actor *me), struct actor *calle
 	await_fault();
 	CHECK_EQ(ms_delete_memslot(vm, 0, 1, NULL), 0);
 	CHECK_EQ(ms_move_memslot(vm, 0, 2, 0x900 * PAGE, NULL), 0);
-	CHECK_EQ(released, 0);
+	CHECK_EQ(atomic_load(&lazy_released), 0);
 	CHECK_EQ(atomic_load(&caller->ended), 0);
 	provide(BLOCKED);
 	await_end(caller);
@@ -1039,7 +1041,7 @@ static void test_blocked_read(size_t n, size_t at)
 		for (size_t i = 0; i < n; i++)
 			CHECK_EQ(values[i], guest_word(1, gpas[i] - GFN * PAGE));
 	}
-	CHECK_EQ(released, 1);
+	CHECK_EQ(atomic_load(&lazy_released), 1);
 	script_end_vm(vm);
 }
 
