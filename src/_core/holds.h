@@ -2,11 +2,13 @@
 /*
  * holds.h - keeps the host memory and the dirty logs of all slots that a call has seen, while it is in no read section.
  *
- *   a call                                      a change begins a section and translates addresses   publishes another
- *   state, and waits for the sections hold_begin(): notes the epoch in its record holds_retire(): if a record has a
- *   hold, keeps the references of the old ends the section                            slot in a list, with the epoch,
- *   and counts the epoch up; else drops them copies; nothing waits for it hold_end(): takes the note back; drops the
- *   references that no other hold needs
+ *   a call                                           a change
+ *   begins a section and translates addresses        publishes another state, and waits for the sections
+ *   hold_begin(): notes the epoch in its record      holds_retire(): if a record has a hold, puts the old slot into a
+ *   ends the section                                   list, with the epoch, and counts the epoch up.  If no record
+ *   copies; nothing waits for it                       has one, drops the references of the old slot
+ *   hold_end(): takes its note back, and drops the
+ *     references that no other hold needs
  *
  * A hold costs the same for any number of slots.  A change never waits for a hold, and allocates nothing for it: a slot
  * that is retired is the node of the list.  The references of a slot that has no backing and no log need no hold: a
