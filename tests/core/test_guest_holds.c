@@ -762,8 +762,10 @@ static void test_fault(bool write, bool moved)
 	gpas[500] = (GFN + 20) * PAGE - 3;
 	act_until(&caller, write ? write_values : read_values, POINT_READER_HELD);
 	CHECK_EQ(ftruncate(g->fd, 20 * PAGE), 0);
-	if (moved)
+	if (moved) {
 		CHECK_EQ(ms_move_memslot(vm, 0, 1, 0x900 * PAGE, NULL), 0);
+		CHECK_EQ(guest_map_part(vm, other, 3, GFN + 10, 0, 20, 0), 0); /* another slot has the gpa */
+	}
 	finish(&caller);
 	check_refused(caller.r, &error, MS_RULE_GUEST_FAULT, (GFN + 20) * PAGE, 8 * 500 + 3);
 	CHECK_EQ(error.index, 500);
