@@ -30,7 +30,7 @@ LAYERS = {
     "2bb": ("flat_blocks",),
     "2c": ("flat_many", "flat_avx2", "flat_avx512"),
     "3a": ("memslot_set",),
-    "3c": ("change", "vcpu_hint"),
+    "3c": ("change", "holds", "vcpu_hint"),
     "4a": ("vm",),
     "4b": ("rules", "slot_make", "look", "listeners"),
     "4c": ("vm_index", "snapshot"),

@@ -23,7 +23,7 @@ from flips import Flip, Found, flips_of
 
 ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "tests" / "mutants"
-HAZARDS = tuple(f"H{i}" for i in range(1, 40))
+HAZARDS = tuple(f"H{i}" for i in range(1, 41))
 BAD_INPUT = "input"  # any row of the table "Bad input and lifetimes"; its rows have no numbers
 SANITIZERS = {"plain": "", "asan": "address,undefined", "tsan": "thread"}
 PYTHON = "python"  # the build of the extension

@@ -7,12 +7,13 @@
  *
  * The put of the last reference often runs under slots_lock, but the release function may call the VM.  So a put only
  * adds the release to the tasks of its thread (thread.h).  vm_unlock(), ms_read_unlock(), ms_backing_put(),
- * guest_pins_take(), guest_pins_put(), ms_vm_destroy() and ms_update_abandon() run the tasks when the thread has left
- * its locks, hooks and read sections.  So a long copy of guest memory may run a release function of the user.
- * A slot is freed after the grace period, so no section that can find the slot is open then.
+ * guest_pins_take(), guest_pins_put(), hold_end(), ms_vm_destroy() and ms_update_abandon() run the tasks when the
+ * thread has left its locks, hooks and read sections.  So a long copy of guest memory may run a release function of the
+ * user.  A slot is freed after the grace period, so no section that can find the slot is open then.
  *
  * Invariants
- *   B1  refs is the number of slots, calls and callers that hold the backing; release runs once, after refs is 0;
+ *   B1  refs is the number of slots, calls and callers that hold the backing.  A retired slot (holds.h) counts too.
+ *       release runs once, after refs is 0;
  *   B2  the pages of a slot lie inside its backing; a READONLY backing has only READONLY slots.
  *
  * Everything except refs and `seen` is constant.

@@ -6,14 +6,22 @@
 
 #include "search.h"
 
+static void mark_or_put(const struct job *job, size_t i, const struct memslot *slot, uint64_t gfn)
+{
+	if (job->kind == MARK)
+		mark(slot, gfn);
+	else
+		put_hva(job->batch, i, (uintptr_t)slot);
+}
+
 static void emit(const struct job *job, size_t i, const struct memslot *slot, uint64_t value)
 {
 	uint64_t gfn = value >> shift_of(job), hva;
 
 	if (job->kind == GFN_TO_ID) {
 		put_id(job->batch, i, slot && !(slot->flags & MS_MEMSLOT_INVALID) ? (int32_t)slot->id : -1);
-	} else if (job->kind == MARK) {
-		mark(slot, gfn);
+	} else if (job->kind >= MARK) {
+		mark_or_put(job, i, slot, gfn);
 	} else {
 		hva = translate(slot, gfn, job->write);
 		put_hva(job->batch, i, hva < MS_HVA_ERR_MIN ? hva + (value - (gfn << shift_of(job))) : hva);

@@ -16,7 +16,8 @@
 
 #include "look.h"
 
-enum kind { GFN_TO_HVA, GPA_TO_HVA, GFN_TO_ID, MARK };
+/* GFN_TO_SLOT puts the pointer to the slot, or NULL.  It is for a caller that stays in the section. */
+enum kind { GFN_TO_HVA, GPA_TO_HVA, GFN_TO_ID, MARK, GFN_TO_SLOT };
 
 struct job {
 	struct ms_vm *vm;

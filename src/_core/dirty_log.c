@@ -196,12 +196,18 @@ struct dirty_log *dirty_log_get(struct dirty_log *log)
 	return log;
 }
 
-void dirty_log_put(struct memory *memory, struct dirty_log *log)
+bool dirty_log_leave(struct dirty_log *log)
 {
 	if (!log || --log->refs)
-		return;
+		return false;
 	leave_ring(log);
-	dirty_log_unpin(memory, log);
+	return true;
+}
+
+void dirty_log_put(struct memory *memory, struct dirty_log *log)
+{
+	if (dirty_log_leave(log))
+		dirty_log_unpin(memory, log);
 }
 
 void dirty_log_pin(struct dirty_log *log)

@@ -14,7 +14,7 @@
  * Invariants
  *   D1  bits from npages on are 0;
  *   D2  refs is the number of slots that hold the log; pins is the number of calls that hold it, plus 1 while refs is
- *       not 0;
+ *       not 0, or while a retired slot (holds.h) has the log;
  *   D3  page i of a log is page i + first - other->first of every log in its ring that has this page;
  *   D4  a bit that is set in one log of a ring is set in each of the others that has the page, except for marks that
  *       were made since dirty_log_pass_on();
@@ -99,6 +99,10 @@ bool dirty_log_is_clean(const struct dirty_log *log);
 /* Adds a slot's reference; drops one.  log may be NULL.  The last put takes the log off its ring (D5). */
 struct dirty_log *dirty_log_get(struct dirty_log *log);
 void dirty_log_put(struct memory *memory, struct dirty_log *log);
+
+/* The first half of dirty_log_put().  Returns whether it was the last reference: then the caller must call
+ * dirty_log_unpin() for the slots' own pin.  log may be NULL. */
+bool dirty_log_leave(struct dirty_log *log);
 
 /* A call that goes on without a read section pins the logs that it is going to mark.  After the last slot is gone, the
  * marks of such a call reach no harvest. */

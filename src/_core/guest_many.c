@@ -2,23 +2,32 @@
 /*
  * guest_many.c - reads and writes many values of guest memory at once.
  *
- * All values of a call come from one published state:
+ * All values of a call come from one published state, and no change waits for a page fault of a value:
  *
- *   one section  up to CHUNK values.  A change waits for a section, and each value may be a page fault
- *   pieces       a longer read is CHUNK values in each section; all sections must see the same state
- *   references   if they do not, the read starts again and holds all slots (guest_pins.h).  A write cannot start again,
- *                and a read whose output overwrites its input cannot either: they hold the slots from the beginning
+ *   hold    a section translates a chunk of values, and begins a hold (holds.h).  The values are copied outside of the
+ *           section.  The hold keeps the host memory and the dirty logs, for any number of slots
+ *   chunks  a longer read is CHUNK values in each section; all sections must see the same state.  The hold ends before
+ *           each poll
+ *   once    a write cannot start again, and a read whose output overwrites its input cannot either.  So one section
+ *           translates all values, up to MS_BATCH_PIECE of them
+ *   pins    more values that cannot start again, and a read that another state has overtaken, hold all slots by
+ *           references instead (guest_pins.h).  This costs 40 ns for each slot
  *
- * The references cost 40 ns for each slot.  So up to MS_BATCH_PIECE values that cannot start again are one section, if
- * the set has more than one slot for 8 of them.  A read without memory for the references is one section of any length.
+ * Four kinds of calls copy inside the section, and a change waits for them: those of a VM that dereferences raw
+ * addresses and has a raw slot, because only a section protects raw memory; those of a thread without a record of its
+ * own (srcu.h); those without memory for the chunk, or for the references of a read; and those inside a section of the
+ * caller.
  *
- * A chunk of values is translated first: by the index, by a walk, or by the slots that are held.  Then the values are
- * copied in one loop.  If a value of the chunk crosses a page or is refused, the chunk is done value by value.
+ * A value that crosses a page boundary is two pieces, each of which is translated.  The translation ends at the first
+ * piece that is refused.  The address of an index is used only if each slot of the set has a backing, or the VM
+ * dereferences raw addresses.
  *
- * The address of an index is used only if each slot of the set has a backing, or the VM dereferences raw addresses.
+ * The log of each piece is noted in the section of the translation.  The marks follow the copy, in a section of their
+ * own: in these logs and, if the state is another one by now, in every log that has the same host pages (K3 of
+ * guest_pins.h).
  *
  * Locking: none; nothing here waits for a writer, except a release function of the user (backing.h).
- * Cost: the translation (batch.c), and the access of the memory.  The holding of all slots is O(slots).
+ * Cost: the translation (batch.c), and the access of the memory.  The pins of all slots are O(slots).
  */
 #include <string.h>
 
@@ -33,18 +42,41 @@ struct many {
 	struct ms_vm *vm;
 	uint32_t as_id;
 	bool write;
+	bool left; /* the section of the chunk is over: the hold keeps the memory */
 	const struct ms_batch *batch;
-	struct look look;              /* the open section, if pins is NULL */
+	struct look look;              /* the open section, if there is one */
+	struct state state;            /* of all values, unless pins has it */
+	struct hold hold;
 	const struct guest_pins *pins; /* all slots of the state, or NULL */
 	size_t searched;               /* in this section, next to those that the index answered */
 	struct ms_error *err;
 };
 
-/* The values [from, from + n) of a batch. */
+/* The page that a piece is written to: page number `page` of the log, which may be NULL. */
+struct mark {
+	union {
+		struct dirty_log *log;
+		uint64_t slot; /* while find_logs() runs: a pointer */
+	};
+	uint64_t page;
+};
+
+/* Some values of a batch, as pieces: a piece is the part of a value in one page. */
 struct chunk {
-	size_t from, n;
-	uint64_t gpas[CHUNK];
-	uint64_t hosts[CHUNK];
+	size_t from, n;         /* the values */
+	size_t nr, room;        /* the pieces; after the translation, those before the first that is refused */
+	bool whole;             /* each value is one piece */
+	bool logged;            /* `marks` has the logs of all pieces */
+	uint64_t *gpas, *hosts; /* of each piece, and of the refused one */
+	struct mark *marks;     /* for a write */
+	enum ms_rule rule;      /* refuses the piece behind the last one; or 0 */
+	struct ms_memslot slot; /* of that piece */
+};
+
+/* The memory of a chunk. */
+struct few {
+	uint64_t gpas[CHUNK], hosts[CHUNK];
+	struct mark marks[CHUNK];
 };
 
 static char *out_at(const struct many *m, size_t i)
@@ -52,111 +84,60 @@ static char *out_at(const struct many *m, size_t i)
 	return (char *)m->batch->out + (ptrdiff_t)i * m->batch->out_stride;
 }
 
-/* ---- value by value ---- */
+/* ---- pieces ---- */
 
-/* Host memory of a part of a value: in a slot of the section, or in a piece that is held. */
-struct part {
-	struct guest_run run;
-	const struct guest_piece *piece;
-};
-
-static enum ms_rule find_part(const struct many *m, uint64_t gpa, size_t n, struct part *part)
+static bool crosses_page(uint64_t gpa)
 {
-	enum ms_rule rule;
+	return gpa % MS_PAGE_SIZE > MS_PAGE_SIZE - sizeof(uint64_t);
+}
 
-	if (!m->pins)
-		return guest_run_first(m->vm, &m->look, gpa, n, m->write, &part->run);
-	part->piece = guest_pins_find(m->pins, gpa);
-	part->run = (struct guest_run){ .gpa = gpa };
-	rule = guest_pins_rule(m->pins, part->piece);
-	if (!rule) {
-		part->run.host = part->piece->host + (gpa - part->piece->gpa);
-		part->run.bytes = at_most(n, part->piece->bytes - (size_t)(gpa - part->piece->gpa));
+/* The bytes of a value in the page of gpa, of which `left` are left. */
+static size_t bytes_of_piece(uint64_t gpa, size_t left)
+{
+	return at_most(left, MS_PAGE_SIZE - gpa % MS_PAGE_SIZE);
+}
+
+static struct chunk chunk_in(struct few *few)
+{
+	return (struct chunk){ .room = CHUNK, .gpas = few->gpas, .hosts = few->hosts, .marks = few->marks };
+}
+
+/* Adds the pieces of the values as far as there is room. */
+static void fill_crossing(const struct many *m, struct chunk *c, size_t n)
+{
+	for (c->n = c->nr = 0; c->n < n; c->n++) {
+		uint64_t gpa = value_at(m->batch, c->from + c->n);
+
+		if (c->room - c->nr < 1u + crosses_page(gpa))
+			break;
+		c->gpas[c->nr++] = gpa;
+		if (crosses_page(gpa))
+			c->gpas[c->nr++] = gpa + bytes_of_piece(gpa, sizeof(uint64_t));
 	}
-	return rule;
+	c->whole = c->nr == c->n;
 }
 
-static struct ms_memslot slot_of_part(const struct many *m, const struct part *part)
+/* Fills the chunk with at most n values from `from` on.  At least one value has room.  Aligned values cross no page. */
+static void fill_chunk(const struct many *m, struct chunk *c, size_t from, size_t n)
 {
-	if (!m->pins)
-		return guest_value(part->run.slot);
-	return part->piece ? part->piece->slot : (struct ms_memslot){ 0 };
-}
+	uint64_t *gpas = c->gpas, any = 0;
 
-static void mark_value(const struct many *m, const struct part *part, size_t n)
-{
-	if (!m->pins)
-		guest_mark(&part->run, n);
-	else
-		guest_pins_mark(m->pins, part->piece, (size_t)(part->run.host - part->piece->host), n);
-}
-
-static size_t copy_part(const struct many *m, const struct part *part, char *value)
-{
-	size_t n = part->run.bytes;
-	uint64_t word;
-
-	if (n == sizeof(word) && (uintptr_t)part->run.host % sizeof(word) == 0) { /* one access */
-		memcpy(&word, value, n);
-		if (!(m->write ? guest_fault_store(part->run.host, n, word) :
-				 guest_fault_load(part->run.host, n, &word)))
-			return 0;
-		memcpy(value, &word, n);
-		return n;
+	c->from = from;
+	c->n = c->nr = n = at_most(n, c->room);
+	c->whole = true;
+	for (size_t k = 0; k < n; k++) {
+		gpas[k] = value_at(m->batch, from + k);
+		any |= gpas[k];
 	}
-	return m->write ? guest_fault_write(part->run.host, value, n) : guest_fault_read(value, part->run.host, n);
+	if (unlikely(any % sizeof(uint64_t)))
+		fill_crossing(m, c, n);
 }
 
-/* Returns the rule that refuses the value, or 0.  *done and *part say where. */
-static enum ms_rule access_value(const struct many *m, uint64_t gpa, char *value, size_t *done, struct part *part)
-{
-	enum ms_rule rule;
-	size_t n;
-
-	for (*done = 0; *done < sizeof(uint64_t); *done += n) {
-		rule = find_part(m, gpa + *done, sizeof(uint64_t) - *done, part);
-		if (rule)
-			return rule;
-		n = copy_part(m, part, value + *done);
-		if (m->write)
-			mark_value(m, part, guest_touched(n, part->run.bytes));
-		if (n < part->run.bytes) {
-			*done += n;
-			return MS_RULE_GUEST_FAULT;
-		}
-	}
-	return MS_RULE_NONE;
-}
-
-static int access_one_by_one(const struct many *m, const struct chunk *c, size_t first)
-{
-	for (size_t k = first; k < c->n; k++) {
-		size_t i = c->from + k, done;
-		struct part part = { .piece = NULL };
-		char value[sizeof(uint64_t)];
-		enum ms_rule rule;
-		int r;
-
-		memcpy(value, out_at(m, i), sizeof(value));
-		rule = access_value(m, c->gpas[k], value, &done, &part);
-		if (rule) {
-			r = guest_refuse(m->err, rule, slot_of_part(m, &part), c->gpas[k] + done,
-					 i * sizeof(uint64_t) + done);
-			if (m->err)
-				m->err->index = (uint32_t)i;
-			return r;
-		}
-		if (!m->write)
-			memcpy(out_at(m, i), value, sizeof(value));
-	}
-	return 0;
-}
-
-/* ---- a chunk at once ---- */
+/* ---- translation: in a section, or by pins ---- */
 
 static void translate_by_pins(const struct many *m, struct chunk *c)
 {
-	for (size_t k = 0; k < c->n; k++) {
+	for (size_t k = 0; k < c->nr; k++) {
 		const struct guest_piece *piece = guest_pins_find(m->pins, c->gpas[k]);
 
 		c->hosts[k] = guest_pins_rule(m->pins, piece) ?
@@ -167,7 +148,7 @@ static void translate_by_pins(const struct many *m, struct chunk *c)
 
 static void translate_marked(struct many *m, const struct overlay *o, struct chunk *c)
 {
-	for (size_t k = 0; k < c->n; k++) {
+	for (size_t k = 0; k < c->nr; k++) {
 		uint64_t gfn = c->gpas[k] >> MS_PAGE_SHIFT, hva;
 
 		if (likely(!overlay_marked(o, gfn)))
@@ -180,18 +161,48 @@ static void translate_marked(struct many *m, const struct overlay *o, struct chu
 
 static void translate_by_index(struct many *m, const struct overlay *o, struct chunk *c)
 {
-	flat_hvas(o->index, c->gpas, c->hosts, c->n, MS_PAGE_SHIFT, m->write);
-	srcu_count(m->look.section.reader, SRCU_INDEXED, c->n);
+	flat_hvas(o->index, c->gpas, c->hosts, c->nr, MS_PAGE_SHIFT, m->write);
+	srcu_count(m->look.section.reader, SRCU_INDEXED, c->nr);
 	if (overlay_has_marks(o))
 		translate_marked(m, o, c);
 }
 
-static void walk(const struct many *m, struct chunk *c, enum kind kind, const uint64_t *in)
+static void walk(const struct many *m, enum kind kind, const struct ms_batch *batch)
 {
-	struct ms_batch batch = { in, sizeof(*in), c->hosts, sizeof(*c->hosts), c->n, NULL, NULL };
-	struct job job = { .vm = m->vm, .as_id = m->as_id, .kind = kind, .write = m->write, .batch = &batch };
+	struct job job = { .vm = m->vm, .as_id = m->as_id, .kind = kind, .write = m->write, .batch = batch };
 
-	batch_walk(&job, &m->look, 0, c->n);
+	batch_walk(&job, &m->look, 0, batch->n);
+}
+
+static void translate_by_walk(const struct many *m, const struct chunk *c)
+{
+	struct ms_batch batch = { c->gpas, sizeof(*c->gpas), c->hosts, sizeof(*c->hosts), c->nr, NULL, NULL };
+
+	walk(m, GPA_TO_HVA, &batch);
+}
+
+/* Looks at each slot, up to the first that is refused. */
+static void translate_by_slots(const struct many *m, struct chunk *c)
+{
+	struct guest_run run;
+
+	for (size_t k = 0; k < c->nr; k++) {
+		bool refused = guest_run_first(m->vm, &m->look, c->gpas[k], 1, m->write, &run);
+
+		c->hosts[k] = refused ? MS_HVA_ERR_BAD : (uint64_t)(uintptr_t)run.host;
+		if (refused)
+			c->nr = k + 1;
+	}
+}
+
+/* Whether no slot of the section needs a look of its own. */
+static bool may_use_addresses(const struct many *m)
+{
+	const struct memslot_set *set = m->look.set;
+
+	if (!set || (set->nr_raw && !m->vm->config.dereference_raw_addresses))
+		return false;
+	return !m->write || !set->nr_logged || !guest_marks_are_lost(m->vm);
 }
 
 static const struct overlay *usable_index(const struct many *m)
@@ -201,91 +212,289 @@ static const struct overlay *usable_index(const struct many *m)
 
 static void translate_chunk(struct many *m, struct chunk *c)
 {
-	const struct overlay *o = m->pins ? NULL : usable_index(m);
+	const struct overlay *o;
 
 	if (m->pins)
 		translate_by_pins(m, c);
-	else if (o)
+	else if (!may_use_addresses(m))
+		translate_by_slots(m, c);
+	else if ((o = usable_index(m)))
 		translate_by_index(m, o, c);
 	else
-		walk(m, c, GPA_TO_HVA, c->gpas);
+		translate_by_walk(m, c);
 }
 
-/* Whether each value is in one page and has an address. */
-static bool all_simple(const struct chunk *c)
+static enum ms_rule rule_at(const struct many *m, uint64_t gpa, struct ms_memslot *slot)
 {
-	uint64_t complex = 0;
+	const struct guest_piece *piece;
+	struct guest_run run;
+	enum ms_rule rule;
 
-	for (size_t k = 0; k < c->n; k++)
-		complex |=
-			(c->gpas[k] % MS_PAGE_SIZE > MS_PAGE_SIZE - sizeof(uint64_t)) | (c->hosts[k] >= MS_HVA_ERR_MIN);
-	return !complex;
+	if (m->pins) {
+		piece = guest_pins_find(m->pins, gpa);
+		*slot = piece ? piece->slot : (struct ms_memslot){ 0 };
+		return guest_pins_rule(m->pins, piece);
+	}
+	rule = guest_run_first(m->vm, &m->look, gpa, 1, m->write, &run);
+	*slot = guest_value(run.slot);
+	return rule;
 }
 
-/* Whether no slot of the section needs a look of its own. */
-static bool may_use_addresses(const struct many *m)
+/* Cuts the pieces at the first that is refused.  An error has more leading ones than most addresses. */
+static void find_refused(const struct many *m, struct chunk *c)
 {
-	const struct memslot_set *set = m->look.set;
+	const uint64_t *hosts = c->hosts;
+	uint64_t any = 0;
 
-	if (m->pins)
-		return true;
-	if (!set || (set->nr_raw && !m->vm->config.dereference_raw_addresses))
-		return false;
-	return !m->write || !set->nr_logged || !guest_marks_are_lost(m->vm);
+	c->rule = MS_RULE_NONE;
+	for (size_t k = 0, n = c->nr; k < n; k++)
+		any |= hosts[k];
+	for (size_t k = 0; unlikely(any >= MS_HVA_ERR_MIN) && !c->rule && k < c->nr; k++) {
+		if (hosts[k] < MS_HVA_ERR_MIN)
+			continue;
+		c->nr = k;
+		c->rule = rule_at(m, c->gpas[k], &c->slot);
+	}
 }
 
-static void mark_pinned_chunk(const struct many *m, const struct chunk *c, size_t n)
+/* Notes the logs of the pieces of a write.  Outside of the section the slots may be freed. */
+static void find_logs(const struct many *m, struct chunk *c)
 {
-	if (!guest_pins_need_marks(m->pins))
+	struct ms_batch batch = {
+		&c->marks->page, sizeof(*c->marks), &c->marks->slot, sizeof(*c->marks), c->nr, NULL, NULL
+	};
+
+	c->logged = m->write && !m->pins && c->nr && m->look.set->nr_logged;
+	if (!c->logged)
+		return;
+	for (size_t k = 0; k < c->nr; k++)
+		c->marks[k].page = c->gpas[k] >> MS_PAGE_SHIFT;
+	walk(m, GFN_TO_SLOT, &batch);
+	for (size_t k = 0; k < c->nr; k++) {
+		const struct memslot *slot = (const void *)(uintptr_t)c->marks[k].slot;
+
+		c->marks[k].log = slot->dirty;
+		c->marks[k].page -= slot->base_gfn;
+	}
+}
+
+static void plan(struct many *m, struct chunk *c)
+{
+	translate_chunk(m, c);
+	find_refused(m, c);
+	find_logs(m, c);
+}
+
+/* ---- marks ---- */
+
+static void mark_pinned(const struct many *m, const struct chunk *c, size_t n)
+{
+	if (!n || !guest_pins_need_marks(m->pins))
 		return;
 	for (size_t k = 0; k < n; k++) {
 		const struct guest_piece *piece = guest_pins_find(m->pins, c->gpas[k]);
 
-		guest_pins_mark(m->pins, piece, (size_t)(c->gpas[k] - piece->gpa), sizeof(uint64_t));
+		guest_pins_mark(m->pins, piece, (size_t)(c->gpas[k] - piece->gpa), 1);
 	}
 }
 
-/* Marks the pages of the first n values, which are written. */
-static void mark_chunk(const struct many *m, struct chunk *c, size_t n)
+static void mark_noted(const struct chunk *c, size_t n)
 {
-	if (m->pins) {
-		mark_pinned_chunk(m, c, n);
-	} else if (m->look.set->nr_logged) {
-		uint64_t gfns[CHUNK];
-		size_t all = c->n;
-
-		for (size_t k = 0; k < n; k++)
-			gfns[k] = c->gpas[k] >> MS_PAGE_SHIFT;
-		c->n = n;
-		walk(m, c, MARK, gfns);
-		c->n = all;
-	}
+	for (size_t k = 0; c->logged && k < n; k++)
+		if (c->marks[k].log)
+			dirty_log_mark(c->marks[k].log, c->marks[k].page);
 }
 
-static int access_chunk(struct many *m, size_t from, size_t n)
+/* In another state the pages may have other logs. */
+static void mark_present(const struct many *m, const struct chunk *c, size_t n, const struct memslot_set *set)
 {
-	struct chunk c = { .from = from, .n = n };
-	size_t done = 0;
-
 	for (size_t k = 0; k < n; k++)
-		c.gpas[k] = value_at(m->batch, from + k);
-	if (may_use_addresses(m)) {
-		translate_chunk(m, &c);
-		if (likely(all_simple(&c)))
-			done = m->write ? guest_fault_store_many(c.hosts, n, out_at(m, from), m->batch->out_stride) :
-					  guest_fault_load_many(c.hosts, n, out_at(m, from), m->batch->out_stride);
-		if (m->write)
-			mark_chunk(m, &c, done);
-	}
-	return done < n ? access_one_by_one(m, &c, done) : 0;
+		guest_mark_present(m->vm, set, c->hosts[k], 1, c->logged ? c->marks[k].log : NULL);
 }
 
-static int access_chunks(struct many *m, size_t from, size_t n)
+/* After the section of the translation. */
+static void mark_held(const struct many *m, const struct chunk *c, size_t n)
 {
-	int r = 0;
+	struct look look = look_begin(m->vm, m->as_id);
 
-	for (size_t done = 0; !r && done < n; done += CHUNK)
-		r = access_chunk(m, from + done, at_most(n - done, CHUNK));
+	mark_noted(c, n);
+	if (!same_state(m->vm, m->state, state_of(look.set)))
+		mark_present(m, c, n, look.set);
+	look_end(m->vm, look);
+}
+
+/* Marks the first n pieces, which are written. */
+static void mark_pieces(const struct many *m, const struct chunk *c, size_t n)
+{
+	if (!m->write || !n)
+		return;
+	point(READER_MARKS);
+	if (m->pins)
+		mark_pinned(m, c, n);
+	else if (m->left)
+		mark_held(m, c, n);
+	else
+		mark_noted(c, n);
+}
+
+/* ---- copies ---- */
+
+static bool copy_piece(const struct many *m, char *host, char *value, size_t n)
+{
+	uint64_t word;
+
+	if (n == sizeof(word) && (uintptr_t)host % sizeof(word) == 0) { /* one access */
+		memcpy(&word, value, n);
+		if (!(m->write ? guest_fault_store(host, n, word) : guest_fault_load(host, n, &word)))
+			return false;
+		memcpy(value, &word, n);
+		return true;
+	}
+	return (m->write ? guest_fault_write(host, value, n) : guest_fault_read(value, host, n)) == n;
+}
+
+/* The slot of a piece whose memory is gone; all 0 if it is known in another state only. */
+static struct ms_memslot slot_of_piece(struct many *m, uint64_t gpa)
+{
+	struct ms_memslot slot = { 0 };
+
+	if (!m->left) {
+		rule_at(m, gpa, &slot);
+		return slot;
+	}
+	m->look = look_begin(m->vm, m->as_id);
+	if (same_state(m->vm, m->state, state_of(m->look.set)))
+		rule_at(m, gpa, &slot);
+	look_end(m->vm, m->look);
+	return slot;
+}
+
+/* Where a copy is: in a value of the chunk, at a piece, before byte `at` of the value. */
+struct place {
+	size_t value, piece, at;
+};
+
+static int refuse_at(const struct many *m, const struct chunk *c, const struct place *p, enum ms_rule rule,
+		     struct ms_memslot slot)
+{
+	size_t i = c->from + p->value;
+	int r = guest_refuse(m->err, rule, slot, c->gpas[p->piece], i * sizeof(uint64_t) + p->at);
+
+	if (m->err)
+		m->err->index = (uint32_t)i;
+	return r;
+}
+
+/* Copies the pieces of a value, up to one that is refused or gone.  Returns whether the value is complete. */
+static bool copy_value(const struct many *m, const struct chunk *c, struct place *p, bool *gone)
+{
+	char value[sizeof(uint64_t)], *out = out_at(m, c->from + p->value);
+	size_t n;
+
+	memcpy(value, out, sizeof(value));
+	for (p->at = 0; p->at < sizeof(value); p->at += n, p->piece++) {
+		if (p->piece == c->nr)
+			return false;
+		n = bytes_of_piece(c->gpas[p->piece], sizeof(value) - p->at);
+		*gone = !copy_piece(m, (char *)(uintptr_t)c->hosts[p->piece], value + p->at, n);
+		if (*gone)
+			return false;
+	}
+	if (!m->write)
+		memcpy(out, value, sizeof(value));
+	return true;
+}
+
+/* Value by value, from the place on. */
+static int copy_values(struct many *m, const struct chunk *c, struct place p)
+{
+	bool gone = false;
+
+	while (p.value < c->n && copy_value(m, c, &p, &gone))
+		p.value++;
+	mark_pieces(m, c, p.piece + gone);
+	if (gone)
+		return refuse_at(m, c, &p, MS_RULE_GUEST_FAULT, slot_of_piece(m, c->gpas[p.piece]));
+	return p.value < c->n ? refuse_at(m, c, &p, c->rule, c->slot) : 0;
+}
+
+/* If each value is one piece, one loop copies those before the first that is gone or refused. */
+static int copy_chunk(struct many *m, const struct chunk *c)
+{
+	struct place p = { 0, 0, 0 };
+
+	if (likely(c->whole))
+		p.value = m->write ? guest_fault_store_many(c->hosts, c->nr, out_at(m, c->from), m->batch->out_stride) :
+				     guest_fault_load_many(c->hosts, c->nr, out_at(m, c->from), m->batch->out_stride);
+	p.piece = p.value;
+	return copy_values(m, c, p);
+}
+
+/* ---- sections ---- */
+
+/* Whether a hold keeps all memory that the section sees. */
+static bool may_leave(const struct many *m)
+{
+	const struct memslot_set *set = m->look.set;
+
+	return set && !(set->nr_raw && m->vm->config.dereference_raw_addresses) &&
+	       !srcu_is_shared(m->look.section.reader);
+}
+
+static void hold_and_leave(struct many *m)
+{
+	if (!m->hold.reader)
+		m->hold = hold_begin(&m->vm->holds, m->look.section.reader);
+	look_end(m->vm, m->look);
+	point(READER_HELD);
+}
+
+/* Whether the section sees the state of the call.  The first section decides which one this is. */
+static bool is_in_state(struct many *m, const struct chunk *c)
+{
+	if (!m->look.set)
+		return true;
+	if (!c->from)
+		m->state = state_of(m->look.set);
+	return same_state(m->vm, m->state, state_of(m->look.set));
+}
+
+/* The searches for marked frames count towards the next index. */
+static bool index_is_due(const struct many *m)
+{
+	return m->searched && vm_index_is_due(m->vm, m->look.set, m->searched);
+}
+
+static int copy_planned(struct many *m, const struct chunk *c)
+{
+	int r;
+
+	m->left = may_leave(m);
+	if (m->left)
+		hold_and_leave(m);
+	r = copy_chunk(m, c);
+	if (!m->left)
+		look_end(m->vm, m->look);
+	return r;
+}
+
+/* One section, and the copy.  -EAGAIN: a writer has published another state since the values before. */
+static int access_chunk(struct many *m, struct chunk *c)
+{
+	bool due;
+	int r;
+
+	m->look = look_begin(m->vm, m->as_id);
+	m->searched = 0;
+	if (!is_in_state(m, c)) {
+		look_end(m->vm, m->look);
+		return -EAGAIN;
+	}
+	plan(m, c);
+	due = index_is_due(m);
+	r = copy_planned(m, c);
+	if (due)
+		vm_index_make(m->vm, m->as_id, m->batch->n <= MS_BATCH_BRIEF);
 	return r;
 }
 
@@ -299,14 +508,26 @@ static int end_by(struct ms_error *err, int r)
 	return r;
 }
 
+static void end_hold(struct many *m)
+{
+	hold_end(&m->vm->holds, &m->hold);
+}
+
 /* After the first `done` values, outside of all sections. */
-static int poll(const struct many *m, size_t done)
+static int poll(struct many *m, size_t done)
 {
 	const struct ms_batch *batch = m->batch;
 
 	if (done % MS_BATCH_PIECE || done >= batch->n || !batch->poll)
 		return 0;
+	end_hold(m);
 	return batch->poll(batch->opaque) ? end_by(m->err, -EINTR) : 0;
+}
+
+/* The next values of the batch, up to a place of poll(). */
+static void fill_next(const struct many *m, struct chunk *c, size_t done)
+{
+	fill_chunk(m, c, done, at_most(m->batch->n - done, MS_BATCH_PIECE - done % MS_BATCH_PIECE));
 }
 
 /* Makes an index first, if it pays for n values. */
@@ -320,102 +541,139 @@ static void make_index_if_due(const struct many *m, size_t n)
 		vm_index_make(m->vm, m->as_id, m->batch->n <= MS_BATCH_BRIEF);
 }
 
+/* A call without memory: a change waits for all its values. */
 static int run_in_one_section(struct many *m)
 {
-	int r;
+	struct few few;
+	struct chunk c = chunk_in(&few);
+	int r = 0;
 
+	m->left = false;
 	m->look = look_begin(m->vm, m->as_id);
-	r = access_chunks(m, 0, m->batch->n);
+	for (size_t done = 0; !r && done < m->batch->n; done += c.n) {
+		fill_next(m, &c, done);
+		plan(m, &c);
+		r = copy_chunk(m, &c);
+	}
 	look_end(m->vm, m->look);
 	return r;
 }
 
 static int run_with(struct many *m, const struct guest_pins *pins)
 {
-	size_t n = m->batch->n;
+	struct few few;
+	struct chunk c = chunk_in(&few);
 	int r = 0;
 
+	m->left = false;
 	m->pins = pins;
-	for (size_t done = 0; !r && done < n; done += MS_BATCH_POLL) {
-		r = access_chunks(m, done, at_most(n - done, MS_BATCH_POLL));
-		if (!r && !pins->in_section)
-			r = poll(m, done + MS_BATCH_POLL);
+	for (size_t done = 0; !r && done < m->batch->n; done += c.n) {
+		fill_next(m, &c, done);
+		plan(m, &c);
+		r = copy_chunk(m, &c);
+		if (!r && !pins->in_section && (done + c.n) % MS_BATCH_POLL == 0)
+			r = poll(m, done + c.n);
 	}
 	return r;
 }
 
-static int run_held(struct many *m)
+static int run_pinned(struct many *m)
 {
 	struct guest_pins pins;
 	int r;
 
 	guest_pins_init(&pins, m->vm, m->as_id, 0, 0, m->write);
 	if (guest_pins_take_all(&pins))
-		return m->write && m->batch->n > MS_BATCH_PIECE ? no_memory(m->err) : run_in_one_section(m);
+		return m->write ? no_memory(m->err) : run_in_one_section(m);
 	r = run_with(m, &pins);
 	guest_pins_put(&pins, 1);
 	return r;
 }
 
-/* The values of a section.  The searches for marked frames count towards the next index. */
-static int access_in_section(struct many *m, size_t from, size_t n, bool *due)
+static int run_in_chunks(struct many *m)
 {
-	int r;
-
-	m->searched = 0;
-	r = access_chunks(m, from, n);
-	*due = m->searched && vm_index_is_due(m->vm, m->look.set, m->searched);
-	return r;
-}
-
-/* -EAGAIN: a writer has published another state between two pieces. */
-static int run_in_sections(struct many *m)
-{
-	struct state first = { 0 };
-	size_t n = m->batch->n;
+	struct few few;
+	struct chunk c = chunk_in(&few);
 	int r = 0;
 
-	for (size_t done = 0; !r && done < n; done += CHUNK) {
-		bool due = false;
-
-		m->look = look_begin(m->vm, m->as_id);
-		if (!done && m->look.set)
-			first = state_of(m->look.set);
-		if (done && m->look.set && !same_state(m->vm, first, state_of(m->look.set)))
-			r = -EAGAIN;
-		else
-			r = access_in_section(m, done, at_most(n - done, CHUNK), &due);
-		look_end(m->vm, m->look);
-		if (due)
-			vm_index_make(m->vm, m->as_id, n <= MS_BATCH_BRIEF);
+	for (size_t done = 0; !r && done < m->batch->n; done += c.n) {
+		fill_next(m, &c, done);
+		r = access_chunk(m, &c);
 		point(READER_PIECE_OVER);
 		if (!r)
-			r = poll(m, done + CHUNK);
+			r = poll(m, done + c.n);
+	}
+	end_hold(m);
+	return r == -EAGAIN ? run_pinned(m) : r;
+}
+
+/* ---- calls that cannot start again ---- */
+
+static size_t count_pieces(const struct many *m)
+{
+	size_t nr = m->batch->n;
+
+	for (size_t i = 0; i < m->batch->n; i++)
+		nr += crosses_page(value_at(m->batch, i));
+	return nr;
+}
+
+/* All values in one chunk.  -ENOSPC: it has too little room. */
+static int access_all(struct many *m, struct chunk *c)
+{
+	int r = -ENOSPC;
+
+	fill_chunk(m, c, 0, m->batch->n);
+	if (c->n == m->batch->n) {
+		r = access_chunk(m, c);
+		end_hold(m);
 	}
 	return r;
 }
 
-/* Whether references to all slots cost little, next to n values. */
-static bool are_few_slots(const struct many *m, size_t n)
+static int access_all_in_few(struct many *m)
 {
-	struct look look = look_begin(m->vm, m->as_id);
-	bool few = !look.set || look.set->nr <= n / 8;
+	struct few few;
+	struct chunk c = chunk_in(&few);
 
-	look_end(m->vm, look);
-	return few;
+	return access_all(m, &c);
+}
+
+/* With room for nr pieces. */
+static int access_all_in_block(struct many *m, size_t nr)
+{
+	struct memory *memory = &m->vm->memory;
+	size_t size = nr * sizeof(struct few) / CHUNK;
+	uint64_t *block = memory_alloc_lines(memory, size);
+	struct chunk c = { .room = nr, .gpas = block };
+	int r;
+
+	if (!block)
+		return run_in_one_section(m);
+	c.hosts = c.gpas + nr;
+	c.marks = (void *)(c.hosts + nr);
+	r = access_all(m, &c);
+	memory_free_lines(memory, block, size);
+	return r;
+}
+
+/* Most values cross no page. */
+static int run_at_once(struct many *m)
+{
+	size_t n = m->batch->n;
+	int r = n <= CHUNK ? access_all_in_few(m) : access_all_in_block(m, n);
+
+	return r == -ENOSPC ? access_all_in_block(m, count_pieces(m)) : r;
 }
 
 static int run_many(struct many *m)
 {
-	size_t n = m->batch->n;
 	bool once = m->write || m->batch->in == m->batch->out;
-	int r;
 
-	make_index_if_due(m, n);
-	if (n > CHUNK && once)
-		return n > MS_BATCH_PIECE || are_few_slots(m, n) ? run_held(m) : run_in_one_section(m);
-	r = run_in_sections(m);
-	return r == -EAGAIN ? run_held(m) : r;
+	make_index_if_due(m, m->batch->n);
+	if (!once)
+		return run_in_chunks(m);
+	return m->batch->n <= MS_BATCH_PIECE ? run_at_once(m) : run_pinned(m);
 }
 
 static int check_and_run(struct ms_vm *vm, uint32_t as_id, const struct ms_batch *batch, bool write,

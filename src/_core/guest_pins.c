@@ -237,11 +237,19 @@ static void mark_pinned_log(const struct guest_piece *piece, const struct writte
 		mark_host(piece->log, &hva, w->start, w->end);
 }
 
+void guest_mark_present(const struct ms_vm *vm, const struct memslot_set *set, uint64_t start, size_t n,
+			const struct dirty_log *marked)
+{
+	struct written w = { start, start + n, marked };
+
+	vm->design->hva_range(set, w.start, w.end - 1, mark_other_log, &w);
+}
+
 /* If the state is another one by now, the pages may have other logs. */
-static void mark_present_logs(const struct guest_pins *pins, const struct look *look, struct written *w)
+static void mark_present_logs(const struct guest_pins *pins, const struct look *look, const struct written *w)
 {
 	if (!same_state(pins->vm, pins->state, state_of(look->set)))
-		pins->vm->design->hva_range(look->set, w->start, w->end - 1, mark_other_log, w);
+		guest_mark_present(pins->vm, look->set, w->start, w->end - w->start, w->marked);
 }
 
 bool guest_pins_need_marks(const struct guest_pins *pins)

@@ -14,7 +14,8 @@
  * that has the same host pages.  A change that publishes another log later waits for this section, and takes the bits
  * over if the logs are related.  Marks that are made while no slot has the pages are in no later log.
  *
- * A call with many addresses holds all slots instead, except for INVALID ones.  Then each piece is a whole slot.
+ * A call with many addresses that cannot use a hold (guest_many.c) takes all slots instead, except for INVALID ones.
+ * Then each piece is a whole slot.
  *
  * Invariants
  *   K1  the pieces ascend.  Those of a range have no gap, begin at gpa, and have `bytes` bytes together;
@@ -88,6 +89,11 @@ int guest_pins_take(struct guest_pins *pins, size_t nr);
 /* Drops the references of `nr` ranges that were taken together, and ends their section.  It may call a release function
  * of the user. */
 void guest_pins_put(struct guest_pins *pins, size_t nr);
+
+/* Inside a section of the set: marks the pages of the host memory [start, start + n), n > 0, in every log of the set
+ * that has them, except for the log `marked`. */
+void guest_mark_present(const struct ms_vm *vm, const struct memslot_set *set, uint64_t start, size_t n,
+			const struct dirty_log *marked);
 
 /* Marks the pages of [at, at + n) of the piece, n > 0, which are written (K3). */
 void guest_pins_mark(const struct guest_pins *pins, const struct guest_piece *piece, size_t at, size_t n);

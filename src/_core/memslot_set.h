@@ -53,7 +53,7 @@ struct memslot {
 	uint32_t id;
 	uint32_t flags : MEMSLOT_FLAG_BITS;
 	uint32_t as_id : MEMSLOT_AS_ID_BITS;
-	uint8_t sets; /* bit node_idx: the slot is in that set; update.h uses one more bit */
+	uint8_t sets; /* bit node_idx: the slot is in that set; update.h and holds.c use one more bit each */
 };
 
 _Static_assert(MS_MEMSLOT_INVALID >> MEMSLOT_FLAG_BITS == 0 && MS_ADDRESS_SPACES_MAX >> MEMSLOT_AS_ID_BITS == 0,
@@ -134,6 +134,7 @@ struct address_space {
 	/* The writer uses these at each edit, readers only when they make an index. */
 	struct overlays overlays;
 	uint32_t used_below; /* every id below it is in use at rest (M12); under slots_lock */
+	bool kept; /* the VM is closed, and the inactive set has retired slots (holds.h); under slots_lock */
 
 	/* Readers write these. */
 	cache_aligned _Atomic uint64_t walked; /* lookups that a new index would answer; row "counters" */

@@ -27,6 +27,7 @@
 #define dirty_log_give_back ms_dirty_log_give_back
 #define dirty_log_harvest ms_dirty_log_harvest
 #define dirty_log_is_clean ms_dirty_log_is_clean
+#define dirty_log_leave ms_dirty_log_leave
 #define dirty_log_mark_large ms_dirty_log_mark_large
 #define dirty_log_mark_range ms_dirty_log_mark_range
 #define dirty_log_merge ms_dirty_log_merge
@@ -66,6 +67,7 @@
 #define guest_fault_store ms_guest_fault_store
 #define guest_fault_store_many ms_guest_fault_store_many
 #define guest_fault_write ms_guest_fault_write
+#define guest_mark_present ms_guest_mark_present
 #define guest_pins_find ms_guest_pins_find
 #define guest_pins_init ms_guest_pins_init
 #define guest_pins_look ms_guest_pins_look
@@ -80,6 +82,13 @@
 #define held_index_get ms_held_index_get
 #define held_index_make ms_held_index_make
 #define held_index_put ms_held_index_put
+#define holds_deinit ms_holds_deinit
+#define holds_first ms_holds_first
+#define holds_init ms_holds_init
+#define holds_keep ms_holds_keep
+#define holds_release ms_holds_release
+#define holds_retire_set ms_holds_retire_set
+#define holds_tidy_up ms_holds_tidy_up
 #define id_hash_add ms_id_hash_add
 #define id_hash_bits_for ms_id_hash_bits_for
 #define id_hash_check ms_id_hash_check
@@ -164,6 +173,7 @@
 #define srcu_end_sections ms_srcu_end_sections
 #define srcu_find_reader ms_srcu_find_reader
 #define srcu_init ms_srcu_init
+#define srcu_oldest_hold ms_srcu_oldest_hold
 #define srcu_total ms_srcu_total
 #define srcu_wake_writer ms_srcu_wake_writer
 #define stall_report_set ms_stall_report_set

@@ -43,6 +43,7 @@ static void take_back(struct srcu_reader *r)
 {
 	end_sections_of(r);
 	r->depth = 0;
+	atomic_store_explicit(&r->hold, 0, memory_order_release);
 	atomic_store_explicit(&r->owner, SRCU_FREE, memory_order_relaxed);
 }
 
@@ -111,12 +112,6 @@ static void hand_out(struct srcu_reader *r, uint64_t owner, uint32_t os_id)
 	atomic_store_explicit(&r->owner, owner, memory_order_relaxed);
 }
 
-static void init_reader(struct srcu_reader *r, struct srcu *s, uint64_t owner, uint32_t os_id)
-{
-	r->domain = s;
-	hand_out(r, owner, os_id);
-}
-
 int srcu_init(struct srcu *s, struct memory *memory)
 {
 	int r = prepare_process();
@@ -126,7 +121,7 @@ int srcu_init(struct srcu *s, struct memory *memory)
 	memset(s, 0, sizeof(*s));
 	s->number = atomic_fetch_add_explicit(&last_domain, 1, memory_order_relaxed) + 1;
 	s->memory = memory;
-	init_reader(&s->shared, s, SRCU_SHARED, 0);
+	hand_out(&s->shared, SRCU_SHARED, 0);
 	atomic_store_explicit(&s->readers, &s->shared, memory_order_release);
 
 	pthread_mutex_lock(&domains_lock);
@@ -222,7 +217,7 @@ static struct srcu_reader *add_reader(struct srcu *s, uint64_t owner)
 
 	if (!r)
 		return NULL;
-	init_reader(r, s, owner, thread_os_id());
+	hand_out(r, owner, thread_os_id());
 	r->next = atomic_load(&s->readers);
 	atomic_store_explicit(&s->readers, r, memory_order_seq_cst); /* A */
 	return r;
@@ -369,6 +364,18 @@ void synchronize_srcu_others(struct srcu *s, const struct srcu_reader *own)
 void synchronize_srcu(struct srcu *s)
 {
 	synchronize_srcu_others(s, NULL);
+}
+
+uint64_t srcu_oldest_hold(const struct srcu *s)
+{
+	uint64_t oldest = SRCU_NO_HOLD, hold;
+
+	for (struct srcu_reader *r = atomic_load_explicit(&s->readers, memory_order_seq_cst); r; r = r->next) {
+		hold = atomic_load_explicit(&r->hold, memory_order_seq_cst);
+		if (hold && hold < oldest)
+			oldest = hold;
+	}
+	return oldest;
 }
 
 uint64_t srcu_total(struct srcu *s, enum srcu_count which)

@@ -14,7 +14,8 @@
  * Invariants
  *   S1  a section is counted out of the bank into which it was counted; nested sections may end in any order;
  *   S2  a bank of a record is empty if its unlock count, read first, equals its lock count, read afterwards;
- *   S3  only its owner counts in a record, except in the shared one; both banks of a record without owner are empty.
+ *   S3  only its owner counts in a record, except in the shared one; both banks of a record without owner are empty,
+ *       and it has no hold.
  *
  * Ordering (rows of docs/locking.md)
  *   A  a reader counts itself in, then loads the protected pointer; a writer publishes, then reads the counts: four
@@ -49,7 +50,7 @@ struct srcu_reader {
 	cache_aligned _Atomic uint64_t lock[2];
 	_Atomic uint64_t unlock[2];
 	struct srcu_reader *next;     /* immutable once published */
-	struct srcu *domain;
+	_Atomic uint64_t hold;        /* of the owner, see holds.h; 0: none */
 	_Atomic uint64_t owner;       /* a thread_number(), SRCU_FREE or SRCU_SHARED */
 	_Atomic uint32_t os_id;       /* the owner's thread_os_id(); 0 in the shared record */
 
@@ -147,8 +148,13 @@ static inline struct srcu_reader *srcu_reader(struct srcu *s)
 
 static inline bool srcu_is_shared(const struct srcu_reader *r)
 {
-	return r == &r->domain->shared;
+	return atomic_load_explicit(&r->owner, memory_order_relaxed) == SRCU_SHARED;
 }
+
+/* The least number in `hold` of all records, or SRCU_NO_HOLD.  Row "holds". */
+uint64_t srcu_oldest_hold(const struct srcu *s);
+
+#define SRCU_NO_HOLD (~(uint64_t)0)
 
 /* Whether this is the record of the calling thread.  It may be any record of the domain. */
 static inline bool srcu_is_own(const struct srcu_reader *r)

@@ -216,7 +216,7 @@ static void free_touched(struct ms_update *u)
 		if (slot->sets)
 			continue;
 		id_is_free(&vm->as[u->as_id], slot->id);
-		memslot_free(vm->design, &vm->memory, slot);
+		holds_retire(&vm->holds, slot);
 	}
 }
 

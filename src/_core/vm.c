@@ -64,11 +64,13 @@ int vm_lock(struct ms_vm *vm, struct ms_error *err)
 {
 	int r = take_lock(vm, err);
 
-	if (!r && unlikely(vm->closed)) {
-		vm_unlock(vm);
-		r = vm_refuse(err, EBADF, MS_RULE_CLOSED, 0, NULL);
-	}
-	return r;
+	if (r)
+		return r;
+	holds_tidy(&vm->holds);
+	if (likely(!vm->closed))
+		return 0;
+	vm_unlock(vm);
+	return vm_refuse(err, EBADF, MS_RULE_CLOSED, 0, NULL);
 }
 
 void vm_unlock(struct ms_vm *vm)
@@ -244,6 +246,7 @@ static int init_vm(struct ms_vm *vm, const struct ms_config *config, const struc
 		srcu_deinit(&vm->srcu);
 		return r;
 	}
+	holds_init(&vm->holds, &vm->srcu, &vm->memory, vm->design);
 	if (vm->config.dereference_raw_addresses)
 		guest_fault_prepare();
 	vm->stall_report.lock = &vm->slots_lock;
@@ -314,6 +317,16 @@ static void retire_indexes(struct address_space *as)
 	atomic_store_explicit(&as->build.busy, 0, memory_order_release);
 }
 
+/* No reader sees the slots of the inactive set.  A call that is in no section may still hold them. */
+static void empty_former_set(struct ms_vm *vm, uint32_t as_id)
+{
+	struct memslot_set *set = vm_inactive_set(vm, as_id);
+
+	vm->as[as_id].kept = holds_retire_set(&vm->holds, set);
+	if (!vm->as[as_id].kept)
+		empty_set(vm, set, true);
+}
+
 /* After this no reader sees a slot of the address space.  The set that readers have left still has all slots. */
 static void empty_address_space(struct ms_vm *vm, uint32_t as_id)
 {
@@ -331,10 +344,21 @@ static void empty_address_spaces(struct ms_vm *vm)
 	atomic_store_explicit(&vm->counts.nr_memslot_pages, 0, memory_order_relaxed);
 }
 
-static void free_slots(struct ms_vm *vm)
+static void free_former_sets(struct ms_vm *vm)
 {
 	for (uint32_t i = 0; i < vm->config.address_spaces; i++)
-		empty_set(vm, vm_inactive_set(vm, i), true);
+		empty_former_set(vm, i);
+}
+
+/* A later close frees the slots that a hold needed at the first one. */
+static void free_kept(struct ms_vm *vm)
+{
+	holds_tidy(&vm->holds);
+	for (uint32_t i = 0; i < vm->config.address_spaces && !holds_have_kept(&vm->holds); i++) {
+		if (vm->as[i].kept)
+			empty_set(vm, vm_inactive_set(vm, i), true);
+		vm->as[i].kept = false;
+	}
 }
 
 /* The closing thread has ended in a stall report or in a closed hook.  In the first case the swap of one address space
@@ -346,7 +370,7 @@ static void finish_close(struct slots_lock *lock)
 	if (!vm->closed && vm_is_swapping(vm, vm->nr_emptied))
 		vm_swap_end(vm, vm->nr_emptied++);
 	empty_address_spaces(vm);
-	free_slots(vm);
+	free_former_sets(vm);
 }
 
 static void close_locked(struct ms_vm *vm)
@@ -354,7 +378,7 @@ static void close_locked(struct ms_vm *vm)
 	vm->slots_lock.finish = finish_close;
 	empty_address_spaces(vm);
 	vm_call_closed_hooks(vm);
-	free_slots(vm);
+	free_former_sets(vm);
 }
 
 int ms_vm_close(struct ms_vm *vm, struct ms_error *err)
@@ -365,7 +389,9 @@ int ms_vm_close(struct ms_vm *vm, struct ms_error *err)
 		return r;
 	if (!vm->closed && vm_has_closed_hooks(vm) && !thread_watch())
 		r = no_memory(err);
-	else if (!vm->closed)
+	else if (vm->closed)
+		free_kept(vm);
+	else
 		close_locked(vm);
 	vm_unlock(vm);
 	return r;
@@ -426,12 +452,19 @@ static void free_indexes(const struct ms_vm *vm, struct address_space *as)
 	overlays_free(&as->overlays);
 }
 
+/* Both sets share their slots, unless the inactive one has kept those of a close. */
+static void empty_both_sets(struct ms_vm *vm, uint32_t as_id)
+{
+	empty_set(vm, vm_inactive_set(vm, as_id), vm->as[as_id].kept);
+	empty_set(vm, vm_active_set(vm, as_id), true);
+}
+
 static void free_vm(struct ms_vm *vm)
 {
+	holds_deinit(&vm->holds);
 	for (uint32_t i = 0; i < vm->config.address_spaces; i++) {
 		free_indexes(vm, &vm->as[i]);
-		empty_set(vm, &vm->as[i].set[0], false);
-		empty_set(vm, &vm->as[i].set[1], true);
+		empty_both_sets(vm, i);
 	}
 	srcu_deinit(&vm->srcu);
 	free_kept_objects(vm);
@@ -448,7 +481,7 @@ static void thread_ended_in_destroy(struct thread_hook *hook)
 {
 	struct ms_vm *vm = container_of(hook, struct ms_vm, end_hook);
 
-	free_slots(vm);
+	free_former_sets(vm);
 	free_vm(vm);
 }
 

@@ -22,6 +22,7 @@
 #include <errno.h>
 
 #include "change.h"
+#include "holds.h"
 #include "slots_lock.h"
 #include "stall_report.h"
 #include "vcpu_hint.h"
@@ -51,6 +52,7 @@ struct ms_vm {
 	struct srcu srcu;
 	struct memory memory;
 	_Atomic uint64_t index_builds, index_patches; /* row "counters" */
+	struct holds holds;
 
 	cache_aligned struct slots_lock slots_lock;
 	/* The members from here on are used under slots_lock. */

@@ -416,13 +416,13 @@ static void commit_listeners(const struct writer *w)
 	listeners_commit(w->vm, w->values, w->nr);
 }
 
-/* No reader can see inv and old any more.  Where each set stores copies, the set's copy of the new slot holds the
- * references now, so only the writer's copy is freed. */
+/* No reader can see inv and old any more, but a call may hold the memory of old.  Where each set stores copies, the
+ * set's copy of the new slot holds the references now, so only the writer's copy is freed. */
 static void free_former(const struct writer *w, const struct change *c)
 {
 	point(WRITER_FREES);
 	free_slot(w, c->inv);
-	free_slot(w, c->old);
+	holds_retire(&w->vm->holds, c->old);
 	drop_copy(w, c->new_slot);
 }
 

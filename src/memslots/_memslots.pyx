@@ -469,6 +469,7 @@ cdef int _look_up(VM vm, _Many what, cnp.ndarray numbers, cnp.ndarray result, ui
     batch.poll = NULL
     if batch.n <= MS_BATCH_BRIEF:  # a release of the GIL costs more than so few lookups
         r = _run_batch(vm._vm, what, as_id, &batch, write, &err)
+        _drain_released()
         return _end_batch(vm, r, &err, as_id) if r else 0
     if batch.n > MS_BATCH_PIECE and _start_poll_clock(&clock):
         batch.poll = _poll_signals

@@ -1094,6 +1094,45 @@ static void test_pieces(bool fails)
 	end_vm(vm);
 }
 
+/* ---- the chunk of a write of many values ---- */
+
+#define WRITTEN 600u
+
+/* Without memory for the chunk, the write is one section. */
+static void test_chunk(bool fails)
+{
+	static _Alignas(4096) uint64_t memory[8 * PAGE / 8];
+	static uint64_t gpas[WRITTEN], values[WRITTEN];
+	struct ms_batch batch = { gpas, 8, values, 8, WRITTEN, NULL, NULL };
+	struct ms_config config = default_config(SPACES);
+	region_t r = region(0, 0, 0, 8, MS_MEM_LOG_DIRTY_PAGES);
+	struct held was, is;
+
+	config.dereference_raw_addresses = true;
+	vm = vm_with(&config);
+	r.userspace_addr = (uint64_t)(uintptr_t)memory;
+	CHECK_EQ(ms_set_user_memory_region(vm, &r, NULL), 0);
+	for (uint64_t i = 0; i < WRITTEN; i++) {
+		gpas[i] = 8 * i;
+		values[i] = i + 7;
+	}
+	memset(memory, 0, sizeof(memory));
+	ms_gfn_to_hva(vm, 0, 0); /* the thread has its record */
+	ms_set_index_policy(vm, MS_INDEX_OFF);
+	was = held();
+	memory_fail(&vm->memory, fails ? 1 : 2, true);
+	CHECK_EQ(ms_write_guest_u64_many(vm, 0, &batch, NULL), 0);
+	CHECK_EQ(atomic_load(&vm->memory.attempts), 1);
+	memory_fail(&vm->memory, 0, false);
+	is = held();
+	CHECK(is.bytes == was.bytes && is.blocks == was.blocks);
+	CHECK(!memcmp(memory, values, sizeof(values)));
+	CHECK_EQ(memory[WRITTEN], 0);
+	injections += fails;
+	silent += fails;
+	end_vm(vm);
+}
+
 static void test_reader(void)
 {
 	struct ms_stats was;
@@ -1326,6 +1365,8 @@ int main(int argc, char **argv)
 		test_copy(false);
 		test_pieces(true);
 		test_pieces(false);
+		test_chunk(true);
+		test_chunk(false);
 		test_vm_without_memory();
 	}
 	CHECK_EQ(atomic_load(&backing->refs), 1);

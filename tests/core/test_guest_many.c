@@ -261,6 +261,7 @@ static int count_polls(void *opaque)
 	struct polls *p = opaque;
 
 	CHECK_EQ(thread_self.sections, 0);
+	CHECK_EQ(srcu_oldest_hold(&vm->srcu), SRCU_NO_HOLD);
 	return ++p->calls == p->end_at;
 }
 

@@ -607,7 +607,6 @@ static void test_values_and_a_new_log(void)
 	end();
 }
 
-/* Without a pin, every value may be a page fault that a change waits for. */
 static void test_short_sections_of_values(void)
 {
 	struct actor reader;
@@ -631,39 +630,10 @@ static void write_some(struct actor *me)
 	me->r = ms_write_guest_u64_many(vm, 0, &some, &error);
 }
 
-/* No change waits for a write of a few hundred values. */
-static void test_write_of_some_values(void)
-{
-	struct actor writer;
-
-	begin("the slot is deleted before some values are written", LOG);
-	choose();
-	act_until(&writer, write_some, POINT_READER_PINNED);
-	CHECK_EQ(ms_delete_memslot(vm, 0, 1, NULL), 0);
-	finish(&writer);
-	CHECK_EQ(writer.r, 0);
-	end();
-}
-
-/* The references of so many slots would cost more than the write. */
-static void test_write_next_to_many_slots(void)
-{
-	begin("some values are written next to many slots", LOG);
-	for (uint32_t id = 2; id < 402; id++)
-		CHECK_EQ(guest_map_part(vm, g, id, 0x1000 + id, 0, 1, 0), 0);
-	choose();
-	memory_fail(&vm->memory, 1, true); /* it takes none */
-	CHECK_EQ(ms_write_guest_u64_many(vm, 0, &some, NULL), 0);
-	memory_fail(&vm->memory, 0, false);
-	for (size_t i = 0; i < 600; i++)
-		CHECK(!memcmp(g->at + 8 * i, &values[i], 8));
-	CHECK_EQ(guest_dirty(vm, 1), 3);
-	end();
-}
-
 static void test_raw_values(void)
 {
 	void (*const runs[])(struct actor *me) = { write_values, write_some };
+	const enum point stops[] = { POINT_READER_PINNED, POINT_READER_MARKS };
 
 	for (size_t i = 0; i < ARRAY_SIZE(runs); i++) {
 		struct actor copier, writer;
@@ -671,7 +641,7 @@ static void test_raw_values(void)
 		begin_raw("the raw slot is deleted before many values are written");
 		choose();
 		gpas[9] = (0x100 + PAGES) * PAGE;
-		act_until(&copier, runs[i], POINT_READER_PINNED);
+		act_until(&copier, runs[i], stops[i]);
 		act_until_waits(&writer, delete_raw, vm);
 		finish_both(&copier, &writer);
 		CHECK_EQ(copier.r, 0);
@@ -940,8 +910,6 @@ static void test_all(void)
 	test_no_memory_for_values();
 	test_raw_slots();
 	test_short_sections_of_values();
-	test_write_of_some_values();
-	test_write_next_to_many_slots();
 	test_raw_values();
 	test_no_memory_for_a_read();
 	test_overtaken_ranges();

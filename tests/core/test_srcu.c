@@ -72,6 +72,15 @@ static size_t nr_records(struct srcu *s)
 	return nr;
 }
 
+static bool is_record_of(struct srcu *s, const struct srcu_reader *reader)
+{
+	const struct srcu_reader *r = atomic_load(&s->readers);
+
+	while (r && r != reader)
+		r = r->next;
+	return r;
+}
+
 static void check_dry(struct srcu *s)
 {
 	for (struct srcu_reader *r = atomic_load(&s->readers); r; r = r->next) {
@@ -165,7 +174,7 @@ static void many_domains(void)
 	for (int round = 0; round < 50; round++) {
 		for (int i = 0; i < DOMAINS; i++) {
 			section[i] = srcu_read_lock(&many[i]);
-			CHECK(section[i].outermost && section[i].reader->domain == &many[i]);
+			CHECK(section[i].outermost && is_record_of(&many[i], section[i].reader));
 			CHECK_EQ(thread_self.sections, i + 1);
 			if (i + 1 < DOMAINS)
 				synchronize_srcu(&many[i + 1]); /* it has no reader inside */

@@ -348,11 +348,11 @@ int ms_change_memslots(struct ms_vm *vm, uint32_t as_id, const struct ms_step *s
  * keep the backing.  A slot without a backing is raw: its userspace_addr is only a number for the engine.
  *
  * The call that drops the last reference calls release(opaque) once: ms_backing_put(), a change, ms_vm_close(),
- * ms_vm_destroy(), another call marked [lock], or a long ms_read_guest(), ms_write_guest(), ms_fill_guest(),
- * ms_copy_guest() or ms_*_guest_u64_many() during which the slot was deleted.  It does so in its own thread before it
- * returns, and after it has released slots_lock.  If the thread is then inside a read section, a hook, a release or an
- * update of any VM, release waits until a call of this thread leaves the last of them, or until the thread ends.  The
- * functions of several backings are called in any order.
+ * ms_vm_destroy(), another call marked [lock], a long ms_read_guest(), ms_write_guest(), ms_fill_guest() or
+ * ms_copy_guest(), or any ms_*_guest_u64_many(), during which the slot was deleted.  It does so in its own thread
+ * before it returns, and after it has released slots_lock.  If the thread is then inside a read section, a hook, a
+ * release or an update of any VM, release waits until a call of this thread leaves the last of them, or until the
+ * thread ends.  The functions of several backings are called in any order.
  *
  * release may make any call, but it must return.  It must not destroy the VM of a call that is in progress, and must
  * not use a VM that ms_vm_destroy() has freed.
@@ -650,12 +650,17 @@ int ms_write_guest_u64(struct ms_vm *vm, uint32_t as_id, uint64_t gpa, uint64_t 
  * value that are complete.  -EINTR: poll ended the call; the values before are complete.  -EINVAL: n is too large.
  * Neither names a value: *err is all 0.
  *
- * Up to 512 values are one read section.  A longer read is one section for each so many values, unless a writer
- * publishes another state meanwhile: then it starts again.  In this case, and for a longer write, the call takes
- * references to all slots, and needs no section.  Exceptions: a write of up to MS_BATCH_PIECE values is one section if
- * the address space has more than one slot for 8 of them, or without memory for the references; so is a read without
- * memory for them; and with dereference_raw_addresses and a slot without a backing, the call with references is one
- * section too.
+ * The values are translated in read sections and copied outside of them, so no change waits for a page fault of a
+ * value.  Until the call has copied them, it holds the memory and the dirty logs of all slots of the VM.  At its end it
+ * may call release functions (ms_release_fn), also those of slots that it has not used.  A read starts again if a
+ * writer publishes another state meanwhile.  In this case, and for a write of more than MS_BATCH_PIECE values, it takes
+ * references to all slots.  -ENOMEM: there is no memory for those of a write.
+ *
+ * Some calls are one read section, and a change waits for their copies: with dereference_raw_addresses those of an
+ * address space that has a slot without a backing; without memory those of a thread that has no record yet, those of
+ * more than 512 values to write, and those of a read that another state has overtaken.
+ *
+ * After MS_RULE_GUEST_FAULT err->other is all 0 if a writer has published another state since the translation.
  */
 int ms_read_guest_u64_many(struct ms_vm *vm, uint32_t as_id, const struct ms_batch *batch, struct ms_error *err);
 int ms_write_guest_u64_many(struct ms_vm *vm, uint32_t as_id, const struct ms_batch *batch, struct ms_error *err);

@@ -54,12 +54,12 @@ void flip_policy_or_kernel(struct rng *rng)
 		CHECK_EQ(ms_set_simd(kernel), 0);
 }
 
-/* A long copy, which holds references from here on, pauses more often: the writer shall delete its slots meanwhile. */
+/* A call that holds memory from here on pauses more often: the writer shall delete its slots meanwhile. */
 static void at_point(enum point point)
 {
 	if (!self)
 		return;
-	if (point == POINT_READER_PINNED && rng_below(&self->rng, 2))
+	if ((point == POINT_READER_PINNED || point == POINT_READER_HELD) && rng_below(&self->rng, 2))
 		pause_briefly(&self->rng);
 	if (--self->until_pause)
 		return;
