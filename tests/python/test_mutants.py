@@ -64,7 +64,7 @@ def functions_of(path: Path) -> set[str]:
 def test_every_named_test_exists() -> None:
     for m in catalogue().mutants:
         for test in m.tests:
-            if test.build == tool("mutants").PYTHON:
+            if test.build in (tool("mutants").PYTHON, tool("mutants").PURE):
                 file, _, name = test.name.partition("::")
                 assert name.partition("[")[0] in functions_of(ROOT / file), f"{m.name}: {test.name}"
             else:
