@@ -148,7 +148,7 @@ def test_plural_follows_the_number(n: int, noun: str, text: str) -> None:
 def documented() -> list[str]:
     """The command lines of the documents, the Makefile and the help.  A synopsis with [ ] is none."""
     found = [command.example for command in cli._COMMANDS.values()]
-    for page in (*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), ROOT / "Makefile"):
+    for page in (*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("Makefile")):
         text = page.read_text(encoding="utf-8").replace("\\\n", " ")
         names = "|".join(cli._COMMANDS)
         found += re.findall(rf"(?:\$ |`|^|/)(memslots (?:{names})\b[^`\n#|>]*)", text, re.MULTILINE)

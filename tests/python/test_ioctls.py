@@ -319,8 +319,10 @@ def test_only_a_slot_that_is_too_large_is_kept_from_the_kernel(
     assert len(ioctl.calls) == 1
     with pytest.raises(kvm.NotCompared):
         vm.get_dirty_log(2)
-    vm.set_user_memory_region(3, guest_phys_addr=3 * largest, memory_size=PAGE_SIZE)
-    assert len(ioctl.calls) == 2
+    for slot, npages in ((3, 1), (4, kvm.MAX_BUILT_PAGES)):
+        gpa = 3 * slot * largest
+        vm.set_user_memory_region(slot, guest_phys_addr=gpa, memory_size=npages * PAGE_SIZE)
+    assert len(ioctl.calls) == 3
 
 
 # ---- the kernel in the laboratory ---------------------------------------------------------------

@@ -308,7 +308,10 @@ def test_fit_uses_the_upper_half() -> None:
 
 
 def test_fit_does_not_depend_on_the_order_of_the_sizes() -> None:
-    sizes, times = [4096, 8, 512, 64], [4096.0, 1.0, 64.0, 1.0]  # 64 -> 64 from 512 to 4096
+    sizes, times = (
+        [4096, 8, 512, 64],
+        [4096.0, 1.0, 64.0, 8.0],
+    )  # from 512 to 4096, 64 times as long
     assert fit.exponent(sizes, times) == pytest.approx(2)
 
 

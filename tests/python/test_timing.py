@@ -473,6 +473,7 @@ def test_collector_is_as_before() -> None:
             measure(
                 plan([Watcher("a")], ["tree"], 1, BUDGET, results), BUDGET, results, lambda: None
             )
+            assert gc.isenabled() == before
             with pytest.raises(KeyboardInterrupt), rounds._without_gc():
                 raise KeyboardInterrupt
             assert gc.isenabled() == before
