@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 """The arithmetic of the laboratory, on samples whose statistics are known by hand.
 
-Each sample tells the statistics apart: it has several rounds, groups of different sizes, ties, and one outlier.
+Each sample gives every statistic another value: it has several rounds, uneven groups, ties, and one outlier.
 """
 
 from __future__ import annotations

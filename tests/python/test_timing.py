@@ -155,6 +155,42 @@ def test_each_level_times_its_own_loop(
     assert sample.wrong is None
 
 
+@pytest.mark.parametrize("pattern", lookups.PATTERNS)
+def test_each_pattern_has_its_stream_on_its_layout(pattern: str) -> None:
+    """A slow backend gets a part of the same stream, with the answers of that part."""
+    name = "adversarial" if pattern == "adversarial" else "uniform"
+    slots = layouts.layout(name, 20, 3)
+    stream = layouts.STREAMS["random" if pattern == "adversarial" else pattern](slots, 500, 3)
+    case = lookups.GfnLookup(pattern, "vm", 20, 3)
+    whole, answers = case.stream(500, 500)
+    assert whole.tolist() == stream.tolist()
+    assert answers.tolist() == layouts.expected_hvas(slots, stream).tolist()
+    part, answers = case.stream(500, 100)
+    assert part.tolist() == stream[costs.spread(500, 100)].tolist()
+    assert answers.tolist() == layouts.expected_hvas(slots, part).tolist()
+    assert (case.names, case.layout_name) == ((f"lookup/{pattern}/vm",), name)
+
+
+def test_lookups_of_a_size_are_all_patterns_on_all_levels() -> None:
+    names = [case.names[0] for case in lookups.all_lookups(8, 1)]
+    wanted = [f"lookup/{p}/{level}" for p in ("hot", "sequential", "random", "misses")
+              for level in ("vm", "vcpu", "batch", "python")]  # fmt: skip
+    assert names == ["lookup/id/vm", *wanted, "lookup/adversarial/vm", "lookup/adversarial/batch"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "pages"),
+    [(selftest.Map, 32), (selftest.Unmap, 128), (selftest.UnmapChunked, 128), (selftest.ReadWrite, 512),
+     (selftest.MoveActive, 512), (selftest.MoveInactive, 512), (selftest.SlotSetup, 512)],
+)  # fmt: skip
+def test_each_kernel_test_has_the_memory_of_the_kernel(kind: Any, pages: int) -> None:
+    """In MiB, and one page for messages.  More slots than pages are not possible."""
+    case = kind(10, 1)
+    assert int(case.slots["npages"][1:].sum()) == pages * 256 + 1
+    assert kind(10**6, 1).n_slots == pages * 256 + 2
+    assert case.key == f"selftest {pages * 256 + 1}"
+
+
 # ---- sums of several loops ----------------------------------------------------------------------
 
 
