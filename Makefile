@@ -109,7 +109,7 @@ asan-core: $(VENV)/.with-build
 	$(call run-preset,asan)
 
 # Tests of code above the binding.  Sanitizers would find nothing there, because it is Python only.
-ABOVE_BINDING := $(patsubst %,--ignore=tests/python/test_%.py,anchors answers bench_example bench_goals bench_names cli flips geometry hostile_vectors interpreters ioctls layers layouts locking map mutants perf plot readme reports results runs scale statistics timing typing vectors)
+ABOVE_BINDING := $(patsubst %,--ignore=tests/python/test_%.py,anchors answers bench_example bench_goals bench_names cli flips geometry hostile_vectors interpreters ioctls layers layouts locking logs map mutants perf plot readme reports results runs scale statistics timing typing vectors)
 
 # The interpreter itself is not instrumented.  So LD_PRELOAD loads the sanitizers' libraries before it, and
 # PYTHONMALLOC=malloc turns off its own allocator, which would hide small blocks.  Leaks are checked only in the tests

@@ -205,19 +205,19 @@ class Copy:
     def build(self, build: str, targets: Iterable[str]) -> None:
         self.configure(build)
         folder = self.folder(build)
-        if build in (PYTHON, PURE):
-            package = self.site(build) / "memslots"
-            if build == PYTHON:
-                call(tool("ninja"), "-C", folder)
-                for module in folder.glob("_memslots*.so"):
-                    write_if_new(package / module.name, module.read_bytes())
-            for module in (self.source / "src" / "memslots").rglob("*.py"):
-                write_if_new(
-                    package / module.relative_to(self.source / "src" / "memslots"),
-                    module.read_bytes(),
-                )
+        if build not in (PYTHON, PURE):
+            call(tool("ninja"), "-C", folder, *targets)
             return
-        call(tool("ninja"), "-C", folder, *targets)
+        package = self.site(build) / "memslots"
+        if build == PYTHON:
+            call(tool("ninja"), "-C", folder)
+            for pattern, target in (("_memslots*.so", package), ("_ioctl*.so", package / "kvm")):
+                for module in folder.glob(pattern):
+                    write_if_new(target / module.name, module.read_bytes())
+        for module in (self.source / "src" / "memslots").rglob("*.py"):
+            write_if_new(
+                package / module.relative_to(self.source / "src" / "memslots"), module.read_bytes()
+            )
 
     def command(self, test: Test) -> list[str]:
         if test.build in (PYTHON, PURE):

@@ -88,6 +88,17 @@ def number_of(direction: int, size: int, nr: int) -> int:
         ("KVM_GET_API_VERSION", None, 0, 0, 0x00),
         ("KVM_CREATE_VM", None, 0, 0, 0x01),
         ("KVM_CHECK_EXTENSION", None, 0, 0, 0x03),
+        ("KVM_GET_VCPU_MMAP_SIZE", None, 0, 0, 0x04),
+        ("KVM_CREATE_VCPU", None, 0, 0, 0x41),
+        ("KVM_SET_TSS_ADDR", None, 0, 0, 0x47),
+        ("KVM_SET_IDENTITY_MAP_ADDR", None, 1, 8, 0x48),
+        ("KVM_CREATE_IRQCHIP", None, 0, 0, 0x60),
+        ("KVM_RUN", None, 0, 0, 0x80),
+        ("KVM_GET_REGS", None, 2, 144, 0x81),
+        ("KVM_SET_REGS", None, 1, 144, 0x82),
+        ("KVM_GET_SREGS", None, 2, 312, 0x83),
+        ("KVM_SET_SREGS", None, 1, 312, 0x84),
+        ("KVM_ENABLE_CAP", "ENABLE_CAP_ARGS", 1, 104, 0xA3),
     ],
 )
 def test_number_of_an_ioctl_has_the_size_of_its_argument(
@@ -99,11 +110,12 @@ def test_number_of_an_ioctl_has_the_size_of_its_argument(
 
 def test_extensions_have_the_numbers_of_linux() -> None:
     assert ioctls.EXTENSIONS == {
-        "user_memory": 3, "nr_memslots": 10, "sync_mmu": 16, "readonly_mem": 81, "x86_smm": 117,
-        "multi_address_space": 118, "manual_dirty_log_protect2": 168, "dirty_log_ring": 192,
-        "disable_quirks2": 213, "dirty_log_ring_acq_rel": 223, "dirty_log_ring_with_bitmap": 225,
-        "user_memory2": 231, "memory_attributes": 233, "guest_memfd": 234, "vm_types": 235,
-        "guest_memfd_flags": 244,
+        "irqchip": 0, "user_memory": 3, "set_tss_addr": 4, "nr_vcpus": 9, "nr_memslots": 10,
+        "sync_mmu": 16, "set_identity_map_addr": 37, "max_vcpus": 66, "readonly_mem": 81,
+        "x86_smm": 117, "multi_address_space": 118, "immediate_exit": 136,
+        "manual_dirty_log_protect2": 168, "dirty_log_ring": 192, "disable_quirks2": 213,
+        "dirty_log_ring_acq_rel": 223, "dirty_log_ring_with_bitmap": 225, "user_memory2": 231,
+        "memory_attributes": 233, "guest_memfd": 234, "vm_types": 235, "guest_memfd_flags": 244,
     }  # fmt: skip
 
 
