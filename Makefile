@@ -112,7 +112,7 @@ asan-core: $(VENV)/.with-build
 	$(call run-preset,asan)
 
 # Tests of code above the binding.  Sanitizers would find nothing there, because it is Python only.
-ABOVE_BINDING := $(patsubst %,--ignore=tests/python/test_%.py,anchors apply_layout bench_example bench_goals bench_names cli dask_example examples flatten flips hostile_vectors interpreters layers layouts locking logs map mutants perf plan plans_on_kvm plot readme results runs scale typing vectors)
+ABOVE_BINDING := $(patsubst %,--ignore=tests/python/test_%.py,anchors answers apply_layout bench_example bench_goals bench_names cli dask_example examples flatten flips geometry hostile_vectors interpreters ioctls layers layouts locking logs map mutants perf plan plans_on_kvm plot readme reports results runs scale statistics timing typing vectors)
 
 # The interpreter itself is not instrumented.  So LD_PRELOAD loads the sanitizers' libraries before it, and
 # PYTHONMALLOC=malloc turns off its own allocator, which would hide small blocks.  Leaks are checked only in the tests
@@ -154,7 +154,7 @@ coverage: $(VENV)/.with-build $(VENV)/.with-coverage ## show the lines and branc
 		--json build/coverage/gcovr.json build/coverage
 	@$(BIN)/python tools/coverage.py build/coverage/gcovr.json
 
-mutants: $(VENV)/.package $(VENV)/.with-test ## plant bugs one at a time, and check that tests catch each; ARGS=--quick takes a minute, ARGS=--markdown lists them
+mutants: $(VENV)/.package $(VENV)/.with-test $(VENV)/.with-plot ## plant bugs one at a time, and check that tests catch each; ARGS=--quick takes a minute, ARGS=--markdown lists them
 	@$(BIN)/python tools/mutants.py $(ARGS)
 
 bench: $(VENV)/.package $(VENV)/.with-test $(VENV)/.with-bench ## run the benchmarks; each checks the answer that it times
