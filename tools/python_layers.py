@@ -35,6 +35,7 @@ LAYERS = (
     # The laboratory and the command line.
     ("lab",),
     ("measure",),
+    ("verdicts",),
     ("plot",),
     ("report",),
     ("commands",),

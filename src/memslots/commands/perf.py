@@ -65,6 +65,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     arguments.add_measurement(parser)
     deliver.add_arguments(parser)
     verify.add_argument(parser)
+    parser.add_argument(
+        "--against",
+        metavar="FILE|COMMIT",
+        help="compare this checkout's files with a commit, or with the commit that FILE was measured with",
+    )
 
 
 def slot_numbers(text: str) -> tuple[int, ...]:
@@ -74,7 +79,12 @@ def slot_numbers(text: str) -> tuple[int, ...]:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Measures and delivers.  The exit code is 1 after a wrong answer.  UsageError: there is nothing to measure."""
+    """Measures and delivers, unless --verify or --against choose other work.
+
+    The exit code is 1 after a wrong answer.  UsageError: there is nothing to measure.
+    """
+    if args.against:
+        return _against(args)
     drawings = _drawings(files.picture(args.picture) if args.picture else None)
     deliver.check(args, drawings)
     if args.verify:
@@ -89,6 +99,18 @@ def run(args: argparse.Namespace) -> int:
         lab.measure()
         report = lab.report(skipped, _kvm_refused_ns() if "kvm" in names else None)
     return deliver.deliver(report, args, report_perf.text, drawings)
+
+
+def _against(args: argparse.Namespace) -> int:
+    """UsageError: scipy is missing."""
+    try:
+        from . import against
+    except ImportError as e:
+        if (e.name or "").startswith("memslots"):
+            raise
+        reason = f"--against needs a library that is missing ({e}): pip install 'memslots[verdict]'"
+        raise UsageError(reason) from e
+    return against.run(args)
 
 
 def nothing_to_measure(pattern: str | None, names: Iterable[str]) -> str:

@@ -62,8 +62,8 @@ class Window:
     round: int
     seconds: float
     load: float | None  # the average of one minute, at the end
-    others: float | None  # the share of the processors' time that other processes used
-    stolen: float | None  # the share that the hypervisor gave to other machines
+    others: float | None  # processors that other processes used, on average
+    stolen: float | None  # processors that the hypervisor gave to other machines
     switches: int | None  # involuntary context switches of this process
 
 

@@ -97,22 +97,21 @@ def processor_times(line: str) -> tuple[float | None, float | None]:
 
 
 def window_between(n_slots: int | None, round_: int, before: Usage, after: Usage) -> Window:
-    """Return the shares of the processors' time between two readings."""
+    """Return what happened between two readings."""
     seconds = after.wall - before.wall
-    capacity = seconds * (os.cpu_count() or 1)
 
-    def share(of: float | None, since: float | None, own: float = 0.0) -> float | None:
+    def processors(of: float | None, since: float | None, own: float = 0.0) -> float | None:
         if of is None or since is None or seconds < SHORTEST:
             return None
-        return round(max(0.0, of - since - own) / capacity, 4)
+        return round(max(0.0, of - since - own) / seconds, 4)
 
     return Window(
         n_slots,
         round_,
         round(seconds, 4),
         _load(),
-        share(after.busy, before.busy, after.own - before.own),
-        share(after.stolen, before.stolen),
+        processors(after.busy, before.busy, after.own - before.own),
+        processors(after.stolen, before.stolen),
         after.switches - before.switches,
     )
 

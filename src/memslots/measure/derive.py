@@ -45,7 +45,7 @@ def scale_report(record: ScaleRecord) -> ScaleReport:
 
 def _level(parts: Iterable[Part]) -> float | None:
     rounds = (found for part in parts for cell in part.cells for found in cell.rounds)
-    return noise.quiet_level(found.reference_ns for found in rounds)
+    return noise.typical_level(found.reference_ns for found in rounds)
 
 
 def _in_order(record: Record, derived: dict[str, Any]) -> dict[str, Any]:

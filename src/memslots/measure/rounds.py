@@ -66,10 +66,10 @@ class Results:
             )
 
     def rows(self, pattern: str | None = None, level: float | None = None) -> list[Row]:
-        """Return the rows.  `level`: of the reference loop in quiet rounds; None: that of these rows."""
+        """Return the rows.  `level`: of the reference loop typically; None: that of these rows."""
         chosen = list(self._chosen(pattern))
         if level is None:
-            level = noise.quiet_level(s.reference_ns for _, samples in chosen for s in samples)
+            level = noise.typical_level(s.reference_ns for _, samples in chosen for s in samples)
         return [self._row(key, samples, level) for key, samples in chosen]
 
     def _row(self, key: Key, samples: list[Sample], level: float | None) -> Row:

@@ -149,13 +149,14 @@ def busy_note(report: Report) -> Iterator[str]:
 def _busy_readings(report: Report) -> str:
     found = report["noise"]
     readings = [
-        ("other processes used up to {:.0%} of the processors' time", found["others"]),
-        ("other machines got up to {:.0%}", found["stolen"]),
-        ("the reference loop took up to {:.1f} times as long as in quiet rounds", found["slower"]),
+        ("other processes used up to {:.1f} processors", found["others"]),
+        ("other machines took up to {:.1f}", found["stolen"]),
+        ("the reference loop took up to {:.1f} times as long as typically", found["slower"]),
         ("the load was up to {:.1f}", found["load"]),
     ]
     known = [text.format(value) for text, value in readings if value is not None]
-    return f"In single rounds {listed([*known, plural(found['switches'], 'involuntary context switch')])}."
+    switches = plural(found["switches"], "involuntary context switch")
+    return f"In single rounds {listed(known)}; there were {switches}."
 
 
 def index_note(rows: Iterable[Row]) -> Iterator[str]:
