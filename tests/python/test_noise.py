@@ -1,12 +1,15 @@
 # SPDX-License-Identifier: MIT
 """A busy machine: which cells it affects, and that such cells decide nothing in tables, sentences and pictures."""
 
+import subprocess
+import sys
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 
+from memslots.commands import cli
 from memslots.lab import watch
 from memslots.lab.case import Budget
 from memslots.lab.record import CellRecord, Part, Round, Window
@@ -196,6 +199,38 @@ def test_case_has_the_slower_reading_of_both_sides(monkeypatch: pytest.MonkeyPat
     assert sorted(s.switches or 0 for s in found.values()) == [0, 0, 1, 4]
     assert {s.window for s in found.values()} == {0}
     assert len(results.windows) == 1
+
+
+BURN = """
+import numpy as np
+source = np.ones(8 << 20)
+target = np.empty_like(source)
+print("burning", flush=True)
+while True:
+    np.copyto(target, source)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not watch.STAT.exists(), reason="no /proc/stat")
+def test_program_that_burns_memory_bandwidth_is_noticed(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    command = ["perf", "--quick", "--no-kvm", "--only", "lookup/random/*", "--slots", "32764"]
+    with subprocess.Popen([sys.executable, "-c", BURN], stdout=subprocess.PIPE) as burner:
+        try:
+            assert burner.stdout is not None
+            assert burner.stdout.readline() == b"burning\n"
+            assert cli.main(command) == 0
+        finally:
+            burner.kill()
+    out = capsys.readouterr().out
+    lines = out.splitlines()
+    assert lines[0].startswith("THE MACHINE WAS BUSY")
+    assert sum(line.startswith("THE MACHINE WAS BUSY") for line in lines) == 2
+    sentences = [p for p in out.replace("\n  ", " ").split("\n") if "The array is faster" in p]
+    assert sentences
+    assert all(": nowhere." in p and "or the machine was busy" in p for p in sentences)
 
 
 # ---- winners -------------------------------------------------------------------------------------

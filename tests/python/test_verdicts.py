@@ -390,37 +390,12 @@ def test_two_sets_of_files_give_a_table(
     a, b = sets
     assert cli.main(["verdict", *a, "--", *b]) == 1
     out = capsys.readouterr().out
-    lines = [line.split() for line in out.splitlines()]
-    assert [
-        "bench.py::up",
-        "1.00",
-        "us",
-        "2.00",
-        "us",
-        "1.992",
-        "1.985",
-        "to",
-        "1.999",
-        "slower",
-    ] in lines
-    assert [
-        "bench.py::same",
-        "1.00",
-        "ms",
-        "1.00",
-        "ms",
-        "1.000",
-        "1.000",
-        "to",
-        "1.000",
-        "equivalent",
-    ] in lines
+    lines = [" ".join(line.split()) for line in out.splitlines()]
+    assert "bench.py::up 1.00 us 2.00 us 1.992 1.985 to 1.999 slower" in lines
+    assert "bench.py::same 1.00 ms 1.00 ms 1.000 1.000 to 1.000 equivalent" in lines
     assert "left out: bench.py::new: not in 5 of 10 files" in out
-    assert out.splitlines()[
-        -1
-    ] == "verdict: 2 benchmarks: faster 1, slower 1, equivalent 1, inconclusive 0".replace(
-        "faster 1", "faster 0"
-    )
+    last = "verdict: 2 benchmarks: faster 0, slower 1, equivalent 1, inconclusive 0"
+    assert out.splitlines()[-1] == last
     assert cli.main(["verdict", *b, "--", *a]) == 0
     assert "faster 1, slower 0" in capsys.readouterr().out
 

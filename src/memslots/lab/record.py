@@ -53,7 +53,7 @@ class CellRecord:
 
 @dataclass(frozen=True)
 class Window:
-    """What the rest of the machine did during one round of all cells with the same number of slots.
+    """The other work of the machine during one round of all cells with the same number of slots.
 
     If the round takes less than a second, the window begins before it.
     """

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""What the rest of the machine does during a measurement: other processes, other machines, and the caches.
+"""The other work of the machine during a measurement: other processes, other machines, and the caches.
 
 The kernel's counters are read once in each round of many cells.  They count ticks of 10 ms, so a window of the
 counters has at least SPAN seconds: it begins before its round if the round is shorter.  The reference loop takes a
