@@ -391,7 +391,7 @@ def test_two_sets_of_files_give_a_table(
     assert cli.main(["verdict", *a, "--", *b]) == 1
     out = capsys.readouterr().out
     lines = [" ".join(line.split()) for line in out.splitlines()]
-    assert "bench.py::up 1.00 us 2.00 us 1.992 1.985 to 1.999 slower" in lines
+    assert "bench.py::up 1.00 us 2.00 us 1.994 1.988 to 2.000 slower" in lines
     assert "bench.py::same 1.00 ms 1.00 ms 1.000 1.000 to 1.000 equivalent" in lines
     assert "left out: bench.py::new: not in 5 of 10 files" in out
     last = "verdict: 2 benchmarks: faster 0, slower 1, equivalent 1, inconclusive 0"
