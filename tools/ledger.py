@@ -119,7 +119,7 @@ def write(file: Path, lines: list[Line]) -> None:
 
 
 def grew(before: Line, now: float) -> bool:
-    return now > before.instructions * (1 + LIMIT)
+    return now > before.instructions and differs(before, now)
 
 
 def differs(before: Line, now: float) -> bool:
