@@ -47,7 +47,7 @@ unexport PYTHONPATH PYTHONHOME
 .NOTPARALLEL:
 .SECONDARY:
 .PHONY: help perf test test-core test-python test-builds test-arrays test-another test-others test-kernel test-fuzz asan asan-core asan-python tsan torture \
-	torture-short leaks mutants coverage bench bench-goals bench-readers bench-compare error-pool error-rates ledger ledger-check callgrind results lint format ci \
+	torture-short leaks mutants coverage bench bench-goals bench-readers bench-compare error-pool error-rates ledger ledger-check callgrind results figures lint format ci \
 	nightly clean
 
 help: ## list the commands
@@ -113,7 +113,7 @@ asan-core: $(VENV)/.with-build
 	$(call run-preset,asan)
 
 # Tests of code above the binding.  Sanitizers would find nothing there, because it is Python only.
-ABOVE_BINDING := $(patsubst %,--ignore=tests/python/test_%.py,anchors bench_example bench_goals bench_names cli flips hostile_vectors interpreters layers layouts ledger locking map mutants noise perf plot readme records results runs scale typing vectors verdicts)
+ABOVE_BINDING := $(patsubst %,--ignore=tests/python/test_%.py,anchors bench_example bench_goals bench_names cli figures flips hostile_vectors interpreters layers layouts ledger locking map mutants noise perf plot readme records results runs scale typing vectors verdicts)
 
 # The interpreter itself is not instrumented.  So LD_PRELOAD loads the sanitizers' libraries before it, and
 # PYTHONMALLOC=malloc turns off its own allocator, which would hide small blocks.  Leaks are checked only in the tests
@@ -187,6 +187,9 @@ ledger-check: $(VENV)/.package ## fail if a hot path needs 0.5 % more or fewer i
 
 results: $(VENV)/.package $(VENV)/.with-bench $(VENV)/.with-plot build/.callgrind-package ## record perf, scale, goals, readers and callgrind in docs/results/NAME: text, JSON, pictures
 	@$(BIN)/python tools/results.py $(or $(NAME),$(error make results NAME=folder, such as NAME=epyc-2cpu)) $(ARGS)
+
+figures: $(VENV)/.package ## write the figures of README.md and docs/benchmarks.md again, from the record that docs/figures.toml names
+	@$(BIN)/python tools/figures.py write
 
 lint: $(VENV)/.package $(VENV)/.with-lint ## check style, types, spelling, and the layers of includes and imports
 	@failed=; \
