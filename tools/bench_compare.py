@@ -69,7 +69,7 @@ def compare(args: argparse.Namespace, further: list[str]) -> Comparison:
         work = suite_work(versions, further, failed)
     planned = list(processes.plan(units, orders))
     start = perf_counter()
-    with progress_bar(lambda: len(planned), "process") as progress:
+    with progress_bar(lambda: len(planned), "run") as progress:
         measured = processes.measure(planned, work, progress)
     seconds = round(perf_counter() - start, 1)
     names = versions["A"].name, versions["B"].name

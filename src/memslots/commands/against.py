@@ -93,7 +93,7 @@ def compare(
     }
     planned = list(processes.plan(units, orders))
     start = perf_counter()
-    with progress_bar(lambda: len(planned), "process") as progress:
+    with progress_bar(lambda: len(planned), "run") as progress:
         measured = processes.measure(
             planned, processes.short_work(versions, seconds, only), progress
         )

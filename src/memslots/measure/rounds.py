@@ -144,8 +144,10 @@ def _measure_group(
             for _, due in groupby(_in_turn(cells, i), lambda cell: id(cell.case)):
                 samples: list[Sample] = []
                 for cell in due:
-                    ok = id(cell) in failed or _turn(cell, i, subjects, budget, samples, results)
-                    failed |= set() if ok else {id(cell)}
+                    if id(cell) not in failed and not _turn(
+                        cell, i, subjects, budget, samples, results
+                    ):
+                        failed.add(id(cell))
                     progress()
                 after = watch.reference().read()
                 for sample in samples:

@@ -297,8 +297,7 @@ def _overheads(report: PerfReport) -> str:
     note = (
         f"Times are per operation: medians of {plural(report['rounds'], 'round')}, ± half the distance between their "
         f"quartiles.  Percentiles from C include {report['clock_ns']:.0f} ns for the clock, those from Python "
-        f"{report['floor_ns']:.0f} ns for the clock and the call.  One side is faster only where the whole interval of "
-        "the factor, from the rounds, lies beyond 10 %; otherwise both are even."
+        f"{report['floor_ns']:.0f} ns for the clock and the call."
     )
     if (refused := report["kvm_refused_ns"]) is not None:
         note += f"  A system call that KVM refuses takes {refused:.0f} ns; each time of kvm includes this."
