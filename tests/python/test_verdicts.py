@@ -300,6 +300,18 @@ def test_rates_of_a_pool_without_noise() -> None:
     assert (found.false_alarms, found.equivalent, found.found) == (0, 1, [1, 1, 1])
 
 
+def test_table_with_one_false_alarm_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of three rows one is "slower" in every experiment: each table has a false alarm."""
+
+    def outcomes_of(drawn: Any) -> Any:
+        return np.tile(np.array(["equivalent", "slower", "inconclusive"]), (len(drawn), 1))
+
+    monkeypatch.setattr(pool, "outcomes_of", outcomes_of)
+    found = pool.rates(invented_pool(0.01), 16, 100)
+    assert (found.false_alarms, found.upper) == (1, 1)
+    assert found.equivalent == pytest.approx(1 / 3)
+
+
 def test_sides_of_whole_units_change_places() -> None:
     rows = np.array([[1.0, 10.0], [2.0, 20.0]])
     drawn = pool.draw(rows, 500, 4, np.random.default_rng(1))
