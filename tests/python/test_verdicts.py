@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: MIT
 """Verdicts about two versions: the tests, their correction, pairs and units, error rates, and the commands."""
 
+import ast
 import json
+import re
 import sys
 from itertools import pairwise
 from pathlib import Path
@@ -259,6 +261,22 @@ def test_work_checks_its_answers(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("lookup/hot/vm at 509", "lookup/id/vm at 32,764", "lookup/hva/vm at 32,764"):
         with pytest.raises(work.WrongAnswerError, match="1 of 8192 answers are wrong"):
             list(work.measure([name], 0.001))
+
+
+def test_work_imports_only_names_of_the_old_package() -> None:
+    """The same list as for bench/suite: work.py also runs on commit 339614a."""
+    source = (ROOT / "src" / "memslots" / "verdicts" / "work.py").read_text(encoding="utf-8")
+    known = json.loads((ROOT / "bench" / "suite" / "names.json").read_text(encoding="utf-8"))
+    imports = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.ImportFrom)]
+    of_package = {
+        node.module: node for node in imports if (node.module or "").startswith("memslots")
+    }
+    assert set(of_package) == {"memslots", "memslots._memslots"}
+    for module, node in of_package.items():
+        assert {alias.name for alias in node.names} <= set(known[module])
+    used = set(re.findall(r"\bvm\.(\w+)", source))
+    assert used <= set(known["memslots.VM"])
+    assert "load_memslots" in used
 
 
 # ---- error rates ----------------------------------------------------------------------------------
