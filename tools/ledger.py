@@ -130,7 +130,7 @@ def differs(before: Line, now: float) -> bool:
 
 
 def tools() -> str:
-    """Name what the counts depend on, besides the code."""
+    """Return the tools that the counts depend on."""
     sys.path.insert(0, str(ROOT / "bench"))
     from goals.build import RELEASED, compiler
 
