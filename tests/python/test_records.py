@@ -58,7 +58,7 @@ def test_results_of_a_part_give_the_same_rows() -> None:
     results = Results()
     results.samples["unmap", "tree", 8] = invented(5.0, 2.0, 100.0)
     results.samples["unmap", "array", 8] = invented(6.0, 6.0, 7.0, backend="array")
-    results.windows = [record.Window(8, 0, 1.0, 0.5, 0.2, 0.0, 3)]
+    results.windows = [record.Window(8, 0, 1.0, 0.5, 0.9, 0.0, 3)]
     part = results.part()
     rows = Results.of_part(part).rows()
     assert rows == results.rows()
