@@ -113,7 +113,7 @@ asan-core: $(VENV)/.with-build
 	$(call run-preset,asan)
 
 # Tests of code above the binding.  Sanitizers would find nothing there, because it is Python only.
-ABOVE_BINDING := $(patsubst %,--ignore=tests/python/test_%.py,anchors bench_example bench_goals bench_names cli figures flips hostile_vectors interpreters layers layouts ledger locking map mutants noise perf plot readme records results runs scale typing vectors verdicts)
+ABOVE_BINDING := $(patsubst %,--ignore=tests/python/test_%.py,anchors bench_example bench_goals bench_names cli figures flips hostile_vectors interpreters layers layouts ledger locking logs map mutants noise perf plot readme records results runs scale typing vectors verdicts)
 
 # The interpreter itself is not instrumented.  So LD_PRELOAD loads the sanitizers' libraries before it, and
 # PYTHONMALLOC=malloc turns off its own allocator, which would hide small blocks.  Leaks are checked only in the tests

@@ -190,8 +190,9 @@ class Copy:
             return
         call(tool("ninja"), "-C", folder)
         package = self.base / "site" / "memslots"
-        for module in folder.glob("_memslots*.so"):
-            write_if_new(package / module.name, module.read_bytes())
+        for pattern, target in (("_memslots*.so", package), ("_ioctl*.so", package / "kvm")):
+            for module in folder.glob(pattern):
+                write_if_new(target / module.name, module.read_bytes())
         for module in (self.source / "src" / "memslots").rglob("*.py"):
             write_if_new(
                 package / module.relative_to(self.source / "src" / "memslots"), module.read_bytes()

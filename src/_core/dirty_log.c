@@ -350,21 +350,29 @@ static void drop_clean_line(struct dirty_log *log, size_t line)
 		dirty_summary_note(summary_of(log), line);
 }
 
-static void drop_clean_lines(struct dirty_log *log, size_t first_word, size_t nwords)
+/* Most words have no such bit, and a locked instruction costs more than a load.  A mark that comes after the load comes
+ * after the clear.  Returns whether a bit was cleared. */
+static bool clear_words(_Atomic uint64_t *words, const uint64_t *bitmap, size_t nwords)
 {
-	size_t end = dirty_line_of(first_word + nwords - 1) + 1;
+	bool any = false;
 
-	for (size_t line = dirty_line_of(first_word); line < end; line++)
-		drop_clean_line(log, line);
+	for (size_t i = 0; i < nwords; i++)
+		if (bitmap[i] & atomic_load_explicit(&words[i], memory_order_acquire)) {
+			atomic_fetch_and_explicit(&words[i], ~bitmap[i], memory_order_acq_rel);
+			any = true;
+		}
+	return any;
 }
 
 void dirty_log_clear(struct dirty_log *log, size_t first_word, const uint64_t *bitmap, size_t nwords)
 {
-	for (size_t i = 0; i < nwords; i++)
-		if (bitmap[i])
-			atomic_fetch_and_explicit(&log->live[first_word + i], ~bitmap[i], memory_order_acq_rel);
-	if (has_summary(log) && nwords)
-		drop_clean_lines(log, first_word, nwords);
+	for (size_t done = 0, n; done < nwords; done += n) {
+		size_t line = dirty_line_of(first_word + done), to_end = dirty_line_start(line + 1) - first_word - done;
+
+		n = nwords - done < to_end ? nwords - done : to_end;
+		if (clear_words(&log->live[first_word + done], bitmap + done, n) && has_summary(log))
+			drop_clean_line(log, line);
+	}
 }
 
 int dirty_log_check(const struct dirty_log *log)

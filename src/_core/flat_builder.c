@@ -30,14 +30,14 @@
 #define SCALE_MAX ((uint64_t)1 << 30)
 #define SCALE_EXACT ((uint64_t)1 << FLAT_POSITION_SHIFT)
 
-/* The number of buckets for three pieces; fewer if a slot would take more than SLOT_BYTES.  An index without slots, and
- * the record of its first reader, take about HEAD_BYTES. */
+/* The number of buckets for three pieces; fewer if a slot would take more than SLOT_BYTES.  An index without slots, its
+ * overlay without ranges and marks, and the record of its first reader take about HEAD_BYTES. */
 #define BUCKETS_FOR_3_PIECES 4
-#define SLOT_BYTES 31
-#define HEAD_BYTES 320
+#define SLOT_BYTES 30
+#define HEAD_BYTES 1024
 
 /* A segment of fewer slots has as many buckets as are useful. */
-#define SMALL_SEGMENT 64
+#define SMALL_SEGMENT 128
 
 /* The estimate: one word of a list for so many pieces. */
 #define PIECES_FOR_LIST 8
@@ -84,12 +84,14 @@ struct filler {
 struct arrays {
 	struct flat_segment *segments;
 	uint64_t *firsts, *buckets, *deltas; /* `firsts` has shapes and places too */
-	uint32_t *ids, *ranks, *spill;
+	uint32_t *ranks, *spill;
+	uint16_t *ids, *high; /* `high` is NULL without wide ids */
 };
 
 struct flat_builder {
 	struct memory *memory;
 	size_t room, nr; /* of entries */
+	bool wide_ids; /* an id has more than 16 bits */
 	enum phase phase;
 	size_t at;           /* HOLES, PLAN: the next entry */
 	struct hole holes[HOLES_MAX];
@@ -180,6 +182,11 @@ static bool find_holes(struct flat_builder *b, size_t slots)
 
 /* ---- plan ---- */
 
+static size_t size_of_id(const struct flat_builder *b)
+{
+	return b->wide_ids ? 2 * sizeof(uint16_t) : sizeof(uint16_t);
+}
+
 static bool reserve_segment(struct flat_builder *b)
 {
 	size_t room = 2 * b->room_segments;
@@ -198,12 +205,12 @@ static bool reserve_segment(struct flat_builder *b)
 	return true;
 }
 
-/* As many as the bytes of the slots permit, but one for two pieces at least. */
-static uint64_t wanted_buckets(const struct draft *d)
+/* As many as the bytes of the slots permit, but one for two pieces at least.  `id` is the size of an id. */
+static uint64_t wanted_buckets(const struct draft *d, size_t id)
 {
 	uint64_t wanted = (uint64_t)d->pieces * BUCKETS_FOR_3_PIECES / 3 + 1, least = d->pieces / 2 + 1;
 	uint64_t bytes = (uint64_t)d->slots * SLOT_BYTES;
-	uint64_t taken = HEAD_BYTES + d->slots * sizeof(uint32_t) + d->pieces * sizeof(uint64_t) +
+	uint64_t taken = HEAD_BYTES + d->slots * id + d->pieces * sizeof(uint64_t) +
 			 d->pieces / PIECES_FOR_LIST * sizeof(uint32_t);
 	uint64_t room = bytes > taken ? (bytes - taken) / sizeof(uint64_t) : 0;
 
@@ -239,7 +246,7 @@ static void end_draft(struct flat_builder *b)
 {
 	struct draft *d = &b->draft;
 	const struct flat_segment *before = b->nr_segments ? &b->segments[b->nr_segments - 1] : NULL;
-	uint32_t scale = scale_for(d->end - d->first, wanted_buckets(d));
+	uint32_t scale = scale_for(d->end - d->first, wanted_buckets(d, size_of_id(b)));
 	uint64_t origin = origin_for(d, scale, before ? before->first + before->extent : 0);
 	struct flat_segment *segment = &b->segments[b->nr_segments++];
 
@@ -380,7 +387,9 @@ static void write_delta(struct flat_builder *b, const struct flat_segment *segme
 		*rank = t->slots;
 	delta += (uint64_t)(t->slots - *rank) << FLAT_RANK_SHIFT;
 	b->to.deltas[piece] = (delta & -slot) | (FLAT_HOLE & (slot - 1));
-	b->to.ids[t->slots] = entry->id;
+	b->to.ids[t->slots] = (uint16_t)entry->id;
+	if (unlikely(b->to.high))
+		b->to.high[t->slots] = (uint16_t)(entry->id >> 16);
 }
 
 static void begin_segment(struct flat_builder *b, size_t segment)
@@ -458,9 +467,10 @@ static struct flat_index *alloc_index(struct flat_builder *b)
 	size_t at_firsts = reserve(&size, 3 * segments, sizeof(uint64_t));
 	size_t at_buckets = reserve(&size, b->buckets + AHEAD, sizeof(uint64_t));
 	size_t at_deltas = reserve(&size, b->pieces, sizeof(uint64_t));
-	size_t at_ids = reserve(&size, nr + 1, sizeof(uint32_t));
 	size_t at_ranks = reserve(&size, b->pieces / FLAT_GROUP + 1, sizeof(uint32_t));
 	size_t at_spill = reserve(&size, b->spill, sizeof(uint32_t));
+	size_t at_ids = reserve(&size, nr + 1, sizeof(uint16_t));
+	size_t at_high = reserve(&size, b->wide_ids ? nr + 1 : 0, sizeof(uint16_t));
 	char *block = memory_alloc_lines(b->memory, size);
 	struct flat_index *f = (struct flat_index *)(void *)block;
 
@@ -471,9 +481,10 @@ static struct flat_index *alloc_index(struct flat_builder *b)
 		.firsts = (uint64_t *)(void *)(block + at_firsts),
 		.buckets = (uint64_t *)(void *)(block + at_buckets),
 		.deltas = (uint64_t *)(void *)(block + at_deltas),
-		.ids = (uint32_t *)(void *)(block + at_ids),
 		.ranks = (uint32_t *)(void *)(block + at_ranks),
 		.spill = (uint32_t *)(void *)(block + at_spill),
+		.ids = (uint16_t *)(void *)(block + at_ids),
+		.high = b->wide_ids ? (uint16_t *)(void *)(block + at_high) : NULL,
 	};
 	*f = (struct flat_index){
 		.only = b->segments[0],
@@ -486,6 +497,7 @@ static struct flat_index *alloc_index(struct flat_builder *b)
 		.segments = b->to.segments,
 		.firsts = b->to.firsts,
 		.ids = b->to.ids,
+		.high = b->to.high,
 		.ranks = b->to.ranks,
 		.few = nr <= FLAT_FEW ? (struct flat_few *)(void *)(block + at_few) : NULL,
 		.memory = b->memory,
@@ -522,7 +534,9 @@ static enum flat_built begin_index(struct flat_builder *b)
 		return FLAT_BUILD_NO_MEMORY;
 	for (size_t i = 0; i < b->nr_segments; i++)
 		write_segment(b, i);
-	b->to.ids[b->nr] = UINT32_MAX; /* the place of the holes behind the last slot */
+	b->to.ids[b->nr] = 0; /* the place of the holes behind the last slot */
+	if (b->to.high)
+		b->to.high[b->nr] = 0;
 	if (b->index->few)
 		fill_few(b->index->few, b->entries, b->nr);
 	b->filler = (struct filler){ 0 };
@@ -593,6 +607,7 @@ void flat_builder_add(struct flat_builder *b, const struct flat_entry *entry)
 {
 	ms_assert(b->nr < b->room && b->phase == HOLES && !b->at);
 	b->entries[b->nr++] = *entry;
+	b->wide_ids |= entry->id > UINT16_MAX;
 }
 
 void flat_builder_destroy(struct flat_builder *b)

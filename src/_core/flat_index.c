@@ -131,7 +131,7 @@ static struct flat_entry entry_between(const struct flat_cursor *from, const str
 		.base_gfn = base,
 		.hva = ((delta & ~FLAT_DELTA_FLAGS) + (base << MS_PAGE_SHIFT)) | (delta & FLAT_READONLY),
 		.npages = to->x - from->x,
-		.id = from->index->ids[from->slot],
+		.id = flat_id(from->index, from->slot),
 	};
 }
 

@@ -96,7 +96,8 @@ struct flat_index {
 	const uint32_t *spill;
 	const struct flat_segment *segments;
 	const uint64_t *firsts; /* those of the segments; then come flat_shapes() and flat_places() */
-	const uint32_t *ids;    /* of slots */
+	const uint16_t *ids;    /* of slots: the low half of each */
+	const uint16_t *high;   /* the high halves, or NULL if all are 0 */
 	const uint32_t *ranks;  /* by the number of a piece / FLAT_GROUP: the number of slots before these pieces */
 	struct flat_few *few;   /* NULL if there are more than FLAT_FEW slots */
 
@@ -104,6 +105,12 @@ struct flat_index {
 	struct memory *memory;
 	size_t size; /* of the allocation, in bytes */
 };
+
+/* The id of a slot by its number. */
+static inline uint32_t flat_id(const struct flat_index *f, uint32_t slot)
+{
+	return f->ids[slot] | (f->high ? (uint32_t)f->high[slot] << 16 : 0);
+}
 
 /* For vectors: extent << 32 | scale of each segment, and bucket << 32 | piece. */
 static inline const uint64_t *flat_shapes(const struct flat_index *f)

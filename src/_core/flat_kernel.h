@@ -105,7 +105,7 @@ static always_inline int32_t id_of(const struct flat_index *f, uint32_t piece)
 	uint32_t hole = (uint32_t)((delta & FLAT_HOLE) / FLAT_HOLE);
 
 	opaque(hole);
-	return (int32_t)(f->ids[flat_slot(f, delta, piece)] | -hole);
+	return (int32_t)(flat_id(f, flat_slot(f, delta, piece)) | -hole);
 }
 
 #endif

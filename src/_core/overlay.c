@@ -10,7 +10,7 @@
 /* The list has room for this many ranges, and for a share of the slots, which is smaller for many slots.  With more
  * edits it is cheaper to make an index than to copy the edited slots. */
 #define RANGES_MIN 8
-#define RANGES_SHARE 24
+#define RANGES_SHARE 32
 #define RANGES_SHARE_OF_MANY 64
 
 static uint32_t blocks_for(size_t nr)

@@ -5,6 +5,7 @@
 """
 
 import os as _os
+from pathlib import Path as _Path
 
 from . import _interpreter as _interpreter  # first: refuses before the extension is loaded
 from ._memslots import (
@@ -103,6 +104,7 @@ __all__ = [
     "backends",
     "build_info",
     "get_include",
+    "load",
 ]
 
 
@@ -124,3 +126,22 @@ def get_include() -> str:
     raise FileNotFoundError(
         f"this install of memslots has no memslots.h: it is not in {', '.join(candidates)}"
     )
+
+
+def load(
+    path: str | _Path, *, vm_fd: int | None = None, strict: bool = False, backend: str = "tree"
+) -> VM:
+    """A VM with the slots that a real run had at the end of its log.
+
+    path: the output of ``strace -f -e trace=ioctl``, of QEMU's ``-trace kvm_set_user_memory``, or of its monitor's
+    ``info mtree -f``, plain or .gz; or a vector file (.jsonl, .jsonl.gz).  Host addresses are those of the log: the VM
+    translates to them, and reads no memory through them.  ``docs/vectors.md`` says how to record a run.
+    vm_fd: the file descriptor of the VM, if an strace log has the changes of several VMs.
+    strict: whether a line that is not understood raises LogError.  If not, it causes a ``LogWarning``.
+
+    ``memslots.traces.logs.LogError`` (a ValueError): the file is no such log, or has no change of a slot.  OSError: the
+    file cannot be opened.
+    """
+    from .traces.logs import load
+
+    return load(path, vm_fd=vm_fd, strict=strict, backend=backend)

@@ -308,6 +308,8 @@ cdef int _refuse_objects(object buffer, str name) except -1:
     if not cnp.PyArray_Check(buffer):
         try:
             view = memoryview(buffer)
+        except MemoryError:
+            raise  # the next attempt may succeed, and the objects would be accepted
         except Exception:
             return 0  # PyObject_GetBuffer() raises it again
         if not cnp.PyArray_Check(view.obj):

@@ -95,19 +95,20 @@ class Memory(mmap.mmap):
     # The values of an object that its subclass has not made yet.
     _name: str = ""
     _shared: bool = False
-    _fd: int = -1  # a _Descriptor of shared memory that is open; otherwise -1
+    _file: _File | None = None  # of shared memory that is open
 
     def __new__(cls, size: SupportsIndex, *, shared: bool = False, name: str = "") -> Self:
         length = _checked_size(size)
         _check_name(name)
         _check_shared(shared)
-        fd = _memfd(length, name) if shared else -1
+        file = _memfd(length, name) if shared else None
+        fd = file.number if file else -1
         flags = mmap.MAP_SHARED if shared else mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
         try:
             memory = super().__new__(cls, fd, length, flags=flags | _MAP_NORESERVE)
         except (OSError, OverflowError) as error:
             raise _refusal(length, error) from error
-        memory._name, memory._shared, memory._fd = name, bool(shared), fd
+        memory._name, memory._shared, memory._file = name, bool(shared), file
         if length >= _HUGE_PAGE:
             memory._use_huge_pages()
         return memory
@@ -153,9 +154,9 @@ class Memory(mmap.mmap):
         io.UnsupportedOperation: private memory has no file.  ValueError: the memory is closed."""
         if not self._shared:
             raise io.UnsupportedOperation("private memory has no file; use alloc(..., shared=True)")
-        if self._fd < 0:
+        if not self._file:
             raise ValueError("the memory is closed")
-        return int(self._fd)
+        return self._file.number
 
     def close(self) -> None:
         """Frees the memory.  A second call does nothing.
@@ -168,18 +169,23 @@ class Memory(mmap.mmap):
                 f"{self!r} is in use: delete the slots and views that vm.pinned_by(memory) names, and other views "
                 "and arrays of it"
             ) from error
-        self._fd = -1
+        self._file = None
 
 
-class _Descriptor(int):
+class _File:
     """A file descriptor that is closed with the last reference to it.
 
-    So the file of a Memory that a finalizer keeps stays open, unless the garbage collector has found it in a cycle."""
+    So the file of a Memory that a finalizer keeps stays open, unless the garbage collector has found it in a cycle.
+    The object exists before the descriptor is opened.  So no failed allocation can lose an open descriptor."""
 
-    __slots__ = ()
+    __slots__ = ("number",)
+
+    def __init__(self) -> None:
+        self.number = -1
 
     def __del__(self) -> None:
-        os.close(self)
+        if self.number >= 0:
+            os.close(self.number)
 
 
 def _checked_size(size: SupportsIndex) -> int:
@@ -219,14 +225,16 @@ def _refusal(length: int, error: Exception) -> MemslotsError:
     )
 
 
-def _memfd(length: int, name: str) -> _Descriptor:
+def _memfd(length: int, name: str) -> _File:
     """A memory file whose size never changes."""
     if not hasattr(os, "memfd_create"):
         raise NotSupportedError(errno.ENOSYS, "this Python has no os.memfd_create()")
+    file = _File()
     try:
-        fd = _Descriptor(os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING))
-        os.ftruncate(fd, length)
+        file.number = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        os.ftruncate(file.number, length)
     except (OSError, OverflowError) as error:
         raise _refusal(length, error) from error
-    fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
-    return fd
+    seals = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
+    fcntl.fcntl(file.number, fcntl.F_ADD_SEALS, seals)
+    return file

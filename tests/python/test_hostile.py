@@ -626,6 +626,70 @@ def test_failed_allocation_of_python_raises_memoryerror_or_nothing() -> None:
     runs(NO_MEMORY)
 
 
+NO_MEMORY_FOR_GUEST_MEMORY = """
+import _testcapi, os
+memory, other = memslots.alloc(8 * PAGE), np.zeros(3 * PAGE, np.uint8)
+other = other[-other.ctypes.data % PAGE:][:2 * PAGE]
+vm = VM()
+kept = vm.map_buffer(0, memory, slot=0, log_dirty=True)
+gpas, counts = np.arange(0, 800, 8, dtype=np.uint64), np.full(4, 2, np.uint64)
+objects = np.array([1], object)
+words, out = np.zeros(1, np.uint64), bytearray(64)
+def switch_log():
+    kept.log_dirty = True
+CALLS = [
+    lambda: memslots.alloc(PAGE).close(), lambda: memslots.alloc(PAGE, shared=True, name="x").close(),
+    lambda: vm.map_buffer(0x100000, other).unmap(), lambda: vm.map_buffer(0x200, other),
+    lambda: vm.map_buffer(0, other, slot=0), lambda: vm.map_buffer(0x100000, objects), lambda: kept.view().release(),
+    lambda: kept.move(64 * PAGE), lambda: kept.move(0), switch_log, lambda: repr(kept),
+    lambda: vm.read_guest(0, 64), lambda: vm.readinto_guest(0, out), lambda: vm.write_guest(8, b"abc"),
+    lambda: vm.read_u64(0), lambda: vm.write_u8(1, 1), lambda: vm.read_u64_many(gpas),
+    lambda: vm.write_u64_many(gpas, gpas), lambda: vm.copy_guest(8, 80, 8), lambda: vm.fill_guest(0, 8, 0),
+    lambda: vm.host_ranges(0, 2 * PAGE), lambda: vm.host_ranges_many(gpas[:4], counts),
+    lambda: vm.memslots_in_gfn_range_many(counts - counts, counts), lambda: vm.harvest_dirty(),
+    lambda: vm.merge_dirty_log(0, words), lambda: vm.pinned_by(memory), lambda: vm.set_flags(0, set=0),
+    lambda: vm.free_slot_id(), lambda: vm.read_guest(900 * PAGE, 8), lambda: memory.close(),
+]
+def descriptors():
+    return len(os.listdir("/proc/self/fd"))
+before = descriptors()
+def failing(n):
+    outcomes = []
+    for call in CALLS:
+        failed = None
+        _testcapi.set_nomemory(n, n + 1)
+        try:
+            call()
+        except BaseException as error:
+            failed = error
+        finally:
+            _testcapi.remove_mem_hooks()
+        outcomes.append(type(failed).__name__)
+        failed = None
+        assert descriptors() == before, (n, outcomes)
+        assert not vm.pinned_by(other), (n, outcomes)
+        assert vm.pinned_by(memory) == ([vm.id_to_memslot(0)], 0) and len(vm) == 1, (n, outcomes)
+        vm.check()
+    return outcomes.count("MemoryError")
+gc.disable()
+found = [failing(n) for n in range(60)]
+assert sum(found) > 200, found
+kept.unmap()
+memory.close()
+print("well")
+"""
+
+
+@pytest.mark.skipif(
+    SANITIZED, reason="a sanitizer replaces the allocator, so none can be made to fail"
+)
+def test_failed_allocation_of_python_leaks_no_buffer_slot_or_file() -> None:
+    """Lets the n-th allocation of Python fail, for every n, in every call on guest memory.  A call that fails has made
+    no slot, and holds no buffer, view or file.  numpy reports some failures as SystemError."""
+    pytest.importorskip("_testcapi", reason="this Python has no _testcapi to fail allocations with")
+    runs(NO_MEMORY_FOR_GUEST_MEMORY)
+
+
 def test_as_id_that_resizes_the_numbers_is_detected() -> None:
     """__index__ of as_id runs before the call checks the arrays."""
     gfns, out = np.zeros(4, np.uint64), np.zeros(4, np.uint64)

@@ -5,8 +5,6 @@ import errno
 import gzip
 import os
 import re
-import subprocess
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -458,25 +456,6 @@ def test_missing_file_is_an_oserror(tmp_path: Path) -> None:
 
 
 # ---- the document -------------------------------------------------------------------------------
-
-QEMU_LOG = """\
-kvm_set_user_memory Slot#0 flags=0x0 gpa=0x0 size=0x20000000 ua=0x7f3277e00000 ret=0
-some other line
-kvm_set_user_memory Slot#1 flags=0x2 gpa=0xfffc0000 size=0x40000 ua=0x7f32a4400000 ret=0
-kvm_set_user_memory Slot#2 flags=0x0 gpa=0x1000 size=0x1000 ua=0x7f32a4420000 ret=-17
-"""
-
-
-def test_the_script_of_the_document_converts_a_log(tmp_path: Path) -> None:
-    (script,) = re.findall(r"```python\n(.*?)```", DOCUMENT.read_text(), re.DOTALL)
-    (tmp_path / "qemu.log").write_text(QEMU_LOG)
-    argv = [sys.executable, "-c", script, "qemu.log", "run.jsonl.gz"]
-    subprocess.run(argv, cwd=tmp_path, check=True)
-    file = vectors.read(tmp_path / "run.jsonl.gz")
-    assert [op.fields["ret"] for op in file.ops] == [0, 0, "EEXIST"]
-    with player.open_backend("tree", file.header) as vm:
-        assert player.play(file, vm).mismatches == []
-        assert [(s.id, s.gpa) for s in vm.memslots()] == [(0, 0), (1, 0xFFFC0000)]
 
 
 def test_the_document_names_the_limits() -> None:

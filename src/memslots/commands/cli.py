@@ -23,6 +23,7 @@ class _Command(NamedTuple):
     help: str
     example: str
     extra: str | None = None  # the extra in pyproject.toml that has its libraries
+    module: str | None = None  # if its name is not the name of the command
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -86,7 +87,7 @@ def _parser(argv: Sequence[str]) -> argparse.ArgumentParser:
             formatter_class=argparse.RawDescriptionHelpFormatter,  # keeps the example on one line
         )
         if argv and argv[0] == name:
-            module = _module(name, command.extra)
+            module = _module(name, command)
             module.add_arguments(sub)
             sub.set_defaults(run=module.run)
     return parser
@@ -96,14 +97,16 @@ def _wrapped(text: str) -> str:
     return fill(text, max(shutil.get_terminal_size().columns - 2, terminal.NARROWEST))
 
 
-def _module(name: str, extra: str | None) -> Any:
+def _module(name: str, command: _Command) -> Any:
     """The module of a command.  UsageError if a library of its extra is missing; another ImportError is a defect."""
     try:
-        return importlib.import_module(f"memslots.commands.{name}")
+        return importlib.import_module(f"memslots.commands.{command.module or name}")
     except ImportError as e:
-        if extra is None or (e.name or "").startswith("memslots"):
+        if command.extra is None or (e.name or "").startswith("memslots"):
             raise
-        reason = f"{name} needs a library that is missing ({e}): pip install 'memslots[{extra}]'"
+        reason = (
+            f"{name} needs a library that is missing ({e}): pip install 'memslots[{command.extra}]'"
+        )
         raise terminal.UsageError(reason) from e
 
 
@@ -126,6 +129,11 @@ _COMMANDS = {
     "replay": _Command(
         "run vector files and compare every result",
         "memslots replay --backend tree pc-migrate-boot",
+    ),
+    "import": _Command(
+        "convert a log of strace or QEMU to a vector file",
+        "memslots import run.strace -o run.jsonl.gz",
+        module="import_log",
     ),
     "map": _Command(
         "draw or print the memory map that a vector file builds",

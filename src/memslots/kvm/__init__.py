@@ -1,10 +1,44 @@
 # SPDX-License-Identifier: MIT
-"""The memory slots of this machine's kernel, through /dev/kvm.  `import memslots` does not load this package.
+"""Guests and memory slots of this machine's kernel, through /dev/kvm.  `import memslots` does not load this package.
 
-vm       KvmVM, with the methods of `memslots.VM` for slots and dirty logs
-ioctls   the numbers and the argument layouts of the ioctls
+For people who run guests: `open()` gives a Device, `create_vm()` a Vm, `create_vcpu()` a Vcpu, and `run()` an exit.
+For comparisons with the engine: KvmVM, a VM with slots and dirty logs only.
+
+device     /dev/kvm itself
+machine    a VM: regions, dirty logs, capabilities
+vcpu       a vCPU: run, kick, registers
+exits      the reasons why a guest exits
+registers  the registers of a vCPU
+vm         KvmVM, with the methods of `memslots.VM` for slots and dirty logs
+ioctls     the numbers and the argument layouts of the ioctls
+handle     what Device, Vm and Vcpu have in common: the file descriptor
+refusals   the exceptions for calls that the kernel refuses
+_ioctl     the system calls
 """
 
+from . import exits
+from .device import Device, open
+from .exits import Exit
+from .machine import Region, Vm
+from .registers import Regs, Segment, Sregs, Table
+from .vcpu import Vcpu, VcpuBusyError
 from .vm import MAX_BUILT_PAGES, KvmVM, NotCompared, available
 
-__all__ = ["MAX_BUILT_PAGES", "KvmVM", "NotCompared", "available"]
+__all__ = [
+    "MAX_BUILT_PAGES",
+    "Device",
+    "Exit",
+    "KvmVM",
+    "NotCompared",
+    "Region",
+    "Regs",
+    "Segment",
+    "Sregs",
+    "Table",
+    "Vcpu",
+    "VcpuBusyError",
+    "Vm",
+    "available",
+    "exits",
+    "open",
+]

@@ -15,20 +15,36 @@ API_VERSION = 12  # of every kernel since 2.6.22; KVM's documentation says to re
 KVM_GET_API_VERSION = 0xAE00
 KVM_CREATE_VM = 0xAE01
 KVM_CHECK_EXTENSION = 0xAE03
+KVM_GET_VCPU_MMAP_SIZE = 0xAE04
+KVM_CREATE_VCPU = 0xAE41
 KVM_GET_DIRTY_LOG = 0x4010AE42
 KVM_SET_USER_MEMORY_REGION = 0x4020AE46
+KVM_SET_TSS_ADDR = 0xAE47
+KVM_SET_IDENTITY_MAP_ADDR = 0x4008AE48
 KVM_SET_USER_MEMORY_REGION2 = 0x40A0AE49
+KVM_CREATE_IRQCHIP = 0xAE60
+KVM_RUN = 0xAE80
+KVM_GET_REGS = 0x8090AE81
+KVM_SET_REGS = 0x4090AE82
+KVM_GET_SREGS = 0x8138AE83
+KVM_SET_SREGS = 0x4138AE84
 KVM_ENABLE_CAP = 0x4068AEA3
 KVM_CLEAR_DIRTY_LOG = 0xC018AEC0
 
 # The extension numbers of <linux/kvm.h>.  The names are in lower case and without KVM_CAP_.
 EXTENSIONS = {
+    "irqchip": 0,
     "user_memory": 3,
+    "set_tss_addr": 4,
+    "nr_vcpus": 9,
     "nr_memslots": 10,
     "sync_mmu": 16,
+    "set_identity_map_addr": 37,
+    "max_vcpus": 66,
     "readonly_mem": 81,
     "x86_smm": 117,
     "multi_address_space": 118,
+    "immediate_exit": 136,
     "manual_dirty_log_protect2": 168,
     "dirty_log_ring": 192,
     "disable_quirks2": 213,
@@ -47,7 +63,8 @@ REGION = struct.Struct("<HHIQQQ")  # kvm_userspace_memory_region
 REGION2 = struct.Struct("<HHIQQQQi116x")
 DIRTY_LOG = struct.Struct("<HHIQ")  # kvm_dirty_log
 CLEAR_LOG = struct.Struct("<HHIQQ")  # kvm_clear_dirty_log
-ENABLE_CAP = struct.Struct("<IIQ88x")  # kvm_enable_cap
+ENABLE_CAP = struct.Struct("<IIQ88x")  # kvm_enable_cap, with the first of its arguments
+ENABLE_CAP_ARGS = struct.Struct("<IIQQQQ64x")  # the same with all four
 
 
 def open_device() -> int:

@@ -33,6 +33,7 @@ from .._memslots import bitmap_words
 from ..constants import MEM_MAX_NR_PAGES, PAGE_SIZE, MemFlag
 from ..errors import MemslotsError, from_errno
 from . import ioctls
+from .refusals import errno_of, misfit, nr_words, refused_log, refused_region
 
 # With shadow paging a slot costs the kernel about 10 bytes for each page: 160 MiB for MAX_BUILT_PAGES,
 # 20 GiB for MEM_MAX_NR_PAGES.
@@ -58,8 +59,8 @@ def available() -> str | None:
             )
         KvmVM().close()
     except OSError as e:
-        name = errno.errorcode.get(_number(e), "no errno")
-        return f"{ioctls.DEVICE} is not usable: {name}, {os.strerror(_number(e))}"
+        name = errno.errorcode.get(errno_of(e), "no errno")
+        return f"{ioctls.DEVICE} is not usable: {name}, {os.strerror(errno_of(e))}"
     return None
 
 
@@ -166,7 +167,7 @@ class KvmVM:
                     request, argument = ioctls.KVM_SET_USER_MEMORY_REGION2, self._region2
                     ioctls.REGION2.pack_into(argument, 0, *region, guest_memfd_offset, guest_memfd)
             except struct.error as e:
-                raise _misfit(e) from None
+                raise misfit(e) from None
             if self._shadows or memory_size > MAX_BUILT_PAGES * PAGE_SIZE:
                 self._refuse_not_comparable(*region)
             self._change(request, argument, *region)
@@ -179,7 +180,7 @@ class KvmVM:
         try:
             fcntl.ioctl(self._open_fd(), request, argument, True)
         except OSError as e:
-            raise _refused(_number(e), slot, as_id, flags, gpa, size, hva) from None
+            raise refused_region(errno_of(e), slot, as_id, flags, gpa, size, hva) from None
         if size:
             self._regions[as_id, slot] = _Range(gpa, size)
         else:
@@ -258,7 +259,7 @@ class KvmVM:
         slot, as_id = index(slot), index(as_id)
         with self._lock:
             npages = self._regions.get((as_id, slot), _Range(0, 0)).size // PAGE_SIZE
-            words = np.zeros(_nr_words(npages), np.uint64)
+            words = np.zeros(nr_words(npages), np.uint64)
             self._ioctl_get_dirty_log(slot, as_id, words.ctypes.data if npages else 0)
             return words
 
@@ -274,9 +275,9 @@ class KvmVM:
             ioctls.DIRTY_LOG.pack_into(self._dirty_log, 0, slot, as_id, 0, address)
             fcntl.ioctl(fd, ioctls.KVM_GET_DIRTY_LOG, self._dirty_log, True)
         except struct.error as e:
-            raise _misfit(e) from None
+            raise misfit(e) from None
         except OSError as e:
-            raise _log_error(_number(e), "KVM_GET_DIRTY_LOG", slot, as_id) from None
+            raise refused_log(errno_of(e), "KVM_GET_DIRTY_LOG", slot, as_id) from None
 
     def clear_dirty_log(
         self, slot: int, first_page: int, num_pages: int, bitmap: np.ndarray | None, as_id: int = 0
@@ -289,18 +290,18 @@ class KvmVM:
         words = None if bitmap is None else bitmap_words(bitmap, "bitmap")
         slot, as_id, num_pages = index(slot), index(as_id), index(num_pages)
         with self._lock:
-            fits = words is not None and words.size == _nr_words(num_pages)
+            fits = words is not None and words.size == nr_words(num_pages)
             address = words.ctypes.data if words is not None and fits and words.size else 0
             error = self._ioctl_clear_dirty_log(slot, as_id, first_page, num_pages, address)
         if words is not None and not fits and error in (0, errno.EFAULT):
             raise from_errno(
                 errno.EINVAL,
-                f"bitmap has {words.size} words, {_nr_words(num_pages)} are needed",
+                f"bitmap has {words.size} words, {nr_words(num_pages)} are needed",
                 slot=slot,
             )
         if error:
             what = f"KVM_CLEAR_DIRTY_LOG of {num_pages} pages from page {first_page}"
-            raise _log_error(error, what, slot, as_id)
+            raise refused_log(error, what, slot, as_id)
 
     def _ioctl_clear_dirty_log(
         self, slot: int, as_id: int, first_page: int, num_pages: int, address: int
@@ -312,9 +313,9 @@ class KvmVM:
             ioctls.CLEAR_LOG.pack_into(self._clear_log, 0, slot, as_id, num_pages, page, address)
             fcntl.ioctl(fd, ioctls.KVM_CLEAR_DIRTY_LOG, self._clear_log, True)
         except struct.error as e:
-            raise _misfit(e) from None
+            raise misfit(e) from None
         except OSError as e:
-            return _number(e)
+            return errno_of(e)
         return 0
 
     def _refuse_shadow(self, slot: int, as_id: int) -> None:
@@ -340,10 +341,10 @@ class KvmVM:
         try:
             fcntl.ioctl(fd, ioctls.KVM_ENABLE_CAP, ioctls.ENABLE_CAP.pack(cap, 0, value))
         except struct.error as e:
-            raise _misfit(e) from None
+            raise misfit(e) from None
         except OSError as e:
-            message = f"KVM_ENABLE_CAP {cap} with {value:#x}: {os.strerror(_number(e))}"
-            raise from_errno(_number(e), message) from None
+            message = f"KVM_ENABLE_CAP {cap} with {value:#x}: {os.strerror(errno_of(e))}"
+            raise from_errno(errno_of(e), message) from None
 
     def _open_fd(self) -> int:
         if self._fd < 0:
@@ -384,33 +385,3 @@ def _accepts(vm: KvmVM, gpa: int, hva: int) -> bool:
         return False
     vm.set_user_memory_region(0, guest_phys_addr=0, memory_size=0)
     return True
-
-
-def _nr_words(npages: int) -> int:
-    return (npages + 63) // 64
-
-
-def _number(error: OSError) -> int:
-    return error.errno or 0
-
-
-def _misfit(error: struct.error) -> OverflowError:
-    return OverflowError(f"a number does not fit the kernel's field: {error}")
-
-
-def _refused(
-    number: int, slot: int, as_id: int, flags: int, gpa: int, size: int, hva: int
-) -> MemslotsError:
-    message = (
-        f"KVM refuses slot {slot} [{gpa:#x}, {gpa + size:#x}) at {hva:#x}, flags {flags:#x}, "
-        f"in address space {as_id}: {os.strerror(number)}"
-    )
-    # The VM's own descriptor is open, so EBADF is about that of the guest_memfd.
-    rule = "GMEM_FD" if number == errno.EBADF else None
-    return from_errno(number, message, slot=slot, rule=rule)
-
-
-def _log_error(number: int, what: str, slot: int, as_id: int) -> MemslotsError:
-    return from_errno(
-        number, f"{what}, slot {slot} in address space {as_id}: {os.strerror(number)}", slot=slot
-    )

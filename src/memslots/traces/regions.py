@@ -26,6 +26,7 @@ class Machine(NamedTuple):
     user_mem_slots: int
     gpa_bits: int
     hva_end_max: int
+    address_spaces: int = 1
 
 
 def machine_of(header: Mapping[str, Any]) -> Machine:
@@ -35,6 +36,7 @@ def machine_of(header: Mapping[str, Any]) -> Machine:
         caps.get("nr_memslots", DEFAULT_USER_MEM_SLOTS),
         limits.get("gpa_bits", DEFAULT_GPA_BITS),
         parse_number(limits.get("hva_end_max", DEFAULT_HVA_END_MAX)),
+        max(1, caps.get("multi_address_space", 0)),
     )
 
 
