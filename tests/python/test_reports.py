@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from memslots.commands.scale import fits
+from memslots.measure.derive import fits
 from memslots.measure import published
 from memslots.report import perf, scale, show, tables
 

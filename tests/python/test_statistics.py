@@ -265,6 +265,7 @@ def test_crossover_row_has_the_factors_and_the_winners() -> None:
         "tree_from": 8,  # the last size that is not above 1
         "array_wins_at": [2],
         "tree_wins_at": [32, 509],
+        "busy_at": [],
         "factors": {"2": 0.25, "8": 1.0, "32": 4.0, "128": 1.02, "509": 8.0},
     }
     found: Any = crossover._row("unmap", 509, by_size)

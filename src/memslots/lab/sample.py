@@ -29,6 +29,10 @@ class Sample:
     wrong: str | None = None
     extra: More = field(default_factory=More)  # further keys of the row, the same in each round
     iteration_ops: int | None = None  # operations of one iteration of the case
+    window: int | None = None  # the readings next to this run: see record.Round
+    seconds: float | None = None
+    switches: int | None = None
+    reference_ns: float | None = None
 
 
 def per_operation(ns: NDArray[Any], ops: int, group: int) -> Times:
@@ -82,7 +86,10 @@ def first(wrongs: Iterable[str | None]) -> str | None:
 
 
 def row(samples: Sequence[Sample], backend: str, n_slots: int | None) -> Row:
-    """Summarize all runs of one case on one backend, as `--json` prints them."""
+    """Summarize all runs of one case on one backend, as `--json` prints them.
+
+    The caller sets `disturbed`, because it needs the readings of all cells.
+    """
     values = np.array([s.value for s in samples])
     singles = np.concatenate([s.singles for s in samples])
     p50, p99, p999 = (float(p) for p in np.percentile(singles, [50, 99, 99.9]))
@@ -101,6 +108,8 @@ def row(samples: Sequence[Sample], backend: str, n_slots: int | None) -> Row:
         "group": samples[0].group,
         "ops": sum(s.ops for s in samples),
         "rounds": len(samples),
+        "values": values.tolist(),
+        "disturbed": 0,
         "checked": not any(s.wrong for s in samples),
         "digest": samples[0].digest,
         **samples[0].extra,
