@@ -86,7 +86,7 @@ def diff_rows(
         return list(zip(slots_of(old[before[which]]), slots_of(new[after[which]]), strict=True))
 
     def kept_with_other(name: str) -> npt.NDArray[np.bool_]:
-        return ~replaced & (old[name][before] != new[name][after])
+        return np.logical_and(~replaced, old[name][before] != new[name][after])
 
     return Diff(
         created=slots_of(np.delete(new, after)),

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from memslots.measure.derive import fits
 from memslots.measure import published
+from memslots.measure.derive import fits
 from memslots.report import perf, scale, show, tables
 
 
