@@ -13,12 +13,12 @@
  *   stage   validates and adds one slot after the other.
  *
  * The slots are created from the highest gfn down.  Then slots with neighbouring gfns have neighbouring addresses
- * (memory.h), and design "array" adds each slot at its end.  A refused load is staged a second time, in the order of the
- * list, to find the first entry that is refused.
+ * (memory.h), and design "array" adds each slot at its end.  A refused load is staged a second time, in the order of
+ * the list, to find the first entry that is refused.
  *
- * Locking: slots_lock throughout.
- * Cost: with n entries and m slots O(m + n) if the entries are sorted by gfn and by host address, and O(n) more for each
- * byte in which their keys differ.  Staging is O(n log (m + n)).  One grace period.
+ * Locking: slots_lock throughout. Cost: with n entries and m slots O(m + n) if the entries are sorted by gfn and by
+ * host address, and O(n) more for each byte in which their keys differ.  Staging is O(n log (m + n)).  One grace
+ * period.
  */
 #include <errno.h>
 #include <stdlib.h>
@@ -218,8 +218,8 @@ static int load_locked(struct writer *w, struct load *load)
 	return r == -ENOMEM ? r : find_first_refused(w, load, load->n, r);
 }
 
-/* To add a slot to a set of m slots costs about as much as to build the set anew from BUILD_SHARE slots of it.  Measured
- * (docs/benchmarks.md, "Loading"). */
+/* To add a slot to a set of m slots costs about as much as to build the set anew from BUILD_SHARE slots of it.
+ * Measured (docs/benchmarks.md, "Loading"). */
 #define BUILD_SHARE 8
 
 static bool can_build(const struct writer *w, size_t n)

@@ -10,6 +10,7 @@ from typing import Any, overload
 
 import numpy as np
 
+from .._memslots import slots_of_rows
 from ..diff import Diff, diff_rows
 from ..listener import ChangeKind
 from . import feedback
@@ -107,7 +108,7 @@ class Plan(Sequence[Step]):
     @property
     def diff(self) -> Diff:
         """The differences of the two layouts."""
-        return diff_rows(self._difference.gone, self._difference.new)
+        return diff_rows(self._difference.gone, self._difference.new, slots_of_rows)
 
     @property
     def final(self) -> Rows:
