@@ -148,7 +148,7 @@ static void add_take(struct writer *w, const struct change *c, const struct layo
 	w->takes[w->nr_takes++] = (struct log_take){
 		.to = c->new_slot->dirty,
 		.from = source->old->dirty,
-		.page = ((int64_t)to->start - (int64_t)from->start) / (int64_t)MS_PAGE_SIZE,
+		.page = (int64_t)(to->start >> MS_PAGE_SHIFT) - (int64_t)(from->start >> MS_PAGE_SHIFT),
 		.first = (start - from->start) >> MS_PAGE_SHIFT,
 		.n = n,
 		.from_ends = ends,
