@@ -46,8 +46,8 @@ static struct memory3 memory_new(void)
 	return m;
 }
 
-/* A sanitizer's own threads may map memory into a hole at any time, and memory_end() would unmap it.  So its builds have
- * no holes. */
+/* A sanitizer's own threads may map memory into a hole at any time, and memory_end() would unmap it.  So its builds
+ * have no holes. */
 static void lose(const struct memory3 *m, enum loss loss, size_t lost, bool only)
 {
 	size_t size = only ? PAGE : (PAGES - lost) * PAGE;
