@@ -38,6 +38,7 @@ cdef extern from "memslots.h" nogil:
 
     enum ms_rule:  # the rules that the binding names; MS_RULES in memslots.h lists all
         MS_RULE_NONE
+        MS_RULE_SLOT_ID
         MS_RULE_NO_MEMORY
         MS_RULE_LISTENER_REFUSED
         MS_RULE_NO_SUCH_SLOT
