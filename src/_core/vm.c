@@ -486,7 +486,7 @@ static void thread_ended_in_destroy(struct thread_hook *hook)
 }
 
 /* Closes the VM as ms_vm_close() does.  No section is open, so no swap waits.  Without memory to watch the thread, the
- * VM would stay in memory if a hook ended the thread. */
+ * VM would stay in memory if a hook ended the thread.  A hook may leave a section open, which nobody can end later. */
 static void close_with_hooks(struct ms_vm *vm)
 {
 	slots_lock_seize(&vm->slots_lock);
@@ -494,6 +494,7 @@ static void close_with_hooks(struct ms_vm *vm)
 	thread_hook_enter(&vm->end_hook, thread_ended_in_destroy);
 	close_locked(vm);
 	thread_hook_leave(&vm->end_hook);
+	srcu_end_sections(&vm->srcu);
 }
 
 /* A garbage collector may call this in any place, so it must not wait.  No thread can return to a section of this VM.
