@@ -418,8 +418,8 @@ static int preview(struct writer *w, const struct ms_step *steps, size_t n, stru
 	return r;
 }
 
-int ms_preview_memslots(struct ms_vm *vm, uint32_t as_id, const struct ms_step *steps, size_t n,
-			struct ms_preview *out, struct ms_error *err)
+int ms_preview_memslots(struct ms_vm *vm, uint32_t as_id, const struct ms_step *steps, size_t n, struct ms_preview *out,
+			struct ms_error *err)
 {
 	struct ms_error local_err = { 0 };
 	int r = begin(vm, as_id, steps, n, err ? err : &local_err);
