@@ -73,8 +73,9 @@ def _of_values(slots: list[MemorySlot], regions: list[Region], as_id: int) -> It
 
 def _of_probes(slots: list[MemorySlot], prober: _Prober) -> Iterator[Difference]:
     """`slots` by ascending address."""
+    there = {slot.id for slot in slots if prober.has_id(slot.id)}
     for slot in slots:
-        if not prober.has_id(slot.id):
+        if slot.id not in there:
             yield Difference(prober.as_id, slot.id, "the kernel does not have it")
         elif prober.has_log(slot.id) != bool(slot.flags & MemFlag.LOG_DIRTY_PAGES):
             has = "no " if slot.flags & MemFlag.LOG_DIRTY_PAGES else "a "
@@ -83,6 +84,8 @@ def _of_probes(slots: list[MemorySlot], prober: _Prober) -> Iterator[Difference]
     if free_id is None:
         return
     for slot in slots:
+        if slot.id not in there:
+            continue
         ends = {slot.gpa, slot.gpa + slot.size - PAGE_SIZE}
         if any(prober.is_free(free_id, gpa, PAGE_SIZE) for gpa in ends):
             yield Difference(prober.as_id, slot.id, "the kernel has no slot at its first or last page")
