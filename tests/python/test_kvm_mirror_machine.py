@@ -125,7 +125,7 @@ class Burst:
         self.sides, self.random = sides, Random(seed)
 
     def play(self, n: int) -> None:
-        for kind in self.random.choices(KINDS, (6, 3, 4, 3, 0.3, 0.5, 2), k=n):
+        for kind in self.random.choices(KINDS, (6, 3, 4, 6, 0.3, 0.5, 2), k=n):
             getattr(self, kind)()
             self.sides.counts[kind] += 1
             self.sides.agree()
