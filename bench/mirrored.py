@@ -140,9 +140,10 @@ def measure(side: Side, n: int) -> dict[str, str]:
 def columns(n: int) -> Iterator[tuple[str, dict[str, str]]]:
     with ExitStack() as stack:
         device = stack.enter_context(kvm.open())
-        alone, engine, vm = (stack.enter_context(made) for made in (device.create_vm(), VM(), VM()))
-        assert isinstance(alone, kvm.Vm) and isinstance(engine, VM) and isinstance(vm, VM)
-        for side in (alone, engine):
+        alone = stack.enter_context(device.create_vm())
+        engine, vm = stack.enter_context(VM()), stack.enter_context(VM())
+        sides: tuple[Side, ...] = (alone, engine)
+        for side in sides:
             prepare(side)
         yield "engine", measure(engine, n)
         yield "kernel", measure(alone, n)
@@ -164,7 +165,9 @@ def columns(n: int) -> Iterator[tuple[str, dict[str, str]]]:
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("-n", type=int, default=2000, help="changes of a kind (default: %(default)s)")
+    parser.add_argument(
+        "-n", type=int, default=2000, help="changes of a kind (default: %(default)s)"
+    )
     n = parser.parse_args(argv).n // 20 * 20
     try:
         found = dict(columns(n))

@@ -7,6 +7,7 @@ The guest reads the byte at PLUGGED in a loop.  When it changes, the guest write
 
 import queue
 import threading
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 
@@ -35,7 +36,7 @@ def run_guest() -> None:
 
 
 @contextmanager
-def pause():
+def pause() -> Iterator[None]:
     """Keeps the vCPU outside of KVM_RUN: ends its run, and lets it begin no other one."""
     with door:
         vcpu.kick()
@@ -79,7 +80,7 @@ with kernel, memslots.VM() as vm:
     report("exchanged")
     vm.delete(9)
     report("unplugged")
-    assert rom[0] == 0 and ram[0x2000] == 0xFF
+    assert (rom[0], ram[0x2000]) == (0, 0xFF)
     assert mirror.verify() == []
     stop.set()
     vcpu.kick()

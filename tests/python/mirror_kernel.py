@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Kernels for the tests of the mirror: one without /dev/kvm that refuses where a test wants it, and a pause to check."""
+"""A kernel's VM for the tests of the mirror, without /dev/kvm.  It refuses where a test wants it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from memslots.kvm import Region
 PAGE = 4096
 
 
-class Refused(MemslotsError):
+class RefusedError(MemslotsError):
     """The refusal that a test has planted."""
 
 
@@ -50,7 +50,7 @@ class FakeKernel:
         n, self.calls = self.calls, self.calls + 1
         if n in self.refuse:
             self.refuse.discard(n)
-            raise Refused(errno.ENOMEM, f"ioctl {n} is refused", slot=slot)
+            raise RefusedError(errno.ENOMEM, f"ioctl {n} is refused", slot=slot)
         if slot >= 1 << 15:
             raise from_errno(errno.EINVAL, "the slot limit", slot=slot)
         if not fields["memory_size"]:

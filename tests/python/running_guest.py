@@ -126,6 +126,3 @@ def running_guest(vm: VM, mmio: Callable[[int, bytes, bool], int | None]) -> Ite
         yield made
     finally:
         made.close()
-
-
-

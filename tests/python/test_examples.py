@@ -56,9 +56,9 @@ def test_the_guest_of_the_document_runs(capsys):
 
 def test_the_mirror_of_the_document_runs():
     guest.needs_kvm()
-    first, mirror = programs_of_the_document()
-    exec(mirror, {})
-    assert "kvm.mirror(" in mirror and "assert" in mirror
+    _, program = programs_of_the_document()
+    assert "kvm.mirror(" in program
+    exec(program, {})
 
 
 def test_every_example_is_tested():

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import errno
 import threading
+from contextlib import suppress
 
 import numpy as np
 import pytest
-from mirror_kernel import PAGE, FakeKernel, Refused, slots_of
+from mirror_kernel import PAGE, FakeKernel, RefusedError, slots_of
 from scene import put
 
 import memslots
@@ -74,7 +75,9 @@ def split_and_merge(t):
 
 def to_readonly(t):
     t.delete(2)
-    t.create(2, guest_phys_addr=16 * PAGE, memory_size=4 * PAGE, userspace_addr=2 << 30, flags=READONLY)
+    t.create(
+        2, guest_phys_addr=16 * PAGE, memory_size=4 * PAGE, userspace_addr=2 << 30, flags=READONLY
+    )
     t.move(1, 12 * PAGE)
 
 
@@ -187,7 +190,7 @@ def test_a_refusal_of_the_first_slots_leaves_nothing():
     for id in range(3):
         put(vm, id, 8 * id, 4)
     kernel.refuse_from_here(2)
-    with pytest.raises(Refused):
+    with pytest.raises(RefusedError):
         kvm.mirror(vm, kernel)
     assert kernel.regions == ()
     kvm.mirror(vm, kernel)
@@ -217,10 +220,8 @@ def test_a_change_next_to_the_begin_is_found(monkeypatch):
 
 
 def suppressed(call) -> None:
-    try:
+    with suppress(MirrorError):
         call()
-    except MirrorError:
-        pass
 
 
 # ---- refusals ------------------------------------------------------------------------------------
@@ -238,7 +239,7 @@ def test_a_refusal_of_each_step_leaves_both_as_they_were(body):
         scene.vm.mark_page_dirty(3)
         before = slots_of(scene.vm)
         scene.kernel.refuse_from_here(step)
-        with pytest.raises(Refused, match=f"ioctl {step} is refused") as caught:
+        with pytest.raises(RefusedError, match=f"ioctl {step} is refused") as caught:
             transact(scene.vm, body)
         assert not hasattr(caught.value, "__notes__")
         assert slots_of(scene.vm) == before
@@ -262,7 +263,7 @@ def test_a_refused_single_change_leaves_both_as_they_were(scene, change):
     scene.kernel.vm.mark_page_dirty(2)
     before = slots_of(scene.vm)
     scene.kernel.refuse_from_here(0)
-    with pytest.raises(Refused):
+    with pytest.raises(RefusedError):
         change(scene.vm)
     assert slots_of(scene.vm) == before
     scene.same()
@@ -275,7 +276,7 @@ def test_a_refused_update_leaves_both_as_they_were_and_keeps_the_bits(scene):
     scene.kernel.vm.mark_page_dirty(2)
     before = slots_of(scene.vm)
     scene.kernel.refuse_from_here(0)
-    with pytest.raises(Refused):
+    with pytest.raises(RefusedError):
         move_by_update(scene.vm, 0, 300)
     assert slots_of(scene.vm) == before
     scene.same()
@@ -306,7 +307,7 @@ def test_a_listener_that_refuses_keeps_the_change_from_the_kernel(scene):
 
 def test_an_undo_that_is_refused_breaks_the_mirror(scene):
     scene.kernel.refuse_from_here(2, 3)
-    with pytest.raises(Refused, match="ioctl 2") as caught:
+    with pytest.raises(RefusedError, match="ioctl 2") as caught:
         transact(scene.vm, trade)
     assert "broken" in caught.value.__notes__[0]
     assert "ioctl 3" in scene.mirror.broken
@@ -495,7 +496,9 @@ def test_no_bit_is_lost_between_threads(scene):
     thread = threading.Thread(target=change)
     thread.start()
     while not stop.is_set():
-        scene.kernel.vm.mark_page_dirty(scene.kernel.vm.id_to_memslot(0).base_gfn)  # may miss a slot that moves
+        scene.kernel.vm.mark_page_dirty(
+            scene.kernel.vm.id_to_memslot(0).base_gfn
+        )  # may miss a slot that moves
         scene.mirror.sync_dirty(0)
     thread.join()
     assert not wrong

@@ -87,18 +87,22 @@ def test_an_overlap_that_was_planted_refuses_the_plan(pair, gfn):
     pair.same()
 
 
+def with_ids(vm: VM, ids: list[int]) -> None:
+    with vm.transaction() as t:
+        t.move(2, 100 * PAGE)
+        t.delete(0)
+        for n, id in enumerate(ids):
+            t.create(id, guest_phys_addr=(60 + n) * PAGE, memory_size=PAGE)
+
+
 @pytest.mark.parametrize("position", range(4))
 def test_the_slot_limit_refuses_the_plan(position):
     guests.needs_kvm()
     pair = Pair(user_mem_slots=40000)
     limit = pair.kernel.check_extension("nr_memslots")
     before = slots_of(pair.vm)
-    with pytest.raises(errors.InvalidRegionError) as caught, pair.vm.transaction() as t:
-        t.move(2, 100 * PAGE)
-        t.delete(0)
-        for n in range(4):
-            id = limit if n == position else 10 + n
-            t.create(id, guest_phys_addr=(60 + n) * PAGE, memory_size=PAGE)
+    with pytest.raises(errors.InvalidRegionError) as caught:
+        with_ids(pair.vm, [limit if n == position else 10 + n for n in range(4)])
     assert caught.value.slot == limit
     assert slots_of(pair.vm) == before
     pair.same()

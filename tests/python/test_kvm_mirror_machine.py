@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: MIT
 """Engine and kernel side by side: hypothesis searches for a sequence of calls after which they differ.
 
-Three VMs get the same calls.  One is an engine with a mirror, the second one is the kernel behind it, on which a vCPU runs
-all the time.  The third one is an engine alone: it gets a mark for each store of the guest.  So the dirty bits of the first
-two come from KVM's logs only, and those of the third from the engine only.  After each call the slots are compared, and
-the errno of a call that was refused with that of the kernel.
+Three VMs get the same calls.  One is an engine with a mirror, the second one is the kernel behind it, on which a vCPU
+runs all the time.  The third one is an engine alone: it gets a mark for each store of the guest.  So the dirty bits of
+the first two come from KVM's logs only, and those of the third from the engine only.  After each call the slots are
+compared, and the errno of a call that was refused with that of the kernel.
 
 A rule of hypothesis plays a burst of seeded random operations, because a rule costs more than an operation.
 """
@@ -238,7 +238,10 @@ class Burst:
         if not slots:
             return
         slot, gpa = self.random.choice(slots), self.region(1)["guest_phys_addr"]
-        is_free = all(s.id == slot.id for s in self.sides.vm.memslots_in_gfn_range(gpa // PAGE, gpa // PAGE + slot.npages))
+        is_free = all(
+            s.id == slot.id
+            for s in self.sides.vm.memslots_in_gfn_range(gpa // PAGE, gpa // PAGE + slot.npages)
+        )
         self.sides.both(lambda vm: update_slot(vm, slot.id, gpa // PAGE if is_free else None))
 
 

@@ -31,7 +31,13 @@ import numpy.typing as npt
 
 from .._memslots import VM, MemorySlot
 from ..constants import MEMSLOT_DTYPE, PAGE_SIZE, MemFlag
-from ..errors import GfnNotMappedError, MemslotsError, NoSuchSlotError, ReadOnlySlotError, from_errno
+from ..errors import (
+    GfnNotMappedError,
+    MemslotsError,
+    NoSuchSlotError,
+    ReadOnlySlotError,
+    from_errno,
+)
 from ..layout import Step, plan
 from ..listener import Change, ChangeKind, Listener
 from .exits import Exit, Mmio
@@ -74,7 +80,9 @@ class _Change(NamedTuple):
     """A list of changes that the kernel has made already, and the engine not yet."""
 
     changes: list[Change]
-    ended: list[tuple[MemorySlot, Words]]  # bits of old slots that no reader of the engine can find any more
+    ended: list[
+        tuple[MemorySlot, Words]
+    ]  # bits of old slots that no reader of the engine can find any more
     pause: ExitStack
 
 
@@ -87,13 +95,14 @@ class Mirror(Listener):
     later change raises MirrorError, and `verify()` shows the differences.
 
     A list that takes more than one ioctl, one of them a DELETE or a MOVE, is made inside of `pause()`.  Without a pause
-    it raises MirrorError.  A change that is one ioctl needs no pause: the kernel makes it alone.  With a pause, a change
-    that ends a dirty log is made inside of it too, so no mark is lost.
+    it raises MirrorError.  A change that is one ioctl needs no pause: the kernel makes it alone.  With a pause, a
+    change that ends a dirty log is made inside of it too, so no mark is lost.
 
     Before a step that ends a dirty log of the kernel, its bits go to the engine's log.  So they follow their pages into
     other slots, and `Change.dirty` has them.
 
-    The regions of the kernel use the memory of the engine's slots, so they end with the mirror: `close()` deletes them."""
+    The regions of the kernel use the memory of the engine's slots, so they end with the mirror: `close()` deletes
+    them."""
 
     def __init__(self, vm: VM, kvm_vm: Vm, pause: Pause | None) -> None:
         self._vm, self._kernel, self._pause = vm, kvm_vm, pause
@@ -223,7 +232,9 @@ class Mirror(Listener):
                 self._check_intact()
                 self._rescue(ended)
                 self._carry_out(steps, changes)
-                rest = [(old, self._kept.pop(_key(old))) for old in ended if _key(old) in self._kept]
+                rest = [
+                    (old, self._kept.pop(_key(old))) for old in ended if _key(old) in self._kept
+                ]
                 self._note(changes)
             self._current, self._left = _Change(changes, rest, stack.pop_all()), len(changes)
             return
@@ -256,9 +267,14 @@ class Mirror(Listener):
 
     def _check(self, changes: list[Change], steps: Sequence[Step]) -> None:
         for change in changes:
-            if change.new and change.new.flags & MemFlag.GUEST_MEMFD and change.kind is ChangeKind.CREATE:
+            if (
+                change.new
+                and change.new.flags & MemFlag.GUEST_MEMFD
+                and change.kind is ChangeKind.CREATE
+            ):
                 raise from_errno(
-                    errno.ENOSYS, f"a mirror cannot create {change.new}: the change does not name its guest_memfd"
+                    errno.ENOSYS,
+                    f"a mirror cannot create {change.new}: the change does not name its guest_memfd",
                 )
         if _is_plan(steps) and not self._pause:
             raise MirrorError(
@@ -270,7 +286,8 @@ class Mirror(Listener):
     def _check_intact(self) -> None:
         if self._broken:
             raise MirrorError(
-                errno.EIO, f"the mirror is broken: {self._broken}; verify() shows the differences, close() ends it"
+                errno.EIO,
+                f"the mirror is broken: {self._broken}; verify() shows the differences, close() ends it",
             )
 
     def _enter_pause(self, stack: ExitStack) -> None:
@@ -291,8 +308,12 @@ class Mirror(Listener):
             for step in self._steps_back(changes):
                 self._kernel.set_user_memory_region(**step)
         except BaseException as e:
-            self._broken = f"a change was refused ({refused}), and the kernel refused to undo it ({e})"
-            refused.add_note(f"The mirror is broken now: the kernel refused to undo its part of the change: {e}")
+            self._broken = (
+                f"a change was refused ({refused}), and the kernel refused to undo it ({e})"
+            )
+            refused.add_note(
+                f"The mirror is broken now: the kernel refused to undo its part of the change: {e}"
+            )
 
     def _steps_back(self, changes: list[Change]) -> Iterable[Step]:
         keys = {_key(slot) for change in changes for slot in (change.old, change.new) if slot}
@@ -315,11 +336,11 @@ class Mirror(Listener):
     def sync_dirty(self, slot: SupportsIndex, as_id: SupportsIndex = 0) -> Words:
         """The dirty log of a slot: the pages that the guest wrote, and those that the engine has marked.
 
-        The kernel's bits go to the engine's log, and the result is that of `VM.get_dirty_log()`.  So the log is cleared,
-        unless the engine's VM has manual_dirty_log_protect.  The manual mode of the kernel makes no difference.
+        The kernel's bits go to the engine's log, and the result is that of `VM.get_dirty_log()`.  So the log is
+        cleared, unless the engine's VM has manual_dirty_log_protect.  The kernel's manual mode makes no difference.
 
         After an update has deleted a slot, or has switched its log off, the first call returns the last bits of the
-        kernel's log, if there were any.  Other changes give them to the engine's log in time, so `Change.dirty` has them.
+        kernel's log, if there were any.  Other changes give them to the engine's log, so `Change.dirty` has them.
 
         Raises as `VM.get_dirty_log()`.  It may not be called in a hook, an update or a read section."""
         key = index(as_id), index(slot)
@@ -348,7 +369,8 @@ class Mirror(Listener):
     def _take(self, slot: MemorySlot) -> None:
         words = self._kernel.get_dirty_log(slot.id, slot.as_id)
         self._keep(slot, words)
-        if self._kernel.manual_dirty_log_protect:  # in this mode the first call does not clear the log
+        if self._kernel.manual_dirty_log_protect:
+            # In this mode KVM_GET_DIRTY_LOG does not clear the log.
             self._kernel.clear_dirty_log(slot.id, 0, slot.npages, words, slot.as_id)
 
     def _push(self, key: Key) -> bool:
@@ -389,7 +411,7 @@ class Mirror(Listener):
                 del self._kept[_key(slot)]
 
     def _route(self, old: MemorySlot, words: Words, changes: list[Change]) -> None:
-        """Marks the bits of an update's old slot in the new slots that have its memory, or keeps them for sync_dirty()."""
+        """Marks the bits of an update's old slot in the new slots of its memory, or keeps them for sync_dirty()."""
         found = False
         for new in _heirs(old, changes):
             first = (new.userspace_addr - old.userspace_addr) // PAGE_SIZE
@@ -408,12 +430,12 @@ class Mirror(Listener):
     def serve(self, exit: Exit, mmio: MmioHandler, as_id: SupportsIndex = 0) -> bool:
         """Serves an access that has left the guest: from RAM if the VM has a slot there at this moment, or by mmio().
 
-        The map may have changed since the guest's access, so an exit can be for RAM.  A write to a READONLY slot goes to
-        mmio().  mmio(gpa, data, is_write) returns None for a write, and for a read the data: bytes or an int.  For a
+        The map may have changed since the guest's access, so an exit can be for RAM.  A write to a READONLY slot goes
+        to mmio().  mmio(gpa, data, is_write) returns None for a write, and for a read the data: bytes or an int.  For a
         read, its argument data has as many zero bytes as the guest reads; None gives the guest zeros.
 
-        Returns False, and does nothing, for an exit that is no Mmio.  GuestAccessError: the slot has no memory that this
-        process may read (see `VM(dereference_raw_addresses=True)`)."""
+        Returns False, and does nothing, for an exit that is no Mmio.  GuestAccessError: the slot has no memory that
+        this process may read (see `VM(dereference_raw_addresses=True)`)."""
         if not isinstance(exit, Mmio):
             return False
         try:
@@ -504,20 +526,25 @@ def _ended(changes: Iterable[Change], steps: Iterable[Step]) -> list[MemorySlot]
     only switch it off."""
     touched = {step.slot for step in steps}
     return [
-        c.old for c in changes if c.old and c.old.flags & MemFlag.LOG_DIRTY_PAGES and c.old.id in touched
+        c.old
+        for c in changes
+        if c.old and c.old.flags & MemFlag.LOG_DIRTY_PAGES and c.old.id in touched
     ]
 
 
 def _heirs(old: MemorySlot, changes: Iterable[Change]) -> Iterator[MemorySlot]:
-    """The new slots with a log that have some of the old slot's memory.  A slot that was deleted and created again under
-    its id begins with a log of its own."""
+    """The new slots with a log that have some of the old slot's memory.  A slot that was deleted and created again
+    under its id begins with a log of its own."""
     for change in changes:
         new = change.new
         if new is None or not new.flags & MemFlag.LOG_DIRTY_PAGES:
             continue
         if change.kind is ChangeKind.CREATE and new.id == old.id:
             continue
-        if new.userspace_addr < old.userspace_addr + old.size and old.userspace_addr < new.userspace_addr + new.size:
+        if (
+            new.userspace_addr < old.userspace_addr + old.size
+            and old.userspace_addr < new.userspace_addr + new.size
+        ):
             yield new
 
 

@@ -3,8 +3,8 @@
 
 KVM cannot list its slots.  Two calls depend on them and change nothing:
 
-- KVM_SET_USER_MEMORY_REGION2 with the flag GUEST_MEMFD and the descriptor -1 always fails: EINVAL if the slot id exists,
-  EEXIST if some page of the range is in another slot, EBADF if id and range are free.
+- KVM_SET_USER_MEMORY_REGION2 with the flag GUEST_MEMFD and the descriptor -1 always fails: EINVAL if the slot id
+  exists, EEXIST if some page of the range is in another slot, EBADF if id and range are free.
 - KVM_CLEAR_DIRTY_LOG of no page: ENOENT if the slot has no dirty log.
 """
 
@@ -42,7 +42,8 @@ def needs_probe(kernel: Vm) -> None:
     """NotSupportedError: the kernel gives no other answer than EINVAL to a probe."""
     if not kernel.check_extension("guest_memfd"):
         raise NotSupportedError(
-            errno.ENOSYS, "this kernel lacks KVM_CAP_GUEST_MEMFD (Linux 6.8), which a probe of its slots needs"
+            errno.ENOSYS,
+            "this kernel lacks KVM_CAP_GUEST_MEMFD (Linux 6.8), which a probe of its slots needs",
         )
 
 
@@ -88,13 +89,15 @@ def _of_probes(slots: list[MemorySlot], prober: _Prober) -> Iterator[Difference]
             continue
         ends = {slot.gpa, slot.gpa + slot.size - PAGE_SIZE}
         if any(prober.is_free(free_id, gpa, PAGE_SIZE) for gpa in ends):
-            yield Difference(prober.as_id, slot.id, "the kernel has no slot at its first or last page")
+            yield Difference(
+                prober.as_id, slot.id, "the kernel has no slot at its first or last page"
+            )
     if not all(prober.is_free(free_id, gpa, size) for gpa, size in _gaps(slots)):
         yield from _extra(slots, prober)
 
 
 def _extra(slots: list[MemorySlot], prober: _Prober) -> Iterator[Difference]:
-    """The ids that only the kernel has.  There may be none: on some CPUs KVM has slots of its own, without a user's id."""
+    """The ids that only the kernel has.  There may be none: on some CPUs KVM has slots without a user's id."""
     known = {slot.id for slot in slots}
     for id in range(prober.ids):
         if id not in known and prober.has_id(id):
