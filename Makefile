@@ -10,6 +10,8 @@
 #   T, SEED  seconds and seed of torture
 #   A, B     the versions for bench-compare: commits, or . for the files as they are
 #   NAME     the folder in docs/results that `make results` writes
+#   POOL     the file of error-pool and error-rates
+#   REASON   why a hot path needs more instructions, for ledger
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -20,6 +22,8 @@ T ?= 60
 SEED ?= 20211206
 A ?= HEAD
 B ?= .
+POOL ?= docs/results/error-pool/pool.json.gz
+REASON ?=
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip -qq install
@@ -43,7 +47,7 @@ unexport PYTHONPATH PYTHONHOME
 .NOTPARALLEL:
 .SECONDARY:
 .PHONY: help perf test test-core test-python test-builds test-arrays test-examples test-another test-others test-kernel test-fuzz asan asan-core asan-python tsan torture \
-	torture-short leaks mutants coverage bench bench-goals bench-readers bench-compare callgrind results lint format ci \
+	torture-short leaks mutants coverage bench bench-goals bench-readers bench-compare error-pool error-rates ledger ledger-check callgrind results figures lint format ci \
 	nightly clean
 
 help: ## list the commands
@@ -68,7 +72,7 @@ endef
 test-core: $(VENV)/.with-build ## run only the tests of the C core
 	$(call run-preset,dev)
 
-test-python: $(VENV)/.package $(VENV)/.with-test $(VENV)/.with-bench $(VENV)/.with-plot ## run only pytest; ARGS="-k overlap" runs some tests
+test-python: $(VENV)/.package $(VENV)/.with-test $(VENV)/.with-bench $(VENV)/.with-plot $(VENV)/.with-verdict ## run only pytest; ARGS="-k overlap" runs some tests
 	@$(PYTEST) $(if $(LEAVE_OUT),-m "not $(LEAVE_OUT)") $(ARGS)
 
 # ---- more of the Python suite ----------------------------------------------------------------------------------
@@ -112,7 +116,7 @@ asan-core: $(VENV)/.with-build
 	$(call run-preset,asan)
 
 # Tests of code above the binding.  Sanitizers would find nothing there, because it is Python only.
-ABOVE_BINDING := $(patsubst %,--ignore=tests/python/test_%.py,anchors apply_layout bench_example bench_goals bench_names cli dask_example examples flatten flips hostile_vectors interpreters layers layouts locking logs map mutants perf plan plans_on_kvm plot readme results runs scale typing vectors)
+ABOVE_BINDING := $(patsubst %,--ignore=tests/python/test_%.py,anchors answers apply_layout bench_example bench_goals bench_names cli dask_example examples figures flatten flips geometry hostile_vectors interpreters ioctls layers layouts ledger locking logs map mutants noise perf plan plans_on_kvm plot readme records reports results runs scale statistics timing typing vectors verdicts)
 
 # The interpreter itself is not instrumented.  So LD_PRELOAD loads the sanitizers' libraries before it, and
 # PYTHONMALLOC=malloc turns off its own allocator, which would hide small blocks.  Leaks are checked only in the tests
@@ -154,7 +158,7 @@ coverage: $(VENV)/.with-build $(VENV)/.with-coverage ## show the lines and branc
 		--json build/coverage/gcovr.json build/coverage
 	@$(BIN)/python tools/coverage.py build/coverage/gcovr.json
 
-mutants: $(VENV)/.package $(VENV)/.with-test ## plant bugs one at a time, and check that tests catch each; ARGS=--quick takes a minute, ARGS=--markdown lists them
+mutants: $(VENV)/.package $(VENV)/.with-test $(VENV)/.with-plot ## plant bugs one at a time, and check that tests catch each; ARGS=--quick takes a minute, ARGS=--markdown lists them
 	@$(BIN)/python tools/mutants.py $(ARGS)
 
 bench: $(VENV)/.package $(VENV)/.with-test $(VENV)/.with-bench ## run the benchmarks; each checks the answer that it times
@@ -169,11 +173,26 @@ bench-readers: $(VENV)/.package ## measure readers next to a writer that never s
 callgrind: build/.callgrind-package ## count the instructions of a scalar lookup, by function
 	@$(BIN)/python bench/callgrind.py --site $(CALLGRIND_SITE) $(ARGS)
 
-bench-compare: $(VENV)/.with-build $(VENV)/.with-test $(VENV)/.with-bench ## measure two versions in turns: is B faster than A?  Default: A=HEAD, B=. (the files)
+bench-compare: $(VENV)/.package $(VENV)/.with-verdict $(VENV)/.with-test $(VENV)/.with-bench ## measure two versions in turns: is B faster than A?  Default: A=HEAD, B=. (the files)
 	@$(BIN)/python tools/bench_compare.py $(A) $(B) $(ARGS)
+
+error-pool: $(VENV)/.package $(VENV)/.with-verdict ## record a pool of 400 measured processes of one version in POOL; about 10 minutes on a quiet machine
+	@$(BIN)/python tools/error_rates.py record $(POOL) $(ARGS)
+
+error-rates: $(VENV)/.package $(VENV)/.with-verdict ## compute from POOL how often verdicts are wrong: false alarms, and slow-downs of 3 % that are found
+	@$(BIN)/python tools/error_rates.py rates $(POOL) $(ARGS)
+
+ledger: $(VENV)/.package ## count the instructions of the hot paths and record those that differ; REASON="..." if there are more
+	@$(BIN)/python tools/ledger.py record --reason "$(REASON)"
+
+ledger-check: $(VENV)/.package ## fail if a hot path needs 0.5 % more or fewer instructions than bench/ledger.csv says; needs valgrind
+	@$(BIN)/python tools/ledger.py check
 
 results: $(VENV)/.package $(VENV)/.with-bench $(VENV)/.with-plot build/.callgrind-package ## record perf, scale, goals, readers and callgrind in docs/results/NAME: text, JSON, pictures
 	@$(BIN)/python tools/results.py $(or $(NAME),$(error make results NAME=folder, such as NAME=epyc-2cpu)) $(ARGS)
+
+figures: $(VENV)/.package ## write the figures of README.md and docs/benchmarks.md again, from the record that docs/figures.toml names
+	@$(BIN)/python tools/figures.py write
 
 lint: $(VENV)/.package $(VENV)/.with-lint ## check style, types, spelling, and the layers of includes and imports
 	@failed=; \
@@ -191,7 +210,7 @@ format: $(VENV)/.with-lint ## format the Python and C files
 	@$(BIN)/ruff format .
 	@$(BIN)/clang-format -i $(C_FILES)
 
-ci: lint asan tsan torture-short test-builds test-arrays test-another ## run the checks of continuous integration that follow make test
+ci: lint asan tsan torture-short ledger-check test-builds test-arrays test-another ## run the checks of continuous integration that follow make test
 
 nightly: T = 600
 nightly: test-others test-examples test-kernel test-fuzz mutants coverage leaks torture ## run the long checks: all Pythons, a million calls to the kernel, fuzzing, mutants, coverage, valgrind, 10 minutes of torture

@@ -25,8 +25,10 @@ ROOT = Path(__file__).resolve().parent.parent
 FOLDER = ROOT / "tests" / "mutants"
 HAZARDS = tuple(f"H{i}" for i in range(1, 41))
 BAD_INPUT = "input"  # any row of the table "Bad input and lifetimes"; its rows have no numbers
+FIGURES = "figures"  # a wrong figure, table, picture or check of the laboratory and of the commands
 SANITIZERS = {"plain": "", "asan": "address,undefined", "tsan": "thread"}
 PYTHON = "python"  # the build of the extension
+PURE = "pure"  # the installed extension with the Python modules of the copy; nothing is compiled
 SCALE = 0.1  # of the random parts of the tests; a test that finds a bug usually finds it early
 KINDS = {"mutant", "flips", "left", "excused"}
 
@@ -44,7 +46,7 @@ class Edit(NamedTuple):
 
 
 class Test(NamedTuple):
-    """`name` is a ctest, or the node id of a pytest if build is "python"."""
+    """`name` is a ctest, or the node id of a pytest if build is PYTHON or PURE."""
 
     build: str
     name: str
@@ -52,7 +54,7 @@ class Test(NamedTuple):
     seed: str = ""
 
     def __str__(self) -> str:
-        prefix = "" if self.build in ("plain", PYTHON) else f"{self.build}:"
+        prefix = "" if self.build in ("plain", PYTHON, PURE) else f"{self.build}:"
         name = self.name.removeprefix("tests/python/")
         return prefix + name
 
@@ -117,7 +119,7 @@ def listed(value: str | list[str]) -> list[str]:
 
 def parse_hazards(name: str, entry: dict[str, Any]) -> tuple[str, ...]:
     hazards = tuple(listed(entry["hazard"]))
-    unknown = set(hazards) - {*HAZARDS, BAD_INPUT}
+    unknown = set(hazards) - {*HAZARDS, BAD_INPUT, FIGURES}
     if unknown or not hazards:
         raise ListError(f"mutant {name}: no such hazard: {', '.join(unknown) or 'none is named'}")
     return hazards
@@ -141,6 +143,15 @@ def parse_mutant(entry: dict[str, Any], left_to: str = "") -> Mutant:
     if bool(mutant.tests) == bool(left_to):
         raise ListError(f"mutant {name} must name the tests that catch it, or say why none can")
     return mutant
+
+
+def without_build(mutant: Mutant, sources: Sources) -> Mutant:
+    """Give a mutant that changes only Python modules to the build PURE."""
+    files = files_of(mutant, sources)
+    if not files or not all(file.endswith(".py") for file in files):
+        return mutant
+    tests = (t._replace(build=PURE) if t.build == PYTHON else t for t in mutant.tests)
+    return mutant._replace(tests=tuple(tests))
 
 
 def parse_equivalents(entry: dict[str, Any]) -> dict[str, dict[str, str]]:
@@ -203,7 +214,8 @@ def read_catalogue(folder: Path = FOLDER, sources: Sources | None = None) -> Cat
         data = tomllib.loads(path.read_text(encoding="utf-8"))
         if unknown := data.keys() - KINDS:
             raise ListError(f"{path.name}: an entry cannot be of the kind {', '.join(unknown)}")
-        catalogue.mutants.extend(map(parse_mutant, data.get("mutant", [])))
+        mutants = map(parse_mutant, data.get("mutant", []))
+        catalogue.mutants.extend(without_build(m, sources) for m in mutants)
         catalogue.left.extend(parse_mutant(e, e["left_to"]) for e in data.get("left", []))
         catalogue.excused.update((e["hazard"], e["reason"]) for e in data.get("excused", []))
         for entry in data.get("flips", []):

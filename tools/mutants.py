@@ -7,10 +7,11 @@ The bugs are in tests/mutants/*.toml; mutant_list.py describes their format.  So
 there names the necessary flags of /proc/cpuinfo (`cpu`).  On another CPU it is not planted, and the run reports this.
 
 The tool plants bugs into copies of the sources under build/mutants/, never into the tree, and compiles only changed
-files.  First every named test must pass in a copy without a bug, because a test that fails without a bug proves
-nothing.  Then the tool builds each mutant and runs its tests until one fails.  A mutant is caught by a check of the
-test, an assertion of the engine, a sanitizer, a crash, or the watchdog.  The watchdog ends a test that takes five times
-as long as without the bug.  A busy machine can cause this too, so such a test runs again, and the second run counts.
+files.  A mutant of a Python module compiles nothing: its tests use the installed extension.  First every named test
+must pass in a copy without a bug, because a test that fails without a bug proves nothing.  Then the tool builds each
+mutant and runs its tests until one fails.  A mutant is caught by a check of the test, an assertion of the engine, a
+sanitizer, a crash, or the watchdog.  The watchdog ends a test that takes five times as long as without the bug.  A busy
+machine can cause this too, so such a test runs again, and the second run counts.
 A mutant that does not compile, or whose anchor is not found, is not caught.
 
 The last line is `mutants: N planted, N caught`; the exit status is 0 when both numbers are the same.
@@ -25,6 +26,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import sysconfig
 import threading
 import time
 import tomllib
@@ -36,6 +38,7 @@ from typing import Any, NamedTuple
 from anchors import Sources
 from flips import Flip
 from mutant_list import (
+    PURE,
     PYTHON,
     ROOT,
     SANITIZERS,
@@ -60,6 +63,7 @@ PARTS = (
     "pyproject.toml",
     "README.md",
     "LICENSE",
+    "docs",
     "src",
     "tests",
     "tools",
@@ -114,6 +118,14 @@ class BuildError(Exception):
     """A build failed; the message is the compiler's."""
 
 
+def installed() -> Path:
+    """Return the folder of the installed package.  Its extension is that of this checkout: make installs it first."""
+    folder = Path(sysconfig.get_path("platlib")) / "memslots"
+    if not folder.is_dir():
+        raise BuildError(f"error: there is no {folder}; `make mutants` installs it")
+    return folder
+
+
 def call(*command: str | Path, cwd: Path | None = None) -> str:
     done = subprocess.run(
         list(map(str, command)),
@@ -164,10 +176,18 @@ class Copy:
     def folder(self, build: str) -> Path:
         return self.base / build
 
+    def site(self, build: str) -> Path:
+        """Return the folder that a Python test imports the package from."""
+        return self.folder(PURE) if build == PURE else self.base / "site"
+
     def configure(self, build: str) -> None:
         if build in self.configured:
             return
         folder = self.folder(build)
+        if build == PURE:
+            shutil.copytree(installed(), folder / "memslots", dirs_exist_ok=True)
+            self.configured[build] = {}
+            return
         if build == PYTHON:
             if not (folder / "build.ninja").exists():
                 call(sys.executable, "-m", "pip", "-qq", "install", "--no-build-isolation", "--no-deps", "--upgrade",
@@ -185,21 +205,22 @@ class Copy:
     def build(self, build: str, targets: Iterable[str]) -> None:
         self.configure(build)
         folder = self.folder(build)
-        if build != PYTHON:
+        if build not in (PYTHON, PURE):
             call(tool("ninja"), "-C", folder, *targets)
             return
-        call(tool("ninja"), "-C", folder)
-        package = self.base / "site" / "memslots"
-        for pattern, target in (("_memslots*.so", package), ("_ioctl*.so", package / "kvm")):
-            for module in folder.glob(pattern):
-                write_if_new(target / module.name, module.read_bytes())
+        package = self.site(build) / "memslots"
+        if build == PYTHON:
+            call(tool("ninja"), "-C", folder)
+            for pattern, target in (("_memslots*.so", package), ("_ioctl*.so", package / "kvm")):
+                for module in folder.glob(pattern):
+                    write_if_new(target / module.name, module.read_bytes())
         for module in (self.source / "src" / "memslots").rglob("*.py"):
             write_if_new(
                 package / module.relative_to(self.source / "src" / "memslots"), module.read_bytes()
             )
 
     def command(self, test: Test) -> list[str]:
-        if test.build == PYTHON:
+        if test.build in (PYTHON, PURE):
             return [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", test.name]
         commands = self.configured[test.build]
         if test.name not in commands:  # ctest lists only the commands of built tests
@@ -213,8 +234,8 @@ class Copy:
         """Build the test and run it in a new session, so that its children can be killed with it."""
         self.build(test.build, [test.name])
         more = {"MEMSLOTS_TEST_SCALE": str(test.scale), "MEMSLOTS_SEED": test.seed}
-        if test.build == PYTHON:
-            more["PYTHONPATH"] = str(self.base / "site")
+        if test.build in (PYTHON, PURE):
+            more["PYTHONPATH"] = str(self.site(test.build))
         start = time.monotonic()
         process = subprocess.Popen(
             self.command(test), cwd=self.source, env=environment(**more), start_new_session=True,

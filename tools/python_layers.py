@@ -37,6 +37,7 @@ LAYERS = (
     # The laboratory and the command line.
     ("lab",),
     ("measure",),
+    ("verdicts",),
     ("plot",),
     ("report",),
     ("commands",),

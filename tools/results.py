@@ -100,6 +100,25 @@ def measure(run: Run, out: Path, quick: bool) -> Done:
     return Done(run, time.monotonic() - began, files)
 
 
+VERIFIED = {
+    "perf.json": "perf",
+    "scale.json": "scale",
+}  # a file with raw samples, and the command that derives it
+
+
+def verify(out: Path) -> None:
+    """Derive the tables and pictures of the record again from its raw samples.  If one differs, end the program."""
+    for name, command in VERIFIED.items():
+        if not (out / name).exists():
+            continue
+        words = [sys.executable, "-m", "memslots", command, "--verify", str(out / name)]
+        done = subprocess.run(words, cwd=ROOT, stdout=subprocess.DEVNULL, check=False)
+        if done.returncode:
+            raise SystemExit(
+                f"results: {out / name} differs from its raw samples; nothing was recorded"
+            )
+
+
 # ---- the README of a record ------------------------------------------------------------------------------------
 
 
@@ -163,6 +182,7 @@ def main(argv: list[str] | None = None) -> int:
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir(parents=True)
     done = [measure(run, out, args.quick) for run in RUNS]
+    verify(out)
     text = "\n".join(describe(out, done, args.quick))
     (out / "README.md").write_text(f"{text}\n", encoding="utf-8")
     RECORDS.mkdir(exist_ok=True)

@@ -307,27 +307,39 @@ static int move(struct layout *l, const struct ms_step *step)
 }
 
 /* Checks 13 and 14. */
-static int set_flags(struct layout *l, const struct ms_step *step)
+static int give_flags(const struct layout *l, struct layout_item *item, uint32_t flags)
 {
-	struct ms_userspace_memory_region region;
-	struct layout_item *item;
-	int r = find_user(l, step->slot, &item);
+	struct ms_userspace_memory_region region = region_of(l, &item->value);
+	int r;
 
-	if (r)
-		return r;
-	region = region_of(l, &item->value);
-	region.flags = step->flags;
+	region.flags = flags;
 	r = check_region(l, &region);
 	if (r)
 		return r;
-	if (step->flags & MS_MEM_GUEST_MEMFD)
+	if (flags & MS_MEM_GUEST_MEMFD)
 		return refuse(l, EINVAL, MS_RULE_GMEM_EXISTING, 0, item);
-	if ((step->flags ^ item->value.flags) & MS_MEM_READONLY)
+	if ((flags ^ item->value.flags) & MS_MEM_READONLY)
 		return refuse(l, EINVAL, MS_RULE_FLAGS_TOGGLE, 0, item);
-	item->value.flags = step->flags;
+	item->value.flags = flags;
 	if (!item->placed)
 		item->step = l->step;
 	return 0;
+}
+
+static int set_flags(struct layout *l, const struct ms_step *step)
+{
+	struct layout_item *item;
+	int r = find_user(l, step->slot, &item);
+
+	return r ? r : give_flags(l, item, step->flags);
+}
+
+static int change_flags(struct layout *l, const struct ms_step *step)
+{
+	struct layout_item *item;
+	int r = find_user(l, step->slot, &item);
+
+	return r ? r : give_flags(l, item, (item->value.flags & ~step->other) | step->flags);
 }
 
 static int resize(struct layout *l, const struct ms_step *step)
@@ -519,7 +531,7 @@ typedef int apply_fn(struct layout *l, const struct ms_step *step);
 static apply_fn *const apply[] = {
 	[MS_STEP_CREATE] = create,       [MS_STEP_DELETE] = delete, [MS_STEP_MOVE] = move,
 	[MS_STEP_SET_FLAGS] = set_flags, [MS_STEP_RESIZE] = resize, [MS_STEP_SPLIT] = split,
-	[MS_STEP_MERGE] = merge_slots,   [MS_STEP_PUNCH] = punch,
+	[MS_STEP_MERGE] = merge_slots,   [MS_STEP_PUNCH] = punch,   [MS_STEP_CHANGE_FLAGS] = change_flags,
 };
 
 /* A step adds at most two items, except PUNCH, which makes room itself. */

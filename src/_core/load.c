@@ -13,17 +13,18 @@
  *   stage   validates and adds one slot after the other.
  *
  * The slots are created from the highest gfn down.  Then slots with neighbouring gfns have neighbouring addresses
- * (memory.h), and design "array" adds each slot at its end.  A refused load is staged a second time, in the order of the
- * list, to find the first entry that is refused.
+ * (memory.h), and design "array" adds each slot at its end.  A refused load is staged a second time, in the order of
+ * the list, to find the first entry that is refused.
  *
- * Locking: slots_lock throughout.
- * Cost: with n entries and m slots O(m + n) if the entries are sorted by gfn and by host address, and O(n) more for each
- * byte in which their keys differ.  Staging is O(n log (m + n)).  One grace period.
+ * Locking: slots_lock throughout. Cost: with n entries and m slots O(m + n) if the entries are sorted by gfn and by
+ * host address, and O(n) more for each byte in which their keys differ.  Staging is O(n log (m + n)).  One grace
+ * period.
  */
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
 
+#include "private/preview.h"
 #include "private/snapshot.h"
 #include "rules.h"
 #include "slot_make.h"
@@ -33,7 +34,7 @@
 /* The list of a load. */
 struct load {
 	const struct ms_memslot *slots;
-	struct ms_backing *const *backings; /* of a snapshot: for each slot its backing or NULL; or NULL */
+	struct ms_backing *const *backings; /* for each slot its backing or NULL; or NULL */
 	size_t n;
 	bool builds;
 	struct sort_item *by_gfn, *by_hva, *spare; /* each has room for all slots of the set and the new ones */
@@ -45,15 +46,22 @@ struct load {
 
 /* ---- stage ---- */
 
+static struct ms_backing *backing_of(const struct load *load, uint32_t entry)
+{
+	return load->backings ? load->backings[entry] : NULL;
+}
+
 /* Validates the entry against the private set, which has all entries that were staged before, and adds it there.  An id
  * that is in use is an error: a load only creates. */
-static int stage(struct writer *w, const struct ms_memslot *slot, uint32_t entry)
+static int stage(struct writer *w, const struct load *load, uint32_t entry)
 {
 	const struct memslot_set *set = vm_inactive_set(w->vm, w->as_id);
+	const struct ms_memslot *slot = &load->slots[entry];
 	struct change *c = &w->change[w->nr];
 	int r = rules_unused_id(w->vm, set, slot->id, NULL, w->err);
 
 	c->guest_memfd = -1;
+	c->backing = backing_of(load, entry);
 	if (!r)
 		r = writer_admit(w, c, set, slot);
 	if (!r)
@@ -92,8 +100,8 @@ static int create(struct writer *w, const struct load *load, uint32_t entry)
 	int r = slot_create(w->vm, &load->slots[entry], w->as_id, &c->new_slot, w->err);
 
 	c->entry = entry;
-	if (!r && load->backings)
-		c->new_slot->backing = backing_get(load->backings[entry]);
+	if (!r)
+		c->new_slot->backing = backing_get(backing_of(load, entry));
 	if (!r && !w->vm->frozen)
 		r = complete(w, c->new_slot);
 	if (r)
@@ -165,7 +173,7 @@ static int stage_all(struct writer *w, struct load *load)
 		const struct ms_memslot *slot = load->by_gfn[load->n - 1 - w->nr].item;
 		uint32_t entry = (uint32_t)(slot - load->slots);
 
-		r = at_entry(w, load->builds ? create(w, load, entry) : stage(w, slot, entry), entry);
+		r = at_entry(w, load->builds ? create(w, load, entry) : stage(w, load, entry), entry);
 	}
 	return r || !load->builds ? r : build(w, load);
 }
@@ -183,7 +191,7 @@ static int find_first_refused(struct writer *w, const struct load *load, size_t 
 	while (!first && w->nr < n) {
 		uint32_t entry = (uint32_t)w->nr;
 
-		first = at_entry(w, stage(w, &load->slots[entry], entry), entry);
+		first = at_entry(w, stage(w, load, entry), entry);
 	}
 	writer_roll_back(w);
 	writer_end(w);
@@ -210,8 +218,8 @@ static int load_locked(struct writer *w, struct load *load)
 	return r == -ENOMEM ? r : find_first_refused(w, load, load->n, r);
 }
 
-/* To add a slot to a set of m slots costs about as much as to build the set anew from BUILD_SHARE slots of it.  Measured
- * (docs/benchmarks.md, "Loading"). */
+/* To add a slot to a set of m slots costs about as much as to build the set anew from BUILD_SHARE slots of it.
+ * Measured (docs/benchmarks.md, "Loading"). */
 #define BUILD_SHARE 8
 
 static bool can_build(const struct writer *w, size_t n)
@@ -277,6 +285,19 @@ int ms_load_memslots(struct ms_vm *vm, uint32_t as_id, const struct ms_memslot *
 	int r = slots || !n ? vm_lock(vm, err) : null_buffer(err);
 
 	return r ? r : load(vm, as_id, &(struct load){ .slots = slots, .n = n }, err);
+}
+
+int ms_load_backed(struct ms_vm *vm, uint32_t as_id, uint64_t generation, const struct ms_memslot *slots,
+		   struct ms_backing *const *backings, size_t n, struct ms_error *err)
+{
+	int r = slots || !n ? vm_lock(vm, err) : null_buffer(err);
+
+	if (r)
+		return r;
+	if (vm_is_at(vm, as_id, generation))
+		return load(vm, as_id, &(struct load){ .slots = slots, .backings = backings, .n = n }, err);
+	vm_unlock(vm);
+	return -EAGAIN;
 }
 
 /* The VM has no readers, so nothing waits, also if the caller is inside a hook or a read section of another VM. */

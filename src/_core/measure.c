@@ -136,6 +136,18 @@ void ms_time_nothing(size_t n, uint64_t *ns)
 	time_calls(nothing, NULL, n, 1, ns);
 }
 
+uint64_t ms_time_chase(const uint32_t *chain, size_t size, size_t steps, uint32_t *at)
+{
+	size_t mask = size - 1;
+	uint64_t start = now();
+	uint32_t place = *at;
+
+	for (size_t i = 0; i < steps; i++)
+		place = chain[place & mask];
+	*at = place;
+	return now() - start;
+}
+
 void ms_design_costs(size_t i, int costs[4])
 {
 	const struct memslot_design *design = vm_design(i);

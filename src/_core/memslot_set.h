@@ -222,8 +222,8 @@ struct memslot_design {
 	 */
 	int (*begin)(struct memory *memory, struct address_space *as, struct memslot_set *private, size_t more);
 	void (*replace)(struct memslot_set *private, struct memslot *old, struct memslot *new_slot);
-	/* The items are the n slots of the set and the new ones, by gfn and by (hva.start, gfn).  Returns false if a new
-	 * slot has the id of another one: nothing has changed then.  See memslot_count(). */
+	/* The items are the n slots of the set and the new ones, by gfn and by (hva.start, gfn).  Returns false if a
+	 * new slot has the id of another one: nothing has changed then.  See memslot_count(). */
 	bool (*build)(struct memslot_set *private, const struct sort_item *by_gfn, const struct sort_item *by_hva,
 		      size_t n);
 	void (*mirror)(struct memslot_set *private, const struct memslot_set *active, const struct sort_item *by_gfn,

@@ -21,6 +21,8 @@ size_t ms_memslots_backings(struct ms_vm *vm, uint32_t as_id, struct ms_backing 
 	const struct memslot *slot = look.set ? vm->design->first_from(look.set, 0) : NULL;
 	size_t nr = 0, backed = 0;
 
+	if (slot && look.set->nr == look.set->nr_raw)
+		slot = NULL; /* no slot has a backing */
 	for (; slot && nr < room; slot = vm->design->next(look.set, slot), nr++) {
 		out[nr] = backing_get(slot->backing);
 		backed += out[nr] != NULL;

@@ -21,6 +21,7 @@
 #include <errno.h>
 
 #include "layout_steps.h"
+#include "private/preview.h"
 #include "rules.h"
 #include "slot_make.h"
 #include "writer.h"
@@ -279,17 +280,153 @@ static int change_memslots(struct writer *w, const struct ms_step *steps, size_t
 	return r;
 }
 
-int ms_change_memslots(struct ms_vm *vm, uint32_t as_id, const struct ms_step *steps, size_t n, struct ms_error *err)
+/* Takes the lock and the VM's writer. */
+static int begin(struct ms_vm *vm, uint32_t as_id, const struct ms_step *steps, size_t n, struct ms_error *err)
 {
-	struct ms_error local_err = { 0 };
 	int r = steps || !n ? vm_lock(vm, err) : null_buffer(err);
 
 	if (r)
 		return r;
 	memory_pool_mark(&vm->memory);
-	r = change_memslots(writer_of(vm, as_id, err ? err : &local_err), steps, n);
+	writer_of(vm, as_id, err);
+	return 0;
+}
+
+static int end(struct ms_vm *vm, int r)
+{
 	if (r)
 		writer_refused(vm);
 	vm_unlock(vm);
+	return r;
+}
+
+int ms_change_memslots(struct ms_vm *vm, uint32_t as_id, const struct ms_step *steps, size_t n, struct ms_error *err)
+{
+	struct ms_error local_err = { 0 };
+	int r = begin(vm, as_id, steps, n, err ? err : &local_err);
+
+	return r ? r : end(vm, change_memslots(&vm->writer, steps, n));
+}
+
+/* ---- for the binding: private/preview.h ---- */
+
+int ms_change_memslots_at(struct ms_vm *vm, uint32_t as_id, uint64_t generation, const struct ms_step *steps, size_t n,
+			  struct ms_error *err)
+{
+	struct ms_error local_err = { 0 };
+	int r = begin(vm, as_id, steps, n, err ? err : &local_err);
+
+	if (r)
+		return r;
+	if (vm_is_at(vm, as_id, generation))
+		return end(vm, change_memslots(&vm->writer, steps, n));
+	vm_unlock(vm);
+	return -EAGAIN;
+}
+
+static void copy_resolved(const struct layout *l, struct ms_resolved *out, size_t room)
+{
+	for (size_t i = 0; i < l->items.nr && i < room; i++) {
+		const struct layout_item *item = layout_item(l, i);
+
+		out[i] = (struct ms_resolved){ item->value, item->step };
+		if (!item->exists)
+			out[i].value.npages = 0;
+	}
+}
+
+static int resolve(struct writer *w, const struct ms_step *steps, size_t n, struct ms_resolved *out, size_t room,
+		   size_t *nr)
+{
+	struct layout layout = { .vm = w->vm, .as_id = w->as_id, .err = w->err };
+	int r = rules_as_id(w->vm, w->as_id, w->err);
+
+	if (r)
+		return r;
+	r = layout_resolve(&layout, steps, n);
+	copy_resolved(&layout, out, room);
+	*nr = layout.items.nr;
+	layout_free(&layout);
+	return r;
+}
+
+/* Releases the lock after a call that has changed nothing and refused nothing. */
+static void unlock_unchanged(struct ms_vm *vm)
+{
+	memory_pool_trim(&vm->memory);
+	vm_unlock(vm);
+}
+
+int ms_resolve_steps(struct ms_vm *vm, uint32_t as_id, const struct ms_step *steps, size_t n, struct ms_resolved *out,
+		     size_t room, size_t *nr, struct ms_error *err)
+{
+	struct ms_error local_err = { 0 };
+	int r = begin(vm, as_id, steps, n, err ? err : &local_err);
+
+	if (r)
+		return r;
+	r = resolve(&vm->writer, steps, n, out, room, nr);
+	unlock_unchanged(vm);
+	return r;
+}
+
+static void copy_set(const struct writer *w, const struct memslot_set *set, struct ms_preview *out)
+{
+	const struct memslot_design *design = w->vm->design;
+	const struct memslot *slot;
+	size_t i = 0;
+
+	out->generation = vm_generation(w->vm, w->as_id);
+	out->nr = set->nr;
+	if (out->nr > out->room)
+		return;
+	for (slot = design->first_from(set, 0); slot; slot = design->next(set, slot), i++) {
+		out->rows[i] = memslot_value(slot);
+		out->backings[i] = backing_get(slot->backing);
+	}
+}
+
+/* The private set has the final state between its edits and their roll-back. */
+static int preview_changes(struct writer *w, struct ms_preview *out)
+{
+	int r = at_entry(w, writer_begin(w, growth(w)), w->entries);
+
+	if (!r)
+		r = writer_stage_list(w);
+	if (!r)
+		copy_set(w, vm_inactive_set(w->vm, w->as_id), out);
+	writer_roll_back(w);
+	writer_end(w);
+	return r;
+}
+
+static int preview(struct writer *w, const struct ms_step *steps, size_t n, struct ms_preview *out)
+{
+	int r = rules_as_id(w->vm, w->as_id, w->err);
+
+	if (r)
+		return r;
+	w->entries = (uint32_t)n;
+	r = make(w, steps, n);
+	if (r)
+		discard(w);
+	else if (w->nr)
+		r = preview_changes(w, out);
+	else
+		copy_set(w, vm_active_set(w->vm, w->as_id), out);
+	writer_release(w);
+	return r;
+}
+
+int ms_preview_memslots(struct ms_vm *vm, uint32_t as_id, const struct ms_step *steps, size_t n, struct ms_preview *out,
+			struct ms_error *err)
+{
+	struct ms_error local_err = { 0 };
+	int r = begin(vm, as_id, steps, n, err ? err : &local_err);
+
+	if (r)
+		return r;
+	r = preview(&vm->writer, steps, n, out);
+	unlock_unchanged(vm);
 	return r;
 }

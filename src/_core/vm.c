@@ -353,7 +353,6 @@ static void free_former_sets(struct ms_vm *vm)
 /* A later close frees the slots that a hold needed at the first one. */
 static void free_kept(struct ms_vm *vm)
 {
-	holds_tidy(&vm->holds);
 	for (uint32_t i = 0; i < vm->config.address_spaces && !holds_have_kept(&vm->holds); i++) {
 		if (vm->as[i].kept)
 			empty_set(vm, vm_inactive_set(vm, i), true);
@@ -387,6 +386,7 @@ int ms_vm_close(struct ms_vm *vm, struct ms_error *err)
 
 	if (r)
 		return r;
+	holds_tidy(&vm->holds);
 	if (!vm->closed && vm_has_closed_hooks(vm) && !thread_watch())
 		r = no_memory(err);
 	else if (vm->closed)

@@ -22,6 +22,7 @@ cdef extern from "memslots.h" nogil:
     const char *ms_backend_name(size_t i)
     int ms_set_user_memory_region(ms_vm *vm, const ms_userspace_memory_region *region, ms_error *err)
     int ms_load_memslots(ms_vm *vm, uint32_t as_id, const ms_memslot *slots, size_t n, ms_error *err)
+    int ms_change_memslots(ms_vm *vm, uint32_t as_id, const ms_step *steps, size_t n, ms_error *err)
     int ms_delete_memslot(ms_vm *vm, uint32_t as_id, uint32_t slot, ms_error *err)
     int ms_move_memslot(ms_vm *vm, uint32_t as_id, uint32_t slot, uint64_t guest_phys_addr, ms_error *err)
     int ms_set_memslot_flags(ms_vm *vm, uint32_t as_id, uint32_t slot, uint32_t set, uint32_t clear, ms_error *err)

@@ -17,4 +17,5 @@ cdef extern from "measure.h" nogil:
     void ms_time_changes(ms_vm *vm, const ms_userspace_memory_region *regions, size_t n, size_t group,
                          int32_t *results, uint64_t *ns)
     void ms_time_nothing(size_t n, uint64_t *ns)
+    uint64_t ms_time_chase(const uint32_t *chain, size_t size, size_t steps, uint32_t *at)
     void ms_design_costs(size_t i, int *costs)

@@ -103,6 +103,28 @@ def time_nothing(n=1000):
     return times
 
 
+def time_chase(cnp.ndarray chain not None, steps=1000, start=0):
+    """Follows chain from `start` for `steps` steps: place = chain[place].  Returns (ns of all steps, the last place).
+
+    chain: a contiguous uint32 array of one dimension.  Its length is a power of two; an entry counts modulo it.
+    Each load needs the result of the one before, so the time of a step is the latency of the memory of the chain.
+    """
+    cdef size_t size = chain.size, n = _number(steps, "steps", 0x7FFFFFFF)
+    cdef uint64_t begin = _number(start, "start", 0xFFFFFFFFFFFFFFFF)
+    cdef uint32_t place
+    cdef const uint32_t *entries
+    cdef uint64_t ns
+    if chain.dtype != np.uint32 or chain.ndim != 1 or not chain.flags.c_contiguous:
+        raise TypeError("chain must be a contiguous uint32 array of one dimension")
+    if not size or size & (size - 1):
+        raise ValueError(f"the length of chain must be a power of two, not {size}")
+    entries = <const uint32_t *>cnp.PyArray_DATA(chain)
+    place = <uint32_t>(begin & (size - 1))
+    with nogil:
+        ns = ms_time_chase(entries, size, n, &place)
+    return ns, place
+
+
 def design_costs():
     """How the cost of operations grows with the number of slots, as each design declares it.
 

@@ -40,13 +40,14 @@ from cpython.object cimport Py_TYPE, PyTypeObject
 from cpython.pythread cimport PyThread_get_thread_ident
 from cpython.ref cimport Py_DECREF, Py_INCREF
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
-from libc.stdlib cimport free, malloc
+from libc.stdlib cimport free, malloc, realloc
 from libc.string cimport memcpy, memset
 from posix.unistd cimport getpid
 from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 
 from ._calls cimport *
 from ._measure cimport *
+from ._preview cimport *
 from ._snapshot cimport *
 from .libmemslots cimport *
 
@@ -359,7 +360,7 @@ cdef bint _append_hook(VM vm, _Hook hook) except -1:
 # ---- the end of a VM that nobody has closed ------------------------------------------------------------------------
 
 cdef bint _has_closed_hooks(VM vm) noexcept:
-    for hook in vm._hooks:
+    for hook in vm._hooks or ():  # None: there was no memory for the VM
         if (<_Hook>hook).c.closed is not NULL:
             return True
     return False
@@ -1045,6 +1046,86 @@ A virtual machine's memory slots (the part of struct kvm that concerns slots).
         self._hooks.remove(hook)
         _report_hooks(self)
 
+    # -- whole layouts
+
+    def transaction(self, as_id=0):
+        """A Transaction: a context manager whose steps take effect as one change with one swap, or not at all."""
+        return Transaction(self, as_id)
+
+    def apply(self, layout, *, coalesce=True, max_slots=None, keep_ids=True, as_id=0):
+        """Gives the address space a layout in one transaction, and returns the Plan.
+
+        layout: a Snapshot, a structured array, or runs (gfn, npages, hva, flags); see docs/layouts.md.
+        coalesce: joins the neighbours whose guest frames and host addresses are contiguous and whose flags are equal.
+        max_slots: the most slots that the layout may need; more raise InvalidRegionError.
+        keep_ids: a slot whose memory is in the layout keeps its id.  False: the ids are those of the layout.
+
+        Slots that are equal before and afterwards are not touched.  If nothing differs, nothing is done.  If another
+        thread changes the address space between the comparison and the change, the call compares again, up to 100 times;
+        then it raises MemslotsError (EAGAIN).  Errors are those of a transaction.  Cost: O(n), and O(log n) for each
+        difference."""
+        return _apply_layout(self, layout, coalesce=coalesce, max_slots=max_slots, keep_ids=keep_ids,
+                             as_id=_as_id(self, as_id))
+
+    def restore(self, snapshot):
+        """Gives the address space of a Snapshot exactly its slots again, with one swap, and returns the Plan.
+
+        A snapshot with buffers restores them: a slot with the same values and another buffer becomes a new slot.  For a
+        snapshot without buffers, a slot that the VM has keeps its own, and a slot that is created has none.  Slots that
+        are equal keep their dirty logs; new ones have new logs.
+
+        InvalidRegionError (EINVAL): a slot of the snapshot is INVALID, or a slot of guest_memfd is gone.  Errors are those
+        of apply()."""
+        if type(snapshot) is not Snapshot:
+            raise TypeError(f"snapshot must be a Snapshot, not {type(snapshot).__name__}")
+        _as_id(self, (<Snapshot>snapshot).as_id)
+        _refuse_invalid(snapshot)
+        return _restore_layout(self, snapshot)
+
+    @classmethod
+    def from_snapshot(cls, snapshot, **limits):
+        """A new VM with the slots of a Snapshot, and with its buffers if it has some.
+
+        limits: as for VM().  Without them they are the defaults, or larger where the slots need it.
+        InvalidRegionError (EINVAL): a slot of the snapshot is INVALID.  Errors are those of load_memslots()."""
+        if type(snapshot) is not Snapshot:
+            raise TypeError(f"snapshot must be a Snapshot, not {type(snapshot).__name__}")
+        _refuse_invalid(snapshot)
+        vm = cls(**_limits_of(snapshot, limits))
+        as_id = _as_id(vm, (<Snapshot>snapshot).as_id)
+        _load_snapshot(vm, snapshot, VM.generation(vm, as_id))
+        return vm
+
+    def _load_into_empty(self, Snapshot snapshot not None, generation):
+        """Loads the slots of a Snapshot.  False, and nothing has changed, if the address space has another generation."""
+        _as_id(self, snapshot.as_id)
+        return bool(_load_snapshot(self, snapshot, _u64(generation, "generation")))
+
+    def _change_many(self, steps, as_id=0, generation=None, backings=None, places=None):
+        """Carries out an array of layout.STEP_DTYPE as one change.
+
+        False, and nothing has changed, if the address space has another generation.  places[k] is the place of the backing
+        of step k in backings, which _state() or _backings_in() made, or -1."""
+        cdef uint32_t space = _as_id(self, as_id)
+        cdef _Backings source = _Backings.__new__(_Backings) if backings is None else backings
+        cdef _Steps list_of_steps = _steps_of_rows(steps, source, places)
+        cdef bint done
+        try:
+            done = _carry_out(self, space, list_of_steps, generation)
+        finally:
+            _drop_steps(list_of_steps)
+        if done:
+            _report_hooks(self)
+        return bool(done)
+
+    def _state(self, as_id=0):
+        """The rows, the generation and the backings of one published state."""
+        cdef uint32_t space = _as_id(self, as_id)
+        with ReadSection(self):
+            rows, generation = VM.memslots_array(self, space), VM.generation(self, space)
+            backings = _backings_of_state(self, space, len(rows))
+        return rows, generation, backings
+
     def begin_update(self, as_id=0):
         """An Update: a context manager that gives the steps of a change one by one, for the study of the two sets."""
         return Update(self, as_id)
@@ -1660,4 +1741,5 @@ A virtual machine's memory slots (the part of struct kvm that concerns slots).
 include "_vcpu.pxi"
 include "_update.pxi"
 include "_snapshot.pxi"
+include "_transaction.pxi"
 include "_measure.pxi"

@@ -80,13 +80,14 @@ def diff_rows(
     O(n log n) without a loop over the rows; most of it is spent on those that differ."""
     old, new = _without_equal(old, new)
     before, after = _common(old["id"], new["id"])
-    replaced = old["userspace_addr"][before] != new["userspace_addr"][after]
+    replaced: npt.NDArray[np.bool_] = old["userspace_addr"][before] != new["userspace_addr"][after]
 
     def pairs(which: npt.NDArray[np.bool_]) -> list[tuple[MemorySlot, MemorySlot]]:
         return list(zip(slots_of(old[before[which]]), slots_of(new[after[which]]), strict=True))
 
     def kept_with_other(name: str) -> npt.NDArray[np.bool_]:
-        return ~replaced & (old[name][before] != new[name][after])
+        other: npt.NDArray[np.bool_] = old[name][before] != new[name][after]
+        return ~replaced & other
 
     return Diff(
         created=slots_of(np.delete(new, after)),

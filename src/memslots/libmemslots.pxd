@@ -38,6 +38,7 @@ cdef extern from "memslots.h" nogil:
 
     enum ms_rule:  # the rules that the binding names; MS_RULES in memslots.h lists all
         MS_RULE_NONE
+        MS_RULE_SLOT_ID
         MS_RULE_NO_MEMORY
         MS_RULE_LISTENER_REFUSED
         MS_RULE_NO_SUCH_SLOT
@@ -106,6 +107,27 @@ cdef extern from "memslots.h" nogil:
         ms_memslot new_slot
         const uint64_t *dirty
         size_t nr_dirty_words
+
+    enum ms_step_kind:
+        MS_STEP_CREATE
+        MS_STEP_DELETE
+        MS_STEP_MOVE
+        MS_STEP_SET_FLAGS
+        MS_STEP_RESIZE
+        MS_STEP_SPLIT
+        MS_STEP_MERGE
+        MS_STEP_PUNCH
+        MS_STEP_CHANGE_FLAGS
+
+    struct ms_step:
+        uint32_t kind
+        uint32_t slot
+        uint32_t other
+        uint32_t flags
+        uint64_t guest_phys_addr
+        uint64_t memory_size
+        uint64_t userspace_addr
+        ms_backing *backing
 
     struct ms_listener:
         size_t size

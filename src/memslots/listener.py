@@ -27,7 +27,8 @@ class ChangeKind(enum.IntEnum):
     DELETE = 1
     MOVE = 2
     FLAGS_ONLY = 3
-    RESIZE = 4  # of a transaction or an update: other pages, and maybe another place and other flags
+    #: Of a transaction or an update: other pages, and maybe another place and other flags.
+    RESIZE = 4
 
 
 class _Change(NamedTuple):
@@ -120,12 +121,12 @@ class Listener:
         it at the end."""
 
     def closed(self) -> None:
-        """Runs once at the end of the VM, if the class overrides it: in ``close()``, or when a VM that was not closed goes
-        away.  Every reader has left the slots, and lookups find holes, but no buffer of a slot was released yet.
+        """Runs once at the end of the VM, if the class overrides it: in ``close()``, or when a VM that was not closed
+        goes away.  Every reader has left the slots, and lookups find holes, but no buffer of a slot was released yet.
 
-        The exceptions are those of commit: ``close()`` raises them.  Without ``close()`` they go to sys.unraisablehook.
-        If the garbage collector finds the VM, the hook runs afterwards in the main thread, as a pending call.  It does not
-        run while the interpreter exits, nor in a forked child."""
+        The exceptions are those of commit: ``close()`` raises them.  Without ``close()`` they go to
+        sys.unraisablehook.  If the garbage collector finds the VM, the hook runs afterwards in the main thread, as a
+        pending call.  It does not run while the interpreter exits, nor in a forked child."""
 
     def __repr__(self) -> str:
         own = [name for name in HOOKS if getattr(type(self), name) is not getattr(Listener, name)]

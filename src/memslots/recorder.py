@@ -22,21 +22,22 @@ __all__ = ["Recorder"]
 #: A vector file has ids below this, as the kernel has.
 IDS = 32767
 
+
 class Recorder(Listener):
     """Writes the successful changes of a VM to a vector file: ``with Recorder("run.jsonl.gz", vm): ...``
 
-    The file begins with the slots that the VM has at ``__enter__``, and has every change until ``__exit__``, ``close()``
-    or the end of the VM.  A load, an update and a transaction are written as single steps in an order that is legal:
-    deletes, then moves and flags, then creates.  A resized slot is deleted and created, and so are slots that trade
-    places.  Dirty logs are not recorded.
+    The file begins with the slots that the VM has at ``__enter__``, and has every change until ``__exit__``,
+    ``close()`` or the end of the VM.  A load, an update and a transaction are written as single steps in an order
+    that is legal: deletes, then moves and flags, then creates.  A resized slot is deleted and created, and so are
+    slots that trade places.  Dirty logs are not recorded.
 
     file: a path, or a binary file that is open for writing.  A path that ends in ``.gz`` gets a gzip file.
     vm: the VM, which has no other thread that changes it during ``__enter__``.  A Recorder serves one VM, once.
 
-    The file is complete or it is not there.  The steps go to ``PATH.partial``, and the end of the recording makes PATH of
-    it.  After a crash PATH is as before, and PATH.partial has a header that announces 0 operations and all steps of the
-    changes that were complete; the last line may be cut.  If a change cannot be written, for instance to a full disk, the
-    caller of that change gets the exception, the recording stops, and ``close()`` raises it again.
+    The file is complete or it is not there.  The steps go to ``PATH.partial``, and the end of the recording makes
+    PATH of it.  After a crash PATH is as before, and PATH.partial has a header that announces 0 operations and all
+    steps of the changes that were complete; the last line may be cut.  If a change cannot be written, for instance to
+    a full disk, the caller of that change gets the exception, the recording stops, and ``close()`` raises it again.
     """
 
     def __init__(self, file: str | os.PathLike[str] | IO[bytes], vm: VM, *, name: str = "") -> None:
@@ -172,7 +173,15 @@ def _is_taken(new: MemorySlot, movers: list[tuple[int, int, int]]) -> bool:
 
 
 def _delete(slot: MemorySlot) -> dict[str, Any]:
-    return {"op": "set", "slot": _number(slot), "flags": 0, "gpa": 0, "size": 0, "hva": "0x0", "ret": 0}
+    return {
+        "op": "set",
+        "slot": _number(slot),
+        "flags": 0,
+        "gpa": 0,
+        "size": 0,
+        "hva": "0x0",
+        "ret": 0,
+    }
 
 
 def _set(slot: MemorySlot) -> dict[str, Any]:
@@ -221,9 +230,9 @@ def _line(row: dict[str, Any]) -> bytes:
 
 
 def _output(file: str | os.PathLike[str] | IO[bytes]) -> _ToPath | _ToFile:
-    if hasattr(file, "write"):
-        return _ToFile(file)
-    return _ToPath(os.fspath(file))
+    if isinstance(file, str | os.PathLike):
+        return _ToPath(os.fspath(file))
+    return _ToFile(file)
 
 
 def _copy_rest(source: IO[bytes], target: Any, header: bytes) -> None:

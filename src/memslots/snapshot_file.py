@@ -19,7 +19,7 @@ import os
 import secrets
 import struct
 import zlib
-from typing import IO, TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -57,10 +57,10 @@ def encode(rows: npt.NDArray[np.void], as_id: int, generation: int) -> bytes:
 
 def save(file: Path | IO[bytes], data: bytes) -> None:
     """Writes to a binary file object, or replaces the file at a path in one step."""
-    if hasattr(file, "write"):
-        _write_all(file, data)
-    else:
+    if isinstance(file, str | bytes | os.PathLike):
         _replace(os.path.realpath(os.fsdecode(file)), data)
+    else:
+        _write_all(file, data)
 
 
 def _write_all(file: IO[bytes], data: bytes) -> None:
@@ -94,7 +94,7 @@ def load(file: Path | IO[bytes]) -> tuple[npt.NDArray[np.void], int, int]:
     """The rows, the address space and the generation.
 
     From a file object it reads up to the end of the snapshot.  ValueError: the file is no whole snapshot."""
-    if hasattr(file, "read"):
+    if not isinstance(file, str | bytes | os.PathLike):
         return _decode(file, str(getattr(file, "name", "the file")))
     with open(file, "rb") as opened:
         result = _decode(opened, os.fsdecode(file))
@@ -133,7 +133,7 @@ def _check_sum(file: IO[bytes], data: bytes, name: str, what: str) -> None:
 def _read(file: IO[bytes], n: int, name: str, begin: bytes = b"") -> bytes:
     parts, left = [], n
     while left:
-        part = file.read(min(left, _PIECE))
+        part: Any = file.read(min(left, _PIECE))
         if isinstance(part, str):
             raise TypeError("the file must be open in binary mode")
         if not part:

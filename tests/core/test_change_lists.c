@@ -169,9 +169,9 @@ static void refuse_create(void)
 
 static void refuse_values(void)
 {
-	const struct ms_step unknown = WITH(delete(1), kind, MS_STEP_PUNCH + 1);
+	const struct ms_step unknown = WITH(delete(1), kind, MS_STEP_CHANGE_FLAGS + 1);
 
-	REFUSE(unknown, -EINVAL, STEP_KIND, MS_STEP_PUNCH, NOBODY);
+	REFUSE(unknown, -EINVAL, STEP_KIND, MS_STEP_CHANGE_FLAGS, NOBODY);
 	REFUSE(delete(IDS), -EINVAL, SLOT_ID, IDS, NOBODY);
 	REFUSE(delete(11), -EINVAL, NO_SUCH_SLOT, 0, NOBODY);
 	REFUSE_AFTER(delete(1), delete(1), -EINVAL, NO_SUCH_SLOT, 0, NOBODY);

@@ -90,7 +90,9 @@ static void test_split_of_high_addresses(void)
 static void test_update_of_high_addresses(void)
 {
 	struct ms_vm *vm = vm_with_high_addresses();
-	struct ms_memslot value = { .base_gfn = MIDDLE, .npages = MIDDLE, .userspace_addr = HALF, .id = 1, .flags = LOG };
+	struct ms_memslot value = {
+		.base_gfn = MIDDLE, .npages = MIDDLE, .userspace_addr = HALF, .id = 1, .flags = LOG
+	};
 	struct ms_slot *old, *draft;
 	struct ms_update *update;
 

@@ -2,9 +2,9 @@
 /*
  * test_load.c - loads that build the sets of design "tree", against loads into design "list", which adds slot by slot.
  *
- * Both VMs get the same loads and changes.  After each of them they have the same slots by gfn, host address and id, and
- * the same result: the errno, the rule, the entry and the other slot.  The checks of ms_check() hold for each built tree,
- * also after later changes of it.
+ * Both VMs get the same loads and changes.  After each of them they have the same slots by gfn, host address and id,
+ * and the same result: the errno, the rule, the entry and the other slot.  The checks of ms_check() hold for each built
+ * tree, also after later changes of it.
  */
 #include "fixture.h"
 

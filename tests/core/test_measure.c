@@ -210,6 +210,25 @@ static void test_none(void)
 	ms_time_hva_range(vm, SPACE, NULL, NULL, 0, 100, NULL, NULL);
 	ms_time_changes(vm, NULL, 0, 1, NULL, NULL);
 	ms_time_nothing(0, NULL);
+	CHECK_EQ(ms_time_chase(NULL, 1, 0, &(uint32_t){ 0 }) >> 40, 0);
+}
+
+/* A chase goes from place to place, continues where the last one ended, and counts entries modulo the size. */
+static void test_chase(void)
+{
+	static const uint32_t chain[8] = { 3, 0, 5 + 8, 2, 0, ~0u - 7, 0, 0 };
+	uint32_t at = 0;
+
+	ms_time_chase(chain, 8, 2, &at);
+	CHECK_EQ(at, 2);
+	ms_time_chase(chain, 8, 1, &at);
+	CHECK_EQ(at, 13);
+	ms_time_chase(chain, 8, 1, &at);
+	CHECK_EQ(at, ~0u - 7);
+	ms_time_chase(chain, 8, 1, &at);
+	CHECK_EQ(at, 3);
+	ms_time_chase(chain, 8, 0, &at);
+	CHECK_EQ(at, 3);
 }
 
 /* An address space that does not exist has holes only. */
@@ -400,6 +419,7 @@ int main(int argc, char **argv)
 		test_lookups();
 		test_order();
 		test_none();
+		test_chase();
 		test_no_space();
 		test_changes();
 		test_refused_changes();

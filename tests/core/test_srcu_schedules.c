@@ -19,8 +19,11 @@
 #include "memory.h"
 #include "thread.h"
 
-static void step(void);     /* another thread may go on here */
-static void wait_step(void); /* ... and should: this thread waits for something */
+static void step(void);       /* another thread may go on here */
+static void store_step(void); /* ... and here, after a store, in some scenarios */
+static void wait_step(void);  /* ... and should: this thread waits for something */
+static void nap(const _Atomic uint32_t *word, uint32_t value);
+static void wake_all(const _Atomic uint32_t *word);
 static int yields;
 #define YIELDS yields
 static uint64_t clock_ns; /* advances with each read */
@@ -35,16 +38,16 @@ static void mutual_unlock(pthread_mutex_t *mutex);
 #undef thread_clock_ns
 #ifdef __clang__
 #define atomic_load_explicit(at, order) (step(), __c11_atomic_load(at, order))
-#define atomic_store_explicit(at, value, order) (step(), __c11_atomic_store(at, value, order))
+#define atomic_store_explicit(at, value, order) (step(), __c11_atomic_store(at, value, order), store_step())
 #define atomic_fetch_add_explicit(at, n, order) (step(), __c11_atomic_fetch_add(at, n, order))
 #else
 #define atomic_load_explicit(at, order) (step(), __atomic_load_n(at, order))
-#define atomic_store_explicit(at, value, order) (step(), __atomic_store_n(at, value, order))
+#define atomic_store_explicit(at, value, order) (step(), __atomic_store_n(at, value, order), store_step())
 #define atomic_fetch_add_explicit(at, n, order) (step(), __atomic_fetch_add(at, n, order))
 #endif
 #define sched_yield() wait_step()
-#define thread_wait(word, value, us) ((void)(value), wait_step())
-#define thread_wake_all(word) step()
+#define thread_wait(word, value, us) nap(word, value)
+#define thread_wake_all(word) wake_all(word)
 #define thread_clock_ns() (++clock_ns)
 #define pthread_mutex_lock(mutex) mutual_lock(mutex)
 #define pthread_mutex_unlock(mutex) mutual_unlock(mutex)
@@ -62,6 +65,7 @@ struct fiber {
 	void (*run)(void);
 	bool done;
 	bool waits; /* no other thread has made a step since it began to wait */
+	const _Atomic uint32_t *asleep_on; /* until a thread wakes it; NULL: it is awake */
 	struct thread self;
 	struct srcu_cache cache[SRCU_CACHED];
 	_Alignas(64) char stack[STACK_SIZE];
@@ -70,7 +74,7 @@ struct fiber {
 static struct fiber fibers[FIBERS_MAX];
 static unsigned nr_fibers, running;
 static ucontext_t outside;
-static bool exploring;
+static bool exploring, after_stores, naps_end_by_wakeups;
 static unsigned steps, preemptions, preemptions_max;
 static uint64_t operations, locks; /* of all threads, in all runs */
 
@@ -139,7 +143,7 @@ static unsigned runnable_others(unsigned *list)
 	for (unsigned i = 1; i < nr_fibers; i++) {
 		unsigned fiber = (running + i) % nr_fibers;
 
-		if (!fibers[fiber].done && !fibers[fiber].waits)
+		if (!fibers[fiber].done && !fibers[fiber].waits && !fibers[fiber].asleep_on)
 			list[nr++] = fiber;
 	}
 	return nr;
@@ -148,6 +152,13 @@ static unsigned runnable_others(unsigned *list)
 static void count_step(void)
 {
 	CHECK(++steps < STEPS_MAX);
+}
+
+/* The running thread goes on: the others may find their condition met. */
+static void wake_waiting(void)
+{
+	for (unsigned i = 0; i < nr_fibers; i++)
+		fibers[i].waits = false;
 }
 
 static void step(void)
@@ -164,8 +175,7 @@ static void step(void)
 		preemptions++;
 		switch_to(list[taken - 1]);
 	}
-	for (unsigned i = 0; i < nr_fibers; i++)
-		fibers[i].waits = false; /* this thread goes on: the others may find their condition met */
+	wake_waiting();
 }
 
 /* A switch to the next thread in turn is not a preemption. */
@@ -183,6 +193,50 @@ static void wait_step(void)
 	if (nr)
 		switch_to(list[taken]);
 	fibers[running].waits = false;
+}
+
+static void store_step(void)
+{
+	if (after_stores)
+		step();
+}
+
+/* Another thread goes on until one wakes this thread.  If no other thread can go on, the wake-up was lost, and only the
+ * end of the nap would wake the writer. */
+static void sleep_on(const _Atomic uint32_t *word)
+{
+	unsigned list[FIBERS_MAX], nr, taken;
+
+	fibers[running].asleep_on = word;
+	while (fibers[running].asleep_on) {
+		count_step();
+		wake_waiting();
+		nr = runnable_others(list);
+		CHECK(nr);
+		taken = choose(preemptions < preemptions_max ? nr : 1);
+		preemptions += taken > 0;
+		switch_to(list[taken]);
+	}
+}
+
+/* As a futex: compares and falls asleep in one step, and other threads may go on before. */
+static void nap(const _Atomic uint32_t *word, uint32_t value)
+{
+	if (!naps_end_by_wakeups) {
+		wait_step();
+		return;
+	}
+	step();
+	if (exploring && *word == value)
+		sleep_on(word);
+}
+
+static void wake_all(const _Atomic uint32_t *word)
+{
+	step();
+	for (unsigned i = 0; i < nr_fibers; i++)
+		if (fibers[i].asleep_on == word)
+			fibers[i].asleep_on = NULL;
 }
 
 static bool locked;
@@ -209,8 +263,7 @@ static void end_fiber(void)
 	unsigned list[FIBERS_MAX], nr;
 
 	fibers[running].done = true;
-	for (unsigned i = 0; i < nr_fibers; i++)
-		fibers[i].waits = false;
+	wake_waiting();
 	nr = runnable_others(list);
 	if (nr)
 		switch_to(list[choose(nr)]);
@@ -314,13 +367,15 @@ static void write_all(void)
 enum records {
 	OWN,   /* the readers have their records before they start */
 	NEW,   /* the readers get their records in their first section */
+	MIXED, /* only the second reader does; another thread may also go on directly after a store */
 	SHARED /* the readers get no records: there is no memory */
 };
 
 enum writer {
 	YIELDING, /* as in the engine: a reader leaves before the writer would sleep */
 	SLEEPING, /* the writer sleeps immediately */
-	REPORTING /* ... and reports that it waits */
+	WOKEN,    /* ... and only a wake-up ends its sleep */
+	REPORTING /* it sleeps immediately and reports that it waits */
 };
 
 struct scenario {
@@ -348,6 +403,10 @@ static const struct scenario scenarios[] = {
 	{ "the writer sleeps immediately", OWN, 4, 2, { read_twice }, SLEEPING },
 	{ "the writer sleeps immediately, two readers", OWN, 2, 2, { read_once, read_twice }, SLEEPING },
 	{ "the writer sleeps immediately, in the shared record", SHARED, 2, 2, { read_twice, read_once }, SLEEPING },
+	{ "a wake-up before the nap", OWN, 3, 2, { read_twice }, WOKEN },
+	{ "a wake-up before the nap, two readers", OWN, 2, 1, { read_once, read_twice }, WOKEN },
+	{ "a wake-up before the nap, in the shared record", SHARED, 2, 1, { read_once, read_once }, WOKEN },
+	{ "a new record while the writer scans the list", MIXED, 2, 1, { read_once, read_once }, YIELDING },
 	{ "a report that reads", OWN, 3, 2, { read_twice }, REPORTING },
 	{ "a report that reads, of newcomers", NEW, 2, 2, { read_nested, read_once }, REPORTING },
 	{ "a report that reads, in the shared record", SHARED, 2, 2, { read_twice, read_once }, REPORTING },
@@ -359,6 +418,7 @@ static void prepare_fiber(unsigned i, void (*run)(void), bool newcomer)
 
 	fiber->run = run;
 	fiber->done = fiber->waits = false;
+	fiber->asleep_on = NULL;
 	fiber->self = (struct thread){ 0 };
 	memset(fiber->cache, 0, sizeof(fiber->cache));
 	enter_identity(fiber);
@@ -372,12 +432,19 @@ static void prepare_fiber(unsigned i, void (*run)(void), bool newcomer)
 	makecontext(&fiber->context, fiber_main, 0);
 }
 
+static bool has_record(const struct scenario *scenario, unsigned reader)
+{
+	return scenario->records == OWN || (scenario->records == MIXED && reader == 0);
+}
+
 static void prepare(const struct scenario *scenario)
 {
 	memory_init(&memory);
 	CHECK_EQ(srcu_init(&domain, &memory), 0);
 	memory_fail(&memory, scenario->records == SHARED, true);
 	yields = scenario->writer == YIELDING ? 8 : 0;
+	naps_end_by_wakeups = scenario->writer == WOKEN;
+	after_stores = scenario->records == MIXED;
 	if (scenario->writer == REPORTING)
 		domain.stall = (struct srcu_stall){ 1, read_in_report, &reports };
 	clock_ns = 0;
@@ -387,7 +454,7 @@ static void prepare(const struct scenario *scenario)
 	preemptions_max = scenario->preemptions - (test_slow && scenario->preemptions > 2);
 	prepare_fiber(0, write_all, true);
 	for (nr_fibers = 1; nr_fibers < FIBERS_MAX && scenario->reader[nr_fibers - 1]; nr_fibers++)
-		prepare_fiber(nr_fibers, scenario->reader[nr_fibers - 1], scenario->records != OWN);
+		prepare_fiber(nr_fibers, scenario->reader[nr_fibers - 1], !has_record(scenario, nr_fibers - 1));
 }
 
 static void run(void)

@@ -297,6 +297,7 @@ static void default_report(uint32_t after_ms, bool known)
 {
 	int ends[2], own = dup(STDERR_FILENO), length = 0;
 	unsigned seconds, ms;
+	uint64_t begin_ns, waited_ms, shown_ms;
 	char text[256] = "", who[64] = "of a thread that is not known\n";
 
 	begin("the default report on stderr", 0);
@@ -308,9 +309,11 @@ static void default_report(uint32_t after_ms, bool known)
 	act_until(&reader, look_up, POINT_READER_VIEW_LOADED);
 	memory_fail(&vm->memory, 0, false);
 	CHECK(own >= 0 && dup2(ends[1], STDERR_FILENO) == STDERR_FILENO);
+	begin_ns = thread_clock_ns();
 	act(&writer, delete, NO_STOP);
 	while (!strchr(text, '\n')) /* blocks until the line is there */
 		CHECK(read(ends[0], text + strlen(text), sizeof(text) - 1 - strlen(text)) > 0);
+	waited_ms = (thread_clock_ns() - begin_ns) / 1000000;
 	finish_both(&reader, &writer);
 	CHECK(dup2(own, STDERR_FILENO) == STDERR_FILENO);
 	close(own);
@@ -319,6 +322,8 @@ static void default_report(uint32_t after_ms, bool known)
 	if (known)
 		snprintf(who, sizeof(who), "of thread %" PRIu32 "\n", atomic_load(&reader.os_id));
 	CHECK(sscanf(text, "memslots: a change has waited for %u.%3u s for%n", &seconds, &ms, &length) == 2 && length);
+	shown_ms = seconds * UINT64_C(1000) + ms;
+	CHECK(shown_ms >= after_ms && shown_ms <= waited_ms); /* the unit is right: this thread has waited longer */
 	CHECK(!strncmp(text + length, " the read section ", 18));
 	CHECK(strstr(text, who));
 	end();

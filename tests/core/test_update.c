@@ -2174,7 +2174,7 @@ int main(int argc, char **argv)
 	test_destroy_in_reports();
 	test_ending_during_destroy();
 	test_ending_during_abandon();
-	if (TEST_SANITIZED) /* the ending thread may hold its allocator's lock, and the child would wait for it forever */
+	if (TEST_SANITIZED) /* the ending thread may hold its allocator's lock, for which the child would wait */
 		printf("update: skips the fork next to an ending thread: a sanitizer's locks do not survive a fork\n");
 	else
 		test_ending_during_fork();

@@ -96,10 +96,11 @@ static int on_prepare_many(void *opaque, const struct ms_change *changes, size_t
 	return calls == refuse_at ? -EPERM : 0;
 }
 
-static const struct ms_listener one_by_one = { LISTENER_SIZE, "a",	on_prepare, on_abort,
-					       on_flush,      on_commit, NULL,	     NULL };
+static const struct ms_listener one_by_one = {
+	LISTENER_SIZE, "a", on_prepare, on_abort, on_flush, on_commit, NULL, NULL
+};
 static const struct ms_listener at_once = { LISTENER_SIZE, "b",       on_prepare,      on_abort,
-					  on_flush,	 on_commit, on_prepare_many, NULL };
+					    on_flush,      on_commit, on_prepare_many, NULL };
 
 static void forget(void)
 {
@@ -199,8 +200,7 @@ static int run(bool keep, struct ms_error *err)
 }
 
 #define PREPARES "aP1 aP4 aP2 aP3 aP9 "
-#define COMMITS(listener) \
-	listener "C1 " listener "C4 " listener "C2 " listener "C3 " listener "C9 "
+#define COMMITS(listener) listener "C1 " listener "C4 " listener "C2 " listener "C3 " listener "C9 "
 #define ALL_CALLS (PREPARES "bM5 aF2 bF2 aF3 bF3 aF1 bF1 " COMMITS("a") COMMITS("b"))
 #define NR_CALLS (5 + 1 + 6 + 10)
 
@@ -573,7 +573,7 @@ static void use_update(void *opaque, const struct ms_change *change)
 	CHECK_EQ(ms_update_invalidate(update, NULL, &out, &err), -EDEADLK);
 	CHECK_EQ(ms_vm_close(vm, &err), -EDEADLK);
 	ms_update_abandon(update); /* has no effect: the end is running */
-	ms_vm_destroy(vm);         /* nor has this */
+	ms_vm_destroy(vm); /* nor has this */
 	calls++;
 }
 

@@ -483,7 +483,6 @@ static void on_flush(void *opaque, const struct ms_memslot *active, const struct
 	flushes++;
 }
 
-
 /* The number of a slot's first page in a family. */
 static uint64_t first_page(const struct ms_memslot *value)
 {
@@ -898,7 +897,7 @@ static int maybe_refuse(void *opaque, const struct ms_change *changes, size_t n)
 	return refuse_end ? -EPERM : 0;
 }
 
-static const struct ms_listener listener = { LISTENER_SIZE,	   NULL, NULL, on_abort, on_flush, on_commit,
+static const struct ms_listener listener = { LISTENER_SIZE,   NULL, NULL, on_abort, on_flush, on_commit,
 					     on_prepare_many, NULL };
 static const struct ms_listener last = { LISTENER_SIZE, .prepare_many = maybe_refuse };
 

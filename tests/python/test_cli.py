@@ -3,22 +3,28 @@
 
 from __future__ import annotations
 
+import argparse
+import errno
 import importlib
+import io
 import json
 import os
 import re
 import resource
+import shlex
 import signal
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
+from checkout import ROOT, needs_tools
 
 import memslots
-from memslots.commands import cli, deliver, files, perf, terminal
+from memslots.commands import arguments as command_arguments
+from memslots.commands import cli, deliver, files, perf, scale, terminal
 from memslots.lab import progress, subjects
 from memslots.report import perf as report_perf
 from memslots.report import scale as report_scale
@@ -134,6 +140,175 @@ def test_message_about_a_bad_value_names_the_valid_ones(
 )
 def test_plural_follows_the_number(n: int, noun: str, text: str) -> None:
     assert words.plural(n, noun) == text
+
+
+# ---- documented command lines ---------------------------------------------------------------------
+
+
+def documented() -> list[str]:
+    """The command lines of the documents, the Makefile and the help.  A synopsis with [ ] is none."""
+    found = [command.example for command in cli._COMMANDS.values()]
+    for page in (*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("Makefile")):
+        text = page.read_text(encoding="utf-8").replace("\\\n", " ")
+        names = "|".join(cli._COMMANDS)
+        found += re.findall(rf"(?:\$ |`|^|/)(memslots (?:{names})\b[^`\n#|>]*)", text, re.MULTILINE)
+    lines = (line.replace("$(ARGS)", "").replace("...", "").strip() for line in found)
+    return sorted({line for line in lines if not set(line) & set("[]\\<")})
+
+
+@needs_tools
+def test_documents_have_command_lines() -> None:
+    assert len(documented()) >= 12
+    assert {line.split()[1] for line in documented()} == set(cli._COMMANDS)
+
+
+@needs_tools
+@pytest.mark.parametrize("line", documented() if (ROOT / "docs").is_dir() else [])
+def test_documented_command_line_is_accepted(line: str) -> None:
+    argv = shlex.split(line.replace(" idea ", " tree "))[1:]  # idea: the reader's own design
+    if argv[0] in ("import", "map", "replay") and argv[1:] in ([], ["--backend", "kvm"]):
+        argv.append("FILE")  # a sentence that names a command without its file
+    args = cli._parser(argv).parse_args(argv)
+    assert callable(args.run)
+
+
+# ---- exit codes with a closed pipe --------------------------------------------------------------------
+
+
+class Closed(io.StringIO):
+    """A stdout whose reader has ended."""
+
+    def write(self, text: str) -> int:
+        raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
+
+
+def made_report(wrong: bool) -> Any:
+    found = [{"case": "unmap", "backend": "tree", "n_slots": 8, "what": "off by one"}]
+    return {"wrong": found * wrong, "results": []}
+
+
+@pytest.mark.parametrize("json_wanted", [False, True])
+@pytest.mark.parametrize(
+    ("wrong", "full_disk", "code"),
+    [(False, False, 141), (True, False, 1), (False, True, 2), (True, True, 2)],
+)
+def test_exit_code_with_a_closed_pipe(
+    json_wanted: bool,
+    wrong: bool,
+    full_disk: bool,
+    code: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Files are written in spite of it; a wrong answer and a file that cannot be written are more important."""
+    path = tmp_path / ("no folder/a.json" if full_disk else "a.json")
+    args = argparse.Namespace(json=json_wanted, output=path)
+    monkeypatch.setattr(terminal, "discard_stdout", lambda: None)
+    monkeypatch.setattr(sys, "stdout", Closed())
+    report = made_report(wrong)
+
+    def deliver_it() -> int:
+        return deliver.deliver(report, args, lambda *_: "a table", [])
+
+    if code == terminal.EXIT_PIPE:
+        with pytest.raises(BrokenPipeError) as caught:
+            deliver_it()
+        assert caught.value.filename is None
+    else:
+        assert deliver_it() == code
+    assert path.exists() == (not full_disk)
+    said = capsys.readouterr().err
+    assert ("WRONG: unmap, tree at 8 slots: off by one" in said) == wrong
+    assert ("No such file or directory" in said) == full_disk
+
+
+@pytest.mark.parametrize(
+    ("wrong", "full_disk", "code"),
+    [(False, False, 0), (True, False, 1), (False, True, 2), (True, True, 2)],
+)
+def test_exit_code_of_a_report(
+    wrong: bool, full_disk: bool, code: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / ("no folder/a.json" if full_disk else "a.json")
+    args = argparse.Namespace(json=False, output=path)
+    assert deliver.deliver(made_report(wrong), args, lambda *_: "a table", []) == code
+    assert capsys.readouterr().out == "a table\n"
+    if not full_disk:
+        assert json.loads(path.read_text()) == made_report(wrong)
+
+
+def test_closed_pipe_of_a_replay_with_a_mismatch() -> None:
+    """The command reports the closed pipe, and no error of its own."""
+    path = Path(__file__).parents[1] / "hostile" / "both.jsonl"
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "w") as pipe:
+        done = run("replay", str(path), stdout=pipe, stderr=subprocess.PIPE, capture_output=False)
+    assert (done.returncode, "Traceback" in done.stderr) == (terminal.EXIT_PIPE, False)
+
+
+def test_exit_codes_have_their_numbers() -> None:
+    codes = {name: value for name, value in vars(terminal).items() if name.startswith("EXIT_")}
+    assert codes == {
+        "EXIT_OK": 0, "EXIT_FOUND": 1, "EXIT_USAGE": 2, "EXIT_INTERRUPTED": 130, "EXIT_PIPE": 141,
+    }  # fmt: skip
+
+
+# ---- the arguments of a measurement -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("more", "name", "slots", "turns"),
+    [
+        ([], "middle", (8, 509, 32_764), 5),
+        (["--quick"], "quick", (8, 509, 32_764), 3),
+        (["--full"], "full", (2, 8, 64, 509, 4096, 32_764), 21),
+        (["--quick", "--slots", "600,8,600", "--rounds", "7"], "quick", (8, 600), 7),
+    ],
+)
+def test_arguments_choose_the_amount_of_work(
+    more: list[str], name: str, slots: tuple[int, ...], turns: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[Any] = []
+
+    class Lab:
+        cells: ClassVar[list[Any]] = []
+        names = ("unmap",)
+
+        def __init__(self, mode: Any, *more: Any) -> None:
+            seen.extend([mode, *more])
+
+    monkeypatch.setattr(perf, "_Lab", Lab)
+    assert cli.main(["perf", *more, "--no-kvm", "--only", "unmap", "--seed", "9"]) == 2
+    mode, backends, seed, pattern, largest = seen
+    assert (mode.name, mode.slots, mode.rounds) == (name, slots, turns)
+    assert (
+        mode.budget == {"quick": perf.QUICK, "middle": perf.MIDDLE, "full": perf.FULL}[name].budget
+    )
+    assert (seed, pattern, largest) == (9, "unmap", 600 if "--slots" in more else None)
+    assert "kvm" not in backends
+
+
+def test_sizes_of_a_sweep_end_at_the_requested_one() -> None:
+    assert scale.sizes_up_to(509) == (8, 32, 128, 509)
+    assert scale.sizes_up_to(600) == (8, 32, 128, 509, 600)
+    assert scale.sizes_up_to(5) == (5,)
+    assert scale.sizes_up_to(1_000_000) == scale.SIZES
+
+
+@pytest.mark.parametrize(
+    ("text", "first", "last", "ok"),
+    [("2", 2, 8, True), ("8", 2, 8, True), ("1", 2, 8, False), ("9", 2, 8, False), ("2.0", 2, 8, False)],
+)  # fmt: skip
+def test_number_is_between_its_limits(text: str, first: int, last: int, ok: bool) -> None:
+    if ok:
+        assert command_arguments.number(text, first, last) == int(text)
+    else:
+        with pytest.raises(
+            argparse.ArgumentTypeError, match=f"'{text}' is not a number from 2 to 8"
+        ):
+            command_arguments.number(text, first, last)
 
 
 # ---- outputs that cannot be written ---------------------------------------------------------------
@@ -304,7 +479,7 @@ def test_kernel_that_becomes_unavailable_gives_no_figure(monkeypatch: pytest.Mon
     [
         (subjects.Engine, "__init__", False),
         (subjects.Engine, "changes", False),
-        (perf, "machine", False),
+        (perf, "fingerprint", False),
         (deliver, "_write", True),
         (deliver, "_draw", True),
     ],
@@ -536,7 +711,7 @@ def test_a_number_stays_with_its_unit() -> None:
 def test_character_that_the_encoding_lacks_is_replaced() -> None:
     done = run(*PERF, env={**os.environ, "PYTHONIOENCODING": "ascii"})
     assert (done.returncode, without_progress(done.stderr)) == (0, "")
-    assert re.search(r"unmap +\d\S+ [mnu]s +~\d+%", done.stdout)
+    assert re.search(r"unmap +!?\d\S+ [mnu]s +~\d+%", done.stdout)
 
 
 def test_file_name_with_invalid_bytes_is_printed(tmp_path: Path) -> None:

@@ -52,7 +52,10 @@ def test_the_guest_of_the_document_runs(capsys):
 
 
 def test_every_example_is_tested():
-    assert {path.name for path in EXAMPLES.glob("*.py")} == {*OUTPUTS, "dask_translate.py"}  # test_dask_example.py
+    assert {path.name for path in EXAMPLES.glob("*.py")} == {
+        *OUTPUTS,
+        "dask_translate.py",
+    }  # test_dask_example.py
 
 
 @pytest.mark.parametrize("name", OUTPUTS)

@@ -62,13 +62,19 @@ OTHERS = {
     *("listener", "vm", "vcpu", "old", "new", "slot of invalidate", "active", "fields"),
     *("exc_info", "exc_type", "exc", "traceback", "buffer", "readonly", "log_dirty"),
     *("data", "values", "words", "sizes", "starts", "ends"),
+    *("layout", "coalesce", "max_slots", "keep_ids", "snapshot", "limits"),
+    *("steps", "generation", "backings", "places", "type"),
 }
-# Arguments with tests of their own: one takes a handle, one takes None, one needs a Mapping, one is a bool.
+# Arguments with tests of their own: one takes a handle, one takes None, one needs a Mapping, two are bools.
 APART = {
     ("Update.invalidate", "slot"),
     ("VM.map_buffer", "slot"),
     ("Mapping.move", "gpa"),
     ("VM.harvest_dirty", "clear"),
+    ("VM.add_listener", "last"),
+    ("Transaction.create", "slot"),
+    ("Transaction.map_buffer", "slot"),
+    ("Transaction.split", "new_id"),
 }
 
 
@@ -668,7 +674,7 @@ def failing(n):
         failed = None
         assert descriptors() == before, (n, outcomes)
         assert not vm.pinned_by(other), (n, outcomes)
-        assert vm.pinned_by(memory) == ([vm.id_to_memslot(0)], 0) and len(vm) == 1, (n, outcomes)
+        assert vm.pinned_by(memory) == ([vm.id_to_memslot(0)], 0, 0) and len(vm) == 1, (n, outcomes)
         vm.check()
     return outcomes.count("MemoryError")
 gc.disable()

@@ -7,6 +7,7 @@ import pytest
 from memslots import HVA_ERR_BAD, VM, backends
 from memslots.constants import MEMSLOT_DTYPE, PAGE_SIZE
 from memslots.lab import layouts
+from memslots.lab.sample import digest
 
 NAMES = tuple(layouts.LAYOUTS)
 STREAMS = tuple(layouts.STREAMS)
@@ -134,3 +135,115 @@ def test_expected_addresses_and_counts() -> None:
     starts = np.array([begin - 1, begin, end - 1, end, 0], dtype=np.uint64)
     lasts = np.array([begin - 1, begin, end - 1, end, 2**63], dtype=np.uint64)
     assert layouts.expected_counts(slots, starts, lasts).tolist() == [0, 1, 1, 0, 20]
+
+
+# ---- golden digests -----------------------------------------------------------------------------
+
+#: The layouts and streams of every machine.  A figure can be compared with an earlier one only while these stay.
+LAYOUT_DIGESTS = {
+    ("uniform", 8, layouts.SEED): "de80f4f8e4d86d76",
+    ("uniform", 509, layouts.SEED): "522b7082f5cc1329",
+    ("uniform", 100, 7): "cd7745f9b2557718",
+    ("selftest", 8, layouts.SEED): "8cf15d68fba8d133",
+    ("selftest", 509, layouts.SEED): "14a7cf8517dc8b52",
+    ("selftest", 100, 7): "f4b16f9b1059a93a",
+    ("adversarial", 8, layouts.SEED): "b696e1004c37110f",
+    ("adversarial", 509, layouts.SEED): "41ca3174abda0521",
+    ("adversarial", 100, 7): "101372f53c78a2de",
+}
+STREAM_DIGESTS = {
+    ("hot", layouts.SEED): "eb3f5d991e983530",
+    ("hot", 7): "2fea1c68c982cab4",
+    ("sequential", layouts.SEED): "3bf72e2cf256bbac",
+    ("sequential", 7): "52ad953b8d28e47f",
+    ("random", layouts.SEED): "20554f0de41f1412",
+    ("random", 7): "5c9635d67ecfa273",
+    ("misses", layouts.SEED): "41961af181f74309",
+    ("misses", 7): "88841fc4f92ba7e4",
+}
+
+
+@pytest.mark.parametrize("key", LAYOUT_DIGESTS, ids=str)
+def test_layout_is_the_same_on_every_machine(key: tuple[str, int, int]) -> None:
+    assert digest(layouts.layout(*key)) == LAYOUT_DIGESTS[key]
+
+
+@pytest.mark.parametrize("key", STREAM_DIGESTS, ids=str)
+def test_stream_is_the_same_on_every_machine(key: tuple[str, int]) -> None:
+    name, seed = key
+    found = layouts.STREAMS[name](layouts.uniform(100, 1), 1000, seed)
+    assert digest(found) == STREAM_DIGESTS[key]
+
+
+def test_ids_are_the_same_on_every_machine() -> None:
+    assert digest(layouts.ids(layouts.uniform(100, 1), 1000, 7)) == "74bcdcff643d93d4"
+
+
+@pytest.mark.parametrize("stream", STREAMS)
+def test_stream_does_not_depend_on_host_addresses_and_repeats_no_number_of_the_layout(
+    stream: str,
+) -> None:
+    """A stream that drew the numbers of the layout again would visit the slots in the order of their memory."""
+    slots = layouts.uniform(64, 5)
+    moved = slots.copy()
+    moved["userspace_addr"] += np.uint64(1 << 40)
+    make = layouts.STREAMS[stream]
+    assert (make(slots, 500, 5) == make(moved, 500, 5)).all()
+    drawn = layouts._stream_rng(5).integers(0, 1 << 40, 64)
+    assert (drawn != np.random.default_rng(5).integers(0, 1 << 40, 64)).any()
+    assert (drawn == np.random.default_rng((5, 1)).integers(0, 1 << 40, 64)).all()
+
+
+def test_default_seed_is_that_of_the_commands() -> None:
+    assert layouts.SEED == 20211206
+    assert (layouts.uniform(8) == layouts.uniform(8, layouts.SEED)).all()
+    for make in layouts.STREAMS.values():
+        slots = layouts.uniform(20)
+        assert (make(slots, 99) == make(slots, 99, layouts.SEED)).all()
+
+
+# ---- answers by hand ----------------------------------------------------------------------------
+
+
+def test_answers_at_the_edges_of_slots() -> None:
+    """Slots of 2 and 1 pages with a hole before each: exactly their pages are hits."""
+    slots = np.zeros(2, dtype=MEMSLOT_DTYPE)
+    slots["id"], slots["base_gfn"], slots["npages"] = [1, 0], [10, 5], [1, 2]
+    slots["userspace_addr"] = [0x9000, 0x5000]
+    gfns = np.array([0, 4, 5, 6, 7, 9, 10, 11, 2**64 - 1], dtype=np.uint64)
+    bad = HVA_ERR_BAD
+    assert layouts.expected_hvas(slots, gfns).tolist() == [
+        bad, bad, 0x5000, 0x6000, bad, bad, 0x9000, bad, bad,
+    ]  # fmt: skip
+    assert layouts.expected_addresses(slots, np.array([0, 1, 2], dtype=np.uint64)).tolist() == [
+        0x5000, 0x9000, layouts.NO_ADDRESS,
+    ]  # fmt: skip
+    ranges = [
+        (0, 0x4FFF),
+        (0x4FFF, 0x5000),
+        (0x6FFF, 0x6FFF),
+        (0x7000, 0x8FFF),
+        (0x6FFF, 0x9000),
+        (0xA000, 0xB000),
+    ]
+    starts, lasts = (np.array(part, dtype=np.uint64) for part in zip(*ranges, strict=True))
+    assert layouts.expected_counts(slots, starts, lasts).tolist() == [0, 1, 1, 0, 2, 0]
+    by_id = layouts.sorted_by(slots, "id")
+    assert (by_id["id"].tolist(), by_id["base_gfn"].tolist()) == ([0, 1], [5, 10])
+
+
+def test_streams_are_those_of_their_names() -> None:
+    slots = layouts.uniform(50, 3)
+    by_gfn = layouts.sorted_by(slots, "base_gfn")
+    every = np.concatenate([np.arange(s["base_gfn"], s["base_gfn"] + s["npages"]) for s in by_gfn])
+    frames = layouts.sequential(slots, len(every) + 5, 3)
+    start = int(np.flatnonzero(every == frames[0])[0])
+    assert frames.tolist() == [*every[start:], *every[:start], *frames[:5]]
+    span = layouts.misses(slots, 5000, 3)
+    assert int(by_gfn["base_gfn"][0]) <= int(span.min()) < int(by_gfn["base_gfn"][1])
+    end = int(by_gfn["base_gfn"][-1] + by_gfn["npages"][-1])
+    assert int(by_gfn["base_gfn"][-1]) <= int(span.max()) < end
+    owners = np.searchsorted(by_gfn["base_gfn"], layouts.random(slots, 5000, 3), side="right")
+    shares = np.bincount(owners, minlength=51)[1:]
+    assert shares.min() > 50, "each slot is as likely as any other, whatever its size"
+    assert shares.max() < 160

@@ -64,7 +64,7 @@ def functions_of(path: Path) -> set[str]:
 def test_every_named_test_exists() -> None:
     for m in catalogue().mutants:
         for test in m.tests:
-            if test.build == tool("mutants").PYTHON:
+            if test.build in (tool("mutants").PYTHON, tool("mutants").PURE):
                 file, _, name = test.name.partition("::")
                 assert name.partition("[")[0] in functions_of(ROOT / file), f"{m.name}: {test.name}"
             else:
@@ -120,6 +120,49 @@ def test_entry_is_parsed() -> None:
 def test_bad_entry_is_refused_with_a_reason(change: dict[str, Any], why: str) -> None:
     with pytest.raises(tool("mutant_list").ListError, match=why):
         tool("mutant_list").parse_mutant({**ENTRY, **change})
+
+
+def test_mutant_of_python_modules_needs_no_build(tmp_path: Path) -> None:
+    """One edit of another file is enough for a build."""
+    (tmp_path / "src").mkdir()
+    for name in ("a.py", "b.pyx"):
+        (tmp_path / "src" / name).write_text(f"def {name[0]}():\n    return one\n")
+    there = tool("mutant_list").Sources(tmp_path)
+    entry = {**ENTRY, "in": "a", "caught_by": ["tests/python/test_c.py::test_d", "test_e"]}
+    other = {"in": "b", "old": "one", "new": "two"}
+
+    def builds(**more: Any) -> list[str]:
+        mutant = tool("mutant_list").parse_mutant({**entry, **more})
+        return [t.build for t in tool("mutant_list").without_build(mutant, there).tests]
+
+    assert builds() == ["pure", "plain"]
+    assert builds(also=[other]) == ["python", "plain"]
+    assert builds(**other) == ["python", "plain"]
+    assert builds(**{"in": "gone"}) == ["python", "plain"]
+
+
+def test_package_of_such_a_mutant_is_the_installed_one_with_the_changed_module(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root, package = tmp_path / "tree", tmp_path / "platlib" / "memslots"
+    for folder in (root / "src" / "memslots" / "lab", package / "lab"):
+        folder.mkdir(parents=True)
+    (root / "src" / "memslots" / "lab" / "a.py").write_text("def f():\n    return 1\n")
+    (package / "lab" / "a.py").write_text("an older version")
+    (package / "_memslots.so").write_text("the extension")
+    for name, value in (("ROOT", root), ("WORK", tmp_path / "work"), ("PARTS", ("src",))):
+        monkeypatch.setattr(tool("mutants"), name, value)
+    monkeypatch.setattr(tool("mutants"), "installed", lambda: package)
+    copy, pure = tool("mutants").Copy(0), tool("mutants").PURE
+    copy.plant([tool("mutant_list").Edit("f", "return 1", "return 2", "src/memslots/lab/a.py")])
+    copy.build(pure, [])
+    site = copy.site(pure) / "memslots"
+    assert (site / "lab" / "a.py").read_text() == "def f():\n    return 2\n"
+    assert (site / "_memslots.so").read_text() == "the extension"
+    assert (package / "lab" / "a.py").read_text() == "an older version"
+    copy.plant([])
+    copy.build(pure, [])
+    assert (site / "lab" / "a.py").read_text() == "def f():\n    return 1\n"
 
 
 def test_bad_list_is_refused_with_a_reason(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import io
 import json
 import random
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,15 @@ import numpy as np
 import pytest
 from scene import put
 
-
 from memslots import MEMSLOT_DTYPE, VM, Change, Listener, MemFlag, MemslotsError, Recorder, kvm
 from memslots.traces import player, vectors
 
 LOG, READONLY = MemFlag.LOG_DIRTY_PAGES, MemFlag.READONLY
-BACKENDS = ["tree", "array", pytest.param("kvm", marks=pytest.mark.skipif(bool(kvm.available()), reason="no /dev/kvm"))]
+BACKENDS = [
+    "tree",
+    "array",
+    pytest.param("kvm", marks=pytest.mark.skipif(bool(kvm.available()), reason="no /dev/kvm")),
+]
 
 
 class OneError(Exception):
@@ -47,10 +51,8 @@ class Changer:
 
     def one(self) -> None:
         make = self.rng.choice((self.single, self.single, self.single, self.load, self.update))
-        try:
+        with suppress(OneError, MemslotsError):
             make()
-        except (OneError, MemslotsError):
-            pass
 
     def place(self) -> tuple[int, int]:
         return self.rng.randrange(PLACES) * UNIT, self.rng.randrange(1, UNIT + UNIT // 2)
@@ -106,7 +108,9 @@ class Changer:
     def new(self, update: Any) -> Any:
         base, npages = self.place()
         id = self.rng.randrange(IDS)
-        return update.copy(None, id=id, base_gfn=base, npages=npages, userspace_addr=id << 30, flags=0)
+        return update.copy(
+            None, id=id, base_gfn=base, npages=npages, userspace_addr=id << 30, flags=0
+        )
 
     def replace(self, update: Any, pairs: list[tuple[Any, Any]]) -> None:
         """All old slots leave before the new ones come, so that slots may trade places."""
@@ -218,7 +222,7 @@ def test_end_of_the_vm_ends_the_recording(tmp_path: Path) -> None:
 
 def test_exception_in_the_block_keeps_the_file(tmp_path: Path) -> None:
     path = tmp_path / "run.jsonl"
-    with VM() as vm, pytest.raises(OneError), Recorder(path, vm):
+    with VM() as vm, pytest.raises(OneError), Recorder(path, vm):  # noqa: PT012
         put(vm, 1, 0, 4)
         raise OneError
     assert len(vectors.read(path).ops) == 1
@@ -259,7 +263,7 @@ def test_error_stops_the_recording(tmp_path: Path) -> None:
             put(vm, 39_999, 8, 4, hva=0)
         assert len(vm) == 2
         put(vm, 2, 16, 4)
-        with pytest.raises(ValueError) as again:
+        with pytest.raises(ValueError) as again:  # noqa: PT011 (the very same object)
             recorder.close()
         assert again.value is caught.value
     assert list(tmp_path.iterdir()) == []
@@ -284,5 +288,3 @@ def test_refused_changes_are_not_recorded(tmp_path: Path) -> None:
         vm.remove_listener(never)
         put(vm, 2, 8, 4)
     assert [op.fields["slot"] for op in vectors.read(path).ops] == [2]
-
-

@@ -59,6 +59,18 @@ def test_failed_command_records_nothing(results: Any) -> None:
     assert not results.RECORDS.exists()
 
 
+def test_record_that_differs_from_its_raw_samples_is_not_kept(
+    results: Any, capfd: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("msgspec")
+    run = results.RUNS[0]
+    results.RUNS[0] = run._replace(words=("-c", WRITES, "{out}/perf.json"))
+    with pytest.raises(SystemExit, match=r"perf\.json differs from its raw samples"):
+        results.main(["some-machine"])
+    assert "has no raw samples" in capfd.readouterr().err
+    assert not results.RECORDS.exists()
+
+
 @pytest.mark.parametrize("name", ["", "../up", "A", ".hidden", "a/b"])
 def test_bad_name_is_refused_before_the_measurement(
     results: Any, name: str, capsys: pytest.CaptureFixture[str]

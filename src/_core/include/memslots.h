@@ -299,7 +299,8 @@ enum ms_step_kind {
 	MS_STEP_RESIZE,    /* slot, memory_size: the slot gains or loses pages at its end */
 	MS_STEP_SPLIT,     /* slot, guest_phys_addr: its pages from here on become the new slot `other` */
 	MS_STEP_MERGE,     /* slot, other: two neighbours; slot gets the pages of `other`, which ends */
-	MS_STEP_PUNCH      /* guest_phys_addr, memory_size: the hole; other: the id of a second part */
+	MS_STEP_PUNCH,     /* guest_phys_addr, memory_size: the hole; other: the id of a second part */
+	MS_STEP_CHANGE_FLAGS /* slot; flags: those to set, after those of `other` are cleared */
 };
 
 struct ms_step {

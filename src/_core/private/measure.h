@@ -29,6 +29,13 @@ void ms_time_changes(struct ms_vm *vm, const struct ms_userspace_memory_region *
 		     int32_t *results, uint64_t *ns); /* [lock] each result is 0 or a negative errno */
 void ms_time_nothing(size_t n, uint64_t *ns);
 
+/*
+ * Follows `chain` from *at for `steps` steps, and writes the last place to *at.  Each load needs the result of the load
+ * before, so the time of a step is the latency of the caches that hold the chain.  `size` is a power of two; an entry
+ * counts modulo `size`.  Returns the nanoseconds of all steps.
+ */
+uint64_t ms_time_chase(const uint32_t *chain, size_t size, size_t steps, uint32_t *at);
+
 /* Copies the costs that the i-th design declares (enum design_cost of memslot_set.h): gfn, id, hva, change. */
 void ms_design_costs(size_t i, int costs[4]);
 

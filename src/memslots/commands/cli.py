@@ -47,10 +47,17 @@ def _run(argv: Sequence[str]) -> int:
         parser.print_help()
         return EXIT_OK
     try:
-        args = parser.parse_args(argv)
+        args = parser.parse_args(_prepared(argv))
     except SystemExit as e:  # argparse: --help, --version, or a usage error that it has printed
         return e.code if isinstance(e.code, int) else EXIT_USAGE
     return int(args.run(args))
+
+
+def _prepared(argv: Sequence[str]) -> list[str]:
+    """The arguments, after the command has changed them, if it has a function for that."""
+    module = sys.modules.get(f"memslots.commands.{argv[0]}")
+    prepare = getattr(module, "prepare", list)
+    return list(prepare(list(argv)))
 
 
 class _Parser(argparse.ArgumentParser):
@@ -113,6 +120,11 @@ _COMMANDS = {
         "measure cost against the number of slots, 8 to 1,000,000",
         "memslots scale --max-slots 32764 --only change --picture scale.png",
         extra="perf",
+    ),
+    "verdict": _Command(
+        "compare two sets of files of pytest-benchmark: faster, slower, equivalent or inconclusive",
+        "memslots verdict before*.json -- after*.json",
+        extra="verdict",
     ),
     "replay": _Command(
         "run vector files and compare every result",

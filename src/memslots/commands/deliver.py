@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -81,7 +80,7 @@ def _failure(step: Callable[[], object]) -> OSError | terminal.UsageError | None
 
 def _write(report: R, path: Path) -> None:
     with files.replacing(path) as part:
-        part.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+        part.write_text(terminal.json_text(report) + "\n", encoding="utf-8")
 
 
 def _draw(drawing: Drawing[R], report: R) -> None:

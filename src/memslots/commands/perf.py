@@ -18,25 +18,21 @@ from .. import __version__
 from ..lab import peers
 from ..lab.case import Budget, Case, matches
 from ..lab.changes import all_changes
+from ..lab.fingerprint import fingerprint
 from ..lab.lookups import all_lookups
-from ..lab.machine import (
-    available_backends,
-    clock_ns,
-    machine,
-    on_one_cpu,
-    python_call_ns,
-)
+from ..lab.machine import available_backends, clock_ns, on_one_cpu, python_call_ns
 from ..lab.progress import progress_bar
+from ..lab.record import PerfRaw, PerfRecord
 from ..lab.replays import Replay
 from ..lab.schema import PerfReport
 from ..lab.selftest import all_tests
 from ..lab.subjects import refused_call_ns
-from ..measure import published
+from ..measure import derive
 from ..measure.crossover import Crossover
 from ..measure.rounds import Cell, Results, measure, plan, turns
 from ..report import perf as report_perf
 from ..report.words import choices
-from . import arguments, deliver, files
+from . import arguments, deliver, files, verify
 from .deliver import Drawing
 from .terminal import UsageError
 
@@ -68,6 +64,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     arguments.add_measurement(parser)
     deliver.add_arguments(parser)
+    verify.add_argument(parser)
+    parser.add_argument(
+        "--against",
+        metavar="FILE|COMMIT",
+        help="compare this checkout's files with a commit, or with the commit that FILE was measured with",
+    )
 
 
 def slot_numbers(text: str) -> tuple[int, ...]:
@@ -77,9 +79,16 @@ def slot_numbers(text: str) -> tuple[int, ...]:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Measures and delivers.  The exit code is 1 after a wrong answer.  UsageError: there is nothing to measure."""
+    """Measures and delivers, unless --verify or --against choose other work.
+
+    The exit code is 1 after a wrong answer.  UsageError: there is nothing to measure.
+    """
+    if args.against:
+        return _against(args)
     drawings = _drawings(files.picture(args.picture) if args.picture else None)
     deliver.check(args, drawings)
+    if args.verify:
+        return verify.run(args, RECORDED, drawings)
     mode = QUICK if args.quick else FULL if args.full else MIDDLE
     mode = mode._replace(slots=args.slots or mode.slots, rounds=args.rounds or mode.rounds)
     names, skipped = available_backends(not args.no_kvm)
@@ -90,6 +99,18 @@ def run(args: argparse.Namespace) -> int:
         lab.measure()
         report = lab.report(skipped, _kvm_refused_ns() if "kvm" in names else None)
     return deliver.deliver(report, args, report_perf.text, drawings)
+
+
+def _against(args: argparse.Namespace) -> int:
+    """UsageError: scipy is missing."""
+    try:
+        from . import against
+    except ImportError as e:
+        if (e.name or "").startswith("memslots"):
+            raise
+        reason = f"--against needs a library that is missing ({e}): pip install 'memslots[verdict]'"
+        raise UsageError(reason) from e
+    return against.run(args)
 
 
 def nothing_to_measure(pattern: str | None, names: Iterable[str]) -> str:
@@ -126,6 +147,9 @@ def _draw_latencies(report: PerfReport, path: Path) -> None:
     from ..plot import latency_picture
 
     latency_picture(dict(report), path)
+
+
+RECORDED = verify.Recorded(PerfRecord, derive.perf_report, report_perf.text, _drawings)
 
 
 class _Lab:
@@ -179,26 +203,27 @@ class _Lab:
         self.seconds = perf_counter() - start
 
     def report(self, skipped: list[str], kvm_refused_ns: float | None) -> PerfReport:
-        results = self.results.rows(self.pattern)
-        return {
-            "memslots": __version__,
-            "command": "perf",
-            "mode": self.mode.name,
-            "machine": machine(),
-            "seed": self.seed,
-            "slots": list(self.mode.slots),
-            "rounds": self.mode.rounds,
-            "seconds": round(self.seconds, 2),
-            "clock_ns": clock_ns(),
-            "floor_ns": python_call_ns(),
-            "kvm_refused_ns": kvm_refused_ns,
-            "results": results,
-            "crossover": self.crossover.rows(results),
-            "published": published.rows(),
-            "not_run": self.results.not_run,
-            "skipped": skipped + self.no_peers,
-            "wrong": self.results.wrong + self.crossover.wrong,
-        }
+        return derive.perf_report(self.record(skipped, kvm_refused_ns))
+
+    def record(self, skipped: list[str], kvm_refused_ns: float | None) -> PerfRecord:
+        """Return the raw samples, from which the report is derived."""
+        return PerfRecord(
+            memslots=__version__,
+            command="perf",
+            mode=self.mode.name,
+            machine=fingerprint(),
+            seed=self.seed,
+            slots=list(self.mode.slots),
+            rounds=self.mode.rounds,
+            seconds=round(self.seconds, 2),
+            clock_ns=clock_ns(),
+            floor_ns=python_call_ns(),
+            kvm_refused_ns=kvm_refused_ns,
+            not_run=self.results.not_run,
+            skipped=skipped + self.no_peers,
+            wrong=self.results.wrong + self.crossover.wrong,
+            raw=PerfRaw(self.results.part(self.pattern), self.crossover.parts()),
+        )
 
 
 def _once(cases: list[Case]) -> list[Case]:

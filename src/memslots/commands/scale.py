@@ -14,15 +14,17 @@ from typing import NamedTuple
 
 from .. import __version__
 from ..lab.case import Budget, Case
-from ..lab.machine import available_backends, clock_ns, machine, on_one_cpu
+from ..lab.fingerprint import fingerprint
+from ..lab.machine import available_backends, clock_ns, on_one_cpu
 from ..lab.progress import progress_bar
+from ..lab.record import ScaleRaw, ScaleRecord
 from ..lab.scaling import all_cases
-from ..lab.schema import FitRow, Row, ScaleReport
+from ..lab.schema import ScaleReport
 from ..lab.selftest import all_tests
-from ..measure import duel, fit, published
+from ..measure import derive, duel, published
 from ..measure.rounds import Cell, Results, measure, plan, turns
 from ..report import scale as report_scale
-from . import arguments, deliver, files
+from . import arguments, deliver, files, verify
 from .deliver import Drawing
 from .perf import nothing_to_measure
 from .terminal import UsageError
@@ -58,6 +60,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--max-slots", type=slot_number, metavar="N", help="the largest size")
     arguments.add_measurement(parser)
     deliver.add_arguments(parser)
+    verify.add_argument(parser)
 
 
 def slot_number(text: str) -> int:
@@ -66,10 +69,10 @@ def slot_number(text: str) -> int:
 
 def run(args: argparse.Namespace) -> int:
     """Measures and delivers.  The exit code is 1 after a wrong answer.  UsageError: there is nothing to measure."""
-    drawings: list[Drawing[ScaleReport]] = []
-    if args.picture:
-        drawings = [Drawing(_draw, files.picture(args.picture))]
+    drawings = _drawings(files.picture(args.picture) if args.picture else None)
     deliver.check(args, drawings)
+    if args.verify:
+        return verify.run(args, RECORDED, drawings)
     mode = QUICK if args.quick else FULL if args.full else MIDDLE
     mode = mode._replace(
         max_slots=args.max_slots or mode.max_slots, rounds=args.rounds or mode.rounds
@@ -82,6 +85,10 @@ def run(args: argparse.Namespace) -> int:
         scaling.measure()
     report = scaling.report(skipped)
     return deliver.deliver(report, args, report_scale.text, drawings)
+
+
+def _drawings(path: Path | None) -> list[Drawing[ScaleReport]]:
+    return [] if path is None else [Drawing(_draw, path)]
 
 
 def _draw(report: ScaleReport, path: Path) -> None:
@@ -135,34 +142,27 @@ class _Scaling:
         self.seconds = perf_counter() - start
 
     def report(self, skipped: list[str]) -> ScaleReport:
-        results = self.results.rows(self.pattern)
-        return {
-            "memslots": __version__,
-            "command": "scale",
-            "mode": self.mode.name,
-            "machine": machine(),
-            "seed": self.seed,
-            "slots": list(self.sizes),
-            "rounds": self.mode.rounds,
-            "seconds": round(self.seconds, 2),
-            "clock_ns": clock_ns(),
-            "results": results,
-            "fits": list(fits(results)),
-            "selftest": self.test_results.rows(self.pattern),
-            "published": published.rows(),
-            "not_run": self.results.not_run + self.test_results.not_run,
-            "skipped": skipped,
-            "wrong": self.results.wrong + self.test_results.wrong,
-        }
+        return derive.scale_report(self.record(skipped))
+
+    def record(self, skipped: list[str]) -> ScaleRecord:
+        """Return the raw samples, from which the report is derived."""
+        return ScaleRecord(
+            memslots=__version__,
+            command="scale",
+            mode=self.mode.name,
+            machine=fingerprint(),
+            seed=self.seed,
+            slots=list(self.sizes),
+            rounds=self.mode.rounds,
+            seconds=round(self.seconds, 2),
+            clock_ns=clock_ns(),
+            not_run=self.results.not_run + self.test_results.not_run,
+            skipped=skipped,
+            wrong=self.results.wrong + self.test_results.wrong,
+            raw=ScaleRaw(
+                self.results.part(self.pattern, room=1), self.test_results.part(self.pattern)
+            ),
+        )
 
 
-def fits(results: list[Row]) -> Iterator[FitRow]:
-    """The exponent with which the cost of each case on each backend grows with the number of slots."""
-    series: dict[tuple[str, str], dict[int, float]] = {}
-    for row in results:
-        if row["n_slots"] is not None:
-            series.setdefault((row["case"], row["backend"]), {})[row["n_slots"]] = row["median"]
-    for (case, backend), costs in series.items():
-        x = fit.exponent(list(costs), list(costs.values()))
-        if x is not None:
-            yield {"case": case, "backend": backend, "exponent": round(x, 3), "sizes": len(costs)}
+RECORDED = verify.Recorded(ScaleRecord, derive.scale_report, report_scale.text, _drawings)

@@ -64,7 +64,16 @@ def emit(text: str) -> None:
 
 
 def print_json(value: object) -> None:
-    emit(json.dumps(value, indent=1))
+    emit(json_text(value))
+
+
+def json_text(value: object) -> str:
+    """One key or item in each line.  The raw samples have many numbers; each of their cells has one line."""
+    if not isinstance(value, dict) or "raw" not in value:
+        return json.dumps(value, indent=1)
+    others = {key: item for key, item in value.items() if key != "raw"}
+    raw = json.dumps(value["raw"], separators=(",", ":")).replace('{"case":', '\n{"case":')
+    return f'{json.dumps(others, indent=1)[:-2]},\n "raw": {raw}\n}}'
 
 
 def discard_stdout() -> None:

@@ -113,13 +113,16 @@ class GfnLookup(LookupCase):
 
     def timed(self, engine: Engine, numbers: Numbers, expected: Numbers, latencies: int) -> Sample:
         if self.level == "batch":
-            return self.sample(expected, *time_batches(engine.vm.gfn_to_hva_many, numbers))
-        if self.level == "python":
-            return self.sample(expected, *time_calls(engine.vm.gfn_to_hva, numbers, latencies))
-        loop = engine.vcpu_gfns if self.level == "vcpu" else engine.gfns
-        value, singles, answers = time_loop(loop, numbers, latencies)
+            return self.batches(expected, *time_batches(engine.vm.gfn_to_hva_many, numbers))
         both = np.concatenate([expected, expected[:latencies]])
-        return self.sample(both, value, singles, answers, 1)
+        if self.level == "python":
+            return self.sample(both, *time_calls(engine.vm.gfn_to_hva, numbers, latencies), 1)
+        loop = engine.vcpu_gfns if self.level == "vcpu" else engine.gfns
+        return self.sample(both, *time_loop(loop, numbers, latencies), 1)
+
+    def batches(self, expected: Numbers, value: float, singles: Times, answers: Numbers) -> Sample:
+        group = min(BATCH, len(expected))
+        return self.sample(np.tile(expected, PASSES), value, singles, answers, group)
 
     def sample(
         self, expected: Numbers, value: float, singles: Times, answers: Numbers, group: int
@@ -133,25 +136,41 @@ class GfnLookup(LookupCase):
 
 def time_batches(
     many: Callable[..., NDArray[Any]], numbers: Numbers
-) -> tuple[float, Times, Numbers, int]:
-    """Time one call for each BATCH numbers.  Before, one call for all numbers is not timed."""
+) -> tuple[float, Times, Numbers]:
+    """Time one call for each BATCH numbers, in PASSES passes.  Before, one call for all numbers is not timed.
+
+    The answers are those of all timed passes, one pass after the other.  All passes write to the same memory.
+    """
     answers = np.zeros(len(numbers), dtype=np.uint64)
     many(numbers, answers)
-    answers[:] = 0
-    times = []
-    for i in [*range(0, len(numbers), BATCH)] * PASSES:
+    times: list[float] = []
+    kept = []
+    for _ in range(PASSES):
+        answers[:] = 0
+        times += _time_pass(many, numbers, answers)
+        kept.append(answers.copy())
+    singles = np.array(times)
+    return typical(singles), singles, np.concatenate(kept)
+
+
+def _time_pass(
+    many: Callable[..., NDArray[Any]], numbers: Numbers, answers: Numbers
+) -> Iterator[float]:
+    """Yield the time of one number for each call."""
+    for i in range(0, len(numbers), BATCH):
         part, out = numbers[i : i + BATCH], answers[i : i + BATCH]
         start = perf_counter_ns()
         many(part, out)
-        times.append((perf_counter_ns() - start) / len(part))
-    singles = np.array(times)
-    return typical(singles), singles, answers, min(BATCH, len(numbers))
+        yield (perf_counter_ns() - start) / len(part)
 
 
 def time_calls(
     call: Callable[[int], int], numbers: Numbers, latencies: int
-) -> tuple[float, Times, Numbers, int]:
-    """Time one call for each number, after the same calls without timing.  The time includes the Python loop."""
+) -> tuple[float, Times, Numbers]:
+    """Time one call for each number, after the same calls without timing.  The time includes the Python loop.
+
+    The answers are those of the groups, and then those of the calls that are timed alone.
+    """
     given = numbers.tolist()
     _call_each(call, given)
     grouped: list[float] = []
@@ -161,8 +180,10 @@ def time_calls(
         start = perf_counter_ns()
         answers += _call_each(call, part)
         grouped.append((perf_counter_ns() - start) / len(part))
-    singles = np.array(list(_time_each(call, given[:latencies])), dtype=np.float64)
-    return typical(np.array(grouped)), singles, np.array(answers, dtype=np.uint64), 1
+    alone = list(_time_each(call, given[:latencies]))
+    answers += [answer for _, answer in alone]
+    singles = np.array([ns for ns, _ in alone], dtype=np.float64)
+    return typical(np.array(grouped)), singles, np.array(answers, dtype=np.uint64)
 
 
 def _call_each(call: Callable[[int], int], numbers: list[int]) -> list[int]:
@@ -175,14 +196,15 @@ def _call_each(call: Callable[[int], int], numbers: list[int]) -> list[int]:
     return answers
 
 
-def _time_each(call: Callable[[int], int], numbers: list[int]) -> Iterator[int]:
+def _time_each(call: Callable[[int], int], numbers: list[int]) -> Iterator[tuple[int, int]]:
+    """Yield time and answer of each call."""
     for number in numbers:
         start = perf_counter_ns()
-        try:  # noqa: SIM105 - a with statement would cost more than the call
-            call(number)
+        try:
+            answer = call(number)
         except LookupError:
-            pass
-        yield perf_counter_ns() - start
+            answer = HVA_ERR_BAD
+        yield perf_counter_ns() - start, answer
 
 
 class IdLookup(LookupCase):

@@ -4,50 +4,33 @@
 from __future__ import annotations
 
 import os
-import platform
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
+from dataclasses import asdict
 from time import perf_counter_ns
+from typing import Any
 
 import numpy as np
 
 from .. import kvm
-from .._memslots import backends, build_info, time_nothing
-from .schema import Cpu, Machine
+from .._memslots import backends, time_nothing
+from . import fingerprint as fingerprints
+from .fingerprint import fingerprint
 from .subjects import INDEXED, design_of
 
 #: A change in the kernel waits for a grace period.  On this CPU the wait is several times shorter than on others,
 #: because the kernel's deferred work runs here.
 KVM_CPU = 0
 
-CPU_FEATURES = ("avx2", "bmi2", "avx512f")
+
+def machine() -> dict[str, Any]:
+    """Return the fingerprint as a JSON object."""
+    return asdict(fingerprint())
 
 
-def machine() -> Machine:
-    """Return the versions, the build and the CPU."""
-    return {
-        "platform": platform.platform(),
-        "python": platform.python_version(),
-        "numpy": np.__version__,
-        "build": dict(build_info()),
-        "cpu": cpu(),
-    }
-
-
-def cpu() -> Cpu:
-    """Return the model and the relevant features of the CPU, read from /proc/cpuinfo."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        lines = []
-    fields = {k.strip(): v.strip() for k, _, v in (line.partition(":") for line in lines)}
-    flags = fields.get("flags", "").split()
-    return {
-        "model": fields.get("model name") or platform.machine(),
-        "features": [f for f in CPU_FEATURES if f in flags],
-        "cores": os.cpu_count(),
-    }
+def cpu() -> dict[str, Any]:
+    """Return the processor as a JSON object."""
+    return asdict(fingerprints.cpu())
 
 
 def available_backends(with_kvm: bool) -> tuple[list[str], list[str]]:

@@ -143,8 +143,10 @@ class PeerLookup(GfnLookup):
         peer, wanted = self.made[run.backend], run.budget.lookups
         numbers, expected = self.stream(wanted, wanted)
         if self.level == "batch":
-            return [self.sample(expected, *time_batches(peer, numbers))]
-        return [self.sample(expected, *time_calls(peer, numbers, run.budget.latencies))]
+            return [self.batches(expected, *time_batches(peer, numbers))]
+        latencies = run.budget.latencies
+        both = np.concatenate([expected, expected[:latencies]])
+        return [self.sample(both, *time_calls(peer, numbers, latencies), 1)]
 
 
 def all_peers(n_slots: int, seed: int) -> list[PeerLookup]:

@@ -29,6 +29,10 @@ class Sample:
     wrong: str | None = None
     extra: More = field(default_factory=More)  # further keys of the row, the same in each round
     iteration_ops: int | None = None  # operations of one iteration of the case
+    window: int | None = None  # the readings next to this run: see record.Round
+    seconds: float | None = None
+    switches: int | None = None
+    reference_ns: float | None = None
 
 
 def per_operation(ns: NDArray[Any], ops: int, group: int) -> Times:
@@ -46,11 +50,15 @@ def typical(times: Times) -> float:
 
 
 def digest(*answers: NDArray[Any]) -> str:
-    """Return a hash that is the same for the same answers of any backend."""
+    """Return a hash that is the same for the same answers of any backend.
+
+    The bytes between the fields of a slot have no value, so the fields are hashed one by one.
+    """
     sha = hashlib.sha256()
     for answer in answers:
-        sha.update(str(answer.dtype).encode())
-        sha.update(np.ascontiguousarray(answer).tobytes())
+        for column in [answer[name] for name in answer.dtype.names or ()] or [answer]:
+            sha.update(str(column.dtype).encode())
+            sha.update(np.ascontiguousarray(column).tobytes())
     return sha.hexdigest()[:16]
 
 
@@ -78,7 +86,10 @@ def first(wrongs: Iterable[str | None]) -> str | None:
 
 
 def row(samples: Sequence[Sample], backend: str, n_slots: int | None) -> Row:
-    """Summarize all runs of one case on one backend, as `--json` prints them."""
+    """Summarize all runs of one case on one backend, as `--json` prints them.
+
+    The caller sets `disturbed`, because it needs the readings of all cells.
+    """
     values = np.array([s.value for s in samples])
     singles = np.concatenate([s.singles for s in samples])
     p50, p99, p999 = (float(p) for p in np.percentile(singles, [50, 99, 99.9]))
@@ -97,6 +108,8 @@ def row(samples: Sequence[Sample], backend: str, n_slots: int | None) -> Row:
         "group": samples[0].group,
         "ops": sum(s.ops for s in samples),
         "rounds": len(samples),
+        "values": values.tolist(),
+        "disturbed": 0,
         "checked": not any(s.wrong for s in samples),
         "digest": samples[0].digest,
         **samples[0].extra,

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: MIT
 """The object that `memslots perf --json` and `memslots scale --json` print.
 
-docs/perf-json.md describes each key, and tests compare that text and real reports with these types.
+docs/perf-json.md describes each key, and tests compare that text and real reports with these types.  The raw samples,
+from which all other keys are derived, are in record.py.
 """
 
 from __future__ import annotations
@@ -35,6 +36,8 @@ class Row(More):
     group: int
     ops: int
     rounds: int
+    values: list[float]  # the figure of each round
+    disturbed: int  # rounds in which the machine was busy with other work
     checked: bool
     digest: str
 
@@ -45,6 +48,7 @@ class CrossoverRow(TypedDict):
     tree_from: float | None
     array_wins_at: list[int]
     tree_wins_at: list[int]
+    busy_at: list[int]
     factors: dict[str, float]
 
 
@@ -77,18 +81,17 @@ class WrongAnswer(TypedDict):
     what: str
 
 
-class Cpu(TypedDict):
-    model: str
-    features: list[str]
-    cores: int | None
+class NoiseRow(TypedDict):
+    """The other work of the machine: the highest readings of all rounds, and the number of busy cells."""
 
-
-class Machine(TypedDict):
-    platform: str
-    python: str
-    numpy: str
-    build: dict[str, Any]
-    cpu: Cpu
+    cells: int
+    busy_cells: int
+    load: float | None
+    others: float | None
+    stolen: float | None
+    switches: int
+    reference_ns: float | None
+    slower: float | None
 
 
 class Report(TypedDict):
@@ -97,7 +100,7 @@ class Report(TypedDict):
     memslots: str
     command: str
     mode: str
-    machine: Machine
+    machine: dict[str, Any]  # fingerprint.Machine
     seed: int
     slots: list[int]
     rounds: int
@@ -108,6 +111,8 @@ class Report(TypedDict):
     not_run: list[NotRun]
     skipped: list[str]
     wrong: list[WrongAnswer]
+    noise: NoiseRow
+    raw: dict[str, Any]  # record.PerfRaw or record.ScaleRaw
 
 
 class PerfReport(Report):

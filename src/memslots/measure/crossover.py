@@ -7,12 +7,13 @@ With each change the array copies a table of all ids, for any number of slots.  
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from ..lab.case import Budget, Case
 from ..lab.changes import all_changes
 from ..lab.lookups import GfnLookup, IdLookup
 from ..lab.progress import Progress
+from ..lab.record import Part
 from ..lab.schema import CrossoverRow, Row, WrongAnswer
 from ..lab.selftest import MoveInactive, SlotSetup, Unmap
 from ..lab.subjects import ROOM
@@ -55,16 +56,22 @@ class Crossover:
         return [wrong for results in self.results.values() for wrong in results.wrong]
 
     def rows(self, main: list[Row]) -> list[CrossoverRow]:
-        """Return a row for each case and number of ids: the sizes at which each design is faster.
+        """Return a row for each case and number of ids: the sizes at which each design is faster."""
+        return rows_of({room: r.rows(self.pattern) for room, r in self.results.items()}, main)
 
-        `main` adds larger numbers of slots.
-        """
-        of_main = duels(main)
-        return [
-            _row(case, room, by_size | _larger(of_main.get(case, {}), max(by_size), room))
-            for room, results in self.results.items()
-            for case, by_size in duels(results.rows(self.pattern)).items()
-        ]
+    def parts(self) -> list[Part]:
+        """Return the raw samples, for each number of ids."""
+        return [results.part(self.pattern, room) for room, results in self.results.items()]
+
+
+def rows_of(by_room: Mapping[int, Iterable[Row]], main: Iterable[Row]) -> list[CrossoverRow]:
+    """Return a row for each case and number of ids.  `main` adds larger numbers of slots."""
+    of_main = duels(main)
+    return [
+        _row(case, room, by_size | _larger(of_main.get(case, {}), max(by_size), room))
+        for room, rows in by_room.items()
+        for case, by_size in duels(rows).items()
+    ]
 
 
 def _cases(n: int, seed: int) -> list[Case]:
@@ -109,5 +116,6 @@ def _row(case: str, room: int, by_size: dict[int, dict[str, Row]]) -> CrossoverR
         "tree_from": fit.crossover(factors),
         "array_wins_at": [n for n, winner in winners.items() if winner == duel.RIVAL],
         "tree_wins_at": [n for n, winner in winners.items() if winner == duel.BASE],
+        "busy_at": [n for n, winner in winners.items() if winner == duel.BUSY],
         "factors": {str(n): round(factor, 3) for n, factor in factors.items()},
     }

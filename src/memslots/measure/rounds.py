@@ -10,13 +10,14 @@ from itertools import groupby
 from random import Random
 from typing import NamedTuple
 
+from ..lab import watch
 from ..lab.case import Budget, Case, Run, matches
 from ..lab.progress import Progress
+from ..lab.record import Key, Part, Window, cell_record, samples_of
 from ..lab.sample import Sample, row
 from ..lab.schema import NotRun, Row, WrongAnswer
 from ..lab.subjects import ROOM, Subjects
-
-Key = tuple[str, str, int | None]  # case, backend, n_slots
+from . import noise
 
 
 class Cell(NamedTuple):
@@ -32,6 +33,7 @@ class Results:
 
     def __init__(self) -> None:
         self.samples: dict[Key, list[Sample]] = {}
+        self.windows: list[Window] = []
         self.wrong: list[WrongAnswer] = []
         self.not_run: list[NotRun] = []
 
@@ -63,12 +65,37 @@ class Results:
                 {"case": name, "backend": backend, "n_slots": case.n_slots, "reason": reason}
             )
 
-    def rows(self, pattern: str | None = None) -> list[Row]:
-        return [
-            row(samples, backend, n_slots)
-            for (name, backend, n_slots), samples in self.samples.items()
-            if samples and matches(name, pattern)
-        ]
+    def rows(self, pattern: str | None = None, level: float | None = None) -> list[Row]:
+        """Return the rows.  `level`: of the reference loop typically; None: that of these rows."""
+        chosen = list(self._chosen(pattern))
+        if level is None:
+            level = noise.typical_level(s.reference_ns for _, samples in chosen for s in samples)
+        return [self._row(key, samples, level) for key, samples in chosen]
+
+    def _row(self, key: Key, samples: list[Sample], level: float | None) -> Row:
+        _, backend, n_slots = key
+        found = row(samples, backend, n_slots)
+        found["disturbed"] = noise.disturbed(samples, self.windows, level)
+        return found
+
+    def _chosen(self, pattern: str | None) -> Iterator[tuple[Key, list[Sample]]]:
+        for key, samples in self.samples.items():
+            if samples and matches(key[0], pattern):
+                yield key, samples
+
+    def part(self, pattern: str | None = None, room: int = ROOM) -> Part:
+        """Return the raw samples of the rows."""
+        cells = [cell_record(key, samples) for key, samples in self._chosen(pattern)]
+        return Part(room, cells, list(self.windows))
+
+    @classmethod
+    def of_part(cls, part: Part) -> Results:
+        """Return the results that `part` recorded.  They give the same rows."""
+        results = cls()
+        results.windows = list(part.windows)
+        for cell in part.cells:
+            results.samples[cell.case, cell.backend, cell.n_slots] = samples_of(cell)
+        return results
 
 
 def plan(
@@ -112,10 +139,20 @@ def _measure_group(
     failed: set[int] = set()
     for i in range(max(cell.rounds for cell in cells)):
         subjects.renew()
-        for cell in _in_turn(cells, i):
-            if id(cell) not in failed and not _turn(cell, i, subjects, budget, results):
-                failed.add(id(cell))
-            progress()
+        with watch.window(results.windows, cells[0].case.n_slots, i):
+            before = watch.reference().read()
+            for _, due in groupby(_in_turn(cells, i), lambda cell: id(cell.case)):
+                samples: list[Sample] = []
+                for cell in due:
+                    if id(cell) not in failed and not _turn(
+                        cell, i, subjects, budget, samples, results
+                    ):
+                        failed.add(id(cell))
+                    progress()
+                after = watch.reference().read()
+                for sample in samples:
+                    sample.reference_ns = max(before, after)
+                before = after
 
 
 def _in_turn(cells: list[Cell], i: int) -> Iterator[Cell]:
@@ -130,16 +167,24 @@ def _in_turn(cells: list[Cell], i: int) -> Iterator[Cell]:
         yield from due
 
 
-def _turn(cell: Cell, i: int, subjects: Subjects, budget: Budget, results: Results) -> bool:
-    """Run one cell once.  Return False if it raised, which counts as a wrong answer."""
+def _turn(
+    cell: Cell, i: int, subjects: Subjects, budget: Budget, samples: list[Sample], results: Results
+) -> bool:
+    """Run one cell once, and append its samples.  Return False if it raised, which counts as a wrong answer."""
     run = Run(cell.backend, subjects, budget)
     try:
         if i == 0:
             cell.case.setup(run)
-        results.note(cell, cell.case.run(run))
+        with watch.turn() as turn:
+            found = cell.case.run(run)
+        for sample in found:
+            sample.window = len(results.windows)  # the window is appended at the end of the round
+            sample.seconds, sample.switches = turn[0]
+        results.note(cell, found)
     except Exception as e:  # report any error of a backend, and go on with the others
         results.note_wrong(cell.case.names[0], cell, f"{type(e).__name__}: {e}")
         return False
+    samples += found
     return True
 
 

@@ -10,14 +10,17 @@ from typing import Any, NamedTuple
 from matplotlib.patches import Patch
 
 from ..measure.duel import BASE, RIVAL
+from ..measure.noise import any_busy, is_busy
 from .files import written_path
 from .rows import (
+    PALE,
     Cases,
     Missing,
     Row,
     absence_notes,
     backend_rows,
     backends_of,
+    busy_notes,
     by_size,
     decades,
     in_title,
@@ -75,7 +78,12 @@ def latency_picture(report: Row, path: str | Path) -> Path:
     lanes, styles = _lanes(rows, missing), looks_of(report, [*rows, *backend_rows(missing)])
     panel = Panel(lanes, styles, missing, report.get("clock_ns"))
     height = 1.2 + (LINE * max(map(len, lanes.values())) + 0.1) * len(names)
-    notes = [*wrong_notes(rows), *_clock_note(panel), *absence_notes(report, missing, styles)]
+    notes = [
+        *wrong_notes(rows),
+        *busy_notes(rows),
+        *_clock_note(panel),
+        *absence_notes(report, missing, styles),
+    ]
     with picture(path, height, _latency_title(ends), _legend(panel), notes) as figure:
         axes = figure.subplots(1, len(ends), sharey=True, sharex=True, squeeze=False)[0]
         for ax, (n, cases) in zip(axes, ends.items(), strict=True):
@@ -114,7 +122,9 @@ def _lanes(rows: list[Row], missing: Missing) -> dict[str, list[str]]:
 def _latency_title(sizes: dict[int | None, Cases]) -> str:
     """States the p99.9 with the most slots, for the first of HEADLINES that the report has."""
     n = max(sizes, key=_rank)
-    found = {case: rows for case, rows in sizes[n].items() if BASE in rows}
+    found = {
+        case: rows for case, rows in sizes[n].items() if BASE in rows and not any_busy(_duel(rows))
+    }
     case = next((case for case in (*HEADLINES, *found) if case in found), None)
     if case is None:
         return "Latency of single operations"
@@ -124,6 +134,10 @@ def _latency_title(sizes: dict[int | None, Cases]) -> str:
         if name in found[case]
     )
     return f"{with_slots(n)}, 999 of 1,000 times {in_title(case)}\ntakes no more than {tails}"
+
+
+def _duel(rows: dict[str, Row]) -> list[Row]:
+    return [rows[name] for name in (BASE, RIVAL) if name in rows]
 
 
 def _clock_note(panel: Panel) -> Iterator[str]:
@@ -156,10 +170,12 @@ def _draw_tails(ax: Any, n: int | None, cases: Cases, names: list[str], panel: P
 
 def _draw_tail(ax: Any, y: float, row: Row, look: Look) -> None:
     p50, p99, p999 = (row[p] for p in PERCENTILES)
-    ax.plot([p50, p999], [y, y], color=look.color, linewidth=1.4, alpha=0.6, zorder=2)
-    ax.plot(p99, y, "|", color=look.color, markersize=7, markeredgewidth=2, zorder=3)
+    pale = PALE if is_busy(row) else 1.0
+    ax.plot([p50, p999], [y, y], color=look.color, linewidth=1.4, alpha=0.6 * pale, zorder=2)
+    style = {"color": look.color, "alpha": pale}
+    ax.plot(p99, y, "|", markersize=7, markeredgewidth=2, zorder=3, **style)
     for p, face in ((p999, "white"), (p50, look.color)):
-        ax.plot(p, y, look.marker, color=look.color, markerfacecolor=face, markersize=5, zorder=4)
+        ax.plot(p, y, look.marker, markerfacecolor=face, markersize=5, zorder=4, **style)
 
 
 def _write_not_run(ax: Any, y: float, name: str, look: Look) -> None:

@@ -15,14 +15,18 @@ from matplotlib.patches import Patch
 
 from ..measure.duel import BASE, RIVAL, factor
 from ..measure.groups import GROUPS
+from ..measure.noise import any_busy
 from .files import written_path
 from .rows import (
+    PALE,
     TIMES,
     Cases,
     Missing,
     Row,
     absence_notes,
     backend_rows,
+    busy_mark,
+    busy_notes,
     by_size,
     decades,
     factor_text,
@@ -105,7 +109,12 @@ def perf_picture(report: Row, path: str | Path) -> Path:
     panels = list(_panels(columns, sizes.get(None, {}), styles, missing))
     row = ROW + ROW_MORE * max(0, len(styles) - MANY)
     heights = [row * (2.6 + panel.places.total) for panel in panels]
-    notes = [*wrong_notes(rows), _how_to_read(styles), *absence_notes(report, missing, styles)]
+    notes = [
+        *wrong_notes(rows),
+        *busy_notes(rows),
+        _how_to_read(styles),
+        *absence_notes(report, missing, styles),
+    ]
     legend = _legend(styles, bool(missing))
     with picture(path, 0.8 + sum(heights), _perf_title(sizes), legend, notes) as figure:
         parts = figure.subfigures(len(heights), 1, height_ratios=heights, squeeze=False)[:, 0]
@@ -162,7 +171,7 @@ def _panels(
 def _perf_title(sizes: dict[int | None, Cases]) -> str:
     """States the multiples of a change and of a lookup with the most slots, by the order of HEADLINES."""
     for n, cases in reversed(_by_slots(sizes)):
-        found = {case: rows for case, rows in cases.items() if RIVAL in rows}
+        found = {case: rows for case, rows in cases.items() if RIVAL in rows and is_quiet(rows)}
         chosen = [next((c for c in group if c in found), None) for group in HEADLINES]
         phrases = [
             f"{factor_text(factor(found[case], RIVAL))} as long as the {BASE} for {in_title(case)}"
@@ -172,6 +181,11 @@ def _perf_title(sizes: dict[int | None, Cases]) -> str:
             second = phrases[1:] and [phrases[1].replace(f" as the {BASE}", "")]
             return f"{with_slots(n)} the {RIVAL} takes " + "\nand ".join([phrases[0], *second])
     return f"Times as multiples of the {BASE}'s"
+
+
+def is_quiet(rows: dict[str, Row]) -> bool:
+    """Whether no other work of the machine disturbed the tree and its rival."""
+    return not any_busy((rows[BASE], rows[RIVAL]))
 
 
 def _by_slots(sizes: dict[int | None, Cases]) -> list[tuple[int | None, Cases]]:
@@ -288,6 +302,7 @@ def _draw_markers(ax: Any, cases: Cases, panel: Panel) -> None:
             ax.plot(
                 factor(rows, name), y, look.marker, color=look.color, markersize=6, zorder=3,
                 markeredgecolor="white", markeredgewidth=0.4, label=name,
+                alpha=PALE if busy_mark(rows[name], rows[BASE]) else None,
             )  # fmt: skip
 
 
@@ -327,8 +342,8 @@ def _draw_missing(ax: Any, cases: Cases, panel: Panel) -> None:
                 transform=ax.get_yaxis_transform(), label=f"{name}: not run", zorder=3,
             )  # fmt: skip
         if RIVAL in rows:
-            text, color = factor_text(factor(rows, RIVAL)), panel.styles[RIVAL].color
-            _write_left(ax, panel.places.cases[case], text, color)
+            text = factor_text(factor(rows, RIVAL)) + busy_mark(rows[RIVAL], rows[BASE])
+            _write_left(ax, panel.places.cases[case], text, panel.styles[RIVAL].color)
 
 
 def _write_left(ax: Any, y: float, text: str, color: str) -> None:
@@ -341,7 +356,7 @@ def _write_base_times(ax: Any, cases: Cases, panel: Panel) -> None:
     right = ax.secondary_yaxis("right")
     right.set_yticks(
         [panel.places.cases[case] for case in cases],
-        [time_text(rows[BASE]["median"]) for rows in cases.values()],
+        [time_text(rows[BASE]["median"]) + busy_mark(rows[BASE]) for rows in cases.values()],
     )
     right.tick_params(length=0, labelsize=SMALL, labelcolor=panel.styles[BASE].color, pad=1)
     right.spines["right"].set_visible(False)

@@ -12,6 +12,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, NullFormatter, NullLocator
 
 from ..measure.duel import DESIGNS
+from ..measure.noise import any_busy, is_busy
 from .style import LOOKS, Look, looks
 
 Row = dict[str, Any]
@@ -20,6 +21,7 @@ Missing = dict[tuple[str, int | None], list[str]]  # case, slots -> backends tha
 
 MARKER = 6.5  # points
 TIMES = "\N{MULTIPLICATION SIGN}"
+PALE = 0.35  # the opacity of a figure that other work has disturbed
 LONGEST_NAME = 24  # characters of a backend's name
 
 #: Operations in a sentence.
@@ -161,6 +163,22 @@ def wrong_notes(rows: Iterable[Row]) -> Iterator[str]:
     if wrong:
         names = ", ".join(f"{short(backend)} in {label(case)}" for backend, case in wrong)
         yield f"WRONG ANSWERS, so these times mean nothing: {names}."
+
+
+def busy_mark(*rows: Row) -> str:
+    """The mark of a figure that other work of the machine has disturbed."""
+    return "!" if any_busy(rows) else ""
+
+
+def busy_notes(rows: Iterable[Row]) -> Iterator[str]:
+    """A note that the machine was busy, and how many of these rows that affects."""
+    found = list(rows)
+    busy = sum(map(is_busy, found))
+    if busy:
+        yield (
+            f"THE MACHINE WAS BUSY: other work disturbed {busy} of these {len(found)} figures.  They are pale or have "
+            "the mark !, and the title does not use them."
+        )
 
 
 # ---- axes and labels ----------------------------------------------------------------------------

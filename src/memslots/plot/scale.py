@@ -12,11 +12,13 @@ import numpy as np
 
 from ..measure import fit
 from ..measure.duel import BASE, RIVAL
+from ..measure.noise import is_busy
 from ..measure.published import SOURCE
 from .files import written_path
 from .rows import (
     Row,
     absence_notes,
+    busy_notes,
     decades,
     factor_text,
     in_title,
@@ -29,7 +31,7 @@ from .rows import (
     tick_time,
     wrong_notes,
 )
-from .style import BLACK, LIGHT, SMALL, Look, picture
+from .style import BLACK, GREY, LIGHT, SMALL, Look, picture
 
 COLUMNS = 2
 PANEL = 1.8  # inches, the least height of a panel
@@ -85,13 +87,16 @@ def scale_picture(report: Row, path: str | Path) -> Path:
     styles, published = looks_of(report, rows), _published(report, lines)
     height = _panel_height(lines, published)
     missing = {cell: names for cell, names in not_run(report).items() if cell[0] in lines}
-    notes = [*wrong_notes(rows), *_how_to_read(published), *absence_notes(report, missing, styles)]
+    notes = [*wrong_notes(rows), *busy_notes(rows), *_how_to_read(published)]
+    notes += absence_notes(report, missing, styles)
     nr_rows = -(-len(lines) // COLUMNS)
-    with picture(path, 0.5 + height * nr_rows, _scale_title(lines), (), notes) as figure:
+    title = _scale_title(_quiet(lines, rows))
+    with picture(path, 0.5 + height * nr_rows, title, (), notes) as figure:
         axes = figure.subplots(nr_rows, COLUMNS, sharex=True, sharey="row", squeeze=False)
         for ax, (case, by_backend) in zip(axes.flat, lines.items(), strict=False):
             ax.set_title(_panel_title(case), loc="left", fontweight="bold")
             _draw_lines(ax, by_backend, styles)
+            _mark_busy(ax, [row for row in rows if row["case"] == case])
             _mark_published(ax, by_backend, published.get(case))
         _set_ranges(axes, lines, published)
         for ax, (case, by_backend) in zip(axes.flat, lines.items(), strict=False):
@@ -117,6 +122,12 @@ def _lines(rows: list[Row]) -> Lines:
     for row in sorted(rows, key=lambda row: row["n_slots"]):
         found[row["case"]].setdefault(row["backend"], []).append((row["n_slots"], row["median"]))
     return found
+
+
+def _quiet(lines: Lines, rows: list[Row]) -> Lines:
+    """The cases in which no other work of the machine disturbed the tree or the array."""
+    busy = {row["case"] for row in rows if row["backend"] in (BASE, RIVAL) and is_busy(row)}
+    return {case: found for case, found in lines.items() if case not in busy}
 
 
 def _published(report: Row, lines: Lines) -> dict[str, Published]:
@@ -190,6 +201,14 @@ def _draw_lines(ax: Any, by_backend: dict[str, Line], styles: dict[str, Look]) -
         used = zip(*fit.fitted(line), strict=True)
         ax.plot(*used, look.marker, color=look.color, markersize=4.5, label=f"{name}, fitted")
     ax.grid(color=LIGHT)
+
+
+def _mark_busy(ax: Any, rows: list[Row]) -> None:
+    """Writes a ! above each figure that other work of the machine has disturbed."""
+    for row in rows:
+        if is_busy(row):
+            at = (row["n_slots"], row["median"])
+            ax.annotate("!", at, (0, 3), textcoords="offset points", ha="center", color=GREY)
 
 
 def _mark_published(ax: Any, by_backend: dict[str, Line], known: Published | None) -> None:

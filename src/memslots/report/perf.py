@@ -39,6 +39,7 @@ HEADLINES = ("unmap", "unmap chunked", "move active area", "move inactive area",
 def text(report: PerfReport, width: int | None = None) -> str:
     """Return the report for a terminal of `width` columns.  None: lines may have any length."""
     parts = [
+        tables.paragraphs(show.busy_note(report), width),
         *_size_tables(report),
         *_crossovers(report),
         _index_gains(report),
@@ -115,7 +116,10 @@ def _crossovers(report: PerfReport) -> Iterator[Table]:
 def _factor_cell(row: CrossoverRow, n: int) -> str:
     if (value := row["factors"].get(str(n))) is None:
         return "-"
-    return ("*" if n in row["array_wins_at"] else "") + show.factor(value)
+    mark = (
+        "*" if n in row["array_wins_at"] else show.BUSY_MARK if n in row.get("busy_at", ()) else ""
+    )
+    return mark + show.factor(value)
 
 
 # ---- the index ----------------------------------------------------------------------------------
@@ -138,7 +142,8 @@ def _index_gain(by_backend: dict[str, Row]) -> str:
     design = design_of(INDEXED)
     if INDEXED not in by_backend or design not in by_backend:
         return ""
-    return show.factor(by_backend[design]["median"] / by_backend[INDEXED]["median"])
+    plain, indexed = by_backend[design], by_backend[INDEXED]
+    return show.busy_mark(plain, indexed) + show.factor(plain["median"] / indexed["median"])
 
 
 # ---- latencies ----------------------------------------------------------------------------------
@@ -160,7 +165,10 @@ def _latencies(report: PerfReport) -> Part:
 
 
 def _percentiles(row: Row | None) -> str:
-    return " / ".join(show.time(ns) for ns in (row["p50"], row["p99"], row["p999"])) if row else "-"
+    if row is None:
+        return "-"
+    times = " / ".join(show.time(ns) for ns in (row["p50"], row["p99"], row["p999"]))
+    return show.busy_mark(row) + times
 
 
 # ---- peers --------------------------------------------------------------------------------------
@@ -204,8 +212,8 @@ def _most_ops(rows: Iterable[Row]) -> str:
 def _trace_cell(row: Row | None) -> str:
     """For whole traces the total time, otherwise the time of one operation."""
     if row and "iteration_ns" in row:
-        mark = "" if row["checked"] else " WRONG"
-        return f"{show.time(row['iteration_ns'])} {show.spread(row):>4}{mark}"
+        time = show.time(row["iteration_ns"])
+        return f"{show.busy_mark(row)}{time} {show.spread(row):>4}{show.wrong_mark(row)}"
     return show.cell(row)
 
 
@@ -222,6 +230,7 @@ def _closing(report: PerfReport) -> Iterator[str]:
     yield from show.not_run(report["not_run"])
     if report["not_run"]:
         yield "--full runs slower cases too."
+    yield from show.busy_note(report)
     yield show.checked(report, report["results"])
 
 
@@ -234,7 +243,7 @@ def _headlines(report: PerfReport) -> Iterator[str]:
 
 
 def _headline(case: str, by_backend: dict[str, Row], n: int) -> str:
-    if not duel.has_both(by_backend):
+    if not duel.has_both(by_backend) or duel.winner(by_backend) == duel.BUSY:
         return ""
     known = published.TABLE.get((case, n))
     return f"{case} {show.factor(duel.factor(by_backend))}x" + (
@@ -245,20 +254,22 @@ def _headline(case: str, by_backend: dict[str, Row], n: int) -> str:
 def _array_wins(report: PerfReport) -> Iterator[str]:
     """Name the cases in which the array is faster: among the costs, and by number of slots for each kind of VM."""
     if any(map(duel.has_both, show.by_case_and_size(report["results"]).values())):
-        yield _array_wins_at("costs above", _wins_in_costs(report))
+        busy = show.busy_mark(*report["results"])
+        yield _array_wins_at("costs above", _wins_in_costs(report), bool(busy))
     rooms = dict.fromkeys(row["user_mem_slots"] for row in report["crossover"])
     for room in rooms:
         rows = [row for row in report["crossover"] if row["user_mem_slots"] == room]
         wins = [f"{row['case']} at {_ranges(row)}" for row in rows if row["array_wins_at"]]
-        yield _array_wins_at(f"array / tree, VM of {room:,} ids", wins)
+        disturbed = any(row.get("busy_at") for row in rows)
+        yield _array_wins_at(f"array / tree, VM of {room:,} ids", wins, disturbed)
 
 
-def _array_wins_at(table: str, wins: list[str]) -> str:
+def _array_wins_at(table: str, wins: list[str], busy: bool = False) -> str:
     places = ", ".join(wins) if wins else "nowhere"
-    return (
-        f"The array is faster ({table}): {places}.  In all other rows of these tables the tree is faster, "
-        "or both are even."
-    )
+    others = "the tree is faster, or both are even"
+    if busy:
+        others = "the tree is faster, both are even, or the machine was busy"
+    return f"The array is faster ({table}): {places}.  In all other rows of these tables {others}."
 
 
 def _wins_in_costs(report: PerfReport) -> list[str]:

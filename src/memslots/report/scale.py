@@ -15,7 +15,8 @@ from .words import plural
 def text(report: ScaleReport, width: int | None = None) -> str:
     """Return the report for a terminal of `width` columns.  None: lines may have any length."""
     closing = tables.paragraphs(_closing(report), width)
-    return tables.page([_costs(report), _published(report), closing], width)
+    busy = tables.paragraphs(show.busy_note(report), width)
+    return tables.page([busy, _costs(report), _published(report), closing], width)
 
 
 def _costs(report: ScaleReport) -> Part:
@@ -38,7 +39,7 @@ def _costs(report: ScaleReport) -> Part:
 def _cell(row: Row | None, not_run: bool) -> str:
     if row is None:
         return "not run" if not_run else "-"
-    return show.time(row["median"]) + ("" if row["checked"] else " WRONG")
+    return show.busy_mark(row) + show.time(row["median"]) + show.wrong_mark(row)
 
 
 def _ratios(of_case: list[Row], sizes: list[int]) -> list[list[str]]:
@@ -75,7 +76,9 @@ def _both(cases: dict[tuple[str, int], dict[str, Row]], case: str, n: int) -> st
     by_backend = cases.get(key, {})
     if not duel.has_both(by_backend):
         return "-"
-    return f"{show.factor(duel.factor(by_backend))} ({show.factor(published.TABLE[key].factor)})"
+    mark = show.BUSY_MARK if duel.winner(by_backend) == duel.BUSY else ""
+    here = show.factor(duel.factor(by_backend))
+    return f"{mark}{here} ({show.factor(published.TABLE[key].factor)})"
 
 
 # ---- the closing notes --------------------------------------------------------------------------
@@ -93,4 +96,5 @@ def _closing(report: ScaleReport) -> Iterator[str]:
         yield f"Published: {published.SOURCE}; map at 32,764 has {published.MAP_SLOTS:,} slots."
     yield from show.not_run(report["not_run"])
     yield from show.skipped(report)
+    yield from show.busy_note(report)
     yield show.checked(report, report["results"] + report["selftest"])

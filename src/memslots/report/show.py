@@ -8,12 +8,13 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from ..lab.peers import PEERS
 from ..lab.schema import NotRun, Report, Row
 from ..lab.subjects import INDEXED, design_of
-from ..measure import duel
+from ..measure import duel, noise
 from .words import listed, plural
 
 UNITS = (("ns", 1.0), ("us", 1e3), ("ms", 1e6), ("s", 1e9))
 
 LAST = ("kvm",)  # the last columns
+BUSY_MARK = "!"
 
 
 def time(ns: float) -> str:
@@ -34,8 +35,16 @@ def spread(row: Row) -> str:
 def cell(row: Row | None) -> str:
     if row is None:
         return "-"
-    mark = "" if row["checked"] else " WRONG"
-    return f"{time(row['median'])} {spread(row):>4}{mark}"
+    return f"{busy_mark(row)}{time(row['median'])} {spread(row):>4}{wrong_mark(row)}"
+
+
+def busy_mark(*rows: Row) -> str:
+    """Return the mark of a figure that other work of the machine has disturbed."""
+    return BUSY_MARK if noise.any_busy(rows) else ""
+
+
+def wrong_mark(row: Row) -> str:
+    return "" if row["checked"] else " WRONG"
 
 
 def factor(value: float) -> str:
@@ -68,15 +77,18 @@ def new_design_notes(rows: Sequence[Row]) -> Iterator[str]:
 
 
 def _new_design_note(name: str, cells: Mapping[tuple[str, int], dict[str, Row]]) -> str:
-    found: dict[str, list[tuple[str, int]]] = {name: [], duel.BASE: [], duel.EVENLY: []}
+    outcomes = (name, duel.BASE, duel.EVENLY, duel.BUSY)
+    found: dict[str, list[tuple[str, int]]] = {outcome: [] for outcome in outcomes}
     for cell_of, both in cells.items():
         if duel.has_both(both, name):
             found[duel.winner(both, name)].append(cell_of)
+    busy = len(found.pop(duel.BUSY))
     total = sum(map(len, found.values()))
     wins = ", ".join(cases_at(found[name])) or "nowhere"
     return (
         f"The design {name} is faster than the {duel.BASE} in {len(found[name])} of {total} rows: {wins}; slower in "
         f"{len(found[duel.BASE])}, even in {len(found[duel.EVENLY])}."
+        + (f"  {plural(busy, 'more row')}: the machine was busy." if busy else "")
     )
 
 
@@ -120,6 +132,31 @@ def checked(report: Report, rows: Sequence[Row]) -> str:
         f"{plural(ops, 'operation')} timed in {plural(len(rows), 'cell')}, {report['seconds']:.0f} s, "
         f"seed {report['seed']}: {plural(len(report['wrong']), 'cell')} with wrong answers."
     )
+
+
+def busy_note(report: Report) -> Iterator[str]:
+    """Say that the machine was busy, and how that shows; nothing if no cell was affected."""
+    found = report.get("noise")
+    if not found or not found["busy_cells"]:
+        return
+    yield (
+        f"THE MACHINE WAS BUSY: {found['busy_cells']:,} of {plural(found['cells'], 'cell')} were disturbed by other "
+        f"work and have the mark {BUSY_MARK}.  They appear in no headline and in no sentence about winners.  "
+        f"{_busy_readings(report)}  Measure again on a quiet machine."
+    )
+
+
+def _busy_readings(report: Report) -> str:
+    found = report["noise"]
+    readings = [
+        ("other processes used up to {:.1f} processors", found["others"]),
+        ("other machines took up to {:.1f}", found["stolen"]),
+        ("the reference loop took up to {:.1f} times as long as typically", found["slower"]),
+        ("the load was up to {:.1f}", found["load"]),
+    ]
+    known = [text.format(value) for text, value in readings if value is not None]
+    switches = plural(found["switches"], "involuntary context switch")
+    return f"In single rounds {listed(known)}; there were {switches}."
 
 
 def index_note(rows: Iterable[Row]) -> Iterator[str]:
