@@ -87,7 +87,9 @@ define on-others
 	done <build/interpreters && [ -z "$$failed" ] || { echo "failed on Python:$$failed"; exit 1; }
 endef
 
-test-another: $(VENV)/.made build/. ## run pytest, without the slow tests, on one more supported Python, if one is found
+# The code above the binding is Python only; make test-others runs its tests too.
+test-another: export ARGS = $(ABOVE_BINDING)
+test-another: $(VENV)/.made build/. ## run the tests of the binding, without the slow ones, on one more supported Python, if one is found
 	$(call on-others,--most 1,($(LEAVE_OUT) or slow))
 
 test-others: $(VENV)/.made build/. ## run pytest on all supported Pythons that are found
