@@ -3,11 +3,11 @@
 
 from __future__ import annotations
 
-import errno
 import mmap
 import pickle
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from random import Random
 from typing import Any
 
@@ -30,7 +30,6 @@ from memslots import (
     NoSuchSlotError,
     ReentrantChangeError,
     RegionOverlapError,
-    Snapshot,
     Transaction,
     backends,
 )
@@ -519,6 +518,31 @@ def test_set_flags_is_relative_to_the_end(vm: VM) -> None:
     assert (vm.id_to_memslot(3).flags, vm.id_to_memslot(0).flags) == (READONLY | LOG, 0)
 
 
+def test_threads_that_share_a_transaction_never_crash() -> None:
+    """A call that another thread disturbs raises RuntimeError."""
+    with VM() as vm:
+        put(vm, 0, 0, 16)
+        outcomes: list[str] = []
+
+        def use(t: Transaction) -> None:
+            for k in range(150):
+                for call in (lambda: t.punch(k * 2**20, PAGE), t.preview, lambda: t.resize(0, 9)):
+                    try:
+                        call()
+                    except RuntimeError as error:
+                        outcomes.append(str(error))
+
+        with suppress(RuntimeError), vm.transaction() as t:
+            threads = [threading.Thread(target=use, args=(t,)) for _ in range(3)]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+        assert {"another thread uses the transaction"}.issuperset(outcomes)
+        assert vm.id_to_memslot(0).npages == 9
+        vm.check()
+
+
 def test_threads_see_the_state_before_or_after() -> None:
     """Four slots rotate through four places; no reader sees a hole or two equal answers."""
     with VM() as vm:
@@ -627,4 +651,3 @@ def test_failed_allocation_of_python_leaves_no_step_slot_or_buffer() -> None:
 def test_errno_of_a_changed_state_is_eagain(vm: VM) -> None:
     assert vm._change_many(np.zeros(0, memslots.layout.STEP_DTYPE), 0, vm.generation() + 1) is False
     assert vm._change_many(np.zeros(0, memslots.layout.STEP_DTYPE), 0, vm.generation()) is True
-    assert errno.EAGAIN and Snapshot
