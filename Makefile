@@ -102,8 +102,9 @@ test-arrays: $(VENV)/.package $(VENV)/.with-test $(VENV)/.with-arrays ## run the
 test-examples: $(VENV)/.package $(VENV)/.with-test $(VENV)/.with-examples ## run the tests of examples/ that need Dask, which make test skips
 	@$(BIN)/python -m pytest -q -n0 tests/python/test_examples.py tests/python/test_dask_example.py
 
-test-kernel: $(VENV)/.package $(VENV)/.with-test ## make a million random calls, and compare each result with that of the running kernel
+test-kernel: $(VENV)/.package $(VENV)/.with-test ## make a million random calls, and compare each result with that of the running kernel; 20,000 through the mirror
 	@MEMSLOTS_KVM_CALLS=1000000 MEMSLOTS_KVM_SECONDS=inf $(PYTEST) tests/python/test_kvm_differential.py $(ARGS)
+	@MEMSLOTS_MIRROR_OPERATIONS=20000 $(PYTEST) -s tests/python/test_kvm_mirror_machine.py $(ARGS)
 
 test-fuzz: $(VENV)/.package $(VENV)/.with-test $(VENV)/.with-plot ## read and play many more changed vector files than make test
 	@MEMSLOTS_FUZZ_EXAMPLES=4000 $(PYTEST) tests/python/test_hostile_vectors.py $(ARGS)

@@ -1,67 +1,87 @@
 # SPDX-License-Identifier: MIT
-"""A tiny VMM: a guest on /dev/kvm, and a memslots.VM with the same slots next to it.
+"""A tiny VMM: a guest runs on /dev/kvm in its own thread, while memory is plugged, moved and unplugged.
 
-The guest reads the byte at PLUGGED, writes it to port 0x10, to its RAM and to its ROM, and halts.  Between its runs the
-VMM plugs a page at PLUGGED, moves it away, and unplugs it.  Every exit is checked against the slots of the VM.
+The guest reads the byte at PLUGGED in a loop.  When it changes, the guest writes it to its RAM, to its ROM and to port
+0x10.  The VMM changes the slots of a memslots.VM only; the mirror makes every change in the kernel too.
 """
 
+import queue
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 
 import memslots
-from memslots import MemFlag, kvm
-from memslots.kvm.exits import Hlt, Io, Mmio
+from memslots import kvm
+from memslots.kvm.exits import Intr, Io
 
 RAM, ROM, PLUGGED, ELSEWHERE, PAGE = 0x1000, 0x7000, 0x8000, 0xA000, 4096
-# mov 0x8000,%al; out %al,$0x10; mov %al,0x3000; mov %al,0x7000; hlt; jmp to the beginning
-CODE = bytes.fromhex("a00080 e610 a20030 a20070 f4 ebf2")
+# 1: mov 0x8000,%al; cmp %al,%bl; je 1b; mov %al,%bl; mov %al,0x3000; mov %al,0x7000; out %al,$0x10; jmp 1b
+CODE = bytes.fromhex("a00080 38c3 74f9 88c3 a20030 a20070 e610 ebed")
+
+seen: queue.Queue[str] = queue.Queue()
+door, inside = threading.Lock(), threading.Lock()
 
 
-def put(slot: int, gpa: int, size: int, memory: memslots.Memory, flags: int = 0) -> None:
-    """Changes the same slot in both VMs.  The kernel comes last: its refusal must leave both as they were."""
-    fields = {"guest_phys_addr": gpa, "memory_size": size, "flags": flags}
-    vm.set_user_memory_region(slot, userspace_addr=memory.address, **fields)
-    kernel.set_user_memory_region(slot, memory=memory, **fields)
+def run_guest() -> None:
+    while not stop.is_set():
+        with door:  # closed in a pause
+            pass
+        with inside:
+            exit = vcpu.run()
+        if isinstance(exit, Io):
+            seen.put(exit.data.hex())
+        elif not mirror.serve(exit, mmio):
+            assert isinstance(exit, Intr), exit
 
 
-def has_memory(gpa: int, is_write: bool) -> bool:
-    slot = vm.gfn_to_memslot(gpa // PAGE)
-    return slot is not None and not (is_write and slot.flags & MemFlag.READONLY)
+@contextmanager
+def pause() -> Iterator[None]:
+    """Keeps the vCPU outside of KVM_RUN: ends its run, and lets it begin no other one."""
+    with door:
+        vcpu.kick()
+        with inside:
+            yield
 
 
-def run(when: str) -> None:
-    """Runs the guest until it halts, and serves its exits."""
-    seen = []
-    while not isinstance(exit := vcpu.run(), Hlt):
-        match exit:
-            case Io(data=data):
-                seen.append(f"the guest got {data.hex()}")
-            case Mmio(gpa=gpa, is_write=is_write):
-                assert not has_memory(gpa, is_write), f"{exit}, but the VM has memory there"
-                seen.append(f"{'write to' if is_write else 'read of'} {gpa:#x} exits")
-                if not is_write:
-                    exit.reply(0xFF)
-    vm.mark_page_dirty(0x3000 // PAGE)  # as the guest's store did in the kernel
-    logs = [int(log.get_dirty_log(0)[0]) for log in (vm, kernel)]
-    print(f"{when}: {', '.join(seen)}; dirty pages of slot 0: {logs[0]:#b} and {logs[1]:#b}")
+def mmio(gpa: int, data: bytes, is_write: bool) -> int | None:
+    """The device behind all addresses without memory, and behind the ROM for writes."""
+    return None if is_write else 0xFF
+
+
+def report(what: str) -> None:
+    got = seen.get()
+    print(f"{what}: the guest got {got}; dirty pages of slot 0: {mirror.sync_dirty(0)[0]:#b}")
 
 
 with kvm.open() as device:
     kernel = device.create_vm()
 with kernel, memslots.VM() as vm:
-    ram, rom, extra = (memslots.alloc(n * PAGE) for n in (4, 1, 1))
-    ram[: len(CODE)], extra[0] = CODE, 0x42
-    put(0, RAM, 4 * PAGE, ram, MemFlag.LOG_DIRTY_PAGES)
-    put(1, ROM, PAGE, rom, MemFlag.READONLY)
-    vcpu = kernel.create_vcpu()
+    vcpu, stop = kernel.create_vcpu(), threading.Event()
+    mirror = kvm.mirror(vm, kernel, pause=pause)
+    ram, rom, one, two = (memslots.alloc(n * PAGE) for n in (4, 1, 1, 1))
+    ram[: len(CODE)], one[0], two[0] = CODE, 0x42, 0x43
+    vm.map_buffer(RAM, ram, slot=0, log_dirty=True)
+    vm.map_buffer(ROM, rom, readonly=True)
     vcpu.sregs = replace(vcpu.sregs, cs=replace(vcpu.sregs.cs, base=0, selector=0))
     vcpu.regs = kvm.Regs(rip=RAM)
-    run("at first")
-    put(2, PLUGGED, PAGE, extra)
-    run("plugged")
-    put(2, ELSEWHERE, PAGE, extra)
-    run("moved")
-    put(2, PLUGGED, PAGE, extra)
-    run("moved back")
-    put(2, PLUGGED, 0, extra)
-    run("unplugged")
-    assert [s.gpa for s in vm] == [r.guest_phys_addr for r in kernel.regions] == [RAM, ROM]
+    guest = threading.Thread(target=run_guest)
+    guest.start()
+    report("at first")
+    plugged = vm.map_buffer(PLUGGED, one)
+    report("plugged")
+    plugged.move(ELSEWHERE)
+    report("moved")
+    plugged.move(PLUGGED)
+    report("moved back")
+    with vm.transaction() as t:  # two ioctls or more, but the guest sees no hole
+        t.move(plugged.slot, ELSEWHERE)
+        t.map_buffer(PLUGGED, two, slot=9)
+    report("exchanged")
+    vm.delete(9)
+    report("unplugged")
+    assert (rom[0], ram[0x2000]) == (0, 0xFF)
+    assert mirror.verify() == []
+    stop.set()
+    vcpu.kick()
+    guest.join()

@@ -148,7 +148,7 @@ static void add_take(struct writer *w, const struct change *c, const struct layo
 	w->takes[w->nr_takes++] = (struct log_take){
 		.to = c->new_slot->dirty,
 		.from = source->old->dirty,
-		.page = ((int64_t)to->start - (int64_t)from->start) / (int64_t)MS_PAGE_SIZE,
+		.page = (int64_t)(to->start >> MS_PAGE_SHIFT) - (int64_t)(from->start >> MS_PAGE_SHIFT),
 		.first = (start - from->start) >> MS_PAGE_SHIFT,
 		.n = n,
 		.from_ends = ends,
@@ -418,8 +418,8 @@ static int preview(struct writer *w, const struct ms_step *steps, size_t n, stru
 	return r;
 }
 
-int ms_preview_memslots(struct ms_vm *vm, uint32_t as_id, const struct ms_step *steps, size_t n,
-			struct ms_preview *out, struct ms_error *err)
+int ms_preview_memslots(struct ms_vm *vm, uint32_t as_id, const struct ms_step *steps, size_t n, struct ms_preview *out,
+			struct ms_error *err)
 {
 	struct ms_error local_err = { 0 };
 	int r = begin(vm, as_id, steps, n, err ? err : &local_err);

@@ -65,7 +65,7 @@ OTHERS = {
     *("layout", "coalesce", "max_slots", "keep_ids", "snapshot", "limits"),
     *("steps", "generation", "backings", "places", "type"),
 }
-# Arguments with tests of their own: one takes a handle, one takes None, one needs a Mapping, one is a bool.
+# Arguments with tests of their own: one takes a handle, one takes None, one needs a Mapping, two are bools.
 APART = {
     ("Update.invalidate", "slot"),
     ("VM.map_buffer", "slot"),
@@ -674,7 +674,7 @@ def failing(n):
         failed = None
         assert descriptors() == before, (n, outcomes)
         assert not vm.pinned_by(other), (n, outcomes)
-        assert vm.pinned_by(memory) == ([vm.id_to_memslot(0)], 0) and len(vm) == 1, (n, outcomes)
+        assert vm.pinned_by(memory) == ([vm.id_to_memslot(0)], 0, 0) and len(vm) == 1, (n, outcomes)
         vm.check()
     return outcomes.count("MemoryError")
 gc.disable()

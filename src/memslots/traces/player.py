@@ -44,7 +44,6 @@ from .vectors import Op, VectorError, VectorFile, too_many_logged
 MANUAL_PROTECT = "manual_dirty_log_protect2"
 PROGRESS_STEP = 256  # operations between two calls of `progress`
 SET_FLAGS = int(MemFlag.LOG_DIRTY_PAGES | MemFlag.READONLY)  # of KVM_SET_USER_MEMORY_REGION
-ADDRESS_SPACES_MAX = 64  # of an engine
 SURPLUS_RUNS = 8  # a mismatch shows at most this many runs more than were recorded
 
 Timings = dict[str, list[int]]
@@ -522,16 +521,9 @@ def _open_engine(name: str, header: dict[str, Any]) -> Any:
     import memslots
 
     try:
-        return memslots.VM(
-            **machine_of(header)._asdict(), address_spaces=_address_spaces(header), backend=name
-        )
+        return memslots.VM(**machine_of(header)._asdict(), backend=name)
     except (NotImplementedError, ValueError, OverflowError) as e:
         raise BackendError(f"backend {name}: {e}") from e
-
-
-def _address_spaces(header: dict[str, Any]) -> int:
-    """The number of address spaces of the recording machine.  KVM has at most two, and says 0 for one."""
-    return min(max(1, _caps(header).get("multi_address_space", 0)), ADDRESS_SPACES_MAX)
 
 
 def _open_kvm() -> Any:
