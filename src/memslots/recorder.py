@@ -14,9 +14,10 @@ from .layout import plan
 from .listener import Change, ChangeKind, Listener
 
 if TYPE_CHECKING:
-    import numpy.typing as npt
     from types import TracebackType
     from typing import Self
+
+    import numpy.typing as npt
 
     from ._memslots import VM, MemorySlot
 
@@ -147,9 +148,7 @@ def steps_of(changes: list[Change]) -> Iterable[dict[str, Any]]:
     after = {slot.id: slot for slot in news}
     before = {slot.id: slot for slot in olds}
     return [
-        _delete(before[step.slot])
-        if step.op is ChangeKind.DELETE
-        else _set(after[step.slot])
+        _delete(before[step.slot]) if step.op is ChangeKind.DELETE else _set(after[step.slot])
         for step in steps
     ]
 

@@ -308,7 +308,11 @@ def test_transactions_are_recorded_as_the_steps_of_their_plan(tmp_path: Path) ->
     with VM() as played:
         for op in ops:
             f = op.fields
-            region = {"guest_phys_addr": f["gpa"], "memory_size": f["size"], "userspace_addr": f["hva"]}
+            region = {
+                "guest_phys_addr": f["gpa"],
+                "memory_size": f["size"],
+                "userspace_addr": f["hva"],
+            }
             numbers = {name: int(str(value), 0) for name, value in region.items()}
             played.set_user_memory_region(f["slot"], **numbers, flags=f["flags"])
         assert played.memslots() == wanted

@@ -18,7 +18,7 @@ from model import LOG_DIRTY_PAGES, MAX_NR_PAGES, PAGE_SIZE, READONLY, U64, Model
 Step = tuple[Any, ...]
 
 
-class StepRefused(ModelError):
+class StepRefusedError(ModelError):
     """`found` has (step, id of the other slot or None) for each reason that the engine may name first."""
 
     def __init__(self, number: int, rule: str, found: set[tuple[int, int | None]]) -> None:
@@ -40,7 +40,7 @@ class Steps:
         self.step = 0
 
     def refuse(self, rule: str, number: int = errno.EINVAL, other: int | None = None) -> None:
-        raise StepRefused(number, rule, {(self.step, other)})
+        raise StepRefusedError(number, rule, {(self.step, other)})
 
     def find(self, id: int) -> Part:
         if id >= self.vm.user_mem_slots:
@@ -167,9 +167,11 @@ class Steps:
 
     def check_final(self) -> None:
         """The engine may name any of the slots that are wrong, but checks the limit of addresses first."""
-        beyond = [p for p in self.parts.values() if p.slot.end_gfn * PAGE_SIZE > 2**self.vm.gpa_bits]
+        beyond = [
+            p for p in self.parts.values() if p.slot.end_gfn * PAGE_SIZE > 2**self.vm.gpa_bits
+        ]
         if beyond:
-            raise StepRefused(errno.EINVAL, "GPA_LIMIT", {(p.step, None) for p in beyond})
+            raise StepRefusedError(errno.EINVAL, "GPA_LIMIT", {(p.step, None) for p in beyond})
         found: set[tuple[int, int | None]] = set()
         for p, q in combinations(self.parts.values(), 2):
             a, b = p.slot, q.slot
@@ -177,7 +179,7 @@ class Steps:
                 later, other = (p, b) if p.step > q.step else (q, a)
                 found.add((later.step, other.id))
         if found:
-            raise StepRefused(errno.EEXIST, "OVERLAP", found)
+            raise StepRefusedError(errno.EEXIST, "OVERLAP", found)
 
     def bits(self, part: Part) -> int:
         """A page takes the bits of all logs that had it.  A page of none has the bit of a new log."""
