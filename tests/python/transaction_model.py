@@ -176,10 +176,20 @@ class Steps:
         for p, q in combinations(self.parts.values(), 2):
             a, b = p.slot, q.slot
             if a.base_gfn < b.end_gfn and b.base_gfn < a.end_gfn:
-                later, other = (p, b) if p.step > q.step else (q, a)
+                later, other = (p, b) if self.placed_at(p) > self.placed_at(q) else (q, a)
                 found.add((later.step, other.id))
         if found:
             raise StepRefusedError(errno.EEXIST, "OVERLAP", found)
+
+    def placed_at(self, part: Part) -> int:
+        """The step that gave the slot its place; -1 if it has the place that it had before the transaction."""
+        new = part.slot
+        keeps = any(
+            (s.id, s.base_gfn, s.npages, s.userspace_addr)
+            == (new.id, new.base_gfn, new.npages, new.userspace_addr)
+            for s in part.sources
+        )
+        return -1 if keeps else part.step
 
     def bits(self, part: Part) -> int:
         """A page takes the bits of all logs that had it.  A page of none has the bit of a new log."""

@@ -2,7 +2,8 @@
 """The steps of one transaction that make a difference.
 
 A page that both layouts have at the same guest frame and host address keeps its dirty bit and its buffer.  So a run
-that is joined of several slots is a MERGE, and a new run inside of an old slot is a SPLIT, or a PUNCH if it keeps the id.
+that is joined of several slots is a MERGE, and a new run inside of an old slot is a SPLIT, or a PUNCH if it keeps the
+id.
 """
 
 from __future__ import annotations
