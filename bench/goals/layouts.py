@@ -26,6 +26,7 @@ RUNS = 100_000  # of the goal of apply()
 LIMIT = 32_764  # slots of a VM of KVM
 CALLS = 20  # of one sample
 
+
 def whole_layouts(card: Scorecard, settings: Settings) -> None:
     for n in settings.sizes:
         on = stage(n, settings)
@@ -91,7 +92,9 @@ def spread(n: int) -> Layout:
     """Slots of four pages with gaps, none of which continues its neighbour in host memory."""
     rows = np.zeros(n, MEMSLOT_DTYPE)
     rows["id"], rows["base_gfn"], rows["npages"] = np.arange(n), np.arange(n) * GAP, 4
-    rows["userspace_addr"] = np.random.default_rng(n).permutation(n).astype(np.uint64) << np.uint64(16)
+    rows["userspace_addr"] = np.random.default_rng(n).permutation(n).astype(np.uint64) << np.uint64(
+        16
+    )
     return rows
 
 
@@ -147,7 +150,9 @@ def transactions(card: Scorecard, settings: Settings, n: int) -> None:
                     vm.move(id, (id * GAP + offset) * PAGE_SIZE)
 
         times = turns({"together": together, "one": one_by_one}, settings.rounds)
-        card.check(bool((vm.memslots_array() == spread(n)).all()), f"{count} moves of {slots_of(n)}")
+        card.check(
+            bool((vm.memslots_array() == spread(n)).all()), f"{count} moves of {slots_of(n)}"
+        )
         what = f"{count} moves in a transaction / one by one"
         card.ratio("P13", what, slots_of(n), times["together"], times["one"], "<=", None)
         vm.close()
@@ -181,7 +186,9 @@ def reloads(card: Scorecard, settings: Settings) -> None:
     back_and_forth(card, settings, n, "restore", RESTORE_AGAINST_RELOAD if n == LIMIT else None)
 
 
-def back_and_forth(card: Scorecard, settings: Settings, n: int, call: str, bound: float | None) -> None:
+def back_and_forth(
+    card: Scorecard, settings: Settings, n: int, call: str, bound: float | None
+) -> None:
     rows = spread(n)
     states, vms = [changed(rows), rows], {name: loaded(rows) for name in (call, "reload")}
     if call == "apply":
@@ -206,11 +213,16 @@ def back_and_forth(card: Scorecard, settings: Settings, n: int, call: str, bound
 
     times = turns({call: differ, "reload": anew, "read": read}, settings.rounds)
     for name, vm in vms.items():
-        card.check(bool((vm.memslots_array() == sorted_by(rows, "base_gfn")).all()), f"{name} of {slots_of(n)}")
+        card.check(
+            bool((vm.memslots_array() == sorted_by(rows, "base_gfn")).all()),
+            f"{name} of {slots_of(n)}",
+        )
         vm.close()
     at = f"{slots_of(n)}, {DIFFERENCES} differences"
     what = f"{call}() / deleting one by one and loading"
     card.ratio("P13", what, at, times[call], times["reload"], "<=", bound)
     if call == "apply":
         what = "apply() / memslots_array() and one comparison"
-        card.ratio("P13", what, at, times[call], times["read"], "<=", APPLY_AGAINST_READ if bound else None)
+        card.ratio(
+            "P13", what, at, times[call], times["read"], "<=", APPLY_AGAINST_READ if bound else None
+        )

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: MIT
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from os import PathLike
 from types import TracebackType
 from typing import IO, Any, Literal, Protocol, Self, SupportsIndex, final
@@ -31,6 +31,8 @@ _Numbers = (
 
 _Path = str | bytes | PathLike[str] | PathLike[bytes]
 
+def _use_layout(apply_layout: Callable[..., Plan], restore_layout: Callable[..., Plan]) -> None: ...
+def _backings_in(snapshot: Snapshot) -> Any: ...
 def build_info() -> dict[str, str]: ...
 def backends() -> tuple[str, ...]: ...
 def simd_levels() -> tuple[str, ...]: ...

@@ -8,6 +8,7 @@ _STEP_NAMES = ("create", "delete", "move", "set_flags", "resize", "split", "merg
 # ---- lists of steps ------------------------------------------------------------------------------------------------
 
 @cython.final
+@cython.freelist(8)
 cdef class _Steps:
     """A list of steps.  Each step has a reference to its backing."""
     cdef ms_step *items
@@ -300,16 +301,16 @@ cdef class Transaction:
     """
     cdef readonly VM vm
     cdef readonly uint32_t as_id
-    cdef _Steps _steps
-    cdef dict _used     # whether an id is in use after the steps; for other ids the VM knows
+    cdef _Steps _steps  # None: the transaction has ended
+    cdef dict _used     # or None; whether an id is in use after the steps; for other ids the VM knows
     cdef object _low    # no id below it is free after the steps; None: the VM has not been looked at
     cdef _Stage _stage
+    cdef bint _in_call  # a call reads the steps without the GIL
 
     def __cinit__(self, VM vm not None, as_id=0):
         self.vm = vm
         self.as_id = _as_id(vm, as_id)
         self._steps = _Steps.__new__(_Steps)
-        self._used = {}
 
     def __reduce__(self):
         raise TypeError("a Transaction cannot be pickled or copied")
@@ -322,11 +323,13 @@ cdef class Transaction:
         return self
 
     def __exit__(self, exc_type=None, exc=None, traceback=None):
-        cdef _Steps steps = self._steps
-        if self._stage != COLLECTS:
-            raise RuntimeError("the transaction has ended, or has not begun")
-        self._stage = HAS_ENDED
-        self._steps = _Steps.__new__(_Steps)
+        cdef _Steps steps
+        with cython.critical_section(self):
+            if self._stage != COLLECTS:
+                raise RuntimeError("the transaction has ended, or has not begun")
+            self._check()
+            steps, self._steps = self._steps, None
+            self._stage = HAS_ENDED
         try:
             if exc_type is None:
                 _carry_out(self.vm, self.as_id, steps, None)
@@ -336,17 +339,37 @@ cdef class Transaction:
             _report_hooks(self.vm)
 
     def __len__(self):
-        """The number of steps that were collected."""
-        return self._steps.n
+        """The number of steps that are collected; 0 after the end."""
+        return 0 if self._steps is None else self._steps.n
 
     def __bool__(self):
         return True
 
     def __repr__(self):
         state = ("not begun", "collects", "ended")[self._stage]
-        return f"<Transaction in address space {self.as_id}: {state}, {self._steps.n} steps>"
+        return f"<Transaction in address space {self.as_id}: {state}, {len(self)} steps>"
+
+    cdef int _append(self, const ms_step *step) except -1:
+        """Takes over the caller's reference to the backing."""
+        with cython.critical_section(self):
+            try:
+                self._check()
+            except BaseException:
+                ms_backing_put(step.backing)
+                raise
+            _add_step(self._steps, step)
+        return 0
+
+    cdef int _begin_use(self) except -1:
+        """Before a call that reads the steps without the GIL."""
+        with cython.critical_section(self):
+            self._check()
+            self._in_call = True
+        return 0
 
     cdef int _check(self) except -1:
+        if self._in_call:
+            raise RuntimeError("another thread uses the transaction")
         if self._stage != COLLECTS:
             raise RuntimeError("the transaction has ended" if self._stage == HAS_ENDED else
                                "steps are collected inside of `with vm.transaction() as t:`")
@@ -354,7 +377,7 @@ cdef class Transaction:
 
     cdef bint _in_use(self, uint32_t id) except -1:
         cdef ms_memslot unused
-        known = self._used.get(id)
+        known = None if self._used is None else self._used.get(id)
         if known is not None:
             return known
         return ms_id_to_memslot(self.vm._vm, self.as_id, id, &unused) == 0
@@ -383,6 +406,8 @@ cdef class Transaction:
         return id
 
     cdef int _use_id(self, uint32_t id, bint used) except -1:
+        if self._used is None:
+            self._used = {}
         self._used[id] = used
         if not used and self._low is not None and id < self._low:
             self._low = id
@@ -398,7 +423,7 @@ cdef class Transaction:
         self._check()
         step.slot = self._new_id(slot, "slot")
         self._check()  # the argument's __index__ may have ended the transaction
-        _add_step(self._steps, &step)
+        self._append(&step)
         self._use_id(step.slot, True)
         return step.slot
 
@@ -422,7 +447,7 @@ cdef class Transaction:
                              &pin.release, &step.backing):
             raise _out_of_memory()
         _add_pin(self.vm, pin)
-        _add_step(self._steps, &step)
+        self._append(&step)
         self._use_id(step.slot, True)
         mapping.vm, mapping.as_id, mapping.slot = self.vm, self.as_id, step.slot
         mapping._release, mapping._serial = &pin.release, pin.release.serial
@@ -432,14 +457,14 @@ cdef class Transaction:
         """Deletes a slot."""
         cdef ms_step step = ms_step(MS_STEP_DELETE, _u32(slot, "slot"), 0, 0, 0, 0, 0, NULL)
         self._check()
-        _add_step(self._steps, &step)
+        self._append(&step)
         self._use_id(step.slot, False)
 
     def move(self, slot, gpa):
         """Moves a slot to another guest physical address."""
         cdef ms_step step = ms_step(MS_STEP_MOVE, _u32(slot, "slot"), 0, 0, _u64(gpa, "gpa"), 0, 0, NULL)
         self._check()
-        _add_step(self._steps, &step)
+        self._append(&step)
 
     def set_flags(self, slot, *, set=0, clear=0):
         """Clears the flags ``clear`` of a slot and then sets the flags ``set``, as VM.set_flags().
@@ -448,7 +473,7 @@ cdef class Transaction:
         cdef ms_step step = ms_step(MS_STEP_CHANGE_FLAGS, _u32(slot, "slot"), _u32(clear, "clear"), _u32(set, "set"), 0, 0,
                                     0, NULL)
         self._check()
-        _add_step(self._steps, &step)
+        self._append(&step)
 
     def resize(self, slot, npages):
         """Gives a slot another number of pages.  It gains or loses them at its end; all else stays.
@@ -461,7 +486,7 @@ cdef class Transaction:
             raise refused(errno.EINVAL, "NPAGES", MS_MEM_MAX_NR_PAGES, None,
                           Request(step.slot, self.as_id, memory_size=pages << 12 if pages < 2**52 else int(pages) * 4096))
         step.memory_size = pages << 12
-        _add_step(self._steps, &step)
+        self._append(&step)
 
     def split(self, slot, gpa, new_id=None):
         """Splits a slot in two at the guest physical address gpa, and returns the id of the second part.
@@ -472,7 +497,7 @@ cdef class Transaction:
         self._check()
         step.other = self._new_id(new_id, "new_id")
         self._check()
-        _add_step(self._steps, &step)
+        self._append(&step)
         self._use_id(step.other, True)
         return step.other
 
@@ -483,7 +508,7 @@ cdef class Transaction:
         none.  Dirty bits follow their pages."""
         cdef ms_step step = ms_step(MS_STEP_MERGE, _u32(slot, "slot"), _u32(other, "other"), 0, 0, 0, 0, NULL)
         self._check()
-        _add_step(self._steps, &step)
+        self._append(&step)
         if step.slot != step.other:
             self._use_id(step.other, False)
 
@@ -497,7 +522,8 @@ cdef class Transaction:
         cdef int r = 0
         cdef list resolved, new
         self._check()
-        _add_step(self._steps, &step)
+        self._append(&step)
+        self._begin_use()
         try:
             err.index, err.rule = 0xFFFFFFFF, MS_RULE_NONE
             resolved = _resolved(self.vm, self.as_id, self._steps.items, self._steps.n, &err, &r)
@@ -508,6 +534,8 @@ cdef class Transaction:
         except BaseException:
             self._steps.n -= 1
             raise
+        finally:
+            self._in_call = False
         if len(new) == 1:
             self._steps.items[self._steps.n - 1].other = new[0]
         for slot, _ in resolved:
@@ -516,15 +544,17 @@ cdef class Transaction:
 
     def preview(self):
         """The Snapshot that the end would publish now.  It refuses what the end would refuse, except for listeners."""
-        self._check()
-        return _preview(self.vm, self.as_id, self._steps)
+        self._begin_use()
+        try:
+            return _preview(self.vm, self.as_id, self._steps)
+        finally:
+            self._in_call = False
 
     def diff(self):
         """The Diff from the present slots of the VM to preview()."""
         cdef Snapshot now, then
-        self._check()
         while True:
-            now, then = _snapshot(self.vm, self.as_id), _preview(self.vm, self.as_id, self._steps)
+            now, then = _snapshot(self.vm, self.as_id), self.preview()
             if now.generation == then.generation:
                 return now.diff(then)
 

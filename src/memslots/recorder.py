@@ -4,16 +4,20 @@
 from __future__ import annotations
 
 import os
-from bisect import bisect_left
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from typing import IO, TYPE_CHECKING, Any
 
-from .constants import PAGE_SIZE, MemFlag
-from .listener import Change, Listener
+import numpy as np
+
+from .constants import MEMSLOT_DTYPE, PAGE_SIZE
+from .layout import plan
+from .listener import Change, ChangeKind, Listener
 
 if TYPE_CHECKING:
     from types import TracebackType
     from typing import Self
+
+    import numpy.typing as npt
 
     from ._memslots import VM, MemorySlot
 
@@ -27,9 +31,9 @@ class Recorder(Listener):
     """Writes the successful changes of a VM to a vector file: ``with Recorder("run.jsonl.gz", vm): ...``
 
     The file begins with the slots that the VM has at ``__enter__``, and has every change until ``__exit__``,
-    ``close()`` or the end of the VM.  A load, an update and a transaction are written as single steps in an order
-    that is legal: deletes, then moves and flags, then creates.  A resized slot is deleted and created, and so are
-    slots that trade places.  Dirty logs are not recorded.
+    ``close()`` or the end of the VM.  A load, an update and a transaction are written as the steps of their plan: see
+    ``memslots.plan()``.  A resized slot is deleted and created, and so is one of two slots that trade places.  Dirty
+    logs are not recorded.
 
     file: a path, or a binary file that is open for writing.  A path that ends in ``.gz`` gets a gzip file.
     vm: the VM, which has no other thread that changes it during ``__enter__``.  A Recorder serves one VM, once.
@@ -133,43 +137,27 @@ class Recorder(Listener):
 # ---- steps -------------------------------------------------------------------------------------------------------
 
 
-def steps_of(changes: list[Change]) -> Iterator[dict[str, Any]]:
-    """The changes that one call made at once, as operations of a vector file.  Each state between them is legal."""
-    staying = [(c.old, c.new) for c in changes if c.old is not None and c.new is not None]
-    movers = sorted(
-        (old.base_gfn, old.npages, old.id) for old, new in staying if old.base_gfn != new.base_gfn
-    )
-    anew, in_place = [], []
-    for old, new in staying:
-        if _needs_delete(old, new, movers):
-            anew.append((old, new))
-        else:
-            in_place.append(new)
-    yield from (_delete(c.old) for c in changes if c.old is not None and c.new is None)
-    yield from (_delete(old) for old, _ in anew)
-    yield from map(_set, in_place)
-    yield from (_set(c.new) for c in changes if c.new is not None and c.old is None)
-    yield from (_set(new) for _, new in anew)
+def steps_of(changes: list[Change]) -> Iterable[dict[str, Any]]:
+    """The changes that one call made at once, as operations of a vector file: the steps of a plan, which KVM accepts in
+    their order."""
+    olds = [change.old for change in changes if change.old is not None]
+    news = [change.new for change in changes if change.new is not None]
+    if len(changes) == 1 and changes[0].kind is not ChangeKind.RESIZE:
+        return map(_set, news) if news else map(_delete, olds)
+    steps = plan(_rows(olds), _rows(news), coalesce=False, keep_ids=False)
+    after = {slot.id: slot for slot in news}
+    before = {slot.id: slot for slot in olds}
+    return [
+        _delete(before[step.slot]) if step.op is ChangeKind.DELETE else _set(after[step.slot])
+        for step in steps
+    ]
 
 
-def _needs_delete(old: MemorySlot, new: MemorySlot, movers: list[tuple[int, int, int]]) -> bool:
-    """KVM changes no pages and no READONLY.  A place that another slot of the list still has is not free."""
-    if (old.npages, old.userspace_addr) != (new.npages, new.userspace_addr):
-        return True
-    if (old.flags ^ new.flags) & MemFlag.READONLY:
-        return True
-    return old.base_gfn != new.base_gfn and _is_taken(new, movers)
-
-
-def _is_taken(new: MemorySlot, movers: list[tuple[int, int, int]]) -> bool:
-    """Whether another slot of the list has some of these frames before it moves.  These places do not overlap."""
-    i = max(0, bisect_left(movers, (new.base_gfn,)) - 1)
-    while i < len(movers) and movers[i][0] < new.base_gfn + new.npages:
-        base, npages, id = movers[i]
-        if id != new.id and base + npages > new.base_gfn:
-            return True
-        i += 1
-    return False
+def _rows(slots: list[MemorySlot]) -> npt.NDArray[np.void]:
+    rows = np.zeros(len(slots), MEMSLOT_DTYPE)
+    for name in ("id", "as_id", "base_gfn", "npages", "userspace_addr", "flags"):
+        rows[name] = [getattr(slot, name) for slot in slots]
+    return rows
 
 
 def _delete(slot: MemorySlot) -> dict[str, Any]:

@@ -877,7 +877,7 @@ static void check_overlap_error(const struct ms_error *err)
 		if (!other->exists || !same_slot(&other->v, &err->other))
 			continue;
 		for (size_t j = 0; j < nr_items; j++)
-			if (j != i && items[j].exists && is_changed(&items[j]) && items[j].step == err->index &&
+			if (j != i && items[j].exists && !keeps_place(&items[j]) && items[j].step == err->index &&
 			    overlap(&items[j].v, &other->v)) {
 				CHECK(keeps_place(other) || other->step <= err->index);
 				return;

@@ -427,7 +427,11 @@ def in_transaction(method: str, *args: int) -> None:
     halves = np.frombuffer(memslots.alloc(32 * PAGE), np.uint8).reshape(2, -1)
     for id, hva in enumerate((0x100000, 0x110000, 0x300000)):
         vm.set_user_memory_region(
-            id, guest_phys_addr=id * 0x10000, memory_size=0x10000, userspace_addr=hva, flags=int(id == 1)
+            id,
+            guest_phys_addr=id * 0x10000,
+            memory_size=0x10000,
+            userspace_addr=hva,
+            flags=int(id == 1),
         )
     for id, half in enumerate(halves, 4):
         vm.map_buffer(id * 0x10000, half, slot=id)

@@ -93,12 +93,21 @@ def test_random_layouts_are_reached_in_one_swap(backend: str) -> None:
             swaps, options = vm.stats()["swaps"], {"coalesce": rng.random() < 0.5}
             if rng.random() < 0.3:
                 plan = vm.apply(rows_of(wanted), coalesce=False, keep_ids=False)
-                assert plan.final.tolist() == rows_of(wanted)[np.argsort(rows_of(wanted)["base_gfn"])].tolist()
+                assert (
+                    plan.final.tolist()
+                    == rows_of(wanted)[np.argsort(rows_of(wanted)["base_gfn"])].tolist()
+                )
             else:
                 plan = vm.apply(runs_of(wanted), **options)
             np.testing.assert_array_equal(vm.memslots_array(), plan.final)
-            frames = {(g, hva) for row in wanted.values() for g, hva in pages(row.base, row.npages, row.hva)}
-            assert {(g, h) for s in vm for g, h in pages(s.base_gfn, s.npages, s.userspace_addr)} == frames
+            frames = {
+                (g, hva)
+                for row in wanted.values()
+                for g, hva in pages(row.base, row.npages, row.hva)
+            }
+            assert {
+                (g, h) for s in vm for g, h in pages(s.base_gfn, s.npages, s.userspace_addr)
+            } == frames
             assert vm.stats()["swaps"] - swaps <= 1
             swaps = vm.stats()["swaps"]
             vm.apply(vm.memslots_array(), coalesce=False)
@@ -114,12 +123,14 @@ def test_apply_refuses_and_changes_nothing(vm: VM) -> None:
     before = vm.snapshot()
     with pytest.raises(InvalidRegionError, match="needs 2 slots, and max_slots is 1"):
         vm.apply([(0, 1, 0, 0), (9, 1, 0, 0)], max_slots=1)
-    with pytest.raises(InvalidRegionError, match=r"step \d+ \(create\): slot 0 .* ends beyond") as caught:
+    with pytest.raises(
+        InvalidRegionError, match=r"step \d+ \(create\): slot 0 .* ends beyond"
+    ) as caught:
         vm.apply([(2**40, 1, 0, 0)])
     assert caught.value.rule == "GPA_LIMIT"
+    grown = vm.memslots_array()
+    grown["npages"][-1] = 17
     with pytest.raises(MemslotsError) as caught:
-        grown = vm.memslots_array()
-        grown["npages"][-1] = 17
         vm.apply(grown)
     assert (caught.value.rule, caught.value.slot) == ("BACKING_RANGE", 4)
     with pytest.raises(MemslotsError) as caught:

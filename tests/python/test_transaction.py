@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: MIT
+# ruff: noqa: PT012, PT017 (the end of a block raises; the model's refusal is compared with the engine's)
 """Transactions: compared with the naive model, refusals that name the step and both parties, previews, buffers."""
 
 from __future__ import annotations
 
-import errno
 import mmap
 import pickle
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from random import Random
 from typing import Any
 
@@ -18,7 +19,7 @@ from hypothesis import strategies as st
 from model import ModelVM
 from scene import PAGE, SANITIZED, Recorder, put, runs
 from test_bad_input import digest
-from transaction_model import Step, StepRefused, Steps, change_many
+from transaction_model import Step, StepRefusedError, Steps, change_many
 
 import memslots
 from memslots import (
@@ -30,7 +31,6 @@ from memslots import (
     NoSuchSlotError,
     ReentrantChangeError,
     RegionOverlapError,
-    Snapshot,
     Transaction,
     backends,
 )
@@ -69,7 +69,7 @@ class Draw:
             found.append(step)
             try:
                 getattr(self.work, step[0])(*step[1:])
-            except StepRefused:
+            except StepRefusedError:
                 break
         return found
 
@@ -84,7 +84,12 @@ class Draw:
             case 1 | 2:
                 return "move", slot.id, self.gpa()
             case 3:
-                return "set_flags", slot.id, rng.choice((0, LOG, READONLY, 8)), rng.choice((0, LOG, 0xFF))
+                return (
+                    "set_flags",
+                    slot.id,
+                    rng.choice((0, LOG, READONLY, 8)),
+                    rng.choice((0, LOG, 0xFF)),
+                )
             case 4:
                 return "resize", slot.id, rng.choice((0, 1, 2, 3, slot.npages + 1, slot.npages))
             case 5:
@@ -98,11 +103,22 @@ class Draw:
         rng = self.rng
         gpa = self.gpa()
         hva = rng.choice((gpa // PAGE, rng.randint(0, 40))) * PAGE  # neighbours can often be joined
-        return "create", self.id(), gpa, rng.randint(1, 5) * PAGE, hva, rng.choice((0, LOG, LOG, READONLY))
+        return (
+            "create",
+            self.id(),
+            gpa,
+            rng.randint(1, 5) * PAGE,
+            hva,
+            rng.choice((0, LOG, LOG, READONLY)),
+        )
 
     def id(self) -> int:
         free = [id for id in range(IDS) if id not in self.work.parts]
-        return self.rng.choice(free) if free and self.rng.random() < 0.9 else self.rng.randrange(IDS + 1)
+        return (
+            self.rng.choice(free)
+            if free and self.rng.random() < 0.9
+            else self.rng.randrange(IDS + 1)
+        )
 
     def gpa(self) -> int:
         return self.rng.randint(0, 65) * PAGE + (self.rng.random() < 0.02)
@@ -114,7 +130,11 @@ class Draw:
     def punch(self) -> Step:
         """Where slots overlap in between, the order in which they are cut decides about the id of a second part."""
         gpa, n = self.gpa(), self.rng.randint(0, 4) * PAGE
-        hit = [p for p in self.work.parts.values() if p.slot.gpa < gpa + n and gpa < p.slot.gpa + p.slot.size]
+        hit = [
+            p
+            for p in self.work.parts.values()
+            if p.slot.gpa < gpa + n and gpa < p.slot.gpa + p.slot.size
+        ]
         return ("punch", gpa, n) if len(hit) < 2 else ("delete", hit[0].slot.id)
 
 
@@ -137,7 +157,7 @@ class Both:
             error = caught
         try:
             change_many(self.model, steps)
-        except StepRefused as refused:
+        except StepRefusedError as refused:
             assert error is not None, (steps, refused)
             assert (error.errno, error.rule) == (refused.errno, refused.rule), steps
             assert (error.step, error.other and error.other.id) in refused.found, (steps, error)
@@ -170,7 +190,9 @@ def vars_of(slot: Any) -> tuple[int, ...]:
 @pytest.mark.parametrize("backend", backends())
 @settings(max_examples=60)
 @given(st.integers(0, 2**32), st.integers(1, 25), st.sampled_from([0, 1, 3]))
-def test_transactions_agree_with_the_model(backend: str, seed: int, count: int, protect: int) -> None:
+def test_transactions_agree_with_the_model(
+    backend: str, seed: int, count: int, protect: int
+) -> None:
     rng, both = Random(seed), Both(backend, protect)
     with both.vm:
         for _ in range(count):
@@ -275,24 +297,33 @@ def make_neighbours(vm: VM, rule: str) -> None:
 
 
 def test_both_slots_of_an_overlap_can_be_of_the_transaction(vm: VM) -> None:
-    with pytest.raises(RegionOverlapError, match=r"step 1 \(move\): slot 2 .* overlaps slot 1 ") as caught:
-        with vm.transaction() as t:
-            t.move(1, 100 * PAGE)
-            t.move(2, 101 * PAGE)
-            t.set_flags(1, set=LOG)
+    with (
+        pytest.raises(
+            RegionOverlapError, match=r"step 1 \(move\): slot 2 .* overlaps slot 1 "
+        ) as caught,
+        vm.transaction() as t,
+    ):
+        t.move(1, 100 * PAGE)
+        t.move(2, 101 * PAGE)
+        t.set_flags(1, set=LOG)
     assert (caught.value.step, caught.value.other.gpa) == (1, 100 * PAGE)
 
 
 def test_flags_never_take_the_blame_for_a_place(vm: VM) -> None:
-    with pytest.raises(RegionOverlapError, match=r"step 0 \(create\): slot 6") as caught:
-        with vm.transaction() as t:
-            t.create(guest_phys_addr=20 * PAGE, memory_size=PAGE)
-            t.set_flags(1, set=LOG)
+    with (
+        pytest.raises(RegionOverlapError, match=r"step 0 \(create\): slot 6") as caught,
+        vm.transaction() as t,
+    ):
+        t.create(guest_phys_addr=20 * PAGE, memory_size=PAGE)
+        t.set_flags(1, set=LOG)
     assert (caught.value.step, caught.value.other.id) == (0, 1)
 
 
 def test_no_free_id_is_refused_where_the_id_is_needed(vm: VM) -> None:
-    with pytest.raises(MemslotsError, match="step 3: all 9 slot ids") as caught, vm.transaction() as t:
+    with (
+        pytest.raises(MemslotsError, match="step 3: all 9 slot ids") as caught,
+        vm.transaction() as t,
+    ):
         for k in range(10):
             t.create(**SPACE | {"guest_phys_addr": (300 + k) * PAGE})
     assert (caught.value.rule, caught.value.step) == ("NO_FREE_SLOT", 3)
@@ -314,7 +345,9 @@ def test_listener_that_refuses_gets_a_note_with_the_step(vm: VM) -> None:
     with pytest.raises(ZeroDivisionError) as caught, vm.transaction() as t:
         t.delete(1)
         t.move(2, 2**20)
-    assert caught.value.__notes__ == ["step 1 (move): a listener refused this change; nothing was changed"]
+    assert caught.value.__notes__ == [
+        "step 1 (move): a listener refused this change; nothing was changed"
+    ]
     assert digest(vm) == before
     assert [call[1] for call in calls.calls] == ["prepare", "prepare", "abort", "abort"]
 
@@ -366,9 +399,11 @@ def test_exception_in_the_block_drops_the_steps(vm: VM) -> None:
         lambda t: t.__exit__(None, None, None),
     ],
 )
-def test_steps_outside_of_the_block_are_refused(vm: VM, use: Callable[[Transaction], object]) -> None:
+def test_steps_outside_of_the_block_are_refused(
+    vm: VM, use: Callable[[Transaction], object]
+) -> None:
     before = digest(vm)
-    with pytest.raises(RuntimeError, match="with vm.transaction|not begun"):
+    with pytest.raises(RuntimeError, match=r"with vm\.transaction|not begun"):
         use(vm.transaction())
     with vm.transaction() as t:
         pass
@@ -378,20 +413,21 @@ def test_steps_outside_of_the_block_are_refused(vm: VM, use: Callable[[Transacti
 
 
 def test_transaction_runs_once(vm: VM) -> None:
-    with vm.transaction() as t:
-        with pytest.raises(RuntimeError, match="runs once"), t:
-            pass
+    with vm.transaction() as t, pytest.raises(RuntimeError, match="runs once"), t:
+        pass
     with pytest.raises(RuntimeError, match="runs once"), t:
         pass
 
 
 def test_inner_transaction_is_an_earlier_change(vm: VM) -> None:
-    with pytest.raises(InvalidRegionError, match=r"step 0 \(move\): there is no slot 1"):
-        with vm.transaction() as outer:
-            outer.move(1, 2**20)
-            with vm.transaction() as inner:
-                inner.delete(1)
-            assert vm.id_to_memslot(1) is None
+    with (
+        pytest.raises(InvalidRegionError, match=r"step 0 \(move\): there is no slot 1"),
+        vm.transaction() as outer,
+    ):
+        outer.move(1, 2**20)
+        with vm.transaction() as inner:
+            inner.delete(1)
+        assert vm.id_to_memslot(1) is None
 
 
 def test_end_is_refused_in_sections_hooks_and_updates(vm: VM) -> None:
@@ -473,7 +509,9 @@ def test_preview_reads_new_buffers_and_keeps_them(vm: VM) -> None:
 def test_preview_grows_with_the_vm() -> None:
     with VM() as vm, vm.transaction() as t:
         for k in range(500):
-            t.punch(k * 2**20, PAGE) if k % 3 else t.create(guest_phys_addr=k * 2**20, memory_size=PAGE * 8)
+            t.punch(k * 2**20, PAGE) if k % 3 else t.create(
+                guest_phys_addr=k * 2**20, memory_size=PAGE * 8
+            )
         assert len(t.preview()) == 167
         assert len(t.diff().created) == 167
 
@@ -519,15 +557,42 @@ def test_set_flags_is_relative_to_the_end(vm: VM) -> None:
     assert (vm.id_to_memslot(3).flags, vm.id_to_memslot(0).flags) == (READONLY | LOG, 0)
 
 
+def test_threads_that_share_a_transaction_never_crash() -> None:
+    """A call that another thread disturbs raises RuntimeError."""
+    with VM() as vm:
+        put(vm, 0, 0, 16)
+        outcomes: list[str] = []
+
+        def use(t: Transaction) -> None:
+            for k in range(150):
+                for call in (
+                    lambda k=k: t.punch(k * 2**20, PAGE),
+                    t.preview,
+                    lambda: t.resize(0, 9),
+                ):
+                    try:
+                        call()
+                    except RuntimeError as error:
+                        outcomes.append(str(error))
+
+        with suppress(RuntimeError), vm.transaction() as t:
+            threads = [threading.Thread(target=use, args=(t,)) for _ in range(3)]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+        assert {"another thread uses the transaction"}.issuperset(outcomes)
+        assert vm.id_to_memslot(0).npages == 9
+        vm.check()
+
+
 def test_threads_see_the_state_before_or_after() -> None:
     """Four slots rotate through four places; no reader sees a hole or two equal answers."""
     with VM() as vm:
         for id in range(4):
             put(vm, id, 16 * id, 16)
         gfns = np.arange(0, 64, 16, dtype=np.uint64)
-        states = {
-            tuple((k + r) % 4 * 2**30 for k in range(4)) for r in range(4)
-        }
+        states = {tuple((k + r) % 4 * 2**30 for k in range(4)) for r in range(4)}
         wrong: list[object] = []
         stop = threading.Event()
 
@@ -627,4 +692,3 @@ def test_failed_allocation_of_python_leaves_no_step_slot_or_buffer() -> None:
 def test_errno_of_a_changed_state_is_eagain(vm: VM) -> None:
     assert vm._change_many(np.zeros(0, memslots.layout.STEP_DTYPE), 0, vm.generation() + 1) is False
     assert vm._change_many(np.zeros(0, memslots.layout.STEP_DTYPE), 0, vm.generation()) is True
-    assert errno.EAGAIN and Snapshot

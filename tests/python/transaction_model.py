@@ -18,7 +18,7 @@ from model import LOG_DIRTY_PAGES, MAX_NR_PAGES, PAGE_SIZE, READONLY, U64, Model
 Step = tuple[Any, ...]
 
 
-class StepRefused(ModelError):
+class StepRefusedError(ModelError):
     """`found` has (step, id of the other slot or None) for each reason that the engine may name first."""
 
     def __init__(self, number: int, rule: str, found: set[tuple[int, int | None]]) -> None:
@@ -40,7 +40,7 @@ class Steps:
         self.step = 0
 
     def refuse(self, rule: str, number: int = errno.EINVAL, other: int | None = None) -> None:
-        raise StepRefused(number, rule, {(self.step, other)})
+        raise StepRefusedError(number, rule, {(self.step, other)})
 
     def find(self, id: int) -> Part:
         if id >= self.vm.user_mem_slots:
@@ -167,17 +167,29 @@ class Steps:
 
     def check_final(self) -> None:
         """The engine may name any of the slots that are wrong, but checks the limit of addresses first."""
-        beyond = [p for p in self.parts.values() if p.slot.end_gfn * PAGE_SIZE > 2**self.vm.gpa_bits]
+        beyond = [
+            p for p in self.parts.values() if p.slot.end_gfn * PAGE_SIZE > 2**self.vm.gpa_bits
+        ]
         if beyond:
-            raise StepRefused(errno.EINVAL, "GPA_LIMIT", {(p.step, None) for p in beyond})
+            raise StepRefusedError(errno.EINVAL, "GPA_LIMIT", {(p.step, None) for p in beyond})
         found: set[tuple[int, int | None]] = set()
         for p, q in combinations(self.parts.values(), 2):
             a, b = p.slot, q.slot
             if a.base_gfn < b.end_gfn and b.base_gfn < a.end_gfn:
-                later, other = (p, b) if p.step > q.step else (q, a)
+                later, other = (p, b) if self.placed_at(p) > self.placed_at(q) else (q, a)
                 found.add((later.step, other.id))
         if found:
-            raise StepRefused(errno.EEXIST, "OVERLAP", found)
+            raise StepRefusedError(errno.EEXIST, "OVERLAP", found)
+
+    def placed_at(self, part: Part) -> int:
+        """The step that gave the slot its place; -1 if it has the place that it had before the transaction."""
+        new = part.slot
+        keeps = any(
+            (s.id, s.base_gfn, s.npages, s.userspace_addr)
+            == (new.id, new.base_gfn, new.npages, new.userspace_addr)
+            for s in part.sources
+        )
+        return -1 if keeps else part.step
 
     def bits(self, part: Part) -> int:
         """A page takes the bits of all logs that had it.  A page of none has the bit of a new log."""

@@ -14,9 +14,9 @@ import numpy as np
 
 from .._memslots import Snapshot, _backings_in
 from ..errors import MemslotsError
-from .differences import Difference, Pairs, difference_of, equal_rows
+from .differences import Difference, Pairs, Places, difference_of, equal_rows
 from .planning import Plan, between
-from .steps import CREATE, Memory, Places, changes
+from .steps import CREATE, Memory, changes
 from .tables import Layout, Rows, Table
 
 #: So often a call begins again.
@@ -40,7 +40,9 @@ def apply_layout(
         now = Table(rows, has_ids=True)
         result = between(now, layout, coalesce, max_slots, keep_ids, as_id, search=False)
         numbers = backings.numbers()
-        memory = None if numbers is None else Memory(numbers[_gone_places(result._difference)], None)
+        memory = (
+            None if numbers is None else Memory(numbers[_gone_places(result._difference)], None)
+        )
         steps = changes(result._difference, memory)
         if not len(steps) or vm._change_many(steps, as_id, generation):
             return result
@@ -60,7 +62,9 @@ def restore_layout(vm: Any, snapshot: Snapshot) -> Plan:
     raise _changed_too_often(as_id)
 
 
-def _compare_all(rows: Rows, wanted: Rows, now: Rows | None, then: Rows | None) -> tuple[Difference, Memory | None]:
+def _compare_all(
+    rows: Rows, wanted: Rows, now: Rows | None, then: Rows | None
+) -> tuple[Difference, Memory | None]:
     """Compare slots and, if the snapshot has buffers, these too."""
     equal: Pairs = equal_rows(rows, wanted, with_ids=True)
     if then is None:

@@ -1,20 +1,21 @@
 # SPDX-License-Identifier: MIT
 """The steps of one transaction that make a difference.
 
-A page that both layouts have at the same guest frame and host address keeps its dirty bit and its buffer.  So a run that
-is joined of several slots is a MERGE, and a new run inside of an old slot is a SPLIT, or a PUNCH if it keeps the id.
+A page that both layouts have at the same guest frame and host address keeps its dirty bit and its buffer.  So a run
+that is joined of several slots is a MERGE, and a new run inside of an old slot is a SPLIT, or a PUNCH if it keeps the
+id.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from ..constants import PAGE_SHIFT
-from .differences import FIXED, Difference, Places, without
+from .differences import FIXED, Difference, Places
 from .tables import Rows
 
 #: One step for ms_change_memslots(): the fields of ``struct ms_step`` without its backing.
@@ -104,9 +105,15 @@ class _Merge(NamedTuple):
     is_whole: bool  # it has its final size then
 
 
-def _merges(gone: Rows, ends: Places, growing: Places, now: Rows, memory: Memory | None) -> list[_Merge]:
+def _merges(
+    gone: Rows, ends: Places, growing: Places, now: Rows, memory: Memory | None
+) -> list[_Merge]:
     """The slots of `gone` that grow, to the size in `now`, over neighbours of the same memory that end."""
-    at = dict(zip(gone["base_gfn"][ends].tolist(), ends.tolist(), strict=True)) if len(growing) else {}
+    at = (
+        dict(zip(gone["base_gfn"][ends].tolist(), ends.tolist(), strict=True))
+        if len(growing)
+        else {}
+    )
     found = []
     for place, npages in zip(growing.tolist(), now["npages"].tolist(), strict=True):
         others, last, end = [], place, int(gone["base_gfn"][place]) + npages
@@ -120,7 +127,7 @@ def _merges(gone: Rows, ends: Places, growing: Places, now: Rows, memory: Memory
     return found
 
 
-def _end(row: np.void) -> int:
+def _end(row: Any) -> int:
     return int(row["base_gfn"]) + int(row["npages"])
 
 
@@ -146,8 +153,8 @@ def _parts(
 ) -> list[_Part]:
     """The rows of `new` at `begins` that are inside of a slot of `gone`, with the same memory, and not its first pages.
 
-    The slot ends, or it shrinks.  The lowest part of a slot that ends can have its id.  Other rows have an id that is free
-    at the SPLIT: not that of a slot that is cut, because only the others that end are deleted before."""
+    The slot ends, or it shrinks.  The lowest part of a slot that ends can have its id.  Other rows have an id that is
+    free at the SPLIT: not that of a slot that is cut, because only the others that end are deleted before."""
     gone, new = difference.gone, difference.new
     if not len(gone) or not len(begins):
         return []
@@ -157,7 +164,9 @@ def _parts(
     offset = (rows["base_gfn"] - a["base_gfn"]) << np.uint64(PAGE_SHIFT)
     inside = (source >= 0) & (a["base_gfn"] < rows["base_gfn"])
     inside &= rows["base_gfn"] + rows["npages"] <= a["base_gfn"] + a["npages"]
-    inside &= (rows["userspace_addr"] == a["userspace_addr"] + offset) & (rows["flags"] & FIXED == a["flags"] & FIXED)
+    inside &= (rows["userspace_addr"] == a["userspace_addr"] + offset) & (
+        rows["flags"] & FIXED == a["flags"] & FIXED
+    )
     inside &= np.isin(source, ends) | np.isin(source, shrunk)
     if memory and memory.new is not None:
         inside &= memory.gone[np.maximum(source, 0)] == memory.new[begins]
@@ -214,8 +223,18 @@ def _steps(kind: int, rows: Rows) -> Rows:
     return steps
 
 
-def _row(kind: int, slot: int, other: int = 0, flags: int = 0, gfn: int = 0, npages: int = 0) -> Row:
-    return kind, int(slot), int(other), int(flags), int(gfn) << PAGE_SHIFT, int(npages) << PAGE_SHIFT, 0
+def _row(
+    kind: int, slot: int, other: int = 0, flags: int = 0, gfn: int = 0, npages: int = 0
+) -> Row:
+    return (
+        kind,
+        int(slot),
+        int(other),
+        int(flags),
+        int(gfn) << PAGE_SHIFT,
+        int(npages) << PAGE_SHIFT,
+        0,
+    )
 
 
 def _rows_of(rows: Iterable[Row]) -> Rows:
