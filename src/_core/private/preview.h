@@ -14,8 +14,8 @@ struct ms_resolved {
 	uint32_t step; /* the last one that gave the slot its place or ended it; without one, the last that names it */
 };
 
-/* [lock] The slots that the steps of ms_change_memslots() name, after all steps.  It checks the values of each step, and
- * no places.  Writes up to `room` slots; *nr is the number of all. */
+/* [lock] The slots that the steps of ms_change_memslots() name, after all steps.  It checks the values of each step,
+ * and no places.  Writes up to `room` slots; *nr is the number of all. */
 int ms_resolve_steps(struct ms_vm *vm, uint32_t as_id, const struct ms_step *steps, size_t n, struct ms_resolved *out,
 		     size_t room, size_t *nr, struct ms_error *err);
 
@@ -36,8 +36,8 @@ int ms_preview_memslots(struct ms_vm *vm, uint32_t as_id, const struct ms_step *
 int ms_change_memslots_at(struct ms_vm *vm, uint32_t as_id, uint64_t generation, const struct ms_step *steps, size_t n,
 			  struct ms_error *err);
 
-/* [lock] ms_load_memslots() of slots with backings, if the address space has this generation.  Otherwise -EAGAIN without
- * a rule.  backings[i], or NULL, is that of slots[i], which lies inside it; backings may be NULL. */
+/* [lock] ms_load_memslots() of slots with backings, if the address space has this generation.  Otherwise -EAGAIN
+ * without a rule.  backings[i], or NULL, is that of slots[i], which lies inside it; backings may be NULL. */
 int ms_load_backed(struct ms_vm *vm, uint32_t as_id, uint64_t generation, const struct ms_memslot *slots,
 		   struct ms_backing *const *backings, size_t n, struct ms_error *err);
 
