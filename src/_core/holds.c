@@ -7,7 +7,7 @@
 #include "holds.h"
 
 /* A bit of memslot.sets: the slot stays in a set, which frees it. */
-#define KEPT_IN_SET ((uint8_t)0x40)
+#define KEPT_IN_SET ((uint8_t)0x10)
 
 void holds_init(struct holds *h, struct srcu *srcu, struct memory *memory, const struct memslot_design *design)
 {

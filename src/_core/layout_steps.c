@@ -176,14 +176,33 @@ static int add_source(struct layout *l, uint32_t to, uint32_t source)
 	return 0;
 }
 
-/* `to` gets the sources of `from`, both by their numbers. */
+/* Gives each source of the item, and the item itself, a new number. */
+static void note_sources(struct layout *l, struct layout_item *item)
+{
+	item->noted = ++l->notes;
+	for (uint32_t chain = item->sources; chain; chain = layout_source(l, chain - 1)->next)
+		layout_item(l, layout_source(l, chain - 1)->item)->noted = l->notes;
+}
+
+/* Adds the source if it has a slot, and is not noted. */
+static int add_other_source(struct layout *l, uint32_t to, uint32_t source)
+{
+	const struct layout_item *item = layout_item(l, source);
+
+	return item->old && item->noted != l->notes ? add_source(l, to, source) : 0;
+}
+
+/* `to` gets the sources of `from`, both by their numbers.  Only the item `from` itself may come into the chain twice.
+ * If all of its sources could, then a SPLIT and a MERGE of the same slot would double the chain. */
 static int share_sources(struct layout *l, uint32_t to, uint32_t from)
 {
 	uint32_t chain = layout_item(l, from)->sources;
 	int r = layout_item(l, from)->old ? add_source(l, to, from) : 0;
 
+	if (chain)
+		note_sources(l, layout_item(l, to));
 	for (; !r && chain; chain = layout_source(l, chain - 1)->next)
-		r = add_source(l, to, layout_source(l, chain - 1)->item);
+		r = add_other_source(l, to, layout_source(l, chain - 1)->item);
 	return r;
 }
 

@@ -29,6 +29,7 @@ struct layout_item {
 	struct memslot *old; /* the slot of the active set that the item continues, or NULL */
 	uint32_t step;    /* the last one that gave the item its place or ended it; without one, the last of all */
 	uint32_t sources; /* the newest entry of its chain in layout.sources, + 1; 0: none except the item itself */
+	uint32_t noted;   /* for share_sources(): the number of its last call that has noted the item */
 	uint32_t change;  /* for transaction.c */
 	bool exists; /* no step has ended it */
 	bool placed; /* `step` has changed more than the flags */
@@ -49,6 +50,7 @@ struct layout {
 	uint32_t *by_id;   /* a hash table: the newest item of each id, + 1; 0: none */
 	unsigned table_bits; /* by_id has 1 << table_bits entries */
 	uint32_t free_id;  /* every id below it is in use in the model; see knows_free_id */
+	uint32_t notes;    /* the number of calls that have noted items */
 	bool knows_free_id; /* false: only the ids that a step has ended are considered in free_id */
 };
 

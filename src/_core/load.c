@@ -287,12 +287,17 @@ int ms_load_memslots(struct ms_vm *vm, uint32_t as_id, const struct ms_memslot *
 	return r ? r : load(vm, as_id, &(struct load){ .slots = slots, .n = n }, err);
 }
 
-int ms_load_backed(struct ms_vm *vm, uint32_t as_id, const struct ms_memslot *slots,
+int ms_load_backed(struct ms_vm *vm, uint32_t as_id, uint64_t generation, const struct ms_memslot *slots,
 		   struct ms_backing *const *backings, size_t n, struct ms_error *err)
 {
 	int r = slots || !n ? vm_lock(vm, err) : null_buffer(err);
 
-	return r ? r : load(vm, as_id, &(struct load){ .slots = slots, .backings = backings, .n = n }, err);
+	if (r)
+		return r;
+	if (vm_is_at(vm, as_id, generation))
+		return load(vm, as_id, &(struct load){ .slots = slots, .backings = backings, .n = n }, err);
+	vm_unlock(vm);
+	return -EAGAIN;
 }
 
 /* The VM has no readers, so nothing waits, also if the caller is inside a hook or a read section of another VM. */

@@ -53,7 +53,7 @@ struct memslot {
 	uint32_t id;
 	uint32_t flags : MEMSLOT_FLAG_BITS;
 	uint32_t as_id : MEMSLOT_AS_ID_BITS;
-	uint8_t sets; /* bit node_idx: the slot is in that set; update.h and holds.c use one more bit each */
+	uint8_t sets; /* bit node_idx: the slot is in that set; the others: update.h, update_changes.c and holds.c */
 };
 
 _Static_assert(MS_MEMSLOT_INVALID >> MEMSLOT_FLAG_BITS == 0 && MS_ADDRESS_SPACES_MAX >> MEMSLOT_AS_ID_BITS == 0,
@@ -94,8 +94,9 @@ struct memslot_set {
 
 	/* Each edit or swap writes these. */
 	cache_aligned _Atomic uint64_t generation;
+	uint32_t nr_raw; /* not next to nr_logged: compilers would update both by vector instructions, which are more */
 	size_t nr;
-	uint32_t nr_raw, nr_logged;
+	uint32_t nr_logged;
 	struct interval_tree hva_tree;
 	struct id_hash ids;
 };

@@ -12,7 +12,7 @@ static bool same_pages(const struct memslot *a, const struct memslot *b)
 /* The page of `old` that has the host address of the slot's first page.  Negative if the slot begins below `old`. */
 static int64_t first_in(const struct memslot *slot, const struct memslot *old)
 {
-	return ((int64_t)slot->hva.start - (int64_t)old->hva.start) / (int64_t)MS_PAGE_SIZE;
+	return (int64_t)(slot->hva.start >> MS_PAGE_SHIFT) - (int64_t)(old->hva.start >> MS_PAGE_SHIFT);
 }
 
 int slot_make_log(struct ms_vm *vm, struct memslot *slot, const struct memslot *old, struct ms_error *err)

@@ -148,7 +148,7 @@ static void add_take(struct writer *w, const struct change *c, const struct layo
 	w->takes[w->nr_takes++] = (struct log_take){
 		.to = c->new_slot->dirty,
 		.from = source->old->dirty,
-		.page = ((int64_t)to->start - (int64_t)from->start) / (int64_t)MS_PAGE_SIZE,
+		.page = (int64_t)(to->start >> MS_PAGE_SHIFT) - (int64_t)(from->start >> MS_PAGE_SHIFT),
 		.first = (start - from->start) >> MS_PAGE_SHIFT,
 		.n = n,
 		.from_ends = ends,
@@ -310,16 +310,6 @@ int ms_change_memslots(struct ms_vm *vm, uint32_t as_id, const struct ms_step *s
 
 /* ---- for the binding: private/preview.h ---- */
 
-static uint64_t generation_of(const struct writer *w)
-{
-	return atomic_load_explicit(&vm_active_set(w->vm, w->as_id)->generation, memory_order_relaxed); /* G */
-}
-
-static bool is_at(const struct writer *w, uint64_t generation)
-{
-	return w->as_id >= w->vm->config.address_spaces || generation_of(w) == generation;
-}
-
 int ms_change_memslots_at(struct ms_vm *vm, uint32_t as_id, uint64_t generation, const struct ms_step *steps, size_t n,
 			  struct ms_error *err)
 {
@@ -328,11 +318,9 @@ int ms_change_memslots_at(struct ms_vm *vm, uint32_t as_id, uint64_t generation,
 
 	if (r)
 		return r;
-	if (is_at(&vm->writer, generation))
+	if (vm_is_at(vm, as_id, generation))
 		return end(vm, change_memslots(&vm->writer, steps, n));
 	vm_unlock(vm);
-	if (err)
-		*err = (struct ms_error){ 0 };
 	return -EAGAIN;
 }
 
@@ -388,7 +376,7 @@ static void copy_set(const struct writer *w, const struct memslot_set *set, stru
 	const struct memslot *slot;
 	size_t i = 0;
 
-	out->generation = generation_of(w);
+	out->generation = vm_generation(w->vm, w->as_id);
 	out->nr = set->nr;
 	if (out->nr > out->room)
 		return;
@@ -430,8 +418,8 @@ static int preview(struct writer *w, const struct ms_step *steps, size_t n, stru
 	return r;
 }
 
-int ms_preview_memslots(struct ms_vm *vm, uint32_t as_id, const struct ms_step *steps, size_t n,
-			struct ms_preview *out, struct ms_error *err)
+int ms_preview_memslots(struct ms_vm *vm, uint32_t as_id, const struct ms_step *steps, size_t n, struct ms_preview *out,
+			struct ms_error *err)
 {
 	struct ms_error local_err = { 0 };
 	int r = begin(vm, as_id, steps, n, err ? err : &local_err);

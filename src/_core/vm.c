@@ -353,7 +353,6 @@ static void free_former_sets(struct ms_vm *vm)
 /* A later close frees the slots that a hold needed at the first one. */
 static void free_kept(struct ms_vm *vm)
 {
-	holds_tidy(&vm->holds);
 	for (uint32_t i = 0; i < vm->config.address_spaces && !holds_have_kept(&vm->holds); i++) {
 		if (vm->as[i].kept)
 			empty_set(vm, vm_inactive_set(vm, i), true);
@@ -387,6 +386,7 @@ int ms_vm_close(struct ms_vm *vm, struct ms_error *err)
 
 	if (r)
 		return r;
+	holds_tidy(&vm->holds);
 	if (!vm->closed && vm_has_closed_hooks(vm) && !thread_watch())
 		r = no_memory(err);
 	else if (vm->closed)
@@ -486,7 +486,7 @@ static void thread_ended_in_destroy(struct thread_hook *hook)
 }
 
 /* Closes the VM as ms_vm_close() does.  No section is open, so no swap waits.  Without memory to watch the thread, the
- * VM would stay in memory if a hook ended the thread. */
+ * VM would stay in memory if a hook ended the thread.  A hook may leave a section open, which nobody can end later. */
 static void close_with_hooks(struct ms_vm *vm)
 {
 	slots_lock_seize(&vm->slots_lock);
@@ -494,6 +494,7 @@ static void close_with_hooks(struct ms_vm *vm)
 	thread_hook_enter(&vm->end_hook, thread_ended_in_destroy);
 	close_locked(vm);
 	thread_hook_leave(&vm->end_hook);
+	srcu_end_sections(&vm->srcu);
 }
 
 /* A garbage collector may call this in any place, so it must not wait.  No thread can return to a section of this VM.

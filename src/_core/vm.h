@@ -110,6 +110,18 @@ static inline struct memslot_set *vm_active_set(const struct ms_vm *vm, uint32_t
 	return vm_set_in_view(vm, as_id, atomic_load_explicit(&vm->active, memory_order_seq_cst)); /* A */
 }
 
+/* Of the active set.  Under slots_lock it is settled. */
+static inline uint64_t vm_generation(const struct ms_vm *vm, uint32_t as_id)
+{
+	return atomic_load_explicit(&vm_active_set(vm, as_id)->generation, memory_order_relaxed); /* G */
+}
+
+/* Whether a change may be based on the state of this generation.  Also true for an as_id that a rule will refuse. */
+static inline bool vm_is_at(const struct ms_vm *vm, uint32_t as_id, uint64_t generation)
+{
+	return as_id >= vm->config.address_spaces || vm_generation(vm, as_id) == generation;
+}
+
 /* For the writer: no other thread changes `active` while it holds slots_lock. */
 static inline struct memslot_set *vm_inactive_set(const struct ms_vm *vm, uint32_t as_id)
 {

@@ -532,12 +532,12 @@ static const struct change *change_of_id(const struct writer *w, uint32_t id)
 	return NULL;
 }
 
-/* w->err has the slot that is in the way.  If it belongs to a later step of the list, that step is refused. */
+/* w->err has the slot that is in the way.  If a later step of the list gave it its place, that step is refused. */
 static int refuse_later(const struct writer *w, const struct change *c, int r)
 {
 	const struct change *other = change_of_id(w, w->err->other.id);
 
-	if (!other || other->entry <= c->entry)
+	if (!other || other->kind == MS_FLAGS_ONLY || other->entry <= c->entry)
 		return at_entry(w, r, c->entry);
 	w->err->other = memslot_value(c->new_slot);
 	return at_entry(w, r, other->entry);

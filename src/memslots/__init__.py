@@ -16,8 +16,10 @@ from ._memslots import (
     ReadSection,
     SlotHandle,
     Snapshot,
+    Transaction,
     Update,
     __version__,
+    _use_layout,
     backends,
     build_info,
 )
@@ -54,6 +56,8 @@ from .errors import (
     UpdateError,
 )
 from .layout import Plan, flatten, plan
+from .layout import apply_layout as _apply_layout
+from .layout import restore_layout as _restore_layout
 from .listener import Change, ChangeKind, Listener
 from .memory import HostRanges, HostRangesMany, Memory, PinnedBy, SlotsOfRanges, alloc
 from .recorder import Recorder
@@ -103,6 +107,7 @@ __all__ = [
     "SlotHandle",
     "SlotsOfRanges",
     "Snapshot",
+    "Transaction",
     "Update",
     "UpdateError",
     "__version__",
@@ -114,6 +119,8 @@ __all__ = [
     "load",
     "plan",
 ]
+
+_use_layout(_apply_layout, _restore_layout)
 
 
 def __dir__() -> list[str]:

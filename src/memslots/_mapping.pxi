@@ -199,6 +199,8 @@ cdef void _forget_pins(VM vm) noexcept:
     """Takes the pins that are left out of the lists of a VM that ends.  The core still has its references to them."""
     cdef _Pin pin, head = vm._pins
     cdef void *late
+    if head is None:
+        return  # there was no memory for the VM
     with cython.critical_section(_lists):
         late = head.late_next
         while late is not NULL:

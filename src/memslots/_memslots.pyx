@@ -360,7 +360,7 @@ cdef bint _append_hook(VM vm, _Hook hook) except -1:
 # ---- the end of a VM that nobody has closed ------------------------------------------------------------------------
 
 cdef bint _has_closed_hooks(VM vm) noexcept:
-    for hook in vm._hooks:
+    for hook in vm._hooks or ():  # None: there was no memory for the VM
         if (<_Hook>hook).c.closed is not NULL:
             return True
     return False
@@ -1092,9 +1092,14 @@ A virtual machine's memory slots (the part of struct kvm that concerns slots).
             raise TypeError(f"snapshot must be a Snapshot, not {type(snapshot).__name__}")
         _refuse_invalid(snapshot)
         vm = cls(**_limits_of(snapshot, limits))
-        _as_id(vm, (<Snapshot>snapshot).as_id)
-        _load_snapshot(vm, snapshot)
+        as_id = _as_id(vm, (<Snapshot>snapshot).as_id)
+        _load_snapshot(vm, snapshot, VM.generation(vm, as_id))
         return vm
+
+    def _load_into_empty(self, Snapshot snapshot not None, generation):
+        """Loads the slots of a Snapshot.  False, and nothing has changed, if the address space has another generation."""
+        _as_id(self, snapshot.as_id)
+        return bool(_load_snapshot(self, snapshot, _u64(generation, "generation")))
 
     def _change_many(self, steps, as_id=0, generation=None, backings=None, places=None):
         """Carries out an array of layout.STEP_DTYPE as one change.

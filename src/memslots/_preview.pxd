@@ -23,5 +23,5 @@ cdef extern from "preview.h" nogil:
                             ms_error *err)
     int ms_change_memslots_at(ms_vm *vm, uint32_t as_id, uint64_t generation, const ms_step *steps, size_t n,
                               ms_error *err)
-    int ms_load_backed(ms_vm *vm, uint32_t as_id, const ms_memslot *slots, ms_backing **backings, size_t n,
-                       ms_error *err)
+    int ms_load_backed(ms_vm *vm, uint32_t as_id, uint64_t generation, const ms_memslot *slots, ms_backing **backings,
+                       size_t n, ms_error *err)

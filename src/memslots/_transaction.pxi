@@ -114,16 +114,20 @@ cdef object _value_request(VM vm, uint32_t as_id, const ms_step *step, list befo
     if step.kind == MS_STEP_PUNCH or id == MS_SLOT_ANY:
         id = None
     return Request(id, as_id, step.guest_phys_addr if has_place else gpa, step.memory_size if has_size else size, hva,
-                   int(flags), value=step.kind)
+                   int(flags), value=step.kind, is_hole=step.kind == MS_STEP_PUNCH)
 
 
 cdef object _other_request(VM vm, uint32_t as_id, const ms_step *step, ms_rule rule, object request):
     """The same request for the other id of a step, if the rule refuses that one."""
     cdef bint makes = step.kind == MS_STEP_SPLIT or step.kind == MS_STEP_PUNCH
-    cdef bint names = makes or step.kind == MS_STEP_MERGE
-    cdef bint is_other = (rule == MS_RULE_DUPLICATE_ID and makes or rule == MS_RULE_NO_SUCH_SLOT and request.memory_size
-                          or rule == MS_RULE_SLOT_ID and (makes or step.slot < _config(vm).user_mem_slots))
-    return request._replace(slot=step.other) if names and is_other else request
+    cdef bint is_other = False
+    if rule == MS_RULE_DUPLICATE_ID:
+        is_other = makes
+    elif rule == MS_RULE_NO_SUCH_SLOT:
+        is_other = step.kind == MS_STEP_MERGE and bool(request.memory_size)
+    elif rule == MS_RULE_SLOT_ID:
+        is_other = makes or step.kind == MS_STEP_MERGE and step.slot < _config(vm).user_mem_slots
+    return request._replace(slot=step.other, is_hole=False) if is_other else request
 
 
 cdef object _step_request(VM vm, uint32_t as_id, _Steps steps, const ms_error *err):
@@ -581,32 +585,34 @@ cdef int _refuse_invalid(Snapshot snapshot) except -1:
     return 0
 
 
-cdef int _load_snapshot(VM vm, Snapshot snapshot) except -1:
-    """Loads the slots of a snapshot, with their buffers, into an empty address space."""
+cdef bint _load_snapshot(VM vm, Snapshot snapshot, uint64_t generation) except -1:
+    """Loads the slots of a snapshot, with their buffers, into an empty address space.
+
+    False, and nothing has changed, if it has another generation."""
     cdef _Backings backings = _backings_of_snapshot(snapshot)
     cdef const ms_memslot *rows = _values(snapshot)
     cdef size_t n = _nr_rows(snapshot)
     cdef ms_error err
     cdef int r
-    err.index = 0
+    err.index, err.rule = 0, MS_RULE_NONE
     with nogil:
-        r = ms_load_backed(vm._vm, snapshot.as_id, rows, backings.items, n, &err)
+        r = ms_load_backed(vm._vm, snapshot.as_id, generation, rows, backings.items, n, &err)
+    if r == -errno.EAGAIN and err.rule == MS_RULE_NONE:
+        return False
     if r:
         raise _load_refusal(vm, r, &err, snapshot.array)
     _report_hooks(vm)
-    return 0
+    return True
 
 
 cdef dict _limits_of(Snapshot snapshot, dict limits):
     """The limits of a VM for the slots of a snapshot: those of VM(), or larger ones where the slots need them."""
-    cdef object rows = snapshot.array, config = VM()
-    cdef object gpa_end, hva_end
+    cdef object rows = snapshot.array, config
     cdef dict needed = {"address_spaces": snapshot.as_id + 1}
     if len(rows):
-        gpa_end = int(rows["base_gfn"][-1]) + int(rows["npages"][-1]) << 12
-        hva_end = max(int(row["userspace_addr"]) + (int(row["npages"]) << 12)
-                      for row in rows[[(rows["userspace_addr"] + (rows["npages"] << np.uint64(12))).argmax()]])
+        config = VM()
         needed["user_mem_slots"] = max(config.user_mem_slots, int(rows["id"].max()) + 1)
-        needed["gpa_bits"] = max(config.gpa_bits, (gpa_end - 1).bit_length())
-        needed["hva_end_max"] = max(config.hva_end_max, hva_end)
+        needed["gpa_bits"] = max(config.gpa_bits, int((rows["base_gfn"] + rows["npages"]).max() - 1).bit_length() + 12)
+        needed["hva_end_max"] = max(config.hva_end_max,
+                                    int((rows["userspace_addr"] + (rows["npages"] << np.uint64(12))).max()))
     return needed | limits

@@ -44,6 +44,8 @@ class MemslotsError(OSError):
     After an access of guest memory, ``.gpa`` is the guest address of the piece that was refused, and ``.done`` the
     number of bytes before it, which are complete.  The content of the refused piece is unspecified.  After another call
     ``.gpa`` is None.
+
+    ``.step`` is the number of the step of a transaction that was refused, or None.
     """
 
     slot: int | None
@@ -51,6 +53,7 @@ class MemslotsError(OSError):
     rule: str | None
     gpa: int | None = None
     done: int = 0
+    step: int | None = None
 
     def __init__(
         self,
@@ -220,10 +223,13 @@ class Request(NamedTuple):
     done: int = 0  # the bytes before it
     in_snapshot: bool = False  # a read of a Snapshot
     bits_lost: bool = False  # get_dirty_log() has cleared the log before it failed
+    is_hole: bool = False  # the range of punch()
 
     @property
     def name(self) -> str:
         """The slot in a message.  map_buffer() may leave the choice of the id to the engine."""
+        if self.is_hole:
+            return "the hole"
         return "the new slot" if self.slot is None else f"slot {self.slot}"
 
 
@@ -396,6 +402,23 @@ _MESSAGES: dict[str, Callable[[Request, int, Any], str]] = {
     "GUEST_FAULT": lambda q, limit, o: (
         f"the host memory of {_place(q)}, in {_other(o)}, is truncated, "
         f"unmapped or protected; {_complete(q)}"
+    ),
+    "STEP_KIND": lambda q, limit, o: f"the kind of a step is 0 to {limit}, not {q.value}",
+    "SPLIT": lambda q, limit, o: (
+        f"guest_phys_addr {q.guest_phys_addr:#x} is the first byte of {_other(o)}, or not inside it"
+    ),
+    "MERGE_PLACE": lambda q, limit, o: (
+        f"{q.name} {_span(q.guest_phys_addr, q.memory_size)} and {_other(o)} are no neighbours in guest memory"
+    ),
+    "MERGE_HVA": lambda q, limit, o: (
+        f"{q.name} {_span(q.userspace_addr, q.memory_size)} and slot {o.id} "
+        f"{_span(o.userspace_addr, o.size)} are no neighbours in host memory"
+    ),
+    "MERGE_FLAGS": lambda q, limit, o: (
+        f"{q.name} has flags {_flags(q.flags)}, and slot {o.id} has {_flags(int(o.flags))}"
+    ),
+    "MERGE_BACKING": lambda q, limit, o: (
+        f"{q.name} and {_other(o)} do not have the memory of the same call of map_buffer()"
     ),
     "CACHE_RANGE": lambda q, limit, o: (
         f"the range of the cache is empty or wraps, or the access ends beyond its {limit} bytes"

@@ -19,7 +19,7 @@ import os
 import secrets
 import struct
 import zlib
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, cast
 
 import numpy as np
 
@@ -57,10 +57,10 @@ def encode(rows: npt.NDArray[np.void], as_id: int, generation: int) -> bytes:
 
 def save(file: Path | IO[bytes], data: bytes) -> None:
     """Writes to a binary file object, or replaces the file at a path in one step."""
-    if isinstance(file, str | bytes | os.PathLike):
-        _replace(os.path.realpath(os.fsdecode(file)), data)
+    if hasattr(file, "write"):
+        _write_all(cast("IO[bytes]", file), data)
     else:
-        _write_all(file, data)
+        _replace(os.path.realpath(os.fsdecode(file)), data)
 
 
 def _write_all(file: IO[bytes], data: bytes) -> None:
@@ -94,8 +94,8 @@ def load(file: Path | IO[bytes]) -> tuple[npt.NDArray[np.void], int, int]:
     """The rows, the address space and the generation.
 
     From a file object it reads up to the end of the snapshot.  ValueError: the file is no whole snapshot."""
-    if not isinstance(file, str | bytes | os.PathLike):
-        return _decode(file, str(getattr(file, "name", "the file")))
+    if hasattr(file, "read"):
+        return _decode(cast("IO[bytes]", file), str(getattr(file, "name", "the file")))
     with open(file, "rb") as opened:
         result = _decode(opened, os.fsdecode(file))
         if opened.read(1):

@@ -1151,6 +1151,22 @@ static void test_closed_by_destroy(void)
 	check_ended_once();
 }
 
+static void leave_section_open(void *opaque)
+{
+	CHECK_EQ(ms_read_lock(opaque), 0);
+}
+
+/* Such a section ends with the VM.  Otherwise the thread could change no other VM any more. */
+static void test_section_of_closed_hook(void)
+{
+	struct ms_vm *of = new_vm(1);
+	struct ms_listener l = { LISTENER_SIZE, .opaque = of, .closed = leave_section_open };
+
+	CHECK_EQ(ms_add_listener(of, &l, NULL), 0);
+	ms_vm_destroy(of);
+	CHECK_EQ(thread_self.sections, 0);
+}
+
 static void *begin_update_and_stay(void *unused)
 {
 	struct ms_update *update;
@@ -1245,6 +1261,7 @@ static void test_closed(void)
 {
 	test_closed_by_close();
 	test_closed_by_destroy();
+	test_section_of_closed_hook();
 	test_closed_with_update_of_another_thread();
 	test_closed_in_child();
 	test_closed_waits_for_readers();

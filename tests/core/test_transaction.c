@@ -311,11 +311,23 @@ static struct want do_punch(const struct ms_step *s, uint32_t step)
 	return want;
 }
 
+static bool changes_flags(const struct ms_step *s)
+{
+	return s->kind == MS_STEP_SET_FLAGS || s->kind == MS_STEP_CHANGE_FLAGS;
+}
+
+static uint32_t wanted_flags(const struct ms_step *s, const struct item *item)
+{
+	if (s->kind == MS_STEP_CHANGE_FLAGS)
+		return (item->v.flags & ~s->other) | s->flags;
+	return s->kind == MS_STEP_SET_FLAGS ? s->flags : item->v.flags;
+}
+
 static struct want set_values(const struct ms_step *s, uint32_t step, struct item *item)
 {
 	uint64_t gpa = s->kind == MS_STEP_MOVE ? s->guest_phys_addr : item->v.base_gfn * PAGE;
 	uint64_t size = s->kind == MS_STEP_RESIZE ? s->memory_size : item->v.npages * PAGE;
-	uint32_t flags = s->kind == MS_STEP_SET_FLAGS ? s->flags : item->v.flags;
+	uint32_t flags = wanted_flags(s, item);
 	struct want want = want_value(item->v.id, flags, gpa, size, item->v.userspace_addr);
 
 	if (!want.code && flags & MS_MEM_GUEST_MEMFD)
@@ -329,7 +341,7 @@ static struct want set_values(const struct ms_step *s, uint32_t step, struct ite
 	item->v.base_gfn = gpa / PAGE;
 	item->v.npages = size / PAGE;
 	item->v.flags = flags;
-	if (s->kind != MS_STEP_SET_FLAGS)
+	if (!changes_flags(s))
 		place(item, step);
 	else if (!item->placed)
 		item->step = step;
@@ -342,8 +354,8 @@ static struct want apply_step(const struct ms_step *s, uint32_t step)
 	struct item *item, *other;
 	struct want want;
 
-	if (s->kind > MS_STEP_PUNCH)
-		return refusal(-EINVAL, MS_RULE_STEP_KIND, MS_STEP_PUNCH, NULL);
+	if (s->kind > MS_STEP_CHANGE_FLAGS)
+		return refusal(-EINVAL, MS_RULE_STEP_KIND, MS_STEP_CHANGE_FLAGS, NULL);
 	if (s->kind == MS_STEP_CREATE)
 		return do_create(s, step);
 	if (s->kind == MS_STEP_PUNCH)
@@ -747,7 +759,7 @@ static void create_next_to(struct ms_step *s)
 static struct ms_step any_step(void)
 {
 	struct ms_step s = {
-		.kind = (uint32_t)rng_below(&rng, MS_STEP_PUNCH + 1),
+		.kind = (uint32_t)rng_below(&rng, MS_STEP_CHANGE_FLAGS + 1),
 		.slot = any_id(),
 		.flags = any_flags(),
 		.guest_phys_addr = any_gpa(),
@@ -771,6 +783,10 @@ static struct ms_step any_step(void)
 		neighbours(&s.slot, &s.other);
 	if (s.kind == MS_STEP_SET_FLAGS && by_id(s.slot) && !one_in(40))
 		s.flags = (s.flags & LOG) | (by_id(s.slot)->v.flags & READONLY);
+	if (s.kind == MS_STEP_CHANGE_FLAGS) {
+		s.flags = one_in(40) ? s.flags : s.flags & LOG;
+		s.other = one_in(40) ? any_flags() : LOG;
+	}
 	if (s.kind == MS_STEP_PUNCH) {
 		s.guest_phys_addr = inside(s.slot);
 		s.memory_size = (1 + rng_below(&rng, 6)) * PAGE;
@@ -778,7 +794,7 @@ static struct ms_step any_step(void)
 	if (s.kind == MS_STEP_RESIZE && by_id(s.slot) && host_page(&by_id(s.slot)->v) + PAGES_MAX > HOST_PAGES)
 		s.memory_size = PAGE;
 	if (one_in(500))
-		s.kind = MS_STEP_PUNCH + 1;
+		s.kind = MS_STEP_CHANGE_FLAGS + 1;
 	return s;
 }
 
@@ -841,6 +857,15 @@ static bool have_overlap(void)
 }
 
 /* The refused step gave a slot its place, and `other` has its frames.  Of two steps the later one is refused. */
+/* Such a slot can change its flags, but no step has given it another place. */
+static bool keeps_place(const struct item *item)
+{
+	const struct item *old = old_of(item);
+
+	return old && old->v.base_gfn == item->v.base_gfn && old->v.npages == item->v.npages &&
+	       old->v.userspace_addr == item->v.userspace_addr;
+}
+
 static void check_overlap_error(const struct ms_error *err)
 {
 	for (size_t i = 0; i < nr_items; i++) {
@@ -851,7 +876,7 @@ static void check_overlap_error(const struct ms_error *err)
 		for (size_t j = 0; j < nr_items; j++)
 			if (j != i && items[j].exists && is_changed(&items[j]) && items[j].step == err->index &&
 			    overlap(&items[j].v, &other->v)) {
-				CHECK(!is_changed(other) || other->step <= err->index);
+				CHECK(keeps_place(other) || other->step <= err->index);
 				return;
 			}
 	}

@@ -117,6 +117,7 @@ class Pair:
     def call(self, method: str, *args: Any, **kwargs: Any) -> Any:
         """Makes a call on both sides and compares; returns the answer of both."""
         self.tally[method] += 1
+        self.refuser.last_bits.clear()  # of updates, too
         other = self.other_party(method, args, kwargs)
         caught: list[MemslotsError] = []
 

@@ -178,6 +178,7 @@ def parameters() -> Iterator[tuple[str, str]]:
         memslots.Mapping,
         memslots.VCPU,
         memslots.Update,
+        memslots.Transaction,
         memslots.ReadSection,
         memslots.SlotHandle,
     ):

@@ -15,13 +15,27 @@ from test_plan import packed, random_pair
 
 from memslots import VM, InvalidRegionError
 from memslots.layout import STEP_DTYPE, apply_layout
-from memslots.layout.differences import CREATE, DELETE, MOVE, RESIZE, SET_FLAGS
+from memslots.layout.steps import CREATE, DELETE, MERGE, MOVE, RESIZE, SET_FLAGS, SPLIT
 from memslots.traces import vectors
 
 BENCH = Path(__file__).resolve().parents[2] / "bench"
 PAGE = 4096
 A, B, C = 0x10000, 0x20000000, 0x30000000
-NAMES = {CREATE: "create", DELETE: "delete", MOVE: "move", SET_FLAGS: "set_flags", RESIZE: "resize"}
+NAMES = {
+    CREATE: "create",
+    DELETE: "delete",
+    MOVE: "move",
+    SET_FLAGS: "set_flags",
+    RESIZE: "resize",
+    SPLIT: "split",
+    MERGE: "merge",
+}
+
+
+class NoBackings:
+    @staticmethod
+    def numbers() -> None:
+        return None
 
 
 class Machine:
@@ -37,8 +51,12 @@ class Machine:
         rows = rows_of(self.slots)
         return rows[np.argsort(rows["base_gfn"])]
 
-    def _change_many(self, steps: np.ndarray, as_id: int) -> None:
+    def _state(self, as_id: int = 0) -> tuple[np.ndarray, int, NoBackings]:
+        return self.memslots_array(as_id), len(self.calls), NoBackings()
+
+    def _change_many(self, steps: np.ndarray, as_id: int, generation: int) -> bool:
         assert steps.dtype == STEP_DTYPE
+        assert generation == len(self.calls)
         assert len(steps)
         slots = dict(self.slots)
         for step in steps:
@@ -47,11 +65,23 @@ class Machine:
         assert all(a.end <= b.base for a, b in itertools.pairwise(rows)), "slots overlap"
         self.slots = slots
         self.calls.append(steps)
+        return True
 
     @staticmethod
     def _step(slots: Slots, kind, slot, other, flags, gpa, size, hva) -> None:
-        assert other == 0
-        if kind == CREATE:
+        assert other == 0 or kind in (SPLIT, MERGE)
+        if kind == SPLIT:
+            assert other not in slots
+            old, base = slots[slot], gpa >> 12
+            assert old.base < base < old.end
+            slots[other] = Row(base, old.end - base, old.hva + (base - old.base) * PAGE, old.flags)
+            slots[slot] = old._replace(npages=base - old.base)
+        elif kind == MERGE:
+            lower, upper = slots[slot], slots.pop(other)
+            assert (lower.end, lower.hva + lower.npages * PAGE) == (upper.base, upper.hva)
+            assert lower.flags == upper.flags
+            slots[slot] = lower._replace(npages=lower.npages + upper.npages)
+        elif kind == CREATE:
             assert slot not in slots
             slots[slot] = Row(gpa >> 12, size >> 12, hva, flags)
         elif kind == DELETE:
@@ -113,7 +143,7 @@ def test_a_trade_is_two_moves() -> None:
 def test_a_joined_run_grows_its_first_slot() -> None:
     machine = Machine({1: Row(0, 4, A, 0), 2: Row(4, 4, A + 4 * PAGE, 0)})
     apply_layout(machine, machine.memslots_array())
-    assert machine.kinds() == [("delete", 2), ("resize", 1)]
+    assert machine.kinds() == [("merge", 1)]
     assert machine.slots == {1: Row(0, 8, A, 0)}
 
 
@@ -218,8 +248,8 @@ def test_a_hundred_thousand_runs_with_ten_differences() -> None:
     with VM(user_mem_slots=n) as vm:
         vm.load_memslots(rows)
         machine = Machine({})
-        machine.memslots_array = vm.memslots_array
-        machine._change_many = lambda steps, as_id: machine.calls.append(steps)
+        machine._state = vm._state
+        machine._change_many = lambda steps, *_: machine.calls.append(steps) or True
         made = apply_layout(machine, wanted)
         kinds = [kind for kind, _ in machine.kinds()]
         assert {k: kinds.count(k) for k in kinds} == {

@@ -42,6 +42,7 @@ from memslots import (
     Update,
 )
 from memslots._memslots import REGION_DTYPE, time_changes, time_chase, time_lookups, time_nothing
+from memslots.layout import STEP_DTYPE
 
 PAGE = 4096
 LOG, READONLY, GUEST_MEMFD = 1, 2, 4
@@ -111,6 +112,16 @@ def in_update(step: str) -> Call:
     return call
 
 
+def in_transaction(method: str, **more: Any) -> Call:
+    """Collects one step, and the end carries it out."""
+
+    def call(vm: VM, **values: Any) -> Any:
+        with vm.transaction() as t:
+            return repr(getattr(t, method)(**values, **more))
+
+    return call
+
+
 def of_vcpu(method: str) -> Call:
     return lambda vm, **values: getattr(vm.create_vcpu(), method)(**values)
 
@@ -129,6 +140,12 @@ def of_vm(method: str, *args: Any) -> Call:
 
 def make(cls: type) -> Call:
     return lambda vm, **values: cls(**values)
+
+
+def split_and_merge(vm: VM, **values: Any) -> None:
+    with vm.transaction() as t:
+        t.split(0, 64 * PAGE, 9)
+        t.merge(**values)
 
 
 # By name: the call, and a valid value for each integer argument.
@@ -164,6 +181,27 @@ CALLS: dict[str, tuple[Call, dict[str, int]]] = {
         {"gpa": 2**40, "as_id": 0},
     ),
     "begin_update": (of_vm("begin_update"), {"as_id": 0}),
+    "transaction": (of_vm("transaction"), {"as_id": 0}),
+    "apply": (of_vm("apply", ROWS), {"as_id": 0}),
+    "_change_many": (of_vm("_change_many", np.zeros(0, STEP_DTYPE)), {"as_id": 0}),
+    "_state": (lambda vm, **values: str(vm._state(**values)[:2]), {"as_id": 0}),
+    "Transaction.create": (
+        in_transaction("create", slot=7),
+        {"guest_phys_addr": 2**30, "memory_size": PAGE, "userspace_addr": HVA, "flags": LOG},
+    ),
+    "Transaction.map_buffer": (
+        lambda vm, **values: bool(
+            in_transaction("map_buffer", buffer=memslots.alloc(PAGE))(vm, **values)
+        ),
+        {"gpa": 2**40},
+    ),
+    "Transaction.delete": (in_transaction("delete"), {"slot": 0}),
+    "Transaction.move": (in_transaction("move"), {"slot": 0, "gpa": 2**30}),
+    "Transaction.set_flags": (in_transaction("set_flags"), {"slot": 0, "set": 0, "clear": LOG}),
+    "Transaction.resize": (in_transaction("resize"), {"slot": 0, "npages": 5}),
+    "Transaction.split": (in_transaction("split"), {"slot": 0, "gpa": PAGE}),
+    "Transaction.merge": (split_and_merge, {"slot": 0, "other": 9}),
+    "Transaction.punch": (in_transaction("punch"), {"gpa": 0, "n": PAGE}),
     "Update.find": (in_update("find"), {"id": 1}),
     "Update.copy": (
         in_update("copy"),
@@ -276,7 +314,7 @@ def bounds(name: str, argument: str) -> tuple[int, int]:
     """The integers that the argument can hold."""
     if argument == "guest_memfd":
         return -(2**31), 2**31 - 1
-    if name == "host_ranges" and argument == "n":
+    if name in ("host_ranges", "Transaction.punch") and argument == "n":
         return 0, U64
     if argument in ("group", "n", "steps"):
         return 0, 2**63 - 1 if name.endswith("_guest") else 2**31 - 1

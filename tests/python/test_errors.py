@@ -17,6 +17,7 @@ from scene import memslot
 import memslots
 from memslots import MemslotsError, _memslots, errors
 from memslots.errors import Request, from_errno, refused
+from memslots.layout import STEP_DTYPE
 
 PAGE = 4096
 
@@ -128,6 +129,12 @@ WORDS = {
     "GUEST_READONLY": ["0x123456", "slot 3", "READONLY", "9999"],
     "GUEST_RAW": ["0x123456", "slot 3", "map_buffer()", "dereference_raw_addresses", "9999"],
     "CACHE_RANGE": ["cache", "4321"],
+    "STEP_KIND": ["kind", "4321", "77"],
+    "SPLIT": ["0x100000", "slot 3 [0x180000, 0x280000)"],
+    "MERGE_PLACE": ["slot 7 [0x100000, 0x200000)", "slot 3 [0x180000, 0x280000)", "guest memory"],
+    "MERGE_HVA": ["slot 7 [0x7f0000000000, 0x7f0000100000)", "slot 3 [0x7000, 0x107000)"],
+    "MERGE_FLAGS": ["slot 7", "0x9", "slot 3", "0x1"],
+    "MERGE_BACKING": ["slot 7", "slot 3", "map_buffer()"],
     "GUEST_FAULT": ["0x123456", "slot 3", "truncated", "9999"],
 }
 
@@ -414,7 +421,33 @@ def second_last_listener() -> None:
     vm.add_listener(memslots.Listener(), last=True)
 
 
+def in_transaction(method: str, *args: int) -> None:
+    """Slots 0 to 5 of 16 pages.  Slot k has its neighbour k + 1 in guest memory; 0 and 1 also in host memory."""
+    vm = memslots.VM()
+    halves = np.frombuffer(memslots.alloc(32 * PAGE), np.uint8).reshape(2, -1)
+    for id, hva in enumerate((0x100000, 0x110000, 0x300000)):
+        vm.set_user_memory_region(
+            id, guest_phys_addr=id * 0x10000, memory_size=0x10000, userspace_addr=hva, flags=int(id == 1)
+        )
+    for id, half in enumerate(halves, 4):
+        vm.map_buffer(id * 0x10000, half, slot=id)
+    with vm.transaction() as t:
+        getattr(t, method)(*args)
+
+
+def unknown_kind() -> None:
+    step = np.zeros(1, STEP_DTYPE)
+    step["kind"] = 99
+    memslots.VM()._change_many(step)
+
+
 REACHED = {
+    "STEP_KIND": unknown_kind,
+    "SPLIT": lambda: in_transaction("split", 0, 0),
+    "MERGE_PLACE": lambda: in_transaction("merge", 0, 2),
+    "MERGE_HVA": lambda: in_transaction("merge", 1, 2),
+    "MERGE_FLAGS": lambda: in_transaction("merge", 0, 1),
+    "MERGE_BACKING": lambda: in_transaction("merge", 4, 5),
     "SLOT_ID": lambda: set_region(slot=32764),
     "FLAGS": lambda: set_region(flags=8),
     "SIZE_ALIGN": lambda: set_region(memory_size=1),

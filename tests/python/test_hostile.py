@@ -62,6 +62,8 @@ OTHERS = {
     *("listener", "vm", "vcpu", "old", "new", "slot of invalidate", "active", "fields"),
     *("exc_info", "exc_type", "exc", "traceback", "buffer", "readonly", "log_dirty"),
     *("data", "values", "words", "sizes", "starts", "ends"),
+    *("layout", "coalesce", "max_slots", "keep_ids", "snapshot", "limits"),
+    *("steps", "generation", "backings", "places", "type"),
 }
 # Arguments with tests of their own: one takes a handle, one takes None, one needs a Mapping, two are bools.
 APART = {
@@ -70,6 +72,9 @@ APART = {
     ("Mapping.move", "gpa"),
     ("VM.harvest_dirty", "clear"),
     ("VM.add_listener", "last"),
+    ("Transaction.create", "slot"),
+    ("Transaction.map_buffer", "slot"),
+    ("Transaction.split", "new_id"),
 }
 
 

@@ -346,7 +346,7 @@ def test_closed_of_a_cycle_runs_outside_of_the_collector() -> None:
     calls: Calls = []
     inside: list[bool] = []
 
-    gc.collect()
+    gc.collect()  # the next one finds only this VM, and runs no finalizer in which a pending call could begin
     vm = VM()
     put(vm, 1, 10, 4)
     vm.add_listener(InCycle(vm, calls, inside))

@@ -22,6 +22,7 @@ CALLS = ROOT / "docs" / "python.md"
 COMMANDS = ROOT / "docs" / "commands.md"
 GUEST_PAGE = ROOT / "docs" / "guest-memory.md"
 LAYOUTS_PAGE = ROOT / "docs" / "layouts.md"
+SNAPSHOTS_PAGE = ROOT / "docs" / "snapshots.md"
 C_PAGE = ROOT / "docs" / "c.md"
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("tests/**/*.md")])
 
@@ -99,11 +100,18 @@ def test_example_of_guest_memory_gives_the_value_of_its_comment() -> None:
     assert repr(names["value"]) == last.partition("  # ")[2].strip()
 
 
-@pytest.mark.parametrize("page", [GUEST_PAGE, LAYOUTS_PAGE], ids=lambda page: page.stem)
-def test_examples_of_a_page_run(page: Path) -> None:
+@pytest.mark.parametrize(
+    ("page", "count"),
+    [(GUEST_PAGE, 2), (LAYOUTS_PAGE, 3), (SNAPSHOTS_PAGE, 2)],
+    ids=["guest-memory", "layouts", "snapshots"],
+)
+def test_examples_of_a_page_run(
+    page: Path, count: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Their comments are asserts."""
     sources = blocks(page, "python")
-    assert len(sources) == 2
+    assert len(sources) == count
+    monkeypatch.chdir(tmp_path)  # an example writes a file
     for source in sources:
         exec(source, {})
 
@@ -137,8 +145,9 @@ def table_rows(page: Path, header: str) -> list[list[str]]:
 
 
 def test_documented_calls_exist() -> None:
-    """Every call in the table of calls is a name of the package, of VM, of Update or of Snapshot."""
-    names = {*dir(VM), *dir(memslots.Update), *dir(memslots.Snapshot), *memslots.__all__}
+    """Every call in the table of calls is a name of the package or of one of these classes."""
+    classes = (VM, memslots.Update, memslots.Snapshot, memslots.Transaction)
+    names = {name for cls in classes for name in dir(cls)} | {*memslots.__all__}
     hooks = {name for name in dir(memslots.Listener) if not name.startswith("_")}
     found = 0
     for _, calls in table_rows(CALLS, "| purpose | calls |"):

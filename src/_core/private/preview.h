@@ -36,8 +36,9 @@ int ms_preview_memslots(struct ms_vm *vm, uint32_t as_id, const struct ms_step *
 int ms_change_memslots_at(struct ms_vm *vm, uint32_t as_id, uint64_t generation, const struct ms_step *steps, size_t n,
 			  struct ms_error *err);
 
-/* [lock] ms_load_memslots() of slots with backings: backings[i], or NULL, is that of slots[i], which lies inside it. */
-int ms_load_backed(struct ms_vm *vm, uint32_t as_id, const struct ms_memslot *slots,
+/* [lock] ms_load_memslots() of slots with backings, if the address space has this generation.  Otherwise -EAGAIN without
+ * a rule.  backings[i], or NULL, is that of slots[i], which lies inside it; backings may be NULL. */
+int ms_load_backed(struct ms_vm *vm, uint32_t as_id, uint64_t generation, const struct ms_memslot *slots,
 		   struct ms_backing *const *backings, size_t n, struct ms_error *err);
 
 #endif

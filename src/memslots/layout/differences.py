@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""The differences between two layouts: the rows that differ, the ids of the new rows, the steps of a transaction.
+"""The differences between two layouts: the rows that differ, and the ids of the new rows.
 
 A slot is the same slot before and after if its id is the same.  So each difference is a pair of rows with one id, or a
 row of one side only.  A row that is equal on both sides is no difference and costs only the comparison.
@@ -13,7 +13,7 @@ from typing import NamedTuple, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from ..constants import MEMSLOT_DTYPE, PAGE_SHIFT, MemFlag
+from ..constants import MEMSLOT_DTYPE, MemFlag
 from ..errors import InvalidRegionError
 from .tables import Rows, Table, request_of
 
@@ -21,20 +21,6 @@ Places: TypeAlias = npt.NDArray[np.intp]
 Pairs: TypeAlias = tuple[
     Places, Places
 ]  # the k-th of the first continues in the k-th of the second
-
-#: One step for ms_change_memslots(): the fields of ``struct ms_step`` without its backing.
-STEP_DTYPE = np.dtype(
-    [
-        ("kind", "u4"),
-        ("slot", "u4"),
-        ("other", "u4"),
-        ("flags", "u4"),
-        ("guest_phys_addr", "u8"),
-        ("memory_size", "u8"),
-        ("userspace_addr", "u8"),
-    ]
-)
-CREATE, DELETE, MOVE, SET_FLAGS, RESIZE = range(5)  # enum ms_step_kind
 
 LOG = np.uint32(MemFlag.LOG_DIRTY_PAGES)
 FIXED = ~LOG  # a slot keeps these flags for its life
@@ -81,13 +67,19 @@ def compare(
     keep_ids true: a slot of the current layout keeps its id if its memory is in the wanted one; see `_carry_ids`.
     keep_ids false: the ids are those of the wanted layout.  `moves` decides where some slots continue.  Cost: O(n), and
     O(d log d) for d rows that differ."""
-    a, b = _equal_rows(current.rows, wanted.rows, with_ids=not keep_ids)
-    gone, new = _without(current.rows, a), _without(wanted.rows, b)
-    difference = Difference(gone, new, current.rows, a)
-    _refuse_guest_memfd(new)
+    equal = equal_rows(current.rows, wanted.rows, with_ids=not keep_ids)
+    difference = difference_of(current.rows, wanted.rows, equal)
     if keep_ids:
         _carry_ids(difference, wanted.has_ids, moves)
     return difference
+
+
+def difference_of(current: Rows, wanted: Rows, equal: Pairs) -> Difference:
+    """Return the difference of two layouts whose rows at `equal` are the same slots."""
+    a, b = equal
+    new = without(wanted, b)
+    _refuse_guest_memfd(new)
+    return Difference(without(current, a), new, current, a)
 
 
 #: The columns that are equal in equal rows.
@@ -98,7 +90,7 @@ _RESYNCS = 100
 _SMALL = 1000
 
 
-def _equal_rows(a: Rows, b: Rows, with_ids: bool) -> Pairs:
+def equal_rows(a: Rows, b: Rows, with_ids: bool) -> Pairs:
     """Return the places of the rows that are equal in both tables, in their order."""
     names = (*_VALUES, "id") if with_ids else _VALUES
     if min(len(a), len(b)) < _SMALL:
@@ -152,7 +144,7 @@ def _equal_prefix(a: list[Rows], b: list[Rows]) -> int:
     return most
 
 
-def _without(rows: Rows, places: Places) -> Rows:
+def without(rows: Rows, places: Places) -> Rows:
     rest = np.ones(len(rows), bool)
     rest[places] = False
     return rows[np.flatnonzero(rest)]
@@ -251,57 +243,3 @@ class _Ids:
 
     def lowest(self, count: int) -> Places:
         return np.flatnonzero(~self.used)[:count]
-
-
-# ---- the steps of a transaction --------------------------------------------------------------------------------------
-
-
-def changes(difference: Difference) -> Rows:
-    """Return the fewest steps of STEP_DTYPE that make the difference in one transaction.
-
-    A transaction checks its final state only, so the order of the slots does not matter and cycles need no delete.
-    A slot stays the same slot if only its place, its logging, or its size at the same place differs."""
-    gone, new = difference.gone, difference.new
-    a, b = difference.pairs()
-    old, now = gone[a], new[b]
-    moves, resizes = _differ(old, now, "base_gfn"), _differ(old, now, "npages")
-    stays = ~_differ(old, now, "userspace_addr") & (old["flags"] & FIXED == now["flags"] & FIXED)
-    stays &= ~(moves & resizes)
-    flags = _differ(old, now, "flags")
-    return np.concatenate(
-        (
-            _steps(DELETE, _without(gone, a[stays])),
-            _steps(MOVE, now[stays & moves]),
-            _steps(RESIZE, now[stays & resizes]),
-            _steps(SET_FLAGS, now[stays & flags]),
-            _steps(CREATE, _without(new, b[stays])),
-        )
-    )
-
-
-def _differ(a: Rows, b: Rows, name: str) -> npt.NDArray[np.bool_]:
-    result: npt.NDArray[np.bool_] = a[name] != b[name]
-    return result
-
-
-_FIELDS = {  # the fields of a step that each kind uses; the others are 0
-    CREATE: ("flags", "guest_phys_addr", "memory_size", "userspace_addr"),
-    DELETE: (),
-    MOVE: ("guest_phys_addr",),
-    SET_FLAGS: ("flags",),
-    RESIZE: ("memory_size",),
-}
-
-
-def _steps(kind: int, rows: Rows) -> Rows:
-    steps = np.zeros(len(rows), STEP_DTYPE)
-    steps["kind"], steps["slot"] = kind, rows["id"]
-    values = {
-        "flags": rows["flags"],
-        "guest_phys_addr": rows["base_gfn"] << np.uint64(PAGE_SHIFT),
-        "memory_size": rows["npages"] << np.uint64(PAGE_SHIFT),
-        "userspace_addr": rows["userspace_addr"],
-    }
-    for name in _FIELDS[kind]:
-        steps[name] = values[name]
-    return steps

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""plan(): the way from one layout to another, one ioctl at a time, and apply_layout(): in one transaction."""
+"""plan(): the way from one layout to another, one ioctl at a time."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ from .._memslots import slots_of_rows
 from ..diff import Diff, diff_rows
 from ..listener import ChangeKind
 from . import feedback
-from .differences import STEP_DTYPE, Difference, changes, compare
+from .differences import Difference, compare
 from .matching import best_moves, can_stay, moves_of
+from .steps import STEP_DTYPE, changes
 from .tables import Layout, Rows, Table, check_count, joined, normalise, request_of
 
 _ARGUMENTS = ("slot", "guest_phys_addr", "memory_size", "userspace_addr", "flags", "as_id")
@@ -183,30 +184,10 @@ def plan(
         keep_ids   a slot whose memory is also in `wanted` keeps its id, and other slots get their own id if it is free,
                    or the lowest free one.  Otherwise the ids are those of `wanted`."""
     now = normalise(current, coalesce=False)
-    return _between(now, wanted, coalesce, max_slots, keep_ids, _as_id(now), search=True)
+    return between(now, wanted, coalesce, max_slots, keep_ids, _as_id(now), search=True)
 
 
-def apply_layout(
-    vm: Any,
-    layout: Layout,
-    *,
-    coalesce: bool = True,
-    max_slots: int | None = None,
-    keep_ids: bool = True,
-    as_id: int = 0,
-) -> Plan:
-    """Give a VM this layout in one transaction, and return the plan.  The body of ``VM.apply``.
-
-    No step is made where nothing differs.  The arguments are those of `plan`."""
-    now = Table(vm.memslots_array(as_id), has_ids=True)
-    result = _between(now, layout, coalesce, max_slots, keep_ids, as_id, search=False)
-    steps = result.changes
-    if len(steps):
-        vm._change_many(steps, as_id)
-    return result
-
-
-def _between(
+def between(
     now: Table,
     layout: Layout,
     coalesce: bool,

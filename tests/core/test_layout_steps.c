@@ -1,0 +1,121 @@
+/* SPDX-License-Identifier: MIT */
+/*
+ * test_layout_steps.c - lists of steps that test_transaction.c does not make: many steps of one slot, and host
+ * addresses on both sides of 2^63.
+ */
+#include "fixture.h"
+
+#include "layout_steps.h"
+
+#define LOG MS_MEM_LOG_DIRTY_PAGES
+#define NPAGES 32u
+#define MIDDLE (NPAGES / 2)
+#define PAIRS 12u
+#define HALF ((uint64_t)1 << 63)
+
+static struct ms_step create(uint64_t hva)
+{
+	return (struct ms_step){
+		.kind = MS_STEP_CREATE, .slot = 1, .flags = LOG, .memory_size = NPAGES * PAGE, .userspace_addr = hva
+	};
+}
+
+static struct ms_step split(void)
+{
+	return (struct ms_step){ .kind = MS_STEP_SPLIT, .slot = 1, .other = 2, .guest_phys_addr = MIDDLE * PAGE };
+}
+
+static struct ms_step merge(uint32_t slot, uint32_t other)
+{
+	return (struct ms_step){ .kind = MS_STEP_MERGE, .slot = slot, .other = other };
+}
+
+static bool is_dirty(struct ms_vm *vm, uint32_t id, uint64_t page)
+{
+	uint64_t words[1];
+	size_t nwords;
+
+	CHECK_EQ(ms_get_dirty_log(vm, 0, id, words, 1, &nwords, NULL), 0);
+	return words[0] >> page & 1;
+}
+
+/* Each pair of steps adds a few sources at most.  They doubled the sources once: 60 steps took all memory. */
+static void test_splits_and_merges(void)
+{
+	struct ms_vm *vm = new_vm(1);
+	struct layout layout = { .vm = vm };
+	struct ms_step steps[2 * PAIRS], first = create(HVA_BASE);
+
+	CHECK_EQ(ms_change_memslots(vm, 0, &first, 1, NULL), 0);
+	ms_mark_page_dirty(vm, 0, MIDDLE + 1);
+	for (size_t i = 0; i < PAIRS; i++) {
+		steps[2 * i] = split();
+		steps[2 * i + 1] = merge(1, 2);
+	}
+	CHECK_EQ(layout_resolve(&layout, steps, 2 * PAIRS), 0);
+	CHECK(layout.sources.nr <= 4 * PAIRS);
+	layout_free(&layout);
+
+	steps[2 * PAIRS - 1] = merge(2, 1); /* now the slot has pages of another log */
+	CHECK_EQ(ms_change_memslots(vm, 0, steps, 2 * PAIRS, NULL), 0);
+	CHECK(is_dirty(vm, 2, MIDDLE + 1));
+	check_sound(vm);
+	end_vm(vm);
+}
+
+static struct ms_vm *vm_with_high_addresses(void)
+{
+	struct ms_config config = default_config(1);
+	struct ms_step first = create(HALF - MIDDLE * PAGE);
+	struct ms_vm *vm;
+
+	config.hva_end_max = MS_HVA_ERR_MIN - 1;
+	vm = vm_with(&config);
+	CHECK_EQ(ms_change_memslots(vm, 0, &first, 1, NULL), 0);
+	ms_mark_page_dirty(vm, 0, MIDDLE + 1);
+	return vm;
+}
+
+static void test_split_of_high_addresses(void)
+{
+	struct ms_vm *vm = vm_with_high_addresses();
+	struct ms_step step = split();
+
+	CHECK_EQ(ms_change_memslots(vm, 0, &step, 1, NULL), 0);
+	CHECK(!is_dirty(vm, 1, 1) && is_dirty(vm, 2, 1));
+	end_vm(vm);
+}
+
+/* The same by an update, in one slot. */
+static void test_update_of_high_addresses(void)
+{
+	struct ms_vm *vm = vm_with_high_addresses();
+	struct ms_memslot value = {
+		.base_gfn = MIDDLE, .npages = MIDDLE, .userspace_addr = HALF, .id = 1, .flags = LOG
+	};
+	struct ms_slot *old, *draft;
+	struct ms_update *update;
+
+	CHECK_EQ(ms_update_begin(vm, 0, &update, NULL), 0);
+	old = ms_update_find(update, true, 1);
+	CHECK_EQ(ms_update_copy(update, old, &value, &draft, NULL), 0);
+	CHECK_EQ(ms_update_replace(update, old, draft, NULL), 0);
+	CHECK_EQ(ms_update_activate(update, old, draft, NULL), 0);
+	CHECK_EQ(ms_update_end(update, true, NULL), 0);
+	CHECK(is_dirty(vm, 1, 1));
+	end_vm(vm);
+}
+
+int main(int argc, char **argv)
+{
+	uint64_t designs = 0;
+
+	test_init(argc, argv, 60);
+	for (; (design_name = ms_backend_name(designs)); designs++) {
+		test_splits_and_merges();
+		test_split_of_high_addresses();
+	}
+	design_name = "tree";
+	test_update_of_high_addresses();
+	return test_done("layout steps", designs, "designs");
+}
