@@ -16,7 +16,7 @@ from mirror_kernel import PAGE, FakeKernel, RefusedError, slots_of
 from scene import put
 
 import memslots
-from memslots import VM, Change, Listener, MemFlag, errors, kvm, layout
+from memslots import VM, Change, Listener, MemFlag, errors, kvm
 from memslots.kvm import MirrorError
 from memslots.kvm.exits import Hlt, Mmio
 
@@ -130,9 +130,13 @@ def test_an_update_reaches_the_kernel_at_its_end(scene):
     scene.same()
 
 
-def test_a_layout_reaches_the_kernel(scene):
-    layout.apply_layout(scene.vm, [(0, 4, 1 << 30, LOG), (4, 8, 5 << 30, 0)])
+def test_apply_and_restore_reach_the_kernel(scene):
+    before, slots = scene.vm.snapshot(), slots_of(scene.vm)
+    scene.vm.apply([(0, 4, 1 << 30, LOG), (4, 8, 5 << 30, 0)])
     assert len(scene.vm) == 2
+    scene.same()
+    scene.vm.restore(before)
+    assert slots_of(scene.vm) == slots
     scene.same()
 
 
@@ -146,7 +150,16 @@ def test_close_of_the_vm_deletes_the_regions(scene):
 
 def test_close_of_a_vm_whose_kernel_is_closed(scene):
     scene.kernel.closed = True
+    scene.kernel.calls = 0
     scene.vm.close()
+    assert scene.kernel.calls == 0
+
+
+def test_close_of_a_mirror_whose_kernel_is_closed(scene):
+    scene.kernel.closed = True
+    scene.mirror.close()
+    put(scene.vm, 5, 500, 1)
+    assert len(scene.vm) == 4
 
 
 def test_close_of_the_mirror_deletes_the_regions_and_saves_their_bits(scene):
@@ -361,6 +374,13 @@ def test_a_pause_that_raises_refuses_the_change(scene):
     scene.same()
     with pytest.raises(ZeroDivisionError):
         scene.vm.close()
+    assert scene.kernel.regions == ()
+
+
+def test_a_pause_that_raises_leaves_no_region(scene):
+    scene.mirror._pause = lambda: 1 / 0
+    with pytest.raises(ZeroDivisionError):
+        scene.mirror.close()
     assert scene.kernel.regions == ()
 
 

@@ -80,9 +80,8 @@ class _Change(NamedTuple):
     """A list of changes that the kernel has made already, and the engine not yet."""
 
     changes: list[Change]
-    ended: list[
-        tuple[MemorySlot, Words]
-    ]  # bits of old slots that no reader of the engine can find any more
+    # Old slots that no reader of the engine can find any more, with the last bits of their logs.
+    ended: list[tuple[MemorySlot, Words]]
     pause: ExitStack
 
 
@@ -186,23 +185,28 @@ class Mirror(Listener):
             return
         if not self._vm.closed:
             self._vm.remove_listener(self)
-        with ExitStack() as stack:
-            self._enter_pause(stack)
-            with self._lock:
-                if not self._broken:
-                    self._rescue(list(self._slots.values()))
-                self._end()
+        self._end(list(self._slots.values()))
 
     def closed(self) -> None:
-        """The regions go even if the pause fails: the memory of the slots is released next."""
+        self._end([])
+
+    def _end(self, to_rescue: list[MemorySlot]) -> None:
+        """The regions go even if the pause or the rescue fails: the engine may release the memory of the slots next."""
         with ExitStack() as stack:
             try:
                 self._enter_pause(stack)
             finally:
                 with self._lock:
-                    self._end()
+                    self._rescue_and_delete(to_rescue)
 
-    def _end(self) -> None:
+    def _rescue_and_delete(self, to_rescue: list[MemorySlot]) -> None:
+        try:
+            if not self._broken and not self._kernel.closed:
+                self._rescue(to_rescue)
+        finally:
+            self._delete_all()
+
+    def _delete_all(self) -> None:
         """Deletes all regions.  Raises the first refusal at the end."""
         self._closed = True
         self._broken = self._broken or "it is closed"
