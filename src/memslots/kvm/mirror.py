@@ -442,15 +442,21 @@ class Mirror(Listener):
         this process may read (see `VM(dereference_raw_addresses=True)`)."""
         if not isinstance(exit, Mmio):
             return False
+        if not self._serve_from_ram(exit, as_id):
+            answer = mmio(exit.gpa, exit.data or bytes(exit.size), exit.is_write)
+            if not exit.is_write and answer is not None:
+                exit.reply(answer)
+        return True
+
+    def _serve_from_ram(self, exit: Mmio, as_id: SupportsIndex) -> bool:
+        """One call looks up and copies, so the map cannot change in between."""
         try:
             if exit.is_write:
                 self._vm.write_guest(exit.gpa, exit.data, as_id)
-                return True
-            answer: SupportsIndex | Buffer | None = self._vm.read_guest(exit.gpa, exit.size, as_id)
+            else:
+                exit.reply(self._vm.read_guest(exit.gpa, exit.size, as_id))
         except (GfnNotMappedError, ReadOnlySlotError):
-            answer = mmio(exit.gpa, exit.data or bytes(exit.size), exit.is_write)
-        if not exit.is_write and answer is not None:
-            exit.reply(answer)
+            return False
         return True
 
     # ---- comparison ------------------------------------------------------------------------------
@@ -467,16 +473,19 @@ class Mirror(Listener):
         if self._closed:
             raise MirrorError(errno.EIO, "the mirror is closed")
         needs_probe(self._kernel)
+        last: list[Difference] | None = None
         while True:
             before = self._generations()
+            found = self._differences()
             self._wait_for_changes()
-            with self._lock:
-                found = differences(self._vm, self._kernel)
-            if not found:
+            if not found or found == last or self._generations() == before:
                 return found
-            self._wait_for_changes()
-            if self._generations() == before:
-                return found
+            last = found  # a change of another thread may have been under way
+
+    def _differences(self) -> list[Difference]:
+        self._wait_for_changes()
+        with self._lock:
+            return differences(self._vm, self._kernel)
 
     def _wait_for_changes(self) -> None:
         with suppress(NoSuchSlotError):
