@@ -7,6 +7,7 @@ test_kvm_mirror_kernel.py repeats the important ones on /dev/kvm.
 from __future__ import annotations
 
 import errno
+import sys
 import threading
 from contextlib import suppress
 
@@ -16,7 +17,7 @@ from mirror_kernel import PAGE, FakeKernel, RefusedError, slots_of
 from scene import put
 
 import memslots
-from memslots import VM, Change, Listener, MemFlag, errors, kvm, layout
+from memslots import VM, Change, Listener, MemFlag, errors, kvm
 from memslots.kvm import MirrorError
 from memslots.kvm.exits import Hlt, Mmio
 
@@ -130,9 +131,13 @@ def test_an_update_reaches_the_kernel_at_its_end(scene):
     scene.same()
 
 
-def test_a_layout_reaches_the_kernel(scene):
-    layout.apply_layout(scene.vm, [(0, 4, 1 << 30, LOG), (4, 8, 5 << 30, 0)])
+def test_apply_and_restore_reach_the_kernel(scene):
+    before, slots = scene.vm.snapshot(), slots_of(scene.vm)
+    scene.vm.apply([(0, 4, 1 << 30, LOG), (4, 8, 5 << 30, 0)])
     assert len(scene.vm) == 2
+    scene.same()
+    scene.vm.restore(before)
+    assert slots_of(scene.vm) == slots
     scene.same()
 
 
@@ -146,7 +151,16 @@ def test_close_of_the_vm_deletes_the_regions(scene):
 
 def test_close_of_a_vm_whose_kernel_is_closed(scene):
     scene.kernel.closed = True
+    scene.kernel.calls = 0
     scene.vm.close()
+    assert scene.kernel.calls == 0
+
+
+def test_close_of_a_mirror_whose_kernel_is_closed(scene):
+    scene.kernel.closed = True
+    scene.mirror.close()
+    put(scene.vm, 5, 500, 1)
+    assert len(scene.vm) == 4
 
 
 def test_close_of_the_mirror_deletes_the_regions_and_saves_their_bits(scene):
@@ -364,6 +378,13 @@ def test_a_pause_that_raises_refuses_the_change(scene):
     assert scene.kernel.regions == ()
 
 
+def test_a_pause_that_raises_leaves_no_region(scene):
+    scene.mirror._pause = lambda: 1 / 0
+    with pytest.raises(ZeroDivisionError):
+        scene.mirror.close()
+    assert scene.kernel.regions == ()
+
+
 def test_the_pause_lasts_until_readers_see_the_change(scene):
     class Watcher(Listener):
         def commit(self, change: Change) -> None:
@@ -478,34 +499,43 @@ def test_a_slot_that_is_created_again_has_a_fresh_log(scene):
     assert bits(scene.mirror.sync_dirty(0)) == [2]
 
 
+@pytest.fixture
+def quick_switches():
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    yield
+    sys.setswitchinterval(before)
+
+
+@pytest.mark.usefixtures("quick_switches")
 def test_no_bit_is_lost_between_threads(scene):
-    """A thread makes changes, this one syncs, and each page that the fake guest wrote is found once."""
+    """A thread moves the slot.  Meanwhile each page that the fake guest writes is in the next result only."""
     stop, wrong = threading.Event(), []
 
     def change() -> None:
         try:
-            for n in range(300):
+            for n in range(2000):
                 scene.vm.move(0, (100 + 8 * (n % 3)) * PAGE)
-                if n % 5 == 0:
-                    move_by_update(scene.vm, 0, 40 + 8 * (n % 2))
+                if n % 2 == 0:
+                    move_by_update(scene.vm, 0, 40 + 8 * (n // 2 % 2))
         except BaseException as e:
             wrong.append(e)
         finally:
             stop.set()
 
+    guest = scene.kernel.vm
     thread = threading.Thread(target=change)
     thread.start()
+    n = 0
     while not stop.is_set():
-        scene.kernel.vm.mark_page_dirty(
-            scene.kernel.vm.id_to_memslot(0).base_gfn
-        )  # may miss a slot that moves
-        scene.mirror.sync_dirty(0)
+        with guest.read():
+            guest.mark_page_dirty(guest.id_to_memslot(0).base_gfn + n % 4)
+        assert bits(scene.mirror.sync_dirty(0)) == [n % 4]
+        n += 1
     thread.join()
     assert not wrong
+    assert n >= 10
     scene.same()
-    scene.mirror.sync_dirty(0)
-    scene.kernel.vm.mark_page_dirty(scene.kernel.vm.id_to_memslot(0).base_gfn + 3)
-    assert bits(scene.mirror.sync_dirty(0)) == [3]
 
 
 def test_bits_that_were_taken_in_the_middle_of_an_update_are_not_lost(scene):

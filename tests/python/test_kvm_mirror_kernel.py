@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import errno
+import threading
 from collections.abc import Iterator
 from contextlib import nullcontext, suppress
 
@@ -166,6 +167,24 @@ def test_verify_compares_the_values_that_the_kernel_accepted(pair):
         2, guest_phys_addr=64 * PAGE, memory_size=4 * PAGE, userspace_addr=2 << 30
     )
     assert "guest_phys_addr=262144" in str(pair.mirror.verify()[0])
+
+
+def test_verify_next_to_changes_finds_nothing(pair):
+    stop = threading.Event()
+
+    def change() -> None:
+        n = 0
+        while not stop.is_set():
+            n += 1
+            pair.vm.move(0, (100 + 8 * (n % 2)) * PAGE)
+
+    thread = threading.Thread(target=change)
+    thread.start()
+    try:
+        assert [pair.mirror.verify() for _ in range(10)] == [[]] * 10
+    finally:
+        stop.set()
+        thread.join()
 
 
 def test_verify_is_refused_where_it_could_deadlock(pair):

@@ -80,9 +80,8 @@ class _Change(NamedTuple):
     """A list of changes that the kernel has made already, and the engine not yet."""
 
     changes: list[Change]
-    ended: list[
-        tuple[MemorySlot, Words]
-    ]  # bits of old slots that no reader of the engine can find any more
+    # Old slots that no reader of the engine can find any more, with the last bits of their logs.
+    ended: list[tuple[MemorySlot, Words]]
     pause: ExitStack
 
 
@@ -186,23 +185,28 @@ class Mirror(Listener):
             return
         if not self._vm.closed:
             self._vm.remove_listener(self)
-        with ExitStack() as stack:
-            self._enter_pause(stack)
-            with self._lock:
-                if not self._broken:
-                    self._rescue(list(self._slots.values()))
-                self._end()
+        self._end(list(self._slots.values()))
 
     def closed(self) -> None:
-        """The regions go even if the pause fails: the memory of the slots is released next."""
+        self._end([])
+
+    def _end(self, to_rescue: list[MemorySlot]) -> None:
+        """The regions go even if the pause or the rescue fails: the engine may release the memory of the slots next."""
         with ExitStack() as stack:
             try:
                 self._enter_pause(stack)
             finally:
                 with self._lock:
-                    self._end()
+                    self._rescue_and_delete(to_rescue)
 
-    def _end(self) -> None:
+    def _rescue_and_delete(self, to_rescue: list[MemorySlot]) -> None:
+        try:
+            if not self._broken and not self._kernel.closed:
+                self._rescue(to_rescue)
+        finally:
+            self._delete_all()
+
+    def _delete_all(self) -> None:
         """Deletes all regions.  Raises the first refusal at the end."""
         self._closed = True
         self._broken = self._broken or "it is closed"
@@ -438,15 +442,21 @@ class Mirror(Listener):
         this process may read (see `VM(dereference_raw_addresses=True)`)."""
         if not isinstance(exit, Mmio):
             return False
+        if not self._serve_from_ram(exit, as_id):
+            answer = mmio(exit.gpa, exit.data or bytes(exit.size), exit.is_write)
+            if not exit.is_write and answer is not None:
+                exit.reply(answer)
+        return True
+
+    def _serve_from_ram(self, exit: Mmio, as_id: SupportsIndex) -> bool:
+        """One call looks up and copies, so the map cannot change in between."""
         try:
             if exit.is_write:
                 self._vm.write_guest(exit.gpa, exit.data, as_id)
-                return True
-            answer: SupportsIndex | Buffer | None = self._vm.read_guest(exit.gpa, exit.size, as_id)
+            else:
+                exit.reply(self._vm.read_guest(exit.gpa, exit.size, as_id))
         except (GfnNotMappedError, ReadOnlySlotError):
-            answer = mmio(exit.gpa, exit.data or bytes(exit.size), exit.is_write)
-        if not exit.is_write and answer is not None:
-            exit.reply(answer)
+            return False
         return True
 
     # ---- comparison ------------------------------------------------------------------------------
@@ -463,16 +473,19 @@ class Mirror(Listener):
         if self._closed:
             raise MirrorError(errno.EIO, "the mirror is closed")
         needs_probe(self._kernel)
+        last: list[Difference] | None = None
         while True:
             before = self._generations()
+            found = self._differences()
             self._wait_for_changes()
-            with self._lock:
-                found = differences(self._vm, self._kernel)
-            if not found:
+            if not found or found == last or self._generations() == before:
                 return found
-            self._wait_for_changes()
-            if self._generations() == before:
-                return found
+            last = found  # a change of another thread may have been under way
+
+    def _differences(self) -> list[Difference]:
+        self._wait_for_changes()
+        with self._lock:
+            return differences(self._vm, self._kernel)
 
     def _wait_for_changes(self) -> None:
         with suppress(NoSuchSlotError):
