@@ -31,10 +31,12 @@ from memslots import (
     MemslotsError,
     ReadSection,
     SlotHandle,
+    Snapshot,
     Update,
     alloc,
 )
 from memslots._memslots import REGION_DTYPE, time_changes, time_lookups
+from memslots.layout import STEP_DTYPE
 
 LOG = MemFlag.LOG_DIRTY_PAGES
 
@@ -70,6 +72,8 @@ class Parts:
 
 GFNS = np.zeros(1, np.uint64)
 GPA = 2**20 * PAGE  # of the mapping
+EMPTY = Snapshot(np.zeros(0, MEMSLOT_DTYPE), 0, 0)
+
 # Valid arguments by class and method; a method that is missing here takes no argument.
 ARGUMENTS: dict[str, Callable[[Parts], tuple[tuple[Any, ...], dict[str, Any]]]] = {
     "VM.set_user_memory_region": lambda p: ((0,), {"guest_phys_addr": 0, "memory_size": 0}),
@@ -190,13 +194,19 @@ ARGUMENTS: dict[str, Callable[[Parts], tuple[tuple[Any, ...], dict[str, Any]]]] 
     "Update.invalidate": lambda p: ((p.handle,), {}),
     "Update.activate": lambda p: ((p.handle, None), {}),
     "VM.__exit__": lambda p: ((None, None, None), {}),
+    "VM.apply": lambda p: ((EMPTY,), {}),
+    "VM.restore": lambda p: ((EMPTY,), {}),
+    "VM.from_snapshot": lambda p: ((EMPTY,), {}),
+    "VM._load_into_empty": lambda p: ((EMPTY, 0), {}),
+    "VM._change_many": lambda p: ((np.zeros(0, STEP_DTYPE),), {}),
     "Mapping.move": lambda p: ((0x100000,), {}),
     "Mapping.__exit__": lambda p: ((None, None, None), {}),
 }
 CLASSES = (VM, Mapping, VCPU, ReadSection, Update, SlotHandle)
 METHODS = [(cls, name) for cls in CLASSES for name, _ in methods(cls)]
-# Methods that succeed on a closed VM: close is idempotent, and so are unmap and the end of `with`.
-STILL = {"VM.close", "VM.__exit__", "Mapping.unmap", "Mapping.__exit__"}
+# Methods that succeed on a closed VM: close is idempotent, and so are unmap and the end of `with`; from_snapshot()
+# makes another VM.
+STILL = {"VM.close", "VM.__exit__", "VM.from_snapshot", "Mapping.unmap", "Mapping.__exit__"}
 # Methods that raise another error than ClosedError, because their section or update is not running.
 NOT_RUNNING = {
     "ReadSection.__exit__": RuntimeError,

@@ -43,6 +43,7 @@ from memslots import (
     RegionOverlapError,
     Snapshot,
 )
+from memslots.layout import STEP_DTYPE
 
 LOG, READONLY = MemFlag.LOG_DIRTY_PAGES, MemFlag.READONLY
 HVA = 0x7F00_0000_0000
@@ -846,6 +847,7 @@ def test_deleting_slots_frees_their_memory(vm: VM) -> None:
 
 # ---- life -----------------------------------------------------------------------------------------
 
+EMPTY = Snapshot(np.zeros(0, MEMSLOT_DTYPE), 0, 0)
 AFTER_CLOSE: dict[str, Callable[[VM, VCPU, Any], Any]] = {
     "__enter__": lambda vm, vcpu, update: vm.__enter__(),
     "set_user_memory_region": lambda vm, vcpu, update: put(vm, 0, 0, 1),
@@ -909,6 +911,12 @@ AFTER_CLOSE: dict[str, Callable[[VM, VCPU, Any], Any]] = {
     "manual_dirty_log_protect": lambda vm, vcpu, update: setattr(vm, "manual_dirty_log_protect", 1),
     "check": lambda vm, vcpu, update: vm.check(),
     "stats": lambda vm, vcpu, update: vm.stats(),
+    "transaction": lambda vm, vcpu, update: vm.transaction(),
+    "apply": lambda vm, vcpu, update: vm.apply(EMPTY),
+    "restore": lambda vm, vcpu, update: vm.restore(EMPTY),
+    "_load_into_empty": lambda vm, vcpu, update: vm._load_into_empty(EMPTY, 0),
+    "_change_many": lambda vm, vcpu, update: vm._change_many(np.zeros(0, STEP_DTYPE)),
+    "_state": lambda vm, vcpu, update: vm._state(),
     "VCPU": lambda vm, vcpu, update: VCPU(vm),
     "VCPU.as_id": lambda vm, vcpu, update: setattr(vcpu, "as_id", 0),
     "VCPU.gfn_to_memslot": lambda vm, vcpu, update: vcpu.gfn_to_memslot(0),
@@ -916,7 +924,7 @@ AFTER_CLOSE: dict[str, Callable[[VM, VCPU, Any], Any]] = {
     "VCPU.gpa_to_hva": lambda vm, vcpu, update: vcpu.gpa_to_hva(0),
 }
 # Methods that succeed on a closed VM.
-STILL = {"close", "__exit__"}
+STILL = {"close", "__exit__", "from_snapshot"}
 
 
 @pytest.mark.parametrize("call", AFTER_CLOSE)
