@@ -105,6 +105,14 @@ int ms_remove_listener(struct ms_vm *vm, const struct ms_listener *listener, str
 	return r;
 }
 
+void ms_forget_listeners(struct ms_vm *vm)
+{
+	if (!vm)
+		return;
+	vm->nr_listeners = 0;
+	vm->has_last_listener = false;
+}
+
 /* ---- the hooks ---- */
 
 /* Whether the listener has the hook.  A struct of an earlier version ends before prepare_many. */

@@ -44,6 +44,7 @@ cdef extern from "memslots.h" nogil:
     int ms_add_listener(ms_vm *vm, const ms_listener *listener, ms_error *err)
     int ms_add_listener_last(ms_vm *vm, const ms_listener *listener, ms_error *err)
     int ms_remove_listener(ms_vm *vm, const ms_listener *listener, ms_error *err)
+    void ms_forget_listeners(ms_vm *vm)
     int ms_read_lock(ms_vm *vm)
     int ms_read_unlock(ms_vm *vm)
     uint64_t ms_thread_number()

@@ -692,8 +692,9 @@ A virtual machine's memory slots (the part of struct kvm that concerns slots).
             _close_at_end(self)
 
     def __dealloc__(self):
-        for hook in self._hooks or ():
-            (<_Hook>hook).c.closed = NULL  # called already, or never: code of the user must not get this object any more
+        # The closed hooks were called already, or never: code of the user must not get this object any more.  The garbage
+        # collector may have freed the hooks before this object.
+        ms_forget_listeners(self._vm)
         ms_vm_destroy(self._vm)
         self._vm = NULL
         _drain_released()

@@ -1344,6 +1344,29 @@ static void test_last_bits(void)
 	ms_vm_destroy(of);
 }
 
+static void never_closed(void *opaque)
+{
+	(void)opaque;
+	CHECK(!"a listener that was forgotten is called");
+}
+
+/* The listener is gone before its VM. */
+static void test_forgotten_listener(void)
+{
+	struct ms_listener *l = calloc(1, sizeof(*l));
+	struct ms_vm *of = new_vm(1);
+
+	CHECK(l);
+	*l = (struct ms_listener){ .size = sizeof(*l), .closed = never_closed };
+	CHECK_EQ(ms_add_listener_last(of, l, NULL), 0);
+	CHECK_EQ(set(of, 0, 1, 0, 70, LOG), 0);
+	ms_forget_listeners(of);
+	memset(l, 0xff, sizeof(*l));
+	free(l);
+	ms_vm_destroy(of);
+	ms_forget_listeners(NULL);
+}
+
 int main(int argc, char **argv)
 {
 	test_init(argc, argv, 60);
@@ -1352,6 +1375,8 @@ int main(int argc, char **argv)
 		test_all();
 	for (size_t i = 0; (design_name = ms_backend_name(i)); i++)
 		test_last_bits();
+	for (size_t i = 0; (design_name = ms_backend_name(i)); i++)
+		test_forgotten_listener();
 	printf("hooks: %u calls refused inside them\n", forbidden_calls);
 	return test_done("hooks", nr_cases, "changes");
 }

@@ -460,6 +460,11 @@ int ms_add_listener(struct ms_vm *vm, const struct ms_listener *listener, struct
 int ms_add_listener_last(struct ms_vm *vm, const struct ms_listener *listener, struct ms_error *err);
 int ms_remove_listener(struct ms_vm *vm, const struct ms_listener *listener, struct ms_error *err);
 
+/* Removes all listeners without a look at them.  It is for an owner whose listeners may be gone before it calls
+ * ms_vm_destroy(), such as an object that a garbage collector has found.  No call of this VM may be in progress.  NULL
+ * is fine. */
+void ms_forget_listeners(struct ms_vm *vm);
+
 /* ---- lookups (lookup.c, batch.c, vcpu.c, vm.c) ----------------------------------------------------------------- */
 
 /* One read section: all answers until the unlock come from one published state, in all address spaces.  Sections nest.
