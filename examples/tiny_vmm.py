@@ -50,8 +50,11 @@ def mmio(gpa: int, data: bytes, is_write: bool) -> int | None:
 
 
 def report(what: str) -> None:
+    """The guest's write is in the kernel's log.  The VMM's write to the same page is in the engine's log."""
     got = seen.get()
-    print(f"{what}: the guest got {got}; dirty pages of slot 0: {mirror.sync_dirty(0)[0]:#b}")
+    vm.write_u8(RAM + 0x2000, vm.read_u8(RAM + 0x2000))
+    logs = f"{kernel.get_dirty_log(0)[0]:#b} and {vm.get_dirty_log(0)[0]:#b}"
+    print(f"{what}: the guest got {got}; dirty pages of slot 0: {logs}")
 
 
 with kvm.open() as device:

@@ -11,12 +11,12 @@ from checkout import ROOT
 
 EXAMPLES = ROOT / "examples"
 TINY_VMM = """\
-at first: the guest got ff; dirty pages of slot 0: 0b100
-plugged: the guest got 42; dirty pages of slot 0: 0b100
-moved: the guest got ff; dirty pages of slot 0: 0b100
-moved back: the guest got 42; dirty pages of slot 0: 0b100
-exchanged: the guest got 43; dirty pages of slot 0: 0b100
-unplugged: the guest got ff; dirty pages of slot 0: 0b100
+at first: the guest got ff; dirty pages of slot 0: 0b100 and 0b100
+plugged: the guest got 42; dirty pages of slot 0: 0b100 and 0b100
+moved: the guest got ff; dirty pages of slot 0: 0b100 and 0b100
+moved back: the guest got 42; dirty pages of slot 0: 0b100 and 0b100
+exchanged: the guest got 43; dirty pages of slot 0: 0b100 and 0b100
+unplugged: the guest got ff; dirty pages of slot 0: 0b100 and 0b100
 """
 OUTPUTS = {
     "tiny_vmm.py": TINY_VMM,
