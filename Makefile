@@ -213,10 +213,10 @@ format: $(VENV)/.with-lint ## format the Python and C files
 	@$(BIN)/ruff format .
 	@$(BIN)/clang-format -i $(C_FILES)
 
-ci: lint asan tsan torture-short ledger-check test-builds ## run the checks of continuous integration that follow make test
+ci: lint asan tsan torture-short ledger-check ## run the checks of continuous integration that follow make test
 
 nightly: T = 600
-nightly: test-others test-arrays test-examples test-kernel test-fuzz mutants coverage leaks torture ## run the long checks: all Pythons, a million calls to the kernel, fuzzing, mutants, coverage, valgrind, 10 minutes of torture
+nightly: test-others test-builds test-arrays test-examples test-kernel test-fuzz mutants coverage leaks torture ## run the long checks: all Pythons, a million calls to the kernel, fuzzing, mutants, coverage, valgrind, 10 minutes of torture
 
 clean: ## remove the virtual environment and everything built
 	rm -rf "$(VENV)" "$(VENV)"-3.* build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
