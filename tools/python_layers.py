@@ -24,7 +24,7 @@ EXTENSION = "_memslots"  # the part of all Cython files except libmemslots.pxd
 # From the lowest layer up.
 LAYERS = (
     # Modules that `import memslots` loads.
-    ("_interpreter", "constants", "libmemslots"),
+    ("_interpreter", "constants", "libmemslots", "whole_file"),
     ("errors", "listener", "diff", "snapshot_file"),
     ("memory",),
     (EXTENSION,),

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * compiler.h - macros for the features of compilers that the C language lacks, and what every file needs.
+ * compiler.h - macros for the features of compilers that the C language lacks, and the macros that every file needs.
  *
  * There are two levels of assertions.  ms_assert() is for cheap conditions; NDEBUG removes it.  Expensive conditions
  * belong in check.c, which runs only when ms_check() is called.

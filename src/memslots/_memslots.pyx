@@ -994,7 +994,7 @@ A virtual machine's memory slots (the part of struct kvm that concerns slots).
         return _map(self, &region, pin)
 
     def pinned_by(self, buffer):
-        """What of this VM keeps a buffer alive: PinnedBy(slots, views, snapshots).  False if there is nothing.
+        """The objects of this VM that keep a buffer alive: PinnedBy(slots, views, snapshots).  False if there are none.
 
         slots: a list of MemorySlots that map some of its memory.  views: the number of memoryviews of Mapping.view()
         that are alive, also of slots that have ended.  snapshots: the number of Snapshots of this VM that are alive and

@@ -99,7 +99,7 @@ cdef object _newest(VM vm, uint32_t as_id, list resolved, uint32_t id):
 
 
 cdef object _value_request(VM vm, uint32_t as_id, const ms_step *step, list before):
-    """The arguments of a step that is refused for its values.  What the step does not give is that of its slot."""
+    """The arguments of a step that is refused for its values.  An argument that the step does not have is that of its slot."""
     cdef object slot = _newest(vm, as_id, before, step.slot) if step.kind != MS_STEP_PUNCH else None
     cdef object id = step.slot
     cdef bint has_place = step.kind in (MS_STEP_CREATE, MS_STEP_MOVE, MS_STEP_SPLIT, MS_STEP_PUNCH)

@@ -12,6 +12,7 @@ import numpy as np
 from .constants import MEMSLOT_DTYPE, PAGE_SIZE
 from .layout import plan
 from .listener import Change, ChangeKind, Listener
+from .whole_file import replacing
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -251,19 +252,15 @@ class _ToPath:
         import gzip
 
         self.is_finished = True
-        whole = f"{self._path}.whole"
         try:
-            with open(whole, "wb") as raw:
+            with replacing(self._path) as raw:
                 if self._path.endswith(".gz"):
                     with gzip.GzipFile(filename="", fileobj=raw, mode="wb", mtime=0) as packed:
                         _copy_rest(self._file, packed, header)
                 else:
                     _copy_rest(self._file, raw, header)
-            os.replace(whole, self._path)
         except BaseException:
             self._file.close()  # the partial file stays
-            if os.path.exists(whole):
-                os.unlink(whole)
             raise
         self.discard()
 

@@ -14,9 +14,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-import secrets
 import struct
 import zlib
 from typing import IO, TYPE_CHECKING, Any, cast
@@ -24,6 +22,7 @@ from typing import IO, TYPE_CHECKING, Any, cast
 import numpy as np
 
 from .constants import MEMSLOT_DTYPE
+from .whole_file import replacing
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -60,7 +59,8 @@ def save(file: Path | IO[bytes], data: bytes) -> None:
     if hasattr(file, "write"):
         _write_all(cast("IO[bytes]", file), data)
     else:
-        _replace(os.path.realpath(os.fsdecode(file)), data)
+        with replacing(os.path.realpath(os.fsdecode(file))) as new:
+            _write_all(new, data)
 
 
 def _write_all(file: IO[bytes], data: bytes) -> None:
@@ -73,21 +73,6 @@ def _write_all(file: IO[bytes], data: bytes) -> None:
                 f"the file took only {len(data) - len(view)} of {len(data)} bytes"
             )
         view = view[written:]
-
-
-def _replace(path: str, data: bytes) -> None:
-    """Other processes see the old file or the whole new one."""
-    new = f"{path}.{secrets.token_hex(8)}.new"
-    try:
-        with open(new, "xb") as file:
-            _write_all(file, data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(new, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(new)
-        raise
 
 
 def load(file: Path | IO[bytes]) -> tuple[npt.NDArray[np.void], int, int]:

@@ -4,8 +4,8 @@
  *
  * The model knows each slot by its values, its backing and its dirty pages.  It applies the same steps, and predicts
  * the result of the call, the changes that a listener gets, their last bits, and the state afterwards: all slots, ids,
- * host addresses, dirty logs, totals and generations.  Allocations and listeners fail at random.  Whatever is refused
- * must have changed nothing.
+ * host addresses, dirty logs, totals and generations.  Allocations and listeners fail at random.  A refused
+ * call has changed nothing.
  */
 #include "fixture.h"
 

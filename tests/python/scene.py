@@ -70,6 +70,24 @@ def refused(error, call, *args):
 """
 
 
+# attempt(call, n): calls with the n-th allocation of Python failing, and returns the name of the exception.
+ATTEMPT = """
+import _testcapi
+def attempt(call, n):
+    failed = None
+    _testcapi.set_nomemory(n, n + 1)
+    try:
+        call()
+    except BaseException as error:
+        failed = error
+    finally:
+        _testcapi.remove_mem_hooks()
+    name = type(failed).__name__
+    failed = None  # its traceback has this frame, and a cycle would keep everything that the call has made
+    return name
+"""
+
+
 def memslot(
     id: int, as_id: int, base_gfn: int, npages: int, userspace_addr: int, flags: int = 0
 ) -> MemorySlot:

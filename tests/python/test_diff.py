@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Diff: what changed between two snapshots, against a comparison slot by slot."""
+"""Diff: the differences of two snapshots equal those of a comparison slot by slot."""
 
 from __future__ import annotations
 

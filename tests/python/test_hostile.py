@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from scene import PAGE, SANITIZED, memslot, parameters, put, runs
+from scene import ATTEMPT, PAGE, SANITIZED, memslot, parameters, put, runs
 from test_bad_input import (
     CALLS,
     HVA,
@@ -585,7 +585,6 @@ def test_result_larger_than_memory_raises_and_changes_nothing(vm: VM) -> None:
 # ---- no memory for Python -------------------------------------------------------------------------------------------
 
 NO_MEMORY = """
-import _testcapi
 class Refuser(Listener):
     def prepare(self, change): 0 if change.new is None or change.new.id != 66 else 1 / 0
 vm = VM()
@@ -602,17 +601,8 @@ def failing(n):
                  lambda: vm.read().__enter__(), lambda: vm.create_vcpu().gfn_to_memslot(0),
                  lambda: vm.begin_update().__enter__().find(0),
                  lambda: put(vm, 5000, 0, 1)):
-        failed = None
-        _testcapi.set_nomemory(n, n + 1)
-        try:
-            call()
-        except BaseException as error:
-            failed = error
-        finally:
-            _testcapi.remove_mem_hooks()
-        outcomes.append(type(failed).__name__)
+        outcomes.append(attempt(call, n))
         assert vm.id_to_memslot(66) is None and vm.id_to_memslot(5000) is None, (n, outcomes)
-        failed = None
         vm.check()
     return outcomes.count("MemoryError")
 sys.unraisablehook = lambda u: None
@@ -629,11 +619,10 @@ def test_failed_allocation_of_python_raises_memoryerror_or_nothing() -> None:
     """Lets the n-th allocation of Python fail, for every n, in every kind of call.  A change that a hook refuses stays
     refused, even without memory for the exception."""
     pytest.importorskip("_testcapi", reason="this Python has no _testcapi to fail allocations with")
-    runs(NO_MEMORY)
+    runs(ATTEMPT + NO_MEMORY)
 
 
 NO_MEMORY_FOR_GUEST_MEMORY = """
-import _testcapi, os
 memory, other = memslots.alloc(8 * PAGE), np.zeros(3 * PAGE, np.uint8)
 other = other[-other.ctypes.data % PAGE:][:2 * PAGE]
 vm = VM()
@@ -662,16 +651,7 @@ before = descriptors()
 def failing(n):
     outcomes = []
     for call in CALLS:
-        failed = None
-        _testcapi.set_nomemory(n, n + 1)
-        try:
-            call()
-        except BaseException as error:
-            failed = error
-        finally:
-            _testcapi.remove_mem_hooks()
-        outcomes.append(type(failed).__name__)
-        failed = None
+        outcomes.append(attempt(call, n))
         assert descriptors() == before, (n, outcomes)
         assert not vm.pinned_by(other), (n, outcomes)
         assert vm.pinned_by(memory) == ([vm.id_to_memslot(0)], 0, 0) and len(vm) == 1, (n, outcomes)
@@ -693,7 +673,7 @@ def test_failed_allocation_of_python_leaks_no_buffer_slot_or_file() -> None:
     """Lets the n-th allocation of Python fail, for every n, in every call on guest memory.  A call that fails has made
     no slot, and holds no buffer, view or file.  numpy reports some failures as SystemError."""
     pytest.importorskip("_testcapi", reason="this Python has no _testcapi to fail allocations with")
-    runs(NO_MEMORY_FOR_GUEST_MEMORY)
+    runs(ATTEMPT + NO_MEMORY_FOR_GUEST_MEMORY)
 
 
 def test_as_id_that_resizes_the_numbers_is_detected() -> None:

@@ -34,7 +34,7 @@ LOG, INVALID = MemFlag.LOG_DIRTY_PAGES, MemFlag.INVALID
 
 
 class Notes(Listener):
-    """Notes each hook with the ids of its slots; refuses or raises where it is told to."""
+    """Notes each hook with the ids of its slots; refuses or raises in the hook that ``fail`` names."""
 
     def __init__(self, calls: Calls | None = None, name: str = "a", fail: str = "") -> None:
         self.calls: Calls = [] if calls is None else calls

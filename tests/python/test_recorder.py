@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Recorder: what it writes replays without a mismatch and ends with the same slots; what is on disk after an error."""
+"""Recorder: its files replay without a mismatch and end with the same slots; the files that an error leaves."""
 
 from __future__ import annotations
 

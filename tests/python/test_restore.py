@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""VM.apply(), VM.restore() and VM.from_snapshot(): the result, what stays, buffers, and changes of other threads."""
+"""VM.apply(), VM.restore() and VM.from_snapshot(): results, slots that stay, buffers, changes of other threads."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: MIT
-"""Snapshot files: what save() writes, load() reads back; anything else is refused."""
+"""Snapshot files: load() reads back the files of save(), and refuses all others."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from model import ModelVM
-from scene import PAGE, SANITIZED, Recorder, put, runs
+from scene import ATTEMPT, PAGE, SANITIZED, Recorder, put, runs
 from test_bad_input import digest
 from transaction_model import Step, StepRefusedError, Steps, change_many
 
@@ -622,7 +622,6 @@ def test_threads_see_the_state_before_or_after() -> None:
 # ---- no memory for Python ----------------------------------------------------------------------------------------
 
 NO_MEMORY = """
-import _testcapi
 memory, other = memslots.alloc(8 * PAGE), np.zeros(3 * PAGE, np.uint8)
 other = other[-other.ctypes.data % PAGE:][:2 * PAGE]
 vm = VM()
@@ -651,16 +650,6 @@ CALLS = [lambda: transact(buffered, lambda t: t.preview(), lambda t: t.diff()),
          lambda: refuse(buffered, lambda t: t.split(1, 104 * PAGE)), lambda: refuse(lambda t: t.delete(99)),
          lambda: vm.apply(before, coalesce=False), lambda: vm.apply([(0, 1, 0, 0), (0, 1, 0, 0)]),
          lambda: VM.from_snapshot(before).close()]
-def attempt(call, n):
-    failed = None
-    _testcapi.set_nomemory(n, n + 1)
-    try:
-        call()
-    except BaseException as error:
-        failed = error
-    finally:
-        _testcapi.remove_mem_hooks()
-    return type(failed).__name__
 def failing(n):
     outcomes = []
     for call in CALLS:
@@ -686,7 +675,7 @@ print("well")
 )
 def test_failed_allocation_of_python_leaves_no_step_slot_or_buffer() -> None:
     pytest.importorskip("_testcapi", reason="this Python has no _testcapi to fail allocations with")
-    runs(NO_MEMORY)
+    runs(ATTEMPT + NO_MEMORY)
 
 
 def test_errno_of_a_changed_state_is_eagain(vm: VM) -> None:

@@ -329,8 +329,8 @@ struct ms_step {
  * - SPLIT: guest_phys_addr is inside the slot, and not its first byte (MS_RULE_SPLIT).  The first part keeps the id.
  * - MERGE: the slots are neighbours in guest and in host memory, in the same order, with the same flags and the same
  *   backing (MS_RULE_MERGE_PLACE, MERGE_HVA, MERGE_FLAGS, MERGE_BACKING).
- * - PUNCH removes the pages from each slot that has some of them.  What is below the hole keeps the id; so does what is
- *   above the hole, if nothing is below.  If both exist, the upper one becomes the new slot `other`.
+ * - PUNCH removes the pages from each slot that has some of them.  The part below the hole keeps the id; the part above
+ *   the hole keeps it if there is none below.  If both exist, the upper part becomes the new slot `other`.
  * - Dirty bits follow their pages into every slot that has them afterwards, also the bits that readers set until the
  *   grace period is over.  The host address identifies a page; only slots that a SPLIT, MERGE or PUNCH has made from
  *   each other share bits.

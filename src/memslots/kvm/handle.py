@@ -16,18 +16,18 @@ import threading
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from operator import index
-from types import TracebackType
-from typing import TYPE_CHECKING, NoReturn, Self, SupportsIndex
+from typing import TYPE_CHECKING, NoReturn, SupportsIndex
 
 from ..errors import MemslotsError, from_errno
 from . import _ioctl, ioctls
+from .closing import Closing
 from .refusals import errno_of
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
 
-class Handle:
+class Handle(Closing):
     """The base of Device, Vm and Vcpu."""
 
     _fd: int = -1
@@ -36,17 +36,6 @@ class Handle:
         self._fd = fd
         self._pid = os.getpid()
         self._lock = threading.RLock()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        value: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def __repr__(self) -> str:
         state = "closed" if self.closed else f"fd {self._fd}"

@@ -24,7 +24,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, suppress
 from operator import index
-from typing import TYPE_CHECKING, NamedTuple, Self, SupportsIndex, TypeAlias
+from typing import TYPE_CHECKING, NamedTuple, SupportsIndex, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -40,13 +40,12 @@ from ..errors import (
 )
 from ..layout import Step, plan
 from ..listener import Change, ChangeKind, Listener
+from .closing import Closing
 from .exits import Exit, Mmio
 from .machine import Region, Vm
 from .probe import Difference, differences, needs_probe
 
 if TYPE_CHECKING:
-    from types import TracebackType
-
     from typing_extensions import Buffer
 
 Key: TypeAlias = tuple[int, int]  # as_id, slot
@@ -85,7 +84,7 @@ class _Change(NamedTuple):
     pause: ExitStack
 
 
-class Mirror(Listener):
+class Mirror(Closing, Listener):
     """Keeps a kernel's VM equal to a `memslots.VM`.  `memslots.kvm.mirror()` makes it.
 
     Every change of the VM reaches the kernel before readers of the VM see it: single changes, loads, updates,
@@ -113,17 +112,6 @@ class Mirror(Listener):
         self._left = 0  # commits or aborts of this change that are still to come
         self._broken: str | None = None
         self._closed = False
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        value: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def __repr__(self) -> str:
         state = "closed" if self._closed else self._broken or f"{len(self._slots)} slots"

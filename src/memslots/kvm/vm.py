@@ -24,8 +24,7 @@ import struct
 import sys
 import threading
 from operator import index
-from types import TracebackType
-from typing import NamedTuple, Self
+from typing import NamedTuple
 
 import numpy as np
 
@@ -33,6 +32,7 @@ from .._memslots import bitmap_words
 from ..constants import MEM_MAX_NR_PAGES, PAGE_SIZE, MemFlag
 from ..errors import MemslotsError, from_errno
 from . import ioctls
+from .closing import Closing
 from .refusals import errno_of, misfit, nr_words, refused_log, refused_region
 
 # With shadow paging a slot costs the kernel about 10 bytes for each page: 160 MiB for MAX_BUILT_PAGES,
@@ -72,7 +72,7 @@ class _Range(NamedTuple):
         return self.gpa < other.gpa + other.size and other.gpa < self.gpa + self.size
 
 
-class KvmVM:
+class KvmVM(Closing):
     """A VM of the running kernel, with memory slots and dirty logs only."""
 
     translates = False  # no lookups: KVM translates only for a running guest
@@ -90,17 +90,6 @@ class KvmVM:
         self._fd = ioctls.create_vm()
         self.user_mem_slots = self.check_extension("nr_memslots")
         self.address_spaces = max(1, self.check_extension("multi_address_space"))
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        value: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
 
     def __del__(self) -> None:
         self.close()
