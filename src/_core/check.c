@@ -62,7 +62,7 @@ static int check_dirty_log(struct walk *w, const struct memslot *slot)
 			      "slot %" PRIu32 " of address space %" PRIu32 ": its flags do not match its dirty log",
 			      slot->id, w->as_id);
 	if (slot->dirty && dirty_log_check(slot->dirty))
-		return broken(w, 'D', 1, "slot %" PRIu32 ": its dirty log has bits from page %" PRIu64 " on", slot->id,
+		return broken(w, 'D', 1, "slot %" PRIu32 ": its dirty log has bits from page %" PRIu32 " on", slot->id,
 			      slot->npages);
 	if (slot->dirty && slot->dirty->refs != 1)
 		return broken(w, 'D', 2, "slot %" PRIu32 ": its dirty log has %" PRIu32 " references instead of 1",
@@ -75,7 +75,7 @@ static int check_dirty_log(struct walk *w, const struct memslot *slot)
 static bool slot_in_limits(const struct walk *w, const struct memslot *slot)
 {
 	const struct ms_config *config = &w->vm->config;
-	uint64_t size = slot->npages << MS_PAGE_SHIFT;
+	uint64_t size = memslot_bytes(slot);
 
 	return slot->id < config->user_mem_slots + MS_INTERNAL_MEM_SLOTS && slot->as_id == w->as_id &&
 	       slot->npages >= 1 && slot->npages <= MS_MEM_MAX_NR_PAGES &&
@@ -89,7 +89,7 @@ static int check_backing(struct walk *w, const struct memslot *slot)
 
 	if (!backing)
 		return 0;
-	if (!backing_has(backing, slot->hva.start, slot->npages << MS_PAGE_SHIFT))
+	if (!backing_has(backing, slot->hva.start, memslot_bytes(slot)))
 		return broken(w, 'B', 2, "slot %" PRIu32 ": its pages are not inside its backing", slot->id);
 	if (backing_is_readonly(backing) && !(slot->flags & MS_MEM_READONLY))
 		return broken(w, 'B', 2, "slot %" PRIu32 " is writable, but its backing is READONLY", slot->id);

@@ -77,7 +77,7 @@ static void collect_all(struct guest_pins *pins, const struct look *look)
 		pins->state = state_of(look->set);
 	for (; slot; slot = design->next(look->set, slot)) {
 		uint64_t gpa = slot->base_gfn << MS_PAGE_SHIFT;
-		struct guest_run run = { slot, gpa, guest_host(slot, gpa), (size_t)(slot->npages << MS_PAGE_SHIFT) };
+		struct guest_run run = { slot, gpa, guest_host(slot, gpa), (size_t)memslot_bytes(slot) };
 
 		if (!(slot->flags & MS_MEMSLOT_INVALID) && pins->wanted++ < pins->room)
 			add_piece(pins, &run);

@@ -146,7 +146,7 @@ static int present_region(const struct ms_vm *vm, uint32_t as_id, uint32_t id, c
 		.flags = slot->flags,
 		.guest_memfd = -1,
 		.guest_phys_addr = slot->base_gfn << MS_PAGE_SHIFT,
-		.memory_size = slot->npages << MS_PAGE_SHIFT,
+		.memory_size = memslot_bytes(slot),
 		.userspace_addr = slot->hva.start,
 	};
 	return 0;

@@ -35,11 +35,11 @@ static inline int slot_create(struct ms_vm *vm, const struct ms_memslot *value, 
 	if (r)
 		return r;
 	(*out)->base_gfn = value->base_gfn;
-	(*out)->npages = value->npages;
+	(*out)->npages = (uint32_t)value->npages;
 	(*out)->hva = (struct interval){ value->userspace_addr, value->userspace_addr + size - 1 };
 	(*out)->id = value->id;
-	(*out)->flags = value->flags & ((1u << MEMSLOT_FLAG_BITS) - 1);
-	(*out)->as_id = as_id & ((1u << MEMSLOT_AS_ID_BITS) - 1);
+	(*out)->flags = value->flags;
+	(*out)->as_id = (uint16_t)as_id;
 	return 0;
 }
 

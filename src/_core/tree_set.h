@@ -4,7 +4,7 @@
  *
  * A slot has two nodes for each structure (gfn tree, hva tree, id hash): a set uses those of its node_idx.  So the
  * writer can edit the inactive set while readers use the active one.  A search by gfn reads one cache line at each
- * level: the gfn nodes of both sets, base_gfn and npages fill exactly one line.
+ * level: the gfn nodes of both sets, base_gfn, npages and id fill exactly one line.
  *
  * Cost: replace O(log n), or O(1) if gfn, host address and id stay the same; search O(log n); find O(1); 192 bytes for
  * each slot.
@@ -22,7 +22,7 @@ struct tree_slot {
 	void *word; /* belongs to the pool, see memory.h */
 };
 
-_Static_assert(offsetof(struct tree_slot, slot.npages) + sizeof(uint64_t) == CACHE_LINE,
+_Static_assert(offsetof(struct tree_slot, slot.id) + sizeof(uint32_t) == CACHE_LINE,
 	       "a search by gfn reads one cache line of each slot");
 _Static_assert(sizeof(struct tree_slot) == 3 * CACHE_LINE, "a slot is three cache lines");
 _Static_assert(offsetof(struct tree_slot, word) + MEMORY_POOL_WORD == sizeof(struct tree_slot),

@@ -36,7 +36,7 @@ struct flat_entry vm_index_entry(const struct memslot *slot)
 	return (struct flat_entry){
 		.base_gfn = slot->base_gfn,
 		.hva = slot->hva.start | (slot->flags & MS_MEM_READONLY ? FLAT_READONLY : 0),
-		.npages = (uint32_t)slot->npages,
+		.npages = slot->npages,
 		.id = slot->id,
 	};
 }
