@@ -31,6 +31,7 @@ from memslots import (
     MEMSLOT_DTYPE,
     VM,
     ClosedError,
+    GfnNotMappedError,
     GuestMemfdError,
     InvalidRegionError,
     MemorySlot,
@@ -566,6 +567,24 @@ def test_integer_table_keeps_its_size() -> None:
     """Guards against cases that are lost by accident."""
     assert len(NO_INTEGERS) + len(INTEGERS) >= 24
     assert len(SPOTS) * (len(NO_INTEGERS) + len(INTEGERS)) >= 500
+
+
+def numbers_around(powers: range) -> set[int]:
+    return {n for power in powers for n in (2**power - 1, 2**power, 2**power + 1)}
+
+
+def test_int_of_any_number_of_digits_has_its_value() -> None:
+    """An int has digits of 30 bits (of 15 in some builds).  The binding reads those of the shortest ones itself."""
+    vm = VM()
+    for number in sorted({0, *numbers_around(range(64))}):
+        with pytest.raises(GfnNotMappedError, match=rf"\b{number:#x}\b"):
+            vm.gfn_to_hva(number)
+    for negative in (-n for n in numbers_around(range(65)) if n):
+        with pytest.raises(OverflowError, match="gfn must be 0 to"):
+            vm.gfn_to_hva(negative)
+    for large in numbers_around(range(64, 100)) - {U64}:
+        with pytest.raises(OverflowError, match="gfn must be 0 to"):
+            vm.gfn_to_hva(large)
 
 
 @pytest.mark.parametrize("value", [2**64 - 1, Index(2**64 - 1), np.uint64(2**64 - 1)])
