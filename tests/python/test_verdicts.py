@@ -235,8 +235,8 @@ def test_work_measures_the_installed_package() -> None:
     version = builds.Version("here", [site])
     work = processes.short_work({"A": version}, 0.02, "id/vm")
     found = work(processes.Planned("A", 0, 0, 0, 16))
-    assert list(found) == ["lookup/id/vm at 32,764"]
-    assert 0 < found["lookup/id/vm at 32,764"] < 1
+    assert list(found) == ["lookup/id/vm at 4,096"]
+    assert 0 < found["lookup/id/vm at 4,096"] < 1
 
 
 def test_failed_process_is_named(tmp_path: Path) -> None:
@@ -258,9 +258,46 @@ def test_work_checks_its_answers(monkeypatch: pytest.MonkeyPatch) -> None:
 
     right = work.time_lookups
     monkeypatch.setattr(work, "time_lookups", time_lookups)
-    for name in ("lookup/hot/vm at 509", "lookup/id/vm at 32,764", "lookup/hva/vm at 32,764"):
+    for name in ("lookup/hot/vm at 509", "lookup/id/vm at 4,096", "lookup/hva/vm at 4,096"):
         with pytest.raises(work.WrongAnswerError, match="1 of 8192 answers are wrong"):
             list(work.measure([name], 0.001))
+
+
+def test_first_pass_of_a_turn_is_not_timed() -> None:
+    from memslots.verdicts import work
+
+    passes = iter([[1000.0], [5.0, 7.0, 90.0]])
+    assert work.turn(lambda: next(passes), 0) == 7.0
+    assert next(passes, None) is None
+
+
+def test_figure_of_a_case_is_the_lower_tenth_of_its_turns() -> None:
+    from memslots.verdicts import work
+
+    assert work.low([float(t) for t in range(30, 0, -1)]) == 4.0
+    assert work.low([2.0, 9.0] + [5.0] * 14) == 5.0
+    assert work.low([3.0]) == 3.0
+
+
+def test_cases_take_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All turns of one case in a row would share a disturbance."""
+    from memslots.verdicts import work
+
+    calls: list[str] = []
+
+    def case(name: str, ns: float) -> Any:
+        def once() -> list[float]:
+            calls.append(name)
+            return [ns + calls.count(name)]
+
+        return lambda vm: once
+
+    cases = {name: (8, "off", case(name, ns)) for name, ns in (("a", 0.0), ("b", 100.0))}
+    monkeypatch.setattr(work, "CASES", cases)
+    found = dict(work.measure(["a", "b"], 0.0))
+    assert "".join(calls) == "aabb" * work.TURNS
+    timed = [2.0 * (i + 1) for i in range(work.TURNS)]
+    assert found == {"a": timed[1] / 1e9, "b": (100 + timed[1]) / 1e9}
 
 
 def test_work_imports_only_names_of_the_old_package() -> None:
