@@ -596,6 +596,6 @@ void writer_release(struct writer *w)
 	memory_free(memory, w->takes, w->takes_room * sizeof(*w->takes));
 	if (w->values != &w->vm->single_value)
 		memory_free(memory, w->values, w->nr * sizeof(*w->values));
-	if (w->change != &w->single)
+	if (w->change != w->few)
 		memory_free(memory, w->change, w->room * sizeof(*w->change));
 }

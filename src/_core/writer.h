@@ -58,7 +58,7 @@ static inline struct writer *writer_of(struct ms_vm *vm, uint32_t as_id, struct 
 
 	w->vm = vm;
 	w->err = err;
-	w->change = &w->single;
+	w->change = w->few;
 	w->nr = w->room = 0;
 	w->scratch = NULL;
 	w->scratch_size = 0;
@@ -72,7 +72,7 @@ static inline struct writer *writer_of(struct ms_vm *vm, uint32_t as_id, struct 
 	w->entries = 0;
 	w->step = WRITER_PREPARES;
 	w->invalidated = w->removed = w->without_hooks = false;
-	w->single = (struct change){ 0 };
+	w->few[0] = (struct change){ 0 };
 	return w;
 }
 
