@@ -20,6 +20,7 @@ struct change {
 	uint8_t kind;      /* enum ms_change_kind */
 	bool staged;       /* the inactive set has the edit already */
 	bool noop;         /* the slot has these values already */
+	bool exchanged;    /* of a transaction: new_slot has the place of old in the inactive set, except by gfn */
 	bool shared_bits;  /* of a transaction: logs of new slots have taken bits from the log of old */
 };
 

@@ -89,6 +89,33 @@ static void test_short_list_allocates_only_slots(void)
 	end_vm(vm);
 }
 
+static struct ms_step move(uint32_t slot, uint64_t place)
+{
+	return (struct ms_step){ .kind = MS_STEP_MOVE, .slot = slot, .guest_phys_addr = place * NPAGES * PAGE };
+}
+
+/* The order of two slots with one host address is that of their gfns: a move may change it, in both directions. */
+static void test_moves_of_equal_host_addresses(void)
+{
+	static const uint64_t places[] = { 0, 3, 0, 2, 3 };
+	struct ms_vm *vm = new_vm(1);
+	struct ms_step steps[2] = { create(HVA_BASE), create(HVA_BASE) };
+
+	steps[0].guest_phys_addr = NPAGES * PAGE;
+	steps[1].guest_phys_addr = 2 * NPAGES * PAGE;
+	steps[1].slot = 2;
+	CHECK_EQ(ms_change_memslots(vm, 0, steps, 2, NULL), 0);
+	for (size_t i = 0; i < ARRAY_SIZE(places); i++) {
+		steps[0] = move(2, places[i]);
+		steps[1] = move(1, places[i]);
+		CHECK_EQ(ms_change_memslots(vm, 0, steps, 2, NULL), -EEXIST);
+		check_sound(vm);
+		CHECK_EQ(ms_change_memslots(vm, 0, steps, 1, NULL), 0);
+		check_sound(vm);
+	}
+	end_vm(vm);
+}
+
 static struct ms_vm *vm_with_high_addresses(void)
 {
 	struct ms_config config = default_config(1);
@@ -139,6 +166,7 @@ int main(int argc, char **argv)
 	test_init(argc, argv, 60);
 	for (; (design_name = ms_backend_name(designs)); designs++) {
 		test_splits_and_merges();
+		test_moves_of_equal_host_addresses();
 		test_split_of_high_addresses();
 	}
 	design_name = "tree";
