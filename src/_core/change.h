@@ -20,6 +20,7 @@ struct change {
 	uint8_t kind;      /* enum ms_change_kind */
 	bool staged;       /* the inactive set has the edit already */
 	bool noop;         /* the slot has these values already */
+	bool exchanged;    /* of a transaction: new_slot has the place of old in the inactive set, except by gfn */
 	bool shared_bits;  /* of a transaction: logs of new slots have taken bits from the log of old */
 };
 
@@ -47,10 +48,13 @@ enum writer_step {
 
 struct ms_vm;
 
+/* A list of so many changes needs no allocation. */
+#define WRITER_FEW 4
+
 struct writer {
 	struct ms_vm *vm;
 	struct ms_error *err;
-	struct change *change; /* &single, or an allocated array of `room` changes */
+	struct change *change; /* few, or an allocated array of `room` changes */
 	size_t nr, room;
 	void *scratch; /* memory of a load */
 	size_t scratch_size;
@@ -66,7 +70,7 @@ struct writer {
 	bool invalidated; /* the INVALID copies are published */
 	bool removed;     /* of a transaction: the old slots have left the inactive set */
 	bool without_hooks; /* the thread that began the change has ended */
-	struct change single;
+	struct change few[WRITER_FEW];
 };
 
 #endif

@@ -5,10 +5,11 @@
 #include "layout_steps.h"
 
 #include <errno.h>
+#include <string.h>
 
 #include "rules.h"
 
-#define TABLE_BITS_MIN 4
+_Static_assert(1 << LAYOUT_FEW_BITS >= 2 * LAYOUT_FEW, "at least half of the entries are empty");
 
 /* ---- items and their ids ---- */
 
@@ -22,7 +23,7 @@ static int refuse(const struct layout *l, int code, enum ms_rule rule, uint64_t 
 
 static size_t table_size(const struct layout *l)
 {
-	return l->by_id ? (size_t)1 << l->table_bits : 0;
+	return (size_t)1 << l->table_bits;
 }
 
 /* The entry of the id: its newest item, or an empty entry in which to put one.  The product spreads ids as in
@@ -39,9 +40,15 @@ static uint32_t *entry_of(const struct layout *l, uint32_t id)
 	}
 }
 
+static void free_table(struct layout *l)
+{
+	if (l->by_id != l->few_by_id)
+		memory_free(&l->vm->memory, l->by_id, table_size(l) * sizeof(*l->by_id));
+}
+
 static bool grow_table(struct layout *l)
 {
-	unsigned bits = TABLE_BITS_MIN;
+	unsigned bits = l->table_bits;
 	uint32_t *table;
 
 	while ((size_t)1 << bits < 2 * l->items.room)
@@ -49,7 +56,7 @@ static bool grow_table(struct layout *l)
 	table = memory_zalloc(&l->vm->memory, sizeof(*table) << bits);
 	if (!table)
 		return false;
-	memory_free(&l->vm->memory, l->by_id, table_size(l) * sizeof(*table));
+	free_table(l);
 	l->by_id = table;
 	l->table_bits = bits;
 	for (size_t i = 0; i < l->items.nr; i++)
@@ -548,11 +555,28 @@ static int apply_step(struct layout *l, const struct ms_step *step)
 	return apply[step->kind](l, step);
 }
 
-int layout_resolve(struct layout *l, const struct ms_step *steps, size_t n)
+/* Without an assignment of the whole struct, which would clear `few` too. */
+static void begin(struct layout *l, const struct writer *w)
+{
+	l->vm = w->vm;
+	l->err = w->err;
+	l->as_id = w->as_id;
+	l->step = 0;
+	l->items = list_in(l->few, LAYOUT_FEW);
+	l->sources = (struct list){ 0 };
+	l->by_id = l->few_by_id;
+	l->table_bits = LAYOUT_FEW_BITS;
+	l->free_id = UINT32_MAX;
+	l->notes = 0;
+	l->knows_free_id = false;
+	memset(l->few_by_id, 0, sizeof(l->few_by_id));
+}
+
+int layout_resolve(struct layout *l, const struct writer *w, const struct ms_step *steps, size_t n)
 {
 	int r = 0;
 
-	l->free_id = UINT32_MAX;
+	begin(l, w);
 	for (size_t i = 0; !r && i < n; i++) {
 		l->step = (uint32_t)i;
 		r = apply_step(l, &steps[i]);
@@ -568,5 +592,5 @@ void layout_free(struct layout *l)
 
 	list_free(memory, &l->items, sizeof(struct layout_item));
 	list_free(memory, &l->sources, sizeof(struct layout_source));
-	memory_free(memory, l->by_id, table_size(l) * sizeof(*l->by_id));
+	free_table(l);
 }

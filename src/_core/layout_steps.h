@@ -13,6 +13,8 @@
  *
  * The model checks the values of each step, but no places: those depend on the final state.
  *
+ * The model of a few items needs no allocation: it lies in struct layout.
+ *
  * Locking: slots_lock, from layout_resolve() to layout_free(): items point to slots of the active set.
  * Cost: O(1) on average for each step; PUNCH O(items + log m) with m slots, and O(1) for each slot in the hole; SPLIT,
  * PUNCH and MERGE O(sources).
@@ -40,6 +42,10 @@ struct layout_source {
 	uint32_t next; /* + 1 */
 };
 
+/* So many items, and a table for them, lie in struct layout. */
+#define LAYOUT_FEW 8
+#define LAYOUT_FEW_BITS 4
+
 struct layout {
 	struct ms_vm *vm;
 	struct ms_error *err;
@@ -52,6 +58,8 @@ struct layout {
 	uint32_t free_id;  /* every id below it is in use in the model; see knows_free_id */
 	uint32_t notes;    /* the number of calls that have noted items */
 	bool knows_free_id; /* false: only the ids that a step has ended are considered in free_id */
+	uint32_t few_by_id[1 << LAYOUT_FEW_BITS];
+	struct layout_item few[LAYOUT_FEW];
 };
 
 static inline struct layout_item *layout_item(const struct layout *l, size_t i)
@@ -64,9 +72,9 @@ static inline struct layout_source *layout_source(const struct layout *l, size_t
 	return (struct layout_source *)l->sources.items + i;
 }
 
-/* Applies the steps.  `l` has vm, as_id and err, and is zeroed otherwise.  A refusal has the number of the step in
- * *err. layout_free() must follow in any case. */
-int layout_resolve(struct layout *l, const struct ms_step *steps, size_t n);
+/* Makes the model of the steps for a change of the writer.  A refusal has the number of the step in *err.
+ * layout_free() must follow in any case. */
+int layout_resolve(struct layout *l, const struct writer *w, const struct ms_step *steps, size_t n);
 void layout_free(struct layout *l);
 
 #endif

@@ -8,6 +8,12 @@
 
 #define LIST_ROOM_MIN 8
 
+static void free_items(struct memory *memory, const struct list *list, size_t size)
+{
+	if (!list->borrows)
+		memory_free(memory, list->items, list->room * size);
+}
+
 bool list_reserve(struct memory *memory, struct list *list, size_t size, size_t more)
 {
 	size_t room = list->room ? 2 * list->room : LIST_ROOM_MIN;
@@ -22,14 +28,15 @@ bool list_reserve(struct memory *memory, struct list *list, size_t size, size_t 
 		return false;
 	if (list->nr)
 		memcpy(items, list->items, list->nr * size);
-	memory_free(memory, list->items, list->room * size);
+	free_items(memory, list, size);
 	list->items = items;
 	list->room = room;
+	list->borrows = false;
 	return true;
 }
 
 void list_free(struct memory *memory, struct list *list, size_t size)
 {
-	memory_free(memory, list->items, list->room * size);
+	free_items(memory, list, size);
 	*list = (struct list){ 0 };
 }

@@ -201,6 +201,7 @@
 #define vm_call_closed_hooks ms_vm_call_closed_hooks
 #define vm_design ms_vm_design
 #define vm_end_update ms_vm_end_update
+#define vm_exchange ms_vm_exchange
 #define vm_fill ms_vm_fill
 #define vm_free_deferred ms_vm_free_deferred
 #define vm_has_closed_hooks ms_vm_has_closed_hooks

@@ -19,6 +19,7 @@
  * Cost: O(log m) for each change with m slots, O(words) for each new log, one grace period.
  */
 #include <errno.h>
+#include <string.h>
 
 #include "layout_steps.h"
 #include "private/preview.h"
@@ -102,12 +103,17 @@ static int check_total(const struct writer *w, const struct layout *l)
 
 static int alloc_changes(struct writer *w, size_t n)
 {
-	w->change = memory_zalloc(&w->vm->memory, n * sizeof(*w->change));
-	if (w->change) {
+	struct change *change = w->few;
+
+	if (n <= WRITER_FEW)
+		memset(change, 0, n * sizeof(*change));
+	else
+		change = memory_zalloc(&w->vm->memory, n * sizeof(*change));
+	if (change) {
+		w->change = change;
 		w->room = n;
 		return 0;
 	}
-	w->change = &w->single;
 	return at_entry(w, no_memory(w->err), w->entries);
 }
 
@@ -219,8 +225,8 @@ static int make_takes(struct writer *w, const struct layout *l)
 
 static int make(struct writer *w, const struct ms_step *steps, size_t n)
 {
-	struct layout layout = { .vm = w->vm, .as_id = w->as_id, .err = w->err };
-	int r = layout_resolve(&layout, steps, n);
+	struct layout layout;
+	int r = layout_resolve(&layout, w, steps, n);
 
 	if (!r)
 		r = make_changes(w, &layout);
@@ -338,12 +344,12 @@ static void copy_resolved(const struct layout *l, struct ms_resolved *out, size_
 static int resolve(struct writer *w, const struct ms_step *steps, size_t n, struct ms_resolved *out, size_t room,
 		   size_t *nr)
 {
-	struct layout layout = { .vm = w->vm, .as_id = w->as_id, .err = w->err };
+	struct layout layout;
 	int r = rules_as_id(w->vm, w->as_id, w->err);
 
 	if (r)
 		return r;
-	r = layout_resolve(&layout, steps, n);
+	r = layout_resolve(&layout, w, steps, n);
 	copy_resolved(&layout, out, room);
 	*nr = layout.items.nr;
 	layout_free(&layout);

@@ -240,6 +240,39 @@ static void tree_replace(struct memslot_set *set, struct memslot *old, struct me
 		link_slot(set, new_slot);
 }
 
+/* ---- a replace whose halves in the order by gfn come later ---- */
+
+static bool has_start(const struct memslot_set *set, struct rb_node *node, uint64_t start)
+{
+	return node && interval_of(&set->hva_tree, container_of(node, struct interval_hook, rb))->start == start;
+}
+
+/* Slots that begin at the same host address lie next to each other in the hva tree, in the order of their gfns. */
+static bool tree_exchange(struct memslot_set *set, struct memslot *old, struct memslot *new_slot)
+{
+	struct tree_slot *from = tree_slot_of(old), *to = tree_slot_of(new_slot);
+	struct interval_hook *hook = &from->hva_hook[set->node_idx];
+
+	if (has_start(set, rb_prev(&hook->rb), old->hva.start) || has_start(set, rb_next(&hook->rb), old->hva.start))
+		return false;
+	carry_last_used_slot(set, old, new_slot);
+	id_hash_replace(&set->ids, &from->id_link[set->node_idx], &to->id_link[set->node_idx]);
+	interval_tree_replace(&set->hva_tree, hook, &to->hva_hook[set->node_idx]);
+	memslot_leaves(set, old);
+	memslot_joins(set, new_slot);
+	return true;
+}
+
+static void tree_leave(struct memslot_set *set, struct memslot *slot)
+{
+	rb_erase(&set->gfn_tree, &tree_slot_of(slot)->gfn_node[set->node_idx]);
+}
+
+static void tree_enter(struct memslot_set *set, struct memslot *slot)
+{
+	gfn_insert(set, tree_slot_of(slot));
+}
+
 /* ---- many slots at once ---- */
 
 /* The slots in the order of one of the two trees. */
@@ -507,6 +540,9 @@ const struct memslot_design DESIGN_OF(tree) = {
 	.hva_range = tree_hva_range,
 	.begin = tree_begin,
 	.replace = tree_replace,
+	.exchange = tree_exchange,
+	.leave = tree_leave,
+	.enter = tree_enter,
 	.build = tree_build,
 	.mirror = tree_mirror,
 	.follow = tree_follow,

@@ -51,6 +51,14 @@ static out_of_line void mark_edit(struct overlays *overlays, const struct memslo
 		overlays_mark(overlays, new_slot->base_gfn, new_slot->base_gfn + new_slot->npages);
 }
 
+static void count_edit(struct memslot_set *set, const struct memslot *old, const struct memslot *new_slot)
+{
+	if (old)
+		memslot_count(set, old, -1u);
+	if (new_slot)
+		memslot_count(set, new_slot, 1);
+}
+
 void vm_replace(struct ms_vm *vm, struct memslot_set *set, struct memslot *old, struct memslot *new_slot)
 {
 	struct overlays *overlays = &as_of(set)->overlays;
@@ -58,10 +66,21 @@ void vm_replace(struct ms_vm *vm, struct memslot_set *set, struct memslot *old, 
 	if (unlikely(overlays_exist(overlays)))
 		mark_edit(overlays, old, new_slot);
 	vm->design->replace(set, old, new_slot);
-	if (old)
-		memslot_count(set, old, -1u);
-	if (new_slot)
-		memslot_count(set, new_slot, 1);
+	count_edit(set, old, new_slot);
+}
+
+bool vm_exchange(struct ms_vm *vm, struct memslot_set *set, struct memslot *old, struct memslot *new_slot)
+{
+	struct overlays *overlays = &as_of(set)->overlays;
+
+	if (!vm->design->exchange)
+		return false;
+	if (unlikely(overlays_exist(overlays)))
+		mark_edit(overlays, old, new_slot);
+	if (!vm->design->exchange(set, old, new_slot))
+		return false;
+	count_edit(set, old, new_slot);
+	return true;
 }
 
 static void mark_new(const struct memslot_set *set, struct overlays *overlays, const struct sort_item *items, size_t n)

@@ -99,6 +99,9 @@ static inline void vm_index_end_change(struct ms_vm *vm, uint32_t as_id)
 /* design->replace(); marks the slots before it. */
 void vm_replace(struct ms_vm *vm, struct memslot_set *set, struct memslot *old, struct memslot *new_slot);
 
+/* The same with exchange() of the design.  Returns false if that is not possible. */
+bool vm_exchange(struct ms_vm *vm, struct memslot_set *set, struct memslot *old, struct memslot *new_slot);
+
 /* design->build(); marks the new slots before it. */
 bool vm_fill(struct ms_vm *vm, struct memslot_set *set, const struct sort_item *by_gfn, const struct sort_item *by_hva,
 	     size_t n);

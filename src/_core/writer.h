@@ -25,7 +25,8 @@
  *
  * A transaction has no INVALID copies.  All its edits are staged: first every old slot leaves the private set, then
  * every new one enters it, because one may have the place or the id of another.  Only a change that keeps its place
- * exchanges the two slots at once.  Then the listeners prepare, and the one swap publishes all edits.  propagate makes
+ * exchanges the two slots at once.  A MOVE exchanges them at once in each order except that by gfn, if the design can.
+ * Then the listeners prepare, and the one swap publishes all edits.  propagate makes
  * them in the same two halves.  Nothing is refused after the swap.
  *
  *   transaction            CREATE        DELETE      MOVE, RESIZE        FLAGS_ONLY
@@ -58,7 +59,7 @@ static inline struct writer *writer_of(struct ms_vm *vm, uint32_t as_id, struct 
 
 	w->vm = vm;
 	w->err = err;
-	w->change = &w->single;
+	w->change = w->few;
 	w->nr = w->room = 0;
 	w->scratch = NULL;
 	w->scratch_size = 0;
@@ -72,7 +73,7 @@ static inline struct writer *writer_of(struct ms_vm *vm, uint32_t as_id, struct 
 	w->entries = 0;
 	w->step = WRITER_PREPARES;
 	w->invalidated = w->removed = w->without_hooks = false;
-	w->single = (struct change){ 0 };
+	w->few[0] = (struct change){ 0 };
 	return w;
 }
 

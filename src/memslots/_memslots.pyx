@@ -1051,7 +1051,9 @@ A virtual machine's memory slots (the part of struct kvm that concerns slots).
 
     def transaction(self, as_id=0):
         """A Transaction: a context manager whose steps take effect as one change with one swap, or not at all."""
-        return Transaction(self, as_id)
+        cdef Transaction t = Transaction.__new__(Transaction)
+        _make_transaction(t, self, as_id)
+        return t
 
     def apply(self, layout, *, coalesce=True, max_slots=None, keep_ids=True, as_id=0):
         """Gives the address space a layout in one transaction, and returns the Plan.
@@ -1109,12 +1111,14 @@ A virtual machine's memory slots (the part of struct kvm that concerns slots).
         of step k in backings, which _state() or _backings_in() made, or -1."""
         cdef uint32_t space = _as_id(self, as_id)
         cdef _Backings source = _Backings.__new__(_Backings) if backings is None else backings
-        cdef _Steps list_of_steps = _steps_of_rows(steps, source, places)
+        cdef _Steps list_of_steps
         cdef bint done
+        list_of_steps.array, list_of_steps.n = NULL, 0
         try:
-            done = _carry_out(self, space, list_of_steps, generation)
+            _add_rows(&list_of_steps, steps, source, places)
+            done = _carry_out(self, space, &list_of_steps, generation)
         finally:
-            _drop_steps(list_of_steps)
+            _drop_steps(&list_of_steps)
         if done:
             _report_hooks(self)
         return bool(done)

@@ -5,50 +5,62 @@
 _STEP_NAMES = ("create", "delete", "move", "set_flags", "resize", "split", "merge", "punch", "set_flags")
 
 
-# ---- lists of steps ------------------------------------------------------------------------------------------------
+# ---- lists of steps: each step has a reference to its backing ---------------------------------------------------------
 
-@cython.final
-@cython.freelist(8)
-cdef class _Steps:
-    """A list of steps.  Each step has a reference to its backing."""
-    cdef ms_step *items
-    cdef size_t n
-    cdef size_t room
+cdef enum: FEW_STEPS = 4
 
-    def __dealloc__(self):
-        _drop_steps(self)
+cdef struct _Steps:
+    ms_step few[FEW_STEPS]  # the steps, while there is no array: a short list needs no allocation
+    ms_step *array          # or NULL
+    size_t n
+    size_t room             # of the array
 
 
-cdef int _reserve_steps(_Steps steps, size_t room) except -1:
-    cdef ms_step *items
-    if room <= steps.room:
+cdef inline ms_step *_items(_Steps *steps) noexcept:
+    return &steps.few[0] if steps.array is NULL else steps.array
+
+
+cdef inline size_t _room(const _Steps *steps) noexcept:
+    return FEW_STEPS if steps.array is NULL else steps.room
+
+
+cdef int _reserve_steps(_Steps *steps, size_t more) except -1:
+    """Makes room for `more` steps.  Pointers to steps are invalid afterwards."""
+    cdef size_t room = max(2 * _room(steps), steps.n + more, <size_t>16)
+    cdef ms_step *array
+    if steps.n + more <= _room(steps):
         return 0
-    items = <ms_step *>realloc(steps.items, room * sizeof(ms_step))
-    if items is NULL:
+    array = <ms_step *>realloc(steps.array, room * sizeof(ms_step))
+    if array is NULL:
         raise _out_of_memory()
-    steps.items, steps.room = items, room
+    if steps.array is NULL:
+        memcpy(array, steps.few, steps.n * sizeof(ms_step))
+    steps.array, steps.room = array, room
     return 0
 
 
-cdef int _add_step(_Steps steps, const ms_step *step) except -1:
+cdef int _add_step(_Steps *steps, const ms_step *step) except -1:
     """Takes over the caller's reference to the backing, also if it fails."""
-    if steps.n == steps.room:
+    if steps.n == _room(steps):
         try:
-            _reserve_steps(steps, max(2 * steps.room, 16))
+            _reserve_steps(steps, 1)
         except BaseException:
             ms_backing_put(step.backing)
             raise
-    steps.items[steps.n] = step[0]
+    _items(steps)[steps.n] = step[0]
     steps.n += 1
     return 0
 
 
-cdef void _drop_steps(_Steps steps) noexcept:
+cdef void _drop_steps(_Steps *steps) noexcept:
+    """Afterwards the list is empty, and can be dropped again."""
+    cdef ms_step *items = _items(steps)
     cdef size_t i
     for i in range(steps.n):
-        ms_backing_put(steps.items[i].backing)
-    free(steps.items)
-    steps.items, steps.n, steps.room = NULL, 0, 0
+        if items[i].backing is not NULL:
+            ms_backing_put(items[i].backing)
+    free(steps.array)
+    steps.array, steps.n = NULL, 0
     _drain_released()
 
 
@@ -131,33 +143,35 @@ cdef object _other_request(VM vm, uint32_t as_id, const ms_step *step, ms_rule r
     return request._replace(slot=step.other, is_hole=False) if is_other else request
 
 
-cdef object _step_request(VM vm, uint32_t as_id, _Steps steps, const ms_error *err):
+cdef object _step_request(VM vm, uint32_t as_id, _Steps *steps, const ms_error *err):
     """The slot of a refused step as the step would make it.
 
     The engine looks again, so another thread's change in between can lead to numbers of that change."""
     cdef ms_error unused
     cdef int r = 0
     cdef size_t index = err.index
-    cdef const ms_step *step = &steps.items[index]
-    cdef list resolved = _resolved(vm, as_id, steps.items, steps.n, &unused, &r)
+    cdef const ms_step *items = _items(steps)
+    cdef list resolved = _resolved(vm, as_id, items, steps.n, &unused, &r)
     cdef object request = None
     if resolved is not None:
         request = _placed_request(resolved, index, &err.other)
     if request is None:
-        resolved = _resolved(vm, as_id, steps.items, index, &unused, &r)
-        request = _value_request(vm, as_id, step, resolved or [])
-        request = _other_request(vm, as_id, step, err.rule, request)
+        resolved = _resolved(vm, as_id, items, index, &unused, &r)
+        request = _value_request(vm, as_id, &items[index], resolved or [])
+        request = _other_request(vm, as_id, &items[index], err.rule, request)
     return request
 
 
-cdef object _steps_refusal(VM vm, int r, const ms_error *err, uint32_t as_id, _Steps steps):
+cdef object _steps_refusal(VM vm, int r, const ms_error *err, uint32_t as_id, _Steps *steps):
     """The exception for a refused list of steps.  It names the step."""
     cdef list raised = _raised_by(vm, err)  # taken first, as in _load_refusal()
     cdef object error, where = ""
+    cdef uint32_t kind
     if err.rule in _NOT_LOCKED or err.index >= steps.n:
         return _refusal(vm, r, err, Request(as_id=as_id), "", raised)
-    if steps.items[err.index].kind < len(_STEP_NAMES):
-        where = f" ({_STEP_NAMES[steps.items[err.index].kind]})"
+    kind = _items(steps)[err.index].kind
+    if kind < len(_STEP_NAMES):
+        where = f" ({_STEP_NAMES[kind]})"
     where = f"step {err.index}{where}: "
     if err.rule == MS_RULE_LISTENER_REFUSED and r == -ECANCELED:
         error = _refusal(vm, r, err, Request(), where, raised)
@@ -236,35 +250,36 @@ def _backings_in(Snapshot snapshot not None):
     return _backings_of_snapshot(snapshot)
 
 
-cdef _Steps _steps_of_rows(object rows, _Backings backings, object places):
-    """The steps of an array of STEP_DTYPE.  A step k with places[k] >= 0 gets that backing."""
-    cdef _Steps steps = _Steps.__new__(_Steps)
+cdef int _add_rows(_Steps *steps, object rows, _Backings backings, object places) except -1:
+    """Adds the steps of an array of STEP_DTYPE.  A step k with places[k] >= 0 gets that backing."""
     cdef const uint64_t[:] gpa = rows["guest_phys_addr"], size = rows["memory_size"], hva = rows["userspace_addr"]
     cdef const uint32_t[:] kind = rows["kind"], slot = rows["slot"], other = rows["other"], flags = rows["flags"]
     cdef const int64_t[:] place = np.full(len(rows), -1) if places is None else np.asarray(places, dtype=np.int64)
+    cdef ms_step step
     cdef size_t i
     _reserve_steps(steps, len(rows))
     for i in range(<size_t>len(rows)):
-        steps.items[i] = ms_step(kind[i], slot[i], other[i], flags[i], gpa[i], size[i], hva[i], NULL)
+        step = ms_step(kind[i], slot[i], other[i], flags[i], gpa[i], size[i], hva[i], NULL)
         if 0 <= place[i] < <int64_t>backings.n and backings.items[place[i]] is not NULL:
-            steps.items[i].backing = ms_backing_get(backings.items[place[i]])
-        steps.n = i + 1
-    return steps
+            step.backing = ms_backing_get(backings.items[place[i]])
+        _add_step(steps, &step)
+    return 0
 
 
-cdef bint _carry_out(VM vm, uint32_t as_id, _Steps steps, object generation) except -1:
+cdef bint _carry_out(VM vm, uint32_t as_id, _Steps *steps, object generation) except -1:
     """Carries out steps.  False if the address space has another generation; nothing has changed then."""
     cdef ms_error err
     cdef uint64_t wanted = 0 if generation is None else generation
     cdef bint any_generation = generation is None
+    cdef const ms_step *items = _items(steps)
     cdef int r
     err.index = 0xFFFFFFFF
     err.rule = MS_RULE_NONE
     with nogil:
         if any_generation:
-            r = ms_change_memslots(vm._vm, as_id, steps.items, steps.n, &err)
+            r = ms_change_memslots(vm._vm, as_id, items, steps.n, &err)
         else:
-            r = ms_change_memslots_at(vm._vm, as_id, wanted, steps.items, steps.n, &err)
+            r = ms_change_memslots_at(vm._vm, as_id, wanted, items, steps.n, &err)
     if r == -errno.EAGAIN and err.rule == MS_RULE_NONE:
         return False
     if r:
@@ -275,6 +290,7 @@ cdef bint _carry_out(VM vm, uint32_t as_id, _Steps steps, object generation) exc
 # ---- Transaction ---------------------------------------------------------------------------------------------------
 
 cdef enum _Stage:
+    NOT_MADE
     NOT_BEGUN
     COLLECTS
     HAS_ENDED
@@ -282,6 +298,7 @@ cdef enum _Stage:
 
 @cython.final
 @cython.no_gc_clear
+@cython.freelist(8)
 cdef class Transaction:
     """Changes that take effect as one, in the block of ``with vm.transaction() as t:``.  ``VM.transaction()`` makes it.
 
@@ -301,16 +318,17 @@ cdef class Transaction:
     """
     cdef readonly VM vm
     cdef readonly uint32_t as_id
-    cdef _Steps _steps  # None: the transaction has ended
+    cdef _Steps _steps  # after the end only its call reads them
     cdef dict _used     # or None; whether an id is in use after the steps; for other ids the VM knows
     cdef object _low    # no id below it is free after the steps; None: the VM has not been looked at
     cdef _Stage _stage
     cdef bint _in_call  # a call reads the steps without the GIL
 
-    def __cinit__(self, VM vm not None, as_id=0):
-        self.vm = vm
-        self.as_id = _as_id(vm, as_id)
-        self._steps = _Steps.__new__(_Steps)
+    def __init__(self, VM vm not None, as_id=0):
+        _make_transaction(self, vm, as_id)
+
+    def __dealloc__(self):
+        _drop_steps(&self._steps)
 
     def __reduce__(self):
         raise TypeError("a Transaction cannot be pickled or copied")
@@ -323,41 +341,37 @@ cdef class Transaction:
         return self
 
     def __exit__(self, exc_type=None, exc=None, traceback=None):
-        cdef _Steps steps
         with cython.critical_section(self):
             if self._stage != COLLECTS:
                 raise RuntimeError("the transaction has ended, or has not begun")
             self._check()
-            steps, self._steps = self._steps, None
             self._stage = HAS_ENDED
         try:
             if exc_type is None:
-                _carry_out(self.vm, self.as_id, steps, None)
+                _carry_out(self.vm, self.as_id, &self._steps, None)
         finally:
-            _drop_steps(steps)
+            _drop_steps(&self._steps)
         if exc_type is None:
             _report_hooks(self.vm)
 
     def __len__(self):
         """The number of steps that are collected; 0 after the end."""
-        return 0 if self._steps is None else self._steps.n
+        return 0 if self._stage == HAS_ENDED else self._steps.n
 
     def __bool__(self):
         return True
 
     def __repr__(self):
-        state = ("not begun", "collects", "ended")[self._stage]
+        state = ("not made", "not begun", "collects", "ended")[self._stage]
         return f"<Transaction in address space {self.as_id}: {state}, {len(self)} steps>"
 
     cdef int _append(self, const ms_step *step) except -1:
         """Takes over the caller's reference to the backing."""
         with cython.critical_section(self):
-            try:
-                self._check()
-            except BaseException:
+            if self._stage != COLLECTS or self._in_call:
                 ms_backing_put(step.backing)
-                raise
-            _add_step(self._steps, step)
+                self._check()
+            _add_step(&self._steps, step)
         return 0
 
     cdef int _begin_use(self) except -1:
@@ -456,14 +470,12 @@ cdef class Transaction:
     def delete(self, slot):
         """Deletes a slot."""
         cdef ms_step step = ms_step(MS_STEP_DELETE, _u32(slot, "slot"), 0, 0, 0, 0, 0, NULL)
-        self._check()
         self._append(&step)
         self._use_id(step.slot, False)
 
     def move(self, slot, gpa):
         """Moves a slot to another guest physical address."""
         cdef ms_step step = ms_step(MS_STEP_MOVE, _u32(slot, "slot"), 0, 0, _u64(gpa, "gpa"), 0, 0, NULL)
-        self._check()
         self._append(&step)
 
     def set_flags(self, slot, *, set=0, clear=0):
@@ -472,7 +484,6 @@ cdef class Transaction:
         The other flags are those that the slot has at the end of the block."""
         cdef ms_step step = ms_step(MS_STEP_CHANGE_FLAGS, _u32(slot, "slot"), _u32(clear, "clear"), _u32(set, "set"), 0, 0,
                                     0, NULL)
-        self._check()
         self._append(&step)
 
     def resize(self, slot, npages):
@@ -507,7 +518,6 @@ cdef class Transaction:
         They must be neighbours in guest and in host memory, in the same order, with the same flags and the same buffer, or
         none.  Dirty bits follow their pages."""
         cdef ms_step step = ms_step(MS_STEP_MERGE, _u32(slot, "slot"), _u32(other, "other"), 0, 0, 0, 0, NULL)
-        self._check()
         self._append(&step)
         if step.slot != step.other:
             self._use_id(step.other, False)
@@ -526,9 +536,9 @@ cdef class Transaction:
         self._begin_use()
         try:
             err.index, err.rule = 0xFFFFFFFF, MS_RULE_NONE
-            resolved = _resolved(self.vm, self.as_id, self._steps.items, self._steps.n, &err, &r)
+            resolved = _resolved(self.vm, self.as_id, _items(&self._steps), self._steps.n, &err, &r)
             if resolved is None:
-                raise _steps_refusal(self.vm, r, &err, self.as_id, self._steps)
+                raise _steps_refusal(self.vm, r, &err, self.as_id, &self._steps)
             new = [slot.id for slot, at in resolved
                    if at == self._steps.n - 1 and slot.npages and not self._in_use(slot.id)]
         except BaseException:
@@ -537,7 +547,7 @@ cdef class Transaction:
         finally:
             self._in_call = False
         if len(new) == 1:
-            self._steps.items[self._steps.n - 1].other = new[0]
+            _items(&self._steps)[self._steps.n - 1].other = new[0]
         for slot, _ in resolved:
             self._use_id(slot.id, slot.npages > 0)
         return new
@@ -546,20 +556,31 @@ cdef class Transaction:
         """The Snapshot that the end would publish now.  It refuses what the end would refuse, except for listeners."""
         self._begin_use()
         try:
-            return _preview(self.vm, self.as_id, self._steps)
+            return _preview(self.vm, self.as_id, &self._steps)
         finally:
             self._in_call = False
 
     def diff(self):
         """The Diff from the present slots of the VM to preview()."""
         cdef Snapshot now, then
+        self._check()
         while True:
             now, then = _snapshot(self.vm, self.as_id), self.preview()
             if now.generation == then.generation:
                 return now.diff(then)
 
 
-cdef Snapshot _preview(VM vm, uint32_t as_id, _Steps steps):
+cdef int _make_transaction(Transaction t, VM vm, object as_id) except -1:
+    cdef uint32_t space = _as_id(vm, as_id)
+    with cython.critical_section(t):
+        if t._stage != NOT_MADE:
+            raise RuntimeError("a transaction is made once; vm.transaction() makes a new one")
+        t.vm, t.as_id, t._stage = vm, space, NOT_BEGUN
+    return 0
+
+
+cdef Snapshot _preview(VM vm, uint32_t as_id, _Steps *steps):
+    cdef const ms_step *items = _items(steps)
     cdef ms_preview preview
     cdef ms_error err
     cdef int r
@@ -572,7 +593,7 @@ cdef Snapshot _preview(VM vm, uint32_t as_id, _Steps steps):
             raise _out_of_memory()
         err.index, err.rule, preview.nr = 0xFFFFFFFF, MS_RULE_NONE, 0
         with nogil:
-            r = ms_preview_memslots(vm._vm, as_id, steps.items, steps.n, &preview, &err)
+            r = ms_preview_memslots(vm._vm, as_id, items, steps.n, &preview, &err)
         if r == 0 and preview.nr <= preview.room:
             return _snapshot_of(vm, as_id, rows, &preview)
         free(preview.backings)

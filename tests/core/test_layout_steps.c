@@ -6,6 +6,7 @@
 #include "fixture.h"
 
 #include "layout_steps.h"
+#include "writer.h"
 
 #define LOG MS_MEM_LOG_DIRTY_PAGES
 #define NPAGES 32u
@@ -43,7 +44,8 @@ static bool is_dirty(struct ms_vm *vm, uint32_t id, uint64_t page)
 static void test_splits_and_merges(void)
 {
 	struct ms_vm *vm = new_vm(1);
-	struct layout layout = { .vm = vm };
+	const struct writer *w = writer_of(vm, 0, NULL);
+	struct layout layout;
 	struct ms_step steps[2 * PAIRS], first = create(HVA_BASE);
 
 	CHECK_EQ(ms_change_memslots(vm, 0, &first, 1, NULL), 0);
@@ -52,7 +54,7 @@ static void test_splits_and_merges(void)
 		steps[2 * i] = split();
 		steps[2 * i + 1] = merge(1, 2);
 	}
-	CHECK_EQ(layout_resolve(&layout, steps, 2 * PAIRS), 0);
+	CHECK_EQ(layout_resolve(&layout, w, steps, 2 * PAIRS), 0);
 	CHECK(layout.sources.nr <= 4 * PAIRS);
 	layout_free(&layout);
 
@@ -60,6 +62,57 @@ static void test_splits_and_merges(void)
 	CHECK_EQ(ms_change_memslots(vm, 0, steps, 2 * PAIRS, NULL), 0);
 	CHECK(is_dirty(vm, 2, MIDDLE + 1));
 	check_sound(vm);
+	end_vm(vm);
+}
+
+/* Two slots trade places.  The model and the list of changes need no memory of their own. */
+static void test_short_list_allocates_only_slots(void)
+{
+	struct ms_vm *vm = new_vm(1);
+	struct ms_step steps[2] = { create(HVA_BASE), create(HVA_BASE) };
+	uint64_t first = steps[0].guest_phys_addr, second = first + steps[0].memory_size;
+
+	steps[1].slot++;
+	steps[1].guest_phys_addr = second;
+	CHECK_EQ(ms_change_memslots(vm, 0, steps, 2, NULL), 0);
+	for (uint32_t i = 0; i < 2; i++)
+		steps[i] = (struct ms_step){
+			.kind = MS_STEP_MOVE,
+			.slot = steps[i].slot,
+			.guest_phys_addr = i ? first : second,
+		};
+	memory_fail(&vm->memory, UINT64_MAX, false); /* only counts */
+	CHECK_EQ(ms_change_memslots(vm, 0, steps, 2, NULL), 0);
+	CHECK_EQ(atomic_load(&vm->memory.attempts), 2);
+	memory_fail(&vm->memory, 0, false);
+	check_sound(vm);
+	end_vm(vm);
+}
+
+static struct ms_step move(uint32_t slot, uint64_t place)
+{
+	return (struct ms_step){ .kind = MS_STEP_MOVE, .slot = slot, .guest_phys_addr = place * NPAGES * PAGE };
+}
+
+/* The order of two slots with one host address is that of their gfns: a move may change it, in both directions. */
+static void test_moves_of_equal_host_addresses(void)
+{
+	static const uint64_t places[] = { 0, 3, 0, 2, 3 };
+	struct ms_vm *vm = new_vm(1);
+	struct ms_step steps[2] = { create(HVA_BASE), create(HVA_BASE) };
+
+	steps[0].guest_phys_addr = NPAGES * PAGE;
+	steps[1].guest_phys_addr = 2 * NPAGES * PAGE;
+	steps[1].slot = 2;
+	CHECK_EQ(ms_change_memslots(vm, 0, steps, 2, NULL), 0);
+	for (size_t i = 0; i < ARRAY_SIZE(places); i++) {
+		steps[0] = move(2, places[i]);
+		steps[1] = move(1, places[i]);
+		CHECK_EQ(ms_change_memslots(vm, 0, steps, 2, NULL), -EEXIST);
+		check_sound(vm);
+		CHECK_EQ(ms_change_memslots(vm, 0, steps, 1, NULL), 0);
+		check_sound(vm);
+	}
 	end_vm(vm);
 }
 
@@ -113,9 +166,11 @@ int main(int argc, char **argv)
 	test_init(argc, argv, 60);
 	for (; (design_name = ms_backend_name(designs)); designs++) {
 		test_splits_and_merges();
+		test_moves_of_equal_host_addresses();
 		test_split_of_high_addresses();
 	}
 	design_name = "tree";
+	test_short_list_allocates_only_slots();
 	test_update_of_high_addresses();
 	return test_done("layout steps", designs, "designs");
 }

@@ -403,8 +403,9 @@ def test_steps_outside_of_the_block_are_refused(
     vm: VM, use: Callable[[Transaction], object]
 ) -> None:
     before = digest(vm)
-    with pytest.raises(RuntimeError, match=r"with vm\.transaction|not begun"):
-        use(vm.transaction())
+    for t in (vm.transaction(), Transaction(vm), Transaction.__new__(Transaction)):
+        with pytest.raises(RuntimeError, match=r"with vm\.transaction|not begun"):
+            use(t)
     with vm.transaction() as t:
         pass
     with pytest.raises(RuntimeError, match="ended"):
@@ -417,6 +418,25 @@ def test_transaction_runs_once(vm: VM) -> None:
         pass
     with pytest.raises(RuntimeError, match="runs once"), t:
         pass
+
+
+def test_transaction_is_made_once(vm: VM) -> None:
+    t = Transaction(vm, as_id=0)
+    with pytest.raises(RuntimeError, match="made once"):
+        t.__init__(vm)
+    with t:
+        t.move(1, 2**20)
+        with pytest.raises(RuntimeError, match="made once"):
+            t.__init__(VM())
+    assert vm.id_to_memslot(1).gpa == 2**20
+    blank = Transaction.__new__(Transaction)
+    assert (len(blank), blank.vm) == (0, None)
+    with pytest.raises(RuntimeError, match=r"vm\.transaction\(\) makes"), blank:
+        pass
+    with pytest.raises(InvalidRegionError, match="address space 9"):
+        blank.__init__(vm, 9)
+    with pytest.raises(TypeError):
+        Transaction(None)
 
 
 def test_inner_transaction_is_an_earlier_change(vm: VM) -> None:
@@ -546,6 +566,34 @@ def test_buffers_of_a_transaction_that_never_ends_are_released() -> None:
             memory.close()
         del t
         memory.close()
+
+
+@pytest.mark.parametrize("n", [1, 4, 5, 16, 17, 40])
+def test_lists_of_any_length_keep_their_steps_and_buffers(n: int) -> None:
+    """A short list lies inside the Transaction, a longer one in an array."""
+    buffers = [mmap.mmap(-1, PAGE) for _ in range(n)]
+
+    def collect_all(t: Transaction) -> None:
+        for k, buffer in enumerate(buffers):
+            assert len(t) == k
+            assert t.map_buffer((n - k) * PAGE, buffer).slot == k
+        assert [slot.gpa for slot in t.preview()] == [(k + 1) * PAGE for k in range(n)]
+
+    with VM() as vm:
+        with suppress(ArithmeticError), vm.transaction() as t:
+            collect_all(t)
+            raise ArithmeticError
+        for k in range(n):  # no reference is left, so that a buffer can be closed
+            buffers[k].close()
+            buffers[k] = mmap.mmap(-1, PAGE)
+        with vm.transaction() as t:
+            collect_all(t)
+        assert len(t) == 0
+        assert [slot.id for slot in vm] == list(range(n))[::-1]
+        with pytest.raises(BufferError):
+            buffers[-1].close()
+    for buffer in buffers:
+        buffer.close()
 
 
 def test_set_flags_is_relative_to_the_end(vm: VM) -> None:
