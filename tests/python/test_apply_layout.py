@@ -232,7 +232,7 @@ def test_the_comparison_of_a_vm_finds_what_the_model_finds() -> None:
 def test_apply_makes_the_plan_of_the_two_layouts() -> None:
     """The comparison with the slots of the VM leads to the same plan as the comparison of two tables."""
     rng = random.Random(9)
-    for turn in range(300):
+    for turn in range(200):
         current, wanted = random_pair(rng, 1 + turn % 12)
         options = {"keep_ids": rng.random() < 0.7, "coalesce": rng.random() < 0.5}
         target = runs_of(wanted) if rng.random() < 0.5 else rows_of(wanted)
