@@ -33,7 +33,7 @@ LAYERS = {
     "3c": ("change", "holds", "vcpu_hint"),
     "4a": ("vm",),
     "4b": ("rules", "slot_make", "look", "listeners"),
-    "4c": ("vm_index", "snapshot", "preview"),
+    "4c": ("vm_index", "snapshot", "preview", "comparison"),
     "4d": ("search", "writer", "update", "held_index", "layout_steps"),
     "4e": ("batch_walk", "guest_run"),
     "4f": ("guest_pins",),

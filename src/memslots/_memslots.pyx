@@ -46,6 +46,7 @@ from posix.unistd cimport getpid
 from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
 
 from ._calls cimport *
+from ._comparison cimport *
 from ._measure cimport *
 from ._preview cimport *
 from ._snapshot cimport *
@@ -1108,7 +1109,7 @@ A virtual machine's memory slots (the part of struct kvm that concerns slots).
         """Carries out an array of layout.STEP_DTYPE as one change.
 
         False, and nothing has changed, if the address space has another generation.  places[k] is the place of the backing
-        of step k in backings, which _state() or _backings_in() made, or -1."""
+        of step k in backings, which _backings_in() made, or -1."""
         cdef uint32_t space = _as_id(self, as_id)
         cdef _Backings source = _Backings.__new__(_Backings) if backings is None else backings
         cdef _Steps list_of_steps
@@ -1123,13 +1124,14 @@ A virtual machine's memory slots (the part of struct kvm that concerns slots).
             _report_hooks(self)
         return bool(done)
 
-    def _state(self, as_id=0):
-        """The rows, the generation and the backings of one published state."""
+    def _compare(self, wanted, with_ids, as_id=0, backings=None):
+        """Compares the slots of one published state with an array of MEMSLOT_DTYPE by ascending base_gfn.
+
+        Returns (the slots that are not in `wanted`, a number for the backing of each of them, ids, the generation).  The
+        numbers are those of _Backings.numbers().  ids has for each row of `wanted` the id of the equal slot, or NO_ID.
+        Rows are equal as for compare_rows().  With `backings`, which _backings_in() made, slot and row have one backing."""
         cdef uint32_t space = _as_id(self, as_id)
-        with ReadSection(self):
-            rows, generation = VM.memslots_array(self, space), VM.generation(self, space)
-            backings = _backings_of_state(self, space, len(rows))
-        return rows, generation, backings
+        return _compare_state(self, space, wanted, with_ids, backings)
 
     def begin_update(self, as_id=0):
         """An Update: a context manager that gives the steps of a change one by one, for the study of the two sets."""
@@ -1747,4 +1749,5 @@ include "_vcpu.pxi"
 include "_update.pxi"
 include "_snapshot.pxi"
 include "_transaction.pxi"
+include "_comparison.pxi"
 include "_measure.pxi"

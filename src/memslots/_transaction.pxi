@@ -195,8 +195,8 @@ def _use_layout(apply_layout, restore_layout):
 
 @cython.final
 cdef class _Backings:
-    """References to the backings of the slots of a state, or of a Snapshot, in the order of their rows."""
-    cdef ms_backing **items  # NULL: no slot has one
+    """References to the backings of the slots of a Snapshot, in the order of their rows."""
+    cdef ms_backing **items  # NULL: no row has one
     cdef size_t n
 
     def __dealloc__(self):
@@ -210,19 +210,6 @@ cdef class _Backings:
         result = np.empty(self.n, dtype=np.uint64)
         memcpy(cnp.PyArray_DATA(result), self.items, self.n * sizeof(ms_backing *))
         return result
-
-
-cdef _Backings _backings_of_state(VM vm, uint32_t as_id, size_t n):
-    """Inside the read section that has found the n slots."""
-    cdef _Backings backings = _Backings.__new__(_Backings)
-    cdef ms_backing **items = <ms_backing **>malloc(max(n, 1) * sizeof(ms_backing *))
-    if items is NULL:
-        raise _out_of_memory()
-    if ms_memslots_backings(vm._vm, as_id, items, n) == 0:
-        free(items)
-    else:
-        backings.items, backings.n = items, n
-    return backings
 
 
 cdef _Backings _backings_of_snapshot(Snapshot snapshot):

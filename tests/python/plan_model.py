@@ -16,6 +16,7 @@ import numpy as np
 from memslots import MEMSLOT_DTYPE
 
 LOG, READONLY = 1, 2
+NO_ID = 2**32 - 1
 
 
 class Row(NamedTuple):
@@ -67,6 +68,18 @@ def rows_of(slots: Slots) -> np.ndarray:
 
 def runs_of(slots: Slots) -> np.ndarray:
     return np.array(list(slots.values()), np.uint64).reshape(-1, 4)
+
+
+def comparison(
+    rows: np.ndarray, wanted: np.ndarray, with_ids: bool
+) -> tuple[np.ndarray, np.ndarray]:
+    """The rows that are not in `wanted`, and for each row of `wanted` the id of the equal row or NO_ID."""
+    names = ["base_gfn", "npages", "userspace_addr", "flags", *(["id"] if with_ids else [])]
+    before, after = (table[names].tolist() for table in (rows, wanted))
+    ids = dict(zip(before, rows["id"].tolist(), strict=True))
+    kept = set(after)
+    gone = rows[[row not in kept for row in before]] if before else rows
+    return gone, np.array([ids.get(row, NO_ID) for row in after], np.uint32)
 
 
 # ---- the cheapest plan -------------------------------------------------------------------------------

@@ -10,11 +10,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from plan_model import LOG, READONLY, Row, Slots, rows_of, runs_of, slots_of
+from plan_model import LOG, READONLY, Row, Slots, comparison, rows_of, runs_of, slots_of
 from test_plan import packed, random_pair
 
-from memslots import VM, InvalidRegionError
-from memslots.layout import STEP_DTYPE, apply_layout
+import memslots
+from memslots import VM, InvalidRegionError, Plan, backends
+from memslots._memslots import _backings_in, compare_rows
+from memslots.layout import STEP_DTYPE, apply_layout, compare, normalise
 from memslots.layout.steps import CREATE, DELETE, MERGE, MOVE, RESIZE, SET_FLAGS, SPLIT
 from memslots.traces import vectors
 
@@ -32,12 +34,6 @@ NAMES = {
 }
 
 
-class NoBackings:
-    @staticmethod
-    def numbers() -> None:
-        return None
-
-
 class Machine:
     """The slots of a VM that changes by lists of steps, after the rules of a transaction: ids in the order of the
     steps, places only at the end."""
@@ -51,8 +47,9 @@ class Machine:
         rows = rows_of(self.slots)
         return rows[np.argsort(rows["base_gfn"])]
 
-    def _state(self, as_id: int = 0) -> tuple[np.ndarray, int, NoBackings]:
-        return self.memslots_array(as_id), len(self.calls), NoBackings()
+    def _compare(self, wanted: np.ndarray, with_ids: bool, as_id: int = 0) -> tuple:
+        gone, ids = comparison(self.memslots_array(as_id), wanted, with_ids)
+        return gone, np.zeros(len(gone), np.uint64), ids, len(self.calls)
 
     def _change_many(self, steps: np.ndarray, as_id: int, generation: int) -> bool:
         assert steps.dtype == STEP_DTYPE
@@ -196,7 +193,6 @@ def test_random_layouts(n) -> None:
 
 @pytest.mark.parametrize("changed", [0, 1, 60, 400, 3000])
 def test_large_layouts_with_rows_less_and_more(changed) -> None:
-    """Both ways to find equal rows: from difference to difference, and by a merge where many rows differ."""
     rng = random.Random(changed)
     rows = {k: Row(4 * k, rng.randint(1, 3), A * (k + 1), 0) for k in range(3000)}
     current, wanted = dict(rows), dict(rows)
@@ -215,18 +211,54 @@ def test_large_layouts_with_rows_less_and_more(changed) -> None:
     assert len(steps) <= 2 * changed
 
 
-def test_one_difference_at_any_place_of_a_large_layout() -> None:
-    """The comparison works in windows that grow, and continues behind each difference."""
-    rows = {k: Row(4 * k, 2, A * (k + 1), 0) for k in range(1500)}
-    current = rows_of(rows)
-    for k in (*range(70), *range(315, 325), *range(1338, 1348), 1498, 1499):
-        wanted = np.delete(current, k) if k % 3 else current.copy()
-        if k % 3 == 0:
-            wanted["flags"][k] = LOG
-        machine = Machine(rows)
-        made = apply_layout(machine, wanted)
-        assert machine.kinds() == [("delete" if k % 3 else "set_flags", k)]
-        np.testing.assert_array_equal(made.final, wanted)
+def test_the_comparison_of_a_vm_finds_what_the_model_finds() -> None:
+    """Both comparisons of the core, with rows and with the slots of a VM of each design."""
+    rng = random.Random(7)
+    for turn in range(1500):
+        pair = random_pair(rng, 1 + turn % 9)
+        current, wanted = (np.sort(rows_of(slots), order="base_gfn") for slots in pair)
+        with VM(backend=backends()[turn % len(backends())]) as vm:
+            vm.load_memslots(current)
+            for with_ids in (False, True):
+                expected = comparison(current, wanted, with_ids)
+                gone, numbers, ids, generation = vm._compare(wanted, with_ids)
+                assert generation == vm.generation()
+                assert not numbers.any()
+                for found in ((gone, ids), compare_rows(current, wanted, with_ids)):
+                    np.testing.assert_array_equal(found[0], expected[0])
+                    np.testing.assert_array_equal(found[1], expected[1])
+
+
+def test_apply_makes_the_plan_of_the_two_layouts() -> None:
+    """The comparison with the slots of the VM leads to the same plan as the comparison of two tables."""
+    rng = random.Random(9)
+    for turn in range(200):
+        current, wanted = random_pair(rng, 1 + turn % 12)
+        options = {"keep_ids": rng.random() < 0.7, "coalesce": rng.random() < 0.5}
+        target = runs_of(wanted) if rng.random() < 0.5 else rows_of(wanted)
+        now = normalise(rows_of(current), coalesce=False)
+        then = normalise(target, coalesce=options["coalesce"])
+        expected = compare(now, then, options["keep_ids"])
+        with VM() as vm:
+            vm.load_memslots(now.rows)
+            made = vm.apply(target, **options)
+            assert made.steps == Plan(expected).steps
+            np.testing.assert_array_equal(made.changes, Plan(expected).changes)
+            np.testing.assert_array_equal(made.final, expected.final())
+            np.testing.assert_array_equal(made.final, vm.memslots_array())
+
+
+def test_a_comparison_takes_only_rows_that_it_can_read() -> None:
+    rows = rows_of({1: Row(0, 4, A, 0), 2: Row(8, 4, A, 0)})
+    with VM() as vm:
+        for wrong in (rows.repeat(2)[::2], rows[["id"]], np.zeros(2)):
+            with pytest.raises(TypeError, match="a contiguous array of MEMSLOT_DTYPE"):
+                vm._compare(wrong, False)
+            with pytest.raises(TypeError, match="a contiguous array of MEMSLOT_DTYPE"):
+                compare_rows(wrong, rows, False)
+        vm.map_buffer(0, memslots.alloc(PAGE))
+        with pytest.raises(ValueError, match="there are 1 backings for 2 rows"):
+            vm._compare(rows, False, 0, _backings_in(vm.snapshot()))
 
 
 def test_a_hundred_thousand_runs_with_ten_differences() -> None:
@@ -248,7 +280,7 @@ def test_a_hundred_thousand_runs_with_ten_differences() -> None:
     with VM(user_mem_slots=n) as vm:
         vm.load_memslots(rows)
         machine = Machine({})
-        machine._state = vm._state
+        machine._compare = vm._compare
         machine._change_many = lambda steps, *_: machine.calls.append(steps) or True
         made = apply_layout(machine, wanted)
         kinds = [kind for kind, _ in machine.kinds()]

@@ -185,7 +185,7 @@ CALLS: dict[str, tuple[Call, dict[str, int]]] = {
     "transaction": (of_vm("transaction"), {"as_id": 0}),
     "apply": (of_vm("apply", ROWS), {"as_id": 0}),
     "_change_many": (of_vm("_change_many", np.zeros(0, STEP_DTYPE)), {"as_id": 0}),
-    "_state": (lambda vm, **values: str(vm._state(**values)[:2]), {"as_id": 0}),
+    "_compare": (lambda vm, **values: str(vm._compare(ROWS, False, **values)[::2]), {"as_id": 0}),
     "Transaction.create": (
         in_transaction("create", slot=7),
         {"guest_phys_addr": 2**30, "memory_size": PAGE, "userspace_addr": HVA, "flags": LOG},

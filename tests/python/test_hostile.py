@@ -63,7 +63,7 @@ OTHERS = {
     *("exc_info", "exc_type", "exc", "traceback", "buffer", "readonly", "log_dirty"),
     *("data", "values", "words", "sizes", "starts", "ends"),
     *("layout", "coalesce", "max_slots", "keep_ids", "snapshot", "limits"),
-    *("steps", "generation", "backings", "places", "type"),
+    *("steps", "generation", "backings", "places", "type", "wanted", "with_ids"),
 }
 # Arguments with tests of their own: one takes a handle, one takes None, one needs a Mapping, two are bools.
 APART = {

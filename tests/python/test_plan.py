@@ -146,6 +146,9 @@ def test_an_id_of_a_row_is_never_given_twice() -> None:
     assert slots_of(made.final) == {7: wanted[3], 0: wanted[0], 1: wanted[7]}
     high = {7: wanted[3], 10**6: wanted[0], 2 * 10**6: wanted[7]}
     assert slots_of(plan(rows_of(current), rows_of(high)).final) == high
+    far = {10**6: Row(0, 4, A, 0)}
+    taken = {3: far[10**6], 10**6: wanted[0]}
+    assert slots_of(plan(rows_of(far), rows_of(taken)).final) == {10**6: far[10**6], 0: wanted[0]}
 
 
 def test_resized_memory_keeps_its_id() -> None:

@@ -141,12 +141,12 @@ def test_apply_refuses_and_changes_nothing(vm: VM) -> None:
 
 
 class Interfering(VM):
-    """Another thread changes the address space after each of the first `left` readings."""
+    """Another thread changes the address space after each of the first `left` comparisons."""
 
     left = 0
 
-    def _state(self, as_id: int = 0) -> Any:
-        state = super()._state(as_id)
+    def _compare(self, *arguments: Any) -> Any:
+        found = super()._compare(*arguments)
         if self.left:
             self.left -= 1
             change = threading.Thread(target=put, args=(self, 9, 1000 + self.left, 1))
@@ -154,7 +154,7 @@ class Interfering(VM):
                 change = threading.Thread(target=self.delete, args=(9,))
             change.start()
             change.join()
-        return state
+        return found
 
 
 @pytest.mark.parametrize("call", ["apply", "restore"])

@@ -916,7 +916,7 @@ AFTER_CLOSE: dict[str, Callable[[VM, VCPU, Any], Any]] = {
     "restore": lambda vm, vcpu, update: vm.restore(EMPTY),
     "_load_into_empty": lambda vm, vcpu, update: vm._load_into_empty(EMPTY, 0),
     "_change_many": lambda vm, vcpu, update: vm._change_many(np.zeros(0, STEP_DTYPE)),
-    "_state": lambda vm, vcpu, update: vm._state(),
+    "_compare": lambda vm, vcpu, update: vm._compare(EMPTY.array, False),
     "VCPU": lambda vm, vcpu, update: VCPU(vm),
     "VCPU.as_id": lambda vm, vcpu, update: setattr(vcpu, "as_id", 0),
     "VCPU.gfn_to_memslot": lambda vm, vcpu, update: vcpu.gfn_to_memslot(0),

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: MIT
 """apply_layout() and restore_layout(): give a VM a layout in one transaction.
 
-Both read the slots of the VM, compare, and change.  No lock is held in between.  The change names the generation of the
-state that was read.  If another thread has changed the address space since then, both begin again.
+Both compare the slots of the VM with the wanted ones, and change.  No lock is held in between.  The change names the
+generation of the state that was compared.  If another thread has changed the address space since then, both begin
+again.
 """
 
 from __future__ import annotations
@@ -14,8 +15,8 @@ import numpy as np
 
 from .._memslots import Snapshot, _backings_in
 from ..errors import MemslotsError
-from .differences import Difference, Pairs, Places, difference_of, equal_rows
-from .planning import Plan, between
+from .differences import Difference, Places, difference_of
+from .planning import Plan, table_of
 from .steps import CREATE, Memory, changes
 from .tables import Layout, Rows, Table
 
@@ -35,69 +36,47 @@ def apply_layout(
     """Give a VM this layout in one transaction, and return the plan.  The body of ``VM.apply``.
 
     No step is made where nothing differs.  The arguments are those of `plan`."""
+    wanted = table_of(layout, coalesce, max_slots, as_id)
     for _ in range(ATTEMPTS):
-        rows, generation, backings = vm._state(as_id)
-        now = Table(rows, has_ids=True)
-        result = between(now, layout, coalesce, max_slots, keep_ids, as_id, search=False)
-        numbers = backings.numbers()
-        memory = (
-            None if numbers is None else Memory(numbers[_gone_places(result._difference)], None)
-        )
-        steps = changes(result._difference, memory)
+        gone, numbers, ids, generation = vm._compare(wanted.rows, not keep_ids, as_id)
+        difference = difference_of(gone, ids, wanted, keep_ids)
+        steps = changes(difference, Memory(numbers, None))
         if not len(steps) or vm._change_many(steps, as_id, generation):
-            return result
+            return Plan(difference)
     raise _changed_too_often(as_id)
 
 
 def restore_layout(vm: Any, snapshot: Snapshot) -> Plan:
     """Give a VM exactly the slots of a Snapshot, with its buffers if it has some.  The body of ``VM.restore``."""
-    as_id, wanted, held = snapshot.as_id, snapshot.array, _backings_in(snapshot)
-    kept = held.numbers()
+    as_id, held = snapshot.as_id, _backings_in(snapshot)
+    wanted, buffers = Table(snapshot.array, has_ids=True), held.numbers()
     for _ in range(ATTEMPTS):
-        rows, generation, backings = vm._state(as_id)
-        difference, memory = _compare_all(rows, wanted, backings.numbers(), kept)
-        steps = changes(difference, memory)
+        gone, numbers, ids, generation = vm._compare(wanted.rows, True, as_id, held)
+        difference = difference_of(gone, ids, wanted, keep_ids=False)
+        new_buffers = None if buffers is None else buffers[difference.places()]
+        steps = changes(difference, Memory(numbers, new_buffers))
         if not len(steps) or _carried_out(vm, snapshot, difference, steps, generation, held):
             return Plan(difference)
     raise _changed_too_often(as_id)
 
 
-def _compare_all(
-    rows: Rows, wanted: Rows, now: Rows | None, then: Rows | None
-) -> tuple[Difference, Memory | None]:
-    """Compare slots and, if the snapshot has buffers, these too."""
-    equal: Pairs = equal_rows(rows, wanted, with_ids=True)
-    if then is None:
-        difference = difference_of(rows, wanted, equal)
-        return difference, None if now is None else Memory(now[_gone_places(difference)], None)
-    if now is None:
-        now = np.zeros(len(rows), np.uint64)
-    a, b = equal
-    same = now[a] == then[b]
-    a, b = a[same], b[same]
-    difference = difference_of(rows, wanted, (a, b))
-    return difference, Memory(np.delete(now, a), np.delete(then, b))
-
-
-def _gone_places(difference: Difference) -> Places:
-    return np.delete(np.arange(len(difference.current)), difference.kept)
-
-
 def _carried_out(
     vm: Any, snapshot: Snapshot, difference: Difference, steps: Rows, generation: int, held: Any
 ) -> bool:
-    if not len(difference.current):
+    if len(difference.new) == len(difference.wanted) and not len(difference.gone):
         return bool(vm._load_into_empty(snapshot, generation))
-    places = _places_of_creates(steps, snapshot.array["id"]) if held.numbers() is not None else None
+    places = _places_of_creates(steps, difference) if held.numbers() is not None else None
     return bool(vm._change_many(steps, snapshot.as_id, generation, held, places))
 
 
-def _places_of_creates(steps: Rows, ids: Rows) -> Places:
-    """For each step that creates a slot the place of its id; -1 for other steps."""
+def _places_of_creates(steps: Rows, difference: Difference) -> Places:
+    """For each step that creates a slot the place of its id in `wanted`; -1 for other steps."""
+    ids = difference.new["id"]
     order = np.argsort(ids)
     places = np.full(len(steps), -1)
     creates = np.flatnonzero(steps["kind"] == CREATE)
-    places[creates] = order[np.searchsorted(ids, steps["slot"][creates], sorter=order)]
+    found = order[np.searchsorted(ids, steps["slot"][creates], sorter=order)]
+    places[creates] = difference.places()[found]
     return places
 
 

@@ -2,7 +2,8 @@
 """The differences between two layouts: the rows that differ, and the ids of the new rows.
 
 A slot is the same slot before and after if its id is the same.  So each difference is a pair of rows with one id, or a
-row of one side only.  A row that is equal on both sides is no difference and costs only the comparison.
+row of one side only.  A row that is equal on both sides is no difference and costs only the comparison, which the core
+makes.
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ from typing import NamedTuple, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from ..constants import MEMSLOT_DTYPE, MemFlag
+from .._memslots import compare_rows, mark_ids
+from ..constants import MemFlag
 from ..errors import InvalidRegionError
 from .tables import Rows, Table, request_of
 
@@ -22,6 +24,7 @@ Pairs: TypeAlias = tuple[
     Places, Places
 ]  # the k-th of the first continues in the k-th of the second
 
+NO_ID = np.uint32(0xFFFFFFFF)  # MS_SLOT_ANY of the core
 LOG = np.uint32(MemFlag.LOG_DIRTY_PAGES)
 FIXED = ~LOG  # a slot keeps these flags for its life
 GUEST_MEMFD = np.uint32(MemFlag.GUEST_MEMFD)
@@ -35,13 +38,14 @@ MEMORY = (
 class Difference(NamedTuple):
     """The rows of two layouts that differ, by ascending base_gfn: `gone` before, `new` afterwards.
 
-    The rows of `new` have their final ids.  `current` are all rows before, and `kept` the places of the rows among them
-    that are equal afterwards.  They are not copied: most rows of a large layout are equal."""
+    The rows of `new` have their final ids.  `wanted` are all rows afterwards, of any ids.  `ids` has the id of each of
+    them that is equal before; it is NO_ID for the rows of `new`.  So only rows that differ are copied: most rows of a
+    large layout are equal."""
 
     gone: Rows
     new: Rows
-    current: Rows
-    kept: Places
+    wanted: Rows
+    ids: npt.NDArray[np.uint32]
 
     def pairs(self) -> Pairs:
         """Return the places of the slots that are in `gone` and in `new`, in the order of `gone`."""
@@ -51,103 +55,45 @@ class Difference(NamedTuple):
         order = np.argsort(a)
         return a[order], b[order]
 
+    def places(self) -> Places:
+        """Return the places of the rows of `new` in `wanted`."""
+        return np.flatnonzero(self.ids == NO_ID)
+
     def final(self) -> Rows:
         """Return all rows of the layout afterwards, by ascending base_gfn."""
-        rows = np.empty(len(self.kept) + len(self.new), MEMSLOT_DTYPE)
-        rows[: len(self.kept)], rows[len(self.kept) :] = self.current[self.kept], self.new
-        result: Rows = rows[np.argsort(rows["base_gfn"], kind="stable")]
-        return result
+        rows = self.wanted.copy()
+        rows["id"] = self.ids
+        rows["id"][self.places()] = self.new["id"]
+        return rows
 
 
 def compare(
     current: Table, wanted: Table, keep_ids: bool, moves: Pairs | None = None
 ) -> Difference:
-    """Return the difference of two layouts, with ids for all new rows.
+    """Return the difference of two layouts, with ids for all new rows.  `difference_of` explains the ids.
+
+    Cost: O(n), and O(d log d) for d rows that differ."""
+    gone, ids = compare_rows(current.rows, wanted.rows, not keep_ids)
+    return difference_of(gone, ids, wanted, keep_ids, moves)
+
+
+def difference_of(
+    gone: Rows,
+    ids: npt.NDArray[np.uint32],
+    wanted: Table,
+    keep_ids: bool,
+    moves: Pairs | None = None,
+) -> Difference:
+    """Return the Difference of a comparison, with ids for all new rows.
 
     keep_ids true: a slot of the current layout keeps its id if its memory is in the wanted one; see `_carry_ids`.
-    keep_ids false: the ids are those of the wanted layout.  `moves` decides where some slots continue.  Cost: O(n), and
-    O(d log d) for d rows that differ."""
-    equal = equal_rows(current.rows, wanted.rows, with_ids=not keep_ids)
-    difference = difference_of(current.rows, wanted.rows, equal)
+    keep_ids false: the ids are those of the wanted layout.  `moves` decides where some slots continue."""
+    new = wanted.rows[np.flatnonzero(ids == NO_ID)]
+    _refuse_guest_memfd(new)
+    difference = Difference(gone, new, wanted.rows, ids)
     if keep_ids:
         _carry_ids(difference, wanted.has_ids, moves)
     return difference
-
-
-def difference_of(current: Rows, wanted: Rows, equal: Pairs) -> Difference:
-    """Return the difference of two layouts whose rows at `equal` are the same slots."""
-    a, b = equal
-    new = without(wanted, b)
-    _refuse_guest_memfd(new)
-    return Difference(without(current, a), new, current, a)
-
-
-#: The columns that are equal in equal rows.
-_VALUES = ("base_gfn", "npages", "userspace_addr", "flags")
-#: So many times `_equal_runs` may find its place again.  Then many rows differ, and `_equal_pairs` is faster.
-_RESYNCS = 100
-#: Tables with fewer rows always go to `_equal_pairs`, which makes fewer calls of numpy.
-_SMALL = 1000
-
-
-def equal_rows(a: Rows, b: Rows, with_ids: bool) -> Pairs:
-    """Return the places of the rows that are equal in both tables, in their order."""
-    names = (*_VALUES, "id") if with_ids else _VALUES
-    if min(len(a), len(b)) < _SMALL:
-        return _equal_pairs(a, b, names)
-    pairs = _equal_runs([a[name] for name in names], [b[name] for name in names])
-    return pairs or _equal_pairs(a, b, names)
-
-
-def _equal_pairs(a: Rows, b: Rows, names: tuple[str, ...]) -> Pairs:
-    """Merge both tables by base_gfn.  O(n)."""
-    bases = np.concatenate((a["base_gfn"], b["base_gfn"]))
-    order = np.argsort(bases, kind="stable")  # merges two sorted halves, in O(n)
-    bases = bases[order]
-    same = np.flatnonzero(bases[1:] == bases[:-1])
-    at_a, at_b = order[same], order[same + 1] - len(a)
-    equal = np.ones(len(same), bool)
-    for name in names:
-        equal &= a[name][at_a] == b[name][at_b]
-    return at_a[equal], at_b[equal]
-
-
-def _equal_runs(a: list[Rows], b: list[Rows]) -> Pairs | None:
-    """Compare columns from the start, and go on behind each difference.  None if there are too many.
-
-    Costs about two comparisons of all columns, which is a third of `_equal_pairs`."""
-    i = j = 0
-    at_a, at_b = [np.arange(0)], [np.arange(0)]
-    for _ in range(_RESYNCS):
-        length = _equal_prefix([c[i:] for c in a], [c[j:] for c in b])
-        at_a.append(np.arange(i, i + length))
-        at_b.append(np.arange(j, j + length))
-        i, j = i + length, j + length
-        if i == len(a[0]) or j == len(b[0]):
-            return np.concatenate(at_a), np.concatenate(at_b)
-        left, right = a[0][i], b[0][j]
-        i, j = i + int(left <= right), j + int(right <= left)
-    return None
-
-
-def _equal_prefix(a: list[Rows], b: list[Rows]) -> int:
-    """Return the number of equal rows before the first difference.  Compares windows that grow."""
-    count, size, most = 0, 64, min(len(a[0]), len(b[0]))
-    while count < most:
-        end = min(count + size, most)
-        differ = a[0][count:end] != b[0][count:end]
-        for left, right in zip(a[1:], b[1:], strict=True):
-            differ |= left[count:end] != right[count:end]
-        if differ.any():
-            return count + int(differ.argmax())
-        count, size = end, 4 * size
-    return most
-
-
-def without(rows: Rows, places: Places) -> Rows:
-    rest = np.ones(len(rows), bool)
-    rest[places] = False
-    return rows[np.flatnonzero(rest)]
 
 
 def _refuse_guest_memfd(new: Rows) -> None:
@@ -189,7 +135,7 @@ def _carry_ids(difference: Difference, has_ids: bool, moves: Pairs | None) -> No
             ids[second] = gone["id"][first]
             a, b = a[~np.isin(a, first)], b[~np.isin(b, second)]
     if len(b):
-        used = _Ids(difference.current["id"][difference.kept], ids[ids >= 0], len(b))
+        used = _Ids(difference.ids, ids[ids >= 0])
         if has_ids:
             b = used.take(ids, b, new["id"])
         ids[b] = used.lowest(len(b))
@@ -218,28 +164,30 @@ def _key(rows: Rows, name: str) -> Rows:
 
 
 class _Ids:
-    """The ids in use, below the number of ids that can be needed, and above it."""
+    """The ids in use.  Those below the number of slots are marked in a table: one of them is free for each new row.
 
-    def __init__(self, kept: Rows, carried: npt.NDArray[np.int64], more: int) -> None:
-        self.used = np.zeros(len(kept) + len(carried) + more, bool)
-        self.high = np.concatenate((self._mark(kept), self._mark(carried)))
+    `kept` has an entry for each slot afterwards, NO_ID for a new one."""
 
-    def _mark(self, ids: Rows) -> Rows:
-        """Mark low ids as used; return the others."""
-        low = ids < len(self.used)
-        self.used[ids[low]] = True
-        high: Rows = ids[~low]
-        return high
+    def __init__(self, kept: Rows, carried: npt.NDArray[np.int64]) -> None:
+        self.parts: list[Rows] = []
+        self.used = np.zeros(len(kept), np.uint8)
+        self._mark(kept)
+        self._mark(carried.astype(np.uint32))
+
+    def _mark(self, ids: Rows) -> None:
+        self.parts.append(ids)
+        mark_ids(self.used, ids)
 
     def take(self, ids: npt.NDArray[np.int64], places: Places, own: Rows) -> Places:
         """Give the rows at `places` their own ids where these are free; return the other places."""
         wanted = own[places]
-        low = wanted < len(self.used)
-        free = ~np.isin(wanted, self.high)
-        free[low] = ~self.used[wanted[low]]
+        high = wanted >= len(self.used)
+        free = np.ones(len(wanted), bool)
+        free[~high] = self.used[wanted[~high]] == 0
+        free[high] = ~np.logical_or.reduce([np.isin(wanted[high], part) for part in self.parts])
         ids[places[free]] = wanted[free]
         self._mark(wanted[free])
         return places[~free]
 
     def lowest(self, count: int) -> Places:
-        return np.flatnonzero(~self.used)[:count]
+        return np.flatnonzero(self.used == 0)[:count]

@@ -184,28 +184,22 @@ def plan(
         keep_ids   a slot whose memory is also in `wanted` keeps its id, and other slots get their own id if it is free,
                    or the lowest free one.  Otherwise the ids are those of `wanted`."""
     now = normalise(current, coalesce=False)
-    return between(now, wanted, coalesce, max_slots, keep_ids, _as_id(now), search=True)
+    then = table_of(wanted, coalesce, max_slots, _as_id(now))
+    difference = compare(now, then, keep_ids)
+    if not keep_ids:
+        return Plan(difference, searched=True)
+    moves, proven = best_moves(difference)
+    if moves is not None:
+        difference = compare(now, then, keep_ids, moves)
+    return Plan(difference, searched=proven)
 
 
-def between(
-    now: Table,
-    layout: Layout,
-    coalesce: bool,
-    max_slots: int | None,
-    keep_ids: bool,
-    as_id: int | None,
-    search: bool,
-) -> Plan:
+def table_of(layout: Layout, coalesce: bool, max_slots: int | None, as_id: int | None) -> Table:
+    """Return a wanted layout as a Table that respects max_slots."""
     wanted = normalise(layout, coalesce=coalesce, as_id=as_id)
     if max_slots is not None and len(wanted.rows) > max_slots:
         check_count(len(wanted.rows), max_slots, coalesce, len(joined(wanted.rows)))
-    difference = compare(now, wanted, keep_ids)
-    if not (search and keep_ids):
-        return Plan(difference, searched=search)
-    moves, proven = best_moves(difference)
-    if moves is not None:
-        difference = compare(now, wanted, keep_ids, moves)
-    return Plan(difference, searched=proven)
+    return wanted
 
 
 def _as_id(table: Table) -> int | None:

@@ -20,8 +20,8 @@ from typing import Any, NamedTuple, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from .._memslots import Snapshot
-from ..constants import HVA_ERR_MIN, MEM_MAX_NR_PAGES, MEMSLOT_DTYPE, PAGE_SHIFT, PAGE_SIZE, MemFlag
+from .._memslots import Snapshot, look_at_rows, rows_of_runs
+from ..constants import MEM_MAX_NR_PAGES, MEMSLOT_DTYPE, PAGE_SHIFT, MemFlag
 from ..errors import InvalidRegionError, Request, refused
 
 Rows: TypeAlias = npt.NDArray[Any]
@@ -42,6 +42,7 @@ _NAMES = {
     "id": ("id",),
     "as_id": ("as_id",),
 }
+_UNSORTED, _BROKEN, _JOINS = 1, 2, 4  # the results of look_at_rows()
 _OPTIONAL = ("flags", "id", "as_id")
 RUN_COLUMNS = ("base_gfn", "npages", "userspace_addr", "flags")
 
@@ -61,14 +62,15 @@ def normalise(layout: Layout, *, coalesce: bool = True, as_id: int | None = None
     equal, up to MEM_MAX_NR_PAGES.  The joined run has the id of the first.  Runs of guest_memfd are never joined."""
     rows, has_ids = _read(layout, as_id)
     given = rows
-    base = rows["base_gfn"]
-    if (base[1:] < base[:-1]).any():
-        rows = rows[np.argsort(base, kind="stable")]
-    if not _is_fine(rows, has_ids):
+    found = look_at_rows(rows, USER_FLAGS, MemFlag.GUEST_MEMFD)
+    if found & _UNSORTED:
+        rows = rows[np.argsort(rows["base_gfn"], kind="stable")]
+        found = look_at_rows(rows, USER_FLAGS, MemFlag.GUEST_MEMFD)
+    if found & _BROKEN or (has_ids and not isinstance(layout, Snapshot) and _repeats(rows["id"])):
         _refuse(given, has_ids)
-    if coalesce:
+    if coalesce and found & _JOINS:
         rows = joined(rows)
-    if not has_ids:
+    if not has_ids and rows is not given:
         rows["id"] = np.arange(len(rows))
     return Table(rows, has_ids)
 
@@ -77,16 +79,24 @@ def normalise(layout: Layout, *, coalesce: bool = True, as_id: int | None = None
 
 
 def _read(layout: Layout, as_id: int | None) -> Table:
-    """Copy a layout in any form to rows of MEMSLOT_DTYPE, in the order of the layout."""
-    table = layout.array if isinstance(layout, Snapshot) else layout
+    """Copy a layout in any form to rows of MEMSLOT_DTYPE, in the order of the layout.  A Snapshot has such rows."""
+    if isinstance(layout, Snapshot):
+        _refuse_as_id(layout.array[:1], as_id)  # all rows have one
+        return Table(layout.array, has_ids=True)
+    table = layout
     if isinstance(table, np.ndarray) and table.dtype.names is not None:
         columns = _fields(table)
     else:
         columns = dict(zip(RUN_COLUMNS, _runs(table).T, strict=True))
-    rows = np.zeros(len(columns["npages"]), MEMSLOT_DTYPE)
-    for name, column in columns.items():
-        rows[name] = _fitting(name, column)
-    _set_as_id(rows, layout, "as_id" in columns, as_id)
+    columns.setdefault("flags", np.zeros(len(columns["npages"]), np.uint32))
+    fitting = {name: _fitting(name, column) for name, column in columns.items()}
+    gfn, npages, hva, flags = (fitting[name] for name in RUN_COLUMNS)
+    rows = rows_of_runs(gfn, npages, hva, flags, as_id or 0)
+    if "id" in columns:
+        rows["id"] = fitting["id"]
+    if "as_id" in columns:
+        rows["as_id"] = fitting["as_id"]
+        _refuse_as_id(rows, as_id)
     return Table(rows, "id" in columns)
 
 
@@ -124,63 +134,41 @@ def _runs(table: Any) -> Rows:
 
 
 def _fitting(field: str, column: Rows) -> Rows:
-    """Return a column that fits its field.  OverflowError names the first value that does not."""
-    if (
-        column.ndim == 1
-        and column.dtype.kind == "u"
-        and np.can_cast(column.dtype, MEMSLOT_DTYPE[field])
-    ):
-        return column
+    """Return a column as an array of its field's dtype.  OverflowError names the first value that does not fit."""
+    dtype = MEMSLOT_DTYPE[field]
+    if column.ndim == 1 and column.dtype.kind == "u" and np.can_cast(column.dtype, dtype):
+        return np.require(column, dtype, "A")
     if column.dtype.kind == "O":
         if not all(isinstance(value, (int, np.integer)) for value in column):
             raise TypeError(f"{field} of a layout must be integers")
     elif column.dtype.kind not in "ui" or column.ndim != 1:
         raise TypeError(f"{field} of a layout must be one integer per row, not {column.dtype}")
-    most = np.iinfo(MEMSLOT_DTYPE[field]).max
+    most = np.iinfo(dtype).max
     if column.size and (column.min() < 0 or column.max() > most):
         at = int(np.argmax((column < 0) | (column > most)))
         raise OverflowError(f"entry {at}: {field} must be 0 to {most:#x}, not {column[at]}")
-    return column
+    return column.astype(dtype)
 
 
-def _set_as_id(rows: Rows, layout: Layout, given: bool, as_id: int | None) -> None:
-    """Set the address space of rows without one.  ValueError if the rows are of another one."""
+def _refuse_as_id(rows: Rows, as_id: int | None) -> None:
+    """ValueError if a row is of another address space than as_id, or than the first row."""
+    if not len(rows):
+        return
     if as_id is None:
-        as_id = layout.as_id if isinstance(layout, Snapshot) else 0
-        if given and len(rows):
-            as_id = int(rows["as_id"][0])
-    if not given:
-        if as_id:
-            rows["as_id"] = as_id
-    elif (rows["as_id"] != as_id).any():
-        at = int(np.argmax(rows["as_id"] != as_id))
+        as_id = int(rows["as_id"][0])
+    other = rows["as_id"] != as_id
+    if other.any():
+        at = int(np.argmax(other))
         raise ValueError(f"entry {at} has as_id {rows['as_id'][at]}, not {as_id}")
 
 
 # ---- check -----------------------------------------------------------------------------------------------------------
 
 
-def _is_fine(rows: Rows, has_ids: bool) -> bool:
-    """Whether sorted rows pass every check.  May be False for rows that are fine but have extreme addresses.
-
-    Costs a few passes over the columns.  `_refuse` finds out which row is wrong."""
-    if not len(rows):
-        return True
-    base, npages, hva = (rows[name].copy() for name in ("base_gfn", "npages", "userspace_addr"))
-    most = int(npages.max())
-    if npages.min() == 0 or most > MEM_MAX_NR_PAGES or int(base[-1]) >= GFN_END - most:
-        return False
-    if int(np.bitwise_or.reduce(hva)) % PAGE_SIZE:
-        return False
-    if int(hva.max()) + most * PAGE_SIZE >= HVA_ERR_MIN:
-        return False
-    if int(np.bitwise_or.reduce(rows["flags"])) & ~USER_FLAGS:
-        return False
-    return not (base[1:] < (base + npages)[:-1]).any() and not (has_ids and _repeats(rows["id"]))
-
-
 def _repeats(ids: Rows) -> bool:
     """Whether an id occurs twice, or is not below 2^31."""
+    if not len(ids):
+        return False
     most = int(ids.max())
     if most >= 2**31:
         return True
@@ -193,8 +181,6 @@ def _repeats(ids: Rows) -> bool:
 
 def _refuse(rows: Rows, has_ids: bool) -> None:
     """Raise the exception for the first bad row.  Returns if all rows are fine."""
-    if not has_ids:
-        rows["id"] = np.arange(len(rows))
     Snapshot(rows, rows["as_id"][0], 0)
     invalid = np.flatnonzero(rows["flags"] & ~np.uint32(USER_FLAGS))
     if len(invalid):
