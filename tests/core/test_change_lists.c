@@ -18,6 +18,7 @@
 
 static struct ms_vm *vm;
 static uint64_t refusals, orders;
+static bool has_refused[MS_RULE_NR];
 static struct ms_backing *backing, *readonly_backing; /* nobody reads the memory */
 
 /* Slots 1 to 5 at gfn 0x100 times their id: 2 logs, 3 is READONLY, 4 and 5 have a backing.  6 is the host neighbour of
@@ -107,6 +108,12 @@ static struct ms_step with(struct ms_step step, size_t offset, uint64_t value)
 	return step;
 }
 
+static void note_refusal(enum ms_rule rule)
+{
+	has_refused[rule] = true;
+	refusals++;
+}
+
 #define WITH(step, member, value) with(step, offsetof(struct ms_step, member), value)
 #define NOBODY UINT32_MAX
 
@@ -134,7 +141,7 @@ static void refuse(const struct ms_step *first, size_t nr_first, struct ms_step 
 	CHECK(other == NOBODY ? no_slot(&err.other) : err.other.id == other && err.other.npages);
 	check_only_refused(vm, &before, &held);
 	CHECK_EQ(ms_change_memslots(vm, 0, steps, nr_first + 3, NULL), code);
-	refusals++;
+	note_refusal(rule);
 }
 
 #define REFUSE(bad, code, rule, limit, other) refuse(NULL, 0, bad, code, MS_RULE_##rule, limit, other)
@@ -234,7 +241,7 @@ static void refuse_the_later(void)
 	steps[1] = move(2, (GFN(1) + 0x101) * PAGE);
 	CHECK_EQ(ms_change_memslots(vm, 0, steps, 2, &err), -EEXIST);
 	CHECK(err.rule == MS_RULE_OVERLAP && err.index == 1 && err.other.id == 1);
-	refusals += 3;
+	note_refusal(err.rule);
 }
 
 static void refuse_ids(void)
@@ -248,31 +255,58 @@ static void refuse_ids(void)
 	steps[n] = split(1, (GFN(1) + 1) * PAGE, MS_SLOT_ANY);
 	CHECK_EQ(ms_change_memslots(vm, 0, steps, n + 1, &err), -ENOSPC);
 	CHECK(err.rule == MS_RULE_NO_FREE_SLOT && err.index == n && err.limit == IDS);
-	refusals++;
+	note_refusal(err.rule);
+}
+
+/* The call is refused before its first step. */
+static void refuse_call(uint32_t as_id, const struct ms_step *steps, int code, enum ms_rule rule)
+{
+	struct ms_error err;
+
+	CHECK_EQ(ms_change_memslots(vm, as_id, steps, 1, &err), code);
+	CHECK_EQ(err.rule, rule);
+	note_refusal(rule);
 }
 
 static void refuse_calls(void)
 {
 	struct ms_step step = delete(1);
 	struct ms_update *u;
-	struct ms_error err;
 
-	CHECK_EQ(ms_change_memslots(vm, SPACES, &step, 1, &err), -EINVAL);
-	CHECK_EQ(err.rule, MS_RULE_AS_ID);
-	CHECK_EQ(ms_change_memslots(vm, 0, NULL, 1, &err), -EFAULT);
-	CHECK_EQ(err.rule, MS_RULE_NULL_BUFFER);
-	CHECK_EQ(ms_change_memslots(vm, 0, NULL, 0, &err), 0);
+	refuse_call(SPACES, &step, -EINVAL, MS_RULE_AS_ID);
+	refuse_call(0, NULL, -EFAULT, MS_RULE_NULL_BUFFER);
+	CHECK_EQ(ms_change_memslots(vm, 0, NULL, 0, NULL), 0);
 	CHECK_EQ(ms_read_lock(vm), 0);
-	CHECK_EQ(ms_change_memslots(vm, 0, &step, 1, &err), -EDEADLK);
-	CHECK_EQ(err.rule, MS_RULE_READ_SECTION);
+	refuse_call(0, &step, -EDEADLK, MS_RULE_READ_SECTION);
 	ms_read_unlock(vm);
 	if (design_is("tree")) {
 		CHECK_EQ(ms_update_begin(vm, 0, &u, NULL), 0);
-		CHECK_EQ(ms_change_memslots(vm, 0, &step, 1, &err), -EDEADLK);
-		CHECK_EQ(err.rule, MS_RULE_UPDATE);
+		refuse_call(0, &step, -EDEADLK, MS_RULE_UPDATE);
 		CHECK_EQ(ms_update_end(u, true, NULL), 0);
 	}
-	refusals += 4;
+}
+
+/* A hook of the VM, and a VM that is closed. */
+static int change_in_hook(void *opaque, const struct ms_change *change)
+{
+	struct ms_step step = delete(2);
+
+	(void)opaque;
+	(void)change;
+	refuse_call(0, &step, -EDEADLK, MS_RULE_HOOK);
+	return 0;
+}
+
+static void refuse_places(void)
+{
+	static const struct ms_listener changer = { LISTENER_SIZE, .prepare = change_in_hook };
+	struct ms_step step = delete(1);
+
+	CHECK_EQ(ms_add_listener(vm, &changer, NULL), 0);
+	CHECK_EQ(ms_change_memslots(vm, 0, &step, 1, NULL), 0);
+	CHECK_EQ(ms_remove_listener(vm, &changer, NULL), 0);
+	CHECK_EQ(ms_vm_close(vm, NULL), 0);
+	refuse_call(0, &step, -EBADF, MS_RULE_CLOSED);
 }
 
 /* The sum of pages cannot wrap with real slots, so the test changes the sum. */
@@ -286,7 +320,7 @@ static void refuse_total(void)
 	CHECK_EQ(ms_change_memslots(vm, 0, steps, 2, &err), -EINVAL);
 	CHECK(err.rule == MS_RULE_TOTAL_PAGES && err.index == 1);
 	atomic_store(&vm->counts.nr_memslot_pages, pages);
-	refusals++;
+	note_refusal(err.rule);
 }
 
 static void test_refusals(void)
@@ -299,7 +333,43 @@ static void test_refusals(void)
 	refuse_ids();
 	refuse_calls();
 	refuse_total();
-	end();
+	check_sound(vm);
+	refuse_places();
+	ms_vm_destroy(vm);
+}
+
+/* Rules that do not refuse a step, or that other tests have. */
+static const enum ms_rule other_rules[] = {
+	/* No step has the value: an offset, the size or the host address of a slot that stays. */
+	MS_RULE_GMEM_OFFSET, MS_RULE_HVA_CHANGE, MS_RULE_SIZE_CHANGE,
+	/* Of other calls. */
+	MS_RULE_LISTENER_EXISTS, MS_RULE_NO_SUCH_LISTENER, MS_RULE_LAST_LISTENER, MS_RULE_NO_DIRTY_LOG,
+	MS_RULE_FIRST_PAGE, MS_RULE_CLEAR_RANGE, MS_RULE_BITMAP_SIZE, MS_RULE_MANUAL_PROTECT, MS_RULE_UPDATE_OWNER,
+	MS_RULE_HANDLE, MS_RULE_SETS_DIFFER, MS_RULE_BACKEND, MS_RULE_STRUCT_SIZE, MS_RULE_GUEST_HOLE,
+	MS_RULE_GUEST_READONLY, MS_RULE_GUEST_RAW, MS_RULE_GUEST_FAULT, MS_RULE_CACHE_RANGE,
+	/* Of every call that takes the lock: test_hooks, test_threads.py, test_vm. */
+	MS_RULE_HOOK_BUSY, MS_RULE_FORKED, MS_RULE_INTERRUPTED,
+	/* At every allocation: test_faults, test_transaction. */
+	MS_RULE_NO_MEMORY
+};
+
+static bool is_other(enum ms_rule rule)
+{
+	for (size_t i = 0; i < ARRAY_SIZE(other_rules); i++)
+		if (other_rules[i] == rule)
+			return true;
+	return false;
+}
+
+/* A new rule needs a refusal above, or a place in the list. */
+static void check_rules(void)
+{
+	for (int i = 1; i < MS_RULE_NR; i++)
+		if (has_refused[i] == is_other((enum ms_rule)i)) {
+			fprintf(stderr, "%s: a test and the list of other rules do not agree\n",
+				ms_rule_name((enum ms_rule)i));
+			test_fail();
+		}
 }
 
 /* ---- the order of hooks ---- */
@@ -434,7 +504,7 @@ static uint32_t index_of_refusal(size_t n)
 	return n < LISTED ? (uint32_t)n : n == LISTED ? LISTED : (uint32_t)n - LISTED - 1;
 }
 
-static void refuse_call(size_t n)
+static void refuse_hook(size_t n)
 {
 	struct picture before = picture_of(vm);
 	struct ms_stats held = held_by(vm);
@@ -444,6 +514,7 @@ static void refuse_call(size_t n)
 	refuse_at = n;
 	CHECK_EQ(change_some(&err), -EPERM);
 	CHECK_EQ(err.rule, MS_RULE_LISTENER_REFUSED);
+	note_refusal(err.rule);
 	CHECK_EQ(err.index, index_of_refusal(n));
 	expect_aborts(n + 1);
 	check_only_refused(vm, &before, &held);
@@ -457,7 +528,7 @@ static void test_order(void)
 	for (uint32_t i = 0; i < LISTENERS; i++)
 		CHECK_EQ(ms_add_listener(vm, &listeners[i], NULL), 0);
 	for (size_t n = 0; n < 2 * LISTED + 1; n++)
-		refuse_call(n);
+		refuse_hook(n);
 	nr_calls = 0;
 	refuse_at = SIZE_MAX;
 	CHECK_EQ(change_some(NULL), 0);
@@ -533,6 +604,7 @@ int main(int argc, char **argv)
 		test_rotation(2);
 		test_rotation(design_walks() ? 50 : 1000);
 	}
+	check_rules();
 	ms_backing_put(backing);
 	ms_backing_put(readonly_backing);
 	printf("change lists: %" PRIu64 " refusals\n", refusals);
