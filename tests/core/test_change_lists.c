@@ -300,7 +300,7 @@ static int change_in_hook(void *opaque, const struct ms_change *change)
 static void refuse_places(void)
 {
 	static const struct ms_listener changer = { LISTENER_SIZE, .prepare = change_in_hook };
-	struct ms_step step = delete(1);
+	struct ms_step step = delete(4);
 
 	CHECK_EQ(ms_add_listener(vm, &changer, NULL), 0);
 	CHECK_EQ(ms_change_memslots(vm, 0, &step, 1, NULL), 0);
@@ -312,15 +312,48 @@ static void refuse_places(void)
 /* The sum of pages cannot wrap with real slots, so the test changes the sum. */
 static void refuse_total(void)
 {
-	struct ms_step steps[] = { resize(1, PAGE), create(10, 0xA00, 0) };
+	struct ms_step steps[] = { resize(1, PAGE), create(10, 0xC00, 0) };
 	uint64_t pages = ms_nr_memslot_pages(vm);
 	struct ms_error err;
 
 	atomic_store(&vm->counts.nr_memslot_pages, ~(uint64_t)0);
 	CHECK_EQ(ms_change_memslots(vm, 0, steps, 2, &err), -EINVAL);
 	CHECK(err.rule == MS_RULE_TOTAL_PAGES && err.index == 1);
-	atomic_store(&vm->counts.nr_memslot_pages, pages);
 	note_refusal(err.rule);
+	steps[0] = delete(1); /* a new slot may have the pages of one that ends */
+	CHECK_EQ(ms_change_memslots(vm, 0, steps, 2, &err), 0);
+	CHECK_EQ(ms_nr_memslot_pages(vm), ~(uint64_t)0);
+	atomic_store(&vm->counts.nr_memslot_pages, pages);
+}
+
+/* Two slots of 2^30 pages: one page too many for one slot. */
+static void test_merge_of_large_slots(void)
+{
+	struct ms_config config = default_config(1);
+	uint64_t half = (MS_MEM_MAX_NR_PAGES + 1) / 2;
+	struct ms_step steps[] = { create(1, 0, 0), create(2, half, 0), merge(1, 2) };
+	struct ms_error err;
+
+	config.hva_end_max = MS_HVA_ERR_MIN - 1;
+	vm = vm_with(&config);
+	steps[0].memory_size = steps[1].memory_size = half * PAGE;
+	steps[1].userspace_addr += half * PAGE;
+	CHECK_EQ(ms_change_memslots(vm, 0, steps, 3, &err), -EINVAL);
+	CHECK(err.rule == MS_RULE_NPAGES && err.index == 2 && err.limit == MS_MEM_MAX_NR_PAGES && err.other.id == 2);
+	steps[1].memory_size -= PAGE;
+	CHECK_EQ(ms_change_memslots(vm, 0, steps, 3, NULL), 0);
+	note_refusal(MS_RULE_NPAGES);
+	end();
+}
+
+/* A hole may end where an internal slot begins. */
+static void test_hole_below_internal_slot(void)
+{
+	struct ms_step step = punch((GFN(10) - 4) * PAGE, 4 * PAGE, MS_SLOT_ANY);
+
+	begin();
+	CHECK_EQ(ms_change_memslots(vm, 0, &step, 1, NULL), 0);
+	end();
 }
 
 static void test_refusals(void)
@@ -556,6 +589,92 @@ static void test_single(void)
 	end();
 }
 
+/* Of two steps that change only flags, a refusal names the last one. */
+static void test_flags_twice(void)
+{
+	struct ms_step steps[] = { flags(4, LOG), flags(1, LOG), flags(4, LOG) };
+	struct ms_error err;
+
+	begin();
+	CHECK_EQ(ms_add_listener(vm, &listeners[0], NULL), 0);
+	nr_calls = refuse_at = 0;
+	CHECK_EQ(ms_change_memslots(vm, 0, steps, ARRAY_SIZE(steps), &err), -EPERM);
+	CHECK_EQ(expect(0, PREPARE, 0, 4), nr_calls);
+	CHECK_EQ(err.index, 2);
+	orders++;
+	end();
+}
+
+/* ---- pages of two slots ---- */
+
+static uint64_t log_of(uint32_t id)
+{
+	uint64_t word;
+
+	CHECK_EQ(ms_get_dirty_log(vm, 0, id, &word, 1, NULL, NULL), 0);
+	return word;
+}
+
+/* Slot 2 has all its pages in the end, so it keeps its log.  Slot 10 has the upper ones too, and takes their bits. */
+static void test_pages_of_two_slots(bool moves)
+{
+	struct ms_step steps[] = { split(2, (GFN(2) + 8) * PAGE, 10), resize(2, NPAGES * PAGE), move(10, 0xC00 * PAGE),
+				   move(2, 0xD00 * PAGE) };
+
+	begin();
+	ms_mark_page_dirty(vm, 0, GFN(2) + 12);
+	CHECK_EQ(ms_change_memslots(vm, 0, steps, moves ? 4 : 3, NULL), 0);
+	CHECK_EQ(log_of(2), 1 << 3 | 1 << 12);
+	CHECK_EQ(log_of(10), 1 << (12 - 8));
+	end();
+}
+
+/* ---- no memory ---- */
+
+/* The list of items is full when the hole has so many slots, so the first cut needs memory. */
+#define IN_HOLE 8u
+
+static void fill_hole(void)
+{
+	vm = new_vm(1);
+	for (uint32_t id = 0; id < IN_HOLE; id++)
+		CHECK_EQ(set(vm, 0, id, 16 * id, 16, LOG), 0);
+	ms_generation(vm, 0);
+}
+
+static bool punch_without_memory(uint64_t nth)
+{
+	struct ms_step step = punch(8 * PAGE, (16 * IN_HOLE - 16) * PAGE, MS_SLOT_ANY);
+	struct picture before = picture_of(vm);
+	uint64_t attempts;
+	int r;
+
+	memory_fail(&vm->memory, nth, false);
+	r = ms_change_memslots(vm, 0, &step, 1, NULL);
+	attempts = atomic_load(&vm->memory.attempts);
+	memory_fail(&vm->memory, 0, false);
+	if (r) {
+		struct picture after = picture_of(vm);
+
+		CHECK_EQ(r, -ENOMEM);
+		CHECK(same_picture(&before, &after));
+		return false;
+	}
+	CHECK(attempts < nth); /* none has failed */
+	return true;
+}
+
+static void test_hole_without_memory(void)
+{
+	uint64_t nth = 1;
+
+	fill_hole();
+	while (!punch_without_memory(nth))
+		nth++;
+	CHECK(nth > 4);
+	end();
+}
+
 /* ---- many steps at once ---- */
 
 /* Each of n slots takes the place of the next one, with one swap. */
@@ -578,6 +697,7 @@ static void test_rotation(uint32_t n)
 	CHECK_EQ(ms_change_memslots(vm, 0, steps, n, NULL), 0);
 	CHECK_EQ(stats_of(vm).swaps, swaps + 1);
 	CHECK_EQ(stats_of(vm).moves, n);
+	CHECK_EQ(stats_of(vm).refused, 0);
 	for (uint32_t id = 0; id < n; id++) {
 		uint64_t word;
 
@@ -601,6 +721,12 @@ int main(int argc, char **argv)
 		test_refusals();
 		test_order();
 		test_single();
+		test_flags_twice();
+		test_merge_of_large_slots();
+		test_hole_below_internal_slot();
+		test_pages_of_two_slots(false);
+		test_pages_of_two_slots(true);
+		test_hole_without_memory();
 		test_rotation(2);
 		test_rotation(design_walks() ? 50 : 1000);
 	}
