@@ -629,6 +629,26 @@ static void test_pages_of_two_slots(bool moves)
 	end();
 }
 
+/* Slot 1 joins the upper part of slot 6, whose memory is that of the pages from 8 on of slot 1, and loses it again.  So
+ * it keeps its log and its bits, and takes those of slot 6. */
+static void test_bits_of_an_alias(uint64_t protect)
+{
+	struct ms_step steps[] = { punch(GFN(6) * PAGE, 8 * PAGE, MS_SLOT_ANY), move(6, (GFN(1) + NPAGES) * PAGE),
+				   merge(1, 6), resize(1, NPAGES * PAGE), move(1, 0xD00 * PAGE) };
+	region_t r = region(0, 6, GFN(6), NPAGES, LOG);
+
+	vm = new_vm(1);
+	CHECK_EQ(set(vm, 0, 1, GFN(1), NPAGES, LOG), 0);
+	r.userspace_addr = hva_for(0, 1) + 8 * PAGE;
+	CHECK_EQ(ms_set_user_memory_region(vm, &r, NULL), 0);
+	ms_mark_page_dirty(vm, 0, GFN(1) + 10);
+	ms_mark_page_dirty(vm, 0, GFN(6) + 4);
+	CHECK_EQ(ms_set_manual_dirty_log_protect(vm, protect, NULL), 0);
+	CHECK_EQ(ms_change_memslots(vm, 0, steps, ARRAY_SIZE(steps), NULL), 0);
+	CHECK_EQ(log_of(1), 1 << 10 | 1 << 12);
+	end();
+}
+
 /* ---- no memory ---- */
 
 /* The list of items is full when the hole has so many slots, so the first cut needs memory. */
@@ -672,6 +692,20 @@ static void test_hole_without_memory(void)
 	while (!punch_without_memory(nth))
 		nth++;
 	CHECK(nth > 4);
+	end();
+}
+
+/* The last step adds the items that fill the list, so a sanitizer sees a read behind them. */
+static void test_full_list(void)
+{
+	struct ms_step steps[IN_HOLE - 1];
+
+	fill_hole();
+	for (uint32_t id = 0; id < IN_HOLE - 2; id++)
+		steps[id] = flags(id, 0);
+	steps[IN_HOLE - 2] = split(IN_HOLE - 2, (16 * (IN_HOLE - 2) + 1) * PAGE, MS_SLOT_ANY);
+	CHECK_EQ(ms_change_memslots(vm, 0, steps, IN_HOLE - 1, NULL), 0);
+	CHECK_EQ(ms_nr_memslots(vm), IN_HOLE + 1);
 	end();
 }
 
@@ -726,7 +760,10 @@ int main(int argc, char **argv)
 		test_hole_below_internal_slot();
 		test_pages_of_two_slots(false);
 		test_pages_of_two_slots(true);
+		test_bits_of_an_alias(0);
+		test_bits_of_an_alias(MS_DIRTY_LOG_MANUAL_PROTECT_ENABLE | MS_DIRTY_LOG_INITIALLY_SET);
 		test_hole_without_memory();
+		test_full_list();
 		test_rotation(2);
 		test_rotation(design_walks() ? 50 : 1000);
 	}

@@ -80,16 +80,16 @@ static struct ms_vm *vm_with_neighbours(void)
 	return vm;
 }
 
-/* As above, of a slot that has another source from the start. */
+/* As above, of a slot that has two more sources from the start. */
 static void test_splits_of_a_merged_slot(void)
 {
 	struct ms_vm *vm = vm_with_neighbours();
 	struct layout layout = { .vm = vm };
-	struct ms_step steps[1 + 2 * PAIRS] = { merge(1, 3) };
+	struct ms_step steps[2 + 2 * PAIRS] = { merge(1, 3), merge(1, 4) };
 
 	for (size_t i = 0; i < PAIRS; i++) {
-		steps[1 + 2 * i] = split();
-		steps[2 + 2 * i] = merge(1, 2);
+		steps[2 + 2 * i] = split();
+		steps[3 + 2 * i] = merge(1, 2);
 	}
 	CHECK_EQ(layout_resolve(&layout, steps, ARRAY_SIZE(steps)), 0);
 	CHECK(layout.sources.nr <= 4 * PAIRS);
