@@ -70,8 +70,9 @@ def run(program: Path, preset: str, args: argparse.Namespace, seconds: float) ->
     A run that fails without a closing line counts as one wrong answer.  This function then writes the record.
     """
     command = [*launcher(preset), str(program), "-t", f"{seconds:.3f}", "-s", str(args.seed)]
-    command += ["-o", str(args.record), "-n", preset]
-    print(f"torture: {preset}, {seconds:.0f} s, seed {args.seed}", flush=True)
+    name = f"{preset}, permutations" if args.permutations else preset
+    command += ["-o", str(args.record), "-n", name, *["-p"] * args.permutations]
+    print(f"torture: {name}, {seconds:.0f} s, seed {args.seed}", flush=True)
     env = {**os.environ, **sanitizer_options()}
     done = subprocess.run(command, env=env, stdout=subprocess.PIPE, text=True, check=False)
     print(done.stdout, end="", flush=True)
@@ -101,6 +102,11 @@ def main() -> int:
     parser.add_argument("-s", "--seed", type=int, default=20211206)
     parser.add_argument("-o", "--record", type=Path, default=ROOT / "build" / "torture.record")
     parser.add_argument("--build", action="append", choices=list(BUILDS), help="only these")
+    parser.add_argument(
+        "--permutations",
+        action="store_true",
+        help="no changes except transactions that permute four slots",
+    )
     args = parser.parse_args()
     args.record = args.record.resolve()
     args.record.parent.mkdir(parents=True, exist_ok=True)

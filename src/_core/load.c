@@ -94,7 +94,7 @@ static int complete(const struct writer *w, struct memslot *slot)
 }
 
 /* Creates the slot of an entry, which no set has yet. */
-static int create(struct writer *w, const struct load *load, uint32_t entry)
+static int create_entry(struct writer *w, const struct load *load, uint32_t entry)
 {
 	struct change *c = &w->change[w->nr];
 	int r = slot_create(w->vm, &load->slots[entry], w->as_id, &c->new_slot, w->err);
@@ -119,7 +119,7 @@ static bool comes_first(const struct memslot *a, const struct memslot *b)
 
 /* Merges the slots of the set and the new ones, which the list of changes has from the highest gfn down.  Returns false
  * if some of them overlap: then two neighbours do. */
-static bool merge_slots(const struct writer *w, struct load *load, const struct memslot_set *set)
+static bool merge_with_set(const struct writer *w, struct load *load, const struct memslot_set *set)
 {
 	const struct memslot_design *design = w->vm->design;
 	const struct memslot *slot = design->first_from(set, 0);
@@ -148,7 +148,7 @@ static int build(struct writer *w, struct load *load)
 {
 	struct memslot_set *set = vm_inactive_set(w->vm, w->as_id);
 
-	if (!merge_slots(w, load, set))
+	if (!merge_with_set(w, load, set))
 		return SOME_CONFLICT;
 	sort_by_key(load->by_hva, load->spare, load->nr);
 	if (!vm_fill(w->vm, set, load->by_gfn, load->by_hva, load->nr))
@@ -173,7 +173,7 @@ static int stage_all(struct writer *w, struct load *load)
 		const struct ms_memslot *slot = load->by_gfn[load->n - 1 - w->nr].item;
 		uint32_t entry = (uint32_t)(slot - load->slots);
 
-		r = at_entry(w, load->builds ? create(w, load, entry) : stage(w, load, entry), entry);
+		r = at_entry(w, load->builds ? create_entry(w, load, entry) : stage(w, load, entry), entry);
 	}
 	return r || !load->builds ? r : build(w, load);
 }

@@ -18,6 +18,7 @@
 
 static struct ms_vm *vm;
 static uint64_t refusals, orders;
+static bool has_refused[MS_RULE_NR];
 static struct ms_backing *backing, *readonly_backing; /* nobody reads the memory */
 
 /* Slots 1 to 5 at gfn 0x100 times their id: 2 logs, 3 is READONLY, 4 and 5 have a backing.  6 is the host neighbour of
@@ -107,6 +108,12 @@ static struct ms_step with(struct ms_step step, size_t offset, uint64_t value)
 	return step;
 }
 
+static void note_refusal(enum ms_rule rule)
+{
+	has_refused[rule] = true;
+	refusals++;
+}
+
 #define WITH(step, member, value) with(step, offsetof(struct ms_step, member), value)
 #define NOBODY UINT32_MAX
 
@@ -134,7 +141,7 @@ static void refuse(const struct ms_step *first, size_t nr_first, struct ms_step 
 	CHECK(other == NOBODY ? no_slot(&err.other) : err.other.id == other && err.other.npages);
 	check_only_refused(vm, &before, &held);
 	CHECK_EQ(ms_change_memslots(vm, 0, steps, nr_first + 3, NULL), code);
-	refusals++;
+	note_refusal(rule);
 }
 
 #define REFUSE(bad, code, rule, limit, other) refuse(NULL, 0, bad, code, MS_RULE_##rule, limit, other)
@@ -234,7 +241,7 @@ static void refuse_the_later(void)
 	steps[1] = move(2, (GFN(1) + 0x101) * PAGE);
 	CHECK_EQ(ms_change_memslots(vm, 0, steps, 2, &err), -EEXIST);
 	CHECK(err.rule == MS_RULE_OVERLAP && err.index == 1 && err.other.id == 1);
-	refusals += 3;
+	note_refusal(err.rule);
 }
 
 static void refuse_ids(void)
@@ -248,45 +255,105 @@ static void refuse_ids(void)
 	steps[n] = split(1, (GFN(1) + 1) * PAGE, MS_SLOT_ANY);
 	CHECK_EQ(ms_change_memslots(vm, 0, steps, n + 1, &err), -ENOSPC);
 	CHECK(err.rule == MS_RULE_NO_FREE_SLOT && err.index == n && err.limit == IDS);
-	refusals++;
+	note_refusal(err.rule);
+}
+
+/* The call is refused before its first step. */
+static void refuse_call(uint32_t as_id, const struct ms_step *steps, int code, enum ms_rule rule)
+{
+	struct ms_error err;
+
+	CHECK_EQ(ms_change_memslots(vm, as_id, steps, 1, &err), code);
+	CHECK_EQ(err.rule, rule);
+	note_refusal(rule);
 }
 
 static void refuse_calls(void)
 {
 	struct ms_step step = delete(1);
 	struct ms_update *u;
-	struct ms_error err;
 
-	CHECK_EQ(ms_change_memslots(vm, SPACES, &step, 1, &err), -EINVAL);
-	CHECK_EQ(err.rule, MS_RULE_AS_ID);
-	CHECK_EQ(ms_change_memslots(vm, 0, NULL, 1, &err), -EFAULT);
-	CHECK_EQ(err.rule, MS_RULE_NULL_BUFFER);
-	CHECK_EQ(ms_change_memslots(vm, 0, NULL, 0, &err), 0);
+	refuse_call(SPACES, &step, -EINVAL, MS_RULE_AS_ID);
+	refuse_call(0, NULL, -EFAULT, MS_RULE_NULL_BUFFER);
+	CHECK_EQ(ms_change_memslots(vm, 0, NULL, 0, NULL), 0);
 	CHECK_EQ(ms_read_lock(vm), 0);
-	CHECK_EQ(ms_change_memslots(vm, 0, &step, 1, &err), -EDEADLK);
-	CHECK_EQ(err.rule, MS_RULE_READ_SECTION);
+	refuse_call(0, &step, -EDEADLK, MS_RULE_READ_SECTION);
 	ms_read_unlock(vm);
 	if (design_is("tree")) {
 		CHECK_EQ(ms_update_begin(vm, 0, &u, NULL), 0);
-		CHECK_EQ(ms_change_memslots(vm, 0, &step, 1, &err), -EDEADLK);
-		CHECK_EQ(err.rule, MS_RULE_UPDATE);
+		refuse_call(0, &step, -EDEADLK, MS_RULE_UPDATE);
 		CHECK_EQ(ms_update_end(u, true, NULL), 0);
 	}
-	refusals += 4;
+}
+
+/* A hook of the VM, and a VM that is closed. */
+static int change_in_hook(void *opaque, const struct ms_change *change)
+{
+	struct ms_step step = delete(2);
+
+	(void)opaque;
+	(void)change;
+	refuse_call(0, &step, -EDEADLK, MS_RULE_HOOK);
+	return 0;
+}
+
+static void refuse_places(void)
+{
+	static const struct ms_listener changer = { LISTENER_SIZE, .prepare = change_in_hook };
+	struct ms_step step = delete(4);
+
+	CHECK_EQ(ms_add_listener(vm, &changer, NULL), 0);
+	CHECK_EQ(ms_change_memslots(vm, 0, &step, 1, NULL), 0);
+	CHECK_EQ(ms_remove_listener(vm, &changer, NULL), 0);
+	CHECK_EQ(ms_vm_close(vm, NULL), 0);
+	refuse_call(0, &step, -EBADF, MS_RULE_CLOSED);
 }
 
 /* The sum of pages cannot wrap with real slots, so the test changes the sum. */
 static void refuse_total(void)
 {
-	struct ms_step steps[] = { resize(1, PAGE), create(10, 0xA00, 0) };
+	struct ms_step steps[] = { resize(1, PAGE), create(10, 0xC00, 0) };
 	uint64_t pages = ms_nr_memslot_pages(vm);
 	struct ms_error err;
 
 	atomic_store(&vm->counts.nr_memslot_pages, ~(uint64_t)0);
 	CHECK_EQ(ms_change_memslots(vm, 0, steps, 2, &err), -EINVAL);
 	CHECK(err.rule == MS_RULE_TOTAL_PAGES && err.index == 1);
+	note_refusal(err.rule);
+	steps[0] = delete(1); /* a new slot may have the pages of one that ends */
+	CHECK_EQ(ms_change_memslots(vm, 0, steps, 2, &err), 0);
+	CHECK_EQ(ms_nr_memslot_pages(vm), ~(uint64_t)0);
 	atomic_store(&vm->counts.nr_memslot_pages, pages);
-	refusals++;
+}
+
+/* Two slots of 2^30 pages: one page too many for one slot. */
+static void test_merge_of_large_slots(void)
+{
+	struct ms_config config = default_config(1);
+	uint64_t half = (MS_MEM_MAX_NR_PAGES + 1) / 2;
+	struct ms_step steps[] = { create(1, 0, 0), create(2, half, 0), merge(1, 2) };
+	struct ms_error err;
+
+	config.hva_end_max = MS_HVA_ERR_MIN - 1;
+	vm = vm_with(&config);
+	steps[0].memory_size = steps[1].memory_size = half * PAGE;
+	steps[1].userspace_addr += half * PAGE;
+	CHECK_EQ(ms_change_memslots(vm, 0, steps, 3, &err), -EINVAL);
+	CHECK(err.rule == MS_RULE_NPAGES && err.index == 2 && err.limit == MS_MEM_MAX_NR_PAGES && err.other.id == 2);
+	steps[1].memory_size -= PAGE;
+	CHECK_EQ(ms_change_memslots(vm, 0, steps, 3, NULL), 0);
+	note_refusal(MS_RULE_NPAGES);
+	end();
+}
+
+/* A hole may end where an internal slot begins. */
+static void test_hole_below_internal_slot(void)
+{
+	struct ms_step step = punch((GFN(10) - 4) * PAGE, 4 * PAGE, MS_SLOT_ANY);
+
+	begin();
+	CHECK_EQ(ms_change_memslots(vm, 0, &step, 1, NULL), 0);
+	end();
 }
 
 static void test_refusals(void)
@@ -299,7 +366,43 @@ static void test_refusals(void)
 	refuse_ids();
 	refuse_calls();
 	refuse_total();
-	end();
+	check_sound(vm);
+	refuse_places();
+	ms_vm_destroy(vm);
+}
+
+/* Rules that do not refuse a step, or that other tests have. */
+static const enum ms_rule other_rules[] = {
+	/* No step has the value: an offset, the size or the host address of a slot that stays. */
+	MS_RULE_GMEM_OFFSET, MS_RULE_HVA_CHANGE, MS_RULE_SIZE_CHANGE,
+	/* Of other calls. */
+	MS_RULE_LISTENER_EXISTS, MS_RULE_NO_SUCH_LISTENER, MS_RULE_LAST_LISTENER, MS_RULE_NO_DIRTY_LOG,
+	MS_RULE_FIRST_PAGE, MS_RULE_CLEAR_RANGE, MS_RULE_BITMAP_SIZE, MS_RULE_MANUAL_PROTECT, MS_RULE_UPDATE_OWNER,
+	MS_RULE_HANDLE, MS_RULE_SETS_DIFFER, MS_RULE_BACKEND, MS_RULE_STRUCT_SIZE, MS_RULE_GUEST_HOLE,
+	MS_RULE_GUEST_READONLY, MS_RULE_GUEST_RAW, MS_RULE_GUEST_FAULT, MS_RULE_CACHE_RANGE,
+	/* Of every call that takes the lock: test_hooks, test_threads.py, test_vm. */
+	MS_RULE_HOOK_BUSY, MS_RULE_FORKED, MS_RULE_INTERRUPTED,
+	/* At every allocation: test_faults, test_transaction. */
+	MS_RULE_NO_MEMORY
+};
+
+static bool is_other(enum ms_rule rule)
+{
+	for (size_t i = 0; i < ARRAY_SIZE(other_rules); i++)
+		if (other_rules[i] == rule)
+			return true;
+	return false;
+}
+
+/* A new rule needs a refusal above, or a place in the list. */
+static void check_rules(void)
+{
+	for (int i = 1; i < MS_RULE_NR; i++)
+		if (has_refused[i] == is_other((enum ms_rule)i)) {
+			fprintf(stderr, "%s: a test and the list of other rules do not agree\n",
+				ms_rule_name((enum ms_rule)i));
+			test_fail();
+		}
 }
 
 /* ---- the order of hooks ---- */
@@ -434,7 +537,7 @@ static uint32_t index_of_refusal(size_t n)
 	return n < LISTED ? (uint32_t)n : n == LISTED ? LISTED : (uint32_t)n - LISTED - 1;
 }
 
-static void refuse_call(size_t n)
+static void refuse_hook(size_t n)
 {
 	struct picture before = picture_of(vm);
 	struct ms_stats held = held_by(vm);
@@ -444,6 +547,7 @@ static void refuse_call(size_t n)
 	refuse_at = n;
 	CHECK_EQ(change_some(&err), -EPERM);
 	CHECK_EQ(err.rule, MS_RULE_LISTENER_REFUSED);
+	note_refusal(err.rule);
 	CHECK_EQ(err.index, index_of_refusal(n));
 	expect_aborts(n + 1);
 	check_only_refused(vm, &before, &held);
@@ -457,7 +561,7 @@ static void test_order(void)
 	for (uint32_t i = 0; i < LISTENERS; i++)
 		CHECK_EQ(ms_add_listener(vm, &listeners[i], NULL), 0);
 	for (size_t n = 0; n < 2 * LISTED + 1; n++)
-		refuse_call(n);
+		refuse_hook(n);
 	nr_calls = 0;
 	refuse_at = SIZE_MAX;
 	CHECK_EQ(change_some(NULL), 0);
@@ -485,6 +589,126 @@ static void test_single(void)
 	end();
 }
 
+/* Of two steps that change only flags, a refusal names the last one. */
+static void test_flags_twice(void)
+{
+	struct ms_step steps[] = { flags(4, LOG), flags(1, LOG), flags(4, LOG) };
+	struct ms_error err;
+
+	begin();
+	CHECK_EQ(ms_add_listener(vm, &listeners[0], NULL), 0);
+	nr_calls = refuse_at = 0;
+	CHECK_EQ(ms_change_memslots(vm, 0, steps, ARRAY_SIZE(steps), &err), -EPERM);
+	CHECK_EQ(expect(0, PREPARE, 0, 4), nr_calls);
+	CHECK_EQ(err.index, 2);
+	orders++;
+	end();
+}
+
+/* ---- pages of two slots ---- */
+
+static uint64_t log_of(uint32_t id)
+{
+	uint64_t word;
+
+	CHECK_EQ(ms_get_dirty_log(vm, 0, id, &word, 1, NULL, NULL), 0);
+	return word;
+}
+
+/* Slot 2 has all its pages in the end, so it keeps its log.  Slot 10 has the upper ones too, and takes their bits. */
+static void test_pages_of_two_slots(bool moves)
+{
+	struct ms_step steps[] = { split(2, (GFN(2) + 8) * PAGE, 10), resize(2, NPAGES * PAGE), move(10, 0xC00 * PAGE),
+				   move(2, 0xD00 * PAGE) };
+
+	begin();
+	ms_mark_page_dirty(vm, 0, GFN(2) + 12);
+	CHECK_EQ(ms_change_memslots(vm, 0, steps, moves ? 4 : 3, NULL), 0);
+	CHECK_EQ(log_of(2), 1 << 3 | 1 << 12);
+	CHECK_EQ(log_of(10), 1 << (12 - 8));
+	end();
+}
+
+/* Slot 1 joins the upper part of slot 6, whose memory is that of the pages from 8 on of slot 1, and loses it again.  So
+ * it keeps its log and its bits, and takes those of slot 6. */
+static void test_bits_of_an_alias(uint64_t protect)
+{
+	struct ms_step steps[] = { punch(GFN(6) * PAGE, 8 * PAGE, MS_SLOT_ANY), move(6, (GFN(1) + NPAGES) * PAGE),
+				   merge(1, 6), resize(1, NPAGES * PAGE), move(1, 0xD00 * PAGE) };
+	region_t r = region(0, 6, GFN(6), NPAGES, LOG);
+
+	vm = new_vm(1);
+	CHECK_EQ(set(vm, 0, 1, GFN(1), NPAGES, LOG), 0);
+	r.userspace_addr = hva_for(0, 1) + 8 * PAGE;
+	CHECK_EQ(ms_set_user_memory_region(vm, &r, NULL), 0);
+	ms_mark_page_dirty(vm, 0, GFN(1) + 10);
+	ms_mark_page_dirty(vm, 0, GFN(6) + 4);
+	CHECK_EQ(ms_set_manual_dirty_log_protect(vm, protect, NULL), 0);
+	CHECK_EQ(ms_change_memslots(vm, 0, steps, ARRAY_SIZE(steps), NULL), 0);
+	CHECK_EQ(log_of(1), 1 << 10 | 1 << 12);
+	end();
+}
+
+/* ---- no memory ---- */
+
+/* The list of items is full when the hole has so many slots, so the first cut needs memory. */
+#define IN_HOLE 8u
+
+static void fill_hole(void)
+{
+	vm = new_vm(1);
+	for (uint32_t id = 0; id < IN_HOLE; id++)
+		CHECK_EQ(set(vm, 0, id, 16 * id, 16, LOG), 0);
+	ms_generation(vm, 0);
+}
+
+static bool punch_without_memory(uint64_t nth)
+{
+	struct ms_step step = punch(8 * PAGE, (16 * IN_HOLE - 16) * PAGE, MS_SLOT_ANY);
+	struct picture before = picture_of(vm);
+	uint64_t attempts;
+	int r;
+
+	memory_fail(&vm->memory, nth, false);
+	r = ms_change_memslots(vm, 0, &step, 1, NULL);
+	attempts = atomic_load(&vm->memory.attempts);
+	memory_fail(&vm->memory, 0, false);
+	if (r) {
+		struct picture after = picture_of(vm);
+
+		CHECK_EQ(r, -ENOMEM);
+		CHECK(same_picture(&before, &after));
+		return false;
+	}
+	CHECK(attempts < nth); /* none has failed */
+	return true;
+}
+
+static void test_hole_without_memory(void)
+{
+	uint64_t nth = 1;
+
+	fill_hole();
+	while (!punch_without_memory(nth))
+		nth++;
+	CHECK(nth > 4);
+	end();
+}
+
+/* The last step adds the items that fill the list, so a sanitizer sees a read behind them. */
+static void test_full_list(void)
+{
+	struct ms_step steps[IN_HOLE - 1];
+
+	fill_hole();
+	for (uint32_t id = 0; id < IN_HOLE - 2; id++)
+		steps[id] = flags(id, 0);
+	steps[IN_HOLE - 2] = split(IN_HOLE - 2, (16 * (IN_HOLE - 2) + 1) * PAGE, MS_SLOT_ANY);
+	CHECK_EQ(ms_change_memslots(vm, 0, steps, IN_HOLE - 1, NULL), 0);
+	CHECK_EQ(ms_nr_memslots(vm), IN_HOLE + 1);
+	end();
+}
+
 /* ---- many steps at once ---- */
 
 /* Each of n slots takes the place of the next one, with one swap. */
@@ -507,6 +731,7 @@ static void test_rotation(uint32_t n)
 	CHECK_EQ(ms_change_memslots(vm, 0, steps, n, NULL), 0);
 	CHECK_EQ(stats_of(vm).swaps, swaps + 1);
 	CHECK_EQ(stats_of(vm).moves, n);
+	CHECK_EQ(stats_of(vm).refused, 0);
 	for (uint32_t id = 0; id < n; id++) {
 		uint64_t word;
 
@@ -530,9 +755,19 @@ int main(int argc, char **argv)
 		test_refusals();
 		test_order();
 		test_single();
+		test_flags_twice();
+		test_merge_of_large_slots();
+		test_hole_below_internal_slot();
+		test_pages_of_two_slots(false);
+		test_pages_of_two_slots(true);
+		test_bits_of_an_alias(0);
+		test_bits_of_an_alias(MS_DIRTY_LOG_MANUAL_PROTECT_ENABLE | MS_DIRTY_LOG_INITIALLY_SET);
+		test_hole_without_memory();
+		test_full_list();
 		test_rotation(2);
 		test_rotation(design_walks() ? 50 : 1000);
 	}
+	check_rules();
 	ms_backing_put(backing);
 	ms_backing_put(readonly_backing);
 	printf("change lists: %" PRIu64 " refusals\n", refusals);

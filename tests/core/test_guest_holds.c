@@ -389,6 +389,29 @@ static void test_ends_side_by_side(void)
 	end();
 }
 
+/* A call is about to put two slots back.  Meanwhile the hold of the older one ends, so the call drops this one. */
+static void test_two_epochs_put_back(void)
+{
+	struct actor first, second, third;
+
+	begin("of two slots that are put back, one can be dropped by then", 0, 9);
+	for (uint32_t id = 10; id < 12; id++)
+		CHECK_EQ(guest_map_part(vm, g, id, 0x1000 + id, id - 10, 1, 0), 0);
+	act_until(&first, read_values, POINT_READER_HELD);
+	act_until(&second, read_other, POINT_READER_HELD);
+	CHECK_EQ(ms_delete_memslot(vm, 0, 10, NULL), 0);
+	act_until(&third, read_other, POINT_READER_HELD);
+	CHECK_EQ(ms_delete_memslot(vm, 0, 11, NULL), 0);
+	go_until(&first, POINT_READER_PUTS_BACK);
+	finish(&second);
+	CHECK_EQ(atomic_load(&g->backing->refs), 3);
+	finish(&first);
+	CHECK_EQ(atomic_load(&g->backing->refs), 2);
+	finish(&third);
+	CHECK_EQ(atomic_load(&g->backing->refs), 1);
+	end();
+}
+
 /* Some slots of the list may be dropped, others not. */
 static void test_many_retired(void)
 {
@@ -482,7 +505,10 @@ static void test_end_of_the_vm(void)
 	go(&reader, NO_STOP);
 	CHECK_EQ(pthread_join(reader.thread, NULL), 0);
 	CHECK_EQ(released + other_released, 0);
-	end();
+	ms_vm_destroy(vm); /* no call has taken slots_lock since */
+	point_set_hook(NULL);
+	CHECK_EQ(released, 1);
+	CHECK_EQ(other_released, 1);
 }
 
 /* The child has the list, but not the thread that holds. */
@@ -1121,6 +1147,7 @@ static void test_holds(void)
 	test_end_during_the_retirement();
 	test_release_during_the_retirement();
 	test_ends_side_by_side();
+	test_two_epochs_put_back();
 	test_many_retired();
 	test_refused_move();
 	test_end_of_a_thread();

@@ -33,11 +33,11 @@ static struct ms_step merge(uint32_t slot, uint32_t other)
 
 static bool is_dirty(struct ms_vm *vm, uint32_t id, uint64_t page)
 {
-	uint64_t words[1];
+	uint64_t words[2];
 	size_t nwords;
 
-	CHECK_EQ(ms_get_dirty_log(vm, 0, id, words, 1, &nwords, NULL), 0);
-	return words[0] >> page & 1;
+	CHECK_EQ(ms_get_dirty_log(vm, 0, id, words, ARRAY_SIZE(words), &nwords, NULL), 0);
+	return words[page / 64] >> page % 64 & 1;
 }
 
 /* Each pair of steps adds a few sources at most.  They doubled the sources once: 60 steps took all memory. */
@@ -85,6 +85,54 @@ static void test_short_list_allocates_only_slots(void)
 	CHECK_EQ(ms_change_memslots(vm, 0, steps, 2, NULL), 0);
 	CHECK_EQ(atomic_load(&vm->memory.attempts), 2);
 	memory_fail(&vm->memory, 0, false);
+	check_sound(vm);
+	end_vm(vm);
+}
+
+/* Slots 1, 3 and 4 are neighbours in guest and host memory, and page 20 of each is dirty. */
+static struct ms_vm *vm_with_neighbours(void)
+{
+	struct ms_vm *vm = new_vm(1);
+
+	CHECK_EQ(ms_set_manual_dirty_log_protect(vm, 1, NULL), 0); /* to read a log does not clear it */
+	for (uint32_t i = 0; i < 3; i++) {
+		struct ms_step step = create(HVA_BASE + i * NPAGES * PAGE);
+
+		step.slot = i ? 2 + i : 1;
+		step.guest_phys_addr = i * NPAGES * PAGE;
+		CHECK_EQ(ms_change_memslots(vm, 0, &step, 1, NULL), 0);
+		ms_mark_page_dirty(vm, 0, i * NPAGES + 20);
+	}
+	return vm;
+}
+
+/* As above, of a slot that has two more sources from the start. */
+static void test_splits_of_a_merged_slot(void)
+{
+	struct ms_vm *vm = vm_with_neighbours();
+	struct layout layout;
+	const struct writer *w = writer_of(vm, 0, NULL);
+	struct ms_step steps[2 + 2 * PAIRS] = { merge(1, 3), merge(1, 4) };
+
+	for (size_t i = 0; i < PAIRS; i++) {
+		steps[2 + 2 * i] = split();
+		steps[3 + 2 * i] = merge(1, 2);
+	}
+	CHECK_EQ(layout_resolve(&layout, w, steps, ARRAY_SIZE(steps)), 0);
+	CHECK(layout.sources.nr <= 4 * PAIRS);
+	layout_free(&layout);
+	end_vm(vm);
+}
+
+/* The second part gets the bits of each slot that had its pages. */
+static void test_bits_of_three_slots(void)
+{
+	struct ms_vm *vm = vm_with_neighbours();
+	struct ms_step steps[] = { merge(1, 3), merge(1, 4), split() };
+
+	CHECK_EQ(ms_change_memslots(vm, 0, steps, ARRAY_SIZE(steps), NULL), 0);
+	for (uint32_t i = 0; i < 3; i++)
+		CHECK(is_dirty(vm, 2, i * NPAGES + 20 - MIDDLE));
 	check_sound(vm);
 	end_vm(vm);
 }
@@ -167,6 +215,8 @@ int main(int argc, char **argv)
 	for (; (design_name = ms_backend_name(designs)); designs++) {
 		test_splits_and_merges();
 		test_moves_of_equal_host_addresses();
+		test_splits_of_a_merged_slot();
+		test_bits_of_three_slots();
 		test_split_of_high_addresses();
 	}
 	design_name = "tree";

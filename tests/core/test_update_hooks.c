@@ -289,6 +289,24 @@ static void test_last_bits_of_others(void)
 	end_vm_and_backing();
 }
 
+/* The new slot begins one page below the old one, and has all dirty pages.  A second draft of the slot is not used. */
+static void test_last_bits_of_pages_below(void)
+{
+	struct ms_memslot below = value_of(3, 0x300 - 1, NPAGES, LOG);
+	struct ms_slot *draft;
+
+	below.userspace_addr -= PAGE;
+	make_vm();
+	CHECK_EQ(ms_update_begin(vm, SPACE, &update, NULL), 0);
+	draft = draft_of(3, below);
+	draft_of(3, value_of(3, 0x300, 1, LOG));
+	CHECK_EQ(ms_update_replace(update, old_slot(3), draft, NULL), 0);
+	CHECK_EQ(ms_update_activate(update, old_slot(3), draft, NULL), 0);
+	CHECK_EQ(ms_update_end(update, true, NULL), 0);
+	check_bits(3, 0, 0, 0);
+	end_vm_and_backing();
+}
+
 /* invalidate() has called the flush hooks of its slot already. */
 static void test_invalidated(void)
 {
@@ -604,6 +622,7 @@ int main(int argc, char **argv)
 	test_order();
 	test_last_bits();
 	test_last_bits_of_others();
+	test_last_bits_of_pages_below();
 	test_invalidated();
 	test_no_changes();
 	test_rolled_back();

@@ -168,7 +168,7 @@ static void make_vm(void)
 
 	ms_config_init(&config);
 	config.address_spaces = SPACES;
-	config.user_mem_slots = IDS + 1;
+	config.user_mem_slots = KEEPER + 1;
 	config.hva_end_max = (uint64_t)1 << 63;
 	config.backend = backend;
 	CHECK_EQ(ms_vm_create(&config, &vm), 0);
@@ -204,6 +204,8 @@ static void add_up(const struct worker *w)
 	total.marks += w->marks;
 	total.polls += w->polls;
 	total.ended += w->ended;
+	total.grouped += w->grouped;
+	total.permutations += w->permutations;
 	for (int i = 0; i < 3; i++) {
 		total.age[i] += w->age[i];
 		total.batch_age[i] += w->batch_age[i];
@@ -271,11 +273,12 @@ static struct {
 	unsigned readers; /* 0: 1 to 4 in turn */
 	const char *backend; /* NULL: all in turn, the tree for twice as long */
 	const char *record, *name;
+	bool permutations; /* no other changes */
 } options = { .seconds = 3, .name = "torture" };
 
 static void print_usage(void)
 {
-	fprintf(stderr, "usage: torture [-t seconds] [-s seed] [-r readers] [-b backend] [-o record] [-n name]\n");
+	fprintf(stderr, "usage: torture [-t seconds] [-s seed] [-r readers] [-b backend] [-o record] [-n name] [-p]\n");
 	exit(2);
 }
 
@@ -283,7 +286,7 @@ static void read_options(int argc, char **argv)
 {
 	int option;
 
-	while ((option = getopt(argc, argv, "t:s:r:b:o:n:")) != -1) {
+	while ((option = getopt(argc, argv, "t:s:r:b:o:n:p")) != -1) {
 		switch (option) {
 		case 't':
 			options.seconds = strtod(optarg, NULL);
@@ -302,6 +305,9 @@ static void read_options(int argc, char **argv)
 			break;
 		case 'n':
 			options.name = optarg;
+			break;
+		case 'p':
+			options.permutations = true;
 			break;
 		default:
 			print_usage();
@@ -342,7 +348,7 @@ static void play(void)
 	for (nr_readers = 1; nr_readers <= READERS_MAX; nr_readers++)
 		for (size_t i = 0; in_run(nr_readers) && (backend = ms_backend_name(i)); i++) {
 			pause_every = rates[round % ARRAY_SIZE(rates)];
-			ids_in_play = round / ARRAY_SIZE(rates) % 2 ? FEW_IDS : IDS;
+			ids_in_play = options.permutations ? 0 : round / ARRAY_SIZE(rates) % 2 ? FEW_IDS : IDS;
 			if (weight_of(backend) > 0)
 				play_round(++round, unit * weight_of(backend));
 		}
@@ -356,6 +362,12 @@ static bool tested_indexes(void)
 	return !tree || total.lookups < 1000000 || (indexed && indexes && patches);
 }
 
+/* So many permutations must have made every order of the members. */
+static bool tested_permutations(void)
+{
+	return total.permutations < 2000 || (orders_made == ((uint32_t)1 << ORDERS) - 1 && total.grouped);
+}
+
 static void append_record(void)
 {
 	FILE *record = fopen(options.record, "a");
@@ -367,14 +379,16 @@ static void append_record(void)
 	if (ftell(record) == 0)
 		fprintf(record,
 			"date\tbuild\tseed\tseconds\tlookups\tsections\tchanges\twaits\tstalls\tunder way\tsettled\t"
-			"too old\tunchecked\twrong\tindexed\tindexes\tof which derived\tmarks\tcopies\n");
+			"too old\tunchecked\twrong\tindexed\tindexes\tof which derived\tmarks\tcopies\tpermutations\t"
+			"answers about permuted slots\n");
 	fprintf(record, "%s\t%s\t%" PRIu64 "\t%.0f", date, options.name, test_seed, options.seconds);
 	fprintf(record, "\t%" PRIu64 "\t%" PRIu64 "\t%" PRIu64 "\t%" PRIu64 "\t%" PRIu64, total.lookups, total.sections,
 		total.changes, waits, stalls);
 	fprintf(record, "\t%" PRIu64 "\t%" PRIu64 "\t%" PRIu64 "\t%" PRIu64 "\t%" PRIu64, total.age[0], total.age[1],
 		total.age[2], total.unchecked, total.wrong);
-	fprintf(record, "\t%" PRIu64 "\t%" PRIu64 "\t%" PRIu64 "\t%" PRIu64 "\t%" PRIu64 "\n", indexed,
-		indexes + patches, patches, total.marks, total.copies);
+	fprintf(record, "\t%" PRIu64 "\t%" PRIu64 "\t%" PRIu64 "\t%" PRIu64 "\t%" PRIu64, indexed, indexes + patches,
+		patches, total.marks, total.copies);
+	fprintf(record, "\t%" PRIu64 "\t%" PRIu64 "\n", total.permutations, total.grouped);
 	CHECK_EQ(fclose(record), 0);
 }
 
@@ -395,6 +409,8 @@ static void print_sums(void)
 	printf("  %" PRIu64 " MiB of guest memory copied; %" PRIu64
 	       " copies ended after the grace period of their state\n",
 	       total.copied >> 20, total.outlived);
+	printf("  %" PRIu64 " permutations of %u slots, into %d of %u orders; %" PRIu64 " answers about these slots\n",
+	       total.permutations, MEMBERS, __builtin_popcount(orders_made), ORDERS, total.grouped);
 	printf("torture: %" PRIu64 " lookups, %" PRIu64 " copies, %" PRIu64 " changes, %" PRIu64 " wrong\n",
 	       total.lookups, total.copies, total.changes, total.wrong);
 }
@@ -412,5 +428,7 @@ int main(int argc, char **argv)
 	print_sums();
 	if (!tested_indexes())
 		fprintf(stderr, "torture: no index answered, or none was derived\n");
-	return total.wrong || !tested_indexes() ? 1 : 0;
+	if (!tested_permutations())
+		fprintf(stderr, "torture: an order of the permuted slots is missing\n");
+	return total.wrong || !tested_indexes() || !tested_permutations() ? 1 : 0;
 }

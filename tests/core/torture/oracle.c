@@ -14,7 +14,7 @@ struct history {
 	_Atomic uint64_t nr;
 };
 
-static struct history history[SPACES][IDS + 1];
+static struct history history[SPACES][KEEPER + 1];
 _Atomic uint64_t noted[SPACES];
 _Atomic uint64_t over[SPACES];
 
@@ -77,19 +77,55 @@ void free_call(struct call *c)
 	free(c);
 }
 
+/* The slots of a place in one state: at most a member of the group and its upper part. */
+struct tenants {
+	unsigned nr;
+	uint32_t id[2];
+	uint64_t word[2];
+};
+
+/* Adds the slot with this id if it is there.  False: unknown, as in word_in(). */
+static bool add_tenant(struct tenants *t, uint32_t as_id, uint32_t id, uint64_t place, uint64_t state)
+{
+	uint64_t word;
+
+	if (!word_in(as_id, id, state, &word))
+		return false;
+	if (word & PRESENT && base_of(id, word) / PLACE_PAGES == place) {
+		t->id[t->nr] = id;
+		t->word[t->nr++] = word;
+	}
+	return true;
+}
+
+/* By ascending gfn. */
+static bool tenants_of(struct tenants *t, uint32_t as_id, uint64_t place, uint64_t state)
+{
+	t->nr = 0;
+	if (place >= PLACES)
+		return true;
+	if (place >= GROUP_PLACES)
+		return add_tenant(t, as_id, (uint32_t)(place - GROUP_PLACES) / 2, place, state);
+	for (uint32_t id = GROUP; id <= UPPER_PART; id++)
+		if (!add_tenant(t, as_id, id, place, state))
+			return false;
+	return true;
+}
+
 /* The slot that has the gfn in the state; *word is 0 for a hole.  False: unknown, as in word_in(). */
 static bool at_gfn(uint32_t as_id, uint64_t gfn, uint64_t state, uint32_t *id, uint64_t *word)
 {
-	uint64_t place = gfn / PLACE_PAGES;
+	struct tenants t;
 
+	*id = 0;
 	*word = 0;
-	*id = (uint32_t)(place / 2);
-	if (place >= PLACES)
-		return true;
-	if (!word_in(as_id, *id, state, word))
+	if (!tenants_of(&t, as_id, gfn / PLACE_PAGES, state))
 		return false;
-	if (place % 2 != !!(*word & AT_SECOND) || gfn % PLACE_PAGES >= npages_of(*word))
-		*word = 0;
+	for (unsigned i = 0; i < t.nr; i++)
+		if (gfn - base_of(t.id[i], t.word[i]) < npages_of(t.word[i])) {
+			*id = t.id[i];
+			*word = t.word[i];
+		}
 	return true;
 }
 
@@ -99,7 +135,7 @@ static uint64_t right_hva(uint32_t as_id, uint32_t id, uint64_t gfn, uint64_t wo
 		return MS_HVA_ERR_BAD;
 	if (write && word & READONLY)
 		return MS_HVA_ERR_RO_BAD;
-	return hva_for(as_id, id, word) + gfn % PLACE_PAGES * MS_PAGE_SIZE;
+	return hva_for(as_id, id, word) + (gfn - base_of(id, word)) * MS_PAGE_SIZE;
 }
 
 enum verdict match_hvas(const struct call *c, uint64_t state)
@@ -186,22 +222,58 @@ enum verdict match_id(const struct call *c, uint64_t state)
 	return c->n && is_slot(&c->slot[0], c->as_id, (uint32_t)c->in[0], word) ? MATCHES : DIFFERS;
 }
 
+static bool in_gfn_range(const struct call *c, uint32_t id, uint64_t word)
+{
+	uint64_t base = base_of(id, word);
+
+	return c->start < c->end && base < c->end && base + npages_of(word) > c->start;
+}
+
 enum verdict match_gfn_range(const struct call *c, uint64_t state)
+{
+	struct tenants t;
+	size_t nr = 0;
+
+	for (uint64_t place = 0; place < PLACES; place++) {
+		if (!tenants_of(&t, c->as_id, place, state))
+			return UNKNOWN;
+		for (unsigned i = 0; i < t.nr; i++)
+			if (in_gfn_range(c, t.id[i], t.word[i]) &&
+			    (nr >= c->n || !is_slot(&c->slot[nr++], c->as_id, t.id[i], t.word[i])))
+				return DIFFERS;
+	}
+	return nr == c->n ? MATCHES : DIFFERS;
+}
+
+/* The slot where the preview has it. */
+static bool is_moved_slot(const struct ms_memslot *slot, uint32_t as_id, uint32_t id, uint64_t word)
+{
+	struct ms_memslot there = *slot;
+
+	if (there.base_gfn != preview_gfn(id))
+		return false;
+	there.base_gfn = base_of(id, word);
+	return is_slot(&there, as_id, id, word);
+}
+
+enum verdict match_preview(const struct call *c, uint64_t state)
 {
 	size_t nr = 0;
 
-	for (uint32_t place = 0; place < PLACES; place++) {
-		uint32_t id = place / 2;
-		uint64_t word, base = place * (uint64_t)PLACE_PAGES;
+	for (uint32_t id = 0; id < KEEPER; id++) {
+		bool moves = id >= GROUP && id < UPPER_PART;
+		uint64_t word;
+		size_t i = 0;
 
 		if (!word_in(c->as_id, id, state, &word))
 			return UNKNOWN;
-		if (!(word & PRESENT) || place % 2 != !!(word & AT_SECOND))
+		if (!(word & PRESENT))
 			continue;
-		if (c->start >= c->end || base >= c->end || base + npages_of(word) <= c->start)
-			continue;
-		if (nr >= c->n || !is_slot(&c->slot[nr++], c->as_id, id, word))
+		while (i < c->n && !(moves ? is_moved_slot : is_slot)(&c->slot[i], c->as_id, id, word))
+			i++;
+		if (i == c->n)
 			return DIFFERS;
+		nr++;
 	}
 	return nr == c->n ? MATCHES : DIFFERS;
 }
@@ -217,7 +289,7 @@ enum verdict match_hva_range(const struct call *c, uint64_t state)
 {
 	size_t nr = 0;
 
-	for (uint32_t id = 0; id < IDS; id++) {
+	for (uint32_t id = 0; id < KEEPER; id++) {
 		uint64_t word;
 		size_t i = 0;
 
@@ -357,6 +429,15 @@ static uint64_t matching_state(const struct call *c, match_fn *match, uint64_t f
 	return NO_STATE;
 }
 
+/* The thread has seen the oldest of these states that the answers may match, or a newer one. */
+static void note_seen(const struct call *c, match_fn *match, uint64_t from, uint64_t newest)
+{
+	while (from < newest && match(c, from) == DIFFERS)
+		from++;
+	if (from > self->seen[c->as_id])
+		self->seen[c->as_id] = from;
+}
+
 /* An answer that matches one of the 64 states before the call's first one is out of date. */
 static void report_mismatch(const struct call *c, match_fn *match)
 {
@@ -375,8 +456,10 @@ uint64_t check_call(const struct call *c, match_fn *match, uint64_t answers)
 
 	self->lookups += answers;
 	state = matching_state(c, match, from, c->hi, &known);
-	if (state != NO_STATE)
+	if (state != NO_STATE) {
+		note_seen(c, match, from, state);
 		return state;
+	}
 	if (known)
 		report_mismatch(c, match);
 	else

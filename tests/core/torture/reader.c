@@ -10,12 +10,22 @@
 
 #include <errno.h>
 
+/* Outside of sections: the newest state that readers or this thread have seen for certain. */
+static void note_lower_bound(struct call *c, const struct inside *in)
+{
+	uint64_t done = atomic_load_explicit(&over[c->as_id], memory_order_acquire);
+
+	c->lo = done > self->seen[c->as_id] ? done : self->seen[c->as_id];
+	if (in->is)
+		c->lo = in->state[c->as_id];
+}
+
 void begin_call(struct call *c, const struct inside *in, const char *what)
 {
 	doing(what);
 	c->what = what;
 	c->as_id = (uint32_t)rng_below(&self->rng, SPACES);
-	c->lo = in->is ? in->state[c->as_id] : atomic_load_explicit(&over[c->as_id], memory_order_acquire);
+	note_lower_bound(c, in);
 	c->begun = in->is ? c->lo : atomic_load_explicit(&noted[c->as_id], memory_order_acquire);
 	c->n = 1;
 	c->step = 1;
@@ -24,16 +34,36 @@ void begin_call(struct call *c, const struct inside *in, const char *what)
 	c->write = true;
 }
 
+static void count_grouped(const struct call *c, match_fn *match, uint64_t answers)
+{
+	if (match == match_id)
+		self->grouped += c->in[0] >= GROUP;
+	if (match == match_hvas || match == match_ids || match == match_slot || match == match_prot ||
+	    match == match_visible)
+		for (uint64_t i = 0; i < answers; i++)
+			self->grouped += c->in[place_of(c, i)] < GROUP_PLACES * PLACE_PAGES;
+}
+
 uint64_t end_call(struct call *c, const struct inside *in, match_fn *match, uint64_t answers)
 {
 	c->hi = in->is ? c->lo : atomic_load_explicit(&noted[c->as_id], memory_order_acquire);
+	count_grouped(c, match, answers);
 	return check_call(c, match, answers);
+}
+
+void end_call_in(struct call *c, uint64_t state, match_fn *match, uint64_t answers)
+{
+	if (state < c->lo)
+		wrong("an old state", c->as_id, c->in[c->at], c->lo, state);
+	c->lo = c->hi = state;
+	count_grouped(c, match, answers);
+	check_call(c, match, answers);
 }
 
 static void note_slot(const struct call *c)
 {
 	if (c->n)
-		self->last_hva = c->slot[0].userspace_addr;
+		self->last_hva = c->slot[rng_below(&self->rng, c->n)].userspace_addr;
 }
 
 /* ---- single lookups ---- */
@@ -65,7 +95,7 @@ static void try_slot(struct call *c, const struct inside *in)
 static void try_id(struct call *c, const struct inside *in)
 {
 	begin_call(c, in, "ms_id_to_memslot");
-	c->in[0] = rng_below(&self->rng, IDS);
+	c->in[0] = rng_below(&self->rng, 2) ? rng_below(&self->rng, KEEPER) : GROUP + rng_below(&self->rng, MEMBERS);
 	c->n = !ms_id_to_memslot(vm, c->as_id, (uint32_t)c->in[0], &c->slot[0]);
 	end_call(c, in, match_id, 1);
 	note_slot(c);
@@ -75,7 +105,7 @@ static void try_id(struct call *c, const struct inside *in)
 static void try_vcpu(struct call *c, const struct inside *in)
 {
 	begin_call(c, in, "ms_vcpu_gfn_to_hva");
-	c->in[0] = rng_below(&self->rng, 4) ? c->in[0] % 256 : c->in[0];
+	c->in[0] = rng_below(&self->rng, 4) ? c->in[0] % NEAR_GFNS : c->in[0];
 	CHECK_EQ(ms_vcpu_set_as_id(self->vcpu, c->as_id), 0);
 	c->out[0] = ms_vcpu_gfn_to_hva(self->vcpu, c->in[0]);
 	end_call(c, in, match_hvas, 1);
@@ -84,7 +114,7 @@ static void try_vcpu(struct call *c, const struct inside *in)
 static void try_vcpu_slot(struct call *c, const struct inside *in)
 {
 	begin_call(c, in, "ms_vcpu_gfn_to_memslot");
-	c->in[0] %= 256;
+	c->in[0] %= NEAR_GFNS;
 	CHECK_EQ(ms_vcpu_set_as_id(self->vcpu, c->as_id), 0);
 	c->n = !ms_vcpu_gfn_to_memslot(self->vcpu, c->in[0], &c->slot[0]);
 	end_call(c, in, match_slot, 1);
@@ -96,7 +126,7 @@ static void try_common_vcpu(struct call *c, const struct inside *in)
 	begin_call(c, in, "ms_vcpu_gfn_to_hva of a vCPU in use");
 	if (c->as_id)
 		return;
-	c->in[0] %= 256;
+	c->in[0] %= NEAR_GFNS;
 	c->out[0] = ms_vcpu_gfn_to_hva(common_vcpu, c->in[0]);
 	end_call(c, in, match_hvas, 1);
 }
@@ -130,8 +160,7 @@ static uint64_t draw_gfn(uint64_t near, size_t i)
 	return (near + i) % gfns_in_play();
 }
 
-/* Values one after another, with gaps between them, or backwards. */
-static void fill_batch(struct call *c, bool gpa)
+void fill_batch(struct call *c, bool gpa)
 {
 	uint64_t near = rng_below(&self->rng, GFNS);
 
@@ -270,7 +299,7 @@ static void try_hva_to_gfns(struct call *c, const struct inside *in)
 
 	begin_call(c, in, "ms_hva_to_gfns");
 	c->as_id = hva >> 23 & 1;
-	c->lo = in->is ? in->state[c->as_id] : atomic_load_explicit(&over[c->as_id], memory_order_acquire);
+	note_lower_bound(c, in);
 	c->start = c->end = hva;
 	c->n = ms_hva_to_gfns(vm, hva, hit, ARRAY_SIZE(hit));
 	if (c->n > 1)
@@ -316,18 +345,12 @@ static void try_mark_part(struct call *c, const struct inside *in)
 
 /* ---- one reader ---- */
 
-static uint64_t state_of(uint64_t generation)
-{
-	bool under_way = generation & MS_GEN_UPDATE_IN_PROGRESS;
-
-	return (generation & ~MS_GEN_UPDATE_IN_PROGRESS) / SPACES + under_way;
-}
-
 static try_fn *const tries[] = {
-	try_hva,      try_slot,      try_vcpu,        try_batch,     try_hva,         try_vcpu,      try_batch,
-	try_id_batch, try_hva_prot,  try_id,          try_vcpu_slot, try_common_vcpu, try_gpa_batch, try_gfn_range,
-	try_all,      try_hva_range, try_hva_to_gfns, try_visible,   try_mark,        try_batch,     try_mark_part,
-	try_copy,     try_copy,      try_copy,        try_copy,      try_copy,        try_copy,
+	try_hva,       try_slot,      try_vcpu,      try_batch,     try_hva,         try_vcpu,
+	try_batch,     try_id_batch,  try_hva_prot,  try_id,        try_vcpu_slot,   try_common_vcpu,
+	try_gpa_batch, try_gfn_range, try_all,       try_hva_range, try_hva_to_gfns, try_visible,
+	try_mark,      try_batch,     try_mark_part, try_copy,      try_copy,        try_copy,
+	try_copy,      try_copy,      try_copy,      try_snapshot,  try_preview,
 };
 
 static void try_one(struct call *c, const struct inside *in)

@@ -1,15 +1,15 @@
 /* SPDX-License-Identifier: MIT */
 /*
  * writer.c - the changes: CREATE, DELETE, MOVE, flags, loads, transactions, the steps of an update, each made or
- * refused; harvests and writes to guest memory.
+ * refused; harvests and writes to guest memory.  permute.c has the transactions of the group.
  *
  * Each change notes its states before it begins, and that they are over after it (oracle.h).
  */
-#include "oracle.h"
+#include "writer.h"
 
 #include <errno.h>
 
-static uint64_t now_word[SPACES][IDS + 1]; /* the writer's own view */
+uint64_t now_word[SPACES][KEEPER + 1];
 static uint64_t last_incarnation;
 static bool refuse, in_transaction;
 
@@ -81,27 +81,27 @@ static void change(uint32_t as_id, uint32_t id, const uint64_t *word, unsigned n
 
 /* ---- changes of one slot ---- */
 
-/* The next incarnation whose area is free.  A few are in use, unless the engine keeps references forever. */
-static void next_incarnation(void)
+/* A few areas are in use, unless the engine keeps references forever. */
+uint64_t new_incarnation(void)
 {
 	CHECK(memory_in_use() < MEMORY_AREAS);
 	do
 		last_incarnation++;
 	while (!memory_is_free(last_incarnation));
+	return last_incarnation << INCARNATION_SHIFT;
 }
 
 static uint64_t new_word(void)
 {
 	uint64_t how = rng_next(&self->rng);
 
-	next_incarnation();
-	return PRESENT | last_incarnation << INCARNATION_SHIFT | (how & (LOGS | AT_SECOND)) | (how % 7 ? 0 : READONLY);
+	return PRESENT | new_incarnation() | (how & (LOGS | AT_SECOND)) | (how % 7 ? 0 : READONLY);
 }
 
-/* In rounds with few ids, address space 0 has backings only, so that reads of many values may use an index. */
-static bool backings_only(uint32_t as_id)
+/* In rounds with few ids, address space 0 has backings only. */
+bool backings_only(uint32_t as_id)
 {
-	return as_id == 0 && ids_in_play == FEW_IDS;
+	return as_id == 0 && ids_in_play <= FEW_IDS;
 }
 
 static void create_backed(uint32_t as_id, uint32_t id, uint64_t word)
@@ -173,91 +173,106 @@ static void do_load(uint32_t as_id)
 
 /* ---- transactions ---- */
 
-/* Four slots change in one state: a reader that sees one of the changes sees all. */
-#define CHANGED 4u
-
-struct transaction {
-	struct ms_step steps[2 * CHANGED];
-	size_t nr;
-	struct ms_backing *backings[CHANGED];
-	size_t nr_backings;
-	uint64_t word[IDS]; /* afterwards */
-};
-
-static struct ms_step *add_step(struct transaction *t, enum ms_step_kind kind, uint32_t id)
+void begin_transaction(struct transaction *t, uint32_t as_id)
 {
+	*t = (struct transaction){ .as_id = as_id };
+	memcpy(t->word, now_word[as_id], sizeof(t->word));
+}
+
+struct ms_step *add_step(struct transaction *t, enum ms_step_kind kind, uint32_t id)
+{
+	CHECK(t->nr < ARRAY_SIZE(t->steps));
 	t->steps[t->nr] = (struct ms_step){ .kind = kind, .slot = id };
 	return &t->steps[t->nr++];
 }
 
-static void add_create(struct transaction *t, uint32_t as_id, uint32_t id)
+void add_move(struct transaction *t, uint32_t id, uint64_t word)
 {
-	bool backed = backings_only(as_id) || rng_below(&self->rng, 2);
-	uint64_t word = new_word() | (backed ? BACKED : 0);
-	struct ms_userspace_memory_region region = region_for(as_id, id, word);
+	add_step(t, MS_STEP_MOVE, id)->guest_phys_addr = base_of(id, word) * MS_PAGE_SIZE;
+	t->word[id] = word;
+}
+
+void add_create(struct transaction *t, uint32_t id, uint64_t word)
+{
+	struct ms_userspace_memory_region region = region_for(t->as_id, id, word);
 	struct ms_step *step = add_step(t, MS_STEP_CREATE, id);
 
 	step->flags = region.flags;
 	step->guest_phys_addr = region.guest_phys_addr;
 	step->memory_size = region.memory_size;
 	step->userspace_addr = region.userspace_addr;
-	if (backed)
-		step->backing = t->backings[t->nr_backings++] = memory_new(as_id, id, word);
+	if (word & BACKED)
+		step->backing = t->backings[t->nr_backings++] = memory_new(t->as_id, id, word);
 	t->word[id] = word;
 }
 
-/* A slot moves, goes, or another one of the same id takes its place; a slot that is absent comes. */
-static void add_change(struct transaction *t, uint32_t as_id, uint32_t id)
+/* The steps may leave everything as it is.  Then nobody can refuse them, and they make no state. */
+static bool changes_anything(const struct transaction *t)
 {
-	uint64_t word = now_word[as_id][id], how = rng_below(&self->rng, 8);
+	return memcmp(t->word, now_word[t->as_id], sizeof(t->word)) != 0;
+}
+
+/* Notes one state with all changes. */
+static void note_transaction(const struct transaction *t)
+{
+	uint64_t first = atomic_load_explicit(&noted[t->as_id], memory_order_relaxed);
+
+	plan = (struct plan){ t->as_id, 0, first, changes_anything(t) };
+	for (uint32_t id = 0; id < KEEPER; id++)
+		if (t->word[id] != now_word[t->as_id][id])
+			note_word(t->as_id, id, first + 1, t->word[id]);
+	memcpy(now_word[t->as_id], t->word, sizeof(t->word));
+	atomic_store_explicit(&noted[t->as_id], first + plan.nr, memory_order_release);
+}
+
+void carry_out(struct transaction *t, int result)
+{
+	if (result == -EPERM && !changes_anything(t))
+		result = 0;
+	if (!result)
+		note_transaction(t);
+	in_transaction = true;
+	refuse = result == -EPERM;
+	CHECK_EQ(ms_change_memslots(vm, t->as_id, t->steps, t->nr, NULL), result);
+	in_transaction = refuse = false;
+	for (size_t i = 0; i < t->nr_backings; i++)
+		ms_backing_put(t->backings[i]);
+	if (!result)
+		grace_over(plan.nr);
+}
+
+/* A slot moves, goes, or another one of the same id takes its place; a slot that is absent comes. */
+static void add_change(struct transaction *t, uint32_t id)
+{
+	uint64_t word = t->word[id], how = rng_below(&self->rng, 8);
 
 	if (word && how < 5) {
-		t->word[id] = word ^ AT_SECOND;
-		add_step(t, MS_STEP_MOVE, id)->guest_phys_addr = base_of(id, t->word[id]) * MS_PAGE_SIZE;
+		add_move(t, id, word ^ AT_SECOND);
 		return;
 	}
 	if (word)
 		add_step(t, MS_STEP_DELETE, id);
 	t->word[id] = 0;
 	if (!word || how < 7)
-		add_create(t, as_id, id);
+		add_create(t, id, new_word() | (backings_only(t->as_id) || rng_below(&self->rng, 2) ? BACKED : 0));
 }
 
-static void note_transaction(const struct transaction *t, uint32_t as_id, uint32_t first)
-{
-	plan = (struct plan){ as_id, 0, atomic_load_explicit(&noted[as_id], memory_order_relaxed), 1 };
-	for (uint32_t i = 0; i < CHANGED; i++) {
-		uint32_t id = (first + i) % ids_in_play;
-
-		now_word[as_id][id] = t->word[id];
-		note_word(as_id, id, plan.first + 1, t->word[id]);
-	}
-	atomic_store_explicit(&noted[as_id], plan.first + 1, memory_order_release);
-}
-
-/* A refused one makes no state. */
+/* Four slots change in one state: a reader that sees one of the changes sees all. */
 static void do_transaction(uint32_t as_id, uint32_t first, bool refused)
 {
-	struct transaction t = { .nr = 0 };
+	struct transaction t;
 
 	doing("a transaction");
-	for (uint32_t i = 0; i < CHANGED; i++)
-		add_change(&t, as_id, (first + i) % ids_in_play);
-	if (!refused)
-		note_transaction(&t, as_id, first);
-	in_transaction = true;
-	refuse = refused;
-	CHECK_EQ(ms_change_memslots(vm, as_id, t.steps, t.nr, NULL), refused ? -EPERM : 0);
-	in_transaction = refuse = false;
-	for (size_t i = 0; i < t.nr_backings; i++)
-		ms_backing_put(t.backings[i]);
-	if (!refused)
-		grace_over(1);
+	begin_transaction(&t, as_id);
+	for (uint32_t i = 0; i < 4; i++)
+		add_change(&t, (first + i) % ids_in_play);
+	carry_out(&t, refused ? -EPERM : 0);
 	self->changes++;
 }
 
-/* Gets and clears the slot's dirty bits; 0 if it has no log. */
-static uint64_t harvest(uint32_t as_id, uint32_t id)
+/* ---- dirty logs and guest memory ---- */
+
+uint64_t harvest(uint32_t as_id, uint32_t id)
 {
 	bool logs = now_word[as_id][id] & LOGS;
 	uint64_t word = 0, npages = npages_of(now_word[as_id][id]);
@@ -276,15 +291,12 @@ static void do_harvest(uint32_t as_id, uint32_t id)
 	harvest(as_id, id);
 }
 
-/* ---- writes to guest memory ---- */
-
 static uint64_t pages_between(uint64_t first, uint64_t last)
 {
 	return (~(uint64_t)0 >> (63 - (last - first))) << first;
 }
 
-/* Writes words at [offset, offset + n) of the slot, with their stamp and with other ticks. */
-static int write_words(uint32_t as_id, uint32_t id, uint64_t offset, uint64_t n)
+int write_words(uint32_t as_id, uint32_t id, uint64_t offset, uint64_t n)
 {
 	static uint64_t words[SLOT_BYTES / 8];
 	uint64_t word = now_word[as_id][id], ticks = rng_below(&self->rng, TICKS + 1);
@@ -295,7 +307,7 @@ static int write_words(uint32_t as_id, uint32_t id, uint64_t offset, uint64_t n)
 }
 
 /* Short, or up to the whole slot.  If the slot has a log, the next harvest has all pages: only the writer harvests. */
-static void do_write(uint32_t as_id, uint32_t id)
+void do_write(uint32_t as_id, uint32_t id)
 {
 	uint64_t word = now_word[as_id][id], size = npages_of(word) * MS_PAGE_SIZE;
 	uint64_t offset = rng_below(&self->rng, size / 8) * 8, most = (size - offset) / 8;
@@ -313,6 +325,8 @@ static void do_write(uint32_t as_id, uint32_t id)
 
 /* ---- the keeper ---- */
 
+static uint64_t keeper_pages; /* KEEPER_PAGES, or a multiple; the readers' parts are the first ones */
+
 static struct ms_userspace_memory_region keeper_region(void)
 {
 	return (struct ms_userspace_memory_region){
@@ -321,7 +335,7 @@ static struct ms_userspace_memory_region keeper_region(void)
 		.flags = MS_MEM_LOG_DIRTY_PAGES,
 		.guest_memfd = -1,
 		.guest_phys_addr = KEEPER_GFN * MS_PAGE_SIZE,
-		.memory_size = KEEPER_PAGES * (uint64_t)MS_PAGE_SIZE,
+		.memory_size = keeper_pages * MS_PAGE_SIZE,
 		.userspace_addr = KEEPER_HVA,
 	};
 }
@@ -345,6 +359,25 @@ static void do_keeper_refused(void)
 	self->changes++;
 }
 
+/* A transaction gives the keeper another size, and with it another log, which takes the bits of the former one. */
+static void do_keeper_resize(void)
+{
+	uint64_t pages = KEEPER_PAGES * (1 + rng_below(&self->rng, KEEPER_GROWS));
+	struct ms_step step = { .kind = MS_STEP_RESIZE, .slot = KEEPER, .memory_size = pages * MS_PAGE_SIZE };
+	static const uint64_t words[1];
+
+	doing("the keeper, resized");
+	if (pages == keeper_pages)
+		return;
+	keeper_pages = pages;
+	note_states(KEEPER_SPACE, KEEPER, words, 1);
+	in_transaction = true;
+	CHECK_EQ(ms_change_memslots(vm, KEEPER_SPACE, &step, 1, NULL), 0);
+	in_transaction = false;
+	grace_over(1);
+	self->changes++;
+}
+
 /* The marks that a reader had finished before this harvest are in it, or in a harvest since the reader's last round. */
 static void check_part(struct worker *reader, uint64_t marked, const uint64_t *words)
 {
@@ -365,16 +398,16 @@ static void check_part(struct worker *reader, uint64_t marked, const uint64_t *w
 
 static void do_keeper_harvest(void)
 {
-	static uint64_t words[KEEPER_WORDS];
+	static uint64_t words[KEEPER_GROWS * KEEPER_WORDS];
 	uint64_t marked[READERS_MAX];
 	size_t nwords;
 
 	doing("the keeper's dirty log");
 	for (unsigned i = 0; i < READERS_MAX; i++)
 		marked[i] = atomic_load_explicit(&workers[1 + i].marked, memory_order_acquire);
-	CHECK_EQ(ms_get_dirty_log(vm, KEEPER_SPACE, KEEPER, words, KEEPER_WORDS, &nwords, NULL), 0);
-	CHECK_EQ(nwords, KEEPER_WORDS);
-	CHECK_EQ(ms_clear_dirty_log(vm, KEEPER_SPACE, KEEPER, 0, KEEPER_PAGES, words, KEEPER_WORDS, NULL), 0);
+	CHECK_EQ(ms_get_dirty_log(vm, KEEPER_SPACE, KEEPER, words, ARRAY_SIZE(words), &nwords, NULL), 0);
+	CHECK_EQ(nwords, keeper_pages / 64);
+	CHECK_EQ(ms_clear_dirty_log(vm, KEEPER_SPACE, KEEPER, 0, (uint32_t)keeper_pages, words, nwords, NULL), 0);
 	for (unsigned i = 0; i < nr_readers; i++)
 		check_part(&workers[1 + i], marked[i], words + i * PART_WORDS);
 }
@@ -435,7 +468,9 @@ static void change_one(void)
 	uint32_t as_id = (uint32_t)rng_below(&self->rng, SPACES), id = (uint32_t)rng_below(&self->rng, ids_in_play);
 	uint64_t word = now_word[as_id][id], how = rng_below(&self->rng, 100);
 
-	if (!rng_below(&self->rng, 6))
+	if (!rng_below(&self->rng, 8))
+		change_group(as_id);
+	else if (!rng_below(&self->rng, 6))
 		do_transaction(as_id, id, how < 5);
 	else if (!word && (how < 90 || backings_only(as_id)))
 		do_create(as_id, id);
@@ -466,7 +501,7 @@ static void do_close(void)
 	for (uint32_t as_id = 0; as_id < SPACES; as_id++) {
 		uint64_t state = atomic_load_explicit(&noted[as_id], memory_order_relaxed) + 1;
 
-		for (uint32_t id = 0; id < IDS; id++)
+		for (uint32_t id = 0; id < KEEPER; id++)
 			note_word(as_id, id, state, 0);
 		atomic_store_explicit(&noted[as_id], state, memory_order_release);
 	}
@@ -482,12 +517,16 @@ void write_on(void)
 
 		if (how == 0)
 			do_keeper_refused();
-		else if (how == 1)
+		else if (how < 3)
 			do_keeper_harvest();
-		else if (how == 2)
+		else if (how == 3)
+			do_keeper_resize();
+		else if (how == 4)
 			flip_policy_or_kernel(&self->rng);
-		else
+		else if (ids_in_play)
 			change_one();
+		else
+			change_group((uint32_t)rng_below(&self->rng, SPACES));
 	}
 	check_sound();
 	do_close();
@@ -495,12 +534,16 @@ void write_on(void)
 
 void writer_prepare(void)
 {
-	struct ms_userspace_memory_region keeper = keeper_region();
+	struct ms_userspace_memory_region keeper;
 
+	keeper_pages = KEEPER_PAGES;
+	keeper = keeper_region();
 	CHECK_EQ(ms_set_user_memory_region(vm, &keeper, NULL), 0);
 	CHECK_EQ(ms_add_listener(vm, &listener, NULL), 0);
 	memset(now_word, 0, sizeof(now_word));
 	last_incarnation += MEMORY_AREAS; /* no content of a former round is right in this one */
 	oracle_reset();
 	noted[KEEPER_SPACE] = over[KEEPER_SPACE] = 1;
+	for (uint32_t as_id = 0; as_id < SPACES; as_id++)
+		group_prepare(as_id);
 }
