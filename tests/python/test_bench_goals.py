@@ -77,6 +77,7 @@ FIGURE_KEYS = {
 }  # fmt: skip
 
 
+@pytest.mark.builds
 @pytest.mark.slow
 def test_size_beyond_some_goals_still_gives_a_report(tmp_path: Path) -> None:
     """The size is above the limit of some parts, which then measure nothing."""
