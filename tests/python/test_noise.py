@@ -140,6 +140,14 @@ def test_reference_loop_visits_each_line_once() -> None:
     assert reference.read() > 0
 
 
+def test_first_pass_of_the_reference_loop_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It loads the lines that the cells have displaced."""
+    reference = watch.Reference(64 * 100)
+    passes = iter([(90 * reference.lines, 0), (10 * reference.lines, 0), (70 * reference.lines, 0)])
+    monkeypatch.setattr(watch, "time_chase", lambda chain, steps: next(passes))
+    assert reference.read() == 10
+
+
 def reading(wall: float) -> watch.Usage:
     return watch.Usage(wall, 0.0, 0.0, 0.0, 0)
 
