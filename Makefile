@@ -46,7 +46,7 @@ unexport PYTHONPATH PYTHONHOME
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
 .SECONDARY:
-.PHONY: help perf test test-core test-python test-builds test-arrays test-examples test-another test-others test-kernel test-fuzz asan asan-core asan-python tsan torture \
+.PHONY: help perf test built-for-test built-for-ci test-core test-python test-builds test-arrays test-examples test-another test-others test-kernel test-fuzz asan asan-core asan-python tsan torture \
 	torture-short leaks mutants coverage bench bench-goals bench-readers bench-compare error-pool error-rates ledger ledger-check callgrind results figures lint format ci \
 	nightly clean
 
@@ -58,21 +58,31 @@ help: ## list the commands
 perf: $(VENV)/.package $(VENV)/.with-plot ## install into .venv, and measure all designs and the kernel: prints a table, writes perf.png
 	@$(BIN)/memslots perf --picture perf.png $(ARGS)
 
-test: test-core test-python ## run before each commit: the tests of the core and of the package
+test: built-for-test test-core test-python ## run before each commit: the tests of the core and of the package
 
 # ---- the parts of make test ------------------------------------------------------------------------------------
 
-# Configures, builds and tests a preset of the core with the cmake and ninja of the virtual environment.
+# Configures and builds a preset of the core with the cmake and ninja of the virtual environment.
+build-preset = cmake --preset $(1) --log-level=NOTICE && cmake --build --preset $(1) -- --quiet
+
 define run-preset
 	@echo "the core, preset $(1)"
-	@PATH="$(abspath $(BIN)):$$PATH" && cmake --preset $(1) --log-level=NOTICE && \
-		cmake --build --preset $(1) -- --quiet && ctest --preset $(1) --parallel $(JOBS)
+	@PATH="$(abspath $(BIN)):$$PATH" && $(call build-preset,$(1)) && ctest --preset $(1) --parallel $(JOBS)
 endef
+
+# Runs the shell command $(1) next to the shell command $(2), and fails if one of them fails.
+next-to = { $(1); } & other=$$!; { $(2); }; status=$$?; wait $$other && exit $$status
+
+WITH_TESTS := $(VENV)/.with-test $(VENV)/.with-bench $(VENV)/.with-plot $(VENV)/.with-verdict
+
+# pip, Cython and the compilation of its large file use one CPU.  The core is built next to them.
+built-for-test: $(VENV)/.with-build $(VENV)/.with-perf
+	@PATH="$(abspath $(BIN)):$$PATH"; $(call next-to,$(MAKE) --no-print-directory $(VENV)/.package $(WITH_TESTS),$(call build-preset,dev))
 
 test-core: $(VENV)/.with-build ## run only the tests of the C core
 	$(call run-preset,dev)
 
-test-python: $(VENV)/.package $(VENV)/.with-test $(VENV)/.with-bench $(VENV)/.with-plot $(VENV)/.with-verdict ## run only pytest; ARGS="-k overlap" runs some tests
+test-python: $(VENV)/.package $(WITH_TESTS) ## run only pytest; ARGS="-k overlap" runs some tests
 	@$(PYTEST) $(if $(LEAVE_OUT),-m "not $(LEAVE_OUT)") $(ARGS)
 
 # ---- more of the Python suite ----------------------------------------------------------------------------------
@@ -90,7 +100,7 @@ endef
 # The code above the binding is Python only; make test-others runs its tests too.
 test-another: export ARGS = $(ABOVE_BINDING)
 test-another: $(VENV)/.made build/. ## run the tests of the binding, without the slow ones, on one more supported Python, if one is found
-	$(call on-others,--most 1,($(LEAVE_OUT) or slow))
+	$(call on-others,--most 1,($(LEAVE_OUT) or slow or above_binding))
 
 test-others: $(VENV)/.made build/. ## run pytest on all supported Pythons that are found
 	$(call on-others,,)
@@ -119,7 +129,8 @@ asan-core: $(VENV)/.with-build
 	$(call run-preset,asan)
 
 # Tests of code above the binding.  Sanitizers would find nothing there, because it is Python only.
-ABOVE_BINDING := $(patsubst %,--ignore=tests/python/test_%.py,anchors answers apply_layout bench_example bench_goals bench_names cli dask_example examples figures flatten flips geometry hostile_vectors interpreters ioctls layers layouts ledger locking logs map mutants noise perf plan plans_on_kvm plot readme records reports results runs scale statistics timing typing vectors verdicts)
+# Single tests have the marker above_binding.
+ABOVE_BINDING := $(patsubst %,--ignore=tests/python/test_%.py,anchors answers apply_layout bench_example bench_goals bench_names cli dask_example diff examples figures flatten flips geometry goal_figures hostile_vectors interpreters ioctls kvm_differential kvm_mirror_kernel kvm_mirror_machine layers layouts ledger locking logs map mutants noise perf plan plans_on_kvm plot readme records recorder reports results runs scale snapshot_files statistics timing typing vectors verdicts)
 
 # The interpreter itself is not instrumented.  So LD_PRELOAD loads the sanitizers' libraries before it, and
 # PYTHONMALLOC=malloc turns off its own allocator, which would hide small blocks.  Leaks are checked only in the tests
@@ -129,7 +140,7 @@ asan-python: build/.asan-package $(VENV)/.with-test
 	@LD_PRELOAD="$$($(CC) -print-file-name=libasan.so) $$($(CC) -print-file-name=libubsan.so)" \
 		ASAN_OPTIONS=detect_leaks=0:allocator_may_return_null=1 UBSAN_OPTIONS=print_stacktrace=1 \
 		PYTHONMALLOC=malloc PYTHONPATH=$(abspath $(ASAN_SITE)) \
-		$(PYTEST) -m "not slow" $(ABOVE_BINDING)
+		$(PYTEST) -m "not slow and not above_binding" $(ABOVE_BINDING)
 
 tsan: $(VENV)/.with-build ## test the core with ThreadSanitizer
 	$(call run-preset,tsan)
@@ -194,7 +205,7 @@ ledger-check: $(VENV)/.package ## fail if a hot path needs 0.5 % more or fewer i
 results: $(VENV)/.package $(VENV)/.with-bench $(VENV)/.with-plot build/.callgrind-package ## record perf, scale, goals, readers and callgrind in docs/results/NAME: text, JSON, pictures
 	@$(BIN)/python tools/results.py $(or $(NAME),$(error make results NAME=folder, such as NAME=epyc-2cpu)) $(ARGS)
 
-figures: $(VENV)/.package ## write the figures of README.md and docs/benchmarks.md again, from the record that docs/figures.toml names
+figures: $(VENV)/.package ## write the figures of README.md and docs again, from the records that docs/figures.toml names
 	@$(BIN)/python tools/figures.py write
 
 lint: $(VENV)/.package $(VENV)/.with-lint ## check style, types, spelling, and the layers of includes and imports
@@ -213,7 +224,11 @@ format: $(VENV)/.with-lint ## format the Python and C files
 	@$(BIN)/ruff format .
 	@$(BIN)/clang-format -i $(C_FILES)
 
-ci: lint asan tsan torture-short ledger-check ## run the checks of continuous integration that follow make test
+# Most of the package with sanitizers is one large file of Cython, and most of lint is mypy: both use one CPU.
+built-for-ci: $(VENV)/.package $(VENV)/.with-test
+	@PATH="$(abspath $(BIN)):$$PATH"; $(call next-to,$(MAKE) --no-print-directory build/.asan-package lint,$(call build-preset,asan) && $(call build-preset,tsan))
+
+ci: built-for-ci asan tsan torture-short ledger-check ## run the checks of continuous integration that follow make test
 
 nightly: T = 600
 nightly: test-others test-builds test-arrays test-examples test-kernel test-fuzz mutants coverage leaks torture ## run the long checks: all Pythons, a million calls to the kernel, fuzzing, mutants, coverage, valgrind, 10 minutes of torture

@@ -30,7 +30,7 @@ from memslots.verdicts.processes import PAIRS, Benchmarks, Planned, ProcessError
 from memslots.verdicts.runs import Comparison, ComparisonError
 
 ROOT = Path(__file__).resolve().parent.parent
-SUITE_PAIRS = 8
+SUITE_PAIRS, SUITE_UNIT = 8, 2  # pairs; a process takes minutes, and has many rounds of its own
 
 
 def suite_work(versions: dict[str, Version], words: list[str], failed: set[str]) -> Work:
@@ -57,7 +57,8 @@ def suite_work(versions: dict[str, Version], words: list[str], failed: set[str])
 
 
 def compare(args: argparse.Namespace, further: list[str]) -> Comparison:
-    units = -(-args.pairs // PAIRS)
+    each = SUITE_UNIT if args.suite else PAIRS
+    units = -(-args.pairs // each)
     orders = min(args.orders, units)
     versions = {
         side: builds.build(ROOT, name, side, orders, terminal.say)
@@ -67,7 +68,7 @@ def compare(args: argparse.Namespace, further: list[str]) -> Comparison:
     work = processes.short_work(versions, args.seconds, args.only)
     if args.suite:
         work = suite_work(versions, further, failed)
-    planned = list(processes.plan(units, orders))
+    planned = list(processes.plan(units, orders, each))
     start = perf_counter()
     with progress_bar(lambda: len(planned), "run") as progress:
         measured = processes.measure(planned, work, progress)

@@ -2,28 +2,32 @@
 """error_rates.py - how often are the verdicts wrong?  See docs/how-we-know.md.
 
     error_rates.py record FILE [--processes N] [--orders N]    measure a pool: the same version on both sides
-    error_rates.py rates FILE [--pairs N ...]                  draw experiments from the pool
+    error_rates.py rates FILE [--pairs N ...] [-o RATES]       draw experiments from the pool
 
 A pool is recorded once, on a quiet machine.  The rates follow from the file alone and are the same for each run.
+RATES is a JSON file with the rates and the checksum of the pool; docs/how-we-know.md has its figures (make figures).
 """
 
 import argparse
 import gzip
+import hashlib
 import json
 import sys
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from memslots.commands import against, terminal
 from memslots.report import verdicts as report_verdicts
 from memslots.verdicts import pool, runs
 from memslots.verdicts.builds import HERE, BuildError
-from memslots.verdicts.processes import SECONDS, ProcessError
+from memslots.verdicts.pool import Rates, Spread
+from memslots.verdicts.processes import PAIRS, SECONDS, ProcessError
 from memslots.verdicts.runs import Comparison, ComparisonError
 
 ROOT = Path(__file__).resolve().parent.parent
 PROCESSES, ORDERS = 400, 20
-SIZES = (16, 36, 64, 100)  # pairs
+SIZES = (24, 48, 96, 150, 204, 252)  # pairs
 
 
 def record(path: Path, processes: int, orders: int, seconds: float) -> None:
@@ -43,17 +47,41 @@ def sizes(found: Comparison, wanted: list[int] | None) -> list[int]:
     return sorted({*SIZES, needed})
 
 
-def rates(path: Path, wanted: list[int] | None, experiments: int, as_json: bool) -> int:
-    found = runs.read(path)
+def rates(
+    path: Path, wanted: list[int] | None, experiments: int, as_json: bool, output: Path | None
+) -> int:
+    found = pool_of(path)
     spreads = pool.spreads(found)
     drawn = [pool.rates(found, pairs, experiments) for pairs in sizes(found, wanted)]
+    report = as_report(path, found, spreads, drawn)
+    if output:
+        output.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     if as_json:
-        rows = {"spreads": list(map(asdict, spreads)), "rates": list(map(asdict, drawn))}
-        terminal.print_json(rows)
+        terminal.print_json(report)
     else:
         terminal.emit(report_verdicts.rates_text(found, spreads, drawn, terminal.width()))
-    good = any(r.upper <= pool.FALSE_ALARMS and min(r.found) >= pool.FOUND for r in drawn)
-    return 0 if good and not list(pool.complaints(found)) else 1
+    return 0 if any(map(pool.kept, drawn)) and not list(pool.complaints(found)) else 1
+
+
+def pool_of(path: Path) -> Comparison:
+    """Read a pool.  Units that were recorded with fewer pairs than a comparison has now are joined."""
+    return runs.joined(runs.read(path), PAIRS)
+
+
+def as_report(
+    path: Path, found: Comparison, spreads: list[Spread], drawn: list[Rates]
+) -> dict[str, Any]:
+    """Return the rates with the checksum of the pool, so that rates of another pool are noticed."""
+    orders = {side: len({p.order for p in found.processes if p.side == side}) for side in "AB"}
+    described = {
+        "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+        "processes": len(found.processes),
+        "orders": min(orders.values()),
+        "seconds": found.seconds,
+        "spread": max(spread.spread for spread in spreads),
+    }
+    rows = [{**asdict(rate), "kept": pool.kept(rate)} for rate in drawn]
+    return {"pool": described, "spreads": [asdict(spread) for spread in spreads], "rates": rows}
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -71,12 +99,13 @@ def main(argv: list[str] | None = None) -> int:
     drawer.add_argument("--pairs", type=int, nargs="+")
     drawer.add_argument("--experiments", type=int, default=pool.EXPERIMENTS)
     drawer.add_argument("--json", action="store_true")
+    drawer.add_argument("-o", "--output", type=Path, metavar="RATES")
     args = parser.parse_args(argv)
     try:
         if args.command == "record":
             record(args.file, args.processes, args.orders, args.seconds)
             return 0
-        return rates(args.file, args.pairs, args.experiments, args.json)
+        return rates(args.file, args.pairs, args.experiments, args.json, args.output)
     except (BuildError, ProcessError, ComparisonError, OSError) as e:
         raise SystemExit(f"error-rates: {e}") from e
 

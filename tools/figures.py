@@ -4,11 +4,16 @@
     figures.py check     fail if a figure of a page is not what its file gives
     figures.py write     write the derived figures into the pages
 
-docs/figures.toml names the record, its command, and for each sentence or row of a page the figures in it.  In `text`
-each {name} stands for a figure; the rest must be in the page as it is, with any line breaks.  A figure is
+docs/figures.toml names the record and, for each sentence or row of a page, the figures in it.  In `text` and `row` each
+{name} stands for a figure; the rest must be in the page as it is, with any line breaks.
+
+A figure of [[text]] comes from the tables of `memslots perf` or `memslots scale`:
 
     CASE BACKEND SLOTS         the median time of one operation, such as 1.33 us
     CASE BACKEND/OTHER SLOTS   the quotient of two medians, such as 64
+
+[[goal]] is a row of the table of goals; goal_figures.py fills its {measured}.
+[[rate]] has the error rates of verdicts; rate_figures.py has their names.
 """
 
 from __future__ import annotations
@@ -18,16 +23,21 @@ import json
 import re
 import sys
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
+
+import goal_figures
+import rate_figures
 
 from memslots.report import show
 
 ROOT = Path(__file__).resolve().parent.parent
 LIST = ROOT / "docs" / "figures.toml"
 FIGURE = r"([0-9][0-9.,]*(?:\s+(?:ns|us|ms|s)\b)?)"
+CELL = r"([^|]*?)"
+RATE = r"([0-9][0-9.,]*(?:%|\s+(?:s|min)\b)?)"
 HOLE = re.compile(r"\{(\w+)\}")
 
 
@@ -64,28 +74,58 @@ def derived(file: Path, what: str) -> str:
     return show.time(values[0]) if len(values) == 1 else show.factor(values[0] / values[1])
 
 
-def pattern(text: str) -> re.Pattern[str]:
+def pattern(text: str, figure: str) -> re.Pattern[str]:
     """Return a pattern of the text with a group for each figure."""
     parts = HOLE.split(text)
     literal = [
         r"\s+".join(re.escape(word) for word in re.split(r"\s+", part)) for part in parts[::2]
     ]
-    return re.compile(FIGURE.join(literal))
+    return re.compile(figure.join(literal))
 
 
 def places(listed: dict[str, Any]) -> Iterator[Place]:
-    file = ROOT / listed["record"] / listed["file"]
+    record = ROOT / listed["record"]
     for entry in listed["text"]:
-        page = (ROOT / entry["page"]).read_text(encoding="utf-8")
-        found = list(pattern(entry["text"]).finditer(page))
-        if len(found) != 1:
-            raise FigureError(
-                f"{entry['page']} has this text {len(found)} times, not once: {entry['text']}"
-            )
-        for i, name in enumerate(HOLE.findall(entry["text"]), 1):
-            begin, end = found[0].span(i)
-            shown = " ".join(page[begin:end].split())
-            yield Place(entry["page"], begin, end, shown, derived(file, entry[name]), entry[name])
+        yield from of_text(entry, record / entry.get("file", listed["file"]))
+    for entry in listed.get("goal", []):
+        yield of_goal(entry, listed["goals"]["page"], record / listed["goals"]["file"])
+    for entry in listed.get("rate", []):
+        yield from of_rate(entry, ROOT / listed["rates"]["file"])
+
+
+def of_text(entry: dict[str, str], file: Path) -> Iterator[Place]:
+    def figure(name: str) -> tuple[str, str]:
+        return derived(file, entry[name]), entry[name]
+
+    yield from found_in(entry["page"], entry["text"], FIGURE, figure)
+
+
+def of_goal(entry: dict[str, Any], page: str, file: Path) -> Place:
+    cells = [cell.strip() for cell in entry["row"].strip().strip("|").split("|")]
+    figures = goal_figures.figures_of(file)
+    text = goal_figures.measured(figures, cells, entry["what"], entry["at"])
+    source = f"{cells[0]}, {entry['what']}"
+    (place,) = found_in(page, entry["row"], CELL, lambda _: (text, source))
+    return place
+
+
+def of_rate(entry: dict[str, str], file: Path) -> Iterator[Place]:
+    def figure(name: str) -> tuple[str, str]:
+        return rate_figures.derived(file, entry[name]), entry[name]
+
+    yield from found_in(entry["page"], entry["text"], RATE, figure)
+
+
+def found_in(
+    page: str, text: str, figure: str, derive: Callable[[str], tuple[str, str]]
+) -> Iterator[Place]:
+    """Yield the figures of a text that is once in the page.  derive: name -> figure and its source."""
+    found = list(pattern(text, figure).finditer((ROOT / page).read_text(encoding="utf-8")))
+    if len(found) != 1:
+        raise FigureError(f"{page} has this text {len(found)} times, not once: {text}")
+    for i, name in enumerate(HOLE.findall(text), 1):
+        begin, end = found[0].span(i)
+        yield Place(page, begin, end, " ".join(found[0][i].split()), *derive(name))
 
 
 def write(found: list[Place]) -> None:
@@ -104,7 +144,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     try:
         found = list(places(tomllib.loads(LIST.read_text(encoding="utf-8"))))
-    except FigureError as e:
+    except (FigureError, ValueError) as e:
         print(f"figures: {e}", file=sys.stderr)
         return 1
     wrong = [place for place in found if place.shown != place.derived]

@@ -13,6 +13,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tomllib
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -77,6 +78,7 @@ FIGURE_KEYS = {
 }  # fmt: skip
 
 
+@pytest.mark.builds
 @pytest.mark.slow
 def test_size_beyond_some_goals_still_gives_a_report(tmp_path: Path) -> None:
     """The size is above the limit of some parts, which then measure nothing."""
@@ -97,6 +99,16 @@ def assert_samples_give(figure: dict[str, Any]) -> None:
     assert figure["medians"]["over"] == pytest.approx(np.median(over))
 
 
+def derived_from_goals() -> set[tuple[str, str]]:
+    """The figures from which docs/figures.toml derives the table of goals.  A quick run has other sizes."""
+    rows = tomllib.loads((ROOT / "docs" / "figures.toml").read_text(encoding="utf-8"))["goal"]
+    found = set()
+    for row in rows:
+        goal, names = row["row"].split("|")[1].strip(), row["what"]
+        found |= {(goal, name) for name in ([names] if isinstance(names, str) else names)}
+    return {(g, n) for g, n in found if not n.startswith("256 ") and "4,096 slots" not in n}
+
+
 @pytest.mark.builds
 @pytest.mark.slow
 def test_every_goal_is_measured(tmp_path: Path) -> None:
@@ -114,6 +126,8 @@ def test_every_goal_is_measured(tmp_path: Path) -> None:
             assert (figure["goal"], f"{figure['relation']} {figure['bound']:g}") in documented
         assert (figure["bound"] is None) == (figure["verdict"] == "shown")
     assert {"holds", "misses"} >= {f["verdict"] for f in report["figures"] if f["bound"]}
+    found = {(f["goal"], f["what"]) for f in (*report["figures"], *report["skipped"])}
+    assert derived_from_goals() <= found
     assert all(set(skipped) == {"goal", "what", "reason"} for skipped in report["skipped"])
 
 

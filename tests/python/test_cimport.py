@@ -109,6 +109,7 @@ def consumer() -> str:
     )
 
 
+@pytest.mark.builds
 @pytest.mark.slow
 def test_every_public_name_compiles_and_imports(tmp_path: Path) -> None:
     source = tmp_path / "consumer.pyx"
@@ -127,6 +128,7 @@ def test_every_public_name_compiles_and_imports(tmp_path: Path) -> None:
     assert module.Sub(address_spaces=2).base(5) == memslots.HVA_ERR_BAD
 
 
+@pytest.mark.builds
 @pytest.mark.slow
 def test_c_lookup_on_a_vm_before_init_finds_a_hole(tmp_path: Path) -> None:
     """The class has not called super().__init__()."""

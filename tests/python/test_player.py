@@ -83,6 +83,7 @@ def write_op(gpa: int, hva: str | None = "arena+0x0", wrote: bool = True) -> dic
 # ---- agreement with KVM -------------------------------------------------------------------------
 
 
+@pytest.mark.above_binding
 @pytest.mark.parametrize("path", IN_SCOPE, ids=named)
 def test_model_agrees_with_kvm(path: Path) -> None:
     file = vectors.read(path)
@@ -215,6 +216,7 @@ def test_every_ret_is_compared(path: Path) -> None:
     assert [m.line for m in result.mismatches] == [op.line for op in file.ops]
 
 
+@pytest.mark.above_binding
 @pytest.mark.parametrize("path", SMALL, ids=named)
 def test_every_out_is_compared(path: Path) -> None:
     file = vectors.read(path)
@@ -701,6 +703,7 @@ class Kernel(ModelVM):
         return {"nr_memslots": 32764, "manual_dirty_log_protect2": 3}.get(name, 0)
 
 
+@pytest.mark.above_binding
 @pytest.mark.parametrize("path", SMALL, ids=named)
 def test_only_comparable_calls_reach_the_kernel(path: Path) -> None:
     file = vectors.read(path)

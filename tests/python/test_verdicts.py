@@ -127,19 +127,31 @@ def process(side: str, pair: int, unit: int, **benchmarks: float) -> Process:
     return Process(side, pair, unit, unit, 0, benchmarks)
 
 
-def test_unit_is_the_mean_of_its_pairs() -> None:
+def test_unit_has_the_least_time_of_each_side() -> None:
+    """A disturbed process of either side does not count."""
     found = [
         process("A", 0, 0, x=1.0),
         process("B", 0, 0, x=2.0),
         process("B", 1, 0, x=8.0),
         process("A", 1, 0, x=1.0),
-        process("A", 2, 1, x=3.0),
+        process("A", 2, 1, x=9.0),
         process("B", 2, 1, x=1.5),
+        process("A", 3, 1, x=3.0),
+        process("B", 3, 1, x=7.0),
     ]
     assert runs.logs_of(found, ["x"]).tolist() == [
-        [pytest.approx(np.log(4))],
+        [pytest.approx(np.log(2))],
         [pytest.approx(-np.log(2))],
     ]
+
+
+def test_small_units_are_joined() -> None:
+    found = [process(side, pair, pair // 2, x=1.0) for pair in range(10) for side in "AB"]
+    comparison = Comparison("1", "compare", ".", ".", 1.0, None, found, [])
+    assert runs.joined(comparison, 2) == comparison
+    joined = runs.joined(comparison, 3).processes  # the fifth unit joins the last two
+    assert [p.unit for p in joined] == [0] * 8 + [1] * 12
+    assert [p.pair for p in joined] == [p.pair for p in found]
 
 
 @pytest.mark.parametrize(
@@ -193,13 +205,13 @@ def test_comparison_is_read_again(tmp_path: Path) -> None:
 
 
 def test_sides_alternate_and_units_share_their_link_orders() -> None:
-    planned = list(processes.plan(units=3, orders=2))
+    planned = list(processes.plan(units=3, orders=2, pairs=2))
     assert "".join(p.side for p in planned) == "ABBAABBAABBA"
     assert [p.pair for p in planned] == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5]
     assert [p.unit for p in planned] == [0] * 4 + [1] * 4 + [2] * 4
     assert [p.order for p in planned] == [0] * 4 + [1] * 4 + [0] * 4
     assert len({p.environment for p in planned}) > 6
-    assert list(processes.plan(3, 2)) == planned
+    assert list(processes.plan(3, 2, 2)) == planned
 
 
 def test_process_sees_its_version_and_its_environment(tmp_path: Path) -> None:
@@ -320,14 +332,13 @@ def test_work_imports_only_names_of_the_old_package() -> None:
 
 
 def invented_pool(spread: float, units: int = 100, names: int = 3) -> Comparison:
-    """A pool with normal noise of this spread in each unit; two pairs make a unit."""
+    """A pool with normal noise of this spread in each unit; two pairs with the same noise make a unit."""
     rng = np.random.default_rng(11)
     found = []
     for unit in range(units):
+        noise = {side: np.exp(rng.normal(0, spread / np.sqrt(2), names)) for side in "AB"}
         for pair in (2 * unit, 2 * unit + 1):
-            noise = rng.normal(0, spread, names)
-            for side in "AB":
-                times = np.exp(noise) if side == "B" else np.ones(names)
+            for side, times in noise.items():
                 benchmarks = {f"b{i}": float(t) for i, t in enumerate(times)}
                 found.append(Process(side, pair, unit, unit % 5, 0, benchmarks))
     return Comparison("1", "compare", ".", ".", 400.0, None, found, [])
@@ -338,7 +349,7 @@ def test_rates_of_a_pool_with_known_noise() -> None:
     made = invented_pool(0.03)
     spreads = pool.spreads(made)
     assert [s.benchmark for s in spreads] == ["b0", "b1", "b2"]
-    assert all(s.spread == pytest.approx(0.03 / np.sqrt(2), rel=0.2) for s in spreads)
+    assert all(s.spread == pytest.approx(0.03, rel=0.2) for s in spreads)
     pairs = max(s.pairs for s in spreads)
     found = pool.rates(made, pairs, 3000)
     assert found.pairs == pairs
@@ -414,7 +425,7 @@ def test_tool_computes_rates_from_a_recorded_pool(
     from dataclasses import asdict
 
     module = tool("error_rates")
-    made = invented_pool(0.02)
+    made = invented_pool(0.01)
     monkeypatch.setattr(module.against, "compare", lambda *args: made)
     file = tmp_path / "pool.json.gz"
     assert module.main(["record", str(file)]) == 0
@@ -424,9 +435,32 @@ def test_tool_computes_rates_from_a_recorded_pool(
     assert module.main(["rates", str(file), "--experiments", "300", "--pairs", "8"]) == 1
     assert "error rates: NO number" in capsys.readouterr().out
     small = tmp_path / "small.json"
-    small.write_text(json.dumps(asdict(invented_pool(0.0, units=5))))
+    small.write_text(json.dumps(asdict(invented_pool(0.0, units=20))))
     assert module.main(["rates", str(small), "--experiments", "100"]) == 1
-    assert "TOO SMALL: 20 processes" in capsys.readouterr().out
+    assert "TOO SMALL: 80 processes" in capsys.readouterr().out
+    small.write_text(json.dumps(asdict(invented_pool(0.0, units=5))))
+    with pytest.raises(SystemExit, match="the pool has 1 units, 4 are needed"):
+        module.main(["rates", str(small)])
+
+
+@needs_tools
+def test_recorded_rates_follow_from_the_recorded_pool() -> None:
+    """A part of the experiments is drawn again; its shares are those of the record, within their own uncertainty."""
+    folder = ROOT / "docs" / "results" / "error-pool"
+    recorded = json.loads((folder / "rates.json").read_text(encoding="utf-8"))
+    made = tool("error_rates").pool_of(folder / "pool.json.gz")
+    assert recorded == {
+        **tool("error_rates").as_report(folder / "pool.json.gz", made, pool.spreads(made), []),
+        "rates": recorded["rates"],
+    }
+    assert list(pool.complaints(made)) == []
+    rates = next(row for row in recorded["rates"] if row["kept"])
+    drawn = pool.rates(made, rates["pairs"], count := 500)
+    assert drawn.seconds == rates["seconds"]
+    assert drawn.false_alarms <= rates["upper"] + 5 * np.sqrt(rates["upper"] / count)
+    uncertainty = 5 * np.sqrt(0.25 / count)
+    assert drawn.found == pytest.approx(rates["found"], abs=uncertainty)
+    assert drawn.equivalent == pytest.approx(rates["equivalent"], abs=uncertainty)
 
 
 # ---- memslots verdict -----------------------------------------------------------------------------
@@ -555,14 +589,14 @@ def test_against_measures_pairs_and_writes_the_file(
     monkeypatch.setattr(builds, "checkout", lambda start: ROOT)
     monkeypatch.setattr(processes, "short_work", short_work)
     file = tmp_path / "out.json"
-    assert cli.main(["perf", "--against", "abc", "--rounds", "9", "-o", str(file)]) == 1
-    assert built == [("abc", "A", 5), (".", "B", 5)]
+    assert cli.main(["perf", "--against", "abc", "--rounds", "25", "-o", str(file)]) == 1
+    assert built == [("abc", "A", 5), (".", "B", 5)]  # 25 pairs, in units of 6
     out = capsys.readouterr().out
-    assert "A = abc, B = .: 10 pairs of processes in 5 units." in out
+    assert "A = abc, B = .: 30 pairs of processes in 5 units." in out
     assert ["x", "1.00", "s", "1.05", "s", "1.050", "1.050", "to", "1.050", "slower"] in [
         line.split() for line in out.splitlines()
     ]
-    assert len(runs.read(file).processes) == 20
+    assert len(runs.read(file).processes) == 60
 
 
 def test_against_an_unknown_commit_is_a_usage_error(capsys: pytest.CaptureFixture[str]) -> None:

@@ -24,7 +24,7 @@ from ..verdicts.runs import Comparison, ComparisonError
 from . import files, terminal, verdict
 from .terminal import UsageError
 
-FEW, NORMAL, MANY = 16, 36, 100  # pairs: --quick, neither, --full
+FEW, NORMAL, MANY = 24, 48, 204  # pairs: --quick, neither, --full
 ORDERS = 8  # link orders of each side, at most
 
 
@@ -84,7 +84,7 @@ def compare(
     orders: int = ORDERS,
     seconds: float = processes.SECONDS,
 ) -> Comparison:
-    """Build both versions and measure them in turns.  An odd number of pairs gets one more."""
+    """Build both versions and measure them in turns.  The number of pairs is rounded up to whole units."""
     units = -(-pairs // PAIRS)
     orders = min(orders, units)
     versions: dict[str, Version] = {

@@ -253,18 +253,23 @@ def _headline(case: str, by_backend: dict[str, Row], n: int) -> str:
 
 def _array_wins(report: PerfReport) -> Iterator[str]:
     """Name the cases in which the array is faster: among the costs, and by number of slots for each kind of VM."""
-    if any(map(duel.has_both, show.by_case_and_size(report["results"]).values())):
-        busy = show.busy_mark(*report["results"])
-        yield _array_wins_at("costs above", _wins_in_costs(report), bool(busy))
+    duels = list(filter(duel.has_both, show.by_case_and_size(report["results"]).values()))
+    if duels:
+        decided = any(duel.winner(rows) != duel.BUSY for rows in duels)
+        busy = bool(show.busy_mark(*report["results"]))
+        yield _array_wins_at("costs above", _wins_in_costs(report), busy, decided)
     rooms = dict.fromkeys(row["user_mem_slots"] for row in report["crossover"])
     for room in rooms:
         rows = [row for row in report["crossover"] if row["user_mem_slots"] == room]
         wins = [f"{row['case']} at {_ranges(row)}" for row in rows if row["array_wins_at"]]
         disturbed = any(row.get("busy_at") for row in rows)
-        yield _array_wins_at(f"array / tree, VM of {room:,} ids", wins, disturbed)
+        decided = any(len(row.get("busy_at", ())) < len(row["factors"]) for row in rows)
+        yield _array_wins_at(f"array / tree, VM of {room:,} ids", wins, disturbed, decided)
 
 
-def _array_wins_at(table: str, wins: list[str], busy: bool = False) -> str:
+def _array_wins_at(table: str, wins: list[str], busy: bool, decided: bool) -> str:
+    if not decided:
+        return f"No row decides which design is faster ({table}): the machine was busy."
     places = ", ".join(wins) if wins else "nowhere"
     others = "the tree is faster, or both are even"
     if busy:

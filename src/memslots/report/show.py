@@ -150,7 +150,10 @@ def _busy_readings(report: Report) -> str:
     found = report["noise"]
     readings = [
         ("other processes used up to {:.1f} processors", found["others"]),
-        ("other machines took up to {:.1f}", found["stolen"]),
+        (
+            "other machines took up to {:.1f}",
+            found["stolen"] if (found["stolen"] or 0) >= 0.05 else None,
+        ),
         ("the reference loop took up to {:.1f} times as long as typically", found["slower"]),
         ("the load was up to {:.1f}", found["load"]),
     ]

@@ -91,7 +91,7 @@ def _rates_closing(recorded: Comparison, rates: Sequence[Rates]) -> Iterator[str
         f"recorded in {recorded.seconds:.0f} s.  {rates[0].experiments:,} experiments of each size, in whole units."
     )
     yield from (f"TOO SMALL: {reason}" for reason in pool.complaints(recorded))
-    good = [r for r in rates if r.upper <= pool.FALSE_ALARMS and min(r.found) >= pool.FOUND]
+    good = [r for r in rates if pool.kept(r)]
     if good:
         least = min(good, key=lambda r: r.pairs)
         yield (

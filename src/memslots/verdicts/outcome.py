@@ -2,7 +2,7 @@
 """The tests behind a verdict.
 
 The input is the logarithm of B / A for each unit and benchmark.  A unit is a group of pairs of processes with the same
-link orders, so that units are independent.  Both tests are paired t tests of scipy:
+link orders, so that units are independent.  runs.py has the figure of a unit.  Both tests are paired t tests of scipy:
 
 - difference: the mean of the logarithms is not 0;
 - equivalence (TOST): the mean lies between -log(1 + MARGIN) and log(1 + MARGIN).

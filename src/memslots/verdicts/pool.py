@@ -20,8 +20,7 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from .outcome import EQUIVALENT, FASTER, LEAST, SLOWER, Floats, corrected, decide, units_needed
-from .processes import PAIRS
-from .runs import Comparison, logs_of, names_of
+from .runs import Comparison, ComparisonError, logs_of, names_of
 
 EXPERIMENTS = 20_000
 AT_ONCE = 500  # experiments in one array
@@ -64,11 +63,23 @@ def complaints(pool: Comparison) -> Iterator[str]:
             yield f"{len(orders)} link orders of side {side}, {LEAST_ORDERS} are needed"
 
 
+def kept(rates: Rates) -> bool:
+    """Whether experiments of this size keep both promises."""
+    return rates.upper <= FALSE_ALARMS and min(rates.found) >= FOUND
+
+
+def pairs_in_unit(pool: Comparison) -> int:
+    return len({p.pair for p in pool.processes}) // len({p.unit for p in pool.processes})
+
+
 def spreads(pool: Comparison) -> list[Spread]:
     names = names_of(pool.processes)
-    found = logs_of(pool.processes, names).std(axis=0, ddof=1).tolist()
+    logs = logs_of(pool.processes, names)
+    if len(logs) < LEAST:
+        raise ComparisonError(f"the pool has {len(logs)} units, {LEAST} are needed for a rate")
+    found = logs.std(axis=0, ddof=1).tolist()
     return [
-        Spread(n, s, PAIRS * units_needed(s, len(names), PLANTED, FOUND))
+        Spread(n, s, pairs_in_unit(pool) * units_needed(s, len(names), PLANTED, FOUND))
         for n, s in zip(names, found, strict=True)
     ]
 
@@ -76,7 +87,8 @@ def spreads(pool: Comparison) -> list[Spread]:
 def rates(pool: Comparison, pairs: int, experiments: int = EXPERIMENTS, seed: int = 1) -> Rates:
     """Draw experiments of this size and count false alarms and found slow-downs."""
     logs = logs_of(pool.processes, names_of(pool.processes))
-    units = max(pairs // PAIRS, LEAST)
+    each = pairs_in_unit(pool)
+    units = max(-(-pairs // each), LEAST)
     rng = np.random.default_rng(seed)
     alarms, equivalent = 0, 0
     found = np.zeros(logs.shape[1])
@@ -90,13 +102,13 @@ def rates(pool: Comparison, pairs: int, experiments: int = EXPERIMENTS, seed: in
         0.9, method="exact"
     )  # 5 % on each side
     return Rates(
-        units * PAIRS,
+        units * each,
         experiments,
         alarms / experiments,
         float(bound.high),
         equivalent / experiments / logs.shape[1],
         (found / experiments).tolist(),
-        pool.seconds / len(pool.processes) * units * PAIRS * 2,
+        pool.seconds / len(pool.processes) * units * each * 2,
     )
 
 

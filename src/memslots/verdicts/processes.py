@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: MIT
 """Runs the measured processes of two versions in turns: A B, B A, A B, ...
 
-Two neighbouring pairs (A B B A) are a unit: a drift of the machine that is linear within the unit cancels.  Each unit
-has its own link order on each side.  Each process has its own size of environment, and its own seed of hashes.
+Some neighbouring pairs (A B B A A B ...) are a unit.  Its figure for a side is the least of its processes, because
+other work of the machine only makes times longer.  Each unit has its own link order on each side.  Each process has its
+own size of environment, and its own seed of hashes.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from typing import NamedTuple
 from .builds import Version
 from .runs import Process
 
-PAIRS = 2  # in a unit
+PAIRS = 6  # in a unit
 MOST_PADDING = 4096  # bytes
 SECONDS = 0.6  # of measurement in a process
 
@@ -36,11 +37,11 @@ class Planned(NamedTuple):
     environment: int
 
 
-def plan(units: int, orders: int, seed: int = 0) -> Iterator[Planned]:
+def plan(units: int, orders: int, pairs: int = PAIRS, seed: int = 0) -> Iterator[Planned]:
     """Yield the processes in the order in which they run.  Units beyond `orders` use the link orders again."""
     rng = Random(seed)
-    for pair in range(units * PAIRS):
-        unit = pair // PAIRS
+    for pair in range(units * pairs):
+        unit = pair // pairs
         for side in "AB" if pair % 2 == 0 else "BA":
             yield Planned(side, pair, unit, unit % orders, 16 * rng.randrange(MOST_PADDING // 16))
 

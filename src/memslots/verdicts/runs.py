@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -72,14 +72,32 @@ def names_of(processes: Iterable[Process]) -> list[str]:
 
 
 def logs_of(processes: Iterable[Process], names: list[str]) -> Floats:
-    """Return log(B / A): units x benchmarks.  A unit is the mean of its pairs."""
-    found: dict[int, list[Floats]] = {}
+    """Return log(B / A): units x benchmarks.
+
+    A unit has one figure for each side and benchmark: the least of its processes.  Other work of the machine only makes
+    times longer, so that the least one is disturbed only if all of them are.
+    """
+    found: dict[int, list[tuple[Process, Process]]] = {}
     for a, b in pairs_of(processes):
-        ratios = [np.log(b.benchmarks[name] / a.benchmarks[name]) for name in names]
-        found.setdefault(a.unit, []).append(np.array(ratios))
-    return np.array([np.mean(pairs, axis=0) for pairs in found.values()]).reshape(
-        len(found), len(names)
-    )
+        found.setdefault(a.unit, []).append((a, b))
+    rows = [_log_of_unit(pairs, names) for pairs in found.values()]
+    return np.array(rows).reshape(len(found), len(names))
+
+
+def _log_of_unit(pairs: list[tuple[Process, Process]], names: list[str]) -> Floats:
+    times = np.array([[[p.benchmarks[name] for name in names] for p in pair] for pair in pairs])
+    a, b = times.min(axis=0)
+    return np.asarray(np.log(b / a))
+
+
+def joined(comparison: Comparison, pairs: int) -> Comparison:
+    """Return the same processes in units of at least so many pairs: neighbours are joined, a rest with the last."""
+    units = len({p.unit for p in comparison.processes})
+    each = len({p.pair for p in comparison.processes}) // units
+    together = -(-pairs // max(each, 1))
+    last = max(units // together - 1, 0)
+    found = [replace(p, unit=min(p.unit // together, last)) for p in comparison.processes]
+    return replace(comparison, processes=found)
 
 
 def pairs_of(processes: Iterable[Process]) -> list[tuple[Process, Process]]:
