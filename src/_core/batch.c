@@ -31,6 +31,10 @@
 /* The number of lookups by index that take as long as MS_BATCH_PIECE lookups that walk, or less. */
 #define INDEXED_PIECE ((size_t)4 * MS_BATCH_PIECE)
 
+/* Next to a writer that never stops, the second piece of a walk already sees another state, and the first one has been
+ * for nothing.  So it is short.  No poll follows it. */
+#define FIRST_PIECE ((size_t)512)
+
 /* Arrays of C, as an index reads and writes them. */
 static bool is_plain(const struct job *job)
 {
@@ -93,23 +97,37 @@ static void answer_by_index(const struct job *job, const struct flat_index *inde
 /* A test of the values of a batch for marks.  All marked values are in the hull.  If the hull is narrow, it is tested
  * instead of the marks, because that needs no load. */
 struct mark_test {
-	const struct overlay *overlay;
-	unsigned shift;
+	struct overlay_marks marks;
 	bool narrow;
 	uint64_t first, length; /* of the hull, in units of values */
 };
 
-static struct mark_test mark_test_of(const struct job *job, const struct overlay *o)
+static struct mark_test mark_test_of(struct overlay_marks marks, bool narrow, struct gfn_range hull, unsigned shift)
 {
-	struct mark_test t = { .overlay = o, .shift = shift_of(job), .length = ~(uint64_t)0 };
-	struct gfn_range hull;
+	struct mark_test t = { .marks = marks, .narrow = narrow, .length = ~(uint64_t)0 };
 
-	t.narrow = overlay_hull(o, &hull);
-	if (t.narrow) {
-		t.first = hull.begin << t.shift;
-		t.length = (hull.end - hull.begin) << t.shift;
+	if (narrow) {
+		t.first = hull.begin << shift;
+		t.length = (hull.end - hull.begin) << shift;
 	}
 	return t;
+}
+
+static struct mark_test test_in_section(const struct job *job, const struct overlay *o, const struct memslot_set *set)
+{
+	struct gfn_range hull;
+	bool narrow = overlay_hull(o, set->node_idx, &hull);
+
+	return mark_test_of(overlay_marks(o, shift_of(job)), narrow, hull, shift_of(job));
+}
+
+static struct mark_test test_of_held(const struct job *job, const struct held_index *held)
+{
+	struct overlay_marks marks = overlay_marks(held->overlay, shift_of(job));
+	struct gfn_range hull = { held->parts[0].entry.base_gfn, held->parts[held->nr - 1].end };
+
+	marks.marks = held->marks;
+	return mark_test_of(marks, overlay_is_narrow(held->overlay, &hull), hull, shift_of(job));
 }
 
 /* One subtraction more than a comparison of unsigned numbers, but vectors of SSE2 can do it. */
@@ -127,7 +145,7 @@ static bool any_in_hull(uint64_t first, uint64_t length, const uint64_t *in, siz
 
 static bool any_marked_plain(const struct mark_test *t, const uint64_t *in, size_t n)
 {
-	struct overlay_marks marks = overlay_marks(t->overlay, t->shift);
+	struct overlay_marks marks = t->marks;
 	uint64_t marked = 0;
 	size_t i = 0;
 
@@ -145,7 +163,7 @@ static bool any_marked_plain(const struct mark_test *t, const uint64_t *in, size
 static void add_marked(const struct mark_test *t, const struct ms_batch *batch, size_t from, size_t n,
 		       struct some *some)
 {
-	struct overlay_marks marks = overlay_marks(t->overlay, t->shift);
+	struct overlay_marks marks = t->marks;
 	size_t nr = some->nr; /* no store of a value changes it */
 
 	for (size_t i = from; i < from + n; i++) {
@@ -180,8 +198,8 @@ struct used {
 
 /* The index answers all frames, then the walk answers the marked ones again.  If most of them are marked, the walk
  * alone is faster. */
-static void answer_in_section(const struct job *job, const struct look *look, const struct mark_test *t, size_t from,
-			      size_t n, struct used *used)
+static void answer_in_section(const struct job *job, const struct look *look, const struct flat_index *index,
+			      const struct mark_test *t, size_t from, size_t n, struct used *used)
 {
 	struct some some;
 
@@ -190,7 +208,7 @@ static void answer_in_section(const struct job *job, const struct look *look, co
 		used->searched += batch_walk(job, look, from, n);
 		return;
 	}
-	answer_by_index(job, t->overlay->index, from, n);
+	answer_by_index(job, index, from, n);
 	used->indexed += n - some.nr;
 	used->searched += batch_walk_some(job, look, &some);
 }
@@ -199,16 +217,16 @@ static void answer_in_section(const struct job *job, const struct look *look, co
 static size_t run_by_overlay(const struct job *job, const struct look *look, const struct overlay *o)
 {
 	size_t n = job->batch->n;
-	struct mark_test t = mark_test_of(job, o);
+	struct mark_test t = test_in_section(job, o, look->set);
 	struct used used = { 0 };
 
 	point(READER_INDEX_FOUND);
-	if (!overlay_has_marks(o)) {
+	if (overlay_answers_all(o, look->set->node_idx)) {
 		answer_by_index(job, o->index, 0, n);
 		used.indexed = n;
 	}
 	for (size_t i = used.indexed; i < n; i += SOME_MAX)
-		answer_in_section(job, look, &t, i, at_most(n - i, SOME_MAX), &used);
+		answer_in_section(job, look, o->index, &t, i, at_most(n - i, SOME_MAX), &used);
 	srcu_count(look->section.reader, SRCU_INDEXED, used.indexed);
 	return used.searched;
 }
@@ -238,7 +256,7 @@ static void answer_held(const struct job *job, const struct held_index *held, si
 		answer_by_index(job, held->index, from, n);
 		return;
 	}
-	t = mark_test_of(job, held->overlay);
+	t = test_of_held(job, held);
 	for (size_t i = 0; i < n; i += SOME_MAX)
 		answer_part(job, held, &t, from + i, at_most(n - i, SOME_MAX));
 }
@@ -277,22 +295,23 @@ static int run_in_one_section(const struct job *job)
 /* -EAGAIN: a writer has published another state between two pieces. */
 static int run_in_pieces(const struct job *job)
 {
-	size_t n = job->batch->n;
+	size_t n = job->batch->n, piece;
 	struct state first = { 0 };
 
-	for (size_t done = 0; done < n; done += MS_BATCH_PIECE) {
+	for (size_t done = 0; done < n; done += piece) {
 		struct look look = look_begin(job->vm, job->as_id);
 		bool same = !done || same_state(job->vm, first, state_of(look.set));
 
+		piece = at_most(n - done, done ? MS_BATCH_PIECE : FIRST_PIECE);
 		if (!done)
 			first = state_of(look.set);
 		if (same)
-			batch_walk(job, &look, done, at_most(n - done, MS_BATCH_PIECE));
+			batch_walk(job, &look, done, piece);
 		look_end(job->vm, look);
 		point(READER_PIECE_OVER);
 		if (!same)
 			return -EAGAIN;
-		if (done + MS_BATCH_PIECE < n && poll(job))
+		if (done && done + piece < n && poll(job))
 			return -EINTR;
 	}
 	return 0;

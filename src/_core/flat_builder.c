@@ -30,8 +30,8 @@
 #define SCALE_MAX ((uint64_t)1 << 30)
 #define SCALE_EXACT ((uint64_t)1 << FLAT_POSITION_SHIFT)
 
-/* The number of buckets for three pieces; fewer if a slot would take more than SLOT_BYTES.  An index without slots, its
- * overlay without ranges and marks, and the record of its first reader take about HEAD_BYTES. */
+/* The number of buckets for three pieces; fewer if a slot would take more than SLOT_BYTES.  An index without slots and
+ * the record of its first reader take about HEAD_BYTES.  With the overlay a slot takes up to 32 bytes. */
 #define BUCKETS_FOR_3_PIECES 4
 #define SLOT_BYTES 30
 #define HEAD_BYTES 1024

@@ -163,7 +163,7 @@ static void translate_by_index(struct many *m, const struct overlay *o, struct c
 {
 	flat_hvas(o->index, c->gpas, c->hosts, c->nr, MS_PAGE_SHIFT, m->write);
 	srcu_count(m->look.section.reader, SRCU_INDEXED, c->nr);
-	if (overlay_has_marks(o))
+	if (!overlay_answers_all(o, m->look.set->node_idx))
 		translate_marked(m, o, c);
 }
 

@@ -14,8 +14,10 @@
 static void put_parts(struct held_index *held)
 {
 	memory_free(held->memory, held->parts, held->room * sizeof(*held->parts));
+	memory_free(held->memory, held->marks, held->nr_words * sizeof(*held->marks));
 	held->parts = NULL;
-	held->nr = held->room = 0;
+	held->marks = NULL;
+	held->nr = held->room = held->nr_words = 0;
 }
 
 void held_index_put(struct held_index *held)
@@ -105,30 +107,45 @@ static bool copy_ranges(const struct ms_vm *vm, const struct memslot_set *set, s
 
 /* ---- taking ---- */
 
-/* Takes the present overlay.  Returns its number of edited ranges, or -1 if there is no overlay or its list has
- * overflowed.  Counts the slots that must be copied, and sets *due. */
-static int64_t look_at_index(struct ms_vm *vm, uint32_t as_id, size_t n, bool *due)
+/* The sizes of the copies of a batch. */
+struct sizes {
+	int64_t ranges; /* -1: there is no overlay, or its edited ranges are not known */
+	size_t nr_words; /* of marks */
+};
+
+/* Looks at the present overlay.  Counts the slots that must be copied, and sets *due. */
+static struct sizes look_at_index(struct ms_vm *vm, uint32_t as_id, size_t n, bool *due)
 {
 	struct look look = look_begin(vm, as_id);
 	const struct overlay *o = set_index(look.set);
-	int64_t nr = o && overlay_has_all_ranges(o) ? (int64_t)overlay_nr_ranges(o) : -1;
+	struct sizes sizes = { -1, o ? overlay_nr_words(o) : 0 };
 
-	*due = vm_index_is_due(vm, look.set, nr < 0 ? n : (size_t)nr);
+	if (o)
+		sizes.ranges = overlay_unknown(o, look.set->node_idx, NULL, SIZE_MAX);
+	*due = vm_index_is_due(vm, look.set, sizes.ranges < 0 ? n : (size_t)sizes.ranges);
 	look_end(vm, look);
-	return nr;
+	return sizes;
+}
+
+static void copy_marks(const struct overlay *o, struct held_index *held)
+{
+	for (size_t i = 0; i < held->nr_words; i++)
+		atomic_store_explicit(&held->marks[i], atomic_load_explicit(&o->marks[i], memory_order_relaxed),
+				      memory_order_relaxed);
 }
 
 /* With room for the parts of `ranges` ranges, and with `scratch` for the ranges themselves. */
-static bool take(struct ms_vm *vm, uint32_t as_id, struct held_index *held, struct gfn_range *scratch, uint32_t ranges)
+static bool take(struct ms_vm *vm, uint32_t as_id, struct held_index *held, struct gfn_range *scratch, size_t ranges)
 {
 	struct look look = look_begin(vm, as_id);
 	struct overlay *o = set_index(look.set);
-	uint32_t nr = o ? overlay_nr_ranges(o) : 0;
-	bool taken = o && nr <= ranges && overlay_has_all_ranges(o);
+	int64_t nr = o ? overlay_unknown(o, look.set->node_idx, scratch, ranges) : -1;
+	bool taken = nr >= 0;
 
-	if (taken && nr) {
-		memcpy(scratch, o->ranges, nr * sizeof(*scratch));
-		taken = copy_ranges(vm, look.set, held, scratch, nr);
+	if (nr > 0) {
+		taken = overlay_nr_words(o) == held->nr_words && copy_ranges(vm, look.set, held, scratch, (uint32_t)nr);
+		if (taken)
+			copy_marks(o, held);
 	}
 	if (taken) {
 		held->overlay = overlay_get(o);
@@ -138,10 +155,10 @@ static bool take(struct ms_vm *vm, uint32_t as_id, struct held_index *held, stru
 	return taken;
 }
 
-/* Holds the index if it has about `ranges` edited ranges.  A writer may add some more meanwhile. */
-static bool hold(struct ms_vm *vm, uint32_t as_id, struct held_index *held, uint32_t ranges)
+/* Holds the index if it has about this size.  A writer may add some more ranges meanwhile. */
+static bool hold(struct ms_vm *vm, uint32_t as_id, struct held_index *held, struct sizes sizes)
 {
-	uint32_t most = ranges + PARTS_MIN / PARTS_PER_RANGE;
+	size_t ranges = (size_t)sizes.ranges, most = ranges + PARTS_MIN / PARTS_PER_RANGE;
 	struct gfn_range *scratch = NULL;
 	size_t size = most * sizeof(*scratch);
 	bool held_now;
@@ -150,9 +167,11 @@ static bool hold(struct ms_vm *vm, uint32_t as_id, struct held_index *held, uint
 	if (take(vm, as_id, held, NULL, 0))
 		return true;
 	scratch = memory_zalloc(&vm->memory, size);
-	held->room = PARTS_PER_RANGE * (size_t)ranges + PARTS_MIN;
+	held->room = PARTS_PER_RANGE * ranges + PARTS_MIN;
 	held->parts = memory_zalloc(&vm->memory, held->room * sizeof(*held->parts));
-	held_now = scratch && held->parts && take(vm, as_id, held, scratch, most);
+	held->nr_words = sizes.nr_words;
+	held->marks = memory_zalloc(&vm->memory, held->nr_words * sizeof(*held->marks));
+	held_now = scratch && held->parts && held->marks && take(vm, as_id, held, scratch, most);
 	memory_free(&vm->memory, scratch, size);
 	if (!held_now)
 		put_parts(held);
@@ -161,30 +180,30 @@ static bool hold(struct ms_vm *vm, uint32_t as_id, struct held_index *held, uint
 
 bool held_index_get(struct ms_vm *vm, uint32_t as_id, size_t n, struct held_index *held)
 {
-	int64_t ranges;
+	struct sizes sizes;
 	bool due;
 
 	if (!may_index(vm))
 		return false;
-	ranges = look_at_index(vm, as_id, n, &due);
+	sizes = look_at_index(vm, as_id, n, &due);
 	if (due) {
 		vm_index_make(vm, as_id, false);
-		ranges = look_at_index(vm, as_id, 0, &due);
+		sizes = look_at_index(vm, as_id, 0, &due);
 	}
-	return ranges >= 0 && hold(vm, as_id, held, (uint32_t)ranges);
+	return sizes.ranges >= 0 && hold(vm, as_id, held, sizes);
 }
 
 bool held_index_make(struct ms_vm *vm, uint32_t as_id, struct held_index *held)
 {
 	struct flat_index *index;
-	int64_t ranges;
+	struct sizes sizes;
 	bool due;
 
 	if (!may_index(vm))
 		return false;
 	vm_index_make(vm, as_id, false);
-	ranges = look_at_index(vm, as_id, 0, &due);
-	if (ranges >= 0 && hold(vm, as_id, held, (uint32_t)ranges))
+	sizes = look_at_index(vm, as_id, 0, &due);
+	if (sizes.ranges >= 0 && hold(vm, as_id, held, sizes))
 		return true;
 	index = vm_index_make_private(vm, as_id);
 	*held = (struct held_index){ .index = index, .memory = &vm->memory };

@@ -3,15 +3,17 @@
  * held_index.h - an index, and the answers in its edited ranges, as they are in one state, for a batch that leaves its
  * section.
  *
- * In a section, a lookup of a marked frame walks the set.  Outside, the set may already be another one.  So a long
- * batch takes a reference to the overlay and copies the slots in its edited ranges.  It needs no section from then on.
+ * In a section, a lookup of a marked frame walks the set.  Outside, the set may already be another one, and the writer
+ * may have removed marks since.  So a long batch takes a reference to the overlay, and copies its marks and the slots
+ * in its edited ranges.  It needs no section from then on.
  *
- * Invariant
+ * Invariants
  *   L1  the parts are disjoint and ascend; in the state of the copy, each frame of a part has the part's answer, and
- *       each other frame has the answer of the index.
+ *       each other frame has the answer of the index;
+ *   L2  each frame of which the part and the index have different answers is marked in the copy.
  *
- * Locking: none; the copy is made in one section.
- * Cost: making O(r log n) for r edited ranges; a lookup of a marked frame O(log r).
+ * Locking: none; the copies are made in one section.
+ * Cost: making O(r log n) for r edited ranges, and one pass over the marks; a lookup of a marked frame O(log r).
  */
 #ifndef MS_HELD_INDEX_H
 #define MS_HELD_INDEX_H
@@ -31,6 +33,8 @@ struct held_index {
 	struct memory *memory;
 	struct held_part *parts;
 	size_t nr, room;
+	_Atomic uint64_t *marks; /* of the overlay, in the state of the copy */
+	size_t nr_words;
 };
 
 /* Outside of sections of the caller's own call: holds the index of the present state for n lookups, and makes it first

@@ -19,7 +19,8 @@
  *       snapshot;
  *   M9  a slot respects the limits of its VM and address space, and hva.last follows from npages;
  *   M10 a vCPU's hint of the current generation is a slot of the active set;
- *   M11 the index of a set has the slots of the set, except in marked blocks (O1 of overlay.h);
+ *   M11 the index of a set has the slots of the set, except in marked blocks (O1 of overlay.h) or for the differences
+ *       of the set (O4);
  *   M12 each id below used_below of an address space is in use.  So the search for a free id begins there.
  *
  * Locking: the writer edits a set under slots_lock while no reader can reach it.  A slot that readers can reach never

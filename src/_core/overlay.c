@@ -1,17 +1,19 @@
 /* SPDX-License-Identifier: MIT */
 /*
- * overlay.c - see overlay.h for the invariants O1 to O3.
+ * overlay.c - see overlay.h for the invariants O1 to O4.
  */
 #include "overlay.h"
 
 /* An edit of one of the last few ranges needs no new range: a change edits a slot in both sets. */
 #define RECENT 4
 
-/* The list has room for this many ranges, and for a share of the slots, which is smaller for many slots.  With more
- * edits it is cheaper to make an index than to copy the edited slots. */
-#define RANGES_MIN 8
-#define RANGES_SHARE 32
-#define RANGES_SHARE_OF_MANY 64
+/* A slot of more blocks keeps its marks. */
+#define UNMARKED_MAX 1024u
+
+/* The list has room for this many ranges, and for a share of the slots.  With more edits it is cheaper to make an index
+ * than to copy the edited slots. */
+#define RANGES_MIN 7
+#define RANGES_SHARE 256
 
 static uint32_t blocks_for(size_t nr)
 {
@@ -34,11 +36,7 @@ static uint32_t shift_for(uint32_t blocks, size_t nr, uint32_t distance_shift)
 
 static size_t room_for(size_t nr)
 {
-	size_t share = nr / RANGES_SHARE, of_many = nr / RANGES_SHARE_OF_MANY;
-
-	if (share > OVERLAY_SEARCH_MAX)
-		share = of_many > OVERLAY_SEARCH_MAX ? of_many : OVERLAY_SEARCH_MAX;
-	return RANGES_MIN + share;
+	return RANGES_MIN + nr / RANGES_SHARE;
 }
 
 struct overlay *overlay_create(struct memory *memory, size_t nr, uint32_t distance_shift)
@@ -159,18 +157,22 @@ static bool is_recent(const struct overlay *o, uint32_t nr, uint64_t begin, uint
 	return false;
 }
 
-static void overlay_mark(struct overlay *o, uint64_t begin, uint64_t end)
+static void list_range(struct overlay *o, uint64_t begin, uint64_t end)
 {
 	uint32_t nr = atomic_load_explicit(&o->nr_ranges, memory_order_relaxed);
 
-	if (nr <= o->room && is_recent(o, nr, begin, end))
-		return;
-	mark_blocks(o, begin, end);
-	if (nr > o->room)
+	if (nr > o->room || is_recent(o, nr, begin, end))
 		return;
 	if (nr < o->room)
 		o->ranges[nr] = (struct gfn_range){ begin, end };
 	atomic_store_explicit(&o->nr_ranges, nr + 1, memory_order_release);
+}
+
+static void overlay_mark(struct overlay *o, uint64_t begin, uint64_t end)
+{
+	mark_blocks(o, begin, end);
+	if (!overlay_edits(o, 0))
+		list_range(o, begin, end);
 }
 
 bool overlay_may_be_edited(const struct overlay *o, uint64_t begin, uint64_t end)
@@ -185,26 +187,70 @@ bool overlay_may_be_edited(const struct overlay *o, uint64_t begin, uint64_t end
 	return false;
 }
 
-bool overlay_hull(const struct overlay *o, struct gfn_range *hull)
+static void widen(struct gfn_range *hull, uint64_t begin, uint64_t end)
 {
+	if (begin < hull->begin)
+		hull->begin = begin;
+	if (end > hull->end)
+		hull->end = end;
+}
+
+static struct gfn_range range_of(const struct flat_entry *entry)
+{
+	return (struct gfn_range){ entry->base_gfn, entry->base_gfn + entry->npages };
+}
+
+static bool hull_of_edits(const struct overlay *o, const struct overlay_edits *edits, struct gfn_range *hull)
+{
+	for (uint32_t i = 0; i < edits->nr; i++)
+		widen(hull, edits->entry[i].base_gfn, edits->entry[i].base_gfn + edits->entry[i].npages);
+	return edits->nr && overlay_is_narrow(o, hull);
+}
+
+int64_t overlay_unknown(const struct overlay *o, uint32_t set, struct gfn_range *ranges, size_t room)
+{
+	const struct overlay_edits *edits = overlay_edits(o, set);
+	uint32_t nr = edits ? edits->nr : overlay_nr_ranges(o);
+
+	if ((!edits && (o->incomplete || nr > o->room)) || nr > room)
+		return -1;
+	for (uint32_t i = 0; ranges && i < nr; i++)
+		ranges[i] = edits ? range_of(&edits->entry[i]) : o->ranges[i];
+	return nr;
+}
+
+bool overlay_hull(const struct overlay *o, uint32_t set, struct gfn_range *hull)
+{
+	const struct overlay_edits *edits = overlay_edits(o, set);
 	uint32_t nr = overlay_nr_ranges(o);
 
 	*hull = (struct gfn_range){ ~(uint64_t)0, 0 };
+	if (edits)
+		return hull_of_edits(o, edits, hull);
 	if (!nr || nr > OVERLAY_HULL_MAX || !overlay_has_all_ranges(o))
 		return false;
-	for (uint32_t i = 0; i < nr; i++) {
-		if (o->ranges[i].begin < hull->begin)
-			hull->begin = o->ranges[i].begin;
-		if (o->ranges[i].end > hull->end)
-			hull->end = o->ranges[i].end;
+	for (uint32_t i = 0; i < nr; i++)
+		widen(hull, o->ranges[i].begin, o->ranges[i].end);
+	return overlay_is_narrow(o, hull);
+}
+
+static bool edits_are_marked(const struct overlay *o, const struct overlay_edits *edits)
+{
+	for (uint32_t i = 0; i < edits->nr; i++) {
+		struct gfn_range range = range_of(&edits->entry[i]);
+
+		if (!overlay_all_marked(o, range.begin, range.end))
+			return false;
 	}
-	return (hull->end - hull->begin) >> o->shift <= o->block_mask / OVERLAY_HULL_SHARE;
+	return true;
 }
 
 bool overlay_is_valid(const struct overlay *o)
 {
 	uint32_t nr = overlay_nr_ranges(o);
 
+	if (overlay_edits(o, 0))
+		return edits_are_marked(o, &o->edits[0]) && edits_are_marked(o, &o->edits[1]);
 	for (uint32_t i = 0; i < nr && i < o->room; i++)
 		if (!overlay_all_marked(o, o->ranges[i].begin, o->ranges[i].end))
 			return false;
@@ -233,13 +279,153 @@ void overlays_mark(struct overlays *all, uint64_t begin, uint64_t end)
 			overlay_mark(found[i], begin, end);
 }
 
+/* ---- differences ---- */
+
+/* The place of an entry, or nr. */
+static uint32_t place_of(const struct overlay_edits *edits, const struct flat_entry *entry, bool gone)
+{
+	uint32_t i = 0;
+
+	while (i < edits->nr && !(overlay_edit_is_gone(edits, i) == gone && flat_same(&edits->entry[i], entry)))
+		i++;
+	return i;
+}
+
+bool overlay_has_edit(const struct overlay_edits *edits, const struct flat_entry *entry, bool gone)
+{
+	return place_of(edits, entry, gone) < edits->nr;
+}
+
+/* The bits of the blocks of all differences in this word of marks. */
+static uint64_t bits_of_edits(const struct overlay *o, const struct overlay_edits *edits, const _Atomic uint64_t *word)
+{
+	uint64_t bits = 0;
+
+	for (uint32_t e = 0; e < edits->nr; e++) {
+		uint64_t begin = edits->entry[e].base_gfn, nr = nr_blocks(o, begin, begin + edits->entry[e].npages);
+
+		for (uint64_t i = 0; i < nr;) {
+			struct part part = part_at(o, begin, i, nr);
+
+			bits |= part.word == word ? part.bits : 0;
+			i += part.nr;
+		}
+	}
+	return bits;
+}
+
+/* The slot has left a list.  Blocks that an entry of one of the two lists needs stay marked: if readers still use the
+ * other set, in which the slot differs, then this slot is such an entry. */
+static void unmark(struct overlay *o, const struct flat_entry *entry)
+{
+	uint32_t marked = atomic_load_explicit(&o->nr_marked, memory_order_relaxed);
+	uint64_t begin = entry->base_gfn, nr = nr_blocks(o, begin, begin + entry->npages);
+
+	if (nr > UNMARKED_MAX)
+		return;
+	for (uint64_t i = 0; i < nr;) {
+		struct part part = part_at(o, begin, i, nr);
+		uint64_t marks = atomic_load_explicit(part.word, memory_order_relaxed);
+		uint64_t keep = bits_of_edits(o, &o->edits[0], part.word) | bits_of_edits(o, &o->edits[1], part.word);
+		uint64_t removed = marks & part.bits & ~keep;
+
+		atomic_store_explicit(part.word, marks & ~removed, memory_order_relaxed);
+		marked -= (uint32_t)__builtin_popcountll(removed);
+		i += part.nr;
+	}
+	atomic_store_explicit(&o->nr_marked, marked, memory_order_relaxed);
+}
+
+static void take_out(struct overlay_edits *edits, uint32_t i)
+{
+	uint32_t last = --edits->nr, gone = edits->gone >> last & 1;
+
+	edits->entry[i] = edits->entry[last];
+	edits->gone = (edits->gone & ~(1u << i) & ~(1u << last)) | (i < last ? gone << i : 0);
+}
+
+/* The entries of the list of a set, without those that are in the other list too if that one comes before. */
+static void list_edits(struct overlay *o, uint32_t set)
+{
+	const struct overlay_edits *edits = &o->edits[set];
+
+	for (uint32_t i = 0; i < edits->nr; i++) {
+		struct gfn_range range = range_of(&edits->entry[i]);
+
+		if (!set || !overlay_has_edit(&o->edits[0], &edits->entry[i], overlay_edit_is_gone(edits, i)))
+			list_range(o, range.begin, range.end);
+	}
+}
+
+/* From now on the list of edited ranges has all that the index does not know. */
+static void lose(struct overlay *o)
+{
+	if (!overlay_edits(o, 0))
+		return;
+	list_edits(o, 0);
+	list_edits(o, 1);
+	atomic_store_explicit(&o->lost, 1, memory_order_release);
+}
+
+/* If the set has lost a slot that it had got, or the other way round, it is again as the index. */
+static void overlay_edit(struct overlay *o, uint32_t set, const struct flat_entry *slot, bool gone)
+{
+	struct overlay_edits *edits = &o->edits[set];
+	uint32_t i;
+
+	if (!overlay_edits(o, set))
+		return;
+	i = place_of(edits, slot, !gone);
+	if (i < edits->nr) {
+		take_out(edits, i);
+		unmark(o, slot);
+	} else if (i < OVERLAY_EDITS_MAX) {
+		edits->entry[i] = *slot;
+		edits->gone = (edits->gone & ~(1u << i)) | (uint32_t)gone << i;
+		edits->nr++;
+	} else {
+		lose(o);
+		list_range(o, slot->base_gfn, slot->base_gfn + slot->npages);
+	}
+}
+
 static void spend(struct overlay *o)
 {
+	lose(o);
 	atomic_store_explicit(&o->spent, 1, memory_order_relaxed);
-	for (uint32_t i = 0; i <= o->block_mask / 64; i++)
+	for (size_t i = 0; i < overlay_nr_words(o); i++)
 		atomic_store_explicit(&o->marks[i], ~(uint64_t)0, memory_order_relaxed);
 	atomic_store_explicit(&o->nr_marked, o->block_mask + 1, memory_order_relaxed);
 	atomic_store_explicit(&o->nr_ranges, o->room + 1, memory_order_release);
+}
+
+void overlays_edit(struct overlays *all, uint32_t set, const struct flat_entry *slot, bool gone)
+{
+	struct overlay *found[2];
+
+	each_overlay(all, found);
+	for (int i = 0; i < 2; i++)
+		if (found[i]) {
+			overlay_mark(found[i], slot->base_gfn, slot->base_gfn + slot->npages);
+			overlay_edit(found[i], set, slot, gone);
+		}
+}
+
+void overlays_lose_edits(struct overlays *all)
+{
+	struct overlay *found[2];
+
+	each_overlay(all, found);
+	for (int i = 0; i < 2; i++)
+		if (found[i])
+			lose(found[i]);
+}
+
+/* The overlay may have missed edits of the change that ends now.  Both sets are equal, and no reader has used the
+ * lists: a build that was begun during the change waits for its end. */
+void overlay_begin_lists(struct overlay *o)
+{
+	o->edits[0].nr = o->edits[1].nr = 0;
 }
 
 void overlays_spend(struct overlays *all)

@@ -11,8 +11,14 @@
  *       ─> its mark: 1: walk the set; 0: the answer of the index
  *
  * One mark stands for many distant blocks.  An edit in one of them costs lookups in the others a redundant walk.
- * The edited ranges of frames are also listed, for a batch that leaves its section (held_index.h).  Inside a section
- * the marks suffice.
+ * An overlay also has a short list of *differences* for each of the two sets: the slots that only the index has, and
+ * those that only the set has.  The writer edits the list of a set together with the set, when no reader is in it.  An
+ * edit that restores a slot takes the entry out again.  When both lists lack it, the writer removes the marks of the
+ * slot.  So slots that come and go leave nothing behind.  If a list is full, the lists are *lost*: from then on no mark
+ * goes, and the edited ranges of frames are listed, as many as there is room for.
+ *
+ * A batch in a section compares its frames with the differences of its set, if they are near to each other, and
+ * otherwise with the marks.  A batch that leaves its section copies what it needs (held_index.h).
  *
  * An address space has at most two overlays that the writer marks: the current one, which lookups use, and the coming
  * one, whose index is being made.  A reader that has made an index replaces the current overlay.  The former one is
@@ -21,17 +27,34 @@
  * Invariants
  *   O1  in every state that a section can see since the overlay was begun, a frame of a block without mark has the
  *       answer of the index;
- *   O2  the blocks of each range in the list are marked.  If the list has not overflowed and the index is not
- *       incomplete, a frame outside of the ranges has the answer of the index in the states of O1;
- *   O3  an overlay in reach of lookups is the current one, or it was retired after the last grace period began.
+ *   O2  if the lists are lost: the blocks of each edited range are marked, unless the list of ranges has overflowed.
+ *   If
+ *       it has not, and the index is not incomplete, a frame outside of the ranges has the answer of the index in the
+ *       states of O1;
+ *   O3  an overlay in reach of lookups is the current one, or it was retired after the last grace period began;
+ *   O4  if the lists are not lost: the slots of a set are those of the index, without the `gone` slots of its list and
+ *       with the others.  The blocks of each slot in a list are marked.
  *
- * Locking: the holder of slots_lock sets marks, captures and frees retired overlays.  Any thread retires one.
+ * Why the writer may remove marks: it edits a set without readers.  If the slot is in neither list afterwards, the
+ * other set, which readers use, has had it as the index for some time, and this set has it again (O4).  So no state
+ * that a reader can see needs the marks.  A reader that still sees them walks, and the walk is right.
+ *
+ * Until the index is made, "the index" of O4 is the state in which the overlay was begun.  The index is made of this
+ * state: with the gone slots of the set in which a piece is gathered, and without its new ones.  A change that was
+ * under way at that moment may have missed some of its edits; at its end it begins the lists again, when both sets are
+ * equal.
+ *
+ * Locking: the holder of slots_lock sets and removes marks, captures and frees retired overlays.  Any thread retires
+ * one.
  * Ordering (rows of docs/locking.md)
  *   "edit marks"    relaxed: the store of `active` that publishes an edit comes after its marks;
+ *   "differences"   plain, as the links of a set; `lost`: store release, load acquire.  Its store comes before that of
+ *                   `active`, so a section that sees an edit which is in no list sees `lost`;
  *   "edited ranges" the number of ranges: store release, load acquire;
  *   "overlays"      coming and current: seq_cst.  A reader stores coming before it removes it from there, and current
  *                   before it clears coming.  The writer loads them in the other order, so it misses none.
- * Cost: marking an edit O(1) for a slot of a few blocks, never more than O(blocks); a test one load.
+ * Cost: marking an edit O(1) for a slot of a few blocks, never more than O(blocks); a search in a list at most
+ * OVERLAY_EDITS_MAX comparisons; a test of a mark one load.
  */
 #ifndef MS_OVERLAY_H
 #define MS_OVERLAY_H
@@ -49,6 +72,14 @@ struct gfn_range {
 	uint64_t begin, end;
 };
 
+/* The differences between a set and the index.  The number of entries fills two cache lines. */
+#define OVERLAY_EDITS_MAX 5u
+struct overlay_edits {
+	cache_aligned uint32_t nr;
+	uint32_t gone; /* a bit for each entry: 1: only the index has the slot; 0: only the set has it */
+	struct flat_entry entry[OVERLAY_EDITS_MAX];
+};
+
 struct overlay {
 	cache_aligned struct flat_index *index; /* one reference; NULL until it is made */
 	_Atomic uint64_t *marks; /* a bit for each block, 64 in a word */
@@ -61,12 +92,14 @@ struct overlay {
 
 	/* Holders and the writer write these. */
 	cache_aligned _Atomic uint64_t refs;
-	_Atomic uint32_t nr_ranges; /* room + 1: the list has overflowed */
+	_Atomic uint32_t nr_ranges; /* 0 until the lists are lost; room + 1: the list has overflowed */
 	_Atomic uint32_t nr_marked; /* blocks */
 	_Atomic uint32_t spent; /* every block is marked for ever: the VM is closed */
+	_Atomic uint32_t lost; /* the lists of differences are not kept any more */
 	struct overlay *next; /* in a list of retired overlays */
 	struct memory *memory;
 	size_t size; /* of the allocation, in bytes */
+	struct overlay_edits edits[2]; /* by set; the writer changes those of a set when no reader is in it */
 };
 
 /* Makes an overlay without marks and without an index, with one reference, for about nr slots that are typically
@@ -149,16 +182,49 @@ static inline bool overlay_has_all_ranges(const struct overlay *o)
 	return !o->incomplete && !overlay_has_overflowed(o);
 }
 
-/* If there are at most OVERLAY_HULL_MAX edited ranges, they are all that the index does not know, and they are near to
- * each other: the range from the first to the last of them.  Otherwise returns false. */
+/* Inside a section of the set: if all that the index does not know is near to each other, the range from the first to
+ * the last of it.  Otherwise, or if there are more than OVERLAY_HULL_MAX edited ranges, returns false. */
 #define OVERLAY_HULL_MAX 4u
 #define OVERLAY_HULL_SHARE 64u /* it has at most this part of the blocks */
-bool overlay_hull(const struct overlay *o, struct gfn_range *hull);
+bool overlay_hull(const struct overlay *o, uint32_t set, struct gfn_range *hull);
 
-/* Whether an edit was marked since the overlay was begun. */
-static inline bool overlay_has_marks(const struct overlay *o)
+static inline bool overlay_is_narrow(const struct overlay *o, const struct gfn_range *hull)
 {
-	return overlay_nr_ranges(o) != 0;
+	return (hull->end - hull->begin) >> o->shift <= o->block_mask / OVERLAY_HULL_SHARE;
+}
+
+/* Inside a section of the set, or for the writer: copies the ranges outside of which the index has the right answer.
+ * Returns their number; or -1 if they are not known, or more than `room`.  With NULL it counts them. */
+int64_t overlay_unknown(const struct overlay *o, uint32_t set, struct gfn_range *ranges, size_t room);
+
+/* The number of words of marks. */
+static inline size_t overlay_nr_words(const struct overlay *o)
+{
+	return ((size_t)o->block_mask + 1) / 64;
+}
+
+/* ---- the differences between a set and the index ---- */
+
+/* Inside a section of the set, or for the writer: NULL if they are not known. */
+static inline const struct overlay_edits *overlay_edits(const struct overlay *o, uint32_t set)
+{
+	return atomic_load_explicit(&o->lost, memory_order_acquire) ? NULL : &o->edits[set];
+}
+
+static inline bool overlay_edit_is_gone(const struct overlay_edits *edits, uint32_t i)
+{
+	return edits->gone >> i & 1;
+}
+
+/* Whether the list has this entry. */
+bool overlay_has_edit(const struct overlay_edits *edits, const struct flat_entry *entry, bool gone);
+
+/* Inside a section of the set: whether the index answers every frame. */
+static inline bool overlay_answers_all(const struct overlay *o, uint32_t set)
+{
+	const struct overlay_edits *edits = overlay_edits(o, set);
+
+	return edits && !edits->nr;
 }
 
 /* Whether O2 holds, as far as the overlay alone shows it. */
@@ -172,7 +238,11 @@ struct overlays {
 	_Atomic(struct overlay *) retired; /* a list, with one reference to each */
 	struct overlay *expiring; /* the retired ones that the next grace period covers; for the writer */
 	_Atomic uint64_t change; /* 2n: n changes are complete; 2n + 1: another one is under way; row "change" */
+	struct overlay *noted; /* `coming` when the last change began; for the writer, which only compares it */
 };
+
+/* For the writer, at the end of a change, for an overlay that was begun during this change. */
+void overlay_begin_lists(struct overlay *o);
 
 /* Around a change, for the writer.  With the store of `coming` and the load of `change` by the reader that begins an
  * overlay: either the writer sees that overlay at each edit of this change, or the reader sees that a change is under
@@ -182,14 +252,19 @@ static inline void overlays_begin_change(struct overlays *all)
 	uint64_t now = atomic_load_explicit(&all->change, memory_order_relaxed);
 
 	atomic_store_explicit(&all->change, now | 1, memory_order_seq_cst);
+	all->noted = atomic_load_explicit(&all->coming, memory_order_seq_cst);
 }
 
 static inline void overlays_end_change(struct overlays *all)
 {
 	uint64_t now = atomic_load_explicit(&all->change, memory_order_relaxed);
+	struct overlay *coming = atomic_load_explicit(&all->coming, memory_order_seq_cst);
 
-	if (now & 1)
-		atomic_store_explicit(&all->change, now + 1, memory_order_release);
+	if (!(now & 1))
+		return;
+	if (unlikely(coming != all->noted && coming))
+		overlay_begin_lists(coming);
+	atomic_store_explicit(&all->change, now + 1, memory_order_release);
 }
 
 /* Whether the writer must mark its edits.  A reader moves an overlay from coming to current.  To find it in one of
@@ -200,8 +275,14 @@ static inline bool overlays_exist(const struct overlays *all)
 	       atomic_load_explicit(&all->current, memory_order_seq_cst);
 }
 
-/* For the writer, before the edit of slots with these frames is published. */
+/* For the writer, before an edit of these frames is published. */
 void overlays_mark(struct overlays *all, uint64_t begin, uint64_t end);
+
+/* For the writer, before it edits a set, which no reader uses: the set loses (gone) or gets this slot. */
+void overlays_edit(struct overlays *all, uint32_t set, const struct flat_entry *slot, bool gone);
+
+/* For the writer, before it edits a set in another way. */
+void overlays_lose_edits(struct overlays *all);
 
 /* For the writer, before it publishes a set without slots: marks every block for ever. */
 void overlays_spend(struct overlays *all);

@@ -43,12 +43,22 @@ struct flat_entry vm_index_entry(const struct memslot *slot)
 
 /* ---- the writer ---- */
 
-static out_of_line void mark_edit(struct overlays *overlays, const struct memslot *old, const struct memslot *new_slot)
+/* An INVALID slot and no slot have the same answers. */
+static void note_edit(struct overlays *overlays, uint32_t set, const struct memslot *slot, bool gone)
 {
-	if (old)
-		overlays_mark(overlays, old->base_gfn, old->base_gfn + old->npages);
-	if (new_slot)
-		overlays_mark(overlays, new_slot->base_gfn, new_slot->base_gfn + new_slot->npages);
+	struct flat_entry entry;
+
+	if (!is_indexed(slot))
+		return;
+	entry = vm_index_entry(slot);
+	overlays_edit(overlays, set, &entry, gone);
+}
+
+static out_of_line void note_replace(struct overlays *overlays, uint32_t set, const struct memslot *old,
+				     const struct memslot *new_slot)
+{
+	note_edit(overlays, set, old, true);
+	note_edit(overlays, set, new_slot, false);
 }
 
 static void count_edit(struct memslot_set *set, const struct memslot *old, const struct memslot *new_slot)
@@ -64,7 +74,7 @@ void vm_replace(struct ms_vm *vm, struct memslot_set *set, struct memslot *old, 
 	struct overlays *overlays = &as_of(set)->overlays;
 
 	if (unlikely(overlays_exist(overlays)))
-		mark_edit(overlays, old, new_slot);
+		note_replace(overlays, set->node_idx, old, new_slot);
 	vm->design->replace(set, old, new_slot);
 	count_edit(set, old, new_slot);
 }
@@ -73,21 +83,24 @@ bool vm_exchange(struct ms_vm *vm, struct memslot_set *set, struct memslot *old,
 {
 	struct overlays *overlays = &as_of(set)->overlays;
 
-	if (!vm->design->exchange)
+	if (!vm->design->exchange || !vm->design->exchange(set, old, new_slot))
 		return false;
 	if (unlikely(overlays_exist(overlays)))
-		mark_edit(overlays, old, new_slot);
-	if (!vm->design->exchange(set, old, new_slot))
-		return false;
+		note_replace(overlays, set->node_idx, old, new_slot);
 	count_edit(set, old, new_slot);
 	return true;
+}
+
+static void mark_slot(struct overlays *overlays, const struct memslot *slot)
+{
+	overlays_mark(overlays, slot->base_gfn, slot->base_gfn + slot->npages);
 }
 
 static void mark_new(const struct memslot_set *set, struct overlays *overlays, const struct sort_item *items, size_t n)
 {
 	for (size_t i = 0; i < n; i++)
 		if (!memslot_is_in(items[i].item, set))
-			mark_edit(overlays, NULL, items[i].item);
+			mark_slot(overlays, items[i].item);
 }
 
 bool vm_fill(struct ms_vm *vm, struct memslot_set *set, const struct sort_item *by_gfn, const struct sort_item *by_hva,
@@ -95,8 +108,10 @@ bool vm_fill(struct ms_vm *vm, struct memslot_set *set, const struct sort_item *
 {
 	struct overlays *overlays = &as_of(set)->overlays;
 
-	if (unlikely(overlays_exist(overlays)))
+	if (unlikely(overlays_exist(overlays))) {
+		overlays_lose_edits(overlays);
 		mark_new(set, overlays, by_gfn, n);
+	}
 	return vm->design->build(set, by_gfn, by_hva, n);
 }
 
@@ -111,9 +126,14 @@ struct gathering {
 	size_t left; /* slots that may still be visited */
 };
 
+static const struct overlay_edits *edits_of(const struct gathering *g)
+{
+	return overlay_edits(g->coming, g->set->node_idx);
+}
+
 /* An edited slot may differ in another state, so the index leaves it out.  If only its neighbours were edited, all its
  * blocks may be marked too. */
-static bool is_edited(struct overlay *coming, uint64_t begin, uint64_t end)
+static bool may_be_edited(struct overlay *coming, uint64_t begin, uint64_t end)
 {
 	if (!overlay_all_marked(coming, begin, end) || !overlay_may_be_edited(coming, begin, end))
 		return false;
@@ -121,14 +141,54 @@ static bool is_edited(struct overlay *coming, uint64_t begin, uint64_t end)
 	return true;
 }
 
+/* With the lists, the index has the state in which the overlay was begun. */
+static bool is_edited(const struct gathering *g, const struct flat_entry *entry)
+{
+	const struct overlay_edits *edits = edits_of(g);
+
+	if (edits)
+		return overlay_has_edit(edits, entry, false);
+	return may_be_edited(g->coming, entry->base_gfn, entry->base_gfn + entry->npages);
+}
+
+static void add_entry(struct index_build *b, const struct flat_entry *entry)
+{
+	b->next_gfn = entry->base_gfn + entry->npages;
+	flat_builder_add(b->builder, entry);
+}
+
+/* The first slot between next_gfn and `end` that the set has lost since the overlay was begun, or NULL. */
+static const struct flat_entry *next_gone(const struct gathering *g, uint64_t end)
+{
+	const struct overlay_edits *edits = edits_of(g);
+	const struct flat_entry *first = NULL;
+
+	for (uint32_t i = 0; edits && i < edits->nr; i++) {
+		const struct flat_entry *e = &edits->entry[i];
+
+		if (overlay_edit_is_gone(edits, i) && e->base_gfn >= g->build->next_gfn && e->base_gfn < end &&
+		    (!first || e->base_gfn < first->base_gfn))
+			first = e;
+	}
+	return first;
+}
+
+static void gather_gone(const struct gathering *g, uint64_t end)
+{
+	for (const struct flat_entry *e; (e = next_gone(g, end));)
+		add_entry(g->build, e);
+}
+
 static void gather_one(struct gathering *g, const struct flat_entry *entry)
 {
-	uint64_t end = entry->base_gfn + entry->npages;
-
 	g->left--;
-	g->build->next_gfn = end;
-	if (!is_edited(g->coming, entry->base_gfn, end))
-		flat_builder_add(g->build->builder, entry);
+	if (is_edited(g, entry)) {
+		if (!edits_of(g))
+			g->build->next_gfn = entry->base_gfn + entry->npages;
+		return;
+	}
+	gather_gone(g, entry->base_gfn);
+	add_entry(g->build, entry);
 }
 
 /* The slots of the set before `end`.  Returns false if the work of this piece is done before. */
@@ -200,6 +260,8 @@ static void gather_piece(struct ms_vm *vm, uint32_t as_id, struct index_build *b
 	};
 
 	b->gathered = b->base ? gather_from_base(&g) : gather_from_set(&g, ~(uint64_t)0);
+	if (b->gathered)
+		gather_gone(&g, ~(uint64_t)0);
 	look_end(vm, look);
 	point(READER_INDEX_GATHERED);
 }
@@ -245,7 +307,7 @@ bool vm_index_is_due(struct ms_vm *vm, struct memslot_set *set, size_t lookups)
 	const struct overlay *o = set_index(set);
 	uint64_t before, walked;
 
-	if (!lookups || !set->nr || !may_index(vm) || (o && !overlay_has_marks(o)))
+	if (!lookups || !set->nr || !may_index(vm) || (o && overlay_answers_all(o, set->node_idx)))
 		return false;
 	before = atomic_fetch_add_explicit(&as_of(set)->walked, lookups, memory_order_relaxed);
 	walked = before + lookups;
@@ -350,7 +412,7 @@ static bool start_gathering(struct ms_vm *vm, uint32_t as_id, struct index_build
 
 	look_at_set(vm, look.set, b);
 	look_end(vm, look);
-	b->builder = flat_builder_create(&vm->memory, b->nr);
+	b->builder = flat_builder_create(&vm->memory, b->nr + OVERLAY_EDITS_MAX);
 	b->next_gfn = 0;
 	b->gathered = false;
 	if (b->base) {
@@ -549,9 +611,14 @@ struct flat_index *vm_index_make_private(struct ms_vm *vm, uint32_t as_id)
 
 /* ---- check ---- */
 
-/* Whether the index must have this slot, by O1 or O2. */
-static bool is_same_in_index(const struct overlay *o, uint64_t begin, uint64_t end)
+/* Whether a slot that is only in the index (gone), or only in the set, is against O1 to O3. */
+static bool is_same_in_index(const struct overlay *o, uint32_t set, const struct flat_entry *entry, bool gone)
 {
+	const struct overlay_edits *edits = overlay_edits(o, set);
+	uint64_t begin = entry->base_gfn, end = begin + entry->npages;
+
+	if (edits)
+		return !overlay_has_edit(edits, entry, gone);
 	return !overlay_all_marked(o, begin, end) ||
 	       (overlay_has_all_ranges(o) && !overlay_may_be_edited(o, begin, end));
 }
@@ -559,18 +626,23 @@ static bool is_same_in_index(const struct overlay *o, uint64_t begin, uint64_t e
 static const struct memslot *next_slot_in_index(const struct ms_vm *vm, const struct memslot_set *set,
 						const struct overlay *o, const struct memslot *slot)
 {
-	while (slot && (!is_indexed(slot) || !is_same_in_index(o, slot->base_gfn, slot->base_gfn + slot->npages)))
-		slot = vm->design->next(set, slot);
+	for (; slot; slot = vm->design->next(set, slot)) {
+		struct flat_entry entry = vm_index_entry(slot);
+
+		if (is_indexed(slot) && is_same_in_index(o, set->node_idx, &entry, false))
+			break;
+	}
 	return slot;
 }
 
-static bool next_entry_in_set(const struct overlay *o, struct flat_cursor *cursor, struct flat_entry *entry)
+static bool next_entry_in_set(const struct overlay *o, uint32_t set, struct flat_cursor *cursor,
+			      struct flat_entry *entry)
 {
 	bool more;
 
 	do
 		more = flat_next(cursor, entry);
-	while (more && !is_same_in_index(o, entry->base_gfn, entry->base_gfn + entry->npages));
+	while (more && !is_same_in_index(o, set, entry, true));
 	return more;
 }
 
@@ -588,8 +660,8 @@ bool set_index_is_valid(const struct ms_vm *vm, const struct memslot_set *set)
 	cursor.index = o->index;
 	for (; slot; slot = next_slot_in_index(vm, set, o, vm->design->next(set, slot))) {
 		own = vm_index_entry(slot);
-		if (!next_entry_in_set(o, &cursor, &entry) || !flat_same(&entry, &own))
+		if (!next_entry_in_set(o, set->node_idx, &cursor, &entry) || !flat_same(&entry, &own))
 			return false;
 	}
-	return !next_entry_in_set(o, &cursor, &entry);
+	return !next_entry_in_set(o, set->node_idx, &cursor, &entry);
 }

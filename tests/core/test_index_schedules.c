@@ -111,16 +111,29 @@ static void create_one(struct actor *me)
 	me->r = set(vm, 0, 9500, 100000, 1, 0);
 }
 
+static int create(uint32_t id)
+{
+	return set(vm, 0, id, id * STEP, NPAGES, 0);
+}
+
+static void create_5(struct actor *me)
+{
+	me->r = create(5);
+}
+
 static void close_vm(struct actor *me)
 {
 	me->r = ms_vm_close(vm, NULL);
 }
 
-/* Slot 200 comes and goes until the list of edited ranges has overflowed; in turn at different places. */
+/* More slots come than the lists of differences have room for.  Then slot 200 comes and goes until the list of edited
+ * ranges has overflowed; in turn at different places. */
 static void change_often(void)
 {
 	uint32_t room = set_index(vm_active_set(vm, 0))->room;
 
+	for (uint32_t i = 0; i <= OVERLAY_EDITS_MAX; i++)
+		CHECK_EQ(set(vm, 0, 201 + i, 6000 + i, 1, 0), 0);
 	for (uint32_t i = 0; i <= room; i++) {
 		CHECK_EQ(set(vm, 0, 200, 5000 + i % 64, 1, 0), 0);
 		CHECK_EQ(delete(200), 0);
@@ -589,6 +602,146 @@ static void derived_during_changes(bool many)
 	end();
 }
 
+/* ---- slots that are again as the index has them ---- */
+
+/* Every frame has the answer of the index, and none of these is marked. */
+static void check_restored(uint64_t begin_gfn, uint64_t end_gfn)
+{
+	const struct memslot_set *active = vm_active_set(vm, 0);
+	const struct overlay *o = set_index(active);
+
+	CHECK(overlay_answers_all(o, active->node_idx) && !overlay_any_marked(o, begin_gfn, end_gfn));
+	CHECK_EQ(atomic_load(&o->nr_marked), 0);
+}
+
+/* H15: a slot comes back.  Its marks go when both sets have it again, and not while readers use the set without it. */
+static void comes_back(void)
+{
+	begin_indexed("H15: a deleted slot comes back", NR);
+	ms_set_index_policy(vm, MS_INDEX_AUTO);
+	CHECK_EQ(delete(5), 0);
+	act_until(&writer, create_5, POINT_WRITER_PUBLISHES);
+	CHECK_EQ(ms_gfn_to_hva(vm, 0, 53), MS_HVA_ERR_BAD);
+	run_batch(&other);
+	check_answers(&other, 5, 6);
+	go_until(&writer, POINT_WRITER_APPLIED);
+	CHECK_EQ(ms_gfn_to_hva(vm, 0, 53), hva_for(0, 5) + 3 * PAGE);
+	run_batch(&other);
+	check_answers(&other, 0, 0);
+	finish(&writer);
+	check_restored(50, 60);
+	CHECK_EQ(made(), 1);
+	check_now(0, 0);
+	end();
+}
+
+/* H15: a batch holds an index and the copy of a deleted slot.  The slot comes back, and its marks go. */
+static void held_while_a_slot_comes_back(void)
+{
+	begin_indexed("H15: a slot comes back during a batch that holds an index", LONG);
+	ms_set_index_policy(vm, MS_INDEX_AUTO);
+	CHECK_EQ(delete(5), 0);
+	stop_batch(POINT_READER_INDEX_HELD);
+	CHECK_EQ(create(5), 0);
+	check_restored(50, 60);
+	finish_batch(5, 6);
+	CHECK_EQ(made(), 1);
+	check_now(0, 0);
+	end();
+}
+
+/* H15: a slot is gone when an index is made, and comes back afterwards.  The index has the state in which it was
+ * begun. */
+static void gathered_while_gone(uint32_t id, bool derived)
+{
+	begin_either("H15: a slot is gone while an index is made", derived, LONG);
+	CHECK_EQ(set(vm, 0, 200, 5000, 1, 0), 0);
+	stop_batch(POINT_READER_INDEX_BEGUN);
+	CHECK_EQ(delete(id), 0);
+	go_until(&reader, POINT_READER_INDEX_GATHERED);
+	CHECK_EQ(id == 200 ? set(vm, 0, 200, 5000, 1, 0) : create(id), 0);
+	ms_set_index_policy(vm, MS_INDEX_AUTO);
+	finish_batch(0, 0);
+	check_restored(id * STEP, (id + 1) * STEP);
+	CHECK_EQ(ms_gfn_to_hva(vm, 0, 5000), hva_for(0, 200));
+	check_now(0, 0);
+	end();
+}
+
+/* H15: as before, with a slot that is not in the state in which the index was begun. */
+static void gathered_while_there(uint32_t id, bool derived)
+{
+	begin_either("H15: a slot is there while an index is made", derived, LONG);
+	CHECK_EQ(delete(5), 0);
+	stop_batch(POINT_READER_INDEX_BEGUN);
+	CHECK_EQ(id == 200 ? set(vm, 0, 200, 5000, 1, 0) : create(id), 0);
+	go_until(&reader, POINT_READER_INDEX_GATHERED);
+	CHECK_EQ(delete(id), 0);
+	ms_set_index_policy(vm, MS_INDEX_AUTO);
+	finish_batch(5, 6);
+	check_restored(id * STEP, (id + 1) * STEP);
+	CHECK_EQ(ms_gfn_to_hva(vm, 0, 5000), MS_HVA_ERR_BAD);
+	check_now(5, 6);
+	end();
+}
+
+/* H15: the lists of differences are full when the slots of an index are gathered.  Between two pieces a slot changes,
+ * the new one begins in the first piece and ends in the second.  The index leaves it out. */
+static void edited_between_pieces(void)
+{
+	const uint32_t last = VM_INDEX_PIECE - 1; /* of the first piece */
+
+	begin("H15: a slot is edited between two pieces of the walk for an index", MANY, LONG);
+	stop_batch(POINT_READER_INDEX_BEGUN);
+	for (uint32_t i = 0; i <= OVERLAY_EDITS_MAX; i++)
+		CHECK_EQ(set(vm, 0, MANY + i, 200000 + i, 1, 0), 0);
+	go_until(&reader, POINT_READER_INDEX_GATHERED);
+	CHECK_EQ(delete(last), 0);
+	CHECK_EQ(delete(last + 1), 0);
+	CHECK_EQ(set(vm, 0, last, (uint64_t)last * STEP, STEP + NPAGES, 0), 0);
+	finish(&reader);
+	CHECK_EQ(first.r, 0);
+	CHECK_EQ(made(), 1);
+	check_sound(vm);
+	ms_set_index_policy(vm, MS_INDEX_AUTO);
+	for (uint64_t gfn = (last - 1) * STEP; gfn < (uint64_t)(last + 3) * STEP; gfn++) {
+		bool is_new = gfn >= last * STEP && gfn < last * STEP + STEP + NPAGES;
+		uint64_t id = is_new ? last : gfn / STEP, page = is_new ? gfn - last * STEP : gfn % STEP;
+		uint64_t want = is_new || page < NPAGES ? hva_for(0, (uint32_t)id) + page * PAGE : MS_HVA_ERR_BAD;
+
+		CHECK_EQ(ms_gfn_to_hva(vm, 0, gfn), want);
+	}
+	end();
+}
+
+/* H15: an index is begun during a change, so the overlay has missed one of its edits.  The lists of differences begin
+ * after the change. */
+static void differences_after_a_missed_edit(uint32_t stop)
+{
+	begin("H15: differences of an index that is begun during a change", NR, NR);
+	act_until(&writer, delete_5, stop);
+	run_batch(&other);
+	finish(&writer);
+	run_batch(&other);
+	check_answers(&other, 5, 6);
+	CHECK_EQ(made(), 1);
+	ms_set_index_policy(vm, MS_INDEX_AUTO);
+	check_sound(vm);
+	for (int i = 0; i < 2; i++) {
+		CHECK_EQ(create(5), 0);
+		run_batch(&other);
+		check_answers(&other, 0, 0);
+		CHECK_EQ(delete(5), 0);
+		run_batch(&other);
+		check_answers(&other, 5, 6);
+		CHECK(overlay_answers_all(set_index(vm_active_set(vm, 0)), vm_active_set(vm, 0)->node_idx));
+		check_sound(vm);
+	}
+	CHECK_EQ(made(), 1);
+	check_now(5, 6);
+	end();
+}
+
 /* ---- pieces ---- */
 
 /* H15, H26: changes overtake a batch.  It starts again with an index, which further changes do not disturb. */
@@ -612,7 +765,15 @@ static void overtaken(int times)
 	end();
 }
 
-/* H15: as before, with a change of one swap, which makes the other set active. */
+static uint64_t walked(void)
+{
+	struct ms_stats s = stats_of(vm);
+
+	return s.hits_last_used + s.hits_search + s.misses;
+}
+
+/* H15: as before, with a change of one swap, which makes the other set active.  H26: the lookups before it, which are
+ * made again, are few. */
 static void overtaken_by_one_swap(void)
 {
 	begin("H15: one swap overtakes a batch", MANY, LONG);
@@ -624,6 +785,7 @@ static void overtaken_by_one_swap(void)
 	await_end(&writer);
 	finish(&reader);
 	check_answers(&first, 5, 6); /* in one section: the policy allows no index */
+	CHECK(walked() > LONG && walked() < LONG + MS_BATCH_PIECE / 4);
 	CHECK_EQ(made(), 0);
 	end();
 }
@@ -903,6 +1065,19 @@ int main(int argc, char **argv)
 	begun_together(POINT_WRITER_INVALIDATED);
 	begun_together(POINT_WRITER_PROPAGATED);
 	made_during_the_next_change();
+	comes_back();
+	held_while_a_slot_comes_back();
+	for (int derived = 0; derived < 2; derived++) {
+		gathered_while_gone(5, derived);
+		gathered_while_gone(99, derived);
+		gathered_while_gone(200, derived);
+		gathered_while_there(5, derived);
+		gathered_while_there(200, derived);
+	}
+	edited_between_pieces();
+	differences_after_a_missed_edit(POINT_WRITER_INVALIDATED);
+	differences_after_a_missed_edit(POINT_WRITER_APPLIED);
+	differences_after_a_missed_edit(POINT_WRITER_PROPAGATED);
 	for (int times = 0; times <= 3; times++)
 		overtaken(times);
 	overtaken_without_the_shared_index();

@@ -93,7 +93,7 @@ static void check_hull(const struct overlay *o)
 	uint32_t nr = overlay_nr_ranges(o);
 	bool begins = false, ends = false;
 	struct gfn_range hull;
-	bool is_hull = overlay_hull(o, &hull);
+	bool is_hull = overlay_hull(o, 0, &hull);
 
 	if (!nr || nr > OVERLAY_HULL_MAX) {
 		CHECK(!is_hull);
@@ -126,7 +126,7 @@ static void check_marks(const struct overlay *o)
 
 	CHECK(overlay_is_valid(o));
 	check_count(o);
-	CHECK_EQ(overlay_has_marks(o), nr_edits > 0);
+	CHECK_EQ(overlay_nr_ranges(o) > 0, nr_edits > 0);
 	check_hull(o);
 	for (size_t i = 0; i < 50 && nr_edits; i++) {
 		struct gfn_range range = draw_range();
@@ -167,7 +167,8 @@ static struct overlay *new_overlay(size_t nr, uint32_t shift)
 	struct overlay *o = overlay_create(&memory, nr, shift);
 
 	CHECK(o);
-	CHECK(!overlay_has_marks(o) && !overlay_any_marked(o, 0, END_GFN));
+	atomic_store(&o->lost, 1); /* the lists of differences have a test of their own */
+	CHECK(!overlay_nr_ranges(o) && !overlay_any_marked(o, 0, END_GFN));
 	return o;
 }
 
@@ -202,7 +203,7 @@ static void test_repeated_edits(void)
 
 static void test_overflow(void)
 {
-	struct overlay *o = new_overlay(100, 3); /* the list ends at the end of the allocation */
+	struct overlay *o = new_overlay(256, 3); /* the list ends at the end of the allocation */
 	uint32_t room = o->room;
 
 	nr_edits = 0;
@@ -217,6 +218,152 @@ static void test_overflow(void)
 	CHECK(overlay_has_overflowed(o));
 	check_marks(o);
 	check_edits(o);
+	overlays_free(&all);
+}
+
+/* ---- lists of differences ---- */
+
+#define KINDS 12u
+
+/* Slots that come and go in two sets, and the state of the index. */
+static struct flat_entry slot_of[KINDS];
+static bool is_there[2][KINDS], was_there[KINDS];
+
+static bool differs(int set, uint32_t k)
+{
+	return is_there[set][k] != was_there[k];
+}
+
+static uint32_t nr_differences(int set)
+{
+	uint32_t nr = 0;
+
+	for (uint32_t k = 0; k < KINDS; k++)
+		nr += differs(set, k);
+	return nr;
+}
+
+/* Slots of up to a few words of marks, next to each other or with blocks of the same bit. */
+static void draw_slots(const struct overlay *o)
+{
+	uint64_t turn = ((uint64_t)o->block_mask + 1) << o->shift;
+
+	for (uint32_t k = 0; k < KINDS; k++) {
+		uint64_t npages = 1 + rng_below(&rng, (uint64_t)1 << (o->shift + rng_below(&rng, 8)));
+
+		slot_of[k] = (struct flat_entry){ rng_below(&rng, 4 * turn), (uint64_t)k << 12, (uint32_t)npages, k };
+		if (k && rng_below(&rng, 2))
+			slot_of[k].base_gfn =
+				slot_of[k - 1].base_gfn + slot_of[k - 1].npages + rng_below(&rng, 2) * turn;
+		is_there[0][k] = is_there[1][k] = was_there[k] = rng_below(&rng, 2);
+	}
+}
+
+static bool is_block_of(const struct overlay *o, uint32_t k, uint64_t gfn)
+{
+	uint64_t first = slot_of[k].base_gfn >> o->shift;
+	uint64_t nr = ((slot_of[k].base_gfn + slot_of[k].npages - 1) >> o->shift) - first;
+
+	return (((gfn >> o->shift) - first) & o->block_mask) <= nr;
+}
+
+static bool should_be_marked(const struct overlay *o, uint64_t gfn)
+{
+	for (uint32_t k = 0; k < KINDS; k++)
+		if ((differs(0, k) || differs(1, k)) && is_block_of(o, k, gfn))
+			return true;
+	return false;
+}
+
+/* A block is marked if and only if a set has a difference there. */
+static void check_differences(const struct overlay *o)
+{
+	for (int set = 0; set < 2; set++) {
+		const struct overlay_edits *list = overlay_edits(o, (uint32_t)set);
+
+		CHECK_EQ(list->nr, nr_differences(set));
+		CHECK_EQ(overlay_answers_all(o, (uint32_t)set), !list->nr);
+		for (uint32_t k = 0; k < KINDS; k++) {
+			CHECK_EQ(overlay_has_edit(list, &slot_of[k], was_there[k]), differs(set, k));
+			CHECK(!overlay_has_edit(list, &slot_of[k], !was_there[k]));
+		}
+	}
+	for (uint64_t block = 0; block <= o->block_mask; block++)
+		CHECK_EQ(overlay_marked(o, block << o->shift), should_be_marked(o, block << o->shift));
+	check_count(o);
+	CHECK(overlay_is_valid(o));
+}
+
+static void come_or_go(int set, uint32_t k)
+{
+	is_there[set][k] = !is_there[set][k];
+	overlays_edit(&all, (uint32_t)set, &slot_of[k], !is_there[set][k]);
+}
+
+/* One that differs, so that the lists stay short; or any slot. */
+static uint32_t draw_slot(int set)
+{
+	uint32_t k = (uint32_t)rng_below(&rng, KINDS);
+
+	for (uint32_t i = 0; i < KINDS && rng_below(&rng, 8) && !differs(set, k); i++)
+		k = (k + 1) % KINDS;
+	return k;
+}
+
+static bool fits(void)
+{
+	return nr_differences(0) <= OVERLAY_EDITS_MAX && nr_differences(1) <= OVERLAY_EDITS_MAX;
+}
+
+static void test_differences(void)
+{
+	struct overlay *o = new_overlay(rng_below(&rng, 200), (uint32_t)rng_below(&rng, 12));
+
+	atomic_store(&o->lost, 0);
+	draw_slots(o);
+	atomic_store(rng_below(&rng, 2) ? &all.current : &all.coming, o);
+	for (int i = 0; i < 60 && fits(); i++) {
+		int set = (int)rng_below(&rng, 2);
+
+		check_differences(o);
+		come_or_go(set, draw_slot(set));
+	}
+	CHECK_EQ(!overlay_edits(o, 0), !fits());
+	CHECK_EQ(!overlay_edits(o, 1), !fits());
+	for (int i = 0; i < 20 && !fits(); i++)
+		come_or_go(i % 2, draw_slot(i % 2));
+	CHECK(overlay_is_valid(o));
+	for (uint32_t k = 0; k < KINDS; k++) { /* without lists, no mark of a difference ever goes */
+		CHECK(!(differs(0, k) || differs(1, k)) || overlay_marked(o, slot_of[k].base_gfn));
+		CHECK(!(differs(0, k) || differs(1, k)) || overlay_edits(o, 0) || overlay_has_overflowed(o) ||
+		      is_in_ranges(o, slot_of[k].base_gfn));
+	}
+	overlays_free(&all);
+}
+
+/* An overlay that a change has not seen from its beginning begins with empty lists at its end. */
+static void test_start_of_lists(void)
+{
+	struct flat_entry slot = { .base_gfn = 1000, .npages = 5 };
+	struct overlay *seen = new_overlay(100, 3), *late = new_overlay(100, 3);
+
+	atomic_store(&seen->lost, 0);
+	atomic_store(&late->lost, 0);
+	atomic_store(&all.coming, seen);
+	overlays_begin_change(&all);
+	overlays_edit(&all, 1, &slot, true);
+	overlays_end_change(&all);
+	CHECK_EQ(overlay_edits(seen, 1)->nr, 1);
+	overlays_begin_change(&all);
+	atomic_store(&all.current, seen);
+	atomic_store(&all.coming, late);
+	overlays_edit(&all, 0, &slot, true);
+	CHECK_EQ(overlay_edits(late, 0)->nr, 1);
+	overlays_end_change(&all);
+	CHECK(overlay_answers_all(late, 0) && overlay_answers_all(late, 1));
+	CHECK(!overlay_answers_all(seen, 0) && !overlay_answers_all(seen, 1));
+	overlays_lose_edits(&all);
+	CHECK(!overlay_edits(seen, 0) && !overlay_edits(late, 1) && !overlay_answers_all(late, 0));
 	overlays_free(&all);
 }
 
@@ -317,6 +464,9 @@ int main(int argc, char **argv)
 	rounds = test_times(300);
 	for (uint64_t i = 0; i < rounds; i++)
 		test_marks(rng_below(&rng, 10) ? rng_below(&rng, 60) : rng_below(&rng, 500));
+	for (uint64_t i = 0; i < rounds; i++)
+		test_differences();
+	test_start_of_lists();
 	test_repeated_edits();
 	test_overflow();
 	test_coming();
