@@ -11,7 +11,7 @@ from checkout import needs_tools, tool
 from memslots import kvm
 
 #: `tools/plans_on_kvm.py --plans 1000000` makes more; docs/layouts.md has the result.
-PLANS = 2_000
+PLANS = 10_000
 
 
 @needs_tools
@@ -21,5 +21,5 @@ def test_kvm_accepts_every_step_of_random_plans() -> None:
     if reason:
         pytest.skip(reason)
     line = tool("plans_on_kvm").run(PLANS, seed=7)
-    assert re.match(r"2,000 plans, [\d,]+ calls \(.*\), 0 refused", line), line
+    assert re.match(r"10,000 plans, [\d,]+ calls \(.*\), 0 refused", line), line
     assert all(kind in line for kind in ("CREATE", "DELETE", "MOVE", "FLAGS_ONLY"))
