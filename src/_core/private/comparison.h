@@ -5,7 +5,7 @@
  *
  * A row and a slot are equal if base_gfn, npages, userspace_addr and flags are equal; in addition the ids with
  * `with_ids`, and the backings with `backings`.  The comparison walks the slots and the rows once, by ascending
- * base_gfn, and writes only the ids and the slots that differ.  So most slots of a large layout are read and not copied.
+ * base_gfn, and writes only the ids and the slots that differ.  So most slots of a large layout are read, not copied.
  *
  * Rows that do not ascend give wrong answers, and never an access outside of the arrays.
  */
