@@ -197,6 +197,7 @@ ARGUMENTS: dict[str, Callable[[Parts], tuple[tuple[Any, ...], dict[str, Any]]]] 
     "VM.apply": lambda p: ((EMPTY,), {}),
     "VM.restore": lambda p: ((EMPTY,), {}),
     "VM.from_snapshot": lambda p: ((EMPTY,), {}),
+    "VM._compare": lambda p: ((np.zeros(0, MEMSLOT_DTYPE), True), {}),
     "VM._load_into_empty": lambda p: ((EMPTY, 0), {}),
     "VM._change_many": lambda p: ((np.zeros(0, STEP_DTYPE),), {}),
     "Mapping.move": lambda p: ((0x100000,), {}),
