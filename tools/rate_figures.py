@@ -33,12 +33,14 @@ def rate_of(recorded: dict[str, Any], size: str) -> dict[str, Any]:
     """Return the rates of a number of pairs."""
     by_pairs = {row["pairs"]: row for row in recorded["rates"]}
     if size == "needed":
-        return dict(by_pairs[max(spread["pairs"] for spread in recorded["spreads"])])
+        size = str(max(spread["pairs"] for spread in recorded["spreads"]))
     if size == "least":
         good = [pairs for pairs, row in by_pairs.items() if row["kept"]]
         if not good:
             raise ValueError("no number of pairs in the file keeps both promises")
         return dict(by_pairs[min(good)])
+    if int(size) not in by_pairs:
+        raise ValueError(f"the file has no rates for {size} pairs; write it without --pairs")
     return dict(by_pairs[int(size)])
 
 

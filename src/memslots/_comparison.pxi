@@ -3,9 +3,10 @@
 # copied.
 
 cdef const ms_memslot *_row_data(cnp.ndarray rows) except NULL:
-    """The rows of a contiguous array of MEMSLOT_DTYPE."""
-    if rows.dtype != MEMSLOT_DTYPE or not cnp.PyArray_IS_C_CONTIGUOUS(rows) or not cnp.PyArray_ISALIGNED(rows):
-        raise TypeError(f"rows must be a contiguous array of MEMSLOT_DTYPE, not of {rows.dtype}")
+    """The rows of a contiguous array of MEMSLOT_DTYPE with one dimension."""
+    if rows.ndim != 1 or rows.dtype != MEMSLOT_DTYPE or not cnp.PyArray_IS_C_CONTIGUOUS(rows) or not cnp.PyArray_ISALIGNED(rows):
+        raise TypeError(f"rows must be a contiguous array of MEMSLOT_DTYPE with one dimension, not of {rows.dtype} with "
+                        f"{rows.ndim}")
     return <const ms_memslot *>cnp.PyArray_DATA(rows)
 
 
@@ -150,8 +151,9 @@ def rows_of_runs(const uint64_t[:] gfn, const uint64_t[:] npages, const uint64_t
 def mark_ids(unsigned char[::1] table, const uint32_t[:] ids):
     """Sets the entries of a table at these ids.  Ids beyond the table have none."""
     cdef size_t i, n = ids.shape[0]
-    cdef uint32_t end = min(table.shape[0], 2**32 - 1)
+    cdef uint32_t end = min(table.shape[0], 2**32 - 1), id
     with nogil:
         for i in range(n):
-            if ids[i] < end:
-                table[ids[i]] = 1
+            id = ids[i]  # read once: another thread may write the array
+            if id < end:
+                table[id] = 1

@@ -321,6 +321,8 @@ cdef class Transaction:
         raise TypeError("a Transaction cannot be pickled or copied")
 
     def __enter__(self):
+        if self._stage == NOT_MADE:
+            raise RuntimeError("the transaction has no VM: Transaction.__init__() was not called; vm.transaction() makes one")
         if self._stage != NOT_BEGUN:
             raise RuntimeError("a transaction runs once; vm.transaction() makes a new one")
         _check_open(self.vm)

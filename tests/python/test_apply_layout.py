@@ -14,8 +14,8 @@ from plan_model import LOG, READONLY, Row, Slots, comparison, rows_of, runs_of, 
 from test_plan import packed, random_pair
 
 import memslots
-from memslots import VM, InvalidRegionError, Plan, backends
-from memslots._memslots import _backings_in, compare_rows
+from memslots import MEMSLOT_DTYPE, VM, InvalidRegionError, Plan, backends
+from memslots._memslots import _backings_in, compare_rows, look_at_rows
 from memslots.layout import STEP_DTYPE, apply_layout, compare, normalise
 from memslots.layout.steps import CREATE, DELETE, MERGE, MOVE, RESIZE, SET_FLAGS, SPLIT
 from memslots.traces import vectors
@@ -251,11 +251,14 @@ def test_apply_makes_the_plan_of_the_two_layouts() -> None:
 def test_a_comparison_takes_only_rows_that_it_can_read() -> None:
     rows = rows_of({1: Row(0, 4, A, 0), 2: Row(8, 4, A, 0)})
     with VM() as vm:
-        for wrong in (rows.repeat(2)[::2], rows[["id"]], np.zeros(2)):
+        flat = (np.zeros((50_000, 0), MEMSLOT_DTYPE), rows.reshape(1, 2), rows[0:1].reshape(()))
+        for wrong in (rows.repeat(2)[::2], rows[["id"]], np.zeros(2), *flat):
             with pytest.raises(TypeError, match="a contiguous array of MEMSLOT_DTYPE"):
                 vm._compare(wrong, False)
             with pytest.raises(TypeError, match="a contiguous array of MEMSLOT_DTYPE"):
                 compare_rows(wrong, rows, False)
+            with pytest.raises(TypeError, match="a contiguous array of MEMSLOT_DTYPE"):
+                look_at_rows(wrong, 0, 0)
         vm.map_buffer(0, memslots.alloc(PAGE))
         with pytest.raises(ValueError, match="there are 1 backings for 2 rows"):
             vm._compare(rows, False, 0, _backings_in(vm.snapshot()))

@@ -200,6 +200,17 @@ def test_rate_as_the_page_shows_it(tmp_path: Path, what: str, text: str) -> None
     assert tool("rate_figures").derived(file, what) == text
 
 
+@pytest.mark.parametrize("what", ["needed pairs", "17 pairs"])
+def test_rates_of_a_number_of_pairs_that_is_not_there_are_refused(
+    tmp_path: Path, what: str
+) -> None:
+    file = tmp_path / "rates.json"
+    rates = [row for row in RATES["rates"] if row["pairs"] != 64]
+    file.write_text(json.dumps({**RATES, "rates": rates}))
+    with pytest.raises(ValueError, match=r"no rates for (64|17) pairs; write it without --pairs"):
+        tool("rate_figures").derived(file, what)
+
+
 def test_rates_without_any_good_number_of_pairs_are_refused(tmp_path: Path) -> None:
     file = tmp_path / "rates.json"
     rates = [{**row, "kept": False} for row in RATES["rates"]]

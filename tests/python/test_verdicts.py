@@ -152,6 +152,8 @@ def test_small_units_are_joined() -> None:
     joined = runs.joined(comparison, 3).processes  # the fifth unit joins the last two
     assert [p.unit for p in joined] == [0] * 8 + [1] * 12
     assert [p.pair for p in joined] == [p.pair for p in found]
+    with pytest.raises(ComparisonError, match="there are no processes"):
+        runs.joined(Comparison("1", "compare", ".", ".", 1.0, None, [], []), 3)
 
 
 @pytest.mark.parametrize(

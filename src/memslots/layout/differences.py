@@ -178,13 +178,20 @@ class _Ids:
         self.parts.append(ids)
         mark_ids(self.used, ids)
 
+    def _high(self) -> Rows:
+        """The used ids that the table has no entry for."""
+        ids = np.concatenate(self.parts)
+        found: Rows = ids[(ids >= len(self.used)) & (ids != NO_ID)]
+        return found
+
     def take(self, ids: npt.NDArray[np.int64], places: Places, own: Rows) -> Places:
         """Give the rows at `places` their own ids where these are free; return the other places."""
         wanted = own[places]
         high = wanted >= len(self.used)
         free = np.ones(len(wanted), bool)
         free[~high] = self.used[wanted[~high]] == 0
-        free[high] = ~np.logical_or.reduce([np.isin(wanted[high], part) for part in self.parts])
+        if high.any():  # isin() sorts all ids, however few are looked up
+            free[high] = ~np.isin(wanted[high], self._high())
         ids[places[free]] = wanted[free]
         self._mark(wanted[free])
         return places[~free]

@@ -93,6 +93,8 @@ def _log_of_unit(pairs: list[tuple[Process, Process]], names: list[str]) -> Floa
 def joined(comparison: Comparison, pairs: int) -> Comparison:
     """Return the same processes in units of at least so many pairs: neighbours are joined, a rest with the last."""
     units = len({p.unit for p in comparison.processes})
+    if not units:
+        raise ComparisonError("there are no processes")
     each = len({p.pair for p in comparison.processes}) // units
     together = -(-pairs // max(each, 1))
     last = max(units // together - 1, 0)
