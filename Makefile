@@ -202,7 +202,7 @@ ledger: $(VENV)/.package ## count the instructions of the hot paths and record t
 ledger-check: $(VENV)/.package ## fail if a hot path needs 0.5 % more or fewer instructions than bench/ledger.csv says; needs valgrind
 	@$(BIN)/python tools/ledger.py check
 
-results: $(VENV)/.package $(VENV)/.with-bench $(VENV)/.with-plot build/.callgrind-package ## record perf, scale, goals, readers and callgrind in docs/results/NAME: text, JSON, pictures
+results: $(VENV)/.package $(VENV)/.with-bench $(VENV)/.with-plot build/.callgrind-package ## record every measurement in docs/results/NAME: text, JSON, pictures
 	@$(BIN)/python tools/results.py $(or $(NAME),$(error make results NAME=folder, such as NAME=epyc-2cpu)) $(ARGS)
 
 figures: $(VENV)/.package ## write the figures of README.md and docs again, from the records that docs/figures.toml names

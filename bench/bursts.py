@@ -98,10 +98,13 @@ def count(file: vectors.VectorFile, gap: int) -> Counts:
 
 
 def table(counts: list[Counts]) -> str:
-    total = Counts("all", *(sum(column) for column in list(zip(*counts, strict=True))[1:]))
-    rows = [(*c, f"{c.ratio:.1f}") for c in [*counts, total]]
+    total = Counts(
+        f"all {len(counts)} traces",
+        *(sum(column) for column in list(zip(*counts, strict=True))[1:]),
+    )
+    rows = [(*c, c.ratio) for c in [*counts, total]]
     heads = ["trace", "changes", "bursts", "swaps one by one", "swaps as bursts", "ratio"]
-    return tabulate(rows, heads, tablefmt="github", intfmt=",")
+    return tabulate(rows, heads, tablefmt="github", intfmt=",", floatfmt=".1f")
 
 
 def main(argv: list[str] | None = None) -> int:

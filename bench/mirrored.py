@@ -130,7 +130,7 @@ def timed(change: Change, n: int) -> str:
         begin = time.perf_counter_ns()
         change(i)
         times.append((time.perf_counter_ns() - begin) / 1000)
-    return f"{statistics.median(times):.0f} ({statistics.quantiles(times, n=100)[98]:.0f})"
+    return f"{statistics.median(times):,.0f} ({statistics.quantiles(times, n=100)[98]:,.0f})"
 
 
 def measure(side: Side, n: int) -> dict[str, str]:
@@ -153,7 +153,7 @@ def columns(n: int) -> Iterator[tuple[str, dict[str, str]]]:
         mirror = stack.enter_context(kvm.mirror(vm, kernel, pause=guest.pause))
         vm.map_buffer(0x1000, guest.memory, slot=0)
         prepare(vm)
-        yield "both, no vCPU runs", measure(vm, n)
+        yield "mirror, no vCPU runs", measure(vm, n)
         with guest.running():
             yield "next to a vCPU", measure(vm, n)
         with thread(spin, lambda: None):

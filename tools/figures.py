@@ -12,6 +12,9 @@ A figure of [[text]] comes from the tables of `memslots perf` or `memslots scale
     CASE BACKEND SLOTS         the median time of one operation, such as 1.33 us
     CASE BACKEND/OTHER SLOTS   the quotient of two medians, such as 64
 
+[[table]] is a table of a page whose rows are those of a file of the record.  It is the table with the header of the
+file's table.  With `rows`, a list of first cells, the page shows these rows only, in this order.
+
 [[goal]] is a row of the table of goals; goal_figures.py fills its {measured}.
 [[rate]] has the error rates of verdicts; rate_figures.py has their names.
 """
@@ -30,6 +33,7 @@ from typing import Any, NamedTuple
 
 import goal_figures
 import rate_figures
+import table_figures
 
 from memslots.report import show
 
@@ -87,6 +91,8 @@ def places(listed: dict[str, Any]) -> Iterator[Place]:
     record = ROOT / listed["record"]
     for entry in listed["text"]:
         yield from of_text(entry, record / entry.get("file", listed["file"]))
+    for entry in listed.get("table", []):
+        yield from of_table(entry, record / entry["file"])
     for entry in listed.get("goal", []):
         yield of_goal(entry, listed["goals"]["page"], record / listed["goals"]["file"])
     for entry in listed.get("rate", []):
@@ -107,6 +113,12 @@ def of_goal(entry: dict[str, Any], page: str, file: Path) -> Place:
     source = f"{cells[0]}, {entry['what']}"
     (place,) = found_in(page, entry["row"], CELL, lambda _: (text, source))
     return place
+
+
+def of_table(entry: dict[str, Any], file: Path) -> Iterator[Place]:
+    page = entry["page"]
+    for pair in table_figures.pairs(ROOT / page, file, entry.get("rows")):
+        yield Place(page, *pair, file.name)
 
 
 def of_rate(entry: dict[str, str], file: Path) -> Iterator[Place]:
@@ -144,14 +156,15 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     try:
         found = list(places(tomllib.loads(LIST.read_text(encoding="utf-8"))))
-    except (FigureError, ValueError) as e:
+    except (FigureError, ValueError, OSError) as e:
         print(f"figures: {e}", file=sys.stderr)
         return 1
     wrong = [place for place in found if place.shown != place.derived]
     for place in wrong:
-        print(f"figures: {place.page}: {place.shown} -> {place.derived} ({place.source})")
+        shown, derived = (text.strip() or "nothing" for text in (place.shown, place.derived))
+        print(f"figures: {place.page}: {shown} -> {derived} ({place.source})")
     if args.command == "write":
-        write(found)
+        write(wrong)
         print(f"figures: {len(wrong)} of {len(found)} written")
         return 0
     print(f"figures: {len(found)} derived, {len(wrong)} different")

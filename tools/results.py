@@ -24,6 +24,7 @@ BUILT = ROOT / "build" / "results"
 RECORDS = ROOT / "docs" / "results"
 NAME = re.compile(r"[a-z0-9][a-z0-9.-]*")
 CALLGRIND_SITE = "build/callgrind-python"
+NOT_MEASURED = "NOT measured"
 
 
 class Run(NamedTuple):
@@ -33,6 +34,9 @@ class Run(NamedTuple):
     words: tuple[str, ...]  # arguments of Python
     quick: tuple[str, ...]  # further arguments for a trial
     shown: str  # the command that repeats the measurement
+    optional: bool = (
+        False  # it may end with status 2 and say NOT_MEASURED, where the machine lacks something
+    )
 
 
 RUNS = (
@@ -69,12 +73,27 @@ RUNS = (
         ("--slots", "64"),
         "make callgrind",
     ),
+    Run(
+        "mirrored.txt",
+        ("bench/mirrored.py",),
+        ("-n", "40"),
+        "python -m bench.mirrored",
+        optional=True,
+    ),
+    Run("bursts.txt", ("bench/bursts.py",), (), "python -m bench.bursts"),
+    Run(
+        "reload.txt",
+        ("bench/reload.py",),
+        ("--turns", "1", "--slots", "64"),
+        "python bench/reload.py",
+        optional=True,
+    ),
 )
 
 
 class Done(NamedTuple):
     run: Run
-    seconds: float
+    seconds: float | None  # None: not measured
     files: list[str]
 
 
@@ -82,7 +101,10 @@ class Done(NamedTuple):
 
 
 def measure(run: Run, out: Path, quick: bool) -> Done:
-    """Run one measurement.  If it fails, end the program, so that wrong answers are never recorded."""
+    """Run one measurement.  If it fails, end the program, so that wrong answers are never recorded.
+
+    The file of an optional run that the machine cannot make has the reason.
+    """
     words = [
         word.replace("{out}", str(out)) for word in (*run.words, *(run.quick if quick else ()))
     ]
@@ -91,13 +113,21 @@ def measure(run: Run, out: Path, quick: bool) -> Done:
     print(f"results: {run.shown}", file=sys.stderr, flush=True)
     with (out / run.text).open("w", encoding="utf-8") as text:
         done = subprocess.run([sys.executable, *words], cwd=ROOT, env=env, stdout=text, check=False)
+    seconds = time.monotonic() - began
+    if (
+        run.optional
+        and done.returncode == 2
+        and NOT_MEASURED in (out / run.text).read_text("utf-8")
+    ):
+        print(f"results: {run.shown} was not measured, see {run.text}", file=sys.stderr)
+        return Done(run, None, [run.text])
     if done.returncode:
         raise SystemExit(
             f"results: {run.shown} failed with status {done.returncode}; nothing was recorded, "
             f"its output is in {out / run.text}"
         )
     files = sorted(set(os.listdir(out)) - before)
-    return Done(run, time.monotonic() - began, files)
+    return Done(run, seconds, files)
 
 
 VERIFIED = {
@@ -155,7 +185,8 @@ def describe(out: Path, done: list[Done], quick: bool) -> Iterator[str]:
     yield "\n| command | seconds | files |\n|---|---:|---|"
     for run, seconds, files in done:
         links = ", ".join(f"[{name}]({name})" for name in files)
-        yield f"| `{run.shown}` | {seconds:.0f} | {links} |"
+        shown = "not measured" if seconds is None else f"{seconds:.0f}"
+        yield f"| `{run.shown}` | {shown} | {links} |"
 
 
 # ---- the command -----------------------------------------------------------------------------------------------

@@ -7,9 +7,10 @@ from collections.abc import Callable
 
 import numpy as np
 
-from memslots import MEMSLOT_DTYPE, PAGE_SIZE, VM, MemFlag, Snapshot
+from memslots import MEMSLOT_DTYPE, PAGE_SIZE, VM, Snapshot
 from memslots.lab.layouts import Layout, sorted_by
 
+from .scattered import DIFFERENCES, GAP, changed, spread
 from .scorecard import Scorecard
 from .timing import turns
 from .work import AUTO, ROOM, Settings, Stage, slots_of, stage
@@ -21,7 +22,6 @@ TRADE_AGAINST_MOVE = 2.5
 APPLY_AGAINST_RELOAD = 1 / 40
 APPLY_AGAINST_READ = 3
 RESTORE_AGAINST_RELOAD = 1 / 30
-DIFFERENCES = 10
 RUNS = 100_000  # of the goal of apply()
 LIMIT = 32_764  # slots of a VM of KVM
 CALLS = 20  # of one sample
@@ -85,18 +85,6 @@ def snapshots(card: Scorecard, settings: Settings, at: str, on: Stage) -> None:
 
 # ---- transactions ----------------------------------------------------------------------------------------------------
 
-GAP = 8  # frames from one slot to the next; a slot has 4
-
-
-def spread(n: int) -> Layout:
-    """Slots of four pages with gaps, none of which continues its neighbour in host memory."""
-    rows = np.zeros(n, MEMSLOT_DTYPE)
-    rows["id"], rows["base_gfn"], rows["npages"] = np.arange(n), np.arange(n) * GAP, 4
-    rows["userspace_addr"] = np.random.default_rng(n).permutation(n).astype(np.uint64) << np.uint64(
-        16
-    )
-    return rows
-
 
 def loaded(rows: Layout) -> VM:
     vm = VM(user_mem_slots=max(ROOM, len(rows) + 1))
@@ -159,16 +147,6 @@ def transactions(card: Scorecard, settings: Settings, n: int) -> None:
 
 
 # ---- apply() and restore() -------------------------------------------------------------------------------------------
-
-
-def changed(rows: Layout) -> Layout:
-    """The same layout with DIFFERENCES slots that differ: some move, some change their logging, some their memory."""
-    other = rows.copy()
-    places = np.linspace(0, len(rows) - 1, DIFFERENCES).astype(int)
-    other["base_gfn"][places[::3]] += 4
-    other["flags"][places[1::3]] = MemFlag.LOG_DIRTY_PAGES
-    other["userspace_addr"][places[2::3]] += 1 << 40
-    return other
 
 
 def reload(vm: VM, rows: Layout) -> None:

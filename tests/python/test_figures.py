@@ -89,6 +89,114 @@ def test_missing_row_is_named(figures: Any, capsys: pytest.CaptureFixture[str]) 
     assert "there is no row RW, tree, 9 slots" in capsys.readouterr().err
 
 
+# ---- tables ----------------------------------------------------------------------------------------------------
+
+RECORDED = """kernel 6.18; microseconds
+| change   |   engine | kernel    |
+|----------|----------|-----------|
+| create   |        1 | 21 (98)   |
+| move     |        1 | 25 (73)   |
+| trade    |        2 |           |
+"""
+PAGE = """A page.
+
+| other | engine |
+|---|---|
+| move | 7 |
+
+| change | engine | kernel |
+|---|---|---|
+| create | 1 | 21 (98) |
+| move | 1 | 25 (73) |
+| trade | 2 | |
+
+The end.
+"""
+
+
+@pytest.fixture
+def with_table(figures: Any) -> Any:
+    """The tool with a second page, whose table is that of a recorded file."""
+    (figures.ROOT / "mirrored.txt").write_text(RECORDED)
+    (figures.ROOT / "table.md").write_text(PAGE)
+    listed = figures.LIST.read_text()
+    figures.LIST.write_text(f'{listed}[[table]]\npage = "table.md"\nfile = "mirrored.txt"\n')
+    return figures
+
+
+def test_table_of_a_page_is_that_of_its_file(
+    with_table: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert with_table.main(["check"]) == 0
+    assert capsys.readouterr().out == "figures: 7 derived, 0 different\n"
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "shown"),
+    [
+        ("25 (73)", "25 (74)", "| move | 1 | 25 (74) | -> | move | 1 | 25 (73) | (mirrored.txt)"),
+        ("| trade | 2 | |", "| trade | 2 | 3 |", "| trade | 2 | 3 | -> | trade | 2 | |"),
+        ("| create | 1 | 21 (98) |\n", "", "nothing -> | create | 1 | 21 (98) |"),
+        ("| trade | 2 | |\n", "", "nothing -> | trade | 2 | |"),
+        ("| move | 1 |", "| more | 1 | 2 |\n| move | 1 |", "| more | 1 | 2 | -> nothing"),
+        (PAGE[PAGE.index("| create") : PAGE.index("\nThe end")], "", "nothing -> | create | 1 |"),
+    ],
+)
+def test_each_other_row_of_a_table_is_noticed_and_written(
+    with_table: Any, old: str, new: str, shown: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = with_table.ROOT / "table.md"
+    assert PAGE.count(old) == 1
+    page.write_text(PAGE.replace(old, new))
+    assert with_table.main(["check"]) == 1
+    out = capsys.readouterr().out
+    assert f"figures: table.md: {shown}" in out
+    assert "1 different" in out
+    assert with_table.main(["write"]) == 0
+    assert page.read_text() == PAGE
+
+
+def test_page_shows_the_listed_rows_in_their_order(with_table: Any) -> None:
+    with with_table.LIST.open("a") as listed:
+        listed.write('rows = ["trade", "create"]\n')
+    assert with_table.main(["check"]) == 1
+    assert with_table.main(["write"]) == 0
+    rows = "| trade | 2 | |\n| create | 1 | 21 (98) |\n\nThe end."
+    assert f"|---|---|---|\n{rows}" in (with_table.ROOT / "table.md").read_text()
+    assert with_table.main(["check"]) == 0
+
+
+NOT_MEASURED = "mirrored: NOT measured: no /dev/kvm"
+
+
+@pytest.mark.parametrize(
+    ("file", "edit", "message"),
+    [
+        ("mirrored.txt", lambda _: NOT_MEASURED, f"0 tables, not one; it begins: {NOT_MEASURED!r}"),
+        ("mirrored.txt", lambda _: None, "lacks mirrored.txt; `make results` writes it"),
+        ("table.md", lambda text: text.replace(" kernel", " KVM"), "header 0 times, not once: | change"),
+        ("table.md", lambda text: text + text, "header 2 times, not once: | change | engine | kernel |"),
+        ("list.toml", lambda text: f'{text}rows = ["split"]', "the row split 0 times, not once"),
+    ],
+    ids=["not measured", "no file", "no header", "header twice", "no row"],
+)  # fmt: skip
+def test_missing_file_table_or_row_is_named(
+    with_table: Any, file: str, edit: Any, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = with_table.ROOT / file
+    text = edit(path.read_text())
+    if text is None:
+        path.unlink()
+    else:
+        path.write_text(text)
+    for command in ("check", "write"):
+        assert with_table.main([command]) == 1
+        assert message in capsys.readouterr().err
+
+
+# ---- the documentation -----------------------------------------------------------------------------------------
+
+
 def test_figures_of_the_documentation_are_derived_again(capsys: pytest.CaptureFixture[str]) -> None:
     module = tool("figures")
     module.medians.cache_clear()

@@ -3,13 +3,18 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 from checkout import ROOT, needs_tools, tool
+
+import memslots
 
 RECORDS = ROOT / "docs" / "results"
 
@@ -57,6 +62,84 @@ def test_failed_command_records_nothing(results: Any) -> None:
     with pytest.raises(SystemExit, match="make second failed with status 1"):
         results.main(["some-machine"])
     assert not results.RECORDS.exists()
+
+
+NO_KVM = "print('mirrored: NOT measured: /dev/kvm is absent'); raise SystemExit(2)"
+
+
+def test_optional_run_that_the_machine_cannot_make_is_recorded_with_its_reason(
+    results: Any,
+) -> None:
+    results.RUNS[1] = results.RUNS[1]._replace(words=("-c", NO_KVM), optional=True)
+    assert results.main(["some-machine"]) == 0
+    record = results.RECORDS / "some-machine"
+    assert "/dev/kvm is absent" in (record / "second.txt").read_text()
+    row = "| `make second` | not measured | [second.txt](second.txt) |"
+    assert row in (record / "README.md").read_text().splitlines()
+
+
+@pytest.mark.parametrize(
+    ("words", "optional"),
+    [
+        (NO_KVM, False),
+        (NO_KVM.replace("2", "1"), True),
+        ("raise SystemExit(2)", True),  # as for wrong arguments
+    ],
+)
+def test_other_status_or_message_is_a_failure(results: Any, words: str, optional: bool) -> None:
+    results.RUNS[1] = results.RUNS[1]._replace(words=("-c", words), optional=optional)
+    with pytest.raises(SystemExit, match="make second failed with status"):
+        results.main(["some-machine"])
+    assert not results.RECORDS.exists()
+
+
+def test_mirrored_says_that_it_is_not_measured_without_kvm(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("tabulate", reason="no tabulate: the extra perf has it")
+    monkeypatch.syspath_prepend(str(ROOT / "bench"))
+    bench = importlib.import_module("mirrored")
+
+    def no_kvm() -> None:
+        raise memslots.NotSupportedError(None, "/dev/kvm is absent")
+
+    monkeypatch.setattr(bench.kvm, "open", no_kvm)
+    assert bench.main(["-n", "40"]) == 2
+    assert tool("results").NOT_MEASURED in capsys.readouterr().out
+
+
+def test_reload_says_that_it_is_not_measured_without_the_old_commit(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("tabulate", reason="no tabulate: the extra perf has it")
+    monkeypatch.syspath_prepend(str(ROOT / "bench"))
+    bench = importlib.import_module("reload")
+    monkeypatch.setattr(bench, "OLD", "no-commit")
+    with pytest.raises(SystemExit) as ended:
+        bench.main([])
+    assert ended.value.code == 2
+    assert tool("results").NOT_MEASURED in capsys.readouterr().out
+
+
+def test_optional_runs_are_those_above() -> None:
+    optional = [run.text for run in tool("results").RUNS if run.optional]
+    assert optional == ["mirrored.txt", "reload.txt"]
+
+
+def test_reload_measures_two_builds_in_turns() -> None:
+    """Here the other build is this one."""
+    pytest.importorskip("tabulate", reason="no tabulate: the extra perf has it")
+    site = Path(memslots.__file__).resolve().parent.parent
+    words = [sys.executable, str(ROOT / "bench" / "reload.py"), "--site", str(site)]
+    done = subprocess.run(
+        [*words, "--turns", "1", "--slots", "64"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    rows = [[cell.strip() for cell in line.split("|")] for line in done.stdout.splitlines()]
+    calls = ["delete and load", "memslots_array", "apply", "restore"]
+    assert [row[2:4] for row in rows[2:]] == [
+        [b, call] for b in ("other", "this") for call in calls
+    ]
 
 
 def test_record_that_differs_from_its_raw_samples_is_not_kept(

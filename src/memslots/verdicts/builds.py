@@ -48,10 +48,18 @@ def checkout(start: Path) -> Path:
 
 
 def build(root: Path, name: str, side: str, orders: int, say: Say) -> Version:
-    """Build a commit, or the files as they are, unless that was done before; and link it `orders` times.
+    """Build a commit, or the files as they are, and link it `orders` times.
 
     The two sides get different orders, so that equal versions differ as much as two builds of one version can.
     """
+    folder = built(root, name, say)
+    commit = folder.name
+    shown = name if name == HERE or commit.startswith(name) else f"{name} ({commit[:7]})"
+    return Version(shown, linked(folder, side, orders, say))
+
+
+def built(root: Path, name: str, say: Say) -> Path:
+    """Build a commit, unless that was done before, or the files as they are.  The folder's `site` has the package."""
     commit = "files" if name == HERE else commit_of(root, name)
     folder = root / "build" / "compare" / commit
     if name == HERE or not (folder / "done").exists():
@@ -60,8 +68,7 @@ def build(root: Path, name: str, side: str, orders: int, say: Say) -> Version:
         copy(root, commit, folder / "source")
         install(folder, commit)
         (folder / "done").touch()
-    shown = name if name == HERE or commit.startswith(name) else f"{name} ({commit[:7]})"
-    return Version(shown, linked(folder, side, orders, say))
+    return folder
 
 
 def commit_of(root: Path, name: str) -> str:
