@@ -43,13 +43,15 @@ cdef class _Comparison:
     cdef object gone(self):
         """The slots that differ."""
         cdef cnp.ndarray rows = np.empty(self.c.nr_gone, dtype=MEMSLOT_DTYPE)
-        memcpy(cnp.PyArray_DATA(rows), self.c.gone, self.c.nr_gone * sizeof(ms_memslot))
+        if self.c.nr_gone:
+            memcpy(cnp.PyArray_DATA(rows), self.c.gone, self.c.nr_gone * sizeof(ms_memslot))
         return rows
 
     cdef object gone_numbers(self):
         """A number for each slot that differs, equal for equal backings; 0: none."""
         cdef cnp.ndarray numbers = np.empty(self.c.nr_gone, dtype=np.uint64)
-        memcpy(cnp.PyArray_DATA(numbers), self.c.gone_backings, self.c.nr_gone * sizeof(ms_backing *))
+        if self.c.nr_gone:
+            memcpy(cnp.PyArray_DATA(numbers), self.c.gone_backings, self.c.nr_gone * sizeof(ms_backing *))
         return numbers
 
 

@@ -493,7 +493,9 @@ def outcome(name: str, argument: str, value: Any) -> str:
         finally:
             vm.check()
         times = name.startswith("time_")
-        return "" if times or "object at 0x" in repr(result) else repr(result)
+        text = "" if times or "object at 0x" in repr(result) else repr(result)
+        # The buffer that the VM maps has another address in each VM; those of the other slots are near HVA.
+        return re.sub(r"(userspace_addr=0x7f)(?!00)[0-9a-f]+", r"\1...", text)
 
 
 @pytest.mark.parametrize(("name", "argument"), SPOTS)
