@@ -69,14 +69,15 @@ static void count_edit(struct memslot_set *set, const struct memslot *old, const
 		memslot_count(set, new_slot, 1);
 }
 
+/* The call of the design comes last, so that it can be a jump: four calls of a MOVE then save no registers. */
 void vm_replace(struct ms_vm *vm, struct memslot_set *set, struct memslot *old, struct memslot *new_slot)
 {
 	struct overlays *overlays = &as_of(set)->overlays;
 
 	if (unlikely(overlays_exist(overlays)))
 		note_replace(overlays, set->node_idx, old, new_slot);
-	vm->design->replace(set, old, new_slot);
 	count_edit(set, old, new_slot);
+	vm->design->replace(set, old, new_slot);
 }
 
 bool vm_exchange(struct ms_vm *vm, struct memslot_set *set, struct memslot *old, struct memslot *new_slot)
