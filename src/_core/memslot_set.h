@@ -124,6 +124,7 @@ struct index_build {
 	struct flat_cursor cursor; /* in the index of base */
 	struct flat_entry next; /* the slot of base before the cursor */
 	bool more; /* there is one */
+	bool skipped; /* the cursor has passed marked slots of base that begin at or after next_gfn */
 	_Atomic uint64_t indexed; /* lookups that indexes had answered when the last one was made; row "counters" */
 	_Atomic uint32_t patience; /* see vm_index.c; row "counters" */
 };
