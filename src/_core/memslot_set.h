@@ -124,6 +124,7 @@ struct index_build {
 	struct flat_cursor cursor; /* in the index of base */
 	struct flat_entry next; /* the slot of base before the cursor */
 	bool more; /* there is one */
+	bool skipped; /* the cursor has passed marked slots of base that begin at or after next_gfn */
 	_Atomic uint64_t indexed; /* lookups that indexes had answered when the last one was made; row "counters" */
 	_Atomic uint32_t patience; /* see vm_index.c; row "counters" */
 };
@@ -216,8 +217,7 @@ struct memslot_design {
 	 *            both sets; 0 or -ENOMEM.  as->spare can hold it.
 	 *   replace  old NULL: adds new_slot; new_slot NULL: removes old.  Cannot fail.  See memslot_joins(),
 	 *            memslot_leaves() and carry_last_used_slot().
-	 *   exchange may be NULL.  For two slots with the same id and hva.start: as replace(), but it leaves the order
-	 *   by
+	 *   exchange may be NULL.  For two slots with the same id and hva.start: as replace(), but it leaves the order by
 	 *            gfn as it is.  Returns false, and has done nothing, if the order by hva may depend on the gfn.
 	 *            leave and enter remove a slot from the order by gfn, and add it, and do nothing else.
 	 *   build    adds many slots at once.  May be NULL; then the writer adds them one by one.

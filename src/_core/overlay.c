@@ -7,9 +7,6 @@
 /* An edit of one of the last few ranges needs no new range: a change edits a slot in both sets. */
 #define RECENT 4
 
-/* A slot of more blocks keeps its marks. */
-#define UNMARKED_MAX 1024u
-
 /* The list has room for this many ranges, and for a share of the slots.  With more edits it is cheaper to make an index
  * than to copy the edited slots. */
 #define RANGES_MIN 7
@@ -296,33 +293,43 @@ bool overlay_has_edit(const struct overlay_edits *edits, const struct flat_entry
 	return place_of(edits, entry, gone) < edits->nr;
 }
 
+static uint64_t bits_below(uint64_t n)
+{
+	return n < 64 ? ((uint64_t)1 << n) - 1 : ~(uint64_t)0;
+}
+
+/* The bits of the blocks of a range in the word that begins with the block `first`.  The range may begin after that
+ * block, and it may go on at block 0. */
+static uint64_t bits_in_word(const struct overlay *o, uint64_t begin, uint64_t end, uint64_t first)
+{
+	uint64_t nr = nr_blocks(o, begin, end), passed = (first - (begin >> o->shift)) & o->block_mask;
+	uint64_t to_begin = (uint64_t)o->block_mask + 1 - passed;
+
+	point(WRITER_UNMARKS);
+	return (passed < nr ? bits_below(nr - passed) : 0) | (bits_below(to_begin + nr) & ~bits_below(to_begin));
+}
+
 /* The bits of the blocks of all differences in this word of marks. */
 static uint64_t bits_of_edits(const struct overlay *o, const struct overlay_edits *edits, const _Atomic uint64_t *word)
 {
-	uint64_t bits = 0;
+	uint64_t bits = 0, first = (uint64_t)(word - o->marks) * 64;
 
-	for (uint32_t e = 0; e < edits->nr; e++) {
-		uint64_t begin = edits->entry[e].base_gfn, nr = nr_blocks(o, begin, begin + edits->entry[e].npages);
+	for (uint32_t i = 0; i < edits->nr; i++) {
+		struct gfn_range range = range_of(&edits->entry[i]);
 
-		for (uint64_t i = 0; i < nr;) {
-			struct part part = part_at(o, begin, i, nr);
-
-			bits |= part.word == word ? part.bits : 0;
-			i += part.nr;
-		}
+		bits |= bits_in_word(o, range.begin, range.end, first);
 	}
 	return bits;
 }
 
 /* The slot has left a list.  Blocks that an entry of one of the two lists needs stay marked: if readers still use the
- * other set, in which the slot differs, then this slot is such an entry. */
+ * other set, in which the slot differs, then this slot is such an entry.  A mark without an entry would stay for ever,
+ * and its lookups would walk without counting towards a new index. */
 static void unmark(struct overlay *o, const struct flat_entry *entry)
 {
 	uint32_t marked = atomic_load_explicit(&o->nr_marked, memory_order_relaxed);
 	uint64_t begin = entry->base_gfn, nr = nr_blocks(o, begin, begin + entry->npages);
 
-	if (nr > UNMARKED_MAX)
-		return;
 	for (uint64_t i = 0; i < nr;) {
 		struct part part = part_at(o, begin, i, nr);
 		uint64_t marks = atomic_load_explicit(part.word, memory_order_relaxed);
@@ -421,11 +428,24 @@ void overlays_lose_edits(struct overlays *all)
 			lose(found[i]);
 }
 
+static void unmark_all(struct overlay *o)
+{
+	for (size_t i = 0; i < overlay_nr_words(o); i++)
+		atomic_store_explicit(&o->marks[i], 0, memory_order_relaxed);
+	atomic_store_explicit(&o->nr_marked, 0, memory_order_relaxed);
+}
+
 /* The overlay may have missed edits of the change that ends now.  Both sets are equal, and no reader has used the
- * lists: a build that was begun during the change waits for its end. */
+ * overlay: a build that was begun during the change waits for its end.  So its index has the state of now, and no edit
+ * that it knows is a difference. */
 void overlay_begin_lists(struct overlay *o)
 {
+	if (atomic_load_explicit(&o->spent, memory_order_relaxed))
+		return;
 	o->edits[0].nr = o->edits[1].nr = 0;
+	unmark_all(o);
+	atomic_store_explicit(&o->nr_ranges, 0, memory_order_release);
+	atomic_store_explicit(&o->lost, 0, memory_order_release);
 }
 
 void overlays_spend(struct overlays *all)

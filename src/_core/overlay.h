@@ -27,22 +27,22 @@
  * Invariants
  *   O1  in every state that a section can see since the overlay was begun, a frame of a block without mark has the
  *       answer of the index;
- *   O2  if the lists are lost: the blocks of each edited range are marked, unless the list of ranges has overflowed.
- *   If
- *       it has not, and the index is not incomplete, a frame outside of the ranges has the answer of the index in the
- *       states of O1;
+ *   O2  if the lists are lost: the blocks of each edited range are marked.  Unless the list of ranges has overflowed
+ *       or the index is incomplete, a frame outside of the ranges has the answer of the index in the states of O1;
  *   O3  an overlay in reach of lookups is the current one, or it was retired after the last grace period began;
  *   O4  if the lists are not lost: the slots of a set are those of the index, without the `gone` slots of its list and
- *       with the others.  The blocks of each slot in a list are marked.
+ *       with the others.  The marked blocks are those of the slots in the two lists.
  *
  * Why the writer may remove marks: it edits a set without readers.  If the slot is in neither list afterwards, the
  * other set, which readers use, has had it as the index for some time, and this set has it again (O4).  So no state
- * that a reader can see needs the marks.  A reader that still sees them walks, and the walk is right.
+ * that a reader can see needs the marks.  A reader that still sees them walks, and the walk is right.  A batch that
+ * copies the marks in its section finds those of all differences of its set: the writer does not edit that list
+ * meanwhile.  A reader that makes an index may find marks gone that it saw before (`skipped` of struct index_build).
  *
  * Until the index is made, "the index" of O4 is the state in which the overlay was begun.  The index is made of this
  * state: with the gone slots of the set in which a piece is gathered, and without its new ones.  A change that was
- * under way at that moment may have missed some of its edits; at its end it begins the lists again, when both sets are
- * equal.
+ * under way at that moment may have missed some of its edits.  At its end, when both sets are equal, it begins the
+ * overlay again: without marks, differences and ranges.  Until then no reader uses the overlay.
  *
  * Locking: the holder of slots_lock sets and removes marks, captures and frees retired overlays.  Any thread retires
  * one.
@@ -53,8 +53,9 @@
  *   "edited ranges" the number of ranges: store release, load acquire;
  *   "overlays"      coming and current: seq_cst.  A reader stores coming before it removes it from there, and current
  *                   before it clears coming.  The writer loads them in the other order, so it misses none.
- * Cost: marking an edit O(1) for a slot of a few blocks, never more than O(blocks); a search in a list at most
- * OVERLAY_EDITS_MAX comparisons; a test of a mark one load.
+ * Cost: marking an edit O(1) for a slot of a few blocks, never more than O(blocks); removing the marks the same, with
+ * one comparison for each word of marks and each difference; a search in a list at most OVERLAY_EDITS_MAX comparisons;
+ * a test of a mark one load.
  */
 #ifndef MS_OVERLAY_H
 #define MS_OVERLAY_H
@@ -96,6 +97,7 @@ struct overlay {
 	_Atomic uint32_t nr_marked; /* blocks */
 	_Atomic uint32_t spent; /* every block is marked for ever: the VM is closed */
 	_Atomic uint32_t lost; /* the lists of differences are not kept any more */
+	bool has_all_edits; /* a change has begun since the overlay is `coming`; for the writer */
 	struct overlay *next; /* in a list of retired overlays */
 	struct memory *memory;
 	size_t size; /* of the allocation, in bytes */
@@ -141,8 +143,9 @@ static inline bool overlay_marked(const struct overlay *o, uint64_t gfn)
 	return overlay_mark_of(&marks, gfn) & 1;
 }
 
-/* Whether a block, or each block, of [begin, end) is marked.  The range is not empty.  A slot is the same in all states
- * since the overlay was begun if one of its blocks is not marked, because an edit marks all of them. */
+/* Whether a block, or each block, of [begin, end) is marked.  The range is not empty.  A slot is the same in the index
+ * and in all states that a section can still see if one of its blocks is not marked: the marks of an edit are all there
+ * until the last state that needs them is out of sight. */
 bool overlay_any_marked(const struct overlay *o, uint64_t begin, uint64_t end);
 bool overlay_all_marked(const struct overlay *o, uint64_t begin, uint64_t end);
 
@@ -238,10 +241,9 @@ struct overlays {
 	_Atomic(struct overlay *) retired; /* a list, with one reference to each */
 	struct overlay *expiring; /* the retired ones that the next grace period covers; for the writer */
 	_Atomic uint64_t change; /* 2n: n changes are complete; 2n + 1: another one is under way; row "change" */
-	struct overlay *noted; /* `coming` when the last change began; for the writer, which only compares it */
 };
 
-/* For the writer, at the end of a change, for an overlay that was begun during this change. */
+/* For the writer, at the end of a change, for an overlay that was begun during this change: it begins again. */
 void overlay_begin_lists(struct overlay *o);
 
 /* Around a change, for the writer.  With the store of `coming` and the load of `change` by the reader that begins an
@@ -250,9 +252,12 @@ void overlay_begin_lists(struct overlay *o);
 static inline void overlays_begin_change(struct overlays *all)
 {
 	uint64_t now = atomic_load_explicit(&all->change, memory_order_relaxed);
+	struct overlay *coming;
 
 	atomic_store_explicit(&all->change, now | 1, memory_order_seq_cst);
-	all->noted = atomic_load_explicit(&all->coming, memory_order_seq_cst);
+	coming = atomic_load_explicit(&all->coming, memory_order_seq_cst);
+	if (unlikely(coming))
+		coming->has_all_edits = true;
 }
 
 static inline void overlays_end_change(struct overlays *all)
@@ -262,7 +267,7 @@ static inline void overlays_end_change(struct overlays *all)
 
 	if (!(now & 1))
 		return;
-	if (unlikely(coming != all->noted && coming))
+	if (unlikely(coming && !coming->has_all_edits))
 		overlay_begin_lists(coming);
 	atomic_store_explicit(&all->change, now + 1, memory_order_release);
 }
@@ -278,10 +283,10 @@ static inline bool overlays_exist(const struct overlays *all)
 /* For the writer, before an edit of these frames is published. */
 void overlays_mark(struct overlays *all, uint64_t begin, uint64_t end);
 
-/* For the writer, before it edits a set, which no reader uses: the set loses (gone) or gets this slot. */
+/* For the writer, while no reader is in the set: the set loses (gone) or gets this slot. */
 void overlays_edit(struct overlays *all, uint32_t set, const struct flat_entry *slot, bool gone);
 
-/* For the writer, before it edits a set in another way. */
+/* The same, if the writer edits a set in another way. */
 void overlays_lose_edits(struct overlays *all);
 
 /* For the writer, before it publishes a set without slots: marks every block for ever. */

@@ -214,7 +214,8 @@ static bool is_marked_in_base(const struct index_build *b)
 	return overlay_all_marked(b->base, b->next.base_gfn, b->next.base_gfn + b->next.npages);
 }
 
-/* Moves to the next slot of the base that is the same in all states.  It may have been marked since the last piece. */
+/* Moves to the next slot of the base that is the same in all states.  The writer may have marked it since the last
+ * piece, or removed its marks. */
 static bool skip_marked(struct gathering *g)
 {
 	struct index_build *b = g->build;
@@ -223,12 +224,29 @@ static bool skip_marked(struct gathering *g)
 		if (!g->left)
 			return false;
 		g->left--;
+		b->skipped = true;
 		b->more = flat_next(&b->cursor, &b->next);
 	}
 	return true;
 }
 
-/* The slots of the base that are not edited, and between them, where there are marks, the slots of the set. */
+/* Whether the set may have slots between next_gfn and `end` that the base does not show.  The present marks alone do
+ * not answer this: a skipped slot that came back has lost its marks, and the cursor has passed it. */
+static bool must_search_set(const struct index_build *b, uint64_t end)
+{
+	return b->next_gfn < end && (b->skipped || overlay_any_marked(b->base, b->next_gfn, end));
+}
+
+static void copy_next(struct gathering *g)
+{
+	struct index_build *b = g->build;
+
+	gather_one(g, &b->next);
+	b->skipped = false;
+	b->more = flat_next(&b->cursor, &b->next);
+}
+
+/* The slots of the base that are not edited, and between them, where slots may differ, the slots of the set. */
 static bool gather_from_base(struct gathering *g)
 {
 	struct index_build *b = g->build;
@@ -236,14 +254,13 @@ static bool gather_from_base(struct gathering *g)
 	while (skip_marked(g)) {
 		uint64_t end = b->more ? b->next.base_gfn : ~(uint64_t)0;
 
-		if (b->next_gfn < end && overlay_any_marked(b->base, b->next_gfn, end) && !gather_from_set(g, end))
+		if (must_search_set(b, end) && !gather_from_set(g, end))
 			return false;
 		if (!b->more)
 			return true;
 		if (!g->left)
 			return false;
-		gather_one(g, &b->next);
-		b->more = flat_next(&b->cursor, &b->next);
+		copy_next(g);
 	}
 	return false;
 }
@@ -395,8 +412,9 @@ static bool may_gather(struct address_space *as)
 	return true;
 }
 
-/* Inside a section.  In each state since begin() the slots without mark are the same ones, so that any set has at least
- * as many slots. */
+/* Inside a section.  The index has slots of the state of begin() only.  This set has them too, except for at most
+ * OVERLAY_EDITS_MAX gone ones; if the lists are lost, the index has no edited slot.  So the set's number of slots and
+ * OVERLAY_EDITS_MAX more are enough room. */
 static out_of_line void look_at_set(struct ms_vm *vm, const struct memslot_set *set, struct index_build *b)
 {
 	struct overlay *current = set_index(set);
@@ -415,7 +433,7 @@ static bool start_gathering(struct ms_vm *vm, uint32_t as_id, struct index_build
 	look_end(vm, look);
 	b->builder = flat_builder_create(&vm->memory, b->nr + OVERLAY_EDITS_MAX);
 	b->next_gfn = 0;
-	b->gathered = false;
+	b->gathered = b->skipped = false;
 	if (b->base) {
 		b->cursor = (struct flat_cursor){ .index = b->base->index };
 		b->more = flat_next(&b->cursor, &b->next);

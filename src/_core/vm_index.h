@@ -13,13 +13,15 @@
  *
  *   begin     make the coming overlay.  From then on the writer marks its edits there.  A change that is under way may
  *             have made some edits before that.  If so, the walk waits until that change is over
- *   gather    collect the slots, VM_INDEX_PIECE of them in each section, from the state that is active then.  A slot
- *             with a block without mark is in all states since begin; all others are left out
+ *   gather    collect the slots, VM_INDEX_PIECE of them in each section, from the state that is active then.  With the
+ *             lists of differences: the slots of the state of begin, with those that are gone and without the new
+ *             ones.  If the lists are lost: a slot with a block without mark, or outside of the edited ranges, is in
+ *             all states since begin; all others are left out
  *   step      make the index of these slots (flat_index.h), without a section
  *   publish   the coming overlay becomes the current one
  *
  * So a running build is not disturbed by changes, and a change does not wait for it.  If there is a former index, its
- * slots are copied; the set is only searched where there are marks.
+ * slots are copied; the set is only searched where there are marks, or where there were marks when the copy passed.
  *
  * An index pays if the lookups that had to walk are as many as it costs (vm_index.c).
  *
@@ -99,14 +101,16 @@ static inline void vm_index_end_change(struct ms_vm *vm, uint32_t as_id)
 /* design->replace(); marks the slots before it. */
 void vm_replace(struct ms_vm *vm, struct memslot_set *set, struct memslot *old, struct memslot *new_slot);
 
-/* The same with exchange() of the design.  Returns false if that is not possible. */
+/* The same with exchange() of the design; marks the slots after it, before the set is published.  Returns false if that
+ * is not possible. */
 bool vm_exchange(struct ms_vm *vm, struct memslot_set *set, struct memslot *old, struct memslot *new_slot);
 
 /* design->build(); marks the new slots before it. */
 bool vm_fill(struct ms_vm *vm, struct memslot_set *set, const struct sort_item *by_gfn, const struct sort_item *by_hva,
 	     size_t n);
 
-/* Whether M11 holds: the index has the slots of the set, except in marked blocks. */
+/* Whether M11 holds: the index has the slots of the set, except for the differences in its list; if the lists are lost,
+ * except in marked blocks. */
 bool set_index_is_valid(const struct ms_vm *vm, const struct memslot_set *set);
 
 #endif

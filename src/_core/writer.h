@@ -24,10 +24,10 @@
  *   swaps             1               2                 2                 1
  *
  * A transaction has no INVALID copies.  All its edits are staged: first every old slot leaves the private set, then
- * every new one enters it, because one may have the place or the id of another.  Only a change that keeps its place
- * exchanges the two slots at once.  A MOVE exchanges them at once in each order except that by gfn, if the design can.
- * Then the listeners prepare, and the one swap publishes all edits.  propagate makes
- * them in the same two halves.  Nothing is refused after the swap.
+ * every new one enters it, because one may have the place or the id of another.  Two kinds of changes exchange slots
+ * at once: one that keeps its place exchanges the two slots, and a MOVE or a RESIZE to another gfn exchanges them in
+ * each order except that by gfn, if the design can.  Then the listeners prepare, and the one swap publishes all edits.
+ * propagate makes them in the same two halves.  Nothing is refused after the swap.
  *
  *   transaction            CREATE        DELETE      MOVE, RESIZE        FLAGS_ONLY
  *   stage, before the swap B: new        B: -        B: new              B: new

@@ -714,8 +714,30 @@ static void edited_between_pieces(void)
 	end();
 }
 
-/* H15: an index is begun during a change, so the overlay has missed one of its edits.  The lists of differences begin
- * after the change. */
+/* H15: a slot is gone when a piece of a build passes it in the former index; it is the last one of the piece.  It comes
+ * back, and loses its marks, before the next piece begins. */
+static void comes_back_between_pieces(void)
+{
+	const uint32_t last = VM_INDEX_PIECE - 1, other_gone = MANY - 10;
+
+	begin("H15: a slot comes back between two pieces of a derived index", MANY, LONG);
+	run_batch(&other);
+	CHECK_EQ(delete(other_gone), 0);
+	stop_batch(POINT_READER_INDEX_BEGUN);
+	CHECK_EQ(delete(last), 0);
+	go_until(&reader, POINT_READER_INDEX_GATHERED);
+	CHECK(!vm->as[0].build.gathered && vm->as[0].build.next.id == last + 1);
+	CHECK_EQ(create(last), 0);
+	finish_batch(other_gone, other_gone + 1);
+	CHECK_EQ(stats_of(vm).index_patches, 1);
+	check_restored(last * STEP, last * STEP + NPAGES);
+	CHECK_EQ(ms_gfn_to_hva(vm, 0, last * STEP), hva_for(0, last));
+	check_sound(vm);
+	end();
+}
+
+/* H15: an index is begun during a change, so the overlay has missed one of its edits.  The lists of differences and the
+ * marks begin after the change. */
 static void differences_after_a_missed_edit(uint32_t stop)
 {
 	begin("H15: differences of an index that is begun during a change", NR, NR);
@@ -725,6 +747,7 @@ static void differences_after_a_missed_edit(uint32_t stop)
 	run_batch(&other);
 	check_answers(&other, 5, 6);
 	CHECK_EQ(made(), 1);
+	check_restored(50, 60);
 	ms_set_index_policy(vm, MS_INDEX_AUTO);
 	check_sound(vm);
 	for (int i = 0; i < 2; i++) {
@@ -928,6 +951,152 @@ static void section_from_a_hook(uint32_t id)
 	end();
 }
 
+/* ---- random changes between the pieces of builds ---- */
+
+#define LARGE 5000u /* too many slots for a lookup to make an index in more than one piece */
+#define HOT 3u
+#define GONE (~(uint64_t)0)
+
+static struct rng rng;
+static uint32_t hot[HOT];   /* the slots that change */
+static uint64_t place[LARGE]; /* their gfns, or GONE */
+
+/* A short batch that walks, because a hot slot is marked, advances a build by one piece.  Few pieces in one change, so
+ * that several changes may lie between two pieces. */
+static void advance_builds(void)
+{
+	uint64_t in[HOT], out[HOT];
+	struct ms_batch batch = { in, 8, out, 8, HOT, NULL, NULL };
+
+	for (uint32_t i = 0; i < HOT; i++)
+		in[i] = hot[i] * STEP + 3;
+	if (!rng_below(&rng, 4))
+		CHECK_EQ(ms_gfn_to_hva_many(vm, 0, &batch, true), 0);
+}
+
+static int advance_and_refuse(void *opaque, const struct ms_change *change)
+{
+	(void)opaque;
+	(void)change;
+	advance_builds();
+	return refuse;
+}
+
+static void advance_in_flush(void *opaque, const struct ms_memslot *active, const struct ms_memslot *old)
+{
+	(void)opaque;
+	(void)active;
+	(void)old;
+	advance_builds();
+}
+
+static void advance_after(void *opaque, const struct ms_change *change)
+{
+	(void)opaque;
+	(void)change;
+	advance_builds();
+}
+
+/* Most slots that come back are as before. */
+static uint64_t place_after(uint32_t id)
+{
+	if (place[id] != GONE && rng_below(&rng, 3))
+		return GONE;
+	return id * STEP + (rng_below(&rng, 6) ? 0 : rng_below(&rng, 3));
+}
+
+static void change_a_hot_slot(void)
+{
+	uint32_t id = hot[rng_below(&rng, HOT)];
+	uint64_t gfn = place_after(id);
+	int r;
+
+	refuse = rng_below(&rng, 4) ? 0 : -EPERM;
+	r = gfn == GONE ? delete(id) : set(vm, 0, id, gfn, NPAGES, 0);
+	CHECK(!r || r == refuse);
+	if (!r)
+		place[id] = gfn;
+}
+
+/* The slots are gone for a while, perhaps in several states, and come back. */
+static void update_hot_slots(void)
+{
+	struct ms_update *u;
+
+	CHECK_EQ(ms_update_begin(vm, 0, &u, NULL), 0);
+	for (uint32_t i = 0; i < HOT; i++) {
+		struct ms_slot *slot = ms_update_find(u, false, hot[i]);
+
+		if (slot)
+			CHECK_EQ(ms_update_replace(u, slot, NULL, NULL), 0);
+		if (rng_below(&rng, 2))
+			CHECK_EQ(ms_update_swap(u, NULL), 0);
+		advance_builds();
+	}
+	CHECK_EQ(ms_update_end(u, false, NULL), 0);
+}
+
+static uint64_t hva_of_hot(uint32_t id, uint64_t gfn)
+{
+	return gfn - place[id] < NPAGES ? hva_for(0, id) + (gfn - place[id]) * PAGE : MS_HVA_ERR_BAD;
+}
+
+static void check_hot_slots(void)
+{
+	uint64_t in[HOT * STEP], out[HOT * STEP];
+	struct ms_batch batch = { in, 8, out, 8, HOT * STEP, NULL, NULL };
+
+	for (uint32_t i = 0; i < HOT * STEP; i++) {
+		in[i] = hot[i / STEP] * STEP + i % STEP;
+		CHECK_EQ(ms_gfn_to_hva(vm, 0, in[i]), hva_of_hot(hot[i / STEP], in[i]));
+	}
+	if (rng_below(&rng, 8))
+		return;
+	CHECK_EQ(ms_gfn_to_hva_many(vm, 0, &batch, true), 0);
+	for (uint32_t i = 0; i < HOT * STEP; i++)
+		CHECK_EQ(out[i], hva_of_hot(hot[i / STEP], in[i]));
+}
+
+/* Around the end of the second piece, because a build often begins together with its first one; the last slot is
+ * anywhere. */
+static void draw_hot_slots(void)
+{
+	for (uint32_t i = 0; i < HOT - 1; i++)
+		hot[i] = 2 * VM_INDEX_PIECE - 3 + (uint32_t)rng_below(&rng, 4);
+	hot[HOT - 1] = 1 + (uint32_t)rng_below(&rng, LARGE - 1);
+}
+
+/* H15: slots near the ends of pieces come, go and move, also in changes that are refused, between the pieces of builds
+ * and during them. */
+static void random_changes_between_pieces(void)
+{
+	struct ms_listener listener = { LISTENER_SIZE, .prepare = advance_and_refuse, .flush = advance_in_flush,
+					.commit = advance_after, .abort = advance_after };
+	uint64_t rounds = test_times(10000);
+
+	begin("H15: random changes between the pieces of builds", LARGE, LARGE);
+	rng = rng_stream(1);
+	for (uint32_t id = 0; id < LARGE; id++)
+		place[id] = id * STEP;
+	CHECK_EQ(ms_add_listener(vm, &listener, NULL), 0);
+	for (uint64_t i = 0; i < rounds; i++) {
+		if (i % 50 == 0)
+			draw_hot_slots();
+		if (rng_below(&rng, 8))
+			change_a_hot_slot();
+		else
+			update_hot_slots();
+		advance_builds();
+		check_hot_slots();
+		if (rng_below(&rng, 64) == 0)
+			check_sound(vm);
+	}
+	CHECK(stats_of(vm).index_patches >= rounds / 100);
+	CHECK_EQ(ms_remove_listener(vm, &listener, NULL), 0);
+	check_sound(vm);
+	end();
+}
+
 /* ---- no memory; child processes ---- */
 
 static _Atomic uint64_t looked_up; /* relaxed, like `enough`: they must not order the threads */
@@ -1075,6 +1244,8 @@ int main(int argc, char **argv)
 		gathered_while_there(200, derived);
 	}
 	edited_between_pieces();
+	comes_back_between_pieces();
+	random_changes_between_pieces();
 	differences_after_a_missed_edit(POINT_WRITER_INVALIDATED);
 	differences_after_a_missed_edit(POINT_WRITER_APPLIED);
 	differences_after_a_missed_edit(POINT_WRITER_PROPAGATED);

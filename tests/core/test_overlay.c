@@ -6,6 +6,7 @@
 
 #include "include/memslots.h"
 #include "overlay.h"
+#include "points.h"
 
 #define EDITS_MAX 6000
 #define END_GFN ((uint64_t)1 << 52)
@@ -243,13 +244,13 @@ static uint32_t nr_differences(int set)
 	return nr;
 }
 
-/* Slots of up to a few words of marks, next to each other or with blocks of the same bit. */
+/* Slots of up to all blocks, next to each other or with blocks of the same bit. */
 static void draw_slots(const struct overlay *o)
 {
 	uint64_t turn = ((uint64_t)o->block_mask + 1) << o->shift;
 
 	for (uint32_t k = 0; k < KINDS; k++) {
-		uint64_t npages = 1 + rng_below(&rng, (uint64_t)1 << (o->shift + rng_below(&rng, 8)));
+		uint64_t npages = 1 + rng_below(&rng, (uint64_t)1 << (o->shift + rng_below(&rng, 11)));
 
 		slot_of[k] = (struct flat_entry){ rng_below(&rng, 4 * turn), (uint64_t)k << 12, (uint32_t)npages, k };
 		if (k && rng_below(&rng, 2))
@@ -341,7 +342,59 @@ static void test_differences(void)
 	overlays_free(&all);
 }
 
-/* An overlay that a change has not seen from its beginning begins with empty lists at its end. */
+static uint32_t comparisons; /* of a word of marks with a difference */
+
+static void count_comparisons(enum point point)
+{
+	comparisons += point == POINT_WRITER_UNMARKS;
+}
+
+/* However large the slots are: the marks of one that comes back go, those of the others stay, and the writer compares
+ * each word of the slot at most once with each difference. */
+static void test_large_differences(void)
+{
+	struct overlay *o = new_overlay(30000, 3);
+	uint64_t blocks = (uint64_t)o->block_mask + 1, words = 40;
+	struct flat_entry slot = { .npages = (uint32_t)(words * 64) << o->shift };
+	struct flat_entry large[OVERLAY_EDITS_MAX - 1];
+
+	atomic_store(&o->lost, 0);
+	atomic_store(&all.current, o);
+	for (uint32_t i = 0; i < ARRAY_SIZE(large); i++) {
+		large[i] = (struct flat_entry){ (((i + 1) * blocks) + blocks / 2) << o->shift, 0, 0, i };
+		large[i].npages = (uint32_t)(blocks / 4) << o->shift;
+		for (uint32_t set = 0; set < 2; set++)
+			overlays_edit(&all, set, &large[i], true);
+	}
+	CHECK_EQ(atomic_load(&o->nr_marked), blocks / 4);
+	overlays_edit(&all, 0, &slot, true);
+	overlays_edit(&all, 1, &slot, true);
+	CHECK_EQ(atomic_load(&o->nr_marked), blocks / 4 + words * 64);
+	point_set_hook(count_comparisons);
+	overlays_edit(&all, 0, &slot, false);
+	overlays_edit(&all, 1, &slot, false);
+	point_set_hook(NULL);
+	CHECK(comparisons > 0 && comparisons <= 2 * words * 2 * OVERLAY_EDITS_MAX);
+	CHECK(!overlay_any_marked(o, 0, slot.npages));
+	for (uint32_t i = 0; i < ARRAY_SIZE(large); i++) {
+		CHECK_EQ(atomic_load(&o->nr_marked), blocks / 4);
+		for (uint32_t set = 0; set < 2; set++)
+			overlays_edit(&all, set, &large[i], false);
+	}
+	CHECK(overlay_answers_all(o, 0) && overlay_answers_all(o, 1));
+	check_count(o);
+	CHECK_EQ(atomic_load(&o->nr_marked), 0);
+	overlays_free(&all);
+}
+
+/* An overlay that a change has not seen from its beginning begins without marks and differences at its end. */
+static void check_begun(const struct overlay *o)
+{
+	CHECK(overlay_answers_all(o, 0) && overlay_answers_all(o, 1));
+	CHECK(!overlay_nr_ranges(o) && !overlay_any_marked(o, 0, END_GFN));
+	CHECK_EQ(atomic_load(&o->nr_marked), 0);
+}
+
 static void test_start_of_lists(void)
 {
 	struct flat_entry slot = { .base_gfn = 1000, .npages = 5 };
@@ -360,11 +413,53 @@ static void test_start_of_lists(void)
 	overlays_edit(&all, 0, &slot, true);
 	CHECK_EQ(overlay_edits(late, 0)->nr, 1);
 	overlays_end_change(&all);
-	CHECK(overlay_answers_all(late, 0) && overlay_answers_all(late, 1));
+	check_begun(late);
 	CHECK(!overlay_answers_all(seen, 0) && !overlay_answers_all(seen, 1));
 	overlays_lose_edits(&all);
 	CHECK(!overlay_edits(seen, 0) && !overlay_edits(late, 1) && !overlay_answers_all(late, 0));
 	overlays_free(&all);
+}
+
+/* The same if the change has lost the lists. */
+static void test_start_after_a_loss(void)
+{
+	struct flat_entry slot = { .base_gfn = 1000, .npages = 5 };
+	struct overlay *late = new_overlay(100, 3);
+
+	overlays_begin_change(&all);
+	atomic_store(&all.coming, late);
+	overlays_edit(&all, 1, &slot, true);
+	CHECK(!overlay_edits(late, 1) && overlay_nr_ranges(late));
+	overlays_end_change(&all);
+	check_begun(late);
+	overlays_begin_change(&all);
+	overlays_edit(&all, 1, &slot, true);
+	overlays_end_change(&all);
+	CHECK_EQ(overlay_edits(late, 1)->nr, 1);
+	CHECK(overlay_marked(late, 1000));
+	overlays_free(&all);
+}
+
+/* The overlay that a change has seen at its beginning is freed, and a later one of the same change has its address. */
+static void test_same_address(void)
+{
+	struct flat_entry slot = { .base_gfn = 1000, .npages = 5 };
+	struct overlay *o = new_overlay(100, 3);
+	void *fresh = malloc(o->size);
+
+	CHECK(fresh);
+	atomic_store(&o->lost, 0);
+	memcpy(fresh, o, o->size);
+	atomic_store(&all.coming, o);
+	overlays_begin_change(&all);
+	overlays_edit(&all, 1, &slot, true);
+	memcpy(o, fresh, o->size);
+	overlays_edit(&all, 0, &slot, true);
+	CHECK_EQ(overlay_edits(o, 0)->nr + overlay_edits(o, 1)->nr, 1);
+	overlays_end_change(&all);
+	check_begun(o);
+	overlays_free(&all);
+	free(fresh);
 }
 
 /* ---- two overlays ---- */
@@ -404,6 +499,11 @@ static void test_spent(void)
 	CHECK(overlay_has_overflowed(current) && overlay_has_overflowed(coming));
 	CHECK(atomic_load(&coming->spent));
 	overlays_mark(&all, 5, 6);
+	overlays_begin_change(&all);
+	atomic_store(&all.coming, coming);
+	coming->has_all_edits = false;
+	overlays_end_change(&all); /* it does not begin again */
+	CHECK(overlay_all_marked(coming, 0, END_GFN));
 	check_count(current);
 	check_count(coming);
 	overlays_free(&all);
@@ -466,7 +566,10 @@ int main(int argc, char **argv)
 		test_marks(rng_below(&rng, 10) ? rng_below(&rng, 60) : rng_below(&rng, 500));
 	for (uint64_t i = 0; i < rounds; i++)
 		test_differences();
+	test_large_differences();
 	test_start_of_lists();
+	test_start_after_a_loss();
+	test_same_address();
 	test_repeated_edits();
 	test_overflow();
 	test_coming();
