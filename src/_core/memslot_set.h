@@ -217,8 +217,8 @@ struct memslot_design {
 	 *            both sets; 0 or -ENOMEM.  as->spare can hold it.
 	 *   replace  old NULL: adds new_slot; new_slot NULL: removes old.  Cannot fail.  See memslot_joins(),
 	 *            memslot_leaves() and carry_last_used_slot().
-	 *   exchange may be NULL.  For two slots with the same id and hva.start: as replace(), but it leaves the order by
-	 *            gfn as it is.  Returns false, and has done nothing, if the order by hva may depend on the gfn.
+	 *   exchange may be NULL.  For two slots with the same id and hva.start: as replace(), but it leaves the order
+	 *            by gfn as it is.  Returns false, and has done nothing, if the order by hva may depend on the gfn.
 	 *            leave and enter remove a slot from the order by gfn, and add it, and do nothing else.
 	 *   build    adds many slots at once.  May be NULL; then the writer adds them one by one.
 	 *   mirror   makes the private set equal to the active one, which build() has made.
