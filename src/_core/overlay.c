@@ -256,24 +256,28 @@ bool overlay_is_valid(const struct overlay *o)
 
 /* ---- the overlays of one address space ---- */
 
-/* In the same order as overlays_exist(). */
-static void each_overlay(struct overlays *all, struct overlay *found[2])
+/* Finds the overlays, in the same order as overlays_exist(), and returns their number. */
+static int find_overlays(struct overlays *all, struct overlay *found[2])
 {
-	found[0] = atomic_load_explicit(&all->coming, memory_order_seq_cst);
+	struct overlay *coming = atomic_load_explicit(&all->coming, memory_order_seq_cst), *current;
+	int nr = 0;
+
 	point(WRITER_MARKS);
-	found[1] = atomic_load_explicit(&all->current, memory_order_seq_cst);
-	if (found[1] == found[0])
-		found[1] = NULL;
+	current = atomic_load_explicit(&all->current, memory_order_seq_cst);
+	if (coming)
+		found[nr++] = coming;
+	if (current && current != coming)
+		found[nr++] = current;
+	return nr;
 }
 
 void overlays_mark(struct overlays *all, uint64_t begin, uint64_t end)
 {
 	struct overlay *found[2];
+	int nr = find_overlays(all, found);
 
-	each_overlay(all, found);
-	for (int i = 0; i < 2; i++)
-		if (found[i])
-			overlay_mark(found[i], begin, end);
+	for (int i = 0; i < nr; i++)
+		overlay_mark(found[i], begin, end);
 }
 
 /* ---- differences ---- */
@@ -409,23 +413,21 @@ static void spend(struct overlay *o)
 void overlays_edit(struct overlays *all, uint32_t set, const struct flat_entry *slot, bool gone)
 {
 	struct overlay *found[2];
+	int nr = find_overlays(all, found);
 
-	each_overlay(all, found);
-	for (int i = 0; i < 2; i++)
-		if (found[i]) {
-			overlay_mark(found[i], slot->base_gfn, slot->base_gfn + slot->npages);
-			overlay_edit(found[i], set, slot, gone);
-		}
+	for (int i = 0; i < nr; i++) {
+		overlay_mark(found[i], slot->base_gfn, slot->base_gfn + slot->npages);
+		overlay_edit(found[i], set, slot, gone);
+	}
 }
 
 void overlays_lose_edits(struct overlays *all)
 {
 	struct overlay *found[2];
+	int nr = find_overlays(all, found);
 
-	each_overlay(all, found);
-	for (int i = 0; i < 2; i++)
-		if (found[i])
-			lose(found[i]);
+	for (int i = 0; i < nr; i++)
+		lose(found[i]);
 }
 
 static void unmark_all(struct overlay *o)
@@ -451,11 +453,10 @@ void overlay_begin_lists(struct overlay *o)
 void overlays_spend(struct overlays *all)
 {
 	struct overlay *found[2];
+	int nr = find_overlays(all, found);
 
-	each_overlay(all, found);
-	for (int i = 0; i < 2; i++)
-		if (found[i])
-			spend(found[i]);
+	for (int i = 0; i < nr; i++)
+		spend(found[i]);
 }
 
 void overlays_retire(struct overlays *all, struct overlay *o)

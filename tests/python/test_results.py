@@ -93,12 +93,17 @@ def test_other_status_or_message_is_a_failure(results: Any, words: str, optional
     assert not results.RECORDS.exists()
 
 
+def script(monkeypatch: pytest.MonkeyPatch, name: str) -> Any:
+    """A module of bench/."""
+    pytest.importorskip("tabulate", reason="no tabulate: the extra perf has it")
+    monkeypatch.syspath_prepend(str(ROOT / "bench"))
+    return importlib.import_module(name)
+
+
 def test_mirrored_says_that_it_is_not_measured_without_kvm(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    pytest.importorskip("tabulate", reason="no tabulate: the extra perf has it")
-    monkeypatch.syspath_prepend(str(ROOT / "bench"))
-    bench = importlib.import_module("mirrored")
+    bench = script(monkeypatch, "mirrored")
 
     def no_kvm() -> None:
         raise memslots.NotSupportedError(None, "/dev/kvm is absent")
@@ -111,9 +116,7 @@ def test_mirrored_says_that_it_is_not_measured_without_kvm(
 def test_reload_says_that_it_is_not_measured_without_the_old_commit(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    pytest.importorskip("tabulate", reason="no tabulate: the extra perf has it")
-    monkeypatch.syspath_prepend(str(ROOT / "bench"))
-    bench = importlib.import_module("reload")
+    bench = script(monkeypatch, "reload")
     monkeypatch.setattr(bench, "OLD", "no-commit")
     with pytest.raises(SystemExit) as ended:
         bench.main([])
