@@ -219,7 +219,8 @@ struct memslot_design {
 	 *            memslot_leaves() and carry_last_used_slot().
 	 *   exchange may be NULL.  For two slots with the same id and hva.start: as replace(), but it leaves the order
 	 *            by gfn as it is.  Returns false, and has done nothing, if the order by hva may depend on the gfn.
-	 *            leave and enter remove a slot from the order by gfn, and add it, and do nothing else.
+	 *   replace_by_gfn  the rest of an exchange: as replace(), in the order by gfn alone.  If neither slot is NULL,
+	 *            new_slot takes the position of old, whatever their ids are.
 	 *   build    adds many slots at once.  May be NULL; then the writer adds them one by one.
 	 *   mirror   makes the private set equal to the active one, which build() has made.
 	 *   follow   only after the last swap of a change: `private` is the former set, and its edits follow.
@@ -229,8 +230,7 @@ struct memslot_design {
 	int (*begin)(struct memory *memory, struct address_space *as, struct memslot_set *private, size_t more);
 	void (*replace)(struct memslot_set *private, struct memslot *old, struct memslot *new_slot);
 	bool (*exchange)(struct memslot_set *private, struct memslot *old, struct memslot *new_slot);
-	void (*leave)(struct memslot_set *private, struct memslot *slot);
-	void (*enter)(struct memslot_set *private, struct memslot *slot);
+	void (*replace_by_gfn)(struct memslot_set *private, struct memslot *old, struct memslot *new_slot);
 	/* The items are the n slots of the set and the new ones, by gfn and by (hva.start, gfn).  Returns false if a
 	 * new slot has the id of another one: nothing has changed then.  See memslot_count(). */
 	bool (*build)(struct memslot_set *private, const struct sort_item *by_gfn, const struct sort_item *by_hva,

@@ -206,41 +206,18 @@ static void link_slot(struct memslot_set *set, struct memslot *new_slot)
 	memslot_joins(set, new_slot);
 }
 
-/* Whether both slots have the same position in each structure of a set. */
-static bool same_places(const struct memslot *a, const struct memslot *b)
-{
-	return a->base_gfn == b->base_gfn && a->hva.start == b->hva.start && a->id == b->id;
-}
-
-/* new_slot takes the positions of old, and the trees keep their shape.  O(1). */
+/* new_slot takes the position of old in the hash and in the hva tree, which keeps its shape.  O(1). */
 static void relink_slot(struct memslot_set *set, struct memslot *old, struct memslot *new_slot)
 {
 	struct tree_slot *from = tree_slot_of(old), *to = tree_slot_of(new_slot);
 	uint32_t idx = set->node_idx;
 
+	carry_last_used_slot(set, old, new_slot);
 	id_hash_replace(&set->ids, &from->id_link[idx], &to->id_link[idx]);
 	interval_tree_replace(&set->hva_tree, &from->hva_hook[idx], &to->hva_hook[idx]);
-	rb_replace(&set->gfn_tree, &from->gfn_node[idx], &to->gfn_node[idx]);
 	memslot_leaves(set, old);
 	memslot_joins(set, new_slot);
 }
-
-/* kvm_replace_memslot(): if old is NULL, adds new_slot; if new_slot is NULL, removes old. */
-static void tree_replace(struct memslot_set *set, struct memslot *old, struct memslot *new_slot)
-{
-	if (old)
-		carry_last_used_slot(set, old, new_slot);
-	if (old && new_slot && same_places(old, new_slot)) {
-		relink_slot(set, old, new_slot);
-		return;
-	}
-	if (old)
-		unlink_slot(set, old);
-	if (new_slot)
-		link_slot(set, new_slot);
-}
-
-/* ---- a replace whose halves in the order by gfn come later ---- */
 
 static bool has_start(const struct memslot_set *set, struct rb_node *node, uint64_t start)
 {
@@ -250,27 +227,53 @@ static bool has_start(const struct memslot_set *set, struct rb_node *node, uint6
 /* Slots that begin at the same host address lie next to each other in the hva tree, in the order of their gfns. */
 static bool tree_exchange(struct memslot_set *set, struct memslot *old, struct memslot *new_slot)
 {
-	struct tree_slot *from = tree_slot_of(old), *to = tree_slot_of(new_slot);
-	struct interval_hook *hook = &from->hva_hook[set->node_idx];
+	const struct rb_node *node = &tree_slot_of(old)->hva_hook[set->node_idx].rb;
 
-	if (has_start(set, rb_prev(&hook->rb), old->hva.start) || has_start(set, rb_next(&hook->rb), old->hva.start))
+	if (has_start(set, rb_prev(node), old->hva.start) || has_start(set, rb_next(node), old->hva.start))
 		return false;
-	carry_last_used_slot(set, old, new_slot);
-	id_hash_replace(&set->ids, &from->id_link[set->node_idx], &to->id_link[set->node_idx]);
-	interval_tree_replace(&set->hva_tree, hook, &to->hva_hook[set->node_idx]);
-	memslot_leaves(set, old);
-	memslot_joins(set, new_slot);
+	relink_slot(set, old, new_slot);
 	return true;
 }
 
-static void tree_leave(struct memslot_set *set, struct memslot *slot)
+static void tree_replace_by_gfn(struct memslot_set *set, struct memslot *old, struct memslot *new_slot)
 {
-	rb_erase(&set->gfn_tree, &tree_slot_of(slot)->gfn_node[set->node_idx]);
+	uint32_t idx = set->node_idx;
+
+	if (old && new_slot)
+		rb_replace(&set->gfn_tree, &tree_slot_of(old)->gfn_node[idx], &tree_slot_of(new_slot)->gfn_node[idx]);
+	else if (old)
+		rb_erase(&set->gfn_tree, &tree_slot_of(old)->gfn_node[idx]);
+	else
+		gfn_insert(set, tree_slot_of(new_slot));
 }
 
-static void tree_enter(struct memslot_set *set, struct memslot *slot)
+/* For a slot that keeps id and hva.start.  Returns false, and has done nothing, as tree_exchange() does. */
+static bool move_slot(struct memslot_set *set, struct memslot *old, struct memslot *new_slot)
 {
-	gfn_insert(set, tree_slot_of(slot));
+	if (old->base_gfn == new_slot->base_gfn) {
+		relink_slot(set, old, new_slot);
+		tree_replace_by_gfn(set, old, new_slot);
+		return true;
+	}
+	if (!tree_exchange(set, old, new_slot))
+		return false;
+	tree_replace_by_gfn(set, old, NULL);
+	tree_replace_by_gfn(set, NULL, new_slot);
+	return true;
+}
+
+/* kvm_replace_memslot(): if old is NULL, adds new_slot; if new_slot is NULL, removes old. */
+static void tree_replace(struct memslot_set *set, struct memslot *old, struct memslot *new_slot)
+{
+	if (old && new_slot && old->hva.start == new_slot->hva.start && old->id == new_slot->id &&
+	    move_slot(set, old, new_slot))
+		return;
+	if (old) {
+		carry_last_used_slot(set, old, new_slot);
+		unlink_slot(set, old);
+	}
+	if (new_slot)
+		link_slot(set, new_slot);
 }
 
 /* ---- many slots at once ---- */
@@ -541,8 +544,7 @@ const struct memslot_design DESIGN_OF(tree) = {
 	.begin = tree_begin,
 	.replace = tree_replace,
 	.exchange = tree_exchange,
-	.leave = tree_leave,
-	.enter = tree_enter,
+	.replace_by_gfn = tree_replace_by_gfn,
 	.build = tree_build,
 	.mirror = tree_mirror,
 	.follow = tree_follow,

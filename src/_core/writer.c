@@ -265,13 +265,18 @@ static bool exchange(const struct writer *w, struct memslot *old, struct memslot
 	return new_slot && old->hva.start == new_slot->hva.start && vm_exchange(w->vm, inactive(w), old, new_slot);
 }
 
+static void replace_by_gfn(const struct writer *w, struct memslot *old, struct memslot *new_slot)
+{
+	w->vm->design->replace_by_gfn(inactive(w), old, new_slot);
+}
+
 static void remove_old_slot(const struct writer *w, struct change *c)
 {
 	bool stays = in_place(c);
 
 	c->exchanged = !stays && exchange(w, c->old, c->new_slot);
 	if (c->exchanged)
-		w->vm->design->leave(inactive(w), c->old);
+		replace_by_gfn(w, c->old, NULL);
 	else
 		replace(w, c->old, stays ? c->new_slot : NULL);
 }
@@ -290,7 +295,7 @@ static void add_new_slot(const struct writer *w, const struct change *c)
 	if (!c->new_slot || in_place(c))
 		return;
 	if (c->exchanged)
-		w->vm->design->enter(inactive(w), c->new_slot);
+		replace_by_gfn(w, NULL, c->new_slot);
 	else
 		replace(w, NULL, c->new_slot);
 }
@@ -306,7 +311,7 @@ static void undo_add(const struct writer *w, const struct change *c)
 	if (!c->staged || !c->new_slot || in_place(c))
 		return;
 	if (c->exchanged)
-		w->vm->design->leave(inactive(w), c->new_slot);
+		replace_by_gfn(w, c->new_slot, NULL);
 	else
 		replace(w, c->new_slot, NULL);
 }
@@ -318,15 +323,84 @@ static void undo_remove(const struct writer *w, const struct change *c)
 		return;
 	if (c->exchanged) {
 		exchange(w, c->new_slot, c->old);
-		w->vm->design->enter(inactive(w), c->old);
+		replace_by_gfn(w, NULL, c->old);
 	} else {
 		replace(w, in_place(c) ? c->new_slot : NULL, c->old);
 	}
 }
 
+/* ---- a list that permutes its slots ---- */
+
+static bool takes_place(const struct change *c, const struct memslot *new_slot)
+{
+	return c->kind == MS_MOVE && c->old->base_gfn == new_slot->base_gfn && c->old->npages == new_slot->npages;
+}
+
+/* The number of the change that moves a slot away from where this new slot will be, or w->nr. */
+static size_t place_of(const struct writer *w, const struct memslot *new_slot)
+{
+	size_t i = 0;
+
+	while (i < w->nr && !takes_place(&w->change[i], new_slot))
+		i++;
+	return i;
+}
+
+/* Whether each slot moves to the place of another one, and no two to the same place.  O(nr^2): short lists only. */
+static bool permutes(const struct writer *w)
+{
+	unsigned taken = 0;
+
+	if (w->nr > WRITER_FEW)
+		return false;
+	for (size_t i = 0; i < w->nr; i++) {
+		if (w->change[i].kind != MS_MOVE)
+			return false;
+		taken |= 1u << place_of(w, w->change[i].new_slot);
+	}
+	return taken == (1u << w->nr) - 1;
+}
+
+/* All changes, or none. */
+static bool exchange_all(const struct writer *w)
+{
+	size_t i = 0;
+
+	while (i < w->nr && exchange(w, w->change[i].old, w->change[i].new_slot))
+		i++;
+	if (i == w->nr)
+		return true;
+	while (i-- > 0)
+		exchange(w, w->change[i].new_slot, w->change[i].old);
+	return false;
+}
+
+/* Makes all edits of such a list at once.  The places of the set stay the same ones, so no place needs a check, and the
+ * tree by gfn keeps its shape.  O(1) for each slot.  Returns false, and has done nothing, for another list. */
+static bool permute(const struct writer *w)
+{
+	if (!permutes(w) || !exchange_all(w))
+		return false;
+	for (size_t i = 0; i < w->nr; i++)
+		replace_by_gfn(w, w->change[place_of(w, w->change[i].new_slot)].old, w->change[i].new_slot);
+	return true;
+}
+
+static void undo_permute(const struct writer *w)
+{
+	for (size_t i = w->nr; i-- > 0;)
+		replace_by_gfn(w, w->change[i].new_slot, w->change[place_of(w, w->change[i].new_slot)].old);
+	for (size_t i = w->nr; i-- > 0;)
+		exchange(w, w->change[i].new_slot, w->change[i].old);
+}
+
 /* Undoes both halves, as far as they have come. */
 static void restore_list(const struct writer *w)
 {
+	if (w->permuted) {
+		undo_permute(w);
+		return;
+	}
 	for (size_t i = w->nr; i-- > 0;)
 		undo_add(w, &w->change[i]);
 	for (size_t i = w->nr; w->removed && i-- > 0;)
@@ -393,6 +467,8 @@ static void propagate(const struct writer *w)
 		replace(w, w->change->inv ? w->change->inv : w->change->old, w->change->new_slot);
 		return;
 	}
+	if (permute(w))
+		return;
 	remove_old_slots(w);
 	add_new_slots(w);
 }
@@ -579,7 +655,7 @@ static int refuse_later(const struct writer *w, const struct change *c, int r)
 }
 
 /* A slot that keeps its place is in the private set already. */
-static int stage_new_slot(const struct writer *w, struct change *c)
+static int stage_new_slot(const struct writer *w, const struct change *c)
 {
 	const struct memslot *slot = c->new_slot;
 	int r = 0;
@@ -589,7 +665,6 @@ static int stage_new_slot(const struct writer *w, struct change *c)
 	if (r)
 		return refuse_later(w, c, r);
 	add_new_slot(w, c);
-	c->staged = true;
 	return 0;
 }
 
@@ -597,10 +672,14 @@ int writer_stage_list(struct writer *w)
 {
 	int r = 0;
 
-	remove_old_slots(w);
 	w->removed = true;
-	for (size_t i = 0; !r && i < w->nr; i++)
-		r = stage_new_slot(w, &w->change[i]);
+	w->permuted = permute(w);
+	if (!w->permuted)
+		remove_old_slots(w);
+	for (size_t i = 0; !r && i < w->nr; i++) {
+		r = w->permuted ? 0 : stage_new_slot(w, &w->change[i]);
+		w->change[i].staged = !r;
+	}
 	return r;
 }
 

@@ -26,7 +26,8 @@
  * A transaction has no INVALID copies.  All its edits are staged: first every old slot leaves the private set, then
  * every new one enters it, because one may have the place or the id of another.  Two kinds of changes exchange slots
  * at once: one that keeps its place exchanges the two slots, and a MOVE or a RESIZE to another gfn exchanges them in
- * each order except that by gfn, if the design can.  Then the listeners prepare, and the one swap publishes all edits.
+ * each order except that by gfn, if the design can.  A short list that only permutes the places of its slots makes all
+ * its edits at once, and needs no check of a place.  Then the listeners prepare, and the one swap publishes all edits.
  * propagate makes them in the same two halves.  Nothing is refused after the swap.
  *
  *   transaction            CREATE        DELETE      MOVE, RESIZE        FLAGS_ONLY
@@ -72,7 +73,7 @@ static inline struct writer *writer_of(struct ms_vm *vm, uint32_t as_id, struct 
 	w->as_id = as_id;
 	w->entries = 0;
 	w->step = WRITER_PREPARES;
-	w->invalidated = w->removed = w->without_hooks = false;
+	w->invalidated = w->removed = w->permuted = w->without_hooks = false;
 	w->few[0] = (struct change){ 0 };
 	return w;
 }

@@ -744,6 +744,117 @@ static void test_rotation(uint32_t n)
 	end();
 }
 
+/* Its roll-back has nothing to do with the list before it. */
+static void refuse_single_change(void)
+{
+	struct picture before = picture_of(vm);
+	struct ms_stats held = held_by(vm);
+
+	nr_calls = refuse_at = 0;
+	CHECK_EQ(set(vm, 0, 1, GFN(1), NPAGES, LOG), -EPERM);
+	check_only_refused(vm, &before, &held);
+	refuse_at = SIZE_MAX;
+}
+
+/* A hook refuses a list that moves two slots in a circle: every lookup finds the former slots. */
+static void test_refused_rotation(void)
+{
+	struct ms_step steps[] = { move(4, GFN(5) * PAGE), move(5, GFN(4) * PAGE) };
+	struct picture before;
+	struct ms_stats held;
+
+	begin();
+	CHECK_EQ(ms_add_listener(vm, &listeners[0], NULL), 0);
+	ms_generation(vm, 0);
+	before = picture_of(vm);
+	for (size_t n = 0; n < ARRAY_SIZE(steps); n++) {
+		held = held_by(vm);
+		nr_calls = 0;
+		refuse_at = n;
+		CHECK_EQ(ms_change_memslots(vm, 0, steps, ARRAY_SIZE(steps), NULL), -EPERM);
+		check_only_refused(vm, &before, &held);
+	}
+	refuse_at = SIZE_MAX;
+	CHECK_EQ(ms_change_memslots(vm, 0, steps, ARRAY_SIZE(steps), NULL), 0);
+	refuse_single_change();
+	end();
+}
+
+/* ---- the trees keep their shape ---- */
+
+#define SHAPED 60u
+
+static uint64_t shape(const struct rb_node *node)
+{
+	if (!node)
+		return 1;
+	return (5 * shape(node->child[0]) + 3 * shape(node->child[1])) ^ (node->parent_color & RB_BLACK) << 40;
+}
+
+static uint64_t shape_by_gfn(size_t i)
+{
+	return shape(vm->as[0].set[i].gfn_tree.node);
+}
+
+static uint64_t shape_by_hva(size_t i)
+{
+	return shape(vm->as[0].set[i].hva_tree.root.node);
+}
+
+/* One of the changes that find the new place of a slot without a walk from the root. */
+static void change_in_place(uint32_t kind)
+{
+	static const uint32_t ids[WRITER_FEW] = { 3, 50, 27, 14 };
+	struct ms_step steps[WRITER_FEW];
+
+	for (uint32_t i = 0; i < kind; i++)
+		steps[i] = move(ids[i], 16 * ids[(i + 1) % kind] * PAGE);
+	if (kind < 2)
+		CHECK_EQ(set(vm, 0, 9, 16 * (kind ? SHAPED : 9), 16, kind ? 0 : LOG), 0);
+	else
+		CHECK_EQ(ms_change_memslots(vm, 0, steps, kind, NULL), 0);
+}
+
+/* 0: other flags; 1: a MOVE, which changes the tree by gfn; 2 and more: so many slots that move in a circle. */
+static void test_shapes(uint32_t kind)
+{
+	uint64_t by_gfn[2], by_hva[2];
+
+	vm = new_vm(1);
+	for (uint32_t id = 0; id < SHAPED; id++)
+		CHECK_EQ(set(vm, 0, id, 16 * id, 16, 0), 0);
+	for (size_t i = 0; i < 2; i++) {
+		by_gfn[i] = shape_by_gfn(i);
+		by_hva[i] = shape_by_hva(i);
+	}
+	change_in_place(kind);
+	for (size_t i = 0; i < 2; i++) {
+		CHECK(kind == 1 || shape_by_gfn(i) == by_gfn[i]);
+		CHECK_EQ(shape_by_hva(i), by_hva[i]);
+	}
+	end();
+}
+
+/* The second of two slots that move to the place of a third one is in the way of the first. */
+static void test_two_to_one_place(void)
+{
+	struct ms_step steps[] = { move(1, GFN(2) * PAGE), move(4, GFN(1) * PAGE), move(2, GFN(1) * PAGE) };
+	struct picture before;
+	struct ms_stats held;
+	struct ms_error err;
+
+	begin();
+	ms_generation(vm, 0);
+	before = picture_of(vm);
+	held = held_by(vm);
+	CHECK_EQ(ms_change_memslots(vm, 0, steps, ARRAY_SIZE(steps), &err), -EEXIST);
+	CHECK_EQ(err.rule, MS_RULE_OVERLAP);
+	CHECK_EQ(err.index, 2);
+	CHECK_EQ(err.other.id, 4);
+	check_only_refused(vm, &before, &held);
+	end();
+}
+
 int main(int argc, char **argv)
 {
 	void *start = (void *)(uintptr_t)hva_for(0, 4);
@@ -764,9 +875,15 @@ int main(int argc, char **argv)
 		test_bits_of_an_alias(MS_DIRTY_LOG_MANUAL_PROTECT_ENABLE | MS_DIRTY_LOG_INITIALLY_SET);
 		test_hole_without_memory();
 		test_full_list();
-		test_rotation(2);
+		for (uint32_t n = 2; n < 6; n++)
+			test_rotation(n);
+		test_refused_rotation();
+		test_two_to_one_place();
 		test_rotation(design_walks() ? 50 : 1000);
 	}
+	design_name = "tree";
+	for (uint32_t kind = 0; kind <= WRITER_FEW; kind++)
+		test_shapes(kind);
 	check_rules();
 	ms_backing_put(backing);
 	ms_backing_put(readonly_backing);

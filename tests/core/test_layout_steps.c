@@ -164,6 +164,33 @@ static void test_moves_of_equal_host_addresses(void)
 	end_vm(vm);
 }
 
+/* Moves two slots to each other's places. */
+static void trade(struct ms_vm *vm, uint32_t first, uint64_t its_place, uint32_t second, uint64_t place)
+{
+	struct ms_step steps[] = { move(first, place), move(second, its_place) };
+
+	CHECK_EQ(ms_change_memslots(vm, 0, steps, ARRAY_SIZE(steps), NULL), 0);
+	check_sound(vm);
+}
+
+/* Slots 1 and 3 begin at the same host address, so neither can keep its place in that order without a look at gfns.
+ * Slot 2 can. */
+static void test_trades_of_equal_host_addresses(void)
+{
+	struct ms_vm *vm = new_vm(1);
+	struct ms_step steps[3] = { create(HVA_BASE), create(HVA_BASE + 4 * NPAGES * PAGE), create(HVA_BASE) };
+
+	for (uint32_t i = 0; i < 3; i++) {
+		steps[i].slot = i + 1;
+		steps[i].guest_phys_addr = i * NPAGES * PAGE;
+	}
+	CHECK_EQ(ms_change_memslots(vm, 0, steps, ARRAY_SIZE(steps), NULL), 0);
+	trade(vm, 2, 1, 3, 2);
+	trade(vm, 1, 0, 3, 1);
+	trade(vm, 2, 2, 1, 1);
+	end_vm(vm);
+}
+
 static struct ms_vm *vm_with_high_addresses(void)
 {
 	struct ms_config config = default_config(1);
@@ -215,6 +242,7 @@ int main(int argc, char **argv)
 	for (; (design_name = ms_backend_name(designs)); designs++) {
 		test_splits_and_merges();
 		test_moves_of_equal_host_addresses();
+		test_trades_of_equal_host_addresses();
 		test_splits_of_a_merged_slot();
 		test_bits_of_three_slots();
 		test_split_of_high_addresses();

@@ -28,7 +28,7 @@
 static struct rng rng;
 static struct ms_vm *vm;
 static struct ms_backing *backings[BACKINGS]; /* the first is NULL */
-static uint64_t kept, without_memory, refused_by_listener, noops, answers[MS_RULE_NR];
+static uint64_t kept, circles, without_memory, refused_by_listener, noops, answers[MS_RULE_NR];
 
 /* ---- the model ---- */
 
@@ -796,6 +796,39 @@ static struct ms_step any_step(void)
 	return s;
 }
 
+#define CIRCLE_MAX 5u /* one more than the engine makes at once */
+
+/* The number of the next slot after `from` that exists, with npages pages if there is one and `equal` is set. */
+static size_t next_in_circle(size_t from, uint64_t npages, bool equal)
+{
+	for (int exact = equal; exact >= 0; exact--)
+		for (size_t k = 1; k <= nr_items; k++) {
+			const struct item *item = &items[(from + k) % nr_items];
+
+			if (item->exists && (!exact || item->v.npages == npages))
+				return (from + k) % nr_items;
+		}
+	return from;
+}
+
+/* Moves up to CIRCLE_MAX slots in a circle.  Rarely a slot is in it twice, or two slots move to one place. */
+static size_t make_circle(struct ms_step *to)
+{
+	size_t n = nr_items ? 2 + rng_below(&rng, CIRCLE_MAX - 1) : 0, at = nr_items ? rng_below(&rng, nr_items) : 0;
+	bool equal = !one_in(5);
+
+	for (size_t i = 0; i < n; i++) {
+		at = next_in_circle(at, items[at].v.npages, equal);
+		to[i] = (struct ms_step){ .kind = MS_STEP_MOVE, .slot = items[at].v.id };
+		to[i ? i - 1 : n - 1].guest_phys_addr = items[at].v.base_gfn * PAGE;
+	}
+	if (n)
+		to[n - 1].guest_phys_addr = by_id(to[0].slot) ? by_id(to[0].slot)->v.base_gfn * PAGE : 0;
+	if (n && one_in(10))
+		to[rng_below(&rng, n)].guest_phys_addr = to[0].guest_phys_addr;
+	return n;
+}
+
 /* Whether the order of the cuts decides which id a second part gets: a slot has pages on both sides of the hole, and
  * another one has pages in it too, and may end there.  Such slots overlap. */
 static bool is_ambiguous(const struct ms_step *s)
@@ -815,7 +848,7 @@ static bool is_ambiguous(const struct ms_step *s)
 /* ---- one transaction ---- */
 
 static struct ms_step steps[STEPS_MAX];
-static size_t nr_steps;
+static size_t nr_steps, circle; /* of the steps, circle: the slots that move in a circle, or 0 */
 
 /* Returns the step that the model refuses, or nr_steps. */
 static size_t make_steps(struct want *want)
@@ -823,11 +856,13 @@ static size_t make_steps(struct want *want)
 	size_t refused;
 
 	*want = no_refusal;
-	nr_steps = 1 + rng_below(&rng, STEPS_MAX);
+	circle = one_in(4) ? make_circle(steps) : 0;
+	nr_steps = circle ? circle : 1 + rng_below(&rng, STEPS_MAX);
 	for (refused = 0; refused < nr_steps; refused++) {
-		do
-			steps[refused] = any_step();
-		while (is_ambiguous(&steps[refused]));
+		if (!circle)
+			do
+				steps[refused] = any_step();
+			while (is_ambiguous(&steps[refused]));
 		*want = apply_step(&steps[refused], (uint32_t)refused);
 		if (want->code)
 			break;
@@ -911,8 +946,10 @@ static void accept(void)
 	for (size_t i = 0; i < nr_items; i++)
 		if (items[i].exists)
 			final_bits(&items[i]);
-	if (changes_anything())
+	if (changes_anything()) {
 		check_listener();
+		circles += circle > 0;
+	}
 	for (size_t i = 0; i < nr_items; i++)
 		if (items[i].exists)
 			next[items[i].v.id] = items[i];
@@ -1071,11 +1108,12 @@ int main(int argc, char **argv)
 		test_random(test_times(4000));
 	ms_backing_put(backings[1]);
 	ms_backing_put(backings[2]);
-	CHECK(kept && without_memory && refused_by_listener && noops);
+	CHECK(kept && circles && without_memory && refused_by_listener && noops);
 	for (int i = 1; i < MS_RULE_NR; i++)
 		if (answers[i])
 			printf("%s %" PRIu64 ", ", ms_rule_name((enum ms_rule)i), answers[i]);
-	printf("\nkept %" PRIu64 ", no memory %" PRIu64 ", listener %" PRIu64 ", noops %" PRIu64 "\n", kept,
-	       without_memory, refused_by_listener, noops);
+	printf("\nkept %" PRIu64 " (%" PRIu64 " circles), no memory %" PRIu64 ", listener %" PRIu64 ", noops %" PRIu64
+	       "\n",
+	       kept, circles, without_memory, refused_by_listener, noops);
 	return test_done("transactions", kept, "kept");
 }
