@@ -32,6 +32,14 @@ class Pair(NamedTuple):
     derived: str
 
 
+class Choice(NamedTuple):
+    """The part of a recorded file that a page shows; None: all."""
+
+    header: str | None = None  # the table with this header, such as "| a | b |"
+    rows: list[str] | None = None  # by their first cells, in this order
+    last: str | None = None  # the rows whose last cell begins so
+
+
 def cells(line: str) -> Row:
     return tuple(cell.strip() for cell in line.strip().strip("|").split("|"))
 
@@ -51,18 +59,24 @@ def tables(text: str) -> Iterator[Table]:
         yield Table(cells(lines[i - 1]), rows, places[begin : end + 1])
 
 
-def recorded(file: Path, header: str | None, names: list[str] | None) -> Table:
-    """Return the table of the file, or the one with this header; with `names` only these rows, in this order."""
+def recorded(file: Path, choice: Choice) -> Table:
     if not file.exists():
         raise ValueError(f"the record {file.parent} lacks {file.name}; `make results` writes it")
     text = file.read_text(encoding="utf-8")
-    found = list(tables(text)) if header is None else with_header(tables(text), cells(header))
+    found = list(tables(text))
+    if choice.header is not None:
+        found = with_header(found, cells(choice.header))
     if len(found) != 1:
-        which = "tables" if header is None else f"tables with the header {header}"
-        raise ValueError(f"{file} has {len(found)} {which}, not one; it begins: {text[:100]!r}")
-    if names is None:
-        return found[0]
-    return found[0]._replace(rows=[row_of(file, found[0], name) for name in names])
+        which = "" if choice.header is None else f" with the header {choice.header}"
+        raise ValueError(
+            f"{file} has {len(found)} tables{which}, not one; it begins: {text[:100]!r}"
+        )
+    rows = found[0].rows
+    if choice.rows is not None:
+        rows = [row_of(file, found[0], name) for name in choice.rows]
+    if choice.last is not None:
+        rows = [row for row in rows if row[-1].startswith(choice.last)]
+    return found[0]._replace(rows=rows)
 
 
 def row_of(file: Path, table: Table, name: str) -> Row:
@@ -88,11 +102,9 @@ def in_page(page: Path, header: Row) -> Table:
     return found[0]
 
 
-def pairs(
-    page: Path, file: Path, header: str | None = None, names: list[str] | None = None
-) -> Iterator[Pair]:
+def pairs(page: Path, file: Path, choice: Choice) -> Iterator[Pair]:
     """Yield each row that page and file share alone, and each series of rows that differ as one pair."""
-    wanted = recorded(file, header, names)
+    wanted = recorded(file, choice)
     has = in_page(page, wanted.header)
     matcher = SequenceMatcher(None, has.rows, wanted.rows, autojunk=False)
     for tag, i, j, k, m in matcher.get_opcodes():

@@ -231,6 +231,24 @@ def test_row_can_be_named_by_its_first_cells(
     assert f"|---|---|---|\n{rows}" in (with_table.ROOT / "table.md").read_text()
 
 
+def test_page_can_show_the_rows_with_some_last_cell(with_table: Any) -> None:
+    """Also if no row has it, and later one has it again."""
+    page = with_table.ROOT / "table.md"
+    listed = with_table.LIST.read_text()
+    head = "|---|---|---|\n"
+    for last, rows in (
+        ("2", "| create | 1 | 21 (98) |\n| move | 1 | 25 (73) |\n"),
+        ("21", "| create | 1 | 21 (98) |\n"),
+        ("not", ""),
+        ("25 (73)", "| move | 1 | 25 (73) |\n"),
+    ):
+        with_table.LIST.write_text(f'{listed}last = "{last}"\n')
+        assert with_table.main(["check"]) == 1
+        assert with_table.main(["write"]) == 0
+        assert f"{head}{rows}\nThe end." in page.read_text()
+        assert with_table.main(["check"]) == 0
+
+
 NOT_MEASURED = "mirrored: NOT measured: no /dev/kvm"
 
 
@@ -257,6 +275,106 @@ def test_missing_file_table_or_row_is_named(
     for command in ("check", "write"):
         assert with_table.main([command]) == 1
         assert message in capsys.readouterr().err
+
+
+# ---- other files, and links to the record ----------------------------------------------------------------------
+
+
+@pytest.fixture
+def with_files(figures: Any) -> Any:
+    """The tool with a third page: sentences of goals.json and callgrind.json, and a link to the record."""
+    rows = [
+        ("P1", "a / b", "8 slots", 35.75),
+        ("P1", "a / b", "4,096 slots", 143.4),
+        ("P1", "c / b", "8 slots", 0.5),
+    ]
+    keys = ("goal", "what", "at", "value")
+    goals = [dict(zip(keys, row, strict=True)) for row in rows]
+    counts = [{"case": "hot", "slots": n, "instructions": 60.6 * n} for n in (1, 64)]
+    record = figures.ROOT / "results" / "some-1"
+    record.mkdir(parents=True)
+    (record / "record.json").write_bytes((figures.ROOT / "record.json").read_bytes())
+    (record / "goals.json").write_text(json.dumps({"figures": goals}))
+    (record / "callgrind.json").write_text(json.dumps({"results": counts}))
+    (figures.ROOT / "files.md").write_text(FILES)
+    listed = figures.LIST.read_text().replace('record = "."', 'record = "results/some-1"')
+    figures.LIST.write_text(listed + LISTED)
+    tool("goal_figures").figures_of.cache_clear()
+    return figures
+
+
+FILES = """It takes 36 times, and 36 to 143 times as long.
+Hot: 61 and
+3,878. See [goals](results/some-1/goals.json).
+"""
+LISTED = """
+[[text]]
+page = "files.md"
+file = "goals.json"
+text = "takes {one} times, and {least} to {most} times"
+one = "P1 | a / b | 8 slots"
+least = "least P1 | a / b"
+most = "most P1 | a / b"
+[[text]]
+page = "files.md"
+file = "callgrind.json"
+text = "Hot: {one} and {many}."
+one = "hot | 1"
+many = "hot | 64"
+[[link]]
+page = "files.md"
+text = "[goals](results/{record}/goals.json)"
+"""
+
+
+def test_figures_of_other_files_are_those_of_the_page(
+    with_files: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert with_files.main(["check"]) == 0, capsys.readouterr()
+    assert capsys.readouterr().out == "figures: 10 derived, 0 different\n"
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "shown"),
+    [
+        ("takes 36", "takes 35", "35 -> 36 (P1 | a / b | 8 slots)"),
+        ("and 36", "and 0.50", "0.50 -> 36 (least P1 | a / b)"),
+        ("to 143", "to 144", "144 -> 143 (most P1 | a / b)"),
+        ("Hot: 61", "Hot: 60", "60 -> 61 (hot | 1)"),
+        ("3,878", "3878", "3878 -> 3,878 (hot | 64)"),
+        ("results/some-1", "results/some-0", "some-0 -> some-1 (record)"),
+    ],
+)
+def test_each_other_figure_or_link_is_noticed_and_written(
+    with_files: Any, old: str, new: str, shown: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = with_files.ROOT / "files.md"
+    assert FILES.count(old) == 1
+    page.write_text(FILES.replace(old, new))
+    assert with_files.main(["check"]) == 1
+    out = capsys.readouterr().out
+    assert f"figures: files.md: {shown}" in out
+    assert "1 different" in out
+    assert with_files.main(["write"]) == 0
+    assert page.read_text() == FILES
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("a / b | 8 slots", "a / b | 9 slots", "no figure P1 | a / b | 9 slots"),
+        ('"least P1 | a / b"', '"least P1 | a / c"', "no figure least P1 | a / c"),
+        ("hot | 64", "hot | 65", "there is no lookup hot | 65"),
+    ],
+)
+def test_missing_figure_of_another_file_is_named(
+    with_files: Any, old: str, new: str, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    listed = with_files.LIST.read_text()
+    assert listed.count(old) == 1
+    with_files.LIST.write_text(listed.replace(old, new))
+    assert with_files.main(["write"]) == 1
+    assert message in capsys.readouterr().err
 
 
 # ---- the documentation -----------------------------------------------------------------------------------------
