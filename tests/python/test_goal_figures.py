@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: MIT
 """The column "measured" of the table of goals, and the error rates of verdicts: from invented records, cell by cell."""
 
+import importlib
 import json
 import tomllib
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -124,6 +126,19 @@ def test_file_without_rows_of_the_suite_is_refused(
     comparison.write_text(json.dumps(content))
     with pytest.raises(ValueError, match=message):
         tool("goal_figures").figures_of(comparison)
+
+
+def test_recorded_comparisons_follow_from_their_processes() -> None:
+    pytest.importorskip("scipy", reason="no scipy: the extra verdict has it")
+    runs = importlib.import_module("memslots.verdicts.runs")
+    listed = tomllib.loads((ROOT / "docs" / "figures.toml").read_text(encoding="utf-8"))
+    file = ROOT / listed["versions"]["file"]
+    if not file.exists():
+        pytest.skip(f"{listed['versions']['file']} is not recorded")
+    rows = json.loads(file.read_text(encoding="utf-8"))["rows"]
+    again = [asdict(row) for row in runs.table(runs.read(file))]
+    assert [row["benchmark"] for row in rows] == [row["benchmark"] for row in again]
+    assert [row["ratio"] for row in rows] == pytest.approx([row["ratio"] for row in again])
 
 
 # ---- in the page ----------------------------------------------------------------------------------
