@@ -13,7 +13,8 @@ A figure of [[text]] comes from the tables of `memslots perf` or `memslots scale
     CASE BACKEND/OTHER SLOTS   the quotient of two medians, such as 64
 
 [[table]] is a table of a page whose rows are those of a file of the record.  It is the table with the header of the
-file's table.  With `rows`, a list of first cells, the page shows these rows only, in this order.
+file's table.  A file with more than one table needs `header`, such as "| readers | number |".  With `rows` the page
+shows these rows only, in this order.  Each is the first cell of a row, or its first cells: "hot | 64".
 
 [[goal]] is a row of the table of goals; goal_figures.py fills its {measured}.
 [[rate]] has the error rates of verdicts; rate_figures.py has their names.
@@ -117,7 +118,7 @@ def of_goal(entry: dict[str, Any], page: str, file: Path) -> Place:
 
 def of_table(entry: dict[str, Any], file: Path) -> Iterator[Place]:
     page = entry["page"]
-    for pair in table_figures.pairs(ROOT / page, file, entry.get("rows")):
+    for pair in table_figures.pairs(ROOT / page, file, entry.get("header"), entry.get("rows")):
         yield Place(page, *pair, file.name)
 
 

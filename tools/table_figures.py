@@ -7,7 +7,7 @@ Both are tables with `|`.  Padding does not count: a row is the list of its cell
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from difflib import SequenceMatcher
 from pathlib import Path
 from typing import NamedTuple
@@ -51,27 +51,35 @@ def tables(text: str) -> Iterator[Table]:
         yield Table(cells(lines[i - 1]), rows, places[begin : end + 1])
 
 
-def recorded(file: Path, names: list[str] | None) -> Table:
-    """Return the table of the file; with `names` only the rows with these first cells, in this order."""
+def recorded(file: Path, header: str | None, names: list[str] | None) -> Table:
+    """Return the table of the file, or the one with this header; with `names` only these rows, in this order."""
     if not file.exists():
         raise ValueError(f"the record {file.parent} lacks {file.name}; `make results` writes it")
     text = file.read_text(encoding="utf-8")
-    found = list(tables(text))
+    found = list(tables(text)) if header is None else with_header(tables(text), cells(header))
     if len(found) != 1:
-        raise ValueError(f"{file} has {len(found)} tables, not one; it begins: {text[:100]!r}")
+        which = "tables" if header is None else f"tables with the header {header}"
+        raise ValueError(f"{file} has {len(found)} {which}, not one; it begins: {text[:100]!r}")
     if names is None:
         return found[0]
-    rows = []
-    for name in names:
-        named = [row for row in found[0].rows if row[0] == name]
-        if len(named) != 1:
-            raise ValueError(f"{file} has the row {name} {len(named)} times, not once")
-        rows += named
-    return found[0]._replace(rows=rows)
+    return found[0]._replace(rows=[row_of(file, found[0], name) for name in names])
+
+
+def row_of(file: Path, table: Table, name: str) -> Row:
+    """Return the row that begins with these cells."""
+    begin = cells(name)
+    found = [row for row in table.rows if row[: len(begin)] == begin]
+    if len(found) != 1:
+        raise ValueError(f"{file} has the row {name} {len(found)} times, not once")
+    return found[0]
+
+
+def with_header(found: Iterable[Table], header: Row) -> list[Table]:
+    return [table for table in found if table.header == header]
 
 
 def in_page(page: Path, header: Row) -> Table:
-    found = [t for t in tables(page.read_text(encoding="utf-8")) if t.header == header]
+    found = with_header(tables(page.read_text(encoding="utf-8")), header)
     if len(found) != 1:
         shown = markdown([header]).strip()
         raise ValueError(
@@ -80,9 +88,11 @@ def in_page(page: Path, header: Row) -> Table:
     return found[0]
 
 
-def pairs(page: Path, file: Path, names: list[str] | None) -> Iterator[Pair]:
+def pairs(
+    page: Path, file: Path, header: str | None = None, names: list[str] | None = None
+) -> Iterator[Pair]:
     """Yield each row that page and file share alone, and each series of rows that differ as one pair."""
-    wanted = recorded(file, names)
+    wanted = recorded(file, header, names)
     has = in_page(page, wanted.header)
     matcher = SequenceMatcher(None, has.rows, wanted.rows, autojunk=False)
     for tag, i, j, k, m in matcher.get_opcodes():

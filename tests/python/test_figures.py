@@ -166,6 +166,71 @@ def test_page_shows_the_listed_rows_in_their_order(with_table: Any) -> None:
     assert with_table.main(["check"]) == 0
 
 
+TWO_TABLES = f"""| change |
+|---|
+| 7 |
+
+{RECORDED}
+"""
+HEADER = 'header = "| change | engine | kernel |"\n'
+
+
+def test_file_with_more_tables_needs_a_header(
+    with_table: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (with_table.ROOT / "mirrored.txt").write_text(TWO_TABLES)
+    assert with_table.main(["check"]) == 1
+    assert "has 2 tables, not one" in capsys.readouterr().err
+    with with_table.LIST.open("a") as listed:
+        listed.write(HEADER)
+    assert with_table.main(["check"]) == 0
+    page = with_table.ROOT / "table.md"
+    page.write_text(PAGE.replace("21 (98)", "22 (98)"))
+    assert with_table.main(["check"]) == 1
+    assert with_table.main(["write"]) == 0
+    assert page.read_text() == PAGE
+
+
+@pytest.mark.parametrize(
+    ("recorded", "header", "message"),
+    [
+        (
+            TWO_TABLES,
+            "| change | engine |",
+            "0 tables with the header | change | engine |, not one",
+        ),
+        (
+            RECORDED + RECORDED,
+            "| change | engine | kernel |",
+            "2 tables with the header | change |",
+        ),
+    ],
+)
+def test_header_that_does_not_name_one_table_is_refused(
+    with_table: Any, recorded: str, header: str, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (with_table.ROOT / "mirrored.txt").write_text(recorded)
+    with with_table.LIST.open("a") as listed:
+        listed.write(f'header = "{header}"\n')
+    assert with_table.main(["check"]) == 1
+    assert message in capsys.readouterr().err
+
+
+def test_row_can_be_named_by_its_first_cells(
+    with_table: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recorded = with_table.ROOT / "mirrored.txt"
+    recorded.write_text(RECORDED.replace("| trade    |        2", "| move     |        2"))
+    listed = with_table.LIST.read_text()
+    with_table.LIST.write_text(listed + 'rows = ["move"]\n')
+    assert with_table.main(["check"]) == 1
+    assert "has the row move 2 times, not once" in capsys.readouterr().err
+    with_table.LIST.write_text(listed + 'rows = ["move | 2", "create"]\n')
+    assert with_table.main(["write"]) == 0
+    rows = "| move | 2 | |\n| create | 1 | 21 (98) |\n\nThe end."
+    assert f"|---|---|---|\n{rows}" in (with_table.ROOT / "table.md").read_text()
+
+
 NOT_MEASURED = "mirrored: NOT measured: no /dev/kvm"
 
 
