@@ -130,7 +130,7 @@ asan-core: $(VENV)/.with-build
 
 # Tests of code above the binding.  Sanitizers would find nothing there, because it is Python only.
 # Single tests have the marker above_binding.
-ABOVE_BINDING := $(patsubst %,--ignore=tests/python/test_%.py,anchors answers bench_example bench_goals bench_names cli dask_example diff examples figures flatten flips geometry goal_figures hostile_vectors interpreters ioctls kvm_differential kvm_mirror_kernel kvm_mirror_machine layers layouts ledger locking logs map mutants noise perf plans_on_kvm plot readme records recorder reports results runs scale snapshot_files statistics timing typing vectors verdicts)
+ABOVE_BINDING := $(patsubst %,--ignore=tests/python/test_%.py,anchors answers bench_example bench_goals bench_names cli dask_example diff examples figures flatten flips geometry given_figures goal_figures hostile_vectors interpreters ioctls kvm_differential kvm_mirror_kernel kvm_mirror_machine layers layouts ledger locking logs map mutants noise perf plans_on_kvm plot readme records recorder reports results runs scale snapshot_files statistics timing typing vectors verdicts)
 
 # The interpreter itself is not instrumented.  So LD_PRELOAD loads the sanitizers' libraries before it, and
 # PYTHONMALLOC=malloc turns off its own allocator, which would hide small blocks.  Leaks are checked only in the tests

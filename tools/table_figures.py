@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 """The rows of a table in a page, from the table of a recorded file.
 
-Both are tables with `|`.  Padding does not count: a row is the list of its cells.
+Both are tables with `|`; the file may have tabs instead.  Padding does not count: a row is the list of its cells.
 """
 
 from __future__ import annotations
@@ -51,18 +51,51 @@ def tables(text: str) -> Iterator[Table]:
         yield Table(cells(lines[i - 1]), rows, places[begin : end + 1])
 
 
-def recorded(file: Path, header: str | None, names: list[str] | None) -> Table:
-    """Return the table of the file, or the one with this header; with `names` only these rows, in this order."""
+def tabbed(text: str) -> Table:
+    """Return the table of a file with tabs, with numbers as a page shows them."""
+    header, *rows = [tuple(line.split("\t")) for line in text.splitlines()]
+    return Table(header, [tuple(map(number, row)) for row in rows], [])
+
+
+def number(cell: str) -> str:
+    return f"{int(cell):,}" if cell.isdecimal() else cell
+
+
+class Choice(NamedTuple):
+    """The part of a recorded file that a page shows; None: all."""
+
+    header: str | None = None  # the table with this header, such as "| a | b |"
+    columns: list[str] | None = None
+    rows: list[str] | None = None  # by their first cells, in this order
+
+
+def recorded(file: Path, choice: Choice) -> Table:
     if not file.exists():
-        raise ValueError(f"the record {file.parent} lacks {file.name}; `make results` writes it")
+        raise ValueError(
+            f"there is no {file}; docs/results/README.md has the command that writes it"
+        )
     text = file.read_text(encoding="utf-8")
-    found = list(tables(text)) if header is None else with_header(tables(text), cells(header))
+    found = [tabbed(text)] if file.suffix == ".tsv" else list(tables(text))
+    if choice.header is not None:
+        found = with_header(found, cells(choice.header))
     if len(found) != 1:
-        which = "tables" if header is None else f"tables with the header {header}"
-        raise ValueError(f"{file} has {len(found)} {which}, not one; it begins: {text[:100]!r}")
-    if names is None:
-        return found[0]
-    return found[0]._replace(rows=[row_of(file, found[0], name) for name in names])
+        which = "" if choice.header is None else f" with the header {choice.header}"
+        raise ValueError(
+            f"{file} has {len(found)} tables{which}, not one; it begins: {text[:100]!r}"
+        )
+    table = found[0] if choice.columns is None else columns_of(file, found[0], choice.columns)
+    if choice.rows is None:
+        return table
+    return table._replace(rows=[row_of(file, table, name) for name in choice.rows])
+
+
+def columns_of(file: Path, table: Table, names: list[str]) -> Table:
+    missing = [name for name in names if name not in table.header]
+    if missing:
+        raise ValueError(f"{file} has no column {missing[0]}; it has {', '.join(table.header)}")
+    places = [table.header.index(name) for name in names]
+    rows = [tuple(row[i] for i in places) for row in table.rows]
+    return table._replace(header=tuple(names), rows=rows)
 
 
 def row_of(file: Path, table: Table, name: str) -> Row:
@@ -88,11 +121,9 @@ def in_page(page: Path, header: Row) -> Table:
     return found[0]
 
 
-def pairs(
-    page: Path, file: Path, header: str | None = None, names: list[str] | None = None
-) -> Iterator[Pair]:
+def pairs(page: Path, file: Path, choice: Choice) -> Iterator[Pair]:
     """Yield each row that page and file share alone, and each series of rows that differ as one pair."""
-    wanted = recorded(file, header, names)
+    wanted = recorded(file, choice)
     has = in_page(page, wanted.header)
     matcher = SequenceMatcher(None, has.rows, wanted.rows, autojunk=False)
     for tag, i, j, k, m in matcher.get_opcodes():
