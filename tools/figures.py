@@ -15,15 +15,18 @@ A figure of [[text]] comes from the tables of `memslots perf` or `memslots scale
     LOOKUP | SLOTS             in callgrind.json: instructions
 
 [[table]] is a table of a page whose rows are those of a file of the record.  It is the table with the header of the
-file's table.  A file with more than one table needs `header`, such as "| readers | number |".  With `rows` the page
-shows these rows only, in this order.  Each is the first cell of a row, or its first cells: "hot | 64".
-
-With `last` it shows only the rows whose last cell begins so.
+file's table.  A file with more than one table needs `header`, such as "| readers | number |".  With `columns` and
+`rows` the page shows only these, in this order.  A row is named by its first cell, or its first cells: "hot | 64".
+With `last` it shows only the rows whose last cell begins so.  A `file` with a folder, such as "kernel/plans.txt", is
+one of docs/results.
 
 [[link]] is a text with a link to a file of the record; its {record} is the folder.
 [[goal]] is a row of the table of goals; goal_figures.py fills its {measured}.
 [[version]] is the same of the table of goals against an earlier version.
 [[rate]] has the error rates of verdicts; rate_figures.py has their names.
+
+`check` also fails for a figure that looks measured and has no source: it is not derived, and not in [[given]]
+(given_figures.py).
 """
 
 from __future__ import annotations
@@ -38,6 +41,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import given_figures
 import goal_figures
 import rate_figures
 import table_figures
@@ -46,6 +50,7 @@ from memslots.report import show
 
 ROOT = Path(__file__).resolve().parent.parent
 LIST = ROOT / "docs" / "figures.toml"
+RESULTS = ROOT / "docs" / "results"
 FOLDER = r"([a-z0-9.-]+)"
 FIGURE = r"([0-9][0-9.,]*(?:\s+(?:ns|us|ms|s)\b)?)"
 CELL = r"([^|]*?)"
@@ -116,7 +121,7 @@ def places(listed: dict[str, Any]) -> Iterator[Place]:
     for entry in listed["text"]:
         yield from of_text(entry, record / entry.get("file", listed["file"]))
     for entry in listed.get("table", []):
-        yield from of_table(entry, record / entry["file"])
+        yield from of_table(entry, file_of(record, entry["file"]))
     for entry in listed.get("link", []):
         yield from of_link(entry, record.name)
     for entry in listed.get("goal", []):
@@ -125,6 +130,10 @@ def places(listed: dict[str, Any]) -> Iterator[Place]:
         yield of_goal(entry, listed["versions"]["page"], ROOT / listed["versions"]["file"])
     for entry in listed.get("rate", []):
         yield from of_rate(entry, ROOT / listed["rates"]["file"])
+
+
+def file_of(record: Path, name: str) -> Path:
+    return (RESULTS if "/" in name else record) / name
 
 
 def of_text(entry: dict[str, str], file: Path) -> Iterator[Place]:
@@ -183,6 +192,13 @@ def write(found: list[Place]) -> None:
         (ROOT / name).write_text(page, encoding="utf-8")
 
 
+def spans_of(found: list[Place]) -> dict[str, list[tuple[int, int]]]:
+    spans: dict[str, list[tuple[int, int]]] = {}
+    for place in found:
+        spans.setdefault(place.page, []).append((place.begin, place.end))
+    return spans
+
+
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -190,7 +206,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("command", choices=("check", "write"))
     args = parser.parse_args(argv)
     try:
-        found = list(places(tomllib.loads(LIST.read_text(encoding="utf-8"))))
+        listed = tomllib.loads(LIST.read_text(encoding="utf-8"))
+        found = list(places(listed))
+        faults = list(given_figures.faults(ROOT, listed, spans_of(found)))
     except (FigureError, ValueError, OSError) as e:
         print(f"figures: {e}", file=sys.stderr)
         return 1
@@ -202,8 +220,10 @@ def main(argv: list[str] | None = None) -> int:
         write(wrong)
         print(f"figures: {len(wrong)} of {len(found)} written")
         return 0
-    print(f"figures: {len(found)} derived, {len(wrong)} different")
-    return 1 if wrong else 0
+    for fault in faults:
+        print(f"figures: {fault.place}: {fault.text}")
+    print(f"figures: {len(found)} derived, {len(wrong)} different, {len(faults)} without a source")
+    return 1 if wrong or faults else 0
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 """The rows of a table in a page, from the table of a recorded file.
 
-Both are tables with `|`.  Padding does not count: a row is the list of its cells.
+Both are tables with `|`; the file may have tabs instead.  Padding does not count: a row is the list of its cells.
 """
 
 from __future__ import annotations
@@ -32,14 +32,6 @@ class Pair(NamedTuple):
     derived: str
 
 
-class Choice(NamedTuple):
-    """The part of a recorded file that a page shows; None: all."""
-
-    header: str | None = None  # the table with this header, such as "| a | b |"
-    rows: list[str] | None = None  # by their first cells, in this order
-    last: str | None = None  # the rows whose last cell begins so
-
-
 def cells(line: str) -> Row:
     return tuple(cell.strip() for cell in line.strip().strip("|").split("|"))
 
@@ -59,11 +51,32 @@ def tables(text: str) -> Iterator[Table]:
         yield Table(cells(lines[i - 1]), rows, places[begin : end + 1])
 
 
+def tabbed(text: str) -> Table:
+    """Return the table of a file with tabs, with numbers as a page shows them."""
+    header, *rows = [tuple(line.split("\t")) for line in text.splitlines()]
+    return Table(header, [tuple(map(number, row)) for row in rows], [])
+
+
+def number(cell: str) -> str:
+    return f"{int(cell):,}" if cell.isdecimal() else cell
+
+
+class Choice(NamedTuple):
+    """The part of a recorded file that a page shows; None: all."""
+
+    header: str | None = None  # the table with this header, such as "| a | b |"
+    columns: list[str] | None = None
+    rows: list[str] | None = None  # by their first cells, in this order
+    last: str | None = None  # the rows whose last cell begins so
+
+
 def recorded(file: Path, choice: Choice) -> Table:
     if not file.exists():
-        raise ValueError(f"the record {file.parent} lacks {file.name}; `make results` writes it")
+        raise ValueError(
+            f"there is no {file}; docs/results/README.md has the command that writes it"
+        )
     text = file.read_text(encoding="utf-8")
-    found = list(tables(text))
+    found = [tabbed(text)] if file.suffix == ".tsv" else list(tables(text))
     if choice.header is not None:
         found = with_header(found, cells(choice.header))
     if len(found) != 1:
@@ -71,12 +84,22 @@ def recorded(file: Path, choice: Choice) -> Table:
         raise ValueError(
             f"{file} has {len(found)} tables{which}, not one; it begins: {text[:100]!r}"
         )
-    rows = found[0].rows
+    table = found[0] if choice.columns is None else columns_of(file, found[0], choice.columns)
+    rows = table.rows
     if choice.rows is not None:
-        rows = [row_of(file, found[0], name) for name in choice.rows]
+        rows = [row_of(file, table, name) for name in choice.rows]
     if choice.last is not None:
         rows = [row for row in rows if row[-1].startswith(choice.last)]
-    return found[0]._replace(rows=rows)
+    return table._replace(rows=rows)
+
+
+def columns_of(file: Path, table: Table, names: list[str]) -> Table:
+    missing = [name for name in names if name not in table.header]
+    if missing:
+        raise ValueError(f"{file} has no column {missing[0]}; it has {', '.join(table.header)}")
+    places = [table.header.index(name) for name in names]
+    rows = [tuple(row[i] for i in places) for row in table.rows]
+    return table._replace(header=tuple(names), rows=rows)
 
 
 def row_of(file: Path, table: Table, name: str) -> Row:

@@ -41,6 +41,7 @@ time = "RW tree 8"
 """)
     monkeypatch.setattr(module, "ROOT", tmp_path)
     monkeypatch.setattr(module, "LIST", tmp_path / "list.toml")
+    monkeypatch.setattr(module, "RESULTS", tmp_path / "results")
     return module
 
 
@@ -48,7 +49,7 @@ def test_derived_figures_are_those_of_the_page(
     figures: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert figures.main(["check"]) == 0
-    assert capsys.readouterr().out == "figures: 4 derived, 0 different\n"
+    assert capsys.readouterr().out == "figures: 4 derived, 0 different, 0 without a source\n"
 
 
 @pytest.mark.parametrize(
@@ -128,7 +129,7 @@ def test_table_of_a_page_is_that_of_its_file(
     with_table: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert with_table.main(["check"]) == 0
-    assert capsys.readouterr().out == "figures: 7 derived, 0 different\n"
+    assert capsys.readouterr().out == "figures: 7 derived, 0 different, 0 without a source\n"
 
 
 @pytest.mark.parametrize(
@@ -249,6 +250,32 @@ def test_page_can_show_the_rows_with_some_last_cell(with_table: Any) -> None:
         assert with_table.main(["check"]) == 0
 
 
+RECORD = "date\tchange\tengine\tkernel\n29\tcreate\t1\t21\n29\tmove\t12345\t\n"
+
+
+@pytest.fixture
+def with_tabs(with_table: Any) -> Any:
+    """The table of the page is a part of a record with tabs, in a folder of docs/results."""
+    (with_table.ROOT / "results" / "runs").mkdir(parents=True)
+    (with_table.ROOT / "results" / "runs" / "record.tsv").write_text(RECORD)
+    listed = with_table.LIST.read_text().replace("mirrored.txt", "runs/record.tsv")
+    with_table.LIST.write_text(f'{listed}columns = ["change", "engine", "kernel"]\n')
+    return with_table
+
+
+def test_page_shows_columns_of_a_record_with_tabs(with_tabs: Any) -> None:
+    assert with_tabs.main(["write"]) == 0
+    rows = "| create | 1 | 21 |\n| move | 12,345 | |\n\nThe end."
+    assert f"|---|---|---|\n{rows}" in (with_tabs.ROOT / "table.md").read_text()
+    assert with_tabs.main(["check"]) == 0
+
+
+def test_missing_column_is_named(with_tabs: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    with_tabs.LIST.write_text(with_tabs.LIST.read_text().replace('"kernel"', '"KVM"'))
+    assert with_tabs.main(["check"]) == 1
+    assert "has no column KVM; it has date, change, engine, kernel" in capsys.readouterr().err
+
+
 NOT_MEASURED = "mirrored: NOT measured: no /dev/kvm"
 
 
@@ -256,7 +283,7 @@ NOT_MEASURED = "mirrored: NOT measured: no /dev/kvm"
     ("file", "edit", "message"),
     [
         ("mirrored.txt", lambda _: NOT_MEASURED, f"0 tables, not one; it begins: {NOT_MEASURED!r}"),
-        ("mirrored.txt", lambda _: None, "lacks mirrored.txt; `make results` writes it"),
+        ("mirrored.txt", lambda _: None, "mirrored.txt; docs/results/README.md has the command"),
         ("table.md", lambda text: text.replace(" kernel", " KVM"), "header 0 times, not once: | change"),
         ("table.md", lambda text: text + text, "header 2 times, not once: | change | engine | kernel |"),
         ("list.toml", lambda text: f'{text}rows = ["split"]', "the row split 0 times, not once"),
@@ -331,7 +358,7 @@ def test_figures_of_other_files_are_those_of_the_page(
     with_files: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert with_files.main(["check"]) == 0, capsys.readouterr()
-    assert capsys.readouterr().out == "figures: 10 derived, 0 different\n"
+    assert capsys.readouterr().out == "figures: 10 derived, 0 different, 0 without a source\n"
 
 
 @pytest.mark.parametrize(
