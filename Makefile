@@ -4,7 +4,7 @@
 #
 #   PYTHON   the Python to use; for example: make test PYTHON=python3.13 VENV=.venv-3.13
 #   ARGS     further arguments for memslots perf, for pytest in test-python, bench and bench-compare, or for bench-goals,
-#            bench-readers, callgrind and mutants
+#            bench-readers, bench-workers, callgrind and mutants
 #   LEAVE_OUT  tests with this marker are not run by test-python; LEAVE_OUT= runs every test
 #   JOBS     processes that run tests at the same time; ARGS=-n0 runs pytest in one, for a debugger
 #   T, SEED  seconds and seed of torture
@@ -47,7 +47,7 @@ unexport PYTHONPATH PYTHONHOME
 .NOTPARALLEL:
 .SECONDARY:
 .PHONY: help perf test built-for-test built-for-ci test-core test-python test-builds test-arrays test-examples test-another test-others test-kernel test-fuzz asan asan-core asan-python tsan torture \
-	torture-short leaks mutants coverage bench bench-goals bench-readers bench-compare error-pool error-rates ledger ledger-check callgrind results figures lint format ci \
+	torture-short leaks mutants coverage bench bench-goals bench-readers bench-workers bench-compare error-pool error-rates ledger ledger-check callgrind results figures lint format ci \
 	nightly clean
 
 help: ## list the commands
@@ -130,7 +130,7 @@ asan-core: $(VENV)/.with-build
 
 # Tests of code above the binding.  Sanitizers would find nothing there, because it is Python only.
 # Single tests have the marker above_binding.
-ABOVE_BINDING := $(patsubst %,--ignore=tests/python/test_%.py,anchors answers bench_example bench_goals bench_names cli dask_example diff examples figures flatten flips geometry goal_figures hostile_vectors interpreters ioctls kvm_differential kvm_mirror_kernel kvm_mirror_machine layers layouts ledger locking logs map mutants noise perf plans_on_kvm plot readme records recorder reports results runs scale snapshot_files statistics timing typing vectors verdicts)
+ABOVE_BINDING := $(patsubst %,--ignore=tests/python/test_%.py,anchors answers bench_example bench_goals bench_names cli dask_example diff examples figures flatten flips geometry given_figures goal_figures hostile_vectors interpreters ioctls kvm_differential kvm_mirror_kernel kvm_mirror_machine layers layouts ledger locking logs map mutants noise perf plans_on_kvm plot readme records recorder reports results runs scale snapshot_files statistics timing typing vectors verdicts)
 
 # The interpreter itself is not instrumented.  So LD_PRELOAD loads the sanitizers' libraries before it, and
 # PYTHONMALLOC=malloc turns off its own allocator, which would hide small blocks.  Leaks are checked only in the tests
@@ -183,6 +183,9 @@ bench-goals: $(VENV)/.package $(VENV)/.with-bench ## measure the goals of docs/b
 
 bench-readers: $(VENV)/.package ## measure readers next to a writer that never stops, and the writer next to 1 to 8 readers
 	@$(BIN)/python bench/readers.py $(ARGS)
+
+bench-workers: $(VENV)/.package $(VENV)/.with-examples ## measure examples/dask_translate.py in one process and on Dask workers; ARGS="-o FILE" records it
+	@$(BIN)/python bench/workers.py $(ARGS)
 
 callgrind: build/.callgrind-package ## count the instructions of a scalar lookup, by function
 	@$(BIN)/python bench/callgrind.py --site $(CALLGRIND_SITE) $(ARGS)

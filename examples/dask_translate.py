@@ -18,9 +18,10 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from tqdm import tqdm
@@ -107,22 +108,28 @@ def in_one_process(path: Path, gfns: int, size: int, snapshot: Snapshot) -> tupl
     return answer, time.perf_counter() - begin
 
 
-def on_workers(
-    path: Path, gfns: int, size: int, snapshot: Snapshot, workers: int
-) -> tuple[Answer, float]:
-    """The time is that of the translation.  The start of the cluster, its imports and the VM are not part of it."""
-    from dask.distributed import Client, LocalCluster, as_completed
+@contextmanager
+def cluster_of(workers: int, path: Path, snapshot: Snapshot) -> Iterator[tuple[Any, Any]]:
+    """Yield the client of a cluster, and the snapshot there.  Each worker has its imports and its VM."""
+    from dask.distributed import Client, LocalCluster
 
     with (
         LocalCluster(workers, threads_per_worker=1, dashboard_address=None) as cluster,
         Client(cluster) as client,
-        bar(gfns, f"{workers} workers") as progress,
     ):
         client.wait_for_workers(workers)
         sent = client.scatter(snapshot, broadcast=True)
         for worker in client.scheduler_info()["workers"]:
             client.submit(translate, str(path), 0, 0, sent, pure=False, workers=[worker]).result()
-        begin, answer = time.perf_counter(), Answer(0, 0, 0)
+        yield client, sent
+
+
+def on_workers(path: Path, gfns: int, size: int, client: Any, sent: Any) -> tuple[Answer, float]:
+    """The time is that of the translation.  The start of the cluster, its imports and the VM are not part of it."""
+    from dask.distributed import as_completed
+
+    begin, answer = time.perf_counter(), Answer(0, 0, 0)
+    with bar(gfns, "on the workers") as progress:
         jobs = [
             client.submit(translate, str(path), lo, hi, sent, pure=False)
             for lo, hi in parts(gfns, size)
@@ -131,7 +138,7 @@ def on_workers(
             part = Answer(*job.result())  # raises the exception of a worker
             answer = answer.plus(part)
             progress.update(part.gfns)
-        return answer, time.perf_counter() - begin
+    return answer, time.perf_counter() - begin
 
 
 def report(gfns: int, alone: float, together: float, workers: int) -> str:
@@ -172,7 +179,8 @@ def main(argv: list[str] | None = None) -> int:
         make_trace(path, args.gfns, args.part, snapshot, args.seed)
         print(f"{args.gfns:,} gfns in {path.stat().st_size / 1e6:,.0f} MB, {len(snapshot):,} slots")
         alone, alone_s = in_one_process(path, args.gfns, args.part, snapshot)
-        together, together_s = on_workers(path, args.gfns, args.part, snapshot, args.workers)
+        with cluster_of(args.workers, path, snapshot) as (client, sent):
+            together, together_s = on_workers(path, args.gfns, args.part, client, sent)
     print(report(args.gfns, alone_s, together_s, args.workers))
     if alone != together:
         print(f"the answers differ: {alone} in one process, {together} on the workers")

@@ -1,9 +1,17 @@
 # SPDX-License-Identifier: MIT
-"""The column "measured" of the table of goals, from goals.json of a record.
+"""The column "measured" of a table of goals, from goals.json of a record or from a recorded comparison of two versions.
 
 A row of the table has a list of figures: each `what` at each `at`.  Up to three are listed in this order; more become a
 range.  A figure has two digits, or as many as keep its verdict: 2.54 is not shown as 2.5 if at most 2.5 is wanted.
 Figures that miss the bound of the row are bold.  If the record lacks one of them, the cell is NOT_RECORDED.
+
+A comparison is the output of `bench_compare.py A B --suite --json`.  The row of test_NAME[FIRST-REST] has the goal
+`NAME`, with its backquotes, `what` FIRST and `at` REST.  Its figure is A / B: how many times as fast B is.
+
+one() has a figure of goals.json for a sentence:
+
+    GOAL | WHAT | AT      such as P2 | batch / np.copyto of the gfns | 8 slots
+    least GOAL | WHAT     the least figure of all places; `most` is the greatest one
 """
 
 from __future__ import annotations
@@ -11,6 +19,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections.abc import Callable, Iterable
 from fractions import Fraction
 from functools import cache
 from pathlib import Path
@@ -23,6 +32,8 @@ LISTED = 3  # figures, at most; more are a range
 FRACTIONS = Fraction(1, 10)  # figures with a bound below this are shown as 1/38
 DIGITS, MOST_DIGITS = 2, 6
 WANTED = re.compile(r"(>=|<=) ([\d./]+)")
+COMPARED = re.compile(r".*::test_(\w+)\[([^-\]]+)-(.+)\]")
+ENDS: dict[str, Callable[[Iterable[float]], float]] = {"least": min, "most": max}
 
 Figures = dict[tuple[str, str, str], float]
 
@@ -37,11 +48,35 @@ class Bound(NamedTuple):
 
 @cache
 def figures_of(file: Path) -> Figures:
-    """Return the figures of goals.json by goal, name and place; none if there is no such file."""
+    """Return the figures by goal, name and place; none if there is no such file."""
     if not file.exists():
         return {}
-    rows: list[dict[str, Any]] = json.loads(file.read_text(encoding="utf-8"))["figures"]
-    return {(row["goal"], row["what"], row["at"]): row["value"] for row in rows}
+    found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    if "figures" in found:
+        return {(row["goal"], row["what"], row["at"]): row["value"] for row in found["figures"]}
+    if "rows" in found:
+        return dict(map(compared, found["rows"]))
+    raise ValueError(f"{file} has neither `figures` nor `rows`; write a comparison with --json")
+
+
+def compared(row: dict[str, Any]) -> tuple[tuple[str, str, str], float]:
+    found = COMPARED.fullmatch(row["benchmark"])
+    if not found:
+        raise ValueError(f"{row['benchmark']} is no test_NAME[FIRST-REST]")
+    name, first, rest = found.groups()
+    return (f"`{name}`", first, rest), 1 / row["ratio"]
+
+
+def one(file: Path, name: str) -> str:
+    """Return a figure for a sentence."""
+    goal, what, *at = name.split(" | ")
+    figures = figures_of(file)
+    end, _, of = goal.rpartition(" ")
+    keys = [(of, what, *at)] if at else [key for key in figures if key[:2] == (of, what)]
+    found = [figures[key] for key in keys if key in figures]
+    if not found:
+        raise ValueError(f"{file} has no figure {name}")
+    return shown(ENDS[end](found) if end else found[0], None)
 
 
 def bound_of(wanted: str) -> Bound | None:

@@ -5,7 +5,9 @@ Each plan leads from the layout that the plan before it has left to a new random
 compares the slots that the kernel accepted with the final layout of the plan.  The same steps also run on an engine of
 this package, whose slots must be the final layout too.
 
-It prints one line for each 100,000 plans and one at the end.  Exit status 1: a step was refused, or a layout differs.
+It prints one line for each 50,000 plans and one at the end.  With -o it also writes a table of the counts into a file,
+each time anew.  It ends at the first refusal or difference with exit status 1, and removes the file: so each counted
+ioctl was accepted, and each counted plan left the layout that it promised.
 """
 
 import argparse
@@ -14,6 +16,9 @@ import random
 import sys
 import time
 from collections import Counter
+from collections.abc import Iterator
+from datetime import date
+from pathlib import Path
 
 import numpy as np
 
@@ -23,6 +28,7 @@ from memslots.listener import ChangeKind
 PAGE = 4096
 LOG, READONLY = 1, 2
 MOST_SLOTS = 12
+HEADER = ("random plans on /dev/kvm", "")
 ROOM = 64  # guest frames; a small guest makes moves wait for each other
 
 
@@ -107,18 +113,32 @@ class Run:
         return sum(self.counts[kind.name] for kind in ChangeKind)
 
     def report(self, seconds: float) -> str:
-        kinds = ", ".join(
-            f"{self.counts[kind.name]:,} {kind.name}"
-            for kind in ChangeKind
-            if self.counts[kind.name]
-        )
+        kinds = ", ".join(f"{count:,} {kind.name}" for kind, count in self.kinds())
         return (
             f"{self.counts['plans']:,} plans, {self.calls():,} calls ({kinds}), 0 refused, "
             f"{self.counts['not proven']:,} not proven to be the shortest, {seconds:.0f} s"
         )
 
+    def kinds(self) -> list[tuple[ChangeKind, int]]:
+        return [(kind, self.counts[kind.name]) for kind in ChangeKind if self.counts[kind.name]]
 
-def run(plans: int, seed: int, every: int = 100_000) -> str:
+    def table(self, seed: int) -> Iterator[tuple[str, str]]:
+        """Yield the rows of the file."""
+        plans = self.counts["plans"]
+        yield "command", f"`python tools/plans_on_kvm.py --plans {plans} --seed {seed}`"
+        yield "date, kernel", f"{date.today()}, {platform.system()} {platform.release()}"
+        yield "plans carried out in one VM", f"{plans:,}"
+        yield "ioctls, all accepted", f"{self.calls():,}"
+        for kind, count in self.kinds():
+            yield f"... {kind.name}", f"{count:,}"
+        yield "plans not proven to be the shortest", f"{self.counts['not proven']:,}"
+
+
+def written(rows: Iterator[tuple[str, str]]) -> str:
+    return "".join(f"| {name} | {value} |\n" for name, value in [HEADER, ("---", "---"), *rows])
+
+
+def run(plans: int, seed: int, every: int = 50_000, file: Path | None = None) -> str:
     """Run the plans in one VM of the kernel; return the closing line.  Raises at the first refusal or difference."""
     begin = time.monotonic()
     with Run(seed) as r:
@@ -126,8 +146,14 @@ def run(plans: int, seed: int, every: int = 100_000) -> str:
             try:
                 r.one()
             except (MemslotsError, AssertionError) as e:
+                if file:
+                    file.unlink(missing_ok=True)
                 raise RuntimeError(f"plan {number} of seed {seed}: {e}") from e
-            if number % every == 0 and number < plans:
+            if number % every and number < plans:
+                continue
+            if file:
+                file.write_text(written(r.table(seed)), encoding="utf-8")
+            if number < plans:
                 print(r.report(time.monotonic() - begin), flush=True)
         return r.report(time.monotonic() - begin)
 
@@ -138,13 +164,14 @@ def main(argv: list[str] | None = None) -> int:
         "--plans", type=int, default=10_000, help="the number of plans (default: %(default)s)"
     )
     parser.add_argument("--seed", type=int, default=1, help="default: %(default)s")
+    parser.add_argument("-o", "--output", type=Path, help="the file for the table of counts")
     args = parser.parse_args(argv)
     if reason := kvm.available():
         print(f"plans_on_kvm: NOT run: {reason}")
         return 2
     print(f"kernel {platform.release()}, seed {args.seed}", flush=True)
     try:
-        print("plans on /dev/kvm:", run(args.plans, args.seed))
+        print("plans on /dev/kvm:", run(args.plans, args.seed, file=args.output))
     except RuntimeError as e:
         print(f"plans on /dev/kvm: FAILED: {e}")
         return 1

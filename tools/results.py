@@ -82,6 +82,12 @@ RUNS = (
     ),
     Run("bursts.txt", ("bench/bursts.py",), (), "python -m bench.bursts"),
     Run(
+        "index-costs.txt",
+        ("bench/index_costs.py",),
+        ("--quick", "--rounds", "1", "--slots", "64"),
+        "python bench/index_costs.py",
+    ),
+    Run(
         "reload.txt",
         ("bench/reload.py",),
         ("--turns", "1", "--slots", "64"),

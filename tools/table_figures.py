@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: MIT
 """The rows of a table in a page, from the table of a recorded file.
 
-Both are tables with `|`.  Padding does not count: a row is the list of its cells.
+Both are tables with `|`; the file may have tabs instead.  Padding does not count: a row is the list of its cells.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from difflib import SequenceMatcher
 from pathlib import Path
 from typing import NamedTuple
@@ -51,27 +51,72 @@ def tables(text: str) -> Iterator[Table]:
         yield Table(cells(lines[i - 1]), rows, places[begin : end + 1])
 
 
-def recorded(file: Path, names: list[str] | None) -> Table:
-    """Return the table of the file; with `names` only the rows with these first cells, in this order."""
+def tabbed(text: str) -> Table:
+    """Return the table of a file with tabs, with numbers as a page shows them."""
+    header, *rows = [tuple(line.split("\t")) for line in text.splitlines()]
+    return Table(header, [tuple(map(number, row)) for row in rows], [])
+
+
+def number(cell: str) -> str:
+    return f"{int(cell):,}" if cell.isdecimal() else cell
+
+
+class Choice(NamedTuple):
+    """The part of a recorded file that a page shows; None: all."""
+
+    header: str | None = None  # the table with this header, such as "| a | b |"
+    columns: list[str] | None = None
+    rows: list[str] | None = None  # by their first cells, in this order
+    last: str | None = None  # the rows whose last cell begins so
+
+
+def recorded(file: Path, choice: Choice) -> Table:
     if not file.exists():
-        raise ValueError(f"the record {file.parent} lacks {file.name}; `make results` writes it")
+        raise ValueError(
+            f"there is no {file}; docs/results/README.md has the command that writes it"
+        )
     text = file.read_text(encoding="utf-8")
-    found = list(tables(text))
+    found = [tabbed(text)] if file.suffix == ".tsv" else list(tables(text))
+    if choice.header is not None:
+        found = with_header(found, cells(choice.header))
     if len(found) != 1:
-        raise ValueError(f"{file} has {len(found)} tables, not one; it begins: {text[:100]!r}")
-    if names is None:
-        return found[0]
-    rows = []
-    for name in names:
-        named = [row for row in found[0].rows if row[0] == name]
-        if len(named) != 1:
-            raise ValueError(f"{file} has the row {name} {len(named)} times, not once")
-        rows += named
-    return found[0]._replace(rows=rows)
+        which = "" if choice.header is None else f" with the header {choice.header}"
+        raise ValueError(
+            f"{file} has {len(found)} tables{which}, not one; it begins: {text[:100]!r}"
+        )
+    table = found[0] if choice.columns is None else columns_of(file, found[0], choice.columns)
+    rows = table.rows
+    if choice.rows is not None:
+        rows = [row_of(file, table, name) for name in choice.rows]
+    if choice.last is not None:
+        rows = [row for row in rows if row[-1].startswith(choice.last)]
+    return table._replace(rows=rows)
+
+
+def columns_of(file: Path, table: Table, names: list[str]) -> Table:
+    missing = [name for name in names if name not in table.header]
+    if missing:
+        raise ValueError(f"{file} has no column {missing[0]}; it has {', '.join(table.header)}")
+    places = [table.header.index(name) for name in names]
+    rows = [tuple(row[i] for i in places) for row in table.rows]
+    return table._replace(header=tuple(names), rows=rows)
+
+
+def row_of(file: Path, table: Table, name: str) -> Row:
+    """Return the row that begins with these cells."""
+    begin = cells(name)
+    found = [row for row in table.rows if row[: len(begin)] == begin]
+    if len(found) != 1:
+        raise ValueError(f"{file} has the row {name} {len(found)} times, not once")
+    return found[0]
+
+
+def with_header(found: Iterable[Table], header: Row) -> list[Table]:
+    return [table for table in found if table.header == header]
 
 
 def in_page(page: Path, header: Row) -> Table:
-    found = [t for t in tables(page.read_text(encoding="utf-8")) if t.header == header]
+    found = with_header(tables(page.read_text(encoding="utf-8")), header)
     if len(found) != 1:
         shown = markdown([header]).strip()
         raise ValueError(
@@ -80,9 +125,9 @@ def in_page(page: Path, header: Row) -> Table:
     return found[0]
 
 
-def pairs(page: Path, file: Path, names: list[str] | None) -> Iterator[Pair]:
+def pairs(page: Path, file: Path, choice: Choice) -> Iterator[Pair]:
     """Yield each row that page and file share alone, and each series of rows that differ as one pair."""
-    wanted = recorded(file, names)
+    wanted = recorded(file, choice)
     has = in_page(page, wanted.header)
     matcher = SequenceMatcher(None, has.rows, wanted.rows, autojunk=False)
     for tag, i, j, k, m in matcher.get_opcodes():

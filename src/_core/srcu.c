@@ -11,7 +11,7 @@
 _Thread_local struct srcu_cache srcu_cache[SRCU_CACHED];
 
 /* A writer yields this often before it sleeps.  That takes as long as a batch of 10,000 lookups by index.  The wake-up
- * of a writer that sleeps costs the reader of such a batch a quarter of its time (docs/benchmarks.md). */
+ * of a writer that sleeps costs the reader of such a batch much of its time. */
 #ifndef YIELDS /* a test defines its own */
 #define YIELDS 64
 #endif

@@ -41,6 +41,7 @@ time = "RW tree 8"
 """)
     monkeypatch.setattr(module, "ROOT", tmp_path)
     monkeypatch.setattr(module, "LIST", tmp_path / "list.toml")
+    monkeypatch.setattr(module, "RESULTS", tmp_path / "results")
     return module
 
 
@@ -48,7 +49,7 @@ def test_derived_figures_are_those_of_the_page(
     figures: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert figures.main(["check"]) == 0
-    assert capsys.readouterr().out == "figures: 4 derived, 0 different\n"
+    assert capsys.readouterr().out == "figures: 4 derived, 0 different, 0 without a source\n"
 
 
 @pytest.mark.parametrize(
@@ -128,7 +129,7 @@ def test_table_of_a_page_is_that_of_its_file(
     with_table: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert with_table.main(["check"]) == 0
-    assert capsys.readouterr().out == "figures: 7 derived, 0 different\n"
+    assert capsys.readouterr().out == "figures: 7 derived, 0 different, 0 without a source\n"
 
 
 @pytest.mark.parametrize(
@@ -166,6 +167,115 @@ def test_page_shows_the_listed_rows_in_their_order(with_table: Any) -> None:
     assert with_table.main(["check"]) == 0
 
 
+TWO_TABLES = f"""| change |
+|---|
+| 7 |
+
+{RECORDED}
+"""
+HEADER = 'header = "| change | engine | kernel |"\n'
+
+
+def test_file_with_more_tables_needs_a_header(
+    with_table: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (with_table.ROOT / "mirrored.txt").write_text(TWO_TABLES)
+    assert with_table.main(["check"]) == 1
+    assert "has 2 tables, not one" in capsys.readouterr().err
+    with with_table.LIST.open("a") as listed:
+        listed.write(HEADER)
+    assert with_table.main(["check"]) == 0
+    page = with_table.ROOT / "table.md"
+    page.write_text(PAGE.replace("21 (98)", "22 (98)"))
+    assert with_table.main(["check"]) == 1
+    assert with_table.main(["write"]) == 0
+    assert page.read_text() == PAGE
+
+
+@pytest.mark.parametrize(
+    ("recorded", "header", "message"),
+    [
+        (
+            TWO_TABLES,
+            "| change | engine |",
+            "0 tables with the header | change | engine |, not one",
+        ),
+        (
+            RECORDED + RECORDED,
+            "| change | engine | kernel |",
+            "2 tables with the header | change |",
+        ),
+    ],
+)
+def test_header_that_does_not_name_one_table_is_refused(
+    with_table: Any, recorded: str, header: str, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (with_table.ROOT / "mirrored.txt").write_text(recorded)
+    with with_table.LIST.open("a") as listed:
+        listed.write(f'header = "{header}"\n')
+    assert with_table.main(["check"]) == 1
+    assert message in capsys.readouterr().err
+
+
+def test_row_can_be_named_by_its_first_cells(
+    with_table: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recorded = with_table.ROOT / "mirrored.txt"
+    recorded.write_text(RECORDED.replace("| trade    |        2", "| move     |        2"))
+    listed = with_table.LIST.read_text()
+    with_table.LIST.write_text(listed + 'rows = ["move"]\n')
+    assert with_table.main(["check"]) == 1
+    assert "has the row move 2 times, not once" in capsys.readouterr().err
+    with_table.LIST.write_text(listed + 'rows = ["move | 2", "create"]\n')
+    assert with_table.main(["write"]) == 0
+    rows = "| move | 2 | |\n| create | 1 | 21 (98) |\n\nThe end."
+    assert f"|---|---|---|\n{rows}" in (with_table.ROOT / "table.md").read_text()
+
+
+def test_page_can_show_the_rows_with_some_last_cell(with_table: Any) -> None:
+    """Also if no row has it, and later one has it again."""
+    page = with_table.ROOT / "table.md"
+    listed = with_table.LIST.read_text()
+    head = "|---|---|---|\n"
+    for last, rows in (
+        ("2", "| create | 1 | 21 (98) |\n| move | 1 | 25 (73) |\n"),
+        ("21", "| create | 1 | 21 (98) |\n"),
+        ("not", ""),
+        ("25 (73)", "| move | 1 | 25 (73) |\n"),
+    ):
+        with_table.LIST.write_text(f'{listed}last = "{last}"\n')
+        assert with_table.main(["check"]) == 1
+        assert with_table.main(["write"]) == 0
+        assert f"{head}{rows}\nThe end." in page.read_text()
+        assert with_table.main(["check"]) == 0
+
+
+RECORD = "date\tchange\tengine\tkernel\n29\tcreate\t1\t21\n29\tmove\t12345\t\n"
+
+
+@pytest.fixture
+def with_tabs(with_table: Any) -> Any:
+    """The table of the page is a part of a record with tabs, in a folder of docs/results."""
+    (with_table.ROOT / "results" / "runs").mkdir(parents=True)
+    (with_table.ROOT / "results" / "runs" / "record.tsv").write_text(RECORD)
+    listed = with_table.LIST.read_text().replace("mirrored.txt", "runs/record.tsv")
+    with_table.LIST.write_text(f'{listed}columns = ["change", "engine", "kernel"]\n')
+    return with_table
+
+
+def test_page_shows_columns_of_a_record_with_tabs(with_tabs: Any) -> None:
+    assert with_tabs.main(["write"]) == 0
+    rows = "| create | 1 | 21 |\n| move | 12,345 | |\n\nThe end."
+    assert f"|---|---|---|\n{rows}" in (with_tabs.ROOT / "table.md").read_text()
+    assert with_tabs.main(["check"]) == 0
+
+
+def test_missing_column_is_named(with_tabs: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    with_tabs.LIST.write_text(with_tabs.LIST.read_text().replace('"kernel"', '"KVM"'))
+    assert with_tabs.main(["check"]) == 1
+    assert "has no column KVM; it has date, change, engine, kernel" in capsys.readouterr().err
+
+
 NOT_MEASURED = "mirrored: NOT measured: no /dev/kvm"
 
 
@@ -173,7 +283,7 @@ NOT_MEASURED = "mirrored: NOT measured: no /dev/kvm"
     ("file", "edit", "message"),
     [
         ("mirrored.txt", lambda _: NOT_MEASURED, f"0 tables, not one; it begins: {NOT_MEASURED!r}"),
-        ("mirrored.txt", lambda _: None, "lacks mirrored.txt; `make results` writes it"),
+        ("mirrored.txt", lambda _: None, "mirrored.txt; docs/results/README.md has the command"),
         ("table.md", lambda text: text.replace(" kernel", " KVM"), "header 0 times, not once: | change"),
         ("table.md", lambda text: text + text, "header 2 times, not once: | change | engine | kernel |"),
         ("list.toml", lambda text: f'{text}rows = ["split"]', "the row split 0 times, not once"),
@@ -192,6 +302,106 @@ def test_missing_file_table_or_row_is_named(
     for command in ("check", "write"):
         assert with_table.main([command]) == 1
         assert message in capsys.readouterr().err
+
+
+# ---- other files, and links to the record ----------------------------------------------------------------------
+
+
+@pytest.fixture
+def with_files(figures: Any) -> Any:
+    """The tool with a third page: sentences of goals.json and callgrind.json, and a link to the record."""
+    rows = [
+        ("P1", "a / b", "8 slots", 35.75),
+        ("P1", "a / b", "4,096 slots", 143.4),
+        ("P1", "c / b", "8 slots", 0.5),
+    ]
+    keys = ("goal", "what", "at", "value")
+    goals = [dict(zip(keys, row, strict=True)) for row in rows]
+    counts = [{"case": "hot", "slots": n, "instructions": 60.6 * n} for n in (1, 64)]
+    record = figures.ROOT / "results" / "some-1"
+    record.mkdir(parents=True)
+    (record / "record.json").write_bytes((figures.ROOT / "record.json").read_bytes())
+    (record / "goals.json").write_text(json.dumps({"figures": goals}))
+    (record / "callgrind.json").write_text(json.dumps({"results": counts}))
+    (figures.ROOT / "files.md").write_text(FILES)
+    listed = figures.LIST.read_text().replace('record = "."', 'record = "results/some-1"')
+    figures.LIST.write_text(listed + LISTED)
+    tool("goal_figures").figures_of.cache_clear()
+    return figures
+
+
+FILES = """It takes 36 times, and 36 to 143 times as long.
+Hot: 61 and
+3,878. See [goals](results/some-1/goals.json).
+"""
+LISTED = """
+[[text]]
+page = "files.md"
+file = "goals.json"
+text = "takes {one} times, and {least} to {most} times"
+one = "P1 | a / b | 8 slots"
+least = "least P1 | a / b"
+most = "most P1 | a / b"
+[[text]]
+page = "files.md"
+file = "callgrind.json"
+text = "Hot: {one} and {many}."
+one = "hot | 1"
+many = "hot | 64"
+[[link]]
+page = "files.md"
+text = "[goals](results/{record}/goals.json)"
+"""
+
+
+def test_figures_of_other_files_are_those_of_the_page(
+    with_files: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert with_files.main(["check"]) == 0, capsys.readouterr()
+    assert capsys.readouterr().out == "figures: 10 derived, 0 different, 0 without a source\n"
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "shown"),
+    [
+        ("takes 36", "takes 35", "35 -> 36 (P1 | a / b | 8 slots)"),
+        ("and 36", "and 0.50", "0.50 -> 36 (least P1 | a / b)"),
+        ("to 143", "to 144", "144 -> 143 (most P1 | a / b)"),
+        ("Hot: 61", "Hot: 60", "60 -> 61 (hot | 1)"),
+        ("3,878", "3878", "3878 -> 3,878 (hot | 64)"),
+        ("results/some-1", "results/some-0", "some-0 -> some-1 (record)"),
+    ],
+)
+def test_each_other_figure_or_link_is_noticed_and_written(
+    with_files: Any, old: str, new: str, shown: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = with_files.ROOT / "files.md"
+    assert FILES.count(old) == 1
+    page.write_text(FILES.replace(old, new))
+    assert with_files.main(["check"]) == 1
+    out = capsys.readouterr().out
+    assert f"figures: files.md: {shown}" in out
+    assert "1 different" in out
+    assert with_files.main(["write"]) == 0
+    assert page.read_text() == FILES
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("a / b | 8 slots", "a / b | 9 slots", "no figure P1 | a / b | 9 slots"),
+        ('"least P1 | a / b"', '"least P1 | a / c"', "no figure least P1 | a / c"),
+        ("hot | 64", "hot | 65", "there is no lookup hot | 65"),
+    ],
+)
+def test_missing_figure_of_another_file_is_named(
+    with_files: Any, old: str, new: str, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    listed = with_files.LIST.read_text()
+    assert listed.count(old) == 1
+    with_files.LIST.write_text(listed.replace(old, new))
+    assert with_files.main(["write"]) == 1
+    assert message in capsys.readouterr().err
 
 
 # ---- the documentation -----------------------------------------------------------------------------------------

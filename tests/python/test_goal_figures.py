@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: MIT
 """The column "measured" of the table of goals, and the error rates of verdicts: from invented records, cell by cell."""
 
+import importlib
 import json
 import tomllib
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +79,68 @@ def test_bound_that_nobody_can_read_is_refused() -> None:
         measured("P1", "about 3", "a / b", [8])
 
 
+# ---- two versions ---------------------------------------------------------------------------------
+
+ROWS = [
+    ("bench/suite/bench_batches.py::test_batch_of_a_million[avx2-uniform-64-slots]", 0.4),
+    ("bench/suite/bench_batches.py::test_batch_of_a_million[portable-uniform-64-slots]", 1.01),
+    ("bench/suite/bench_changes.py::test_delete_and_create_from_c[tree-8-slots]", 1.25),
+]
+
+
+@pytest.fixture
+def comparison(tmp_path: Path) -> Path:
+    file = tmp_path / "comparison.json"
+    rows = [{"benchmark": name, "ratio": ratio} for name, ratio in ROWS]
+    file.write_text(json.dumps({"rows": rows}))
+    tool("goal_figures").figures_of.cache_clear()
+    return file
+
+
+@pytest.mark.parametrize(
+    ("cells", "what", "at", "text"),
+    [
+        (["`batch_of_a_million`", ">= 2"], "avx2", ["uniform-64-slots"], "2.5"),
+        (["`batch_of_a_million`", ">= 1"], ["avx2", "portable"], ["uniform-64-slots"], "2.5 and **0.99**"),
+        (["`delete_and_create_from_c`", ">= 0.95"], "tree", ["8-slots"], "**0.80**"),
+        (["`delete_and_create_from_c`", ">= 0.95"], "array", ["8-slots"], "not recorded"),
+    ],
+)  # fmt: skip
+def test_goal_against_another_version_is_a_over_b(
+    comparison: Path, cells: list[str], what: str | list[str], at: list[int | str], text: str
+) -> None:
+    goal_figures = tool("goal_figures")
+    assert goal_figures.measured(goal_figures.figures_of(comparison), cells, what, at) == text
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"processes": []}, "neither `figures` nor `rows`; write a comparison with --json"),
+        ({"rows": [{"benchmark": "test_load", "ratio": 1.0}]}, r"test_load is no test_NAME\["),
+    ],
+)
+def test_file_without_rows_of_the_suite_is_refused(
+    comparison: Path, content: dict[str, Any], message: str
+) -> None:
+    comparison.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=message):
+        tool("goal_figures").figures_of(comparison)
+
+
+def test_recorded_comparisons_follow_from_their_processes() -> None:
+    pytest.importorskip("scipy", reason="no scipy: the extra verdict has it")
+    runs = importlib.import_module("memslots.verdicts.runs")
+    listed = tomllib.loads((ROOT / "docs" / "figures.toml").read_text(encoding="utf-8"))
+    file = ROOT / listed["versions"]["file"]
+    if not file.exists():
+        pytest.skip(f"{listed['versions']['file']} is not recorded")
+    rows = json.loads(file.read_text(encoding="utf-8"))["rows"]
+    again = [asdict(row) for row in runs.table(runs.read(file))]
+    assert [row["benchmark"] for row in rows] == [row["benchmark"] for row in again]
+    assert [row["ratio"] for row in rows] == pytest.approx([row["ratio"] for row in again])
+
+
 # ---- in the page ----------------------------------------------------------------------------------
 
 
@@ -88,8 +152,11 @@ def figures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     rows = [{**dict(zip(keys, key, strict=True)), "value": value} for key, value in FIGURES.items()]
     (tmp_path / "goals.json").write_text(json.dumps({"figures": rows}))
     (tmp_path / "rates.json").write_text(json.dumps(RATES))
+    compared = {"benchmark": "bench_layouts.py::test_load[tree-8-slots]", "ratio": 0.5}
+    (tmp_path / "comparison.json").write_text(json.dumps({"rows": [compared]}))
     (tmp_path / "page.md").write_text(
         "| P1 | the same | 8 slots | not recorded | >= 40 |\n| P1 | new | 8 slots | 7 | >= 40 |\n"
+        "| `load` | 8 slots | 7 | >= 1 |\n"
         "With 36 pairs (70 s) there is a false\nalarm in 9.99% of tables.\n"
     )
     (tmp_path / "list.toml").write_text("""
@@ -99,8 +166,15 @@ text = []
 [goals]
 page = "page.md"
 file = "goals.json"
+[versions]
+page = "page.md"
+file = "comparison.json"
 [rates]
 file = "rates.json"
+[[version]]
+row = "| `load` | 8 slots | {measured} | >= 1 |"
+what = "tree"
+at = ["8-slots"]
 [[goal]]
 row = "| P1 | the same | 8 slots | {measured} | >= 40 |"
 what = "a / b"
@@ -147,6 +221,7 @@ def test_each_other_cell_is_noticed_and_written(
     out = capsys.readouterr().out
     assert "not recorded -> **36** (P1, a / b)" in out
     assert "7 -> not recorded (P1, new)" in out
+    assert "7 -> 2.0 (`load`, tree)" in out
     assert "9.99% -> 0.60% (least upper bound)" in out
     assert "70 s -> 72 s" in out
     assert figures.main(["write"]) == 0
@@ -154,14 +229,26 @@ def test_each_other_cell_is_noticed_and_written(
     page = (figures.ROOT / "page.md").read_text()
     assert page == (
         "| P1 | the same | 8 slots | **36** | >= 40 |\n| P1 | new | 8 slots | not recorded | >= 40 |\n"
+        "| `load` | 8 slots | 2.0 | >= 1 |\n"
         "With 36 pairs (72 s) there is a false\nalarm in 0.60% of tables.\n"
     )
 
 
 def test_missing_record_leaves_no_old_figure(figures: Any) -> None:
     (figures.ROOT / "goals.json").unlink()
+    (figures.ROOT / "comparison.json").unlink()
     assert figures.main(["write"]) == 0
-    assert (figures.ROOT / "page.md").read_text().count("| not recorded |") == 2
+    assert (figures.ROOT / "page.md").read_text().count("| not recorded |") == 3
+
+
+def test_row_is_a_whole_line(figures: Any) -> None:
+    """A recorded table of the same page may have the cells of a row, and a verdict."""
+    page = figures.ROOT / "page.md"
+    recorded = "\n| P1 | the same | 8 slots | 36 | >= 40 | misses |\n"
+    page.write_text(page.read_text() + recorded)
+    assert figures.main(["write"]) == 0
+    assert page.read_text().endswith(recorded)
+    assert figures.main(["check"]) == 0
 
 
 def test_row_with_another_bound_is_noticed(

@@ -145,6 +145,29 @@ def test_reload_measures_two_builds_in_turns() -> None:
     ]
 
 
+def test_index_costs_are_medians_and_quotients(monkeypatch: pytest.MonkeyPatch) -> None:
+    rounds = {
+        "walked": [60.0, 40.0, 900.0],
+        "scattered": [90.0, 80.0, 100.0],
+        "copied": [15.0, 31.0, 30.0],
+        "by_walk": [21.0, 20.0, 25.0],
+        "by_index": [1.0, 5.0, 0.0],
+    }
+    table = script(monkeypatch, "index_costs").table({"4096": rounds}).splitlines()
+    cells = [cell.strip() for cell in table[2].split("|")[1:-1]]
+    assert cells == ["4,096", "60.0", "90.0", "30.0", "21.0", "1.0", "3.0", "1.5"]
+
+
+@pytest.mark.slow
+def test_index_costs_are_those_of_this_core(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The program ends with an error if an index is missing or an answer is wrong."""
+    found = script(monkeypatch, "index_costs").measure(2, [3, 64], "-O0")
+    assert list(found) == ["3", "64"]
+    for rounds in found.values():
+        assert list(rounds) == ["walked", "scattered", "copied", "by_walk", "by_index"]
+        assert all(len(ns) == 2 and min(ns) > 0 for ns in rounds.values())
+
+
 def test_record_that_differs_from_its_raw_samples_is_not_kept(
     results: Any, capfd: pytest.CaptureFixture[str]
 ) -> None:
