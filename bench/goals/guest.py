@@ -23,7 +23,8 @@ from .work import Settings
 
 KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
 
-#: A memcpy without checks, and a loop of them, so that a call from Python costs the same as one of memslots.
+#: A memcpy without checks, so that a call from Python costs the same as one of memslots.  copy_parts() copies parts of
+#: `each` bytes, the last one first: some C libraries copy short parts in another way than one long piece.
 BARE = """
 from libc.stdint cimport uintptr_t
 from libc.string cimport memcpy
@@ -31,6 +32,12 @@ from libc.string cimport memcpy
 def copy(uintptr_t to, uintptr_t start, size_t size):
     with nogil:
         memcpy(<void *>to, <void *>start, size)
+
+def copy_parts(uintptr_t to, uintptr_t start, size_t size, size_t each):
+    cdef size_t at
+    with nogil:
+        for at in range(0, size, each):
+            memcpy(<void *>(to + at), <void *>(start + size - at - each), each)
 """
 
 SLOTS = 64
@@ -164,6 +171,11 @@ def one_size(
         "memmove": partial(ctypes.memmove, to, start, size),
         "memcpy": partial(bare.copy, to, start, size),
     }
+    if slots > 1:
+        calls["parts"] = partial(bare.copy_parts, to, start, size, size // slots)
+        out.fill(0)
+        calls["parts"]()
+        card.check(out.tobytes() == content, f"the parts of {named(size)}")
     turn = {name: partial(again, call, times_each) for name, call in calls.items()}
     times = turns(turn, 3 * settings.rounds, WALL)
     at = named(size) if slots == 1 else f"{named(size)} in {slots} slots"
@@ -175,6 +187,9 @@ def one_size(
     what = "readinto_guest / memcpy in C, called from Python"
     bound_c = AS_MEMCPY if size >= min(LARGE) else None
     card.ratio("P11", what, at, times["guest"], times["memcpy"], "<=", bound_c)
+    if slots > 1:
+        what = "readinto_guest / a memcpy in C for each slot"
+        card.ratio("P11", what, at, times["guest"], times["parts"], "<=", AS_MEMMOVE)
 
 
 def many(card: Scorecard, settings: Settings) -> None:
