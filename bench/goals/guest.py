@@ -34,10 +34,11 @@ def copy(uintptr_t to, uintptr_t start, size_t size):
         memcpy(<void *>to, <void *>start, size)
 
 def copy_parts(uintptr_t to, uintptr_t start, size_t size, size_t each):
-    cdef size_t at
+    cdef size_t at = 0
     with nogil:
-        for at in range(0, size, each):
+        while at < size:
             memcpy(<void *>(to + at), <void *>(start + size - at - each), each)
+            at += each
 """
 
 SLOTS = 64
