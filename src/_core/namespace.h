@@ -220,6 +220,7 @@
 #define vm_lock ms_vm_lock
 #define vm_refuse ms_vm_refuse
 #define vm_replace ms_vm_replace
+#define vm_replace_by_gfn ms_vm_replace_by_gfn
 #define vm_swap ms_vm_swap
 #define vm_swap_begin ms_vm_swap_begin
 #define vm_swap_end ms_vm_swap_end

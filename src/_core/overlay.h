@@ -28,7 +28,9 @@
  *   O1  in every state that a section can see since the overlay was begun, a frame of a block without mark has the
  *       answer of the index;
  *   O2  if the lists are lost: the blocks of each edited range are marked.  Unless the list of ranges has overflowed
- *       or the index is incomplete, a frame outside of the ranges has the answer of the index in the states of O1;
+ *       or the index is incomplete, a frame outside of the ranges has the answer of the index in the states of O1.
+ *       A slot that was not edited has no frame of a range, because each range was free of other slots when the writer
+ *       listed it.  So a new index leaves out the slots that have frames of a range;
  *   O3  an overlay in reach of lookups is the current one, or it was retired after the last grace period began;
  *   O4  if the lists are not lost: the slots of a set are those of the index, without the `gone` slots of its list and
  *       with the others.  The marked blocks are those of the slots in the two lists.

@@ -82,14 +82,19 @@ void vm_replace(struct ms_vm *vm, struct memslot_set *set, struct memslot *old, 
 
 bool vm_exchange(struct ms_vm *vm, struct memslot_set *set, struct memslot *old, struct memslot *new_slot)
 {
-	struct overlays *overlays = &as_of(set)->overlays;
-
 	if (!vm->design->exchange || !vm->design->exchange(set, old, new_slot))
 		return false;
-	if (unlikely(overlays_exist(overlays)))
-		note_replace(overlays, set->node_idx, old, new_slot);
 	count_edit(set, old, new_slot);
 	return true;
+}
+
+void vm_replace_by_gfn(struct ms_vm *vm, struct memslot_set *set, struct memslot *old, struct memslot *new_slot)
+{
+	struct overlays *overlays = &as_of(set)->overlays;
+
+	if (unlikely(overlays_exist(overlays)))
+		note_replace(overlays, set->node_idx, old, new_slot);
+	vm->design->replace_by_gfn(set, old, new_slot);
 }
 
 static void mark_slot(struct overlays *overlays, const struct memslot *slot)

@@ -267,7 +267,7 @@ static bool exchange(const struct writer *w, struct memslot *old, struct memslot
 
 static void replace_by_gfn(const struct writer *w, struct memslot *old, struct memslot *new_slot)
 {
-	w->vm->design->replace_by_gfn(inactive(w), old, new_slot);
+	vm_replace_by_gfn(w->vm, inactive(w), old, new_slot);
 }
 
 static void remove_old_slot(const struct writer *w, struct change *c)

@@ -714,6 +714,43 @@ static void edited_between_pieces(void)
 	end();
 }
 
+/* Every answer of a long batch, which holds the index and copies the slots that it does not know. */
+static void check_every_frame(uint64_t gfn, uint64_t hva)
+{
+	static uint64_t in[LONG], out[LONG];
+	struct ms_batch batch = { in, 8, out, 8, LONG, NULL, NULL };
+
+	for (size_t i = 0; i < LONG; i++)
+		in[i] = gfn;
+	CHECK_EQ(ms_gfn_to_hva_many(vm, 0, &batch, true), 0);
+	for (size_t i = 0; i < LONG; i++)
+		CHECK_EQ(out[i], hva);
+}
+
+/* H15: while an index is made, a transaction moves slot 7 over a part of slot 5, which stays, and is refused.  The
+ * lists of differences are full, so edited ranges are listed.  The refused place of slot 7 is none of them: slot 5 was
+ * not edited, and must be in the index. */
+static void refused_over_a_slot_that_stays(uint64_t gfn)
+{
+	struct ms_step step = { .kind = MS_STEP_MOVE, .slot = 7, .guest_phys_addr = gfn * PAGE };
+	const struct overlay *o;
+
+	begin("H15: a refused move over a slot while an index is made", 4 * NR, LONG);
+	stop_batch(POINT_READER_INDEX_BEGUN);
+	for (uint32_t i = 0; i <= OVERLAY_EDITS_MAX; i++)
+		CHECK_EQ(set(vm, 0, 4 * NR + i, 6000 + i, 1, 0), 0);
+	CHECK_EQ(ms_change_memslots(vm, 0, &step, 1, NULL), -EEXIST);
+	finish_batch(0, 0);
+	ms_set_index_policy(vm, MS_INDEX_AUTO);
+	o = set_index(vm_active_set(vm, 0));
+	CHECK(o && overlay_nr_ranges(o) && overlay_has_all_ranges(o));
+	check_sound(vm);
+	for (uint32_t page = 0; page < NPAGES; page++)
+		check_every_frame(5 * STEP + page, hva_for(0, 5) + page * PAGE);
+	check_now(0, 0);
+	end();
+}
+
 /* H15: a slot is gone when a piece of a build passes it in the former index; it is the last one of the piece.  It comes
  * back, and loses its marks, before the next piece begins. */
 static void comes_back_between_pieces(void)
@@ -1244,6 +1281,8 @@ int main(int argc, char **argv)
 		gathered_while_there(200, derived);
 	}
 	edited_between_pieces();
+	refused_over_a_slot_that_stays(5 * STEP - 1);
+	refused_over_a_slot_that_stays(5 * STEP + 1);
 	comes_back_between_pieces();
 	random_changes_between_pieces();
 	differences_after_a_missed_edit(POINT_WRITER_INVALIDATED);
