@@ -190,7 +190,7 @@ def one_size(
     card.ratio("P11", what, at, times["guest"], times["memcpy"], "<=", bound_c)
     if slots > 1:
         what = "readinto_guest / a memcpy in C for each slot"
-        card.ratio("P11", what, at, times["guest"], times["parts"], "<=", AS_MEMMOVE)
+        card.ratio("P11", what, at, times["guest"], times["parts"], "<=", AS_MEMCPY)
 
 
 def many(card: Scorecard, settings: Settings) -> None:
