@@ -11,8 +11,8 @@
  * The first three are nanoseconds of one slot: the time of an index, divided by the number of slots.  All answers are
  * checked, and so are the numbers of indexes that were made by a walk and by a copy.
  *
- * index_costs ROUNDS N...: all numbers of slots take turns in each round, and each round makes new VMs.  Prints one JSON
- * object: for each number of slots and each figure an array with its value in each round.
+ * index_costs ROUNDS N...: all numbers of slots take turns in each round, and each round makes new VMs.  Prints one
+ * JSON object: for each number of slots and each figure an array with its value in each round.
  */
 #define _POSIX_C_SOURCE 199309L
 #include <string.h>

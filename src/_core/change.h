@@ -68,7 +68,7 @@ struct writer {
 	uint32_t entries; /* of the caller's list */
 	uint8_t step;     /* enum writer_step */
 	bool invalidated; /* the INVALID copies are published */
-	bool removed;     /* of a transaction: the old slots have left the inactive set */
+	bool removed;     /* of a transaction: its edits have begun */
 	bool permuted;    /* of a transaction: all its edits were made at once, see permute() */
 	bool without_hooks; /* the thread that began the change has ended */
 	struct change few[WRITER_FEW];

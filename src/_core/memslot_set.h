@@ -219,8 +219,8 @@ struct memslot_design {
 	 *            memslot_leaves() and carry_last_used_slot().
 	 *   exchange may be NULL.  For two slots with the same id and hva.start: as replace(), but it leaves the order
 	 *            by gfn as it is.  Returns false, and has done nothing, if the order by hva may depend on the gfn.
-	 *   replace_by_gfn  the rest of an exchange: as replace(), in the order by gfn alone.  If neither slot is NULL,
-	 *            new_slot takes the position of old, whatever their ids are.
+	 *   replace_by_gfn  not NULL if exchange is not.  The rest of an exchange: as replace(), in the order by gfn
+	 *            alone.  If neither slot is NULL, new_slot takes the position of old, whatever their ids are.
 	 *   build    adds many slots at once.  May be NULL; then the writer adds them one by one.
 	 *   mirror   makes the private set equal to the active one, which build() has made.
 	 *   follow   only after the last swap of a change: `private` is the former set, and its edits follow.

@@ -179,7 +179,7 @@ bool overlay_may_be_edited(const struct overlay *o, uint64_t begin, uint64_t end
 	if (overlay_list_is_long(o))
 		return true;
 	for (uint32_t i = 0; i < nr; i++)
-		if (o->ranges[i].begin < end && begin < o->ranges[i].end)
+		if (o->ranges[i].begin <= begin && end <= o->ranges[i].end)
 			return true;
 	return false;
 }

@@ -29,8 +29,8 @@
  *       answer of the index;
  *   O2  if the lists are lost: the blocks of each edited range are marked.  Unless the list of ranges has overflowed
  *       or the index is incomplete, a frame outside of the ranges has the answer of the index in the states of O1.
- *       A slot that was not edited has no frame of a range, because each range was free of other slots when the writer
- *       listed it.  So a new index leaves out the slots that have frames of a range;
+ *       A slot that was edited lies in one of the ranges, so a new index leaves out the slots that do.  A slot that
+ *       was not edited has no frame of a range, because the writer lists a place after the check that it is free;
  *   O3  an overlay in reach of lookups is the current one, or it was retired after the last grace period began;
  *   O4  if the lists are not lost: the slots of a set are those of the index, without the `gone` slots of its list and
  *       with the others.  The marked blocks are those of the slots in the two lists.
@@ -178,7 +178,7 @@ static inline bool overlay_list_is_long(const struct overlay *o)
 	return overlay_has_overflowed(o) || overlay_nr_ranges(o) > OVERLAY_SEARCH_MAX;
 }
 
-/* Whether an edit of [begin, end) is in the list.  Also true if the list has overflowed or is long. */
+/* Whether [begin, end) lies in one of the listed ranges.  Also true if the list has overflowed or is long. */
 bool overlay_may_be_edited(const struct overlay *o, uint64_t begin, uint64_t end);
 
 /* Whether O2 says something: the edited ranges are all that the index does not know. */

@@ -247,7 +247,7 @@ static void tree_replace_by_gfn(struct memslot_set *set, struct memslot *old, st
 		gfn_insert(set, tree_slot_of(new_slot));
 }
 
-/* For a slot that keeps id and hva.start.  Returns false, and has done nothing, as tree_exchange() does. */
+/* For a slot that keeps id and hva.start.  Returns false if tree_exchange() does; then nothing is done. */
 static bool move_slot(struct memslot_set *set, struct memslot *old, struct memslot *new_slot)
 {
 	if (old->base_gfn == new_slot->base_gfn) {

@@ -101,9 +101,8 @@ static inline void vm_index_end_change(struct ms_vm *vm, uint32_t as_id)
 /* design->replace(); marks the slots before it. */
 void vm_replace(struct ms_vm *vm, struct memslot_set *set, struct memslot *old, struct memslot *new_slot);
 
-/* The same in two steps: exchange() of the design, which returns false if it is not possible, and replace_by_gfn().  Only
- * the second one marks slots, so a place is listed as edited only when it was checked: a slot that was not edited never
- * has a part of a listed range. */
+/* The same in two steps: exchange() of the design, which returns false if it is not possible, and replace_by_gfn().
+ * Only the second one marks slots, so that a place is listed as edited only after it was checked. */
 bool vm_exchange(struct ms_vm *vm, struct memslot_set *set, struct memslot *old, struct memslot *new_slot);
 void vm_replace_by_gfn(struct ms_vm *vm, struct memslot_set *set, struct memslot *old, struct memslot *new_slot);
 

@@ -252,11 +252,13 @@ static void abort_listeners(struct writer *w)
 		listeners_abort(w->vm, w->values, w->nr, &w->prepared);
 }
 
-/* Whether the new slot has the position of the old one in each structure of a set.  Then one exchanges them at once. */
+/* Whether the new slot has the position of the old one in each structure of a set, and needs no other frames.  Then one
+ * exchanges them at once, without a check.  A slot that grows is checked before it enters: until then its place must
+ * not be noted as edited, see overlay.h. */
 static bool in_place(const struct change *c)
 {
 	return c->old && c->new_slot && c->old->base_gfn == c->new_slot->base_gfn &&
-	       c->old->hva.start == c->new_slot->hva.start;
+	       c->old->hva.start == c->new_slot->hva.start && c->new_slot->npages <= c->old->npages;
 }
 
 /* In each order except that by gfn, in which neither slot moves here.  It saves the walks down the other trees. */
@@ -660,7 +662,7 @@ static int stage_new_slot(const struct writer *w, const struct change *c)
 	const struct memslot *slot = c->new_slot;
 	int r = 0;
 
-	if (slot && c->kind != MS_FLAGS_ONLY)
+	if (slot && !in_place(c))
 		r = rules_overlap(w->vm, inactive(w), slot->base_gfn, slot->npages, slot->id, w->err);
 	if (r)
 		return refuse_later(w, c, r);
@@ -668,19 +670,25 @@ static int stage_new_slot(const struct writer *w, const struct change *c)
 	return 0;
 }
 
-int writer_stage_list(struct writer *w)
+/* The slots of permute() are in the private set already. */
+static int stage_new_slots(const struct writer *w)
 {
 	int r = 0;
 
-	w->removed = true;
-	w->permuted = permute(w);
-	if (!w->permuted)
-		remove_old_slots(w);
 	for (size_t i = 0; !r && i < w->nr; i++) {
 		r = w->permuted ? 0 : stage_new_slot(w, &w->change[i]);
 		w->change[i].staged = !r;
 	}
 	return r;
+}
+
+int writer_stage_list(struct writer *w)
+{
+	w->removed = true;
+	w->permuted = permute(w);
+	if (!w->permuted)
+		remove_old_slots(w);
+	return stage_new_slots(w);
 }
 
 int writer_begin(const struct writer *w, size_t more)

@@ -25,10 +25,10 @@
  *
  * A transaction has no INVALID copies.  All its edits are staged: first every old slot leaves the private set, then
  * every new one enters it, because one may have the place or the id of another.  Two kinds of changes exchange slots
- * at once: one that keeps its place exchanges the two slots, and a MOVE or a RESIZE to another gfn exchanges them in
- * each order except that by gfn, if the design can.  A short list that only permutes the places of its slots makes all
- * its edits at once, and needs no check of a place.  Then the listeners prepare, and the one swap publishes all edits.
- * propagate makes them in the same two halves.  Nothing is refused after the swap.
+ * at once: one that keeps its place and does not grow exchanges the two slots, and every other MOVE or RESIZE
+ * exchanges them in each order except that by gfn, if the design can.  A short list that only permutes the places of
+ * its slots makes all its edits at once, and needs no check of a place.  Then the listeners prepare, and the one
+ * swap publishes all edits. propagate makes them in the same two halves.  Nothing is refused after the swap.
  *
  *   transaction            CREATE        DELETE      MOVE, RESIZE        FLAGS_ONLY
  *   stage, before the swap B: new        B: -        B: new              B: new

@@ -714,16 +714,16 @@ static void edited_between_pieces(void)
 	end();
 }
 
-/* Every answer of a long batch, which holds the index and copies the slots that it does not know. */
-static void check_every_frame(uint64_t gfn, uint64_t hva)
+/* Every answer of a batch of n equal frames.  A long one holds the index and copies the slots that it does not know. */
+static void check_every_frame(uint64_t gfn, size_t n, uint64_t hva)
 {
 	static uint64_t in[LONG], out[LONG];
-	struct ms_batch batch = { in, 8, out, 8, LONG, NULL, NULL };
+	struct ms_batch batch = { in, 8, out, 8, n, NULL, NULL };
 
-	for (size_t i = 0; i < LONG; i++)
+	for (size_t i = 0; i < n; i++)
 		in[i] = gfn;
 	CHECK_EQ(ms_gfn_to_hva_many(vm, 0, &batch, true), 0);
-	for (size_t i = 0; i < LONG; i++)
+	for (size_t i = 0; i < n; i++)
 		CHECK_EQ(out[i], hva);
 }
 
@@ -746,8 +746,34 @@ static void refused_over_a_slot_that_stays(uint64_t gfn)
 	CHECK(o && overlay_nr_ranges(o) && overlay_has_all_ranges(o));
 	check_sound(vm);
 	for (uint32_t page = 0; page < NPAGES; page++)
-		check_every_frame(5 * STEP + page, hva_for(0, 5) + page * PAGE);
+		check_every_frame(5 * STEP + page, LONG, hva_for(0, 5) + page * PAGE);
 	check_now(0, 0);
+	end();
+}
+
+/* H15: as before, with a slot that grows over slot 5 where it is.  Few ranges are listed, which are near to each other,
+ * so that a short batch uses the index for all frames around them. */
+static void refused_growth_over_a_slot_that_stays(void)
+{
+	struct ms_step step = { .kind = MS_STEP_RESIZE, .slot = 4, .memory_size = 17 * PAGE };
+	struct gfn_range hull;
+	const struct overlay *o;
+
+	begin("H15: a refused growth over a slot while an index is made", 4 * NR, LONG);
+	stop_batch(POINT_READER_INDEX_BEGUN);
+	CHECK_EQ(delete(3), 0);
+	for (uint32_t i = 0; i < OVERLAY_EDITS_MAX; i++)
+		CHECK_EQ(set(vm, 0, 4 * NR + i, 3 * STEP + i, 1, 0), 0);
+	CHECK_EQ(ms_change_memslots(vm, 0, &step, 1, NULL), -EEXIST);
+	finish(&reader);
+	ms_set_index_policy(vm, MS_INDEX_AUTO);
+	o = set_index(vm_active_set(vm, 0));
+	CHECK(o && overlay_nr_ranges(o) && overlay_hull(o, 0, &hull) && hull.end <= 5 * STEP);
+	check_sound(vm);
+	for (uint32_t page = 0; page < NPAGES; page++) {
+		check_every_frame(5 * STEP + page, 64, hva_for(0, 5) + page * PAGE);
+		check_every_frame(5 * STEP + page, LONG, hva_for(0, 5) + page * PAGE);
+	}
 	end();
 }
 
@@ -1283,6 +1309,7 @@ int main(int argc, char **argv)
 	edited_between_pieces();
 	refused_over_a_slot_that_stays(5 * STEP - 1);
 	refused_over_a_slot_that_stays(5 * STEP + 1);
+	refused_growth_over_a_slot_that_stays();
 	comes_back_between_pieces();
 	random_changes_between_pieces();
 	differences_after_a_missed_edit(POINT_WRITER_INVALIDATED);

@@ -42,10 +42,10 @@ static bool is_edited(uint64_t gfn)
 	return false;
 }
 
-static bool overlaps_an_edit(const struct gfn_range *range)
+static bool lies_in_an_edit(const struct gfn_range *range)
 {
 	for (size_t i = 0; i < nr_edits; i++)
-		if (range->begin < edits[i].end && edits[i].begin < range->end)
+		if (edits[i].begin <= range->begin && range->end <= edits[i].end)
 			return true;
 	return false;
 }
@@ -143,7 +143,7 @@ static void check_marks(const struct overlay *o)
 		CHECK_EQ(overlay_any_marked(o, range.begin, range.end), marked > 0);
 		CHECK_EQ(overlay_all_marked(o, range.begin, range.end), marked == blocks);
 		CHECK_EQ(overlay_may_be_edited(o, range.begin, range.end),
-			 overlay_list_is_long(o) || overlaps_an_edit(&range));
+			 overlay_list_is_long(o) || lies_in_an_edit(&range));
 	}
 }
 
