@@ -23,7 +23,6 @@
 #define QUERIES 100000
 #define EDITS 10000
 #define SLOTS_MAX 32764
-#define SIZES_MAX 8
 
 enum figure {
 	KVM_RANDOM,
@@ -287,40 +286,9 @@ static void run_round(struct bench *b, size_t round)
 	b->ns[IDS][round] = time_ids(b);
 }
 
-static void print_bench(const struct bench *b, size_t rounds, const char *end)
-{
-	printf("\"%zu\": {", b->n);
-	for (int f = 0; f < NR_FIGURES; f++) {
-		printf("\"%s\": [", figure_name[f]);
-		for (size_t i = 0; i < rounds; i++)
-			printf("%.3f%s", b->ns[f][i], i + 1 < rounds ? ", " : "]");
-		fputs(f + 1 < NR_FIGURES ? ", " : "}", stdout);
-	}
-	puts(end);
-}
+#include "rounds.h"
 
 int main(int argc, char **argv)
 {
-	size_t rounds = argc > 2 ? strtoul(argv[1], NULL, 10) : 0;
-	struct bench *bench[SIZES_MAX];
-	int sizes = argc - 2;
-
-	if (!rounds || sizes > SIZES_MAX) {
-		fprintf(stderr, "goals ROUNDS N... (up to %d numbers of slots)\n", SIZES_MAX);
-		return 2;
-	}
-	for (int i = 0; i < sizes; i++) {
-		size_t n = strtoul(argv[i + 2], NULL, 10);
-
-		check(n > 0 && n <= SLOTS_MAX, "1 to 32,764 slots");
-		bench[i] = make_bench(n, rounds);
-	}
-	for (size_t round = 0; round < rounds; round++)
-		for (int i = 0; i < sizes; i++)
-			run_round(bench[i], round);
-	puts("{");
-	for (int i = 0; i < sizes; i++)
-		print_bench(bench[i], rounds, i + 1 < sizes ? "," : "");
-	puts("}");
-	return 0;
+	return run_rounds(argc, argv, "goals", SLOTS_MAX, "1 to 32,764 slots");
 }

@@ -25,7 +25,6 @@
 #define BATCHES 64    /* in each round, of all VMs together */
 #define TOGETHER 4096 /* slots of all VMs of a round, which then fit into the second-level cache, or one VM */
 #define VMS_MAX BATCHES
-#define SIZES_MAX 8
 
 enum figure { WALKED, SCATTERED, COPIED, BY_WALK, BY_INDEX, NR_FIGURES };
 
@@ -175,40 +174,9 @@ static struct bench *make_bench(size_t n, size_t rounds)
 	return b;
 }
 
-static void print_bench(const struct bench *b, size_t rounds, const char *end)
-{
-	printf("\"%zu\": {", b->n);
-	for (int f = 0; f < NR_FIGURES; f++) {
-		printf("\"%s\": [", figure_name[f]);
-		for (size_t i = 0; i < rounds; i++)
-			printf("%.3f%s", b->ns[f][i], i + 1 < rounds ? ", " : "]");
-		fputs(f + 1 < NR_FIGURES ? ", " : "}", stdout);
-	}
-	puts(end);
-}
+#include "rounds.h"
 
 int main(int argc, char **argv)
 {
-	size_t rounds = argc > 2 ? strtoul(argv[1], NULL, 10) : 0;
-	struct bench *bench[SIZES_MAX];
-	int sizes = argc - 2;
-
-	if (!rounds || sizes > SIZES_MAX) {
-		fprintf(stderr, "index_costs ROUNDS N... (up to %d numbers of slots)\n", SIZES_MAX);
-		return 2;
-	}
-	for (int i = 0; i < sizes; i++) {
-		size_t n = strtoul(argv[i + 2], NULL, 10);
-
-		check(n > 0, "a number of slots above 0");
-		bench[i] = make_bench(n, rounds);
-	}
-	for (size_t round = 0; round < rounds; round++)
-		for (int i = 0; i < sizes; i++)
-			run_round(bench[i], round);
-	puts("{");
-	for (int i = 0; i < sizes; i++)
-		print_bench(bench[i], rounds, i + 1 < sizes ? "," : "");
-	puts("}");
-	return 0;
+	return run_rounds(argc, argv, "index_costs", SIZE_MAX, "a number of slots above 0");
 }

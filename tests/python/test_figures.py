@@ -90,6 +90,20 @@ def test_missing_row_is_named(figures: Any, capsys: pytest.CaptureFixture[str]) 
     assert "there is no row RW, tree, 9 slots" in capsys.readouterr().err
 
 
+def is_noticed_and_written(
+    figures: Any, page: str, right: str, wrong: str, shown: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A page with one wrong place fails, the message names the page and the place, and the place is written again."""
+    file = figures.ROOT / page
+    file.write_text(wrong)
+    assert figures.main(["check"]) == 1
+    out = capsys.readouterr().out
+    assert f"figures: {page}: {shown}" in out
+    assert "1 different" in out
+    assert figures.main(["write"]) == 0
+    assert file.read_text() == right
+
+
 # ---- tables ----------------------------------------------------------------------------------------------------
 
 RECORDED = """kernel 6.18; microseconds
@@ -146,15 +160,8 @@ def test_table_of_a_page_is_that_of_its_file(
 def test_each_other_row_of_a_table_is_noticed_and_written(
     with_table: Any, old: str, new: str, shown: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    page = with_table.ROOT / "table.md"
     assert PAGE.count(old) == 1
-    page.write_text(PAGE.replace(old, new))
-    assert with_table.main(["check"]) == 1
-    out = capsys.readouterr().out
-    assert f"figures: table.md: {shown}" in out
-    assert "1 different" in out
-    assert with_table.main(["write"]) == 0
-    assert page.read_text() == PAGE
+    is_noticed_and_written(with_table, "table.md", PAGE, PAGE.replace(old, new), shown, capsys)
 
 
 def test_page_shows_the_listed_rows_in_their_order(with_table: Any) -> None:
@@ -375,15 +382,8 @@ def test_figures_of_other_files_are_those_of_the_page(
 def test_each_other_figure_or_link_is_noticed_and_written(
     with_files: Any, old: str, new: str, shown: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    page = with_files.ROOT / "files.md"
     assert FILES.count(old) == 1
-    page.write_text(FILES.replace(old, new))
-    assert with_files.main(["check"]) == 1
-    out = capsys.readouterr().out
-    assert f"figures: files.md: {shown}" in out
-    assert "1 different" in out
-    assert with_files.main(["write"]) == 0
-    assert page.read_text() == FILES
+    is_noticed_and_written(with_files, "files.md", FILES, FILES.replace(old, new), shown, capsys)
 
 
 @pytest.mark.parametrize(
