@@ -21,6 +21,7 @@ from datetime import date
 from pathlib import Path
 
 import numpy as np
+from table_figures import markdown
 
 from memslots import VM, MemslotsError, kvm, plan
 from memslots.listener import ChangeKind
@@ -135,7 +136,7 @@ class Run:
 
 
 def written(rows: Iterator[tuple[str, str]]) -> str:
-    return "".join(f"| {name} | {value} |\n" for name, value in [HEADER, ("---", "---"), *rows])
+    return markdown([HEADER, ("---", "---"), *rows])
 
 
 def run(plans: int, seed: int, every: int = 50_000, file: Path | None = None) -> str:

@@ -220,7 +220,7 @@ struct memslot_design {
 	 *   exchange may be NULL.  For two slots with the same id and hva.start: as replace(), but it leaves the order
 	 *            by gfn as it is.  Returns false, and has done nothing, if the order by hva may depend on the gfn.
 	 *   replace_by_gfn  not NULL if exchange is not.  The rest of an exchange: as replace(), in the order by gfn
-	 *            alone.  If neither slot is NULL, new_slot takes the position of old, whatever their ids are.
+	 *            alone.  If neither slot is NULL, new_slot takes the position of old; their ids may differ.
 	 *   build    adds many slots at once.  May be NULL; then the writer adds them one by one.
 	 *   mirror   makes the private set equal to the active one, which build() has made.
 	 *   follow   only after the last swap of a change: `private` is the former set, and its edits follow.
