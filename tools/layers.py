@@ -22,7 +22,8 @@ from typing import NamedTuple
 LAYERS = {
     "0a": ("namespace",),
     "0b": ("compiler",),
-    "0c": ("rbtree", "points", "thread", "guest_fault", "sort"),
+    "0c": ("rbtree", "points", "thread", "guest_bytes", "sort"),
+    "0cc": ("guest_fault",),
     "0d": ("memory",),
     "1": ("id_hash", "srcu", "slots_lock", "dirty_summary", "list"),
     "2": ("interval_tree", "dirty_log", "backing", "flat_index", "stall_report"),

@@ -46,8 +46,12 @@ CALLS, QUICK_CALLS = 100_000, 500
 READ, WRITE = 1.6, 2.0  # of a lookup
 SMALL = (64, 4 * KIB, 16 * KIB)
 LARGE = (64 * KIB, MIB, 16 * MIB)
+UNALIGNED_SIZES = (64 * KIB, MIB)
 AS_MEMMOVE, AS_MEMCPY = 1.02, 1.15
 BYTES = 256 * MIB  # that one turn copies, at most
+#: Buffers begin so many bytes behind a page boundary.  malloc() puts a large one at 16; an array inside a structure can
+#: be anywhere.  The guest memory is at a boundary, and a C library may copy at different speeds.
+BEHIND, UNALIGNED = 16, 7
 ACROSS = 16  # slots of one copy
 MANY = 1.5  # of a translation and np.take
 MANY_BYTES, QUICK_BYTES = 4 * GIB, 16 * MIB
@@ -121,6 +125,13 @@ def scalars(card: Scorecard, settings: Settings) -> None:
 # ---- copies -----------------------------------------------------------------------------------------
 
 
+def buffer(size: int, behind: int) -> Bytes:
+    """Return an array that begins `behind` bytes after a page boundary."""
+    whole = np.ones(size + 2 * PAGE_SIZE, np.uint8)
+    first = -whole.ctypes.data % PAGE_SIZE + behind
+    return whole[first : first + size]
+
+
 def again(call: Callable[[], object], times: int) -> None:
     for _ in range(times):
         call()
@@ -146,6 +157,8 @@ def copies(card: Scorecard, settings: Settings, bare: Any, slots: int) -> None:
     memory = filled(max(LARGE))
     for size in sizes_of(settings, slots):
         one_size(card, settings, bare, memory, size, slots)
+        if slots == 1 and size in UNALIGNED_SIZES:
+            unaligned(card, settings, bare, memory, size)
 
 
 def backward(memory: memslots.Memory, size: int, slots: int) -> tuple[VM, bytes]:
@@ -157,16 +170,28 @@ def backward(memory: memslots.Memory, size: int, slots: int) -> tuple[VM, bytes]
     return vm, b"".join(parts)[:size]
 
 
+def turns_of(settings: Settings, size: int) -> tuple[int, int]:
+    """Return the copies of one turn and the number of rounds.
+
+    Copies of the largest size wait for main memory, whose speed depends on other users of the machine.  They take
+    shorter turns, and more of them.
+    """
+    if settings.quick:
+        return 1, 3 * settings.rounds
+    shorter = 8 if size == max(LARGE) else 1
+    return min(20_000, BYTES // size // shorter), 3 * shorter * settings.rounds
+
+
 def one_size(
     card: Scorecard, settings: Settings, bare: Any, memory: memslots.Memory, size: int, slots: int
 ) -> None:
     """Compare a copy through the slots with copies of the same memory in one piece."""
     vm, content = backward(memory, size, slots)
-    out: Bytes = np.ones(size, np.uint8)
+    out = buffer(size, BEHIND)
     to, start = out.ctypes.data, memory.address
     card.check(vm.readinto_guest(0, out) is None, "readinto_guest returns None")
     card.check(out.tobytes() == content, f"readinto_guest of {named(size)}")
-    times_each = 1 if settings.quick else min(20_000, BYTES // size)
+    times_each, rounds = turns_of(settings, size)
     calls: dict[str, Callable[[], object]] = {
         "guest": partial(vm.readinto_guest, 0, out),
         "memmove": partial(ctypes.memmove, to, start, size),
@@ -178,7 +203,7 @@ def one_size(
         calls["parts"]()
         card.check(out.tobytes() == content, f"the parts of {named(size)}")
     turn = {name: partial(again, call, times_each) for name, call in calls.items()}
-    times = turns(turn, 3 * settings.rounds, WALL)
+    times = turns(turn, rounds, WALL)
     at = named(size) if slots == 1 else f"{named(size)} in {slots} slots"
     what = "readinto_guest / ctypes.memmove"
     bound = 1.0 if size <= max(SMALL) else AS_MEMMOVE
@@ -191,6 +216,35 @@ def one_size(
     if slots > 1:
         what = "readinto_guest / a memcpy in C for each slot"
         card.ratio("P11", what, at, times["guest"], times["parts"], "<=", AS_MEMCPY)
+
+
+def unaligned(
+    card: Scorecard, settings: Settings, bare: Any, memory: memslots.Memory, size: int
+) -> None:
+    """Compare reads and writes with memcpy() if the buffer has no alignment."""
+    vm, content = backward(memory, size, 1)
+    inside, outside = buffer(size, UNALIGNED), buffer(size, PAGE_SIZE - UNALIGNED)
+    start = memory.address
+    vm.readinto_guest(0, inside)
+    card.check(inside.tobytes() == content, f"readinto_guest of {named(size)}, not aligned")
+    outside[:] = inside
+    vm.fill_guest(0, size, 0)
+    vm.write_guest(0, outside)
+    card.check(vm.read_guest(0, size) == content, f"write_guest of {named(size)}, not aligned")
+    calls: dict[str, Callable[[], object]] = {
+        "read": partial(vm.readinto_guest, 0, inside),
+        "memcpy out": partial(bare.copy, inside.ctypes.data, start, size),
+        "write": partial(vm.write_guest, 0, outside),
+        "memcpy in": partial(bare.copy, start, outside.ctypes.data, size),
+    }
+    count = 1 if settings.quick else min(20_000, BYTES // 8 // size)
+    turn = {name: partial(again, call, count) for name, call in calls.items()}
+    times = turns(turn, 3 * settings.rounds, WALL)
+    at = f"{named(size)}, buffer not aligned"
+    what = "readinto_guest / memcpy in C, called from Python"
+    card.ratio("P11", what, at, times["read"], times["memcpy out"], "<=", AS_MEMCPY)
+    what = "write_guest / memcpy in C, called from Python"
+    card.ratio("P11", what, at, times["write"], times["memcpy in"])
 
 
 def many(card: Scorecard, settings: Settings) -> None:

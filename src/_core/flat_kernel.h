@@ -18,8 +18,6 @@
 #include "flat_index.h"
 #include "include/memslots.h"
 
-#define always_inline inline __attribute__((always_inline))
-
 /* The number of lookups in a block: the bits of a mask.  A kernel takes them by LANES. */
 #define BLOCK ((size_t)64)
 #define LANES ((size_t)8)
@@ -41,8 +39,7 @@ struct flat_kernel {
 };
 
 extern const struct flat_kernel flat_portable;
-#if defined(__x86_64__) && defined(__GNUC__)
-#define MS_X86_KERNELS 1
+#ifdef MS_X86_KERNELS
 extern const struct flat_kernel flat_avx2, flat_avx512;
 
 /* The high half of a word in memory, in one load. */

@@ -5,6 +5,8 @@
 #define _GNU_SOURCE
 #include "guest_fault.h"
 
+#include "guest_bytes.h"
+
 #include <pthread.h>
 #include <setjmp.h>
 #include <signal.h>
@@ -94,7 +96,7 @@ static uintptr_t guest_fault(const struct guard *guard, int signal, const siginf
 }
 
 /* Whether the access itself was interrupted, and not a handler that has interrupted it.  The guard lies in the frame of
- * the access.  The frames below it have less than 500 bytes together, except under a sanitizer.  The kernel puts at
+ * the access.  The frames below it have less than 800 bytes together, except under a sanitizer.  The kernel puts at
  * least 1100 bytes on the stack for a handler. */
 #if defined(__x86_64__) && !MS_SANITIZED
 #define FRAMES_MAX 1024
@@ -177,6 +179,7 @@ static void install(int signal, struct sigaction *former)
 
 static void install_all(void)
 {
+	guest_bytes_prepare();
 	for (size_t i = 0; i < ARRAY_SIZE(signals); i++)
 		install(signals[i], &previous[i]);
 }
@@ -245,7 +248,7 @@ static out_of_line void read_pages(struct guard *guard, char *out, const char *h
 {
 	for (size_t done = 0, part; done < n; done += part) {
 		part = in_page(host + done, n - done);
-		memcpy(out + done, host + done, part);
+		guest_bytes_copy(out + done, host + done, part);
 		set_done(guard, done + part);
 	}
 }
@@ -254,7 +257,7 @@ static out_of_line void write_pages(struct guard *guard, char *host, const char 
 {
 	for (size_t done = 0, part; done < n; done += part) {
 		part = in_page(host + done, n - done);
-		memcpy(host + done, data + done, part);
+		guest_bytes_copy(host + done, data + done, part);
 		set_done(guard, done + part);
 	}
 }
@@ -286,7 +289,7 @@ static bool read_whole(void *out, const void *host, size_t n)
 
 	guard_init(&guard, host, n);
 	if (guarded(&guard)) {
-		memcpy(out, host, n);
+		guest_bytes_copy(out, host, n);
 		set_done(&guard, n);
 	}
 	leave(&guard);
@@ -344,13 +347,24 @@ static inline struct step step_of(const char *to, const char *from, size_t n, bo
 	return (struct step){ left - size, size };
 }
 
+/* A part is moved in one direction or the other only if it overlaps itself. */
+static inline void move_part(char *to, const char *from, size_t n)
+{
+	uintptr_t above = (uintptr_t)to - (uintptr_t)from;
+
+	if (above >= n && -above >= n)
+		guest_bytes_copy(to, from, n);
+	else
+		memmove(to, from, n);
+}
+
 static out_of_line void move_pages(struct guard *guard, char *to, const char *from, size_t n)
 {
 	struct step step;
 
 	for (size_t done = 0; done < n; done += step.size) {
 		step = step_of(to, from, n, guard->backward, done);
-		memmove(to + step.at, from + step.at, step.size);
+		move_part(to + step.at, from + step.at, step.size);
 		set_done(guard, done + step.size);
 	}
 }

@@ -9,8 +9,8 @@
  *
  * The guest side of an access is split at page boundaries, and its pages are accessed by ascending address.  So after a
  * fault all pages before the one that is gone are complete, and no page behind it has changed.  A long read is first
- * tried as a whole, because memcpy() of single pages to a buffer that is not aligned takes up to 1.8 times as long.  A
- * write has an aligned destination, so it loses nothing.
+ * tried as a whole, because a copy of single pages has a begin and an end for each of them.  A write has an aligned
+ * destination, so it loses little.
  *
  * Invariants
  *   F1  guest_guard is the guard of the innermost access of the thread, on the thread's stack, or NULL;

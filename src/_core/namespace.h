@@ -58,6 +58,10 @@
 #define flat_piece_in_list ms_flat_piece_in_list
 #define flat_portable ms_flat_portable
 #define flat_put ms_flat_put
+#define guest_bytes_by_vectors ms_guest_bytes_by_vectors
+#define guest_bytes_has_vectors ms_guest_bytes_has_vectors
+#define guest_bytes_prepare ms_guest_bytes_prepare
+#define guest_bytes_uses_vectors ms_guest_bytes_uses_vectors
 #define guest_fault_fill ms_guest_fault_fill
 #define guest_fault_load ms_guest_fault_load
 #define guest_fault_load_many ms_guest_fault_load_many

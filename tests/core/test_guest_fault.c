@@ -7,6 +7,7 @@
  */
 #include "test.h"
 
+#include "guest_bytes.h"
 #include "guest_fault.h"
 
 #include <fcntl.h>
@@ -209,7 +210,6 @@ static void test_moves(void)
 		}
 }
 
-/* The first page is moved to the second, or the reverse, with one of them gone at the boundary. */
 /* The source comes to the lost page first, although the destination will have it too. */
 static void test_lost_overlap(void)
 {
@@ -224,6 +224,7 @@ static void test_lost_overlap(void)
 	memory_end(&m);
 }
 
+/* The first page is moved to the second, or the reverse, with one of them gone at the boundary. */
 static void test_lost_moves(void)
 {
 	for (int backward = 0; backward < 2; backward++)
@@ -743,11 +744,9 @@ static void test_other_handlers(void)
 	CHECK(passed(status_of(ignoring, send_signal)));
 }
 
-int main(int argc, char **argv)
+/* Everything that copies more than a few bytes. */
+static void test_copies(void)
 {
-	test_init(argc, argv, 60);
-	test_other_handlers();
-	guest_fault_prepare();
 	test_every_byte();
 	test_writes();
 	test_whole_accesses();
@@ -755,11 +754,24 @@ int main(int argc, char **argv)
 	test_moves();
 	test_lost_moves();
 	test_lost_overlap();
+	test_moves_beyond_the_cpu();
+	test_ends_beyond_the_cpu();
+}
+
+int main(int argc, char **argv)
+{
+	test_init(argc, argv, 60);
+	test_other_handlers();
+	guest_fault_prepare();
+	if (!guest_bytes_has_vectors())
+		puts("guest fault: NOT tested: copies by vectors; the CPU has no AVX2");
+	for (int vectors = 0; vectors <= (int)guest_bytes_has_vectors(); vectors++) {
+		guest_bytes_uses_vectors = vectors;
+		test_copies();
+	}
 	test_values();
 	test_lost_values();
 	test_address_beyond_the_cpu();
-	test_moves_beyond_the_cpu();
-	test_ends_beyond_the_cpu();
 	test_memory_errors();
 	test_many();
 	test_threads();
