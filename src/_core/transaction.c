@@ -248,12 +248,18 @@ static size_t growth(const struct writer *w)
 	return created > deleted ? created - deleted : 0;
 }
 
-static int publish(struct writer *w)
+/* writer_end() must follow, also after a failure. */
+static int stage(struct writer *w)
 {
 	int r = at_entry(w, writer_begin(w, growth(w)), w->entries);
 
-	if (!r)
-		r = writer_stage_list(w);
+	return r ? r : writer_stage_list(w);
+}
+
+static int publish(struct writer *w)
+{
+	int r = stage(w);
+
 	if (r)
 		writer_roll_back(w);
 	else
@@ -395,10 +401,8 @@ static void copy_set(const struct writer *w, const struct memslot_set *set, stru
 /* The private set has the final state between its edits and their roll-back. */
 static int preview_changes(struct writer *w, struct ms_preview *out)
 {
-	int r = at_entry(w, writer_begin(w, growth(w)), w->entries);
+	int r = stage(w);
 
-	if (!r)
-		r = writer_stage_list(w);
 	if (!r)
 		copy_set(w, vm_inactive_set(w->vm, w->as_id), out);
 	writer_roll_back(w);

@@ -104,32 +104,25 @@ static struct ms_update *alloc_update(struct ms_vm *vm)
 	return NULL;
 }
 
-int ms_update_begin(struct ms_vm *vm, uint32_t as_id, struct ms_update **out, struct ms_error *err)
+static int check_begin(const struct ms_vm *vm, uint32_t as_id, struct ms_error *err)
 {
-	struct ms_update *u;
-	int r;
-
-	if (!out)
-		return null_buffer(err);
-	*out = NULL;
 	if (rules_as_id(vm, as_id, err))
 		return -EINVAL;
-	if (vm->design != &DESIGN_OF(tree))
-		return vm_refuse(err, ENOSYS, MS_RULE_BACKEND, 0, NULL);
-	r = vm_lock(vm, err);
-	if (r)
-		return r;
-	if (thread_self.hooks) { /* inside a hook of another VM: each step and the end would be refused */
-		vm_unlock(vm);
+	return vm->design == &DESIGN_OF(tree) ? 0 : vm_refuse(err, ENOSYS, MS_RULE_BACKEND, 0, NULL);
+}
+
+/* Under slots_lock, which the update keeps.  Inside a hook of another VM each step and the end would be refused. */
+static int begin(struct ms_vm *vm, uint32_t as_id, struct ms_update **out, struct ms_error *err)
+{
+	struct ms_update *u;
+
+	if (thread_self.hooks)
 		return vm_refuse(err, EBUSY, MS_RULE_HOOK_BUSY, 0, NULL);
-	}
 	vm_free_deferred(vm, false);
 	memory_pool_mark(&vm->memory);
 	u = alloc_update(vm);
-	if (!u) {
-		vm_unlock(vm);
+	if (!u)
 		return no_memory(err);
-	}
 	u->vm = vm;
 	u->as_id = as_id;
 	vm_index_begin_change(vm, as_id);
@@ -137,6 +130,24 @@ int ms_update_begin(struct ms_vm *vm, uint32_t as_id, struct ms_update **out, st
 	atomic_store_explicit(&vm->update, u, memory_order_relaxed);
 	*out = u;
 	return 0;
+}
+
+int ms_update_begin(struct ms_vm *vm, uint32_t as_id, struct ms_update **out, struct ms_error *err)
+{
+	int r;
+
+	if (!out)
+		return null_buffer(err);
+	*out = NULL;
+	r = check_begin(vm, as_id, err);
+	if (!r)
+		r = vm_lock(vm, err);
+	if (r)
+		return r;
+	r = begin(vm, as_id, out, err);
+	if (r)
+		vm_unlock(vm);
+	return r;
 }
 
 /* ---- end and roll-back ---- */

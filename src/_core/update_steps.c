@@ -104,6 +104,17 @@ static bool note_edit(struct ms_update *u, struct memslot *old, struct memslot *
 	return touch(u, old) && touch(u, new_slot) && list_reserve(&u->vm->memory, &u->edits, sizeof(struct edit), 1);
 }
 
+/* Checks a step that makes an edit, and makes room to note it. */
+static int admit_edit(struct ms_update *u, bool active, struct memslot *old, struct memslot *new_slot,
+		      struct ms_error *err)
+{
+	int r = check_replace(u, active, old, new_slot, err);
+
+	if (r)
+		return r;
+	return note_edit(u, old, new_slot) ? 0 : no_memory(err);
+}
+
 /* The step is checked and has room to note the edit, so this cannot fail. */
 static void edit_inactive(struct ms_update *u, struct memslot *old, struct memslot *new_slot)
 {
@@ -119,12 +130,10 @@ static void edit_inactive(struct ms_update *u, struct memslot *old, struct memsl
 
 int ms_update_replace(struct ms_update *u, struct ms_slot *old, struct ms_slot *new_slot, struct ms_error *err)
 {
-	int r = check_replace(u, false, slot_of(old), slot_of(new_slot), err);
+	int r = admit_edit(u, false, slot_of(old), slot_of(new_slot), err);
 
 	if (r)
 		return r;
-	if (!note_edit(u, slot_of(old), slot_of(new_slot)))
-		return no_memory(err);
 	edit_inactive(u, slot_of(old), slot_of(new_slot));
 	return 0;
 }
@@ -143,12 +152,10 @@ int ms_update_swap(struct ms_update *u, struct ms_error *err)
 
 int ms_update_activate(struct ms_update *u, struct ms_slot *old, struct ms_slot *new_slot, struct ms_error *err)
 {
-	int r = check_replace(u, true, slot_of(old), slot_of(new_slot), err);
+	int r = admit_edit(u, true, slot_of(old), slot_of(new_slot), err);
 
 	if (r)
 		return r;
-	if (!note_edit(u, slot_of(old), slot_of(new_slot)))
-		return no_memory(err);
 	update_step_begin(u);
 	update_swap_sets(u);
 	edit_inactive(u, slot_of(old), slot_of(new_slot));

@@ -272,15 +272,21 @@ static void replace_by_gfn(const struct writer *w, struct memslot *old, struct m
 	vm_replace_by_gfn(w->vm, inactive(w), old, new_slot);
 }
 
+/* Makes one edit of a change.  exchange() has made it already in each order except that by gfn. */
+static void edit(const struct writer *w, const struct change *c, struct memslot *old, struct memslot *new_slot)
+{
+	if (c->exchanged)
+		replace_by_gfn(w, old, new_slot);
+	else
+		replace(w, old, new_slot);
+}
+
 static void remove_old_slot(const struct writer *w, struct change *c)
 {
 	bool stays = in_place(c);
 
 	c->exchanged = !stays && exchange(w, c->old, c->new_slot);
-	if (c->exchanged)
-		replace_by_gfn(w, c->old, NULL);
-	else
-		replace(w, c->old, stays ? c->new_slot : NULL);
+	edit(w, c, c->old, stays ? c->new_slot : NULL);
 }
 
 /* The first half of the edits of a list: the old slots leave the private set, except those that are exchanged at once.
@@ -294,12 +300,8 @@ static void remove_old_slots(const struct writer *w)
 
 static void add_new_slot(const struct writer *w, const struct change *c)
 {
-	if (!c->new_slot || in_place(c))
-		return;
-	if (c->exchanged)
-		replace_by_gfn(w, NULL, c->new_slot);
-	else
-		replace(w, NULL, c->new_slot);
+	if (c->new_slot && !in_place(c))
+		edit(w, c, NULL, c->new_slot);
 }
 
 static void add_new_slots(const struct writer *w)
@@ -310,12 +312,8 @@ static void add_new_slots(const struct writer *w)
 
 static void undo_add(const struct writer *w, const struct change *c)
 {
-	if (!c->staged || !c->new_slot || in_place(c))
-		return;
-	if (c->exchanged)
-		replace_by_gfn(w, c->new_slot, NULL);
-	else
-		replace(w, c->new_slot, NULL);
+	if (c->staged && c->new_slot && !in_place(c))
+		edit(w, c, c->new_slot, NULL);
 }
 
 /* The neighbours by hva are those that the exchange has seen, so it is possible in the other direction too. */
@@ -323,12 +321,9 @@ static void undo_remove(const struct writer *w, const struct change *c)
 {
 	if (!c->old)
 		return;
-	if (c->exchanged) {
+	if (c->exchanged)
 		exchange(w, c->new_slot, c->old);
-		replace_by_gfn(w, NULL, c->old);
-	} else {
-		replace(w, in_place(c) ? c->new_slot : NULL, c->old);
-	}
+	edit(w, c, in_place(c) ? c->new_slot : NULL, c->old);
 }
 
 /* ---- a list that permutes its slots ---- */

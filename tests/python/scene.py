@@ -71,9 +71,24 @@ def refused(error, call, *args):
 
 
 # attempt(call, n): calls with the n-th allocation of Python failing, and returns the name of the exception.
+#
+# If CPython finds no memory for a new function, it may release the function's code object once too often: gh-122752,
+# seen in 3.12.1 and 3.13.0, not in 3.11.7.  A later call that makes the function then crashes, for example
+# broadcast_to() of numpy.  So every such code object gets more references than a script can lose.
 ATTEMPT = """
+import types
 import _testcapi
+spare = []
+def keep_codes():
+    codes = [f.__code__ for f in gc.get_objects() if isinstance(f, types.FunctionType)]
+    while codes:
+        inner = [c for c in codes.pop().co_consts if isinstance(c, types.CodeType)]
+        codes += inner
+        spare.extend(inner * 1000)
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(spare))  # the end of the process releases nothing
 def attempt(call, n):
+    if not spare:
+        keep_codes()
     failed = None
     _testcapi.set_nomemory(n, n + 1)
     try:

@@ -24,6 +24,7 @@ from typing import Any
 import guest as guests
 import numpy as np
 import pytest
+from checkout import needs_tools, tool
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
@@ -314,11 +315,12 @@ def table(counts: Counter[str]) -> str:
         ("loads", counts["load"]),
         ("dirty logs", counts["sync"]),
     ]
-    lines = [f"| {name} | {n:,} |" for name, n in rows]
-    system = f"{date.today()}, {platform.system()} {platform.release()}"
-    return "\n".join([system, "", "| operations, each compared | |", "|---|---:|", *lines, ""])
+    header = [("operations, each compared", ""), ("---", "---:")]
+    shown = tool("table_figures").markdown([*header, *((name, f"{n:,}") for name, n in rows)])
+    return f"{date.today()}, {platform.system()} {platform.release()}\n\n{shown}"
 
 
+@needs_tools
 def test_table_has_every_operation() -> None:
     counts = Counter({kind: 10**i for i, kind in enumerate(KINDS)})
     counts.update({"errno": 20, "transactions carried out": 30, "refused": 50})
