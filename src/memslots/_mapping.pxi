@@ -109,6 +109,7 @@ cdef class _Pin:
     cdef bint held      # the buffer is to be released
     cdef bint readonly
     cdef Py_ssize_t views
+    cdef uint64_t named   # the last call of pinned_by() that has found a slot or a snapshot with it (_pinned_by.pxi)
     cdef _Release release
     cdef void *head       # begins both lists of the VM; valid while the pin is in one of them
     cdef _Pin next        # in the list of the VM; the reference of the core
@@ -213,38 +214,6 @@ cdef void _forget_pins(VM vm) noexcept:
             Py_INCREF(pin)
             pin.prev = NULL
             pin.next, pin = None, pin.next
-
-
-cdef list _pins_over(VM vm, uint64_t start, uint64_t end):
-    """The pins of a VM with a byte in [start, end)."""
-    cdef list found = []
-    cdef _Pin pin
-    with cython.critical_section(_lists):
-        pin = (<_Pin>vm._pins).next
-        while pin is not None:
-            if _is_over(&pin.buffer, start, end):
-                found.append(pin)
-            pin = pin.next
-    return found
-
-
-cdef Py_ssize_t _late_views(VM vm, uint64_t start, uint64_t end) noexcept:
-    """The number of views with a byte in [start, end) whose slot has ended.
-
-    A pin of this list may be about to be freed.  So nothing here takes a reference to it."""
-    cdef Py_ssize_t views = 0
-    cdef void *late
-    with cython.critical_section(_lists):
-        late = (<_Pin>vm._pins).late_next
-        while late is not NULL:
-            if _is_over(&(<_Pin>late).buffer, start, end):
-                views += (<_Pin>late).views
-            late = (<_Pin>late).late_next
-    return views
-
-
-cdef bint _is_over(const Py_buffer *buffer, uint64_t start, uint64_t end) noexcept:
-    return <uint64_t>buffer.buf < end and start < <uint64_t>buffer.buf + <uint64_t>buffer.len
 
 
 # VM.__del__() calls the closed hooks.  It runs at the last reference, or inside a garbage collection, where code of the
@@ -435,33 +404,6 @@ cdef Mapping _map(VM vm, ms_userspace_memory_region *region, _Pin pin):
     return mapping
 
 
-cdef object _pinned_by(VM vm, object buffer):
-    """The slots that hold pins of this memory, and the numbers of views and snapshots that do."""
-    cdef Py_buffer range
-    cdef uint64_t start, end
-    cdef list pins, slots = []
-    cdef Py_ssize_t views, snapshots
-    PyObject_GetBuffer(buffer, &range, PyBUF_SIMPLE)
-    start, end = <uint64_t>range.buf, <uint64_t>range.buf + <uint64_t>range.len
-    try:
-        pins = _pins_over(vm, start, end)
-        views = _late_views(vm, start, end)
-        snapshots = _snapshots_over(vm, start, end)
-    finally:
-        PyBuffer_Release(&range)
-    for pin in pins:
-        slots += _slots_of(vm, pin)
-        views += (<_Pin>pin).views
-    return PinnedBy(sorted(slots), views, snapshots)
-
-
-cdef list _slots_of(VM vm, _Pin pin):
-    cdef uint64_t start = <uint64_t>pin.buffer.buf, last = start + <uint64_t>pin.buffer.len - 1
-    cdef uint32_t as_id
-    return [slot for as_id in range(vm._address_spaces) for slot in _range(vm, HVA_RANGE, start, last, as_id)
-            if _is_slot_of(vm, as_id, slot.id, &pin.release, pin.release.serial)]
-
-
 cdef ms_backing *_backing_of(VM vm, uint32_t as_id, uint32_t id, ms_memslot *value, const _Release *release,
                              uint64_t serial) noexcept:
     """A reference to the backing of a slot if it is that of a pin.  Otherwise NULL.
@@ -473,13 +415,6 @@ cdef ms_backing *_backing_of(VM vm, uint32_t as_id, uint32_t id, ms_memslot *val
         ms_backing_put(backing)
         backing = NULL
     return backing
-
-
-cdef bint _is_slot_of(VM vm, uint32_t as_id, uint32_t id, const _Release *release, uint64_t serial) noexcept:
-    cdef ms_memslot value
-    cdef ms_backing *backing = _backing_of(vm, as_id, id, &value, release, serial)
-    ms_backing_put(backing)
-    return backing is not NULL
 
 
 # ---- Mapping -------------------------------------------------------------------------------------------------------

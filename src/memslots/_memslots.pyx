@@ -977,7 +977,7 @@ A virtual machine's memory slots (the part of struct kvm that concerns slots).
 
         The buffer is in use until the slot has ended and no reader, call or view can reach it.  Then it is released
         outside of all locks, read sections and hooks.  Until then mmap.close() raises BufferError; pinned_by() names
-        the slots.
+        the slots and counts the other holders.
         """
         cdef ms_userspace_memory_region region
         cdef _Pin pin
@@ -995,14 +995,18 @@ A virtual machine's memory slots (the part of struct kvm that concerns slots).
         return _map(self, &region, pin)
 
     def pinned_by(self, buffer):
-        """The objects of this VM that keep a buffer alive: PinnedBy(slots, views, snapshots).  False if there are none.
+        """The objects that keep a buffer in use: PinnedBy(slots, views, snapshots, others).  False if there are none.
 
-        slots: a list of MemorySlots that map some of its memory.  views: the number of memoryviews of Mapping.view()
-        that are alive, also of slots that have ended.  snapshots: the number of Snapshots of this VM that are alive and
-        not closed.  A call in progress can keep the buffer alive a little longer.
+        slots: a list of the MemorySlots of this VM that map some of its memory, also those that come from a Snapshot.
+        views: the number of memoryviews of Mapping.view() that are alive, also of slots that have ended.
+        snapshots: the number of Snapshots of this VM that are alive and not closed.
+        others: the number of map_buffer() calls of this VM whose buffer none of these slots and Snapshots has, and which
+        something else holds: a VM that from_snapshot() or restore() has given it to, whose pinned_by() names the slots; a
+        transaction that has not ended; an update; a call in progress.
+
+        A closed VM has no slots, and counts the others.
 
         ValueError: the buffer is a closed mmap, which has no address any more."""
-        _check_open(self)
         return _pinned_by(self, buffer)
 
     def add_listener(self, listener, *, last=False):
@@ -1748,6 +1752,7 @@ A virtual machine's memory slots (the part of struct kvm that concerns slots).
 include "_vcpu.pxi"
 include "_update.pxi"
 include "_snapshot.pxi"
+include "_pinned_by.pxi"
 include "_transaction.pxi"
 include "_comparison.pxi"
 include "_measure.pxi"

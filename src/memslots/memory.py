@@ -34,14 +34,15 @@ _NAME_BYTES = 249  # the longest name of a memfd
 
 
 class PinnedBy(NamedTuple):
-    """The users of a buffer in a VM, from ``VM.pinned_by()``.  False if there are none."""
+    """The users of a buffer, from ``VM.pinned_by()``.  False if there are none."""
 
     slots: list[MemorySlot]
     views: int
     snapshots: int = 0
+    others: int = 0
 
     def __bool__(self) -> bool:
-        return bool(self.slots or self.views or self.snapshots)
+        return bool(self.slots or self.views or self.snapshots or self.others)
 
 
 class HostRanges(NamedTuple):
@@ -90,8 +91,8 @@ class Memory(mmap.mmap):
 
     A Memory is an ``mmap.mmap`` and has its methods: ``m[0:4]`` is bytes, ``len(m)`` is the size, and so on.
     ``close()`` and the end of ``with`` raise BufferError while a slot, a view or an array uses the memory.
-    ``vm.pinned_by(memory)`` names the slots, views and snapshots.  A Memory that was not closed is freed with its last
-    reference.
+    ``vm.pinned_by(memory)`` names the slots, and counts the other users.  A Memory that was not closed is freed with
+    its last reference.
     """
 
     # The values of an object that its subclass has not made yet.

@@ -654,7 +654,7 @@ def failing(n):
         outcomes.append(attempt(call, n))
         assert descriptors() == before, (n, outcomes)
         assert not vm.pinned_by(other), (n, outcomes)
-        assert vm.pinned_by(memory) == ([vm.id_to_memslot(0)], 0, 0) and len(vm) == 1, (n, outcomes)
+        assert vm.pinned_by(memory) == ([vm.id_to_memslot(0)], 0, 0, 0) and len(vm) == 1, (n, outcomes)
         vm.check()
     return outcomes.count("MemoryError")
 gc.disable()
