@@ -435,7 +435,7 @@ cdef object _many(VM vm, _Many what, object numbers, str name, object out, int t
     if not _in_step(array, result):
         array = np.ascontiguousarray(array)  # no copy if only the result lacks a single stride
         if not _in_step(array, result):
-            target = _contiguous_like(result)
+            target = _contiguous_like(result, what)
     elif out is not None and _clash(array, result):
         array = array.copy()
     if target is result:
@@ -448,10 +448,10 @@ cdef object _many(VM vm, _Many what, object numbers, str name, object out, int t
     return result if out is None else out
 
 
-cdef cnp.ndarray _contiguous_like(cnp.ndarray result):
-    """A contiguous array for the answers.  A long call may be interrupted, so it starts with the caller's values: they
-    are copied back for the elements that were not answered."""
-    if cnp.PyArray_SIZE(result) > <cnp.npy_intp>MS_BATCH_PIECE:
+cdef cnp.ndarray _contiguous_like(cnp.ndarray result, _Many what):
+    """A contiguous array for the answers.  A long call may be interrupted, and a read of guest memory may be refused.  So it
+    starts with the caller's values: they are copied back for the elements that were not answered."""
+    if what == READ_U64 or cnp.PyArray_SIZE(result) > <cnp.npy_intp>MS_BATCH_PIECE:
         return result.copy(order="C")
     return cnp.PyArray_EMPTY(cnp.PyArray_NDIM(result), cnp.PyArray_DIMS(result), cnp.PyArray_TYPE(result), 0)
 
