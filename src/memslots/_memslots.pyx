@@ -1172,13 +1172,13 @@ A virtual machine's memory slots (the part of struct kvm that concerns slots).
             raise _hva_error(hva, "gfn", frame, as_id)
         return hva
 
-    def gpa_to_hva(self, gpa, as_id=0, *, bint write=True):
+    def gpa_to_hva(self, gpa, as_id=0, *, write=True):
         """The host address (bytes) of a guest physical address (bytes).  Errors as for gfn_to_hva.
 
         write: true for an address to write to, which READONLY slots do not have."""
         cdef uint64_t address = _u64(gpa, "gpa"), hva
         cdef uint32_t space = _as_id(self, as_id)
-        hva = (ms_gfn_to_hva(self._vm, space, address >> 12) if write
+        hva = (ms_gfn_to_hva(self._vm, space, address >> 12) if _flag(write, "write")
                else ms_gfn_to_hva_prot(self._vm, space, address >> 12, NULL))
         if hva >= MS_HVA_ERR_MIN:
             raise _hva_error(hva, "gpa", address, as_id)
@@ -1202,7 +1202,7 @@ A virtual machine's memory slots (the part of struct kvm that concerns slots).
         cdef uint32_t space = _as_id(self, as_id)
         return bool(ms_is_visible_gfn(self._vm, space, _u64(gfn, "gfn")))
 
-    def gfn_to_hva_many(self, gfns, out=None, as_id=0, bint write=True):
+    def gfn_to_hva_many(self, gfns, out=None, as_id=0, write=True):
         """The host addresses (bytes) of many guest frames: a uint64 array of the shape of gfns.
 
         gfns: integers of any shape, none negative: an ndarray, a buffer, an object with __array__ (a pandas Series, an
@@ -1220,11 +1220,11 @@ A virtual machine's memory slots (the part of struct kvm that concerns slots).
         some ten milliseconds.  A call that is building an index ends after the build (0.1 s for a million slots).
         After Ctrl-C, out contains the answers so far.
         """
-        return _many(self, GFN_TO_HVA, gfns, "gfns", out, cnp.NPY_UINT64, as_id, write)
+        return _many(self, GFN_TO_HVA, gfns, "gfns", out, cnp.NPY_UINT64, as_id, _flag(write, "write"))
 
-    def gpa_to_hva_many(self, gpas, out=None, as_id=0, bint write=True):
+    def gpa_to_hva_many(self, gpas, out=None, as_id=0, write=True):
         """As gfn_to_hva_many, but gpas are guest physical addresses in bytes."""
-        return _many(self, GPA_TO_HVA, gpas, "gpas", out, cnp.NPY_UINT64, as_id, write)
+        return _many(self, GPA_TO_HVA, gpas, "gpas", out, cnp.NPY_UINT64, as_id, _flag(write, "write"))
 
     def gfn_to_slot_id_many(self, gfns, out=None, as_id=0):
         """The slot ids of many guest frames: an int32 array of the shape of gfns, with -1 in holes and INVALID slots.

@@ -163,7 +163,7 @@ The slots of one address space as one read section saw them.  Immutable.  ``VM.s
         """As VM.gfn_to_hva."""
         return VM.gfn_to_hva(_index_of(self), gfn, self.as_id)
 
-    def gpa_to_hva(self, gpa, *, bint write=True):
+    def gpa_to_hva(self, gpa, *, write=True):
         """As VM.gpa_to_hva."""
         return VM.gpa_to_hva(_index_of(self), gpa, self.as_id, write=write)
 
@@ -175,11 +175,11 @@ The slots of one address space as one read section saw them.  Immutable.  ``VM.s
         """As VM.is_visible_gfn."""
         return VM.is_visible_gfn(_index_of(self), gfn, self.as_id)
 
-    def gfn_to_hva_many(self, gfns, out=None, bint write=True):
+    def gfn_to_hva_many(self, gfns, out=None, write=True):
         """As VM.gfn_to_hva_many."""
         return VM.gfn_to_hva_many(_index_of(self), gfns, out, self.as_id, write)
 
-    def gpa_to_hva_many(self, gpas, out=None, bint write=True):
+    def gpa_to_hva_many(self, gpas, out=None, write=True):
         """As VM.gpa_to_hva_many."""
         return VM.gpa_to_hva_many(_index_of(self), gpas, out, self.as_id, write)
 

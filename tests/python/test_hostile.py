@@ -329,17 +329,17 @@ def test_load_of_too_many_rows_is_refused_without_a_copy() -> None:
 
 @pytest.mark.parametrize("kind", ["array.array", "bytearray"])
 def test_buffer_cannot_be_resized_during_a_call(vm: VM, kind: str) -> None:
-    """__index__ and __bool__ of other arguments run before the call takes the buffer."""
+    """__index__ of another argument runs before the call takes the buffer."""
     store = array.array("Q", range(300)) if kind == "array.array" else bytearray(8 * 300)
     numbers = store if kind == "array.array" else memoryview(store).cast("Q")
 
     class Resizes:
-        def __bool__(self) -> bool:
+        def __index__(self) -> int:
             if kind == "array.array":
                 del store[10:]
-            return True
+            return 0
 
-    got = vm.gfn_to_hva_many(numbers, write=Resizes())
+    got = vm.gfn_to_hva_many(numbers, as_id=Resizes())
     assert len(got) == (10 if kind == "array.array" else 300)
     if kind == "bytearray":
         with pytest.raises(BufferError):
