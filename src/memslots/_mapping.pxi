@@ -101,11 +101,17 @@ cdef extern from *:
 cdef class Mapping
 
 
+cdef struct _Hidden:
+    Py_buffer buffer
+
+
 @cython.final
 @cython.no_gc_clear
 cdef class _Pin:
     """Holds a buffer that a slot maps.  It exports the buffer to the views of Mapping.view()."""
-    cdef Py_buffer buffer
+    cdef Py_buffer *buffer  # one of the next two
+    cdef Py_buffer seen     # the garbage collector sees its object
+    cdef _Hidden hidden     # the garbage collector does not; see _survives_clear()
     cdef bint held      # the buffer is to be released
     cdef bint readonly
     cdef Py_ssize_t views
@@ -117,6 +123,9 @@ cdef class _Pin:
     cdef void *late_next  # in the list of the pins whose slot has ended; no reference
     cdef void *late_prev  # NULL: not in this list
     cdef void *snapshots  # of the head of the lists: begins the list of the snapshots with buffers (_snapshot.pxi)
+
+    def __cinit__(self):
+        self.buffer = &self.seen
 
     def __getbuffer__(self, Py_buffer *out, int flags):
         if self.readonly and flags & PyBUF_WRITABLE:
@@ -144,7 +153,7 @@ cdef class _Pin:
     def __dealloc__(self):
         _forget_late(self)
         if self.held:
-            PyBuffer_Release(&self.buffer)
+            PyBuffer_Release(self.buffer)
 
 
 # ---- the list of a VM and the queue --------------------------------------------------------------------------------
@@ -282,20 +291,32 @@ atexit.register(_at_exit)
 cdef _Pin _pin(object buffer, bint readonly):
     """Pins a buffer that a slot can map.  Otherwise an exception with the way out."""
     cdef _Pin pin = _Pin.__new__(_Pin)
+    cdef int flags = PyBUF_SIMPLE if readonly else PyBUF_WRITABLE
     if not PyObject_CheckBuffer(buffer):
-        raise TypeError(f"buffer must have the buffer protocol, as memslots.alloc(size), mmap.mmap and numpy arrays have, "
-                        f"but is {type(buffer).__name__}")
+        raise TypeError("buffer must have the buffer protocol, as memslots.alloc(size), mmap.mmap, SharedMemory.buf and "
+                        f"numpy arrays have, but is {type(buffer).__name__}")
     _refuse_objects(buffer, "buffer")
+    if not _survives_clear(buffer):
+        pin.buffer = &pin.hidden.buffer
     try:
-        PyObject_GetBuffer(buffer, &pin.buffer, PyBUF_SIMPLE if readonly else PyBUF_WRITABLE)
+        PyObject_GetBuffer(buffer, pin.buffer, flags)
     except (BufferError, ValueError) as error:
         raise _buffer_error(buffer, readonly, error)
     pin.held = True
     pin.readonly = readonly
     pin.release.pin = <void *>pin
     pin.release.serial = _new_serial()
-    _check_pages(&pin.buffer)
+    _check_pages(pin.buffer)
     return pin
+
+
+cdef bint _survives_clear(object buffer) except -1:
+    """Whether the garbage collector may clear a buffer while a slot maps it.
+
+    It clears the objects of a cycle in any order.  An mmap and an array of numpy keep their memory.  A memoryview does not,
+    and then crashes at its release; a ctypes object does not either.  So the collector must not see such a buffer.  It does
+    not find a cycle that leads through one."""
+    return isinstance(buffer, (mmap, np.ndarray))
 
 
 cdef int _refuse_objects(object buffer, str name) except -1:

@@ -24,6 +24,7 @@ import operator
 import sys
 import threading
 import warnings
+from mmap import mmap
 
 import numpy as np
 

@@ -71,7 +71,7 @@ cdef void *_pin_of(ms_backing *backing) noexcept:
 
 
 cdef bint _has_pin_over(ms_backing *backing, uint64_t start, uint64_t end) noexcept:
-    return backing is not NULL and _is_over(&(<_Pin>_pin_of(backing)).buffer, start, end)
+    return backing is not NULL and _is_over((<_Pin>_pin_of(backing)).buffer, start, end)
 
 
 cdef bint _name_pins(Snapshot snapshot, uint64_t start, uint64_t end, uint64_t call) noexcept:
@@ -101,7 +101,7 @@ cdef Py_ssize_t _others_over(VM vm, uint64_t start, uint64_t end, uint64_t call)
     cdef Py_ssize_t found = 0
     cdef _Pin pin = (<_Pin>vm._pins).next
     while pin is not None:
-        found += pin.named != call and _is_over(&pin.buffer, start, end)
+        found += pin.named != call and _is_over(pin.buffer, start, end)
         pin = pin.next
     return found
 
@@ -112,9 +112,9 @@ cdef Py_ssize_t _views_over(VM vm, uint64_t start, uint64_t end) noexcept:
     cdef _Pin pin = (<_Pin>vm._pins).next
     cdef void *late = (<_Pin>vm._pins).late_next
     while pin is not None:
-        views += pin.views if _is_over(&pin.buffer, start, end) else 0
+        views += pin.views if _is_over(pin.buffer, start, end) else 0
         pin = pin.next
     while late is not NULL:
-        views += (<_Pin>late).views if _is_over(&(<_Pin>late).buffer, start, end) else 0
+        views += (<_Pin>late).views if _is_over((<_Pin>late).buffer, start, end) else 0
         late = (<_Pin>late).late_next
     return views
