@@ -49,9 +49,11 @@ cdef int _refuse_bytes(object buffer, bint write, str name) except -1:
     except Exception:
         raise cause  # such as that of a closed mmap
     if write and view.readonly:
-        raise ValueError(f"{name} ({type(buffer).__name__}) is read-only") from cause
+        raise ValueError(f"{name} ({type(buffer).__name__}) is read-only; use a bytearray, or a copy that can be "
+                         "written") from cause
     if not view.c_contiguous:
-        raise ValueError(f"{name} ({type(buffer).__name__}) is not C-contiguous") from cause
+        raise ValueError(f"{name} ({type(buffer).__name__}) is not C-contiguous; use "
+                         f"{'a bytearray' if write else f'bytes({name})'}, or a contiguous array") from cause
     raise cause
 
 

@@ -357,7 +357,8 @@ cdef object _buffer_error(object buffer, bint readonly, object error):
         return InvalidRegionError(errno.EINVAL, f"the buffer ({type(buffer).__name__}) is read-only; map it with "
                                   "readonly=True", rule="BACKING_READONLY")
     if not view.c_contiguous:
-        return ValueError(f"the buffer ({type(buffer).__name__}) is not C-contiguous, so a slot cannot map it")
+        return ValueError(f"the buffer ({type(buffer).__name__}) is not C-contiguous, so a slot cannot map it; "
+                          f"memslots.alloc({_whole_pages(view.nbytes):#x}) gives contiguous memory for a copy")
     return error
 
 

@@ -196,13 +196,19 @@ def _checked_size(size: SupportsIndex) -> int:
         raise TypeError(f"size must be an int, not {type(size).__name__}")
     length = operator.index(size)
     if length < 0:
-        raise OverflowError(f"size must not be negative, but is {length}")
+        raise OverflowError(f"size must not be negative, but is {_in_words(length)}")
     if not length or length % PAGE_SIZE:
         better = (length // PAGE_SIZE + 1) * PAGE_SIZE
         raise ValueError(
             f"size {length:#x} is not a multiple of {PAGE_SIZE}, or is 0; use {better:#x}"
         )
     return length
+
+
+def _in_words(number: int) -> str:
+    """Python refuses to print an int of more than 4,300 digits."""
+    bits = number.bit_length()
+    return str(number) if bits <= 256 else f"a number of {bits} bits"
 
 
 def _check_shared(shared: bool) -> None:

@@ -276,7 +276,12 @@ BAD_ARGUMENTS: list[tuple[str, tuple[Any, ...], type[Exception], str]] = [
     ("read_guest", (0x10000, -1), OverflowError, "n must be"),
     ("read_guest", (0x10000, 2**63), OverflowError, "n must be"),
     ("read_guest", (0x10000, 1.0), TypeError, "n must be an int"),
-    ("readinto_guest", (0x10000, b"bytes"), ValueError, r"out \(bytes\) is read-only"),
+    (
+        "readinto_guest",
+        (0x10000, b"bytes"),
+        ValueError,
+        r"out \(bytes\) is read-only; use a bytearray",
+    ),
     (
         "readinto_guest",
         (0x10000, memoryview(b"bytes")),
@@ -287,7 +292,7 @@ BAD_ARGUMENTS: list[tuple[str, tuple[Any, ...], type[Exception], str]] = [
         "readinto_guest",
         (0x10000, np.zeros(8)[::2]),
         ValueError,
-        r"out \(ndarray\) is not C-contiguous",
+        r"out \(ndarray\) is not C-contiguous; use a bytearray",
     ),
     (
         "readinto_guest",
