@@ -1170,7 +1170,7 @@ A virtual machine's memory slots (the part of struct kvm that concerns slots).
         cdef uint32_t space = _as_id(self, as_id)
         hva = ms_gfn_to_hva(self._vm, space, frame)
         if hva >= MS_HVA_ERR_MIN:
-            raise _hva_error(hva, "gfn", frame, as_id)
+            raise _hva_error(hva, "gfn", frame, space)
         return hva
 
     def gpa_to_hva(self, gpa, as_id=0, *, write=True):
@@ -1182,7 +1182,7 @@ A virtual machine's memory slots (the part of struct kvm that concerns slots).
         hva = (ms_gfn_to_hva(self._vm, space, address >> 12) if _flag(write, "write")
                else ms_gfn_to_hva_prot(self._vm, space, address >> 12, NULL))
         if hva >= MS_HVA_ERR_MIN:
-            raise _hva_error(hva, "gpa", address, as_id)
+            raise _hva_error(hva, "gpa", address, space)
         return hva + (address & 4095)
 
     def gfn_to_hva_prot(self, gfn, as_id=0):
@@ -1195,7 +1195,7 @@ A virtual machine's memory slots (the part of struct kvm that concerns slots).
         cdef c_bool writable = False
         hva = ms_gfn_to_hva_prot(self._vm, space, frame, &writable)
         if hva >= MS_HVA_ERR_MIN:
-            raise _hva_error(hva, "gfn", frame, as_id)
+            raise _hva_error(hva, "gfn", frame, space)
         return hva, bool(writable)
 
     def is_visible_gfn(self, gfn, as_id=0):
