@@ -49,9 +49,11 @@ cdef int _refuse_bytes(object buffer, bint write, str name) except -1:
     except Exception:
         raise cause  # such as that of a closed mmap
     if write and view.readonly:
-        raise ValueError(f"{name} ({type(buffer).__name__}) is read-only") from cause
+        raise ValueError(f"{name} ({type(buffer).__name__}) is read-only; use a bytearray, or a copy that can be "
+                         "written") from cause
     if not view.c_contiguous:
-        raise ValueError(f"{name} ({type(buffer).__name__}) is not C-contiguous") from cause
+        raise ValueError(f"{name} ({type(buffer).__name__}) is not C-contiguous; use "
+                         f"{'a bytearray' if write else f'bytes({name})'}, or a contiguous array") from cause
     raise cause
 
 
@@ -112,12 +114,14 @@ cdef int _write_many(VM vm, object gpas, object values, object as_id) except -1:
 
 
 cdef cnp.ndarray _one_for_each(object values, str name, cnp.ndarray others, str other_name):
-    """The values as an array of the shape of the others.  One value stands for all."""
-    cdef object shape = (<object>others).shape
-    cdef object array
+    """The values as an array of the shape of the others.  One value stands for all.
+
+    The conversion may run code of the caller, which may resize the others.  So take views of them only afterwards."""
+    cdef object array, shape
     if not isinstance(values, np.ndarray) and hasattr(type(values), "__index__"):
         values = np.array(_u64(values, name), dtype=np.uint64)
     array = _numbers(values, name)
+    shape = (<object>others).shape
     try:
         return np.broadcast_to(array, shape)
     except ValueError:
@@ -159,7 +163,7 @@ cdef cnp.ndarray _cut(cnp.ndarray found, size_t count):
 cdef object _host_ranges_many(VM vm, object gpas, object sizes, object as_id, bint write):
     cdef uint32_t space = _as_id(vm, as_id)
     cdef cnp.ndarray array = _numbers(gpas, "gpas")
-    cdef cnp.ndarray starts = _flat(array), lengths = _flat(_one_for_each(sizes, "sizes", array, "gpas"))
+    cdef cnp.ndarray lengths = _flat(_one_for_each(sizes, "sizes", array, "gpas")), starts = _flat(array)
     cdef size_t n = cnp.PyArray_SIZE(starts), room = n + FIRST_ROOM, count
     cdef cnp.ndarray offsets = np.zeros(n + 1, np.int64), holes = np.zeros(n, np.uint64), found
     cdef const uint64_t *first = <const uint64_t *>cnp.PyArray_DATA(starts)
@@ -180,7 +184,7 @@ cdef object _host_ranges_many(VM vm, object gpas, object sizes, object as_id, bi
 cdef object _slots_of_ranges(VM vm, object starts, object ends, object as_id):
     cdef uint32_t space = _as_id(vm, as_id)
     cdef cnp.ndarray array = _numbers(starts, "starts")
-    cdef cnp.ndarray lows = _flat(array), highs = _flat(_one_for_each(ends, "ends", array, "starts"))
+    cdef cnp.ndarray highs = _flat(_one_for_each(ends, "ends", array, "starts")), lows = _flat(array)
     cdef size_t n = cnp.PyArray_SIZE(lows), room = n + FIRST_ROOM, count
     cdef cnp.ndarray offsets = np.zeros(n + 1, np.int64), found
     cdef const uint64_t *first = <const uint64_t *>cnp.PyArray_DATA(lows)

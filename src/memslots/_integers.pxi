@@ -57,11 +57,15 @@ cdef object _index(object value, str name):
         raise TypeError(f"{name} must be an int: {error}") from error
 
 
-cdef bint _flag(object value, str name) except -1:
-    """The value of a bool.  TypeError for other types: the text "False" would count as true."""
-    if not isinstance(value, (bool, np.bool_)):
+cdef bint _flag_slow(object value, str name) except -1:
+    if not isinstance(value, np.bool_):
         raise TypeError(f"{name} must be a bool, not {type(value).__name__}")
     return bool(value)
+
+
+cdef inline bint _flag(object value, str name) except -1:
+    """The value of a bool.  TypeError for other types: the text "False" would count as true."""
+    return value is True or (value is not False and _flag_slow(value, name))
 
 
 cdef object _in_words(object number):

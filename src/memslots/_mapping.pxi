@@ -101,14 +101,21 @@ cdef extern from *:
 cdef class Mapping
 
 
+cdef struct _Hidden:
+    Py_buffer buffer
+
+
 @cython.final
 @cython.no_gc_clear
 cdef class _Pin:
     """Holds a buffer that a slot maps.  It exports the buffer to the views of Mapping.view()."""
-    cdef Py_buffer buffer
+    cdef Py_buffer *buffer  # one of the next two
+    cdef Py_buffer seen     # the garbage collector sees its object
+    cdef _Hidden hidden     # the garbage collector does not; see _survives_clear()
     cdef bint held      # the buffer is to be released
     cdef bint readonly
     cdef Py_ssize_t views
+    cdef uint64_t named   # the last call of pinned_by() that has found a slot or a snapshot with it (_pinned_by.pxi)
     cdef _Release release
     cdef void *head       # begins both lists of the VM; valid while the pin is in one of them
     cdef _Pin next        # in the list of the VM; the reference of the core
@@ -116,6 +123,9 @@ cdef class _Pin:
     cdef void *late_next  # in the list of the pins whose slot has ended; no reference
     cdef void *late_prev  # NULL: not in this list
     cdef void *snapshots  # of the head of the lists: begins the list of the snapshots with buffers (_snapshot.pxi)
+
+    def __cinit__(self):
+        self.buffer = &self.seen
 
     def __getbuffer__(self, Py_buffer *out, int flags):
         if self.readonly and flags & PyBUF_WRITABLE:
@@ -143,7 +153,7 @@ cdef class _Pin:
     def __dealloc__(self):
         _forget_late(self)
         if self.held:
-            PyBuffer_Release(&self.buffer)
+            PyBuffer_Release(self.buffer)
 
 
 # ---- the list of a VM and the queue --------------------------------------------------------------------------------
@@ -215,38 +225,6 @@ cdef void _forget_pins(VM vm) noexcept:
             pin.next, pin = None, pin.next
 
 
-cdef list _pins_over(VM vm, uint64_t start, uint64_t end):
-    """The pins of a VM with a byte in [start, end)."""
-    cdef list found = []
-    cdef _Pin pin
-    with cython.critical_section(_lists):
-        pin = (<_Pin>vm._pins).next
-        while pin is not None:
-            if _is_over(&pin.buffer, start, end):
-                found.append(pin)
-            pin = pin.next
-    return found
-
-
-cdef Py_ssize_t _late_views(VM vm, uint64_t start, uint64_t end) noexcept:
-    """The number of views with a byte in [start, end) whose slot has ended.
-
-    A pin of this list may be about to be freed.  So nothing here takes a reference to it."""
-    cdef Py_ssize_t views = 0
-    cdef void *late
-    with cython.critical_section(_lists):
-        late = (<_Pin>vm._pins).late_next
-        while late is not NULL:
-            if _is_over(&(<_Pin>late).buffer, start, end):
-                views += (<_Pin>late).views
-            late = (<_Pin>late).late_next
-    return views
-
-
-cdef bint _is_over(const Py_buffer *buffer, uint64_t start, uint64_t end) noexcept:
-    return <uint64_t>buffer.buf < end and start < <uint64_t>buffer.buf + <uint64_t>buffer.len
-
-
 # VM.__del__() calls the closed hooks.  It runs at the last reference, or inside a garbage collection, where code of the
 # user could wait for a lock that the interrupted code holds.  So a VM that the collector has found, or that ends inside
 # of a read section, a hook or an update, goes to this list, which keeps it alive.  A pending call of the interpreter
@@ -313,20 +291,32 @@ atexit.register(_at_exit)
 cdef _Pin _pin(object buffer, bint readonly):
     """Pins a buffer that a slot can map.  Otherwise an exception with the way out."""
     cdef _Pin pin = _Pin.__new__(_Pin)
+    cdef int flags = PyBUF_SIMPLE if readonly else PyBUF_WRITABLE
     if not PyObject_CheckBuffer(buffer):
-        raise TypeError(f"buffer must have the buffer protocol, as memslots.alloc(size), mmap.mmap and numpy arrays have, "
-                        f"but is {type(buffer).__name__}")
+        raise TypeError("buffer must have the buffer protocol, as memslots.alloc(size), mmap.mmap, SharedMemory.buf and "
+                        f"numpy arrays have, but is {type(buffer).__name__}")
     _refuse_objects(buffer, "buffer")
+    if not _survives_clear(buffer):
+        pin.buffer = &pin.hidden.buffer
     try:
-        PyObject_GetBuffer(buffer, &pin.buffer, PyBUF_SIMPLE if readonly else PyBUF_WRITABLE)
+        PyObject_GetBuffer(buffer, pin.buffer, flags)
     except (BufferError, ValueError) as error:
         raise _buffer_error(buffer, readonly, error)
     pin.held = True
     pin.readonly = readonly
     pin.release.pin = <void *>pin
     pin.release.serial = _new_serial()
-    _check_pages(&pin.buffer)
+    _check_pages(pin.buffer)
     return pin
+
+
+cdef bint _survives_clear(object buffer) except -1:
+    """Whether the garbage collector may clear a buffer while a slot maps it.
+
+    It clears the objects of a cycle in any order.  An mmap and an array of numpy keep their memory.  A memoryview does not,
+    and then crashes at its release; a ctypes object does not either.  So the collector must not see such a buffer.  It does
+    not find a cycle that leads through one."""
+    return isinstance(buffer, (mmap, np.ndarray))
 
 
 cdef int _refuse_objects(object buffer, str name) except -1:
@@ -367,7 +357,8 @@ cdef object _buffer_error(object buffer, bint readonly, object error):
         return InvalidRegionError(errno.EINVAL, f"the buffer ({type(buffer).__name__}) is read-only; map it with "
                                   "readonly=True", rule="BACKING_READONLY")
     if not view.c_contiguous:
-        return ValueError(f"the buffer ({type(buffer).__name__}) is not C-contiguous, so a slot cannot map it")
+        return ValueError(f"the buffer ({type(buffer).__name__}) is not C-contiguous, so a slot cannot map it; "
+                          f"memslots.alloc({_whole_pages(view.nbytes):#x}) gives contiguous memory for a copy")
     return error
 
 
@@ -435,33 +426,6 @@ cdef Mapping _map(VM vm, ms_userspace_memory_region *region, _Pin pin):
     return mapping
 
 
-cdef object _pinned_by(VM vm, object buffer):
-    """The slots that hold pins of this memory, and the numbers of views and snapshots that do."""
-    cdef Py_buffer range
-    cdef uint64_t start, end
-    cdef list pins, slots = []
-    cdef Py_ssize_t views, snapshots
-    PyObject_GetBuffer(buffer, &range, PyBUF_SIMPLE)
-    start, end = <uint64_t>range.buf, <uint64_t>range.buf + <uint64_t>range.len
-    try:
-        pins = _pins_over(vm, start, end)
-        views = _late_views(vm, start, end)
-        snapshots = _snapshots_over(vm, start, end)
-    finally:
-        PyBuffer_Release(&range)
-    for pin in pins:
-        slots += _slots_of(vm, pin)
-        views += (<_Pin>pin).views
-    return PinnedBy(sorted(slots), views, snapshots)
-
-
-cdef list _slots_of(VM vm, _Pin pin):
-    cdef uint64_t start = <uint64_t>pin.buffer.buf, last = start + <uint64_t>pin.buffer.len - 1
-    cdef uint32_t as_id
-    return [slot for as_id in range(vm._address_spaces) for slot in _range(vm, HVA_RANGE, start, last, as_id)
-            if _is_slot_of(vm, as_id, slot.id, &pin.release, pin.release.serial)]
-
-
 cdef ms_backing *_backing_of(VM vm, uint32_t as_id, uint32_t id, ms_memslot *value, const _Release *release,
                              uint64_t serial) noexcept:
     """A reference to the backing of a slot if it is that of a pin.  Otherwise NULL.
@@ -473,13 +437,6 @@ cdef ms_backing *_backing_of(VM vm, uint32_t as_id, uint32_t id, ms_memslot *val
         ms_backing_put(backing)
         backing = NULL
     return backing
-
-
-cdef bint _is_slot_of(VM vm, uint32_t as_id, uint32_t id, const _Release *release, uint64_t serial) noexcept:
-    cdef ms_memslot value
-    cdef ms_backing *backing = _backing_of(vm, as_id, id, &value, release, serial)
-    ms_backing_put(backing)
-    return backing is not NULL
 
 
 # ---- Mapping -------------------------------------------------------------------------------------------------------

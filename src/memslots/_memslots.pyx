@@ -24,6 +24,7 @@ import operator
 import sys
 import threading
 import warnings
+from mmap import mmap
 
 import numpy as np
 
@@ -435,7 +436,7 @@ cdef object _many(VM vm, _Many what, object numbers, str name, object out, int t
     if not _in_step(array, result):
         array = np.ascontiguousarray(array)  # no copy if only the result lacks a single stride
         if not _in_step(array, result):
-            target = _contiguous_like(result)
+            target = _contiguous_like(result, what)
     elif out is not None and _clash(array, result):
         array = array.copy()
     if target is result:
@@ -448,10 +449,10 @@ cdef object _many(VM vm, _Many what, object numbers, str name, object out, int t
     return result if out is None else out
 
 
-cdef cnp.ndarray _contiguous_like(cnp.ndarray result):
-    """A contiguous array for the answers.  A long call may be interrupted, so it starts with the caller's values: they
-    are copied back for the elements that were not answered."""
-    if cnp.PyArray_SIZE(result) > <cnp.npy_intp>MS_BATCH_PIECE:
+cdef cnp.ndarray _contiguous_like(cnp.ndarray result, _Many what):
+    """A contiguous array for the answers.  A long call may be interrupted, and a read of guest memory may be refused.  So it
+    starts with the caller's values: they are copied back for the elements that were not answered."""
+    if what == READ_U64 or cnp.PyArray_SIZE(result) > <cnp.npy_intp>MS_BATCH_PIECE:
         return result.copy(order="C")
     return cnp.PyArray_EMPTY(cnp.PyArray_NDIM(result), cnp.PyArray_DIMS(result), cnp.PyArray_TYPE(result), 0)
 
@@ -977,7 +978,7 @@ A virtual machine's memory slots (the part of struct kvm that concerns slots).
 
         The buffer is in use until the slot has ended and no reader, call or view can reach it.  Then it is released
         outside of all locks, read sections and hooks.  Until then mmap.close() raises BufferError; pinned_by() names
-        the slots.
+        the slots and counts the other holders.
         """
         cdef ms_userspace_memory_region region
         cdef _Pin pin
@@ -995,14 +996,18 @@ A virtual machine's memory slots (the part of struct kvm that concerns slots).
         return _map(self, &region, pin)
 
     def pinned_by(self, buffer):
-        """The objects of this VM that keep a buffer alive: PinnedBy(slots, views, snapshots).  False if there are none.
+        """The objects that keep a buffer in use: PinnedBy(slots, views, snapshots, others).  False if there are none.
 
-        slots: a list of MemorySlots that map some of its memory.  views: the number of memoryviews of Mapping.view()
-        that are alive, also of slots that have ended.  snapshots: the number of Snapshots of this VM that are alive and
-        not closed.  A call in progress can keep the buffer alive a little longer.
+        slots: a list of the MemorySlots of this VM that map some of its memory, also those that come from a Snapshot.
+        views: the number of memoryviews of Mapping.view() that are alive, also of slots that have ended.
+        snapshots: the number of Snapshots of this VM that are alive and not closed.
+        others: the number of map_buffer() calls of this VM whose buffer none of these slots and Snapshots has, and which
+        something else holds: a VM that from_snapshot() or restore() has given it to, whose pinned_by() names the slots; a
+        transaction that has not ended; an update; a call in progress.
+
+        A closed VM has no slots, and counts the others.
 
         ValueError: the buffer is a closed mmap, which has no address any more."""
-        _check_open(self)
         return _pinned_by(self, buffer)
 
     def add_listener(self, listener, *, last=False):
@@ -1165,19 +1170,19 @@ A virtual machine's memory slots (the part of struct kvm that concerns slots).
         cdef uint32_t space = _as_id(self, as_id)
         hva = ms_gfn_to_hva(self._vm, space, frame)
         if hva >= MS_HVA_ERR_MIN:
-            raise _hva_error(hva, "gfn", frame, as_id)
+            raise _hva_error(hva, "gfn", frame, space)
         return hva
 
-    def gpa_to_hva(self, gpa, as_id=0, *, bint write=True):
+    def gpa_to_hva(self, gpa, as_id=0, *, write=True):
         """The host address (bytes) of a guest physical address (bytes).  Errors as for gfn_to_hva.
 
         write: true for an address to write to, which READONLY slots do not have."""
         cdef uint64_t address = _u64(gpa, "gpa"), hva
         cdef uint32_t space = _as_id(self, as_id)
-        hva = (ms_gfn_to_hva(self._vm, space, address >> 12) if write
+        hva = (ms_gfn_to_hva(self._vm, space, address >> 12) if _flag(write, "write")
                else ms_gfn_to_hva_prot(self._vm, space, address >> 12, NULL))
         if hva >= MS_HVA_ERR_MIN:
-            raise _hva_error(hva, "gpa", address, as_id)
+            raise _hva_error(hva, "gpa", address, space)
         return hva + (address & 4095)
 
     def gfn_to_hva_prot(self, gfn, as_id=0):
@@ -1190,7 +1195,7 @@ A virtual machine's memory slots (the part of struct kvm that concerns slots).
         cdef c_bool writable = False
         hva = ms_gfn_to_hva_prot(self._vm, space, frame, &writable)
         if hva >= MS_HVA_ERR_MIN:
-            raise _hva_error(hva, "gfn", frame, as_id)
+            raise _hva_error(hva, "gfn", frame, space)
         return hva, bool(writable)
 
     def is_visible_gfn(self, gfn, as_id=0):
@@ -1198,7 +1203,7 @@ A virtual machine's memory slots (the part of struct kvm that concerns slots).
         cdef uint32_t space = _as_id(self, as_id)
         return bool(ms_is_visible_gfn(self._vm, space, _u64(gfn, "gfn")))
 
-    def gfn_to_hva_many(self, gfns, out=None, as_id=0, bint write=True):
+    def gfn_to_hva_many(self, gfns, out=None, as_id=0, write=True):
         """The host addresses (bytes) of many guest frames: a uint64 array of the shape of gfns.
 
         gfns: integers of any shape, none negative: an ndarray, a buffer, an object with __array__ (a pandas Series, an
@@ -1216,11 +1221,11 @@ A virtual machine's memory slots (the part of struct kvm that concerns slots).
         some ten milliseconds.  A call that is building an index ends after the build (0.1 s for a million slots).
         After Ctrl-C, out contains the answers so far.
         """
-        return _many(self, GFN_TO_HVA, gfns, "gfns", out, cnp.NPY_UINT64, as_id, write)
+        return _many(self, GFN_TO_HVA, gfns, "gfns", out, cnp.NPY_UINT64, as_id, _flag(write, "write"))
 
-    def gpa_to_hva_many(self, gpas, out=None, as_id=0, bint write=True):
+    def gpa_to_hva_many(self, gpas, out=None, as_id=0, write=True):
         """As gfn_to_hva_many, but gpas are guest physical addresses in bytes."""
-        return _many(self, GPA_TO_HVA, gpas, "gpas", out, cnp.NPY_UINT64, as_id, write)
+        return _many(self, GPA_TO_HVA, gpas, "gpas", out, cnp.NPY_UINT64, as_id, _flag(write, "write"))
 
     def gfn_to_slot_id_many(self, gfns, out=None, as_id=0):
         """The slot ids of many guest frames: an int32 array of the shape of gfns, with -1 in holes and INVALID slots.
@@ -1748,6 +1753,7 @@ A virtual machine's memory slots (the part of struct kvm that concerns slots).
 include "_vcpu.pxi"
 include "_update.pxi"
 include "_snapshot.pxi"
+include "_pinned_by.pxi"
 include "_transaction.pxi"
 include "_comparison.pxi"
 include "_measure.pxi"

@@ -5,7 +5,7 @@
 # and which never changes afterwards.
 #
 # A Snapshot of a VM holds a reference to the backing of each slot.  So it keeps the buffers alive, and the index can read
-# them.  A list of the VM links the Snapshots with buffers, for VM.pinned_by().
+# them.  A list of the VM links the Snapshots with buffers, for VM.pinned_by() (_pinned_by.pxi).
 #
 # To make a VM of a Snapshot, take _values() and `_pinned`: row i has the backing _pinned[i], or none.
 
@@ -163,7 +163,7 @@ The slots of one address space as one read section saw them.  Immutable.  ``VM.s
         """As VM.gfn_to_hva."""
         return VM.gfn_to_hva(_index_of(self), gfn, self.as_id)
 
-    def gpa_to_hva(self, gpa, *, bint write=True):
+    def gpa_to_hva(self, gpa, *, write=True):
         """As VM.gpa_to_hva."""
         return VM.gpa_to_hva(_index_of(self), gpa, self.as_id, write=write)
 
@@ -175,11 +175,11 @@ The slots of one address space as one read section saw them.  Immutable.  ``VM.s
         """As VM.is_visible_gfn."""
         return VM.is_visible_gfn(_index_of(self), gfn, self.as_id)
 
-    def gfn_to_hva_many(self, gfns, out=None, bint write=True):
+    def gfn_to_hva_many(self, gfns, out=None, write=True):
         """As VM.gfn_to_hva_many."""
         return VM.gfn_to_hva_many(_index_of(self), gfns, out, self.as_id, write)
 
-    def gpa_to_hva_many(self, gpas, out=None, bint write=True):
+    def gpa_to_hva_many(self, gpas, out=None, write=True):
         """As VM.gpa_to_hva_many."""
         return VM.gpa_to_hva_many(_index_of(self), gpas, out, self.as_id, write)
 
@@ -263,7 +263,14 @@ cdef int _fill_snapshot(Snapshot snapshot, object rows, uint32_t as_id, uint64_t
 
 
 cdef Snapshot _snapshot(VM vm, uint32_t as_id):
-    """A Snapshot of the engine's own rows, which need no check, and of their backings."""
+    cdef Snapshot snapshot = _state(vm, as_id)
+    if snapshot._pinned is not NULL:
+        _list_snapshot(snapshot, vm)
+    return snapshot
+
+
+cdef Snapshot _state(VM vm, uint32_t as_id):
+    """A Snapshot of the engine's own rows, which need no check, and of their backings.  It is in no list."""
     cdef Snapshot snapshot = Snapshot.__new__(Snapshot)
     with ReadSection(vm):
         rows, generation = VM.memslots_array(vm, as_id), VM.generation(vm, as_id)
@@ -334,7 +341,6 @@ cdef int _pin_backings(Snapshot snapshot, VM vm, uint32_t as_id, size_t n) excep
         free(backings)
         return 0
     snapshot._pinned, snapshot._nr_pinned = backings, n
-    _list_snapshot(snapshot, vm)
     return 0
 
 
@@ -358,31 +364,6 @@ cdef void _unlist_snapshot(Snapshot snapshot) noexcept:
         if snapshot._after is not NULL:
             (<Snapshot>snapshot._after)._before = snapshot._before
         snapshot._before = snapshot._after = NULL
-
-
-cdef Py_ssize_t _snapshots_over(VM vm, uint64_t start, uint64_t end) noexcept:
-    """The number of snapshots of a VM that hold a buffer with a byte in [start, end).
-
-    A snapshot of the list may be about to be freed.  So nothing here takes a reference to it."""
-    cdef Py_ssize_t found = 0
-    cdef void *one
-    with cython.critical_section(_lists):
-        one = (<_Pin>vm._pins).snapshots
-        while one is not NULL:
-            found += _is_any_over((<Snapshot>one)._pinned, (<Snapshot>one)._nr_pinned, start, end)
-            one = (<Snapshot>one)._after
-    return found
-
-
-cdef bint _is_any_over(ms_backing **backings, size_t n, uint64_t start, uint64_t end) noexcept:
-    cdef size_t i
-    cdef void *pin
-    for i in range(n):
-        if backings[i] is not NULL:
-            pin = (<_Release *>ms_backing_opaque(backings[i])).pin
-            if _is_over(&(<_Pin>pin).buffer, start, end):
-                return True
-    return False
 
 
 cdef void _put_backings(ms_backing **backings, size_t n) noexcept:

@@ -615,13 +615,13 @@ cdef Snapshot _snapshot_of(VM vm, uint32_t as_id, object rows, ms_preview *previ
 # ---- a VM of a snapshot --------------------------------------------------------------------------------------------
 
 cdef int _refuse_invalid(Snapshot snapshot) except -1:
-    """A snapshot that a hook took in the middle of a change has INVALID slots."""
+    """A snapshot of the middle of a change, which a hook or another thread has taken, has INVALID slots."""
     rows = snapshot.array
     invalid = np.flatnonzero(rows["flags"] & np.uint32(MemFlag.INVALID))
     if invalid.size:
         row = rows[invalid[0]]
         raise InvalidRegionError(errno.EINVAL, f"slot {row['id']} of the snapshot is INVALID: the snapshot is of the middle "
-                                 "of a change; take one outside of hooks and updates", int(row["id"]), None, "FLAGS")
+                                 "of a change, perhaps of another thread; take another one, outside of hooks and updates", int(row["id"]), None, "FLAGS")
     return 0
 
 

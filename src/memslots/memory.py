@@ -34,14 +34,15 @@ _NAME_BYTES = 249  # the longest name of a memfd
 
 
 class PinnedBy(NamedTuple):
-    """The users of a buffer in a VM, from ``VM.pinned_by()``.  False if there are none."""
+    """The users of a buffer, from ``VM.pinned_by()``.  False if there are none."""
 
     slots: list[MemorySlot]
     views: int
     snapshots: int = 0
+    others: int = 0
 
     def __bool__(self) -> bool:
-        return bool(self.slots or self.views or self.snapshots)
+        return bool(self.slots or self.views or self.snapshots or self.others)
 
 
 class HostRanges(NamedTuple):
@@ -90,8 +91,8 @@ class Memory(mmap.mmap):
 
     A Memory is an ``mmap.mmap`` and has its methods: ``m[0:4]`` is bytes, ``len(m)`` is the size, and so on.
     ``close()`` and the end of ``with`` raise BufferError while a slot, a view or an array uses the memory.
-    ``vm.pinned_by(memory)`` names the slots, views and snapshots.  A Memory that was not closed is freed with its last
-    reference.
+    ``vm.pinned_by(memory)`` names the slots, and counts the other users.  A Memory that was not closed is freed with
+    its last reference.
     """
 
     # The values of an object that its subclass has not made yet.
@@ -195,13 +196,19 @@ def _checked_size(size: SupportsIndex) -> int:
         raise TypeError(f"size must be an int, not {type(size).__name__}")
     length = operator.index(size)
     if length < 0:
-        raise OverflowError(f"size must not be negative, but is {length}")
+        raise OverflowError(f"size must not be negative, but is {_in_words(length)}")
     if not length or length % PAGE_SIZE:
         better = (length // PAGE_SIZE + 1) * PAGE_SIZE
         raise ValueError(
             f"size {length:#x} is not a multiple of {PAGE_SIZE}, or is 0; use {better:#x}"
         )
     return length
+
+
+def _in_words(number: int) -> str:
+    """Python refuses to print an int of more than 4,300 digits."""
+    bits = number.bit_length()
+    return str(number) if bits <= 256 else f"a number of {bits} bits"
 
 
 def _check_shared(shared: bool) -> None:

@@ -702,6 +702,40 @@ def test_unknown_keyword_raises_typeerror(vm: VM) -> None:
         update.copy(update.find(0), id=1)
 
 
+# ---- flags ----------------------------------------------------------------------------------------
+
+# Each argument that is a bool.  The text "False" and None would have another meaning than the caller's.
+FLAGS: dict[str, Call] = {
+    "write of gpa_to_hva": lambda vm, flag: vm.gpa_to_hva(0, write=flag),
+    "write of gfn_to_hva_many": lambda vm, flag: vm.gfn_to_hva_many(GFNS, write=flag),
+    "write of gpa_to_hva_many": lambda vm, flag: vm.gpa_to_hva_many(GFNS, write=flag),
+    "write of host_ranges": lambda vm, flag: vm.host_ranges(0, 1, write=flag),
+    "write of host_ranges_many": lambda vm, flag: vm.host_ranges_many(GFNS, 1, write=flag),
+    "write of Snapshot.gpa_to_hva": lambda vm, flag: vm.snapshot().gpa_to_hva(0, write=flag),
+    "clear of harvest_dirty": lambda vm, flag: vm.harvest_dirty(clear=flag),
+    "last of add_listener": lambda vm, flag: vm.add_listener(memslots.Listener(), last=flag),
+    "readonly of map_buffer": lambda vm, flag: vm.map_buffer(0, GFNS, readonly=flag),
+    "log_dirty of map_buffer": lambda vm, flag: vm.map_buffer(0, GFNS, log_dirty=flag),
+}
+
+
+@pytest.mark.parametrize("name", FLAGS)
+def test_flag_that_is_no_bool_is_refused(vm: VM, name: str) -> None:
+    for value in (0, 1, None, "False", np.array([True])):
+        before = digest(vm)
+        with pytest.raises(TypeError, match=f"{name.split()[0]} must be a bool, not"):
+            FLAGS[name](vm, value)
+        assert digest(vm) == before
+
+
+def test_flag_may_be_a_bool_of_numpy(vm: VM) -> None:
+    gfn = 2**20
+    assert vm.gpa_to_hva(gfn * PAGE, write=np.False_) == vm.gfn_to_hva_prot(gfn)[0]
+    assert vm.gfn_to_hva_many([gfn], write=np.False_) == vm.gfn_to_hva_prot(gfn)[0]
+    with pytest.raises(memslots.ReadOnlySlotError):
+        vm.gpa_to_hva(gfn * PAGE, write=np.True_)
+
+
 # ---- arrays ---------------------------------------------------------------------------------------
 
 MANY = ("gfn_to_hva_many", "gpa_to_hva_many", "gfn_to_slot_id_many")

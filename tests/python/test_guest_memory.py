@@ -276,7 +276,12 @@ BAD_ARGUMENTS: list[tuple[str, tuple[Any, ...], type[Exception], str]] = [
     ("read_guest", (0x10000, -1), OverflowError, "n must be"),
     ("read_guest", (0x10000, 2**63), OverflowError, "n must be"),
     ("read_guest", (0x10000, 1.0), TypeError, "n must be an int"),
-    ("readinto_guest", (0x10000, b"bytes"), ValueError, r"out \(bytes\) is read-only"),
+    (
+        "readinto_guest",
+        (0x10000, b"bytes"),
+        ValueError,
+        r"out \(bytes\) is read-only; use a bytearray",
+    ),
     (
         "readinto_guest",
         (0x10000, memoryview(b"bytes")),
@@ -287,7 +292,7 @@ BAD_ARGUMENTS: list[tuple[str, tuple[Any, ...], type[Exception], str]] = [
         "readinto_guest",
         (0x10000, np.zeros(8)[::2]),
         ValueError,
-        r"out \(ndarray\) is not C-contiguous",
+        r"out \(ndarray\) is not C-contiguous; use a bytearray",
     ),
     (
         "readinto_guest",
@@ -489,6 +494,16 @@ def test_read_many_writes_the_values_before_the_failed_one(vm: VM) -> None:
         vm.read_u64_many(gpas, out)
     assert (caught.value.gpa, caught.value.done) == (0, 150 * 8)
     assert (out[:150] == vm.read_u64(0x10008)).all()
+    assert (out[150:] == 7).all()
+
+
+def test_read_many_leaves_what_it_has_not_read_in_every_layout(vm: VM) -> None:
+    for order in "CF":
+        out = np.full((2, 3), 7, np.uint64, order=order)
+        with pytest.raises(GfnNotMappedError):
+            vm.read_u64_many(np.array([[0x10000, 0x10008, 0x10010], [0, 0x10000, 0x10000]]), out)
+        assert out[1].tolist() == [7, 7, 7], order
+        assert (out[0] != 7).all()
 
 
 # ---- raw slots ------------------------------------------------------------------------------------------------------

@@ -48,6 +48,7 @@ from memslots import (
     Snapshot,
     Update,
     UpdateError,
+    alloc,
 )
 from memslots._memslots import REGION_DTYPE, time_changes, time_lookups
 
@@ -329,17 +330,17 @@ def test_load_of_too_many_rows_is_refused_without_a_copy() -> None:
 
 @pytest.mark.parametrize("kind", ["array.array", "bytearray"])
 def test_buffer_cannot_be_resized_during_a_call(vm: VM, kind: str) -> None:
-    """__index__ and __bool__ of other arguments run before the call takes the buffer."""
+    """__index__ of another argument runs before the call takes the buffer."""
     store = array.array("Q", range(300)) if kind == "array.array" else bytearray(8 * 300)
     numbers = store if kind == "array.array" else memoryview(store).cast("Q")
 
     class Resizes:
-        def __bool__(self) -> bool:
+        def __index__(self) -> int:
             if kind == "array.array":
                 del store[10:]
-            return True
+            return 0
 
-    got = vm.gfn_to_hva_many(numbers, write=Resizes())
+    got = vm.gfn_to_hva_many(numbers, as_id=Resizes())
     assert len(got) == (10 if kind == "array.array" else 300)
     if kind == "bytearray":
         with pytest.raises(BufferError):
@@ -654,7 +655,7 @@ def failing(n):
         outcomes.append(attempt(call, n))
         assert descriptors() == before, (n, outcomes)
         assert not vm.pinned_by(other), (n, outcomes)
-        assert vm.pinned_by(memory) == ([vm.id_to_memslot(0)], 0, 0) and len(vm) == 1, (n, outcomes)
+        assert vm.pinned_by(memory) == ([vm.id_to_memslot(0)], 0, 0, 0) and len(vm) == 1, (n, outcomes)
         vm.check()
     return outcomes.count("MemoryError")
 gc.disable()
@@ -688,6 +689,53 @@ def test_as_id_that_resizes_the_numbers_is_detected() -> None:
     with VM() as vm, pytest.raises(ValueError, match="shape"):
         vm.gfn_to_hva_many(gfns, out=out, as_id=Resizing())
     assert not out.any()
+
+
+class Resizing:
+    """An array of ones.  Its conversion resizes another array in place."""
+
+    def __init__(self, other: Any, n: int, size: int) -> None:
+        self.other, self.n, self.size = other, n, size
+
+    def __array__(self, dtype: Any = None, copy: Any = None) -> Any:
+        self.other.resize(self.n, refcheck=False)
+        return np.ones(self.size, np.uint64)
+
+
+def write_many(vm: VM, gpas: Any, values: Any) -> int:
+    vm.write_u64_many(gpas, values)
+    return len(gpas)
+
+
+SECOND_ARRAYS: dict[str, Callable[[VM, Any, Any], int]] = {
+    "sizes": lambda vm, gpas, sizes: len(vm.host_ranges_many(gpas, sizes).holes),
+    "ends": lambda vm, starts, ends: len(vm.memslots_in_gfn_range_many(starts, ends).offsets) - 1,
+    "values": write_many,
+}
+
+
+@pytest.mark.parametrize("n", [3, 100_000])
+@pytest.mark.parametrize("name", SECOND_ARRAYS)
+def test_array_that_resizes_the_other_one_is_detected(name: str, n: int) -> None:
+    """Its __array__ runs before the call takes a view of the other array."""
+    with VM() as vm:
+        vm.map_buffer(0, alloc(PAGE))
+        first = np.zeros(10, np.uint64)
+        assert SECOND_ARRAYS[name](vm, first, Resizing(first, n, 1)) == n
+        first = np.zeros(10, np.uint64)
+        words = rf"{name} has shape \(10,\), but .* has \({n},\)"
+        with pytest.raises(ValueError, match=words):
+            SECOND_ARRAYS[name](vm, first, Resizing(first, n, 10))
+
+
+def test_error_names_the_number_of_the_address_space(vm: VM) -> None:
+    class Zero:
+        def __index__(self) -> int:
+            return 0
+
+    for call in vm.gfn_to_hva, vm.gpa_to_hva, vm.gfn_to_hva_prot:
+        with pytest.raises(GfnNotMappedError, match="of address space 0"):
+            call(2**40, Zero())
 
 
 # ---- collectors and threads inside an update ---------------------------------------------------------------------

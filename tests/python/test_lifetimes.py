@@ -206,8 +206,15 @@ ARGUMENTS: dict[str, Callable[[Parts], tuple[tuple[Any, ...], dict[str, Any]]]] 
 CLASSES = (VM, Mapping, VCPU, ReadSection, Update, SlotHandle)
 METHODS = [(cls, name) for cls in CLASSES for name, _ in methods(cls)]
 # Methods that succeed on a closed VM: close is idempotent, and so are unmap and the end of `with`; from_snapshot()
-# makes another VM.
-STILL = {"VM.close", "VM.__exit__", "VM.from_snapshot", "Mapping.unmap", "Mapping.__exit__"}
+# makes another VM; views and Snapshots, which pinned_by() counts, outlive the VM.
+STILL = {
+    "VM.close",
+    "VM.__exit__",
+    "VM.from_snapshot",
+    "VM.pinned_by",
+    "Mapping.unmap",
+    "Mapping.__exit__",
+}
 # Methods that raise another error than ClosedError, because their section or update is not running.
 NOT_RUNNING = {
     "ReadSection.__exit__": RuntimeError,

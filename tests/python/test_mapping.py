@@ -964,6 +964,78 @@ def test_cycle_that_is_in_use_is_not_collected(ring: Callable[[VM, Any], None]) 
     assert vm.gfn_to_hva(0)
 
 
+CLEARED = """
+from multiprocessing import shared_memory
+
+class Owner:
+    pass
+
+def shared():
+    block = shared_memory.SharedMemory(create=True, size=2 * PAGE)
+    block.unlink()
+    blocks.append(block)
+    return block.buf
+
+def view_of_another_vm(memory):
+    return other.map_buffer(len(other) << 20, memory).view()
+
+def cycle(buffer):
+    owner = Owner()  # younger than the buffer: the collector comes to the buffer first
+    owner.itself, owner.vm = owner, VM()
+    owner.vm.map_buffer(0, buffer)
+    owner.vm.write_guest(0, b"x")
+    return weakref.ref(owner.vm)
+
+blocks, other = [], VM()
+KINDS = [
+    lambda memory: memory,
+    lambda memory: np.frombuffer(memory, np.uint8),
+    lambda memory: memoryview(memory),
+    lambda memory: memoryview(memory)[PAGE:],
+    lambda memory: memoryview(memoryview(memory).cast("Q")),
+    lambda memory: (ctypes.c_char * (2 * PAGE)).from_buffer(memory),
+    lambda memory: shared(),
+    view_of_another_vm,
+]
+gc.disable()
+for kind in KINDS:
+    memory = memslots.alloc(2 * PAGE)
+    gone = cycle(kind(memory))
+    assert gone() is not None
+    gc.collect()
+    assert gone() is None, KINDS.index(kind)
+    other.close()
+    other = VM()
+    memory.close()
+for block in blocks:
+    block.close()
+at_exit = [memoryview(memslots.alloc(PAGE)), VM()]
+at_exit[1].map_buffer(0, at_exit[0])
+at_exit.append(at_exit)
+print("well")
+"""
+
+
+def test_collector_clears_no_buffer_that_a_slot_maps() -> None:
+    """A memoryview that is cleared while it is in use prints an error, and then ends the process."""
+    runs(CLEARED)
+
+
+def test_collector_finds_no_cycle_through_a_memoryview_that_a_slot_maps() -> None:
+    vm, buffer = VM(), Buffer()
+    reference = weakref.ref(vm)
+    buffer.vm = vm
+    vm.map_buffer(0, memoryview(buffer))
+    del vm, buffer
+    gc.collect()
+    vm = reference()
+    assert vm is not None
+    vm.close()
+    del vm
+    gc.collect()
+    assert reference() is None
+
+
 def test_collector_sees_each_buffer_once() -> None:
     """gc.get_referents() calls tp_traverse, as the collector does."""
     with VM() as vm:

@@ -64,6 +64,9 @@ def test_memory_larger_than_what_is_free_can_be_reserved(shared: bool) -> None:
         (1, ValueError, "0x1 .* use 0x1000"),
         (PAGE + 1, ValueError, "0x1001 .* use 0x2000"),
         (-PAGE, OverflowError, "-4096"),
+        pytest.param(
+            -(2**20000), OverflowError, "negative, but is a number of 20001 bits", id="long"
+        ),
         (2**62, OutOfMemoryError, hex(2**62)),
         (2**64, OutOfMemoryError, hex(2**64)),
         (True, TypeError, "size must be an int, not bool"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import gc
 import pickle
+import random
 import threading
 import weakref
 from collections.abc import Callable
@@ -15,7 +16,7 @@ import pytest
 from scene import put
 
 import memslots
-from memslots import VM, GfnNotMappedError, GuestAccessError, Memory, PinnedBy, Snapshot
+from memslots import VM, GfnNotMappedError, GuestAccessError, Mapping, Memory, PinnedBy, Snapshot
 
 GPA = 0x10000
 SIZE = 0x4000
@@ -84,6 +85,120 @@ def test_pinned_by_names_the_snapshot_that_keeps_a_buffer(memory: Memory) -> Non
     del second
     assert not vm.pinned_by(memory)
     memory.close()
+
+
+@pytest.mark.parametrize("backend", memslots.backends())
+def test_pinned_by_names_the_slots_that_come_from_a_snapshot(memory: Memory, backend: str) -> None:
+    """from_snapshot() and restore() give a VM the buffers of another one."""
+    vm = mapped(memory)
+    with vm.snapshot() as snapshot:
+        copy, other = VM.from_snapshot(snapshot, backend=backend), VM(backend=backend)
+        other.restore(snapshot)
+    for one in copy, other:
+        assert one.pinned_by(memory) == PinnedBy([one.id_to_memslot(3)], 0)
+        with memoryview(memory)[4096:4097] as part, one.snapshot():
+            assert one.pinned_by(part) == PinnedBy([one.id_to_memslot(3)], 0, 1)
+    vm.delete(3)
+    assert vm.pinned_by(memory) == PinnedBy([], 0, others=1)
+    copy.delete(3)
+    assert not copy.pinned_by(memory)
+    assert vm.pinned_by(memory).others == 1
+    other.close()
+    assert not vm.pinned_by(memory)
+    memory.close()
+
+
+def test_pinned_by_counts_the_buffers_of_a_transaction(memory: Memory) -> None:
+    vm = VM()
+    with vm.transaction() as t:
+        for gpa in 0, SIZE:
+            t.map_buffer(gpa, memory)
+        assert vm.pinned_by(memory) == PinnedBy([], 0, others=2)
+        with t.preview():
+            assert vm.pinned_by(memory) == PinnedBy([], 0, 1)
+    assert vm.pinned_by(memory) == PinnedBy(vm.memslots(), 0)
+
+
+def test_pinned_by_of_a_closed_vm_counts_views_and_snapshots(memory: Memory) -> None:
+    vm = VM()
+    mapping = vm.map_buffer(GPA, memory)
+    view, snapshot = mapping.view(), vm.snapshot()
+    vm.close()
+    assert vm.pinned_by(memory) == PinnedBy([], 1, 1)
+    view.release()
+    with VM.from_snapshot(snapshot):
+        snapshot.close()
+        assert vm.pinned_by(memory) == PinnedBy([], 0, others=1)
+    assert not vm.pinned_by(memory)
+    memory.close()
+
+
+class Holders:
+    """VMs and one buffer, which random changes give from one VM to another."""
+
+    def __init__(self, seed: int) -> None:
+        self.random = random.Random(seed)
+        self.memory = memslots.alloc(SIZE)
+        self.open, self.closed = [VM() for _ in range(3)], list[VM]()
+        self.mappings: list[Mapping] = []
+        self.kept: list[Any] = []  # views and snapshots
+
+    def vm(self) -> VM:
+        return self.random.choice(self.open)
+
+    def map(self) -> None:
+        gpa = len(self.mappings) * SIZE
+        self.mappings.append(self.vm().map_buffer(gpa, self.memory))
+
+    def view(self) -> None:
+        self.kept += [mapping.view() for mapping in self.mappings[-3:] if mapping.mapped]
+
+    def snapshot(self) -> None:
+        self.kept.append(self.vm().snapshot())
+
+    def restore(self) -> None:
+        self.vm().restore(self.vm().snapshot())
+
+    def renew(self) -> None:
+        """A closed VM still knows its views and snapshots, and the buffers that other VMs have of it."""
+        new = VM.from_snapshot(self.vm().snapshot())
+        old = self.open.pop(0)
+        self.open.append(new)
+        self.closed.append(old)
+        old.close()
+
+    def delete(self) -> None:
+        vm = self.vm()
+        for slot in vm.memslots()[:2]:
+            vm.delete(slot.id)
+
+    def drop(self) -> None:
+        if self.kept:
+            self.kept.pop(self.random.randrange(len(self.kept)))
+
+    def step(self) -> None:
+        adds = (self.map, self.view, self.snapshot, self.restore, self.renew)
+        self.random.choice(adds + 4 * (self.delete, self.drop))()
+
+    def pinned(self) -> bool:
+        return any(vm.pinned_by(self.memory) for vm in self.open + self.closed)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_buffer_can_be_closed_exactly_if_no_vm_pins_it(seed: int) -> None:
+    holders, closed = Holders(seed), 0
+    for _ in range(300):
+        holders.step()
+        pinned = holders.pinned()
+        try:
+            holders.memory.close()
+        except BufferError:
+            assert pinned
+            continue
+        assert not pinned
+        holders.memory = memslots.alloc(SIZE)
+        closed += 1
+    assert 20 < closed < 280
 
 
 def test_snapshots_leave_the_list_of_their_vm_in_any_order(memory: Memory) -> None:
