@@ -466,6 +466,27 @@ static void test_mask_stays(void)
 	memory_end(&m);
 }
 
+/* Floating point rounds as before the fault, both in SSE and in the x87. */
+static void test_rounding_stays(void)
+{
+#if defined(__x86_64__)
+	const uint32_t up = 0x5F80, nearest = 0x1F80;
+	const uint16_t x87_up = 0x0B7F, x87_nearest = 0x037F;
+	struct memory3 m = memory_new();
+	uint32_t mxcsr;
+	uint16_t x87;
+
+	lose(&m, UNMAPPED, 1, false);
+	__asm__ volatile("ldmxcsr %0\n\tfldcw %1" : : "m"(up), "m"(x87_up));
+	check_read(&m, PAGE - 7, PAGE + 7, 1);
+	__asm__ volatile("stmxcsr %0\n\tfnstcw %1" : "=m"(mxcsr), "=m"(x87));
+	__asm__ volatile("ldmxcsr %0\n\tfldcw %1" : : "m"(nearest), "m"(x87_nearest));
+	CHECK_EQ(mxcsr, up);
+	CHECK_EQ(x87, x87_up);
+	memory_end(&m);
+#endif
+}
+
 /* A memory error (BUS_MCEERR_AR) reports the begin of the block that is gone.  A handler in between changes the fault
  * of a truncated page into such an error. */
 static struct sigaction real;
@@ -778,5 +799,6 @@ int main(int argc, char **argv)
 	test_copy_inside_a_copy();
 	test_alternate_stack();
 	test_mask_stays();
+	test_rounding_stays();
 	return test_done("guest fault", accesses, "copies");
 }
