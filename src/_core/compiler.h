@@ -35,8 +35,6 @@
 /* Keeps a slow path out of a caller that must stay short. */
 #define out_of_line __attribute__((noinline))
 
-#define always_inline inline __attribute__((always_inline))
-
 /* Functions with target("avx2") or target("avx512f") can be compiled; __builtin_cpu_supports() says which can run. */
 #if defined(__x86_64__) && defined(__GNUC__)
 #define MS_X86_KERNELS 1

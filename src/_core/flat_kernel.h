@@ -18,6 +18,8 @@
 #include "flat_index.h"
 #include "include/memslots.h"
 
+#define always_inline inline __attribute__((always_inline))
+
 /* The number of lookups in a block: the bits of a mask.  A kernel takes them by LANES. */
 #define BLOCK ((size_t)64)
 #define LANES ((size_t)8)

@@ -25,8 +25,9 @@ void guest_bytes_prepare(void)
 	guest_bytes_uses_vectors = guest_bytes_has_vectors() && __builtin_cpu_is("amd");
 }
 
-/* All loads come first: the CPU then has several of them under way. */
-static TARGET always_inline void copy_step(char *to, const char *from)
+/* All loads come first: the CPU then has several of them under way.  Not always_inline: without optimization each copy
+ * would have its own place in the frame. */
+static TARGET inline void copy_step(char *to, const char *from)
 {
 	const vector *in = (const void *)from;
 	vector *out = (void *)to, a = in[0], b = in[1], c = in[2], d = in[3];

@@ -116,6 +116,24 @@ static bool is_in_access(const struct guard *guard, const void *context)
 }
 #endif
 
+/* The kernel starts a handler with the default rounding and exceptions of floating point.  siglongjmp() does not restore
+ * those of the thread. */
+#if defined(__x86_64__)
+static void restore_rounding(const void *context)
+{
+	const ucontext_t *interrupted = context;
+
+	__asm__ volatile("ldmxcsr %0\n\tfldcw %1"
+			 :
+			 : "m"(interrupted->uc_mcontext.fpregs->mxcsr), "m"(interrupted->uc_mcontext.fpregs->cwd));
+}
+#else
+static void restore_rounding(const void *context)
+{
+	(void)context;
+}
+#endif
+
 /* The signal ends the process as if there had been no handler: a fault happens again after the return. */
 static void do_default(int signal, const siginfo_t *info)
 {
@@ -163,6 +181,7 @@ static void on_fault(int signal, siginfo_t *info, void *context)
 		return;
 	}
 	guard->gone = gone;
+	restore_rounding(context);
 	siglongjmp(guard->env, 1); /* F2 */
 }
 
