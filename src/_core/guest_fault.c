@@ -21,6 +21,9 @@ _Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "values in guest memor
 
 #define PAGE_BYTES ((size_t)4096)
 
+/* No address of guest memory: a slot ends below it.  Address 0 is one, of a slot whose userspace_addr is 0. */
+#define NO_ADDRESS UINTPTR_MAX
+
 /* An access that is under way.  `done` and the ranges change after sigsetjmp(), so they are volatile. */
 struct guard {
 	struct guard *outer;
@@ -45,14 +48,14 @@ static const struct sigaction *previous_of(int signal)
 	return &previous[signal == signals[1]];
 }
 
-/* The first byte of range i in the block of 2^bits bytes around the address, or 0. */
+/* The first byte of range i in the block of 2^bits bytes around the address, or NO_ADDRESS. */
 static uintptr_t first_gone(const struct guard *guard, int i, uintptr_t address, int bits)
 {
 	uintptr_t block = address >> bits << bits, begin = guard->begin[i];
 
 	if (block < begin && begin - block < (uintptr_t)1 << bits)
-		return guard->size[i] ? begin : 0;
-	return address - begin < guard->size[i] ? address : 0;
+		return guard->size[i] ? begin : NO_ADDRESS;
+	return address - begin < guard->size[i] ? address : NO_ADDRESS;
 }
 
 /* A memory error reports the begin of the block that is gone. */
@@ -77,22 +80,22 @@ static uintptr_t next_byte(const struct guard *guard, int i)
 static uintptr_t gone_beyond(const struct guard *guard, const siginfo_t *info)
 {
 	if (info->si_code != SI_KERNEL || info->si_addr || !(ends_beyond(guard, 0) || ends_beyond(guard, 1)))
-		return 0;
+		return NO_ADDRESS;
 	return next_byte(guard, guard->size[1] && next_byte(guard, 1) >> 47);
 }
 
-/* The guest address at which the access ends, or 0: this is no fault of the access.  A signal that a process has sent
- * has si_code <= 0, and no address. */
+/* The guest address at which the access ends, or NO_ADDRESS: this is no fault of the access.  A signal that a process
+ * has sent has si_code <= 0, and no address. */
 static uintptr_t guest_fault(const struct guard *guard, int signal, const siginfo_t *info)
 {
-	uintptr_t address = (uintptr_t)info->si_addr, gone = 0;
+	uintptr_t address = (uintptr_t)info->si_addr, gone = NO_ADDRESS;
 	int bits = block_bits(signal, info);
 
 	if (info->si_code <= 0)
-		return 0;
-	for (int i = 0; !gone && i < 2; i++)
+		return NO_ADDRESS;
+	for (int i = 0; gone == NO_ADDRESS && i < 2; i++)
 		gone = first_gone(guard, i, address, bits);
-	return gone ? gone : gone_beyond(guard, info);
+	return gone != NO_ADDRESS ? gone : gone_beyond(guard, info);
 }
 
 /* Whether the access itself was interrupted, and not a handler that has interrupted it.  The guard lies in the frame of
@@ -174,9 +177,9 @@ static void forward(int signal, siginfo_t *info, void *context)
 static void on_fault(int signal, siginfo_t *info, void *context)
 {
 	struct guard *guard = guest_guard;
-	uintptr_t gone = guard && is_in_access(guard, context) ? guest_fault(guard, signal, info) : 0;
+	uintptr_t gone = guard && is_in_access(guard, context) ? guest_fault(guard, signal, info) : NO_ADDRESS;
 
-	if (!gone) {
+	if (gone == NO_ADDRESS) {
 		forward(signal, info, context);
 		return;
 	}

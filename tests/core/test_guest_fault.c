@@ -345,6 +345,30 @@ static void test_ends_beyond_the_cpu(void)
 }
 #endif
 
+/* The memory of a slot whose userspace_addr is 0.  memcpy() refuses this address under UBSan. */
+static void test_address_zero(void)
+{
+#if !TEST_SANITIZED
+	struct memory3 m = memory_new();
+	const uint64_t hosts[] = { (uint64_t)(uintptr_t)m.at, 0 };
+	bool to_gone = true;
+	uint64_t values[2];
+
+	CHECK(!guest_fault_load(NULL, 8, values));
+	CHECK(!guest_fault_store(NULL, 8, 1));
+	CHECK_EQ(guest_fault_read(m.at, NULL, PAGES * PAGE), 0);
+	CHECK_EQ(guest_fault_write(NULL, m.at, PAGES * PAGE), 0);
+	CHECK_EQ(guest_fault_fill(NULL, 1, PAGE), 0);
+	CHECK_EQ(guest_fault_move(m.at, NULL, PAGE, false, &to_gone), 0);
+	CHECK(!to_gone);
+	CHECK_EQ(guest_fault_move(NULL, m.at, PAGE, false, &to_gone), 0);
+	CHECK(to_gone);
+	CHECK_EQ(guest_fault_load_many(hosts, 2, values, 8), 1);
+	CHECK_EQ(guest_fault_store_many(hosts, 2, values, 8), 1);
+	memory_end(&m);
+#endif
+}
+
 #define MANY 100
 
 static void fill_hosts(const struct memory3 *m, uint64_t *hosts)
@@ -801,6 +825,7 @@ int main(int argc, char **argv)
 	test_values();
 	test_lost_values();
 	test_address_beyond_the_cpu();
+	test_address_zero();
 	test_memory_errors();
 	test_many();
 	test_threads();

@@ -763,6 +763,27 @@ os._exit(0)
     )
 
 
+ADDRESS_ZERO = """
+vm = VM(dereference_raw_addresses=True)
+vm.set_user_memory_region(0, guest_phys_addr=0x1000, memory_size=2 * PAGE)  # userspace_addr is 0
+vm.map_buffer(0x10000, memslots.alloc(PAGE))
+for call in (
+    lambda: vm.read_guest(0x1000, 1), lambda: vm.read_guest(0x1000, 2 * PAGE), lambda: vm.read_u8(0x1000),
+    lambda: vm.read_u64(0x1000), lambda: vm.write_u64(0x1000, 1), lambda: vm.write_guest(0x1000, bytes(2 * PAGE)),
+    lambda: vm.fill_guest(0x1000, PAGE, 0), lambda: vm.copy_guest(0x10000, 0x1000, 8),
+    lambda: vm.copy_guest(0x1000, 0x10000, 8), lambda: vm.read_u64_many([0x1000] * 100),
+    lambda: vm.write_u64_many([0x1000], 1),
+):
+    error = refused(GuestAccessError, call)
+    assert (error.gpa, error.done) == (0x1000, 0)
+print("well")
+"""
+
+
+def test_host_address_zero_raises_and_does_not_end_the_process() -> None:
+    runs(ADDRESS_ZERO)
+
+
 def test_truncation_during_copies_raises_only_errors() -> None:
     runs(
         GONE
