@@ -120,12 +120,16 @@ static bool is_in_access(const struct guard *guard, const void *context)
 #endif
 
 /* The kernel starts a handler with the default rounding and exceptions of floating point.  siglongjmp() does not restore
- * those of the thread. */
+ * those of the thread.  Valgrind does not save them, and does not set the flag. */
 #if defined(__x86_64__)
+#define SAVED_BY_XSAVE 1ul /* UC_FP_XSTATE in the headers of Linux, which cannot be included next to <ucontext.h> */
+
 static void restore_rounding(const void *context)
 {
 	const ucontext_t *interrupted = context;
 
+	if (!(interrupted->uc_flags & SAVED_BY_XSAVE))
+		return;
 	__asm__ volatile("ldmxcsr %0\n\tfldcw %1"
 			 :
 			 : "m"(interrupted->uc_mcontext.fpregs->mxcsr), "m"(interrupted->uc_mcontext.fpregs->cwd));
