@@ -2,13 +2,14 @@
 /*
  * guest_bytes.h - copies bytes as fast as the CPU can, where memcpy() does not.
  *
- * From 2,112 bytes up to the size of the second-level cache, many versions of the GNU C library copy by the instruction
- * "rep movsb" on AMD CPUs.  It takes 15 to 25 times as long as vectors if the destination lies 1 to 15 bytes above the
- * source, modulo 4,096.  At 16 bytes, where malloc() puts a large buffer, it takes 1.2 to 1.8 times as long.  So copies
- * of these sizes use vectors there (row P11 of docs/benchmarks.md).  All others use memcpy().
+ * Above 2,112 bytes and up to the size of the second-level cache, many versions of the GNU C library copy by the
+ * instruction "rep movsb" on AMD CPUs.  It takes 14 to 36 times as long as vectors if the destination lies 1 to 15
+ * bytes above the source, modulo 4,096.  At 16 bytes, where malloc() puts a large buffer, it takes up to 3 times as
+ * long.  So copies of these sizes use vectors there (row P11 of docs/benchmarks.md).  All others use memcpy().
  *
- * Locking: none.  guest_bytes_uses_vectors is constant once guest_bytes_prepare() has returned.
- * Cost: O(n), with at most 192 bytes copied twice.
+ * Locking: none.  guest_bytes_prepare() returns before a slot with memory is published.  guest_bytes_uses_vectors is
+ * constant from then on.
+ * Cost: O(n), with at most 254 bytes copied twice.
  */
 #ifndef MS_GUEST_BYTES_H
 #define MS_GUEST_BYTES_H
@@ -17,7 +18,7 @@
 
 #include "compiler.h"
 
-/* Below and from the second size on, memcpy() uses vectors too. */
+/* Below the first size, and from the second one on, memcpy() uses vectors too. */
 #define GUEST_VECTORS_MIN ((size_t)2112)
 #define GUEST_VECTORS_END ((size_t)1 << 20)
 
@@ -26,7 +27,7 @@ extern bool guest_bytes_uses_vectors;
 /* Whether guest_bytes_by_vectors() can run on this CPU. */
 bool guest_bytes_has_vectors(void);
 
-/* Finds out whether vectors are faster than memcpy() on this CPU.  Any number of calls. */
+/* Chooses vectors on AMD CPUs that have them.  Must not run while another thread copies. */
 void guest_bytes_prepare(void);
 
 /* n >= GUEST_VECTORS_MIN.  The two ranges do not overlap. */

@@ -48,11 +48,20 @@ static const struct sigaction *previous_of(int signal)
 	return &previous[signal == signals[1]];
 }
 
-/* The first byte of range i in the block of 2^bits bytes around the address, or NO_ADDRESS. */
-static uintptr_t first_gone(const struct guard *guard, int i, uintptr_t address, int bits)
+/* The next byte of range i. */
+static uintptr_t next_byte(const struct guard *guard, int i)
 {
-	uintptr_t block = address >> bits << bits, begin = guard->begin[i];
+	return guard->begin[i] + (guard->backward ? guard->size[i] - guard->done - 1 : guard->done);
+}
 
+/* A byte of range i in the block of 2^bits bytes around the address, or NO_ADDRESS.  It is the next byte if the block
+ * has it: so a move finds its lost side. */
+static uintptr_t byte_gone(const struct guard *guard, int i, uintptr_t address, int bits)
+{
+	uintptr_t block = address >> bits << bits, begin = guard->begin[i], next = next_byte(guard, i);
+
+	if (bits && next >> bits << bits == block && next - begin < guard->size[i])
+		return next;
 	if (block < begin && begin - block < (uintptr_t)1 << bits)
 		return guard->size[i] ? begin : NO_ADDRESS;
 	return address - begin < guard->size[i] ? address : NO_ADDRESS;
@@ -68,12 +77,6 @@ static int block_bits(int signal, const siginfo_t *info)
 static bool ends_beyond(const struct guard *guard, int i)
 {
 	return guard->size[i] && (guard->begin[i] + guard->size[i] - 1) >> 47;
-}
-
-/* The next byte of range i. */
-static uintptr_t next_byte(const struct guard *guard, int i)
-{
-	return guard->begin[i] + (guard->backward ? guard->size[i] - guard->done - 1 : guard->done);
 }
 
 /* A fault of such an address comes without the address.  A move reads the page before it writes. */
@@ -94,7 +97,7 @@ static uintptr_t guest_fault(const struct guard *guard, int signal, const siginf
 	if (info->si_code <= 0)
 		return NO_ADDRESS;
 	for (int i = 0; gone == NO_ADDRESS && i < 2; i++)
-		gone = first_gone(guard, i, address, bits);
+		gone = byte_gone(guard, i, address, bits);
 	return gone != NO_ADDRESS ? gone : gone_beyond(guard, info);
 }
 
@@ -119,8 +122,8 @@ static bool is_in_access(const struct guard *guard, const void *context)
 }
 #endif
 
-/* The kernel starts a handler with the default rounding and exceptions of floating point.  siglongjmp() does not restore
- * those of the thread.  Valgrind does not save them, and does not set the flag. */
+/* The kernel starts a handler with the default rounding and exceptions of floating point.  siglongjmp() does not
+ * restore those of the thread.  Valgrind does not save them, and does not set the flag. */
 #if defined(__x86_64__)
 #define SAVED_BY_XSAVE 1ul /* UC_FP_XSTATE in the headers of Linux, which cannot be included next to <ucontext.h> */
 

@@ -553,10 +553,13 @@ static void test_memory_errors(void)
 		CHECK(!to_gone || block_bits > 12); /* a large block may have both sides */
 		CHECK_EQ(guest_fault_move(m.at + PAGE + 8, other.at, 100, false, &to_gone), 0);
 		CHECK_EQ(to_gone, true);
+		to_gone = false;
+		CHECK_EQ(guest_fault_move(m.at, other.at, 2 * PAGE, false, &to_gone), PAGE);
+		CHECK_EQ(to_gone, true); /* also if the block has the first page, which is complete */
 		memory_end(&m);
 		memory_end(&other);
 	}
-	CHECK_EQ(errors, 8);
+	CHECK_EQ(errors, 10);
 	CHECK_EQ(sigaction(SIGBUS, &real, NULL), 0);
 }
 
