@@ -80,11 +80,17 @@ static bool ends_beyond(const struct guard *guard, int i)
 }
 
 /* A fault of such an address comes without the address.  A move reads the page before it writes. */
-static uintptr_t gone_beyond(const struct guard *guard, const siginfo_t *info)
+static uintptr_t gone_beyond(const struct guard *guard)
 {
-	if (info->si_code != SI_KERNEL || info->si_addr || !(ends_beyond(guard, 0) || ends_beyond(guard, 1)))
+	if (!ends_beyond(guard, 0) && !ends_beyond(guard, 1))
 		return NO_ADDRESS;
 	return next_byte(guard, guard->size[1] && next_byte(guard, 1) >> 47);
+}
+
+/* A fault without an address has this code, and si_addr is 0: it is not a fault of host address 0. */
+static bool has_address(const siginfo_t *info)
+{
+	return info->si_code != SI_KERNEL;
 }
 
 /* The guest address at which the access ends, or NO_ADDRESS: this is no fault of the access.  A signal that a process
@@ -96,9 +102,11 @@ static uintptr_t guest_fault(const struct guard *guard, int signal, const siginf
 
 	if (info->si_code <= 0)
 		return NO_ADDRESS;
+	if (!has_address(info))
+		return gone_beyond(guard);
 	for (int i = 0; gone == NO_ADDRESS && i < 2; i++)
 		gone = byte_gone(guard, i, address, bits);
-	return gone != NO_ADDRESS ? gone : gone_beyond(guard, info);
+	return gone;
 }
 
 /* Whether the access itself was interrupted, and not a handler that has interrupted it.  The guard lies in the frame of

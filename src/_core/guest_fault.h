@@ -26,6 +26,7 @@
  *   - A handler that interrupts a copy must return.  If it leaves by siglongjmp(), F1 and F2 end: the guard of the copy
  *     stays, and a later fault in this memory would jump into a frame that has ended.
  *   - The former handler is called as it was installed, except for SA_RESETHAND: it stays installed.
+ *   - A fault leaves a thread with the default rights of the CPU's protection keys (PKRU), if it has changed them.
  *   - If the former handler's owner restores what it found, for example faulthandler.disable() after the first backing,
  *     the handler of this file is lost.  faulthandler may be enabled before or later, but then it must stay enabled.
  *

@@ -777,6 +777,12 @@ static bool passed(int status)
 	return WIFEXITED(status) && WEXITSTATUS(status) == 0;
 }
 
+/* The CPU gives no address for the data, and the guest memory has address 0. */
+static void fault_of_the_data(void)
+{
+	guest_fault_write(NULL, (const void *)((uintptr_t)1 << 62), 8);
+}
+
 /* Must run before this process installs the handler. */
 static void test_other_handlers(void)
 {
@@ -791,6 +797,7 @@ static void test_other_handlers(void)
 		CHECK(killed(status_of(later_chaining, faults[i])) || TEST_SANITIZED);
 	}
 #if defined(__x86_64__) && !TEST_SANITIZED
+	CHECK(seen(status_of(first_foreign, fault_of_the_data)));
 	CHECK(seen(status_of(first_foreign, fault_in_handler)));
 	CHECK(seen(status_of(first_foreign, fault_in_handler_with_a_stack)));
 	CHECK(killed(status_of(prepare, fault_in_handler)));
