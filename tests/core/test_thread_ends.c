@@ -12,6 +12,10 @@
 #include <pthread.h>
 #include <sched.h>
 
+#if TEST_SANITIZED && !TEST_THREAD_SANITIZED
+#include <sanitizer/asan_interface.h>
+#endif
+
 #define LOG MS_MEM_LOG_DIRTY_PAGES
 #define LISTENERS 2
 #define SPACES 2u
@@ -488,6 +492,9 @@ static void test_closed_by_destroy(void)
 {
 	make_vm_that_ends();
 	by_another_thread(destroy_vm, NULL);
+#if TEST_SANITIZED && !TEST_THREAD_SANITIZED
+	CHECK(__asan_address_is_poisoned(vm)); /* it is freed */
+#endif
 }
 
 static void test_closed(void)

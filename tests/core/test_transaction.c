@@ -1098,6 +1098,39 @@ static struct ms_backing *new_backing(uint64_t first, uint64_t npages, uint32_t 
 	return b;
 }
 
+/* ---- a slot with pages of three slots ---- */
+
+static void test_merge_of_three(void)
+{
+	static const struct ms_step merges[] = {
+		{ .kind = MS_STEP_MERGE, .slot = 0, .other = 1 },
+		{ .kind = MS_STEP_MERGE, .slot = 0, .other = 2 },
+	};
+	struct ms_config config;
+	struct ms_vm *three;
+	uint64_t word = 0;
+	size_t nwords;
+
+	CHECK_EQ(ms_config_init(&config), 0);
+	CHECK_EQ(ms_vm_create(&config, &three), 0);
+	for (uint32_t i = 0; i < 3; i++) {
+		struct ms_userspace_memory_region region = {
+			.slot = i,
+			.flags = LOG,
+			.guest_phys_addr = 2 * i * PAGE,
+			.memory_size = 2 * PAGE,
+			.userspace_addr = HVA_BASE + 2 * i * PAGE,
+		};
+
+		CHECK_EQ(ms_set_user_memory_region(three, &region, NULL), 0);
+		ms_mark_page_dirty(three, 0, 2 * i + 1);
+	}
+	CHECK_EQ(ms_change_memslots(three, 0, merges, ARRAY_SIZE(merges), NULL), 0);
+	CHECK_EQ(ms_get_dirty_log(three, 0, 0, &word, 1, &nwords, NULL), 0);
+	CHECK_EQ(word, 0x2a); /* one page of each */
+	ms_vm_destroy(three);
+}
+
 int main(int argc, char **argv)
 {
 	test_init(argc, argv, 120);
@@ -1106,6 +1139,7 @@ int main(int argc, char **argv)
 	backings[2] = new_backing(60, 160, MS_BACKING_READONLY);
 	for (size_t i = 0; (design_name = ms_backend_name(i)); i++)
 		test_random(test_times(4000));
+	test_merge_of_three();
 	ms_backing_put(backings[1]);
 	ms_backing_put(backings[2]);
 	CHECK(kept && circles && without_memory && refused_by_listener && noops);
