@@ -7,7 +7,8 @@
 bool guest_bytes_uses_vectors;
 
 #ifdef MS_X86_KERNELS
-#define TARGET __attribute__((target("avx2")))
+/* Guest memory may change during a copy.  That is no race of the engine, so ThreadSanitizer must not see it. */
+#define TARGET __attribute__((target("avx2"), no_sanitize("thread")))
 
 /* Not the type of <immintrin.h>: without optimization its functions need more stack than FRAMES_MAX of guest_fault.c
  * allows. */
