@@ -621,7 +621,8 @@ cdef int _refuse_invalid(Snapshot snapshot) except -1:
     if invalid.size:
         row = rows[invalid[0]]
         raise InvalidRegionError(errno.EINVAL, f"slot {row['id']} of the snapshot is INVALID: the snapshot is of the middle "
-                                 "of a change, perhaps of another thread; take another one, outside of hooks and updates", int(row["id"]), None, "FLAGS")
+                                 "of a change, perhaps of another thread; take another one, outside of hooks and updates",
+                                 int(row["id"]), None, "FLAGS")
     return 0
 
 
