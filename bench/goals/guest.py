@@ -52,6 +52,7 @@ BYTES = 256 * MIB  # that one turn copies, at most
 #: Buffers begin so many bytes behind a page boundary.  malloc() puts a large one at 16; an array inside a structure can
 #: be anywhere.  The guest memory is at a boundary, and a C library may copy at different speeds.
 BEHIND, UNALIGNED = 16, 7
+READ_AGAINST_MEMCPY = "readinto_guest / memcpy in C, called from Python"
 ACROSS = 16  # slots of one copy
 MANY = 1.5  # of a translation and np.take
 MANY_BYTES, QUICK_BYTES = 4 * GIB, 16 * MIB
@@ -210,7 +211,7 @@ def one_size(
     card.ratio(
         "P11", what, at, times["guest"], times["memmove"], "<=", bound if slots == 1 else None
     )
-    what = "readinto_guest / memcpy in C, called from Python"
+    what = READ_AGAINST_MEMCPY
     bound_c = AS_MEMCPY if size >= min(LARGE) else None
     card.ratio("P11", what, at, times["guest"], times["memcpy"], "<=", bound_c)
     if slots > 1:
@@ -223,25 +224,25 @@ def unaligned(
 ) -> None:
     """Compare reads and writes with memcpy() if the buffer has no alignment."""
     vm, content = backward(memory, size, 1)
-    inside, outside = buffer(size, UNALIGNED), buffer(size, PAGE_SIZE - UNALIGNED)
+    out, data = buffer(size, UNALIGNED), buffer(size, PAGE_SIZE - UNALIGNED)
     start = memory.address
-    vm.readinto_guest(0, inside)
-    card.check(inside.tobytes() == content, f"readinto_guest of {named(size)}, not aligned")
-    outside[:] = inside
+    vm.readinto_guest(0, out)
+    card.check(out.tobytes() == content, f"readinto_guest of {named(size)}, not aligned")
+    data[:] = out
     vm.fill_guest(0, size, 0)
-    vm.write_guest(0, outside)
+    vm.write_guest(0, data)
     card.check(vm.read_guest(0, size) == content, f"write_guest of {named(size)}, not aligned")
     calls: dict[str, Callable[[], object]] = {
-        "read": partial(vm.readinto_guest, 0, inside),
-        "memcpy out": partial(bare.copy, inside.ctypes.data, start, size),
-        "write": partial(vm.write_guest, 0, outside),
-        "memcpy in": partial(bare.copy, start, outside.ctypes.data, size),
+        "read": partial(vm.readinto_guest, 0, out),
+        "memcpy out": partial(bare.copy, out.ctypes.data, start, size),
+        "write": partial(vm.write_guest, 0, data),
+        "memcpy in": partial(bare.copy, start, data.ctypes.data, size),
     }
-    count = 1 if settings.quick else min(20_000, BYTES // 8 // size)
-    turn = {name: partial(again, call, count) for name, call in calls.items()}
-    times = turns(turn, 3 * settings.rounds, WALL)
+    times_each, rounds = turns_of(settings, size)
+    turn = {name: partial(again, call, times_each) for name, call in calls.items()}
+    times = turns(turn, rounds, WALL)
     at = f"{named(size)}, buffer not aligned"
-    what = "readinto_guest / memcpy in C, called from Python"
+    what = READ_AGAINST_MEMCPY
     card.ratio("P11", what, at, times["read"], times["memcpy out"], "<=", AS_MEMCPY)
     what = "write_guest / memcpy in C, called from Python"
     card.ratio("P11", what, at, times["write"], times["memcpy in"])
