@@ -60,7 +60,7 @@ static uintptr_t byte_gone(const struct guard *guard, int i, uintptr_t address, 
 {
 	uintptr_t block = address >> bits << bits, begin = guard->begin[i], next = next_byte(guard, i);
 
-	if (bits && next >> bits << bits == block && next - begin < guard->size[i])
+	if (next >> bits << bits == block && next - begin < guard->size[i])
 		return next;
 	if (block < begin && begin - block < (uintptr_t)1 << bits)
 		return guard->size[i] ? begin : NO_ADDRESS;
@@ -384,7 +384,7 @@ static inline struct step step_of(const char *to, const char *from, size_t n, bo
 	return (struct step){ left - size, size };
 }
 
-/* A part is moved in one direction or the other only if it overlaps itself. */
+/* Only ranges that overlap need memmove(). */
 static inline void move_part(char *to, const char *from, size_t n)
 {
 	uintptr_t above = (uintptr_t)to - (uintptr_t)from;

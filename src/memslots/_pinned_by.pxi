@@ -60,7 +60,9 @@ cdef list _slots_over(Snapshot state, uint64_t start, uint64_t end):
     return slots
 
 
-# ---- lists: the caller has the lock, and a member may be about to be freed, so nothing takes a reference to it --------
+# ---- lists: the caller has the lock --------------------------------------------------------------------------------
+#
+# A Snapshot, and a pin of the list of late ones, may be about to be freed: nothing here takes a reference to it.
 
 cdef bint _is_over(const Py_buffer *buffer, uint64_t start, uint64_t end) noexcept:
     return <uint64_t>buffer.buf < end and start < <uint64_t>buffer.buf + <uint64_t>buffer.len

@@ -12,7 +12,7 @@
 #include <pthread.h>
 #include <sched.h>
 
-#if TEST_SANITIZED && !TEST_THREAD_SANITIZED
+#if MS_ADDRESS_SANITIZED
 #include <sanitizer/asan_interface.h>
 #endif
 
@@ -492,7 +492,7 @@ static void test_closed_by_destroy(void)
 {
 	make_vm_that_ends();
 	by_another_thread(destroy_vm, NULL);
-#if TEST_SANITIZED && !TEST_THREAD_SANITIZED
+#if MS_ADDRESS_SANITIZED
 	CHECK(__asan_address_is_poisoned(vm)); /* it is freed */
 #endif
 }
